@@ -1,0 +1,52 @@
+"""What can go wrong for a reason the caller can mend; each message names the value, the limit and the place."""
+
+
+class OrchestrionError(ValueError):
+    """A caller's mistake or bad data: one line, no traceback, and the exit code of the command."""
+
+    exit_code = 2
+
+
+class ConfigError(OrchestrionError):
+    """An unknown key, a wrong type or an impossible value in a config."""
+
+
+class NotFound(OrchestrionError):
+    """A path, dataset version, model or batch that does not exist."""
+
+
+class BadScore(OrchestrionError):
+    """A file that cannot be used as music.
+
+    Args:
+        reason: one snake_case word for the ledger, such as `not_midi`.
+        detail: a sentence with the value, the limit and the place.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)  # both, or the exception does not survive the way back from a Ray worker
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class DatasetError(OrchestrionError):
+    """A dataset that cannot be built from its sources, or does not hold what is asked of it."""
+
+
+class CheckpointError(OrchestrionError):
+    """A checkpoint that is incomplete, damaged or belongs to another model."""
+
+
+class HomeError(OrchestrionError):
+    """A home folder that is read-only, full or in use."""
+
+    exit_code = 1
+
+
+class Interrupted(OrchestrionError):
+    """The user or the scheduler asked for a stop; what was done is saved."""
+
+    exit_code = 130
