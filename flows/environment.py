@@ -1,0 +1,109 @@
+"""Environment defaults that keep Prefect, Ray and MLflow private, quiet and inside the home. Imports none of them."""
+
+import json
+import logging
+import os
+import socket
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tasks.home import Home
+
+PREFECT_PORT, MLFLOW_PORT = 4200, 5000
+
+DEFAULTS = {
+    # privacy
+    "DO_NOT_TRACK": "true",  # the word: MLflow does not take "1"
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the newer UI asks an analytics host from the browser
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # behaviour
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # the default is pickle
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",  # 20 s are short for the first migration
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "RAY_AUTH_MODE": "token",  # Ray listens on all interfaces, even when embedded
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # quiet
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command line says what went wrong, in one line
+    "PREFECT_CLI_PROMPT": "false",
+    "PYTHONWARNINGS": "ignore:::starlette.middleware.wsgi",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def prepare(home: Home, verbosity: int = 0) -> None:
+    """Set what is not set yet, before prefect, ray or mlflow is imported; a user's own value wins.
+
+    Where `orchestrion ui` runs for this home, flows report to its Prefect server.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if verbosity > 0:
+        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
+    os.environ.setdefault("PREFECT_HOME", str(home.prefect))
+    address = running_prefect(home)
+    if address:
+        os.environ.setdefault("PREFECT_API_URL", address)
+
+
+def configure_logging(verbosity: int) -> None:
+    """Send this project's log lines to stderr: warnings when quiet, one line for each stage, details when verbose."""
+    level = {-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG if verbosity > 0 else logging.WARNING)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for name in ("flows", "tasks"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(level)
+
+
+def running_prefect(home: Home) -> str | None:
+    """Return the API address of the Prefect server that `orchestrion ui` runs for this home, if it answers."""
+    services = read_services(home)
+    address = services.get("prefect_api_url")
+    return address if address and answers(f"{address}/health") else None
+
+
+def read_services(home: Home) -> dict[str, str]:
+    """Return what `orchestrion ui` or `orchestrion deploy` wrote about the servers it runs, or nothing."""
+    try:
+        return json.loads(home.services.read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
+def answers(url: str, timeout: float = 2.0) -> bool:
+    """Return whether a loopback address answers an HTTP request with success."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as response:  # loopback only: the caller built the address
+            return response.status < 400
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+def free_port(preferred: int) -> int:
+    """Return `preferred` if nothing listens there on loopback, else a free port."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
+    raise OSError(f"no free port on 127.0.0.1 near {preferred}")
+
+
+def project_root() -> Path:
+    """Return the folder that holds `flows/`."""
+    return Path(__file__).resolve().parent.parent

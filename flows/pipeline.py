@@ -1,0 +1,239 @@
+"""The story of a run: rebuild, train, evaluate, generate, and the pipeline that chains them."""
+
+import itertools
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from tasks import steps, summaries
+from tasks.config import (
+    DatasetConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    PipelineConfig,
+    TrainConfig,
+    apply_overrides,
+    to_json,
+)
+from tasks.datasets import resolve_dataset
+from tasks.home import Home
+from tasks.runs import claim_run, finish_run, finished_model
+from tasks.tracking import Tracker
+from tasks.train import make_job
+
+Summary = dict[str, Any]
+
+
+@flow(name="rebuild-dataset")
+def rebuild_dataset(config: DatasetConfig = DatasetConfig(), home: str = "", parent_run_id: str = "") -> Summary:
+    """Turn a source into a dataset version; what has not changed is not built again.
+
+    Args:
+        config: the source and everything that determines the version.
+        home: folder of all results; empty: ORCHESTRION_HOME or `.orchestrion`.
+        parent_run_id: MLflow run this one belongs to.
+    """
+    where, started = Home.at(home), time.monotonic()
+    with where.locked("rebuild-dataset", _lock_wait()):
+        inputs = steps.find_inputs(config, where)
+        dataset = steps.find_whole_version(where, inputs)
+        reused = dataset is not None
+        if dataset is None:
+            with Tracker(where).open_run(
+                "orchestrion/datasets", f"rebuild-{inputs.config.name}", _tags(), parent_run_id
+            ) as run:
+                songs = steps.parse_songs(where, inputs)
+                dataset = steps.encode_and_publish(where, inputs, songs)
+                summaries.log_dataset(run, dataset)
+        steps.publish_summary(f"dataset-{dataset.name}", summaries.dataset_card(dataset))
+        return dataset.summary() | {"reused": reused, "seconds": _since(started)}
+
+
+@flow(name="train")
+def train(
+    config: TrainConfig = TrainConfig(),
+    dataset: str = "",
+    home: str = "",
+    parent_run_id: str = "",
+    fresh: bool = False,
+) -> Summary:
+    """Train a model on a dataset version and register it; a run that was stopped goes on, a finished one is reused.
+
+    Args:
+        config: model, schedule and length of the run.
+        dataset: `name`, `name@version`, or empty for the newest.
+        home: folder of all results; empty: ORCHESTRION_HOME or `.orchestrion`.
+        parent_run_id: MLflow run this one belongs to.
+        fresh: train anew even if the same run is finished already.
+    """
+    where, started = Home.at(home), time.monotonic()
+    with where.locked("train", _lock_wait()):
+        tracker, version = Tracker(where), resolve_dataset(where, dataset)
+        claim = claim_run(where, config, version, tracker, fresh)
+        job = make_job(config, version, claim.folder)
+        model = finished_model(claim, tracker)
+        reused = model is not None
+        if model is None:
+            tags = _tags() | {"orchestrion.preset": config.preset}
+            with tracker.open_run("orchestrion/training", claim.folder.name, tags, parent_run_id, claim.run_id) as run:
+                summaries.log_training_start(run, claim, config, version)
+                result = steps.fit_model(job, run)
+                model = steps.register_model(run, result, version, where, config)
+                finish_run(claim, run, model)
+                summaries.log_training_end(run, model, result)
+        summary = summaries.training_summary(where, model, claim.folder) | {
+            "reused": reused,
+            "seconds": _since(started),
+        }
+        steps.publish_summary(f"train-{summaries.artifact_key(model.name)}", summaries.training_card(summary))
+        return summary
+
+
+@flow(name="evaluate")
+def evaluate(
+    config: EvaluateConfig = EvaluateConfig(),
+    model: str = "",
+    dataset: str = "",
+    home: str = "",
+    parent_run_id: str = "",
+) -> Summary:
+    """Score a model on held-out music, and make it the champion of its name if it is the best so far.
+
+    Args:
+        config: split, windows and number of free samples.
+        model: `name`, `name@3`, `name@champion`, or empty for the newest.
+        dataset: `name`, `name@version`, or empty for the one the model was trained on.
+        home: folder of all results; empty: ORCHESTRION_HOME or `.orchestrion`.
+        parent_run_id: MLflow run this one belongs to.
+    """
+    where, started = Home.at(home), time.monotonic()
+    with where.locked("evaluate", _lock_wait()):
+        tracker = Tracker(where)
+        chosen = tracker.model(model)
+        version = resolve_dataset(where, dataset or chosen.dataset)
+        loaded = steps.load_registered(chosen, where)
+        with tracker.open_run("orchestrion/evaluation", f"evaluate-{chosen.reference}", _tags(), parent_run_id) as run:
+            run.log_params(to_json(config), "evaluate")
+            run.use_dataset(version, "evaluation")
+            run.use_model(chosen)
+            result = steps.score_model(loaded, version, config)
+            promoted = summaries.log_evaluation(run, result, chosen, version, config)
+        steps.publish_summary(
+            f"evaluate-{summaries.artifact_key(chosen.name)}",
+            summaries.evaluation_card(result, chosen, version, config),
+        )
+        return {
+            "model_version": chosen.reference,
+            "dataset_version": version.version,
+            "run_id": run.run_id,
+            "promoted": promoted,
+            "metrics": result.metrics,
+            "seconds": _since(started),
+        }
+
+
+@flow(name="generate")
+def generate(
+    config: GenerateConfig = GenerateConfig(),
+    model: str = "",
+    home: str = "",
+    parent_run_id: str = "",
+    fresh: bool = False,
+) -> Summary:
+    """Compose a batch of pieces with a page to review them; the same request gives the same bytes.
+
+    Args:
+        config: how many, which seed, how to sample, which prompts.
+        model: `name`, `name@3`, `name@champion`, or empty for the newest.
+        home: folder of all results; empty: ORCHESTRION_HOME or `.orchestrion`.
+        parent_run_id: MLflow run this one belongs to.
+        fresh: compose again even if the same batch is there.
+    """
+    where, started = Home.at(home), time.monotonic()
+    with where.locked("generate", _lock_wait()):
+        tracker = Tracker(where)
+        chosen = tracker.model(model)
+        batch = None if fresh else steps.find_same_batch(where, chosen, config)
+        reused = batch is not None
+        run_id = ""
+        if batch is None:
+            with tracker.open_run(
+                "orchestrion/generation", f"generate-{chosen.reference}", _tags(), parent_run_id
+            ) as run:
+                run.log_params(to_json(config), "generate")
+                run.use_model(chosen)
+                batch = steps.compose_batch(where, chosen, config)
+                summaries.log_batch(run, batch)
+            run_id = run.run_id
+        summary = summaries.batch_summary(batch) | {"run_id": run_id, "reused": reused, "seconds": _since(started)}
+        steps.publish_summary(f"generate-{summaries.artifact_key(chosen.name)}", summaries.batch_card(batch))
+        return summary
+
+
+@flow(name="pipeline")
+def pipeline(config: PipelineConfig = PipelineConfig(), home: str = "", fresh: bool = False) -> Summary:
+    """Rebuild the dataset, train on it, evaluate the model, compose a batch.
+
+    Args:
+        config: one section for each stage.
+        home: folder of all results; empty: ORCHESTRION_HOME or `.orchestrion`.
+        fresh: train and compose anew even where the same is finished already.
+    """
+    where, started = Home.at(home), time.monotonic()
+    root = str(where.root)
+    with where.locked("pipeline", _lock_wait()):
+        tags = _tags() | {"orchestrion.preset": config.train.preset}
+        with Tracker(where).open_run("orchestrion/training", f"pipeline-{config.train.preset}", tags) as run:
+            dataset = rebuild_dataset(config.dataset, root, run.run_id)
+            reference = f"{dataset['dataset']}@{dataset['dataset_version']}"
+            trained = train(config.train, reference, root, run.run_id, fresh)
+            evaluated = evaluate(config.evaluate, trained["model_version"], reference, root, run.run_id)
+            batch = generate(config.generate, trained["model_version"], root, run.run_id, fresh)
+            summary = summaries.pipeline_summary(dataset, trained, evaluated, batch)
+            summaries.log_pipeline(run, summary)
+        steps.publish_summary("pipeline", summaries.pipeline_card(summary))
+        return summary | {"pipeline_run_id": run.run_id, "seconds": _since(started)}
+
+
+@flow(name="sweep")
+def sweep(
+    config: PipelineConfig = PipelineConfig(), grid: Sequence[str] = (), dataset: str = "", home: str = ""
+) -> Summary:
+    """Train and evaluate every combination of some settings; the best becomes the champion.
+
+    Args:
+        config: what all runs have in common.
+        grid: settings with their values, such as `train.schedule.peak=0.001,0.003`.
+        dataset: `name`, `name@version`, or empty for the newest.
+        home: folder of all results; empty: ORCHESTRION_HOME or `.orchestrion`.
+    """
+    where, started = Home.at(home), time.monotonic()
+    axes = [[f"{axis.partition('=')[0]}={value}" for value in axis.partition("=")[2].split(",")] for axis in grid]
+    points = [(overrides, apply_overrides(config, overrides)) for overrides in itertools.product(*axes)]
+    rows = []
+    with where.locked("sweep", _lock_wait()), Tracker(where).open_run("orchestrion/training", "sweep", _tags()) as run:
+        for overrides, point in points:
+            trained = train(point.train, dataset, str(where.root), run.run_id)
+            scored = evaluate(point.evaluate, trained["model_version"], "", str(where.root), run.run_id)
+            rows.append(summaries.sweep_row(overrides, trained, scored))
+        rows.sort(key=lambda row: row["bits_per_note"])
+        summaries.log_sweep(run, rows)
+    steps.publish_summary("sweep", summaries.sweep_table(rows))
+    return {"run_id": run.run_id, "runs": rows, "best": rows[0], "seconds": _since(started)}
+
+
+def _tags() -> dict[str, str]:
+    return {"prefect.flow_run_id": str(flow_run.id or ""), "prefect.flow_run_name": str(flow_run.name or "")}
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 2)
+
+
+def _lock_wait() -> float:
+    """Seconds to wait for a busy home: none for a person at a terminal, long for runs that a schedule started."""
+    return float(os.environ.get("ORCHESTRION_LOCK_WAIT_SECONDS", "0"))

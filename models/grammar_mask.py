@@ -1,0 +1,159 @@
+"""A tokenizer's grammar as tensors: which ids may come next in each row of a batch. Shape letters: see layers.py."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class GrammarArrays(Protocol):
+    """The numpy tables that a tokenizer offers: a state machine over ids, and slots that ids open and close."""
+
+    @property
+    def next_state_SV(self) -> np.ndarray[Any, Any]: ...
+    @property
+    def opens_V(self) -> np.ndarray[Any, Any]: ...
+    @property
+    def closes_V(self) -> np.ndarray[Any, Any]: ...
+    @property
+    def needs_all_closed_V(self) -> np.ndarray[Any, Any]: ...
+    @property
+    def n_slots(self) -> int: ...
+    @property
+    def start_state(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GrammarTables:
+    """A grammar on the device of a model.
+
+    Attributes:
+        next_state_SV: state after each id, -1 where the id is not allowed.
+        opens_V: slot that an id opens; `n_slots`, a column that is never open, for ids that open none.
+        closes_V: slot that an id closes; `n_slots + 1`, a column that is always open, for ids that close none.
+        needs_all_closed_V: True for ids that are allowed only while no slot is open.
+    """
+
+    next_state_SV: Tensor
+    opens_V: Tensor
+    closes_V: Tensor
+    needs_all_closed_V: Tensor
+    n_slots: int
+    start_state: int
+
+    @classmethod
+    def from_numpy(cls, grammar: GrammarArrays, device: torch.device | str = "cpu") -> "GrammarTables":
+        """Copy a grammar's numpy tables to `device`.
+
+        Raises:
+            ValueError: the tables disagree in size, or name a state or a slot that does not exist.
+        """
+        n_states, vocab_size = grammar.next_state_SV.shape
+        n_slots = int(grammar.n_slots)
+        opens_V, closes_V = np.asarray(grammar.opens_V), np.asarray(grammar.closes_V)
+        needs_all_closed_V = np.asarray(grammar.needs_all_closed_V, dtype=bool)
+        for name, table_V in (("opens_V", opens_V), ("closes_V", closes_V), ("needs_all_closed_V", needs_all_closed_V)):
+            if table_V.shape != (vocab_size,):
+                raise ValueError(f"{name} has shape {table_V.shape}, next_state_SV has {vocab_size} ids")
+        highest_state = max(int(grammar.next_state_SV.max()), int(grammar.start_state))
+        if highest_state >= n_states:
+            raise ValueError(f"the grammar names state {highest_state}, but has states 0-{n_states - 1}")
+        highest_slot = max(int(opens_V.max()), int(closes_V.max()))
+        if highest_slot >= n_slots:
+            raise ValueError(f"the grammar names slot {highest_slot}, but has n_slots={n_slots}")
+        return cls(
+            next_state_SV=torch.as_tensor(grammar.next_state_SV.astype(np.int64), device=device),
+            opens_V=torch.as_tensor(np.where(opens_V < 0, n_slots, opens_V).astype(np.int64), device=device),
+            closes_V=torch.as_tensor(np.where(closes_V < 0, n_slots + 1, closes_V).astype(np.int64), device=device),
+            needs_all_closed_V=torch.as_tensor(needs_all_closed_V, device=device),
+            n_slots=n_slots,
+            start_state=int(grammar.start_state),
+        )
+
+    def to(self, device: torch.device | str) -> "GrammarTables":
+        """Return the same grammar on another device."""
+        return GrammarTables(
+            self.next_state_SV.to(device),
+            self.opens_V.to(device),
+            self.closes_V.to(device),
+            self.needs_all_closed_V.to(device),
+            self.n_slots,
+            self.start_state,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.next_state_SV.shape[1]
+
+
+class GrammarRows:
+    """Where each row of a batch stands in a grammar."""
+
+    def __init__(self, tables: GrammarTables, batch_size: int) -> None:
+        device = tables.next_state_SV.device
+        self.tables = tables
+        self.forbidden_SV = tables.next_state_SV < 0
+        self.state_B = torch.empty(batch_size, dtype=torch.long, device=device)
+        self.open_BC = torch.empty((batch_size, tables.n_slots + 2), dtype=torch.bool, device=device)
+        for row in range(batch_size):
+            self.reset(row)
+
+    def reset(self, row: int) -> None:
+        """Put one row at the start, with all slots closed."""
+        self.state_B[row] = self.tables.start_state
+        self.open_BC[row] = False
+        self.open_BC[row, -1] = True
+
+    def forbidden(self, n_rows: int) -> Tensor:
+        """Return bool (B, V) for the first `n_rows` rows: True where an id may not come next."""
+        tables, open_BC = self.tables, self.open_BC[:n_rows]
+        forbidden_BV = self.forbidden_SV[self.state_B[:n_rows]]
+        if tables.n_slots:
+            forbidden_BV |= open_BC.index_select(1, tables.opens_V)
+            forbidden_BV |= ~open_BC.index_select(1, tables.closes_V)
+            forbidden_BV |= tables.needs_all_closed_V & open_BC[:, : tables.n_slots].any(dim=1, keepdim=True)
+        return forbidden_BV
+
+    def advance(self, ids_B: Tensor) -> None:
+        """Move the first rows on by one allowed id each."""
+        tables, n_rows = self.tables, len(ids_B)
+        row_B = torch.arange(n_rows, device=ids_B.device)
+        self.state_B[:n_rows] = tables.next_state_SV[self.state_B[:n_rows], ids_B]
+        if tables.n_slots:
+            # Ids that open or close nothing write into the two spare columns what these hold anyway.
+            closes_B, opens_B = tables.closes_V[ids_B], tables.opens_V[ids_B]
+            self.open_BC[row_B, closes_B] = closes_B == tables.n_slots + 1
+            self.open_BC[row_B, opens_B] = opens_B != tables.n_slots
+
+    def walk(self, row: int, ids: Sequence[int]) -> int | None:
+        """Reset one row and move it along `ids`; return the index of the first one that is not allowed, if any."""
+        tables, vocab_size = self.tables, self.tables.vocab_size
+        next_state_SV = tables.next_state_SV.cpu().numpy()
+        opens_V, closes_V = tables.opens_V.cpu().numpy(), tables.closes_V.cpu().numpy()
+        needs_all_closed_V = tables.needs_all_closed_V.cpu().numpy()
+        state, open_slots = tables.start_state, set[int]()
+        for index, token in enumerate(ids):
+            if not 0 <= token < vocab_size or next_state_SV[state, token] < 0:
+                return index
+            opened, closed = int(opens_V[token]), int(closes_V[token])
+            closes_one = closed < tables.n_slots
+            if opened in open_slots or (closes_one and closed not in open_slots):
+                return index
+            if needs_all_closed_V[token] and open_slots:
+                return index
+            state = int(next_state_SV[state, token])
+            open_slots.discard(closed)
+            if opened < tables.n_slots:
+                open_slots.add(opened)
+        self.reset(row)
+        self.state_B[row] = state
+        self.open_BC[row, sorted(open_slots)] = True
+        return None
+
+    def copy_row(self, source: int, target: int) -> None:
+        """Overwrite row `target` with row `source`."""
+        self.state_B[target] = self.state_B[source]
+        self.open_BC[target] = self.open_BC[source]

@@ -1,0 +1,119 @@
+"""Starting or joining Ray, and running a function over many chunks on it. The one file that calls `ray.init`."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+Chunk = TypeVar("Chunk")
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+
+def n_cpus() -> int:
+    """Return the cores this process may use, or ORCHESTRION_CPUS where that is set."""
+    return int(os.environ.get("ORCHESTRION_CPUS") or len(os.sched_getaffinity(0)))
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS, or start Ray on this machine; does nothing when connected.
+
+    Ray takes over SIGTERM; the handler that was there before is put back, so that Prefect still learns of a cancel.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if in_main_thread else None
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, namespace="orchestrion", logging_level=logging.ERROR, log_to_driver=False)
+    else:
+        ray.init(
+            address="local",
+            namespace="orchestrion",
+            num_cpus=n_cpus(),
+            include_dashboard=False,
+            object_store_memory=256 * 2**20,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    if in_main_thread:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    logger.info(
+        "ray is %s with %d cores",
+        f"joined at {address}" if address else "started",
+        ray.cluster_resources().get("CPU", 0),
+    )
+
+
+def disconnect() -> None:
+    """Leave the cluster, or stop the Ray that `connect` started."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def lost_worker_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions that mean a worker or node went away, not that the work was wrong."""
+    from ray import exceptions
+
+    return (exceptions.WorkerCrashedError, exceptions.RayActorError, exceptions.NodeDiedError)
+
+
+def run_over(
+    function: Callable[[Chunk], Result],
+    chunks: Iterable[Chunk],
+    on_result: Callable[[Result], None] | None = None,
+    in_flight_per_cpu: int = 2,
+) -> list[Result]:
+    """Run `function` over `chunks` on Ray and return the results in the order of the chunks.
+
+    Args:
+        function: importable, so that a worker finds it; its results must be small (paths, counts).
+        on_result: called in the driver as each result arrives, in any order; for progress.
+        in_flight_per_cpu: chunks handed out at once for each core; the rest wait in the driver.
+    Raises:
+        what `function` raised, as the same class. A worker that dies is retried twice.
+    """
+    import ray
+
+    connect()
+    options: dict[str, Any] = {"num_cpus": 1, "max_retries": 2, "retry_exceptions": [OSError]}
+    remote = ray.remote(**options)(function)
+    limit = max(2, in_flight_per_cpu * int(ray.cluster_resources().get("CPU", 1)))
+    results: dict[int, Result] = {}
+    pending: dict[Any, int] = {}
+    queue: Iterator[tuple[int, Chunk]] = enumerate(chunks)
+    exhausted = False
+    while pending or not exhausted:
+        while not exhausted and len(pending) < limit:
+            item = next(queue, None)
+            if item is None:
+                exhausted = True
+            else:
+                pending[remote.remote(item[1])] = item[0]
+        if not pending:
+            break
+        done, _ = ray.wait(list(pending), num_returns=1, timeout=1.0)
+        for reference in done:
+            index = pending.pop(reference)
+            results[index] = _get(reference)
+            if on_result:
+                on_result(results[index])
+    return [results[index] for index in sorted(results)]
+
+
+def _get(reference: Any) -> Any:
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from None

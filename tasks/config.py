@@ -1,0 +1,285 @@
+"""One frozen dataclass per stage, and the whole run as one object; importable without torch, ray, prefect or mlflow."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+
+from models.config import DecoderConfig, ModelConfig, NoamSchedule, OptimizerConfig, SamplingConfig, ScheduleConfig
+from tasks.errors import ConfigError
+from tasks.music.tokenizers.oore import OoreConfig
+
+Config = TypeVar("Config")
+
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """Copies of each training piece: every transposition with every stretch. The other splits are never augmented."""
+
+    transpositions: tuple[int, ...] = (
+        -2,
+        -1,
+        0,
+        1,
+        2,
+    )  # semitones; a variant that would leave 0-127 is left out, counted
+    stretches: tuple[float, ...] = (1 / 1.1, 1 / 1.05, 1.0, 1.05, 1.1)  # ratio of new to old length
+
+    def __post_init__(self) -> None:
+        _require(len(self.transpositions) > 0, "transpositions is empty; (0,) means none")
+        _require(len(self.stretches) > 0, "stretches is empty; (1.0,) means none")
+        _require(
+            all(abs(t) <= 48 for t in self.transpositions), f"transpositions={self.transpositions} outside -48 to 48"
+        )
+        _require(all(0.1 <= s <= 10 for s in self.stretches), f"stretches={self.stretches} outside 0.1 to 10")
+        for name in ("transpositions", "stretches"):
+            values = getattr(self, name)
+            _require(len(set(values)) == len(values), f"{name}={values} names a value twice")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetConfig:
+    """What becomes a dataset version. `name` and `source` do not change the version; everything else does."""
+
+    source: str = ""  # a folder of MIDI files, any depth; empty: the built-in sample corpus
+    name: str = ""  # empty: the name of the source folder
+    validation_share: float = 0.1  # of the near-duplicate groups
+    test_share: float = 0.1
+    split_seed: int = 0
+    n_shards: int = 16  # a power of two; pieces go to shards by the first bits of their content hash
+    max_reject_share: float = 0.5  # a rebuild with more broken files than this fails
+    max_file_bytes: int = 64 * 2**20
+    max_notes: int = 1_000_000  # a piece
+    max_seconds: float = 24 * 3600.0  # a piece
+    encoding: OoreConfig = field(default_factory=OoreConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            not self.name or bool(NAME_PATTERN.fullmatch(self.name)),
+            f"name={self.name!r} is not like {NAME_PATTERN.pattern}",
+        )
+        for name in ("validation_share", "test_share"):
+            _require(0 < getattr(self, name) < 1, f"{name}={getattr(self, name)} outside 0 to 1")
+        _require(self.validation_share + self.test_share < 1, "validation_share + test_share leave nothing to train on")
+        _require(
+            1 <= self.n_shards <= 4096 and self.n_shards.bit_count() == 1,
+            f"n_shards={self.n_shards} is not a power of 2 in 1-4096",
+        )
+        _require(0 <= self.max_reject_share <= 1, f"max_reject_share={self.max_reject_share} outside 0 to 1")
+        for name in ("max_file_bytes", "max_notes", "max_seconds"):
+            _require(getattr(self, name) > 0, f"{name}={getattr(self, name)} is not above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One training run; together with the dataset version it determines the weights."""
+
+    preset: str = "music_transformer"  # label for runs and registered models
+    model: ModelConfig = field(default_factory=DecoderConfig)
+    schedule: Annotated[ScheduleConfig, Field(discriminator="name")] = field(default_factory=NoamSchedule)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    n_steps: int = 20_000
+    batch_size: int = 32  # windows in the global batch, whatever n_workers is
+    window_tokens: int = 1024
+    seed: int = 0
+    bf16: bool = False
+    n_workers: int = 1  # Ray Train workers; gloo on CPU, NCCL on GPU
+    cpus_per_worker: int = 0  # 0: the machine's cores shared among the workers
+    validation_windows: int = 64
+    evaluate_every: int = 500  # steps
+    checkpoint_every: int = 500
+    log_every: int = 10
+    keep_periodic: int = 0  # periodic checkpoints kept beside best and last
+    max_failures: int = 2  # worker losses survived by going on from the last checkpoint
+
+    def __post_init__(self) -> None:
+        for name in (
+            "n_steps",
+            "batch_size",
+            "n_workers",
+            "validation_windows",
+            "evaluate_every",
+            "checkpoint_every",
+            "log_every",
+        ):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1")
+        for name in ("seed", "cpus_per_worker", "keep_periodic", "max_failures"):
+            _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} is below 0")
+        _require(self.window_tokens >= 8, f"window_tokens={self.window_tokens} is below 8")
+        _require(
+            self.batch_size % self.n_workers == 0,
+            f"batch_size={self.batch_size} is not a multiple of n_workers={self.n_workers}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """Held-out scores of a model, and its free samples against held-out music."""
+
+    split: Literal["validation", "test"] = "test"
+    window_tokens: int = 1024
+    batch_size: int = 8  # windows at once
+    n_samples: int = 8  # pieces sampled without the grammar, for the grammar error rate and the statistics
+    sample_tokens: int = 512
+    seed: int = 0
+    promote: bool = True  # give the alias `champion` to the model if it beats the present one on this dataset version
+
+    def __post_init__(self) -> None:
+        _require(self.window_tokens >= 8, f"window_tokens={self.window_tokens} is below 8")
+        _require(self.batch_size >= 1, f"batch_size={self.batch_size} is below 1")
+        _require(self.n_samples >= 0, f"n_samples={self.n_samples} is below 0")
+        _require(self.sample_tokens >= 8, f"sample_tokens={self.sample_tokens} is below 8")
+        _require(self.seed >= 0, f"seed={self.seed} is below 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateConfig:
+    """A batch of compositions. `batch_size` and `n_workers` change the speed, never the bytes."""
+
+    n_pieces: int = 8
+    seed: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    prompt: str = ""  # a MIDI file, or a folder of them, to continue; empty: unconditional
+    prompt_tokens: int = 128  # of the prompt's encoding, <start> included
+    batch_size: int = 8
+    n_workers: int = 1
+    audio: Literal["mp3", "none"] = "mp3"
+
+    def __post_init__(self) -> None:
+        for name in ("n_pieces", "batch_size", "n_workers"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1")
+        _require(self.seed >= 0, f"seed={self.seed} is below 0")
+        _require(self.prompt_tokens >= 2, f"prompt_tokens={self.prompt_tokens} is below 2")
+        _require(
+            not self.prompt or self.prompt_tokens < self.sampling.max_tokens,
+            f"prompt_tokens={self.prompt_tokens} leaves no room below sampling.max_tokens={self.sampling.max_tokens}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PipelineConfig:
+    """The whole run: rebuild, train, evaluate, generate."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Return a config as plain JSON values; `from_json` is the inverse."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def from_json(kind: type[Config], values: Any, place: str = "") -> Config:
+    """Build a config of `kind` from JSON values.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or an impossible value; the message names the field's path.
+    """
+    try:
+        return _validator(kind).model_validate({"value": values}).value  # type: ignore[attr-defined]
+    except ValidationError as error:
+        raise ConfigError("; ".join(_say(problem, kind, place) for problem in error.errors()[:3])) from None
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 hex digest of a config's or JSON value's canonical form."""
+    plain = to_json(value) if dataclasses.is_dataclass(value) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """Return `config` with `a.b=value` overrides applied; a value is JSON where it parses as JSON, else text.
+
+    Raises:
+        ConfigError: an override without `=`, an unknown key (the message lists the known ones) or a bad value.
+    """
+    values = to_json(config)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override}: write it as key=value, for example train.n_steps=500")
+        keys = path.strip().split(".")
+        section = _section_of(values, keys, override)
+        section[keys[-1]] = _parse(text)
+        if keys[-1] == "name":
+            values = _switch_variant(type(config), values, section)
+    return from_json(type(config), values)
+
+
+def field_paths(kind: type, prefix: str = "") -> list[str]:
+    """Return the dotted path of every setting below a config class, in order of definition."""
+    paths: list[str] = []
+    for entry in dataclasses.fields(kind):
+        hint = typing.get_type_hints(kind)[entry.name]
+        members = [m for m in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(m)]
+        if members:
+            nested = [path for member in members for path in field_paths(member, f"{prefix}{entry.name}.")]  # type: ignore[arg-type]
+            paths += dict.fromkeys(nested)
+        else:
+            paths.append(prefix + entry.name)
+    return paths
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _section_of(values: dict[str, Any], keys: list[str], override: str) -> dict[str, Any]:
+    section: Any = values
+    for depth, key in enumerate(keys):
+        if not isinstance(section, dict) or key not in section:
+            known = ", ".join(section) if isinstance(section, dict) else "nothing below it"
+            raise ConfigError(f"--set {override}: unknown key {'.'.join(keys[: depth + 1])!r}; known here: {known}")
+        if depth < len(keys) - 1:
+            section = section[key]
+    return section
+
+
+def _switch_variant(kind: type, values: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
+    """Complete a section whose `name` was set: where the old fields do not fit the new variant, its defaults do."""
+    try:
+        return to_json(from_json(kind, values))
+    except ConfigError:
+        name = section["name"]
+        section.clear()
+        section["name"] = name
+        return to_json(from_json(kind, values))
+
+
+@functools.cache
+def _validator(kind: type) -> type[BaseModel]:
+    # Plain dataclasses take their strictness from the model they stand in; on their own they ignore unknown keys.
+    return create_model("Config", __config__=ConfigDict(extra="forbid"), value=(kind, ...))
+
+
+def _say(problem: Any, kind: type, place: str) -> str:
+    location = [str(part) for part in problem["loc"][1:]]
+    path = ".".join(part for part in location if not part.endswith(("Config", "Schedule")))
+    where = f"{place}: " if place else ""
+    if problem["type"] == "unexpected_keyword_argument":
+        known = [p for p in field_paths(kind) if p.rpartition(".")[0] == path.rpartition(".")[0]]
+        return f"{where}unknown key {path!r}; known here: {', '.join(p.rpartition('.')[2] for p in known)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = f" (got {given!r})" if not isinstance(given, dict) else ""
+    return f"{where}{path or kind.__name__}: {message}{shown}"

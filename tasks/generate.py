@@ -1,0 +1,286 @@
+"""A model and a seed -> a batch of compositions: MIDI, statistics, lineage, picture, sound, and one page for them."""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.sampling import GrammarTables, sample
+from tasks import cluster
+from tasks.checkpoints import LoadedModel, load_model
+from tasks.config import GenerateConfig, digest, to_json
+from tasks.errors import BadScore, NotFound, OrchestrionError
+from tasks.gallery import GalleryPiece, RollNotes, build_gallery
+from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
+from tasks.music.metrics import piece_statistics
+from tasks.music.notes import NoteBatch
+from tasks.music.pianoroll import draw_piano_roll
+from tasks.music.score import Score, read_midi, write_midi
+from tasks.music.synth import encode_audio, render
+from tasks.scan import scan_source
+from tasks.tracking import ModelVersion, git_commit
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The beginning that a piece continues."""
+
+    name: str
+    sha256: str
+    ids: tuple[int, ...]  # <start> included
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateJob:
+    """Some pieces of a batch; a worker needs nothing else."""
+
+    checkpoint: Path
+    indices: tuple[int, ...]
+    prompts: tuple[Prompt, ...]  # one for each index
+    config: GenerateConfig
+    lineage: dict[str, str]
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A finished batch."""
+
+    name: str
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def gallery(self) -> Path:
+        return self.folder / "gallery.html"
+
+
+def read_prompts(loaded: LoadedModel, config: GenerateConfig) -> list[Prompt]:
+    """Return the prompts that `config` names, in order of path; none means one that is only <start>.
+
+    Raises:
+        NotFound, BadScore: a path that does not exist, or a file that is not usable MIDI.
+    """
+    tokenizer = loaded.tokenizer
+    if not config.prompt:
+        return [Prompt("", "", (tokenizer.start_id,))]
+    prompts = []
+    for file in scan_source(Path(config.prompt)).files:
+        data = Path(file.location).read_bytes()
+        try:
+            score = read_midi(data, file.path)
+        except BadScore as error:
+            raise BadScore(error.reason, f"prompt {file.path}: {error.detail}") from None
+        ids = tokenizer.encode(NoteBatch.from_scores([score])).ids
+        ids = ids[: min(config.prompt_tokens, len(ids) - 1)]  # a whole short piece: without its <end>
+        prompts.append(Prompt(file.path, hashlib.sha256(data).hexdigest(), tuple(int(i) for i in ids)))
+    return prompts
+
+
+def batch_name(model: ModelVersion, config: GenerateConfig, prompts: list[Prompt], checkpoint: Path) -> str:
+    """Return the name that model, settings and prompts determine; what only changes the speed does not count."""
+    settings = to_json(config)
+    for without_effect in ("batch_size", "n_workers", "prompt"):
+        settings.pop(without_effect)
+    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    identity = {
+        "model": model.reference,
+        "weights": weights,
+        "config": settings,
+        "prompts": [p.sha256 for p in prompts],
+    }
+    return f"{model.name}-v{model.version}-{digest(identity)[:10]}"
+
+
+def find_batch(home: Home, name: str) -> Batch | None:
+    """Return a finished batch, or None."""
+    manifest = home.generations / name / "manifest.json"
+    return Batch(name, manifest.parent, read_json(manifest)) if manifest.exists() else None
+
+
+def resolve_batch(home: Home, name: str) -> Batch:
+    """Return a finished batch by name or by path.
+
+    Raises:
+        NotFound: there is none.
+    """
+    batch = find_batch(home, name)
+    if batch is None:
+        known = sorted(path.parent.name for path in home.generations.glob("*/manifest.json"))
+        raise NotFound(f"no batch {name!r} in {home.generations}; known: {', '.join(known) or 'none yet'}")
+    return batch
+
+
+def generate_batch(
+    home: Home,
+    model: ModelVersion,
+    checkpoint: Path,
+    config: GenerateConfig,
+    on_pieces: Callable[[int], None] | None = None,
+) -> Batch:
+    """Compose a batch and publish it in one step.
+
+    The bytes depend on the model, the settings and the prompts; `batch_size` and `n_workers` change only the speed.
+    """
+    loaded = load_model(checkpoint)
+    prompts = read_prompts(loaded, config)
+    name = batch_name(model, config, prompts, checkpoint)
+    final = home.generations / name
+    temporary = home.generations / f".{name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "pieces").mkdir(parents=True)
+    lineage = {
+        "batch": name,
+        "model_version": model.reference,
+        "model_run_id": model.run_id,
+        "dataset_version": "{name}@{version}".format(**loaded.state["dataset"]),
+        "code_commit": git_commit(),
+    }
+    jobs = _cut_into_jobs(checkpoint, prompts, config, lineage, temporary)
+    sidecars: list[dict[str, Any]] = []
+    if config.n_workers == 1:
+        for job in jobs:
+            sidecars += generate_pieces(job)
+            if on_pieces:
+                on_pieces(len(job.indices))
+    else:
+        for done in cluster.run_over(generate_pieces, jobs, lambda made: on_pieces and on_pieces(len(made))):
+            sidecars += done
+    manifest = lineage | {
+        "config": to_json(config) | {"batch_size": None, "n_workers": None},
+        "n_pieces": len(sidecars),
+        "n_ended": sum(piece["ended"] for piece in sidecars),
+        "pieces": [{"name": piece["name"], "midi_sha256": piece["midi_sha256"]} for piece in sidecars],
+        "statistics": _means([piece["statistics"] for piece in sidecars]),
+    }
+    write_atomically(temporary / "gallery.html", _gallery(temporary, sidecars, manifest).encode())
+    write_atomically(temporary / "manifest.json", json_bytes(manifest))
+    shutil.rmtree(final, ignore_errors=True)  # asked for anew: the same bytes again
+    publish_folder(temporary, final)
+    return Batch(name, final, manifest)
+
+
+def generate_pieces(job: GenerateJob) -> list[dict[str, Any]]:
+    """Sample some pieces and write their files; return their sidecars."""
+    loaded = load_model(job.checkpoint)
+    tokenizer = loaded.tokenizer
+    sampled = sample(
+        loaded.model,
+        [torch.tensor(prompt.ids) for prompt in job.prompts],
+        piece_indices=list(job.indices),
+        seed=job.config.seed,
+        config=job.config.sampling,
+        grammar=GrammarTables.from_numpy(tokenizer.grammar),
+        end_id=tokenizer.end_id,
+        pad_id=tokenizer.pad_id,
+        batch_size=job.config.batch_size,
+    )
+    return [
+        write_piece(job, index, prompt, ids.numpy(), tokenizer)
+        for index, prompt, ids in zip(job.indices, job.prompts, sampled, strict=True)
+    ]
+
+
+def write_piece(job: GenerateJob, index: int, prompt: Prompt, ids: np.ndarray, tokenizer: Any) -> dict[str, Any]:
+    """Write one piece's MIDI, sidecar, picture and sound; return the sidecar."""
+    name = f"{index:04d}"
+    score = tokenizer.decode(ids)
+    midi = write_midi(score, f"{job.lineage['batch']} {name}")
+    _check_readable(midi, score, name)
+    sidecar = job.lineage | {
+        "name": name,
+        "index": index,
+        "seed": job.config.seed,
+        "sampling": to_json(job.config.sampling),
+        "prompt": _prompt_facts(prompt, tokenizer) if prompt.name else None,
+        "n_tokens": len(ids),
+        "ended": bool(ids[-1] == tokenizer.end_id),
+        "midi_sha256": hashlib.sha256(midi).hexdigest(),
+        "statistics": piece_statistics(score),
+        "warnings": [],
+    }
+    pieces = job.folder / "pieces"
+    write_atomically(pieces / f"{name}.mid", midi)
+    write_atomically(pieces / f"{name}.png", draw_piano_roll(score))
+    if job.config.audio != "none":
+        sound = render(score)
+        sidecar["warnings"] = list(sound.warnings)
+        write_atomically(
+            pieces / f"{name}.{job.config.audio}", encode_audio(sound.samples, sound.sample_rate, job.config.audio)
+        )
+    write_atomically(pieces / f"{name}.json", json_bytes(sidecar))
+    return sidecar
+
+
+def _prompt_facts(prompt: Prompt, tokenizer: Any) -> dict[str, Any]:
+    score = tokenizer.decode(np.array(prompt.ids))
+    seconds = float(score.notes.end_seconds.max(initial=0.0))
+    return {"name": prompt.name, "sha256": prompt.sha256, "n_tokens": len(prompt.ids), "seconds": round(seconds, 3)}
+
+
+def _check_readable(midi: bytes, score: Score, name: str) -> None:
+    if not len(score.notes.pitch):
+        return
+    n_read = len(read_midi(midi, name).notes.pitch)
+    if n_read != len(score.notes.pitch):
+        raise OrchestrionError(f"piece {name}: wrote {len(score.notes.pitch)} notes, reading back gives {n_read}")
+
+
+def _cut_into_jobs(
+    checkpoint: Path, prompts: list[Prompt], config: GenerateConfig, lineage: dict[str, str], folder: Path
+) -> list[GenerateJob]:
+    per_job = max(1, min(config.batch_size, -(-config.n_pieces // config.n_workers)))
+    jobs = []
+    for first in range(0, config.n_pieces, per_job):
+        indices = tuple(range(first, min(first + per_job, config.n_pieces)))
+        chosen = tuple(prompts[index % len(prompts)] for index in indices)
+        jobs.append(GenerateJob(checkpoint, indices, chosen, config, lineage, folder))
+    return jobs
+
+
+def _means(pieces: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([piece[name] for piece in pieces])) for name in pieces[0]}
+
+
+def _gallery(folder: Path, sidecars: list[dict[str, Any]], manifest: dict[str, Any]) -> str:
+    pieces = [_gallery_piece(folder / "pieces", sidecar) for sidecar in sidecars]
+    sampling = ", ".join(f"{key} {value}" for key, value in manifest["config"]["sampling"].items() if value is not None)
+    facts = {
+        "model": manifest["model_version"],
+        "dataset": manifest["dataset_version"],
+        "run": manifest["model_run_id"],
+        "code": manifest["code_commit"],
+        "seed": str(manifest["config"]["seed"]),
+        "sampling": sampling,
+    }
+    subtitle = f"{manifest['n_pieces']} pieces, {manifest['n_ended']} of them ended by themselves"
+    return build_gallery(manifest["batch"], subtitle, pieces, facts)
+
+
+def _gallery_piece(pieces: Path, sidecar: dict[str, Any]) -> GalleryPiece:
+    midi = (pieces / f"{sidecar['name']}.mid").read_bytes()
+    notes = RollNotes.from_score(read_midi(midi)) if sidecar["statistics"]["n_notes"] else RollNotes.empty()
+    audio = pieces / f"{sidecar['name']}.mp3"
+    return GalleryPiece(
+        name=sidecar["name"],
+        midi=midi,
+        notes=notes,
+        audio=audio.read_bytes() if audio.exists() else None,
+        png=(pieces / f"{sidecar['name']}.png").read_bytes(),
+        statistics=sidecar["statistics"],
+        lineage=[
+            f"{sidecar['n_tokens']} tokens, {'ended by itself' if sidecar['ended'] else 'cut at the limit'}",
+            f"midi sha256 {sidecar['midi_sha256']}",
+        ],
+        prompt=sidecar["prompt"]["name"] if sidecar["prompt"] else None,
+        prompt_seconds=sidecar["prompt"]["seconds"] if sidecar["prompt"] else None,
+        warnings=sidecar["warnings"],
+    )

@@ -1,0 +1,197 @@
+"""The home folder: where everything a run makes lives, who may write to it, and how a file gets there whole."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import HomeError
+
+MIN_FREE_BYTES = 256 * 2**20
+_STORAGE_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+}
+_held_locks: dict[Path, int] = {}  # homes this process has locked, and how deep
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The layout below `<home>`; nothing else in the code joins these names."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, path: str | Path | None = None) -> "Home":
+        """Return the home at `path`, else at ORCHESTRION_HOME, else `.orchestrion` in the current folder."""
+        return cls(Path(path or os.environ.get("ORCHESTRION_HOME") or ".orchestrion").expanduser().absolute())
+
+    @property
+    def datasets(self) -> Path:
+        return self.root / "datasets"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def generations(self) -> Path:
+        return self.root / "generations"
+
+    @property
+    def mlflow(self) -> Path:
+        return self.root / "mlflow"
+
+    @property
+    def prefect(self) -> Path:
+        return self.root / "prefect"
+
+    @property
+    def sample_corpus(self) -> Path:
+        return self.root / "sample"
+
+    @property
+    def services(self) -> Path:
+        return self.root / "services.json"
+
+    def prepare(self, min_free_bytes: int = MIN_FREE_BYTES) -> None:
+        """Make the folder and see that it can be written to.
+
+        Raises:
+            HomeError: it is a file, read-only, or has less than `min_free_bytes` free.
+        """
+        probe = self.root / f".probe-{os.getpid()}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise HomeError(f"cannot write to home {self.root}: {storage_problem(error) or error.strerror}") from None
+        free = shutil.disk_usage(self.root).free
+        if free < min_free_bytes:
+            raise HomeError(
+                f"home {self.root} has {free >> 20} MiB free, below the {min_free_bytes >> 20} MiB a run needs"
+            )
+
+    @contextmanager
+    def locked(self, purpose: str, wait_seconds: float = 0.0) -> Iterator[None]:
+        """Hold the home for one writing command; nested calls of the same process share the lock.
+
+        Args:
+            purpose: what to tell whoever finds the home busy, such as `orchestrion train`.
+            wait_seconds: how long to wait for another process to finish.
+        Raises:
+            HomeError: another process still holds it; the message names that process and its purpose.
+        """
+        if _held_locks.get(self.root):
+            _held_locks[self.root] += 1
+            try:
+                yield
+            finally:
+                _held_locks[self.root] -= 1
+            return
+        self.prepare()
+        with (self.root / "lock").open("a+") as handle:
+            _acquire(handle, self.root, wait_seconds)
+            handle.seek(0)
+            handle.truncate()
+            handle.write(json.dumps({"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}))
+            handle.flush()
+            _held_locks[self.root] = 1
+            try:
+                yield
+            finally:
+                del _held_locks[self.root]
+                handle.seek(0)
+                handle.truncate()
+
+
+def _acquire(handle: Any, root: Path, wait_seconds: float) -> None:
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
+        handle.seek(0)
+        try:
+            holder = json.loads(handle.read())
+            who = f"{holder['purpose']} (process {holder['pid']}, since {holder['since']})"
+        except (ValueError, KeyError):
+            who = "another process"
+        raise HomeError(f"home {root} is in use by {who}; wait for it, or give another --home")
+
+
+def storage_problem(error: BaseException | None) -> str | None:
+    """Return what is wrong with the disk in a few words, or None if `error` and its causes say nothing of the kind."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
+            return f"{_STORAGE_ERRORS[error.errno]}" + (f" ({error.filename})" if error.filename else "")
+        if "database or disk is full" in str(error):
+            return _STORAGE_ERRORS[errno.ENOSPC]
+        if "attempt to write a readonly database" in str(error):
+            return _STORAGE_ERRORS[errno.EROFS]
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the whole new one, whatever is killed when."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def publish_folder(temporary: Path, final: Path) -> None:
+    """Rename a finished folder into place; its files are on disk before the name is."""
+    for path in temporary.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+    temporary.replace(final)
+    sync_folder(final.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return JSON as this project writes it: sorted keys, two spaces, one newline at the end."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(path: Path) -> Any:
+    """Return the parsed JSON file at `path`."""
+    return json.loads(path.read_bytes())

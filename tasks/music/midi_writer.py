@@ -1,0 +1,94 @@
+"""Scores to MIDI files of format 1; the same score always gives the same bytes."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tasks.music import midi_bytes
+
+if TYPE_CHECKING:
+    from tasks.music.score import Score  # score.py imports this file
+
+DRUM_CHANNEL = 9
+PITCHED_CHANNELS = [channel for channel in range(16) if channel != DRUM_CHANNEL]
+
+
+def write_midi(score: "Score", name: str = "") -> bytes:
+    """Return a MIDI file of format 1: a conductor track, then one track for each part; the same score, the same bytes.
+
+    Each part has a channel of its own, drums on channel 10. Parts beyond 15, and drum parts beyond the first, go to
+    further MIDI ports (meta event 0x21), so that no program or pedal of one part touches another.
+
+    Args:
+        name: title in the conductor track.
+
+    Raises:
+        ValueError: ticks or values that a file cannot hold.
+    """
+    if not 1 <= score.ticks_per_quarter <= 0x7FFF:
+        raise ValueError(f"ticks_per_quarter {score.ticks_per_quarter} outside 1-32767")
+    for field, low, high in (("onset", 0, 2**31), ("duration", 1, 2**31), ("pitch", 0, 127), ("velocity", 1, 127)):
+        values = getattr(score.notes, field)
+        if len(values) and not low <= values.min() <= values.max() <= high:
+            raise ValueError(f"{field} {values.min()} to {values.max()} of a note outside {low}-{high}")
+    parts = [_write_part(score, track, *place) for track, place in enumerate(_places(score))]
+    return midi_bytes.build_file(score.ticks_per_quarter, [_write_conductor(score, name), *parts])
+
+
+def _places(score: "Score") -> list[tuple[int, int]]:
+    """Return (port, channel) of each part."""
+    is_drum = np.zeros(score.n_tracks, dtype=np.bool_)
+    is_drum[score.notes.track] = score.notes.is_drum
+    n_drums, n_pitched, places = 0, 0, list[tuple[int, int]]()
+    for drums in is_drum.tolist():
+        places.append((n_drums, DRUM_CHANNEL) if drums else (n_pitched // 15, PITCHED_CHANNELS[n_pitched % 15]))
+        n_drums, n_pitched = n_drums + drums, n_pitched + (not drums)
+    if places and max(places)[0] > 127:
+        raise ValueError(f"{score.n_tracks} parts do not fit on 128 ports of 15 channels and one of drums")
+    return places
+
+
+def _write_conductor(score: "Score", name: str) -> bytes:
+    events = [(0, 0, 0x03, name.encode())] if name else []
+    events += [
+        (int(tick), 1, 0x51, int(tempo).to_bytes(3))
+        for tick, tempo in zip(score.tempos.tick, score.tempos.microseconds_per_quarter, strict=True)
+    ]
+    meters, keys = score.time_signatures, score.key_signatures
+    events += [
+        (int(tick), 2, 0x58, bytes([int(numerator), int(denominator).bit_length() - 1, 24, 8]))
+        for tick, numerator, denominator in zip(meters.tick, meters.numerator, meters.denominator, strict=True)
+    ]
+    events += [
+        (int(tick), 3, 0x59, int(key).to_bytes(1, signed=True) + bytes([int(is_minor)]))
+        for tick, key, is_minor in zip(keys.tick, keys.key, keys.is_minor, strict=True)
+    ]
+    metas = midi_bytes.build_metas([(tick, kind, data) for tick, _, kind, data in sorted(events)])
+    return metas + b"\0" + midi_bytes.END_OF_TRACK
+
+
+def _write_part(score: "Score", track: int, port: int, channel: int) -> bytes:
+    notes, pedals = score.notes, score.pedals
+    of_part, of_pedal = notes.track == track, pedals.track == track
+    onset, duration, pitch, velocity = (
+        values[of_part] for values in (notes.onset, notes.duration, notes.pitch, notes.velocity)
+    )
+    zero, sustain = np.zeros_like(pitch), np.full(of_pedal.sum(), midi_bytes.SUSTAIN_CONTROL, dtype=np.uint8)
+    # Within a tick: notes end, the pedal is lifted, the pedal is pressed, notes begin.
+    groups = [
+        (onset + duration, 0x80, pitch, zero),
+        (pedals.end[of_pedal], 0xB0, sustain, np.zeros_like(sustain)),
+        (pedals.onset[of_pedal], 0xB0, sustain, np.full_like(sustain, 127)),
+        (onset, 0x90, pitch, velocity),
+    ]
+    ticks = np.concatenate([tick for tick, *_ in groups])
+    messages = np.concatenate(
+        [
+            np.stack([np.full_like(first, status | channel), first, second], axis=1)
+            for _, status, first, second in groups
+        ]
+    )
+    order = np.argsort(ticks, kind="stable")
+    program = int(notes.program[of_part][0]) if len(onset) else 0
+    head = (b"\0\xff\x21\x01" + bytes([port]) if port else b"") + bytes([0, 0xC0 | channel, program])
+    return head + midi_bytes.build_messages(ticks[order], messages[order]) + b"\0" + midi_bytes.END_OF_TRACK

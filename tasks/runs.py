@@ -1,0 +1,60 @@
+"""Training runs on disk: which folder a request belongs to, which MLflow run it is, whether it is finished."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.config import TrainConfig, to_json
+from tasks.datasets import DatasetVersion
+from tasks.errors import NotFound
+from tasks.home import Home, json_bytes, read_json, write_atomically
+from tasks.tracking import ModelVersion, Run, Tracker
+from tasks.train import run_dir_of
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A training run's folder and what its `run.json` says so far."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        return self.facts.get("run_id", "")
+
+
+def claim_run(home: Home, config: TrainConfig, dataset: DatasetVersion, tracker: Tracker, fresh: bool = False) -> Claim:
+    """Return the run that (dataset version, settings) determine; with `fresh`, a new one beside it."""
+    base = run_dir_of(home, config, dataset)
+    folder, attempt = base, 1
+    while fresh and folder.exists():
+        attempt += 1
+        folder = base.with_name(f"{base.name}-{attempt}")
+    path = folder / "run.json"
+    facts = read_json(path) if path.exists() else {}
+    if facts and not tracker.has_run(facts["run_id"]):
+        facts.pop("run_id")  # the tracking store was cleared: the checkpoints are still good
+    facts |= {"config": to_json(config), "dataset": dataset.reference}
+    return Claim(folder, facts)
+
+
+def start_run(claim: Claim, run: Run) -> None:
+    """Write down which MLflow run goes with the folder, so that a later attempt goes on in it."""
+    write_atomically(claim.folder / "run.json", json_bytes(claim.facts | {"run_id": run.run_id, "status": "running"}))
+
+
+def finish_run(claim: Claim, run: Run, model: ModelVersion) -> None:
+    """Write down that the run is finished, and the model it made."""
+    done = {"run_id": run.run_id, "status": "finished", "model": model.reference}
+    write_atomically(claim.folder / "run.json", json_bytes(claim.facts | done))
+
+
+def finished_model(claim: Claim, tracker: Tracker) -> ModelVersion | None:
+    """Return the model that a finished run registered, or None if there is still something to do."""
+    if claim.facts.get("status") != "finished" or not claim.run_id:
+        return None
+    try:
+        return tracker.model(claim.facts["model"])
+    except NotFound:
+        return None

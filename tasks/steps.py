@@ -1,0 +1,178 @@
+"""Each stage as a Prefect task: its name, what it may retry, its progress. The work itself is in the stage's own file.
+
+Kept apart from the stages because Ray's workers import those, and need not pay for importing Prefect.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
+from prefect.tasks import Task
+
+from tasks import cluster, datasets, encode, generate, ingest, train
+from tasks import evaluate as evaluation
+from tasks.checkpoints import LoadedModel, exported, load_model
+from tasks.config import DatasetConfig, EvaluateConfig, GenerateConfig, TrainConfig
+from tasks.datasets import DatasetVersion
+from tasks.errors import OrchestrionError
+from tasks.home import Home, storage_problem
+from tasks.music.corpus.writer import write_corpus
+from tasks.progress import Progress
+from tasks.scan import HashedFile, Scan, scan_source
+from tasks.tracking import ModelVersion, Run, Tracker
+
+logger = logging.getLogger(__name__)
+
+RETRY_DELAY_SECONDS = 5
+
+
+def may_heal(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Return whether trying again can help: a lost worker or a network fault may heal, a full disk does not."""
+    try:
+        state.result()
+    except OrchestrionError:
+        return False
+    except Exception as error:
+        return storage_problem(error) is None and isinstance(error, (OSError, *cluster.lost_worker_errors()))
+    return False
+
+
+_heals = {
+    "retries": 2,
+    "retry_delay_seconds": RETRY_DELAY_SECONDS,
+    "retry_condition_fn": may_heal,
+    "cache_policy": NO_CACHE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a rebuild starts from."""
+
+    config: DatasetConfig  # with its source filled in
+    scan: Scan
+    hashed: list[HashedFile]
+    version: str
+
+
+@task(name="find-inputs", **_heals)
+def find_inputs(config: DatasetConfig, home: Home) -> Inputs:
+    """List and hash the source's files; without a source, write the sample corpus first."""
+    name = datasets.dataset_name(config)
+    if not config.source:
+        write_corpus(home.sample_corpus, with_flaws=True)
+        config = replace(config, source=str(home.sample_corpus))
+    scan = scan_source(Path(config.source))
+    with Progress("hashing", len(scan.files), "files") as progress:
+        hashed = ingest.hash_sources(scan.files, progress.advance)
+    return Inputs(replace(config, name=name), scan, hashed, datasets.version_of(config, hashed))
+
+
+@task(name="find-version", cache_policy=NO_CACHE)
+def find_whole_version(home: Home, inputs: Inputs) -> DatasetVersion | None:
+    """Return the version if it is published already with all its files, and make it the latest of its name."""
+    found = datasets.find_version(home, datasets.dataset_name(inputs.config), inputs.version)
+    if found is None or found.missing_files():
+        return None
+    datasets.confirm(found)
+    return found
+
+
+@task(name="parse-songs", **_heals)
+def parse_songs(home: Home, inputs: Inputs) -> list[ingest.SongShard]:
+    """Parse what no earlier rebuild has parsed."""
+    folder = home.datasets / datasets.dataset_name(inputs.config) / "songs"
+    shards = ingest.plan_song_shards(inputs.config, inputs.hashed, folder)
+    n_files = sum(len(shard.members) for shard in shards if not shard.path.exists())
+    with Progress("parsing", n_files, "files") as progress:
+        n_built = ingest.build_song_shards(shards, progress.advance)
+    logger.info("songs: %d shards, %d of them new", len(shards), n_built)
+    return shards
+
+
+@task(name="encode-tokens", **_heals)
+def encode_and_publish(home: Home, inputs: Inputs, songs: list[ingest.SongShard]) -> DatasetVersion:
+    """Split, augment, encode what no earlier rebuild has encoded, and publish the version."""
+    rows = datasets.read_song_rows(songs)
+    ledger = datasets.build_ledger(inputs.config, inputs.hashed, rows)
+    folder = home.datasets / datasets.dataset_name(inputs.config)
+    tokens = datasets.plan_tokens(inputs.config, ledger, rows, folder)
+    n_pieces = sum(len(shard.pieces) for shard in tokens if not shard.path.exists())
+    with Progress("encoding", n_pieces, "pieces") as progress:
+        n_built = encode.build_token_shards(tokens, progress.advance)
+    logger.info("tokens: %d shards, %d of them new", len(tokens), n_built)
+    return datasets.publish(home, inputs.config, inputs.version, inputs.scan, ledger, rows, songs, tokens)
+
+
+@task(name="fit-model", **_heals)
+def fit_model(job: train.TrainJob, run: Run) -> train.TrainResult:
+    """Train, sending curves to the tracker as they come; a retry goes on from the last checkpoint."""
+    done = train.read_progress(job.run_dir)["step"]
+    if done:
+        logger.info("training goes on from step %d", done)
+    with Progress("training", job.config.n_steps, "steps") as progress:
+        progress.done = done
+
+        def on_points(points: list[dict[str, float]]) -> None:
+            run.log_curve([(int(point["step"]), {k: v for k, v in point.items() if k != "step"}) for point in points])
+            for point in points:
+                loss = f"loss {point['train/loss']:.3f}" if "train/loss" in point else ""
+                progress.advance(int(point["step"]) - progress.done, loss)
+
+        return train.fit(job, on_points)
+
+
+@task(name="register-model", cache_policy=NO_CACHE)
+def register_model(
+    run: Run, result: train.TrainResult, dataset: DatasetVersion, home: Home, config: TrainConfig
+) -> ModelVersion:
+    """Register the best checkpoint's weights, state and card as a new version of `<dataset>-<preset>`."""
+    facts = {
+        "preset": config.preset,
+        "dataset": dataset.reference,
+        "checkpoint": str(result.checkpoint.relative_to(home.root)),
+        "val_loss": f"{result.metrics.get('val/loss', float('nan')):.5f}",
+    }
+    with exported(result.checkpoint, facts) as folder:
+        return run.register_model(f"{dataset.name}-{config.preset}", folder, facts)
+
+
+@task(name="load-model", cache_policy=NO_CACHE)
+def load_registered(model: ModelVersion, home: Home) -> LoadedModel:
+    """Load a registered model's weights."""
+    return load_model(Tracker(home).fetch(model))
+
+
+@task(name="score-model", cache_policy=NO_CACHE)
+def score_model(loaded: LoadedModel, dataset: DatasetVersion, config: EvaluateConfig) -> evaluation.Evaluation:
+    """Score held-out music and compare free samples with it."""
+    n_tokens = dataset.manifest["splits"][config.split]["n_tokens"]
+    with Progress("scoring", n_tokens // (config.window_tokens // 2), "windows") as progress:
+        return evaluation.evaluate_model(loaded, dataset, config, progress.advance)
+
+
+@task(name="find-batch", cache_policy=NO_CACHE)
+def find_same_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> generate.Batch | None:
+    """Return the batch if the very same was composed already."""
+    checkpoint = Tracker(home).fetch(model)
+    prompts = generate.read_prompts(load_model(checkpoint), config)
+    return generate.find_batch(home, generate.batch_name(model, config, prompts, checkpoint))
+
+
+@task(name="compose-batch", **_heals)
+def compose_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> generate.Batch:
+    """Compose, render and publish a batch."""
+    with Progress("composing", config.n_pieces, "pieces") as progress:
+        return generate.generate_batch(home, model, Tracker(home).fetch(model), config, progress.advance)
+
+
+def publish_summary(key: str, markdown: str) -> None:
+    """Show a summary as an artifact of the present flow run in Prefect; does nothing outside of one."""
+    if FlowRunContext.get():
+        create_markdown_artifact(key=key, markdown=markdown)

@@ -1,0 +1,252 @@
+"""What each flow says at its end: to MLflow, to Prefect as a card, and to the command line as figures."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks import evaluate as evaluation
+from tasks.config import EvaluateConfig, TrainConfig
+from tasks.datasets import DatasetVersion
+from tasks.generate import Batch
+from tasks.home import Home, json_bytes, read_json
+from tasks.runs import Claim, start_run
+from tasks.tracking import ModelVersion, Run
+from tasks.train import TrainResult
+
+Summary = dict[str, Any]
+
+
+def artifact_key(name: str) -> str:
+    """Return a name in the form Prefect wants for artifact keys."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
+    """Return rows as a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+
+
+def dataset_card(dataset: DatasetVersion) -> str:
+    """Return a dataset version as Markdown: where each file went and what each split holds."""
+    counts = dataset.manifest["counts"]
+    reasons = ", ".join(f"{n} {reason}" for reason, n in counts["rejected_by_reason"].items()) or "none"
+    splits = [
+        (
+            split,
+            facts["n_pieces"],
+            facts["n_rows"],
+            f"{facts['n_tokens']:,}",
+            f"{facts['n_notes']:,}",
+            f"{facts['seconds'] / 3600:.2f}",
+        )
+        for split, facts in dataset.manifest["splits"].items()
+    ]
+    return (
+        f"# {dataset.reference}\n\n"
+        f"{counts['n_files']} files: {counts['n_accepted']} accepted, {counts['n_duplicate']} duplicates,"
+        f" {counts['n_rejected']} rejected ({reasons}); {counts['n_notes']:,} notes.\n\n"
+        f"{table(splits, ('split', 'pieces', 'rows', 'tokens', 'notes', 'hours'))}\n\n"
+        f"Encoding {dataset.manifest['encoder']['name']}-{dataset.manifest['encoder']['digest'][:12]}.\n"
+        f"Ledger: `{dataset.ledger}`\n"
+    )
+
+
+def log_dataset(run: Run, dataset: DatasetVersion) -> None:
+    """Send a new dataset version to the tracker."""
+    counts = dataset.manifest["counts"]
+    run.log_params(dataset.manifest["config"], "dataset")
+    figures = {key: value for key, value in counts.items() if key.startswith("n_")}
+    run.log_metrics({f"dataset/{key}": value for key, value in figures.items()})
+    run.use_dataset(dataset, "built")
+    run.log_file(dataset.manifest_path)
+    run.log_file(dataset.ledger)
+    run.describe(dataset_card(dataset))
+
+
+def log_training_start(run: Run, claim: Claim, config: TrainConfig, dataset: DatasetVersion) -> None:
+    """Tell the tracker what is about to be trained on what."""
+    start_run(claim, run)
+    run.log_params(claim.facts["config"], "train")
+    run.use_dataset(dataset, "training")
+
+
+def log_training_end(run: Run, model: ModelVersion, result: TrainResult) -> None:
+    """Tell the tracker what came out."""
+    run.log_file(result.run_dir / "metrics.jsonl")
+    run.describe(f"Model `{model.reference}`, step {result.step}, checkpoint `{result.checkpoint}`")
+
+
+def training_summary(home: Home, model: ModelVersion, folder: Any) -> Summary:
+    """Return ids, paths and figures of a finished training run."""
+    checkpoint = home.root / model.checkpoint
+    state = read_json(checkpoint / "state.json")
+    return {
+        "model_version": model.reference,
+        "run_id": model.run_id,
+        "run_dir": str(folder),
+        "checkpoint": str(checkpoint),
+        "dataset_version": state["dataset"]["version"],
+        "n_parameters": state["n_parameters"],
+        "step": state["step"],
+        "metrics": state["metrics"],
+    }
+
+
+def training_card(summary: Summary) -> str:
+    """Return a training summary as Markdown."""
+    rows = [(key, f"{value:.4f}") for key, value in sorted(summary["metrics"].items())]
+    facts = (
+        f"Dataset version {summary['dataset_version']}, {summary['n_parameters']:,} parameters,"
+        f" best at step {summary['step']}."
+    )
+    figures = table(rows, ("figure", "value"))
+    return f"# {summary['model_version']}\n\n{facts}\n\n{figures}\n\nCheckpoint: `{summary['checkpoint']}`\n"
+
+
+def log_evaluation(
+    run: Run, result: evaluation.Evaluation, model: ModelVersion, dataset: DatasetVersion, config: EvaluateConfig
+) -> bool:
+    """Send an evaluation to the tracker; return whether the model became the champion of its name.
+
+    A champion gives way only to a lower figure on the same dataset version and split; one that was scored on another
+    version gives way too, since the two figures cannot be compared.
+    """
+    run.log_metrics({f"{config.split}/{name}": value for name, value in result.metrics.items()})
+    run.log_text(evaluation_card(result, model, dataset, config), "report.md")
+    run.log_text(json_bytes(result.metrics).decode(), "metrics.json")
+    run.describe(evaluation_card(result, model, dataset, config))
+    scored_on = f"{dataset.reference}/{config.split}"
+    bits = result.metrics["bits_per_note"]
+    run.tracker.set_model_tags(model, {"scored_on": scored_on, "bits_per_note": f"{bits:.6f}"})
+    if not config.promote:
+        return False
+    champion = run.tracker.champion(model.name)
+    if champion is not None and champion.version != model.version:
+        tags = run.tracker.model_tags(champion)
+        if tags.get("scored_on") == scored_on and float(tags["bits_per_note"]) <= bits:
+            return False
+    run.tracker.promote(model)
+    return True
+
+
+def evaluation_card(
+    result: evaluation.Evaluation, model: ModelVersion, dataset: DatasetVersion, config: EvaluateConfig
+) -> str:
+    """Return an evaluation as Markdown."""
+    return evaluation.report_markdown(result, model.reference, dataset, config)
+
+
+def batch_summary(batch: Batch) -> Summary:
+    """Return ids and paths of a batch."""
+    return {
+        "batch": batch.name,
+        "batch_dir": str(batch.folder),
+        "gallery": str(batch.gallery),
+        "model_version": batch.manifest["model_version"],
+        "dataset_version": batch.manifest["dataset_version"].partition("@")[2],
+        "n_pieces": batch.manifest["n_pieces"],
+        "metrics": batch.manifest["statistics"],
+    }
+
+
+def batch_card(batch: Batch) -> str:
+    """Return a batch as Markdown."""
+    rows = [(name, f"{value:.3f}") for name, value in batch.manifest["statistics"].items()]
+    return (
+        f"# {batch.name}\n\n{batch.manifest['n_pieces']} pieces by {batch.manifest['model_version']}"
+        f" (dataset {batch.manifest['dataset_version']}), {batch.manifest['n_ended']} of them ended by themselves.\n\n"
+        f"{table(rows, ('mean', 'value'))}\n\nListen: `{batch.gallery}`\n"
+    )
+
+
+def log_batch(run: Run, batch: Batch) -> None:
+    """Send a batch to the tracker; its gallery opens in MLflow's artifact viewer."""
+    name, _, version = batch.manifest["dataset_version"].partition("@")
+    run.log_tags({"orchestrion.batch": batch.name, "orchestrion.dataset": name, "orchestrion.dataset_version": version})
+    run.log_metrics({f"batch/{name}": value for name, value in batch.manifest["statistics"].items()})
+    run.log_folder(batch.folder)
+    run.describe(batch_card(batch))
+
+
+def pipeline_summary(dataset: Summary, trained: Summary, evaluated: Summary, batch: Summary) -> Summary:
+    """Return one object for the whole pipeline."""
+    return {
+        **{key: value for key, value in dataset.items() if key not in ("seconds", "reused")},
+        **{key: trained[key] for key in ("model_version", "run_id", "run_dir", "checkpoint", "n_parameters")},
+        **{key: batch[key] for key in ("batch", "batch_dir", "gallery", "n_pieces")},
+        "metrics": {**trained["metrics"], **evaluated["metrics"]},
+        "promoted": evaluated["promoted"],
+        "reused": {"dataset": dataset["reused"], "model": trained["reused"], "batch": batch["reused"]},
+        "stage_seconds": {
+            "rebuild": dataset["seconds"], "train": trained["seconds"], "evaluate": evaluated["seconds"],
+            "generate": batch["seconds"],
+        },
+    }  # fmt: skip
+
+
+def pipeline_card(summary: Summary) -> str:
+    """Return a pipeline summary as Markdown."""
+    return table(pipeline_rows(summary), ("", "")) + "\n"
+
+
+def pipeline_rows(summary: Summary) -> list[tuple[str, str]]:
+    """Return the lines of the short table that ends a pipeline."""
+    metrics = summary["metrics"]
+    files = f"{summary['n_accepted']} accepted, {summary['n_duplicate']} duplicates, {summary['n_rejected']} rejected"
+    champion = ", champion" if summary["promoted"] else ""
+    held_out = f"{metrics['nll_per_token']:.3f} nats a token, {metrics['bits_per_note']:.2f} bits a note"
+    return [
+        ("dataset", f"{summary['dataset']}@{summary['dataset_version']}"),
+        ("files", f"{summary['n_files']}: {files}"),
+        ("notes, tokens", f"{summary['n_notes']:,}, {summary['n_tokens']:,} with augmentation"),
+        ("model", f"{summary['model_version']} ({summary['n_parameters']:,} parameters){champion}"),
+        ("held out", f"{held_out}, accuracy {metrics['accuracy']:.3f}"),
+        ("compositions", f"{summary['n_pieces']} pieces in batch {summary['batch']}"),
+        ("listen", summary["gallery"]),
+    ]
+
+
+def log_pipeline(run: Run, summary: Summary) -> None:
+    """Send the pipeline's summary to its parent run."""
+    run.log_metrics(summary["metrics"])
+    run.log_tags(
+        {
+            "orchestrion.dataset_version": summary["dataset_version"],
+            "orchestrion.model_version": summary["model_version"],
+            "orchestrion.batch": summary["batch"],
+        }
+    )
+    run.describe(pipeline_card(summary))
+
+
+def sweep_row(overrides: Sequence[str], trained: Summary, scored: Summary) -> Summary:
+    """Return one line of a sweep's table."""
+    return {
+        "settings": ", ".join(overrides),
+        "model_version": trained["model_version"],
+        "run_id": trained["run_id"],
+        **{key: scored["metrics"][key] for key in ("nll_per_token", "bits_per_note", "accuracy")},
+    }
+
+
+def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sweep as Markdown, best first."""
+    cells = [
+        (
+            row["settings"],
+            row["model_version"],
+            f"{row['bits_per_note']:.3f}",
+            f"{row['nll_per_token']:.4f}",
+            f"{row['accuracy']:.4f}",
+        )
+        for row in rows
+    ]
+    return table(cells, ("settings", "model", "bits per note", "nats per token", "accuracy")) + "\n"
+
+
+def log_sweep(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Send a sweep's table to its parent run."""
+    run.log_text(sweep_table(rows), "sweep.md")
+    run.log_metrics({"sweep/best_bits_per_note": rows[0]["bits_per_note"]})
+    run.describe(sweep_table(rows))

@@ -1,0 +1,343 @@
+"""What is remembered about a run: parameters, curves, files, lineage, registered models. Sole import of mlflow."""
+
+import logging
+import os
+import subprocess
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from tasks.datasets import DatasetVersion
+from tasks.errors import Interrupted, NotFound
+from tasks.home import Home
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENTS = ("orchestrion/datasets", "orchestrion/training", "orchestrion/evaluation", "orchestrion/generation")
+CHAMPION, LATEST = "champion", "latest"
+_MAX_PARAM_LENGTH = 6000
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A registered model version and the checkpoint folder it was made from."""
+
+    name: str
+    version: str
+    run_id: str
+    checkpoint: Path  # within the home
+    dataset: str  # name@version
+    model_id: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+class Run:
+    """One open MLflow run. Ids travel; the run itself is only touched by the flow that opened it."""
+
+    def __init__(self, tracker: "Tracker", run_id: str) -> None:
+        self.tracker = tracker
+        self.run_id = run_id
+
+    @property
+    def _client(self) -> Any:
+        return self.tracker.client
+
+    def log_params(self, values: Mapping[str, Any], prefix: str = "") -> None:
+        """Log nested settings once, as dotted names."""
+        from mlflow.entities import Param
+
+        flat = {key: str(value)[:_MAX_PARAM_LENGTH] for key, value in _flatten(values, prefix)}
+        known = self._client.get_run(self.run_id).data.params
+        params = [Param(key, value) for key, value in flat.items() if key not in known]
+        for start in range(0, len(params), 100):
+            self._client.log_batch(self.run_id, params=params[start : start + 100])
+
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log one point of each of some curves."""
+        self.log_curve([(step, values)])
+
+    def log_curve(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Log many points at once: (step, {metric: value})."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, float(value), now, step) for step, values in points for key, value in values.items()]
+        for start in range(0, len(metrics), 1000):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags on the run."""
+        for key, value in tags.items():
+            self._client.set_tag(self.run_id, key, value)
+
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Copy a file into the run's artifacts."""
+        self._client.log_artifact(self.run_id, str(path), folder or None)
+
+    def log_folder(self, path: Path, folder: str = "") -> None:
+        """Copy a folder's files into the run's artifacts."""
+        self._client.log_artifacts(self.run_id, str(path), folder or None)
+
+    def log_text(self, text: str, file: str) -> None:
+        """Write a text artifact."""
+        self._client.log_text(self.run_id, text, file)
+
+    def describe(self, markdown: str) -> None:
+        """Set the description that heads the run's page."""
+        self._client.set_tag(self.run_id, "mlflow.note.content", markdown)
+
+    def use_dataset(self, dataset: DatasetVersion, context: str) -> None:
+        """Record that the run read a dataset version."""
+        from mlflow.data.dataset_source_registry import resolve_dataset_source
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a local path may be several kinds of source: said once for each call
+            source = resolve_dataset_source(str(dataset.manifest_path))
+            entity = MetaDataset(source=source, name=dataset.name, digest=dataset.version)._to_mlflow_entity()
+        tag = InputTag("mlflow.data.context", context)
+        self._client.log_inputs(self.run_id, datasets=[DatasetInput(entity, [tag])])
+        self.log_tags({"orchestrion.dataset": dataset.name, "orchestrion.dataset_version": dataset.version})
+
+    def use_model(self, model: ModelVersion) -> None:
+        """Record that the run read a registered model."""
+        from mlflow.entities import LoggedModelInput
+
+        if model.model_id:
+            self._client.log_inputs(self.run_id, models=[LoggedModelInput(model.model_id)])
+        self.log_tags({"orchestrion.model_version": model.reference})
+
+    def register_model(self, name: str, export: Path, facts: Mapping[str, str]) -> ModelVersion:
+        """Register the files of `export` (weights, config, card; no pickle) as a new version of `name`.
+
+        Args:
+            facts: tags of the version; `checkpoint` and `dataset` let it be found again.
+        """
+        import mlflow
+        from mlflow.entities import LoggedModelOutput
+
+        client = self._client
+        run = client.get_run(self.run_id)
+        logged = client.create_logged_model(
+            experiment_id=run.info.experiment_id,
+            name=name,
+            source_run_id=self.run_id,
+            model_type=facts.get("preset", name),
+            tags={key: str(value) for key, value in facts.items()},
+        )
+        client.log_model_artifacts(logged.model_id, str(export))
+        client.finalize_logged_model(logged.model_id, "READY")
+        client.log_outputs(self.run_id, models=[LoggedModelOutput(logged.model_id, 0)])
+        with _quiet("mlflow"):
+            made = mlflow.register_model(
+                f"models:/{logged.model_id}", name, tags=dict(facts) | {"model_id": logged.model_id}
+            )
+        client.set_registered_model_alias(name, LATEST, made.version)
+        self.log_tags({"orchestrion.model_version": f"{name}@{made.version}"})
+        return self.tracker.model(f"{name}@{made.version}")
+
+
+class Tracker:
+    """The tracking store of a home: MLFLOW_TRACKING_URI where set, else SQLite and files below `<home>/mlflow`."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.mlflow / 'mlflow.db'}"
+
+    @cached_property
+    def client(self) -> Any:
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        import mlflow
+
+        if self.uri.startswith("sqlite:///"):
+            self.home.mlflow.mkdir(parents=True, exist_ok=True)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        mlflow.set_tracking_uri(self.uri)
+        return mlflow.MlflowClient(self.uri)
+
+    def experiment(self, name: str) -> str:
+        """Return the id of an experiment, made on first use."""
+        found = self.client.get_experiment_by_name(name)
+        if found:
+            return found.experiment_id
+        location = None
+        if self.uri.startswith("sqlite:///"):
+            location = (self.home.mlflow / "artifacts" / name.replace("/", "-")).as_uri()
+        return self.client.create_experiment(name, artifact_location=location)
+
+    @contextmanager
+    def open_run(
+        self, experiment: str, name: str, tags: Mapping[str, str] | None = None, parent: str = "", run_id: str = ""
+    ) -> Iterator[Run]:
+        """Open a run (or go on with `run_id`) and close it FINISHED, FAILED or KILLED, whatever happens inside."""
+        if run_id:
+            self.client.update_run(run_id, status="RUNNING")
+        else:
+            all_tags = {"mlflow.runName": name, "orchestrion.git_commit": git_commit(), **(tags or {})}
+            if parent:
+                all_tags["mlflow.parentRunId"] = parent
+            run_id = self.client.create_run(self.experiment(experiment), tags=all_tags, run_name=name).info.run_id
+        try:
+            yield Run(self, run_id)
+        except BaseException as error:
+            stopped = isinstance(error, Interrupted) or not isinstance(
+                error, Exception
+            )  # Ctrl-C, a cancel from Prefect
+            self.client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
+            raise
+        self.client.set_terminated(run_id, "FINISHED")
+
+    def has_run(self, run_id: str) -> bool:
+        """Return whether a run of that id exists and is not deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException:
+            return False
+
+    def run_url(self, run_id: str) -> str:
+        """Return the address of a run's page below the UI's own address."""
+        experiment = self.client.get_run(run_id).info.experiment_id
+        return f"#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
+
+    def recent_runs(self, limit: int = 20) -> list[dict[str, Any]]:
+        """Return the newest runs of all experiments with their status, tags and main figures."""
+        experiments = [found for name in EXPERIMENTS if (found := self.client.get_experiment_by_name(name))]
+        if not experiments:
+            return []
+        names = {e.experiment_id: e.name for e in experiments}
+        runs = self.client.search_runs(list(names), order_by=["attributes.start_time DESC"], max_results=limit)
+        return [
+            {
+                "run_id": run.info.run_id,
+                "experiment": names[run.info.experiment_id],
+                "name": run.info.run_name,
+                "status": run.info.status,
+                "started": run.info.start_time,
+                "seconds": round(((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000, 1),
+                "tags": {k: v for k, v in run.data.tags.items() if k.startswith(("orchestrion.", "prefect."))},
+                "metrics": dict(run.data.metrics),
+            }
+            for run in runs
+        ]
+
+    def models(self) -> list[ModelVersion]:
+        """Return every registered model version, newest first."""
+        found = []
+        for registered in self.client.search_registered_models(max_results=1000):
+            for entry in self.client.search_model_versions(f"name='{registered.name}'", max_results=1000):
+                aliases = tuple(sorted(a for a, v in registered.aliases.items() if str(v) == str(entry.version)))
+                found.append((entry.creation_timestamp, _as_model_version(entry, aliases)))
+        return [version for _, version in sorted(found, key=lambda pair: -pair[0])]
+
+    def model(self, reference: str = "") -> ModelVersion:
+        """Return the version that `name@3`, `name@champion`, `name` (its latest) or nothing (the newest of all) means.
+
+        Raises:
+            NotFound: no such model; the message lists what there is.
+        """
+        known = self.models()
+        if not known:
+            raise NotFound(f"home {self.home.root} holds no trained model yet; run `orchestrion train` first")
+        name, _, wanted = reference.partition("@")
+        if not name:
+            return known[0]
+        versions = [entry for entry in known if entry.name == name]
+        if not versions:
+            raise NotFound(f"no model {name!r}; known: {', '.join(sorted({entry.name for entry in known}))}")
+        matching = [entry for entry in versions if wanted in ("", entry.version) or wanted in entry.aliases]
+        if not matching:
+            listed = ", ".join(f"{v.reference}{''.join(f' ({a})' for a in v.aliases)}" for v in versions)
+            raise NotFound(f"model {name!r} has no version or alias {wanted!r}; known: {listed}")
+        return matching[0]
+
+    def fetch(self, model: ModelVersion) -> Path:
+        """Return a folder with a model's weights and state: the checkpoint it was made from, else the registry's copy.
+
+        Raises:
+            NotFound: neither is there.
+        """
+        from mlflow.exceptions import MlflowException
+
+        local = self.home.root / model.checkpoint
+        if (local / "state.json").exists():
+            return local
+        try:
+            from mlflow.artifacts import download_artifacts
+
+            return Path(download_artifacts(f"models:/{model.name}/{model.version}", tracking_uri=self.uri))
+        except (MlflowException, OSError) as error:
+            raise NotFound(
+                f"model {model.reference}: its checkpoint {local} is gone and the registry has no copy: {error}"
+            ) from None
+
+    def champion(self, name: str) -> ModelVersion | None:
+        """Return the version of a model that carries the alias `champion`, if one does."""
+        return next((entry for entry in self.models() if entry.name == name and CHAMPION in entry.aliases), None)
+
+    def promote(self, model: ModelVersion) -> None:
+        """Give the alias `champion` to a version."""
+        self.client.set_registered_model_alias(model.name, CHAMPION, model.version)
+
+    def set_model_tags(self, model: ModelVersion, tags: Mapping[str, str]) -> None:
+        """Set tags on a registered version, for the model's page and for later comparisons."""
+        for key, value in tags.items():
+            self.client.set_model_version_tag(model.name, model.version, key, value)
+
+    def model_tags(self, model: ModelVersion) -> dict[str, str]:
+        """Return the tags of a registered version."""
+        return dict(self.client.get_model_version(model.name, model.version).tags)
+
+
+def _as_model_version(entry: Any, aliases: tuple[str, ...]) -> ModelVersion:
+    tags = entry.tags
+    return ModelVersion(
+        entry.name, str(entry.version), entry.run_id or tags.get("run_id", ""), Path(tags.get("checkpoint", "")),
+        tags.get("dataset", ""), tags.get("model_id", ""), aliases,
+    )  # fmt: skip
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    target = logging.getLogger(name)
+    before = target.level
+    target.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        target.setLevel(before)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        path = f"{prefix}.{key}" if prefix else key
+        if isinstance(value, Mapping):
+            yield from _flatten(value, path)
+        else:
+            yield path, value
+
+
+@lru_cache(maxsize=1)
+def git_commit() -> str:
+    """Return the commit of the code that runs, `-dirty` added where the tree differs from it, or `unknown`."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match=NoTagMatches"],
+            cwd=root, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return said.stdout.strip()

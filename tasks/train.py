@@ -1,0 +1,395 @@
+"""Ray Train around models/training.py: workers, checkpoints, clean stops. No arithmetic of learning here."""
+
+import json
+import logging
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import nn
+
+from models.registry import build_model
+from models.training import build_optimizer, eval_step, learning_rate, train_step
+from tasks import cluster
+from tasks.batches import TokenStore
+from tasks.checkpoints import CheckpointFolder, read_state, restore
+from tasks.config import TrainConfig, digest, to_json
+from tasks.datasets import DatasetVersion
+from tasks.errors import ConfigError, Interrupted
+from tasks.home import Home
+from tasks.music.tokenizers.registry import tokenizer_from_json
+
+logger = logging.getLogger(__name__)
+
+_VALIDATION_SEED = 2**31  # away from training seeds, so that no window is drawn for both
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """All that a worker needs to know; travels whole."""
+
+    config: TrainConfig
+    dataset: dict[str, Any]  # name and version
+    tokenizer: dict[str, Any]  # its JSON form
+    train_shards: list[Path]
+    validation_shards: list[Path]
+    run_dir: Path
+    n_threads: int
+
+    @property
+    def metrics(self) -> Path:
+        return self.run_dir / "metrics.jsonl"
+
+    @property
+    def stop_request(self) -> Path:
+        return self.run_dir / "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """Where a run ended."""
+
+    run_dir: Path
+    checkpoint: Path  # the best one
+    step: int
+    metrics: dict[str, float]
+
+
+def run_dir_of(home: Home, config: TrainConfig, dataset: DatasetVersion) -> Path:
+    """Return the folder of the run that (dataset version, settings) determine; the same call goes on there."""
+    settings = to_json(config)
+    for without_effect in ("n_workers", "cpus_per_worker", "max_failures", "keep_periodic", "log_every"):
+        settings.pop(without_effect)
+    identity = {"dataset": dataset.name, "dataset_version": dataset.version, "train": settings}
+    return home.runs / f"{config.preset}-{digest(identity)[:12]}"
+
+
+def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> TrainJob:
+    """Put together what the workers need.
+
+    Raises:
+        ConfigError: more workers than the machine or cluster has cores for.
+    """
+    n_cores = cluster.n_cpus()
+    n_threads = config.cpus_per_worker or max(1, n_cores // config.n_workers)
+    if config.n_workers * n_threads > n_cores:
+        raise ConfigError(
+            f"train.n_workers={config.n_workers} x {n_threads} cores each are more than the {n_cores} cores there are"
+        )
+    return TrainJob(
+        config=config,
+        dataset={"name": dataset.name, "version": dataset.version},
+        tokenizer=dataset.manifest["encoder"]["settings"],
+        train_shards=dataset.token_shards("train"),
+        validation_shards=dataset.token_shards("validation"),
+        run_dir=run_dir,
+        n_threads=n_threads,
+    )
+
+
+def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> TrainResult:
+    """Train to the end on Ray Train, going on from the last checkpoint where there is one.
+
+    Args:
+        on_points: gets the metric points as they are written, in order, in this thread.
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; the state was saved first.
+    """
+    job.run_dir.mkdir(parents=True, exist_ok=True)
+    job.stop_request.unlink(missing_ok=True)
+    failure: list[BaseException] = []
+    trainer = threading.Thread(target=_fit_in_thread, args=(job, failure), name="ray-train", daemon=True)
+    with _stop_on_signals(job) as received:
+        tail = _Tail(job.metrics)
+        trainer.start()
+        while trainer.is_alive():
+            trainer.join(0.25)
+            on_points(tail.new_points())
+        on_points(tail.new_points())
+    if failure:
+        raise failure[0]
+    state = read_progress(job.run_dir)
+    if state["step"] < job.config.n_steps:
+        raise Interrupted(
+            f"training stopped by {received or 'request'} at step {state['step']} of {job.config.n_steps}; saved"
+        )
+    best = CheckpointFolder(job.run_dir / "checkpoints").find("best")
+    assert best is not None
+    return TrainResult(job.run_dir, best, state["step"], state["metrics"])
+
+
+def read_progress(run_dir: Path) -> dict[str, Any]:
+    """Return step and metrics of a run's last checkpoint; step 0 where there is none."""
+    last = CheckpointFolder(run_dir / "checkpoints").find("last")
+    return read_state(last) if last else {"step": 0, "metrics": {}}
+
+
+def _fit_in_thread(job: TrainJob, failure: list[BaseException]) -> None:
+    # In a thread, because fit() blocks and would put its own SIGINT handler in the main one, which aborts unsaved.
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    storage = job.run_dir / "ray"
+    use_gpu = torch.cuda.is_available()
+    resources = {"CPU": job.n_threads} | ({"GPU": 1} if use_gpu else {})
+    try:
+        cluster.connect()
+        TorchTrainer(
+            worker_loop,
+            train_loop_config={"job": job},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=job.config.n_workers, use_gpu=use_gpu, resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"attempt-{time.time_ns()}",  # a name used before would make Ray resume by itself
+                storage_path=str(storage),
+                failure_config=ray.train.FailureConfig(max_failures=job.config.max_failures),
+            ),
+        ).fit()
+    except BaseException as error:
+        failure.append(error)
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+def worker_loop(settings: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    run_steps(
+        settings["job"], context.get_world_rank(), context.get_world_size(), device, ray.train.torch.prepare_model
+    )
+
+
+def run_steps(
+    job: TrainJob,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | None = None,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
+) -> None:
+    """Run the steps that are left. Rank 0 writes checkpoints and `metrics.jsonl`.
+
+    On CPU with one worker, a run that was stopped and taken up again ends with the same bits as one that was not.
+    """
+    config = job.config
+    torch.set_num_threads(job.n_threads)
+    torch.manual_seed(config.seed)
+    tokenizer = tokenizer_from_json(job.tokenizer)
+    bare = build_model(config.model, tokenizer.vocab_size, tokenizer.pad_id).to(device or "cpu")
+    optimizer = build_optimizer(config.optimizer, bare)
+    checkpoints = CheckpointFolder(job.run_dir / "checkpoints")
+    last = checkpoints.find("last")
+    state = restore(last, bare, optimizer) if last else {"step": 0, "best_loss": None}
+    model = wrap(bare) if wrap else bare
+    reporter = _Reporter(job, rank, state["step"])
+    train, validation = TokenStore(job.train_shards), TokenStore(job.validation_shards)
+    best_loss = state["best_loss"]
+    for step in range(state["step"] + 1, config.n_steps + 1):
+        batch = train.batch(config.seed, step, config.batch_size, config.window_tokens, tokenizer.pad_id)
+        torch.manual_seed(_step_seed(config.seed, step, rank))  # dropout: keyed by step, so no RNG state need be kept
+        rate = learning_rate(config.schedule, step, config.model.d_model, config.n_steps)
+        metrics = train_step(
+            model,
+            optimizer,
+            torch.from_numpy(batch[rank::world_size]).to(device or "cpu"),
+            learning_rate=rate,
+            max_grad_norm=config.optimizer.max_grad_norm,
+            n_targets=int((batch[:, 1:] != tokenizer.pad_id).sum()) / world_size,
+            pad_id=tokenizer.pad_id,
+            bf16=config.bf16,
+        )
+        is_last = step == config.n_steps
+        stop = _any_rank(job.stop_request.exists() if rank == 0 else False, world_size)
+        reporter.add(step, metrics, rate, int((batch != tokenizer.pad_id).sum()), world_size)
+        if step % config.log_every == 0 or is_last or stop:
+            reporter.flush(world_size)
+        is_best = False
+        if step % config.evaluate_every == 0 or is_last:
+            loss, accuracy = _validate(model, validation, config, tokenizer.pad_id, rank, world_size, device)
+            is_best = best_loss is None or loss < best_loss
+            best_loss = loss if is_best else best_loss
+            reporter.write({"step": step, "val/loss": loss, "val/accuracy": accuracy})
+        if rank == 0 and (is_best or is_last or stop or step % config.checkpoint_every == 0):
+            saved = _state(job, step, best_loss, reporter.latest, bare)
+            checkpoints.save(bare, optimizer, saved, is_best, config.keep_periodic)
+        if stop:
+            break
+    if world_size > 1:
+        torch.distributed.barrier()
+
+
+def _state(job: TrainJob, step: int, best_loss: float | None, metrics: dict[str, float], model: Any) -> dict[str, Any]:
+    return {
+        "step": step,
+        "best_loss": best_loss,
+        "metrics": {key: value for key, value in metrics.items() if key != "train/tokens_per_second"},
+        "config": to_json(job.config),
+        "dataset": job.dataset,
+        "tokenizer": job.tokenizer,
+        "n_parameters": model.n_parameters,
+        # Dropout and batches are drawn anew for each step from (seed, step, rank): this is the whole random state.
+        "rng": {"kind": "keyed by (seed, step, rank)", "seed": job.config.seed, "step": step},
+    }
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _validate(
+    model: nn.Module,
+    store: TokenStore,
+    config: TrainConfig,
+    pad_id: int,
+    rank: int,
+    world_size: int,
+    device: torch.device | None,
+) -> tuple[float, float]:
+    """Return mean loss (nats) and accuracy over the same windows of the validation split every time."""
+    windows = store.batch(_VALIDATION_SEED, 0, config.validation_windows, config.window_tokens, pad_id)[
+        rank::world_size
+    ]
+    sums = np.zeros(3)
+    bare = getattr(model, "module", model)
+    for start in range(0, len(windows), config.batch_size):
+        tokens = torch.from_numpy(windows[start : start + config.batch_size]).to(device or "cpu")
+        sums += np.array(eval_step(bare, tokens, pad_id=pad_id, bf16=config.bf16))
+    nll, n_targets, n_correct = _sum_over_ranks(sums, world_size)
+    return float(nll / n_targets), float(n_correct / n_targets)
+
+
+def _sum_over_ranks(values: np.ndarray, world_size: int) -> np.ndarray:
+    if world_size == 1:
+        return values
+    tensor = torch.from_numpy(values).to("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+    torch.distributed.all_reduce(tensor)
+    return tensor.cpu().numpy()
+
+
+def _any_rank(flag: bool, world_size: int) -> bool:
+    return bool(_sum_over_ranks(np.array([float(flag)]), world_size)[0])
+
+
+class _Reporter:
+    """Gathers step metrics and appends points to `metrics.jsonl`; only rank 0 writes."""
+
+    def __init__(self, job: TrainJob, rank: int, step: int) -> None:
+        self.path, self.rank = job.metrics, rank
+        self.latest: dict[str, float] = {}
+        self._reset()
+        if rank == 0:
+            kept = [point for point in read_points(self.path) if point["step"] <= step]
+            self.path.write_text("".join(json.dumps(point) + "\n" for point in kept))
+            for point in kept:
+                self.latest |= {key: value for key, value in point.items() if key != "step"}
+
+    def _reset(self) -> None:
+        self.sums = np.zeros(3)
+        self.n_tokens, self.n_skipped, self.started = 0, 0, time.perf_counter()
+
+    def add(self, step: int, metrics: Any, rate: float, n_tokens: int, world_size: int) -> None:
+        self.sums += np.array([metrics.loss_sum, metrics.n_targets, metrics.n_correct])
+        self.n_tokens += n_tokens
+        self.n_skipped += not metrics.applied
+        self.step, self.rate, self.grad_norm = step, rate, metrics.grad_norm
+
+    def flush(self, world_size: int) -> None:
+        loss, n_targets, n_correct = _sum_over_ranks(self.sums, world_size)
+        seconds = time.perf_counter() - self.started
+        self.write(
+            {
+                "step": self.step,
+                "train/loss": float(loss / n_targets),
+                "train/accuracy": float(n_correct / n_targets),
+                "train/learning_rate": self.rate,
+                "train/grad_norm": self.grad_norm,
+                "train/tokens_per_second": self.n_tokens / seconds,
+                "train/skipped_steps": float(self.n_skipped),
+            }
+        )
+        self._reset()
+
+    def write(self, point: dict[str, float]) -> None:
+        self.latest |= {key: value for key, value in point.items() if key != "step"}
+        if self.rank == 0:
+            with self.path.open("a") as handle:
+                handle.write(json.dumps(point) + "\n")
+
+
+class _Tail:
+    """Reads the points that were appended to a file since the last look, each once, though a restart rewrites some."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = 0
+        self.seen: set[tuple[float, bool]] = set()
+
+    def new_points(self) -> list[dict[str, float]]:
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size < self.offset:
+            self.offset = 0
+        if size == self.offset:
+            return []
+        with self.path.open("rb") as handle:
+            handle.seek(self.offset)
+            whole, _, _ = handle.read().rpartition(b"\n")
+        self.offset += len(whole) + 1 if whole else 0
+        fresh = []
+        for line in whole.splitlines():
+            point = json.loads(line)
+            key = (point["step"], "val/loss" in point)
+            if key not in self.seen:
+                self.seen.add(key)
+                fresh.append(point)
+        return fresh
+
+
+def read_points(path: Path) -> list[dict[str, float]]:
+    """Return the metric points of a run; a torn last line is left out."""
+    points = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            points.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return points
+
+
+@contextmanager
+def _stop_on_signals(job: TrainJob) -> Iterator[list[str]]:
+    """While open, SIGINT and SIGTERM ask the workers to save and stop; a second one gives up at once."""
+    received: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number).name)
+        logger.warning("%s: saving a checkpoint, then stopping (again: stop at once)", received[0])
+        job.stop_request.touch()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    terminate = before[signal.SIGTERM]
+    if received == ["SIGTERM"] and callable(terminate):
+        terminate(signal.SIGTERM, None)  # a cancel from Prefect: now that the state is saved, let it take its course

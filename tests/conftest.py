@@ -1,0 +1,62 @@
+"""What all tests share: real MIDI where it is, one Ray, one Prefect server, small homes."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import environment
+from tasks.home import Home
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def real_data(part: str) -> Path:
+    """Return `dev` or `bad` of the folder of real MIDI, or skip: the project ships none of it."""
+    root = Path(os.environ.get("ORCHESTRION_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not (root / part).is_dir():
+        pytest.skip(f"no real MIDI at {root / part}; set ORCHESTRION_TEST_DATA to a folder that holds {part}/")
+    return root / part
+
+
+@pytest.fixture(scope="session")
+def quiet_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefect, Ray and MLflow as the command line sets them up, with Prefect's files in a temporary folder."""
+    folder = tmp_path_factory.mktemp("environment")
+    environment.prepare(Home.at(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray(quiet_environment: Path) -> Iterator[None]:
+    """A Ray of two cores for the whole session."""
+    from tasks import cluster
+
+    cluster.connect()
+    yield
+    cluster.disconnect()
+
+
+@pytest.fixture(scope="session")
+def prefect(quiet_environment: Path) -> Iterator[None]:
+    """A Prefect server of its own for the whole session, without the heartbeat that costs a second a flow."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    before = signal.getsignal(signal.SIGTERM)
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """An empty home of one test."""
+    where = Home.at(tmp_path / "home")
+    where.prepare()
+    return where

@@ -1,0 +1,89 @@
+"""One config, checked once: overrides, unknown keys, wrong types, impossible values."""
+
+import json
+
+import pytest
+
+from models.config import WarmupCosineSchedule
+from tasks.config import DatasetConfig, PipelineConfig, apply_overrides, digest, field_paths, from_json, to_json
+from tasks.errors import ConfigError
+from tasks.presets import PRESETS, build_preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_json_form_gives_the_same_preset_back(name: str) -> None:
+    config = build_preset(name)
+    assert from_json(PipelineConfig, json.loads(json.dumps(to_json(config)))) == config
+
+
+def test_overrides_reach_nested_settings_and_leave_the_rest() -> None:
+    before = PipelineConfig()
+    after = apply_overrides(
+        before, ["train.model.n_layers=4", "dataset.augment.transpositions=[-1,0]", "generate.sampling.top_k=8"]
+    )
+    assert after.train.model.n_layers == 4
+    assert after.dataset.augment.transpositions == (-1, 0)
+    assert after.generate.sampling.top_k == 8
+    assert after.evaluate == before.evaluate
+    assert before == PipelineConfig()
+
+
+def test_another_schedule_brings_its_own_defaults_and_settings() -> None:
+    config = apply_overrides(
+        PipelineConfig(),
+        ["train.schedule.name=warmup_cosine", "train.schedule.peak=0.002", "train.schedule.warmup_steps=7"],
+    )
+    assert config.train.schedule == WarmupCosineSchedule(peak=0.002, warmup_steps=7)
+
+
+def test_another_optimizer_keeps_the_settings_they_share() -> None:
+    config = apply_overrides(PipelineConfig(), ["train.optimizer.eps=1e-6", "train.optimizer.name=adamw"])
+    assert (config.train.optimizer.name, config.train.optimizer.eps) == ("adamw", 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.n_step=5", "unknown key 'train.n_step'; known here: preset, model"),
+        ("nothing.at.all=5", "unknown key 'nothing'; known here: dataset, train, evaluate, generate"),
+        ("train.model.depth=5", "'train.model.depth'"),
+        ("train.n_steps.deep=5", "unknown key 'train.n_steps.deep'"),
+        ("train.n_steps=many", "train.n_steps"),
+        ("train.n_steps=0", "n_steps=0 is below 1"),
+        ("train.n_steps=2.5", "train.n_steps"),
+        ("train.model.n_heads=7", "d_model=128 is not a multiple of n_heads=7"),
+        ("generate.sampling.temperature=0", "temperature=0.0"),
+        ("dataset.n_shards=12", "n_shards=12 is not a power of 2"),
+        ("train.schedule.name=cosine", "cosine"),
+        ("train.n_steps", "write it as key=value"),
+    ],
+)
+def test_a_mistake_is_one_message_with_the_place(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(PipelineConfig(), [override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_key_in_json_is_refused_at_any_depth() -> None:
+    values = to_json(PipelineConfig())
+    values["train"]["model"]["n_layer"] = 3
+    with pytest.raises(ConfigError, match=r"train\.model\.n_layer"):
+        from_json(PipelineConfig, values)
+
+
+def test_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="music_transformer_tiny"):
+        build_preset("music_transformer_huge")
+
+
+def test_digest_sees_every_setting_and_not_the_order_of_keys() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest(DatasetConfig()) != digest(DatasetConfig(split_seed=1))
+
+
+def test_field_paths_name_every_setting() -> None:
+    paths = field_paths(PipelineConfig)
+    assert "train.model.n_layers" in paths
+    assert "train.schedule.peak" in paths
+    assert len(paths) == len(set(paths))
