@@ -18,7 +18,7 @@ from tasks.home import Home
 logger = logging.getLogger(__name__)
 
 EXPERIMENTS = ("orchestrion/datasets", "orchestrion/training", "orchestrion/evaluation", "orchestrion/generation")
-CHAMPION, LATEST = "champion", "latest"
+CHAMPION, LATEST = "champion", "latest"  # MLflow reserves `latest` and means the highest version by it
 _MAX_PARAM_LENGTH = 6000
 
 
@@ -124,7 +124,6 @@ class Run:
         Args:
             facts: tags of the version; `checkpoint` and `dataset` let it be found again.
         """
-        import mlflow
         from mlflow.entities import LoggedModelOutput
 
         client = self._client
@@ -139,11 +138,15 @@ class Run:
         client.log_model_artifacts(logged.model_id, str(export))
         client.finalize_logged_model(logged.model_id, "READY")
         client.log_outputs(self.run_id, models=[LoggedModelOutput(logged.model_id, 0)])
-        with _quiet("mlflow"):
-            made = mlflow.register_model(
-                f"models:/{logged.model_id}", name, tags=dict(facts) | {"model_id": logged.model_id}
-            )
-        client.set_registered_model_alias(name, LATEST, made.version)
+        if not any(known.name == name for known in client.search_registered_models(f"name='{name}'")):
+            client.create_registered_model(name)
+        made = client.create_model_version(
+            name,
+            source=f"models:/{logged.model_id}",
+            run_id=self.run_id,
+            tags=dict(facts) | {"model_id": logged.model_id},
+            model_id=logged.model_id,
+        )
         self.log_tags({"orchestrion.model_version": f"{name}@{made.version}"})
         return self.tracker.model(f"{name}@{made.version}")
 
@@ -257,7 +260,7 @@ class Tracker:
         versions = [entry for entry in known if entry.name == name]
         if not versions:
             raise NotFound(f"no model {name!r}; known: {', '.join(sorted({entry.name for entry in known}))}")
-        matching = [entry for entry in versions if wanted in ("", entry.version) or wanted in entry.aliases]
+        matching = [entry for entry in versions if wanted in ("", LATEST, entry.version) or wanted in entry.aliases]
         if not matching:
             listed = ", ".join(f"{v.reference}{''.join(f' ({a})' for a in v.aliases)}" for v in versions)
             raise NotFound(f"model {name!r} has no version or alias {wanted!r}; known: {listed}")
@@ -307,17 +310,6 @@ def _as_model_version(entry: Any, aliases: tuple[str, ...]) -> ModelVersion:
         entry.name, str(entry.version), entry.run_id or tags.get("run_id", ""), Path(tags.get("checkpoint", "")),
         tags.get("dataset", ""), tags.get("model_id", ""), aliases,
     )  # fmt: skip
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    target = logging.getLogger(name)
-    before = target.level
-    target.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        target.setLevel(before)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -112,7 +112,7 @@ class ReadLimits:
     max_bytes: int = 64 * 2**20
     max_notes: int = 1_000_000
     max_seconds: float = 24 * 3600.0
-    max_tracks: int = 4096
+    max_tracks: int = 0xFFFF  # as many as a header can state
 
 
 def seconds_at(tempos: Tempos, ticks_per_quarter: int, ticks: NDArray[np.integer]) -> FloatArray:

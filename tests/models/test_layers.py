@@ -84,9 +84,8 @@ def test_ragged_steps_with_a_cache_are_the_formula(max_relative_distance: int) -
     B, T, n_new = 3, 11, 4
     x_BTD = torch.randn(B, T, 12, dtype=torch.float64)
     lengths = [2, 7, 0]
-    cache = LayerCache(
-        torch.full((B, 3, T, 4), 99.0, dtype=torch.float64), torch.full((B, 3, T, 4), 99.0, dtype=torch.float64), None
-    )
+    stale_BHJK = torch.full((B, 3, T, 4), 99.0, dtype=torch.float64)
+    cache = LayerCache(stale_BHJK, stale_BHJK.clone(), None)
     for row, length in enumerate(lengths):
         if length:
             own = LayerCache(cache.keys_BHJK[row : row + 1], cache.values_BHJK[row : row + 1], None)
