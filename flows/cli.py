@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from flows import environment
 from tasks.errors import ConfigError, OrchestrionError
@@ -413,12 +413,12 @@ def _run(arguments: list[str]) -> int:
     try:
         returned = app(args=arguments, standalone_mode=False)
         return returned if isinstance(returned, int) else 0
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except click.ClickException as error:
-        _complain(error.format_message())
+    except TyperException as error:  # a wrong option: `format_message` names it
+        _complain(getattr(error, "format_message", error.__str__)())
         return 2
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; nothing half-done is left in the home")
         return 130
     except OrchestrionError as error:
@@ -529,3 +529,7 @@ def _list(rows: list[dict[str, Any]], columns: Sequence[str], as_json: bool, key
     widths = [max(len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)]
     for line in [list(columns), *cells]:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    main()

@@ -88,6 +88,28 @@ class GrammarTables:
     def vocab_size(self) -> int:
         return self.next_state_SV.shape[1]
 
+    def follow(self, ids: Sequence[int], where: str = "") -> tuple[int, set[int]]:
+        """Return the state and the open slots after `ids`.
+
+        Raises:
+            ValueError: an id that the grammar does not allow there; `where` opens the message.
+        """
+        next_state_SV = self.next_state_SV.cpu().numpy()
+        opens_V, closes_V = self.opens_V.cpu().numpy(), self.closes_V.cpu().numpy()
+        needs_all_closed_V = self.needs_all_closed_V.cpu().numpy()
+        state, open_slots = self.start_state, set[int]()
+        for position, token in enumerate(ids):
+            follower = int(next_state_SV[state, token])
+            opened, closed = int(opens_V[token]), int(closes_V[token])
+            is_closed = closed < self.n_slots and closed not in open_slots
+            if follower < 0 or opened in open_slots or is_closed or (needs_all_closed_V[token] and open_slots):
+                raise ValueError(f"{where}the grammar forbids id {token} at position {position}")
+            state = follower
+            open_slots.discard(closed)
+            if opened < self.n_slots:
+                open_slots.add(opened)
+        return state, open_slots
+
 
 class GrammarRows:
     """Where each row of a batch stands in a grammar."""
@@ -128,30 +150,12 @@ class GrammarRows:
             self.open_BC[row_B, closes_B] = closes_B == tables.n_slots + 1
             self.open_BC[row_B, opens_B] = opens_B != tables.n_slots
 
-    def walk(self, row: int, ids: Sequence[int]) -> int | None:
-        """Reset one row and move it along `ids`; return the index of the first one that is not allowed, if any."""
-        tables, vocab_size = self.tables, self.tables.vocab_size
-        next_state_SV = tables.next_state_SV.cpu().numpy()
-        opens_V, closes_V = tables.opens_V.cpu().numpy(), tables.closes_V.cpu().numpy()
-        needs_all_closed_V = tables.needs_all_closed_V.cpu().numpy()
-        state, open_slots = tables.start_state, set[int]()
-        for index, token in enumerate(ids):
-            if not 0 <= token < vocab_size or next_state_SV[state, token] < 0:
-                return index
-            opened, closed = int(opens_V[token]), int(closes_V[token])
-            closes_one = closed < tables.n_slots
-            if opened in open_slots or (closes_one and closed not in open_slots):
-                return index
-            if needs_all_closed_V[token] and open_slots:
-                return index
-            state = int(next_state_SV[state, token])
-            open_slots.discard(closed)
-            if opened < tables.n_slots:
-                open_slots.add(opened)
+    def walk(self, row: int, ids: Sequence[int]) -> None:
+        """Reset one row and move it along `ids`, all of which must be allowed."""
+        state, open_slots = self.tables.follow(ids)
         self.reset(row)
         self.state_B[row] = state
         self.open_BC[row, sorted(open_slots)] = True
-        return None
 
     def copy_row(self, source: int, target: int) -> None:
         """Overwrite row `target` with row `source`."""

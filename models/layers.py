@@ -24,10 +24,11 @@ ACCELERATOR_QUERY_BLOCK = 512
 class KVCache:
     """Keys and values of the tokens seen so far; `length_B` of them are valid in each row.
 
-    Whatever lies behind a row's length is masked and is overwritten by that row's next tokens.
+    Whatever lies behind a row's length is masked and is overwritten by that row's next tokens. Keys lie with time
+    innermost, so that a step reads them in order: reading memory is most of a step with many tokens behind it.
     """
 
-    keys_LBHJK: Tensor
+    keys_LBHKJ: Tensor
     values_LBHJK: Tensor
     length_B: Tensor
 
@@ -36,28 +37,30 @@ class KVCache:
         """Return a cache of no tokens, of the dtype and on the device of `like`; J is the room of each row."""
         # Zeros, not uninitialised memory: a masked key has weight 0, and 0 times a leftover NaN is NaN.
         length_B = torch.zeros(shape_LBHJK[1], dtype=torch.long, device=like.device)
-        return cls(like.new_zeros(shape_LBHJK), like.new_zeros(shape_LBHJK), length_B)
+        n_layers, batch_size, n_heads, max_length, d_head = shape_LBHJK
+        keys_LBHKJ = like.new_zeros(n_layers, batch_size, n_heads, d_head, max_length)
+        return cls(keys_LBHKJ, like.new_zeros(shape_LBHJK), length_B)
 
     @property
     def max_length(self) -> int:
-        return self.keys_LBHJK.shape[3]
+        return self.keys_LBHKJ.shape[4]
 
     @property
     def batch_size(self) -> int:
-        return self.keys_LBHJK.shape[1]
+        return self.keys_LBHKJ.shape[1]
 
     def rows(self, start: int, end: int) -> "KVCache":
         """Return rows `start` to `end` (excluded) as a cache that shares its memory with this one."""
-        return KVCache(self.keys_LBHJK[:, start:end], self.values_LBHJK[:, start:end], self.length_B[start:end])
+        return KVCache(self.keys_LBHKJ[:, start:end], self.values_LBHJK[:, start:end], self.length_B[start:end])
 
     def layer(self, index: int, plan: "CachePlan | None") -> "LayerCache":
         """Return the memory of layer `index`; `plan` is None while the cache is empty."""
-        return LayerCache(self.keys_LBHJK[index], self.values_LBHJK[index], plan)
+        return LayerCache(self.keys_LBHKJ[index], self.values_LBHJK[index], plan)
 
     def copy_row(self, source: int, target: int) -> None:
         """Overwrite row `target` with row `source`."""
         n = int(self.length_B[source])
-        self.keys_LBHJK[:, target, :, :n] = self.keys_LBHJK[:, source, :, :n]
+        self.keys_LBHKJ[:, target, ..., :n] = self.keys_LBHKJ[:, source, ..., :n]
         self.values_LBHJK[:, target, :, :n] = self.values_LBHJK[:, source, :, :n]
         self.length_B[target] = n
 
@@ -94,7 +97,7 @@ class CachePlan:
 class LayerCache:
     """One layer's share of a `KVCache` during one call."""
 
-    keys_BHJK: Tensor
+    keys_BHKJ: Tensor
     values_BHJK: Tensor
     plan: CachePlan | None
 
@@ -179,16 +182,16 @@ class RelativeAttention(nn.Module):
         if cache is None:
             y_BHTK = self.attend(q_BHTK, k_BHTK, v_BHTK, bias_B1TJ)
         elif cache.plan is None:
-            cache.keys_BHJK[:, :, : x_BTD.shape[1]] = k_BHTK
+            cache.keys_BHKJ[..., : x_BTD.shape[1]] = k_BHTK.transpose(-1, -2)
             cache.values_BHJK[:, :, : x_BTD.shape[1]] = v_BHTK
             y_BHTK = self.attend(q_BHTK, k_BHTK, v_BHTK, bias_B1TJ)
         else:
             row_B1 = torch.arange(x_BTD.shape[0], device=x_BTD.device)[:, None]
-            cache.keys_BHJK[row_B1, :, cache.plan.position_BT] = k_BHTK.transpose(1, 2)
+            cache.keys_BHKJ[row_B1, :, :, cache.plan.position_BT] = k_BHTK.transpose(1, 2)
             cache.values_BHJK[row_B1, :, cache.plan.position_BT] = v_BHTK.transpose(1, 2)
             n_keys = cache.plan.n_keys
             y_BHTK = self.attend_to_cache(
-                q_BHTK, cache.keys_BHJK[:, :, :n_keys], cache.values_BHJK[:, :, :n_keys], cache.plan
+                q_BHTK, cache.keys_BHKJ[..., :n_keys], cache.values_BHJK[:, :, :n_keys], cache.plan
             )
         return self.to_out(y_BHTK.transpose(1, 2).flatten(2))
 
@@ -219,13 +222,13 @@ class RelativeAttention(nn.Module):
             blocks.append(scores_BHTJ.softmax(-1) @ v_BHTK[:, :, :end])
         return torch.cat(blocks, dim=2)
 
-    def attend_to_cache(self, q_BHTK: Tensor, k_BHJK: Tensor, v_BHJK: Tensor, plan: CachePlan) -> Tensor:
+    def attend_to_cache(self, q_BHTK: Tensor, k_BHKJ: Tensor, v_BHJK: Tensor, plan: CachePlan) -> Tensor:
         table_HKR = self.relative_rows(min(self.max_relative_distance, plan.n_keys))
         # All rows of the batch in one product: `matmul` would copy the whole table once for each of them.
         relative_HBTR = (q_BHTK.transpose(0, 1).flatten(1, 2) @ table_HKR).unflatten(1, q_BHTK.shape[::2])
         index_BHTJ = plan.relative_index_BTJ[:, None].expand(-1, self.n_heads, -1, -1)
         scores_BHTJ = relative_HBTR.transpose(0, 1).gather(-1, index_BHTJ)
-        scores_BHTJ += q_BHTK @ k_BHJK.transpose(-1, -2)
+        scores_BHTJ += q_BHTK @ k_BHKJ
         scores_BHTJ += plan.bias_B1TJ
         return scores_BHTJ.softmax(-1) @ v_BHJK
 

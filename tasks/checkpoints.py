@@ -24,6 +24,7 @@ from tasks.music.tokenizers.registry import tokenizer_from_json
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+STATE_KEYS = ("step", "best_loss", "metrics", "config", "dataset", "tokenizer", "n_parameters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +70,24 @@ class CheckpointFolder:
         return final
 
     def find(self, which: str = "last") -> Path | None:
-        """Return the folder of the `last` or `best` checkpoint, or None where there is none yet."""
+        """Return the folder of the `last` or `best` checkpoint, or None where there is none yet.
+
+        Raises:
+            CheckpointError: the file that names it is damaged.
+        """
         pointer = self.root / f"{which}.json"
-        return self.root / read_json(pointer)["checkpoint"] if pointer.exists() else None
+        if not pointer.exists():
+            return None
+        try:
+            return self.root / read_json(pointer)["checkpoint"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{pointer} is damaged: {error}") from None
 
     def _drop_old(self, keep_periodic: int) -> None:
         kept = {self.find("last"), self.find("best")}
-        others = sorted(path for path in self.root.glob("step-*") if path not in kept)
-        for path in others[: len(others) - keep_periodic]:
+        others = (path for path in self.root.glob("step-*") if path not in kept)
+        oldest_first = sorted(others, key=lambda path: (len(path.name), path.name))  # step-1000000 after step-999999
+        for path in oldest_first[: max(0, len(oldest_first) - keep_periodic)]:
             shutil.rmtree(path)
         for leftover in self.root.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -91,15 +102,18 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     state = read_state(folder)
     load_weights(folder, model)
     tensors = _load_tensors(folder / "optimizer.safetensors")
-    names = [name for name, _ in model.named_parameters()]
-    known = {f"{name}.{kind}" for name in names for kind in ("step", "exp_avg", "exp_avg_sq")}
-    if set(tensors) != known:
-        raise CheckpointError(
-            f"{folder}: optimizer state does not fit this model ({_first_difference(set(tensors), known)})"
-        )
+    if not tensors:  # saved before any step was applied
+        return state
+    wanted = {f"{name}.step": (1,) for name, _ in model.named_parameters()}
+    for kind in ("exp_avg", "exp_avg_sq"):
+        wanted |= {f"{name}.{kind}": tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != wanted:
+        difference = _first_difference(set(found.items()), set(wanted.items()))
+        raise CheckpointError(f"{folder}: optimizer state does not fit this model ({difference})")
     for name, parameter in model.named_parameters():
         optimizer.state[parameter] = {
-            "step": tensors[f"{name}.step"].reshape(()),
+            "step": tensors[f"{name}.step"].reshape(()).to(parameter.device),  # there the fused optimizer wants it
             "exp_avg": tensors[f"{name}.exp_avg"].to(parameter.device),
             "exp_avg_sq": tensors[f"{name}.exp_avg_sq"].to(parameter.device),
         }
@@ -182,6 +196,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / 'state.json'} is damaged: {error}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{folder / 'state.json'} is not of checkpoint format {FORMAT}")
+    missing = [key for key in STATE_KEYS if key not in state]
+    if missing:
+        raise CheckpointError(f"{folder / 'state.json'} is damaged: it has no {missing[0]!r}")
     return state
 
 

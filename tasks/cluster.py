@@ -12,6 +12,8 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
+_CANCEL_SECONDS = 10.0
+
 
 def n_cpus() -> int:
     """Return the cores this process may use, or ORCHESTRION_CPUS where that is set."""
@@ -91,22 +93,35 @@ def run_over(
     pending: dict[Any, int] = {}
     queue: Iterator[tuple[int, Chunk]] = enumerate(chunks)
     exhausted = False
-    while pending or not exhausted:
-        while not exhausted and len(pending) < limit:
-            item = next(queue, None)
-            if item is None:
-                exhausted = True
-            else:
-                pending[remote.remote(item[1])] = item[0]
-        if not pending:
-            break
-        done, _ = ray.wait(list(pending), num_returns=1, timeout=1.0)
-        for reference in done:
-            index = pending.pop(reference)
-            results[index] = _get(reference)
-            if on_result:
-                on_result(results[index])
+    try:
+        while pending or not exhausted:
+            while not exhausted and len(pending) < limit:
+                item = next(queue, None)
+                if item is None:
+                    exhausted = True
+                else:
+                    pending[remote.remote(item[1])] = item[0]
+            if not pending:
+                break
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=1.0)
+            for reference in done:
+                index = pending.pop(reference)
+                results[index] = _get(reference)
+                if on_result:
+                    on_result(results[index])
+    finally:
+        _cancel(list(pending))
     return [results[index] for index in sorted(results)]
+
+
+def _cancel(references: list[Any]) -> None:
+    """Stop tasks that nobody waits for any more, so that none writes behind the back of what comes next."""
+    import ray
+
+    for reference in references:
+        ray.cancel(reference)
+    if references:
+        ray.wait(references, num_returns=len(references), timeout=_CANCEL_SECONDS)
 
 
 def _get(reference: Any) -> Any:

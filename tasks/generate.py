@@ -74,9 +74,11 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig) -> list[Prompt]:
         return [Prompt("", "", (tokenizer.start_id,))]
     prompts = []
     for file in scan_source(Path(config.prompt)).files:
-        data = Path(file.location).read_bytes()
         try:
+            data = Path(file.location).read_bytes()
             score = read_midi(data, file.path)
+        except OSError as error:
+            raise NotFound(f"prompt {file.path}: {error.strerror} ({file.location})") from None
         except BadScore as error:
             raise BadScore(error.reason, f"prompt {file.path}: {error.detail}") from None
         ids = tokenizer.encode(NoteBatch.from_scores([score])).ids
@@ -144,7 +146,24 @@ def generate_batch(
         "dataset_version": "{name}@{version}".format(**loaded.state["dataset"]),
         "code_commit": git_commit(),
     }
-    jobs = _cut_into_jobs(checkpoint, prompts, config, lineage, temporary)
+    try:
+        manifest = _compose(_cut_into_jobs(checkpoint, prompts, config, lineage, temporary), config, lineage, on_pieces)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(final, ignore_errors=True)  # asked for anew: the same bytes again
+    publish_folder(temporary, final)
+    return Batch(name, final, manifest)
+
+
+def _compose(
+    jobs: list[GenerateJob],
+    config: GenerateConfig,
+    lineage: dict[str, str],
+    on_pieces: Callable[[int], None] | None,
+) -> dict[str, Any]:
+    """Fill the jobs' folder with a batch; return its manifest, the last file written."""
+    folder = jobs[0].folder
     sidecars: list[dict[str, Any]] = []
     if config.n_workers == 1:
         for job in jobs:
@@ -161,11 +180,9 @@ def generate_batch(
         "pieces": [{"name": piece["name"], "midi_sha256": piece["midi_sha256"]} for piece in sidecars],
         "statistics": _means([piece["statistics"] for piece in sidecars]),
     }
-    write_atomically(temporary / "gallery.html", _gallery(temporary, sidecars, manifest).encode())
-    write_atomically(temporary / "manifest.json", json_bytes(manifest))
-    shutil.rmtree(final, ignore_errors=True)  # asked for anew: the same bytes again
-    publish_folder(temporary, final)
-    return Batch(name, final, manifest)
+    write_atomically(folder / "gallery.html", _gallery(folder, sidecars, manifest).encode())
+    write_atomically(folder / "manifest.json", json_bytes(manifest))
+    return manifest
 
 
 def generate_pieces(job: GenerateJob) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,18 @@ class SongShard:
 
 
 def hash_sources(files: list[SourceFile], on_files: Callable[[int], None] | None = None) -> list[HashedFile]:
-    """Hash all files on Ray, in order; `on_files` gets the number of files as each chunk is done."""
-    results = cluster.run_over(hash_files, chunk_by_bytes(files), lambda done: on_files and on_files(len(done)))
-    return [hashed for chunk in results for hashed in chunk]
+    """Hash all files, in order; `on_files` gets the number of files as each chunk is done.
+
+    In threads of this process: hashing releases the interpreter's lock, and a rebuild that finds nothing new to do need
+    not start Ray to learn so.
+    """
+    hashed: list[HashedFile] = []
+    with ThreadPoolExecutor(cluster.n_cpus()) as pool:
+        for chunk in pool.map(hash_files, chunk_by_bytes(files)):
+            hashed += chunk
+            if on_files:
+                on_files(len(chunk))
+    return hashed
 
 
 def plan_song_shards(config: DatasetConfig, hashed: list[HashedFile], folder: Path) -> list[SongShard]:

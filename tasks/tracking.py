@@ -45,6 +45,7 @@ class Run:
     def __init__(self, tracker: "Tracker", run_id: str) -> None:
         self.tracker = tracker
         self.run_id = run_id
+        self._steps_of: dict[str, set[int]] = {}  # metric -> steps that the store has a point of
 
     @property
     def _client(self) -> Any:
@@ -62,10 +63,27 @@ class Run:
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log one point of each of some curves."""
-        self.log_curve([(step, values)])
+        self._log_points([(step, values)])
 
     def log_curve(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Log many points at once: (step, {metric: value})."""
+        """Log many points at once: (step, {metric: value}); a step that a curve has already is left as it is.
+
+        So a training run that was stopped or retried may offer its curves again from the beginning.
+        """
+        fresh = [
+            (step, {key: value for key, value in values.items() if self._is_new(key, step)}) for step, values in points
+        ]
+        self._log_points(fresh)
+        for step, values in fresh:
+            for key in values:
+                self._steps_of[key].add(step)
+
+    def _is_new(self, key: str, step: int) -> bool:
+        if key not in self._steps_of:
+            self._steps_of[key] = {point.step for point in self._client.get_metric_history(self.run_id, key)}
+        return step not in self._steps_of[key]
+
+    def _log_points(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         import time
 
         from mlflow.entities import Metric

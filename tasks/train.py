@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import signal
 import threading
@@ -25,8 +26,8 @@ from tasks.batches import TokenStore
 from tasks.checkpoints import CheckpointFolder, read_state, restore
 from tasks.config import TrainConfig, digest, to_json
 from tasks.datasets import DatasetVersion
-from tasks.errors import ConfigError, Interrupted
-from tasks.home import Home
+from tasks.errors import ConfigError, Interrupted, OrchestrionError
+from tasks.home import Home, write_atomically
 from tasks.music.tokenizers.registry import tokenizer_from_json
 
 logger = logging.getLogger(__name__)
@@ -112,12 +113,17 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
     with _stop_on_signals(job) as received:
         tail = _Tail(job.metrics)
         trainer.start()
-        while trainer.is_alive():
-            trainer.join(0.25)
+        try:
+            while trainer.is_alive():
+                trainer.join(0.25)
+                on_points(tail.new_points())
             on_points(tail.new_points())
-        on_points(tail.new_points())
+        except Exception:  # the tracker's: a retry must not find this training still at work in the same folder
+            job.stop_request.touch()
+            trainer.join()
+            raise
     if failure:
-        raise failure[0]
+        raise _own_error(failure[0])
     state = read_progress(job.run_dir)
     if state["step"] < job.config.n_steps:
         raise Interrupted(
@@ -132,6 +138,12 @@ def read_progress(run_dir: Path) -> dict[str, Any]:
     """Return step and metrics of a run's last checkpoint; step 0 where there is none."""
     last = CheckpointFolder(run_dir / "checkpoints").find("last")
     return read_state(last) if last else {"step": 0, "metrics": {}}
+
+
+def _own_error(failure: BaseException) -> BaseException:
+    """Return what a worker raised, where it is an error of ours that Ray Train wrapped; else `failure` itself."""
+    causes = [getattr(error, "_base_exc", error) for error in getattr(failure, "worker_failures", {}).values()]
+    return next((error for error in causes if isinstance(error, OrchestrionError)), failure)
 
 
 def _fit_in_thread(job: TrainJob, failure: list[BaseException]) -> None:
@@ -193,9 +205,9 @@ def run_steps(
     optimizer = build_optimizer(config.optimizer, bare)
     checkpoints = CheckpointFolder(job.run_dir / "checkpoints")
     last = checkpoints.find("last")
-    state = restore(last, bare, optimizer) if last else {"step": 0, "best_loss": None}
+    state = restore(last, bare, optimizer) if last else {"step": 0, "best_loss": None, "unreported": None}
     model = wrap(bare) if wrap else bare
-    reporter = _Reporter(job, rank, state["step"])
+    reporter = _Reporter(job, rank, state["step"], state["unreported"])
     train, validation = TokenStore(job.train_shards), TokenStore(job.validation_shards)
     best_loss = state["best_loss"]
     for step in range(state["step"] + 1, config.n_steps + 1):
@@ -214,8 +226,8 @@ def run_steps(
         )
         is_last = step == config.n_steps
         stop = _any_rank(job.stop_request.exists() if rank == 0 else False, world_size)
-        reporter.add(step, metrics, rate, int((batch != tokenizer.pad_id).sum()), world_size)
-        if step % config.log_every == 0 or is_last or stop:
+        reporter.add(step, metrics, rate, int((batch != tokenizer.pad_id).sum()))
+        if step % config.log_every == 0 or is_last:
             reporter.flush(world_size)
         is_best = False
         if step % config.evaluate_every == 0 or is_last:
@@ -223,20 +235,24 @@ def run_steps(
             is_best = best_loss is None or loss < best_loss
             best_loss = loss if is_best else best_loss
             reporter.write({"step": step, "val/loss": loss, "val/accuracy": accuracy})
-        if rank == 0 and (is_best or is_last or stop or step % config.checkpoint_every == 0):
-            saved = _state(job, step, best_loss, reporter.latest, bare)
-            checkpoints.save(bare, optimizer, saved, is_best, config.keep_periodic)
+        if is_best or is_last or stop or step % config.checkpoint_every == 0:
+            saved = _state(job, step, best_loss, reporter, world_size, bare)
+            if rank == 0:
+                checkpoints.save(bare, optimizer, saved, is_best, config.keep_periodic)
         if stop:
             break
     if world_size > 1:
         torch.distributed.barrier()
 
 
-def _state(job: TrainJob, step: int, best_loss: float | None, metrics: dict[str, float], model: Any) -> dict[str, Any]:
+def _state(
+    job: TrainJob, step: int, best_loss: float | None, reporter: "_Reporter", world_size: int, model: Any
+) -> dict[str, Any]:
     return {
         "step": step,
         "best_loss": best_loss,
-        "metrics": {key: value for key, value in metrics.items() if key != "train/tokens_per_second"},
+        "metrics": {key: value for key, value in reporter.latest.items() if key != "train/tokens_per_second"},
+        "unreported": reporter.unreported(world_size),
         "config": to_json(job.config),
         "dataset": job.dataset,
         "tokenizer": job.tokenizer,
@@ -287,28 +303,34 @@ def _any_rank(flag: bool, world_size: int) -> bool:
 class _Reporter:
     """Gathers step metrics and appends points to `metrics.jsonl`; only rank 0 writes."""
 
-    def __init__(self, job: TrainJob, rank: int, step: int) -> None:
+    def __init__(self, job: TrainJob, rank: int, step: int, unreported: list[float] | None) -> None:
         self.path, self.rank = job.metrics, rank
         self.latest: dict[str, float] = {}
         self._reset()
         if rank == 0:
+            self.sums += unreported or 0.0
             kept = [point for point in read_points(self.path) if point["step"] <= step]
-            self.path.write_text("".join(json.dumps(point) + "\n" for point in kept))
+            write_atomically(self.path, "".join(json.dumps(point) + "\n" for point in kept).encode())
             for point in kept:
                 self.latest |= {key: value for key, value in point.items() if key != "step"}
 
     def _reset(self) -> None:
-        self.sums = np.zeros(3)
-        self.n_tokens, self.n_skipped, self.started = 0, 0, time.perf_counter()
+        self.sums = np.zeros(4)  # loss, targets, hits, skipped steps since the last point
+        self.n_tokens, self.started = 0, time.perf_counter()
 
-    def add(self, step: int, metrics: Any, rate: float, n_tokens: int, world_size: int) -> None:
-        self.sums += np.array([metrics.loss_sum, metrics.n_targets, metrics.n_correct])
+    def add(self, step: int, metrics: Any, rate: float, n_tokens: int) -> None:
+        # All ranks skip the same steps: one of them counts.
+        skipped = self.rank == 0 and not metrics.applied
+        self.sums += np.array([metrics.loss_sum, metrics.n_targets, metrics.n_correct, skipped])
         self.n_tokens += n_tokens
-        self.n_skipped += not metrics.applied
         self.step, self.rate, self.grad_norm = step, rate, metrics.grad_norm
 
+    def unreported(self, world_size: int) -> list[float]:
+        """Return the sums since the last point; saved, so that the next point covers the steps before a stop too."""
+        return _sum_over_ranks(self.sums.copy(), world_size).tolist()
+
     def flush(self, world_size: int) -> None:
-        loss, n_targets, n_correct = _sum_over_ranks(self.sums, world_size)
+        loss, n_targets, n_correct, n_skipped = _sum_over_ranks(self.sums, world_size)
         seconds = time.perf_counter() - self.started
         self.write(
             {
@@ -318,7 +340,7 @@ class _Reporter:
                 "train/learning_rate": self.rate,
                 "train/grad_norm": self.grad_norm,
                 "train/tokens_per_second": self.n_tokens / seconds,
-                "train/skipped_steps": float(self.n_skipped),
+                "train/skipped_steps": float(n_skipped),
             }
         )
         self._reset()
@@ -335,16 +357,16 @@ class _Tail:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.offset = 0
+        self.inode, self.offset = 0, 0
         self.seen: set[tuple[float, bool]] = set()
 
     def new_points(self) -> list[dict[str, float]]:
-        size = self.path.stat().st_size if self.path.exists() else 0
-        if size < self.offset:
-            self.offset = 0
-        if size == self.offset:
+        if not self.path.exists():
             return []
         with self.path.open("rb") as handle:
+            inode = os.fstat(handle.fileno()).st_ino
+            if inode != self.inode:  # a restart put another file in its place
+                self.inode, self.offset = inode, 0
             handle.seek(self.offset)
             whole, _, _ = handle.read().rpartition(b"\n")
         self.offset += len(whole) + 1 if whole else 0

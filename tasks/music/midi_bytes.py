@@ -174,31 +174,36 @@ def mark_channels(track: bytes, where: str) -> MarkedTrack:
     Raises:
         BadScore: parse_error, a message without any status byte before it; behind the markers it would pass as one.
     """
-    counts = np.bincount(np.frombuffer(track.translate(None, _SEVEN_BITS), np.uint8), minlength=256)
-    is_used = (counts[0x80:0x90] + counts[0x90:0xA0] + counts[0xB0:0xC0]) > 0
-    if not is_used.any():
+    bytes_in_track = np.frombuffer(track.translate(None, _SEVEN_BITS), np.uint8)
+    counts = np.bincount(bytes_in_track, minlength=256).tolist()  # of bytes above 127, most of them statuses
+    sounding = [channel for channel in range(16) if counts[0x90 | channel]]
+    used = [
+        channel for channel in range(16) if counts[0x90 | channel] or counts[0x80 | channel] or counts[0xB0 | channel]
+    ]
+    if not used:
         return MarkedTrack(track, 0, False)
     if begins_without_status(track):
         raise BadScore("parse_error", f"a track begins with running status, before any status byte ({where})")
     port = port_of(track)
-    front = b"".join(
+    front = [
         _front(channel, program, port)
-        for channel in np.flatnonzero(is_used).tolist()
+        for channel in used
         for program in _programs(track, 0xC0 | channel, counts[0xC0 | channel])
-    )
-    sounding = np.flatnonzero(counts[0x90:0xA0]).tolist()
+    ]
     is_whole = track.endswith(END_OF_TRACK)
-    is_doubtful = not is_whole or (counts[0xF0] + counts[0xF7] > 0 and breaks_running_status(track))
+    is_doubtful = not is_whole or ((counts[0xF0] or counts[0xF7]) and breaks_running_status(track))
     if not sounding or not is_whole:
-        return MarkedTrack(front + track, 0, bool(is_doubtful))
-    behind = b"".join([EMPTY_TEXT, b"\x01", *(_behind(channel) for channel in sounding), END_OF_TRACK])
-    return MarkedTrack(b"".join((front, track[:-3], behind)), len(sounding), bool(is_doubtful))
+        return MarkedTrack(b"".join([*front, track]), 0, bool(is_doubtful))
+    behind = [EMPTY_TEXT, b"\x01", *(_behind(channel) for channel in sounding), END_OF_TRACK]
+    return MarkedTrack(b"".join([*front, track[:-3], *behind]), len(sounding), bool(is_doubtful))
 
 
 def _programs(track: bytes, status: int, count: int) -> list[int]:
     """Return every byte that follows a program change, or what looks like one; last 0, with which a track begins."""
     if count > 1000:
         return list(reversed(range(128)))  # what looks like so many program changes is not searched one by one
+    if not count:
+        return [0]
     programs, place = {0}, -1
     for _ in range(count):
         place = track.index(status, place + 1)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import symusic
 from numpy.typing import NDArray
 
 from tasks.errors import BadScore, NotFound
@@ -117,6 +116,8 @@ class ReadLimits:
 
 def seconds_at(tempos: Tempos, ticks_per_quarter: int, ticks: NDArray[np.integer]) -> FloatArray:
     """Return the time of each tick in seconds: exact sums in integers, rounded once."""
+    if len(tempos.tick) == 1:
+        return ticks * tempos.microseconds_per_quarter[0] / (ticks_per_quarter * 1e6)
     change, elapsed = _elapsed(tempos)
     place = np.searchsorted(tempos.tick, ticks, side="right") - 1
     microseconds = elapsed[place] + (ticks - tempos.tick[place]) * change[place]
@@ -181,8 +182,8 @@ def build_score(
             end_seconds=end_seconds,
         ),
         tempos=tempos,
-        time_signatures=time_signatures or TimeSignatures(_NO_TICKS, _NO_TICKS, _NO_TICKS),
-        key_signatures=key_signatures or KeySignatures(_NO_TICKS, _NO_TICKS, _NO_TICKS.astype(np.bool_)),
+        time_signatures=time_signatures or NO_TIME_SIGNATURES,
+        key_signatures=key_signatures or NO_KEY_SIGNATURES,
         pedals=Pedals(
             onset=pedal_onset,
             end=pedal_end,
@@ -196,6 +197,8 @@ def build_score(
 
 
 _NO_TICKS = np.zeros(0, dtype=np.int64)
+NO_TIME_SIGNATURES = TimeSignatures(_NO_TICKS, _NO_TICKS, _NO_TICKS)
+NO_KEY_SIGNATURES = KeySignatures(_NO_TICKS, _NO_TICKS, _NO_TICKS.astype(np.bool_))
 
 
 def _note_order(notes: dict[str, NDArray[Any]]) -> IntArray:
@@ -321,6 +324,8 @@ def _read_sequence(tracks: Sequence[bytes], ticks_per_quarter: int, where: str) 
 
 def _parse(data: bytes, where: str) -> tuple[Any, Counter[str]]:
     """Read with symusic; data bytes over 127 are clamped in a second attempt, which is counted."""
+    import symusic  # noqa: PLC0415  configs and tokenizers know scores without ever reading a file
+
     try:
         return symusic.Score.from_midi(data), Counter()
     except Exception as error:  # symusic raises bare RuntimeErrors, and what its bindings raise is not written down
@@ -379,6 +384,7 @@ def _read_part(part: Any, key_before: int) -> _Part:
 
 
 _NO_MOVES = np.zeros((0, 2), dtype=np.int32)
+_NO_ROWS = np.zeros((0, 3), dtype=np.int64)
 
 
 def _note_columns(parts: Sequence[_Part]) -> dict[str, IntArray]:
@@ -520,6 +526,8 @@ def _tempos(rows: IntArray, dropped: Counter[str]) -> Tempos:
 
 
 def _time_signatures(rows: IntArray, dropped: Counter[str]) -> TimeSignatures:
+    if not len(rows):
+        return NO_TIME_SIGNATURES
     is_good = (rows[:, 1] > 0) & (rows[:, 2] > 0)
     dropped["bad_time_signature"] += int(np.sum(~is_good))
     rows = _last_of_tick(rows[is_good])
@@ -527,6 +535,8 @@ def _time_signatures(rows: IntArray, dropped: Counter[str]) -> TimeSignatures:
 
 
 def _key_signatures(rows: IntArray, dropped: Counter[str]) -> KeySignatures:
+    if not len(rows):
+        return NO_KEY_SIGNATURES
     is_good = (np.abs(rows[:, 1]) <= 7) & (rows[:, 2] >= 0) & (rows[:, 2] <= 1)
     dropped["bad_key_signature"] += int(np.sum(~is_good))
     rows = _last_of_tick(rows[is_good])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tasks.music.notes import BoolArray, FloatArray, IntArray, NoteBatch, TrackArray
+from tasks.music.notes import BoolArray, FloatArray, IntArray, NoteBatch, TrackArray, order_by_voice
 
 _TIME_GRID = 1e7  # steps a second when times are compared: finer than any tick that a real file has
 
@@ -91,7 +91,7 @@ def _end_of_span(
 def _next_onset(batch: NoteBatch, held: IntArray, group: IntArray) -> FloatArray:
     """Onset of the next note of the same pitch in the same group, or infinity."""
     onset, voice = batch.onset_seconds[held], group << 7 | batch.pitch[held]
-    order = np.lexsort([onset, voice])
+    order = order_by_voice(voice, onset)
     following = np.full(len(held), np.inf)
     is_same = np.diff(voice[order]) == 0
     following[order[:-1][is_same]] = onset[order[1:][is_same]]

@@ -133,7 +133,7 @@ def test_a_row_that_was_used_before_starts_afresh() -> None:
 
 
 def test_a_cache_takes_the_dtype_of_the_weights() -> None:
-    assert build_decoder().double().new_cache(1, 4).keys_LBHJK.dtype == torch.float64
+    assert build_decoder().double().new_cache(1, 4).keys_LBHKJ.dtype == torch.float64
 
 
 @torch.no_grad()

@@ -85,10 +85,10 @@ def test_ragged_steps_with_a_cache_are_the_formula(max_relative_distance: int) -
     x_BTD = torch.randn(B, T, 12, dtype=torch.float64)
     lengths = [2, 7, 0]
     stale_BHJK = torch.full((B, 3, T, 4), 99.0, dtype=torch.float64)
-    cache = LayerCache(stale_BHJK, stale_BHJK.clone(), None)
+    cache = LayerCache(stale_BHJK.transpose(-1, -2).contiguous(), stale_BHJK, None)
     for row, length in enumerate(lengths):
         if length:
-            own = LayerCache(cache.keys_BHJK[row : row + 1], cache.values_BHJK[row : row + 1], None)
+            own = LayerCache(cache.keys_BHKJ[row : row + 1], cache.values_BHJK[row : row + 1], None)
             attention(x_BTD[row : row + 1, :length], bias_for(length), own)
     cache.plan = CachePlan.of(torch.tensor(lengths), n_new, max_relative_distance, torch.float64)
     new_BTD = torch.stack([x_BTD[row, length : length + n_new] for row, length in enumerate(lengths)])
@@ -131,15 +131,15 @@ def test_sinusoids_are_the_formula(d_model: int) -> None:
 
 def test_a_cache_row_can_be_viewed_and_copied() -> None:
     cache = KVCache.empty((2, 3, 1, 5, 4), like=torch.zeros(1, dtype=torch.float64))
-    assert (cache.batch_size, cache.max_length, cache.keys_LBHJK.dtype) == (3, 5, torch.float64)
+    assert (cache.batch_size, cache.max_length, cache.keys_LBHKJ.dtype) == (3, 5, torch.float64)
     row = cache.rows(1, 2)
-    row.keys_LBHJK += 1.0
+    row.keys_LBHKJ += 1.0
     row.length_B += 2
     assert cache.length_B.tolist() == [0, 2, 0]
     cache.copy_row(1, 2)
     assert cache.length_B.tolist() == [0, 2, 2]
-    assert cache.keys_LBHJK[:, 2, :, :2].eq(1).all()
-    assert cache.keys_LBHJK[:, 0].eq(0).all()
+    assert cache.keys_LBHKJ[:, 2, ..., :2].eq(1).all()
+    assert cache.keys_LBHKJ[:, 0].eq(0).all()
 
 
 def test_feed_forward_clips_below_zero() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tasks.errors import ConfigError
 from tasks.music.grammar import Grammar
-from tasks.music.notes import BoolArray, FloatArray, IntArray, NoteBatch, offsets_of
+from tasks.music.notes import BoolArray, FloatArray, IntArray, NoteBatch, offsets_of, order_by_voice
 from tasks.music.score import Score, build_score
 from tasks.music.transforms import apply_sustain
 
@@ -229,9 +229,8 @@ def _one_note_per_pitch(notes: _Notes) -> tuple[_Notes, BoolArray]:
     Returns:
         notes sorted by (piece, pitch, onset), and which of them were cut by the next one.
     """
-    n_units = int(notes.onset.max(initial=0)) + 1
     voice = notes.piece << 7 | notes.pitch
-    order = np.argsort(voice * n_units + notes.onset)
+    order = order_by_voice(voice, notes.onset)
     notes, voice = notes[order], voice[order]
     is_first = np.ones(len(voice), dtype=np.bool_)
     is_first[1:] = (voice[1:] != voice[:-1]) | (notes.onset[1:] != notes.onset[:-1])
@@ -239,56 +238,64 @@ def _one_note_per_pitch(notes: _Notes) -> tuple[_Notes, BoolArray]:
         first = np.flatnonzero(is_first)
         loudest, latest = np.maximum.reduceat(notes.velocity_bin, first), np.maximum.reduceat(notes.end, first)
         notes, voice = _Notes(notes.piece[first], notes.pitch[first], loudest, notes.onset[first], latest), voice[first]
-    following = np.full(len(voice), np.iinfo(np.int64).max)
-    following[:-1] = np.where(voice[1:] == voice[:-1], notes.onset[1:], following[:-1])
-    is_cut = following < notes.end
-    ends = np.minimum(notes.end, following)
+    is_cut = np.zeros(len(voice), dtype=np.bool_)
+    is_cut[:-1] = (voice[1:] == voice[:-1]) & (notes.onset[1:] < notes.end[:-1])
+    ends = notes.end.copy()
+    ends[:-1][is_cut[:-1]] = notes.onset[1:][is_cut[:-1]]
     return _Notes(notes.piece, notes.pitch, notes.velocity_bin, notes.onset, ends), is_cut
 
 
 def _write_events(notes: _Notes, n_pieces: int) -> tuple[IntArray, TokenArray, IntArray]:
-    """Return token offsets, ids, and the unit of the last event of each piece.
-
-    One integer a note event holds, from its highest bits down: piece, unit, kind, pitch, velocity bin. Sorted, the
-    integers are the events in order. Kind 0 ends an earlier note, 1 begins a note, 2 ends a note of no length.
-    """
-    n_units = int(notes.end.max(initial=0)) + 1
-    if n_pieces * n_units >= 1 << 49:
-        raise ConfigError(f"{n_pieces} pieces of up to {n_units} units of 8 ms do not fit into one sort key")
-    place = notes.piece * n_units
-    on_keys = ((place + notes.onset) << 2 | 1) << 12 | notes.pitch << 5 | notes.velocity_bin
-    off_kind = (notes.end == notes.onset).astype(np.int64) << 1
-    off_keys = ((place + notes.end) << 2 | off_kind) << 12 | notes.pitch << 5
-    keys = np.concatenate([on_keys, off_keys])
-    keys.sort()
-    moment = keys >> 14
-    is_on = (keys >> 12 & 3) == 1
-    note_tokens = (keys >> 5 & 127) + np.where(is_on, NOTE_ON, NOTE_OFF)
-    velocity_tokens = (keys & 31) + SET_VELOCITY
-    event_piece = moment // n_units
-    unit = moment - event_piece * n_units
-    shift = np.diff(unit, prepend=0)
-    is_first = np.diff(event_piece, prepend=-1) != 0
-    shift[is_first] = unit[is_first]
+    """Return token offsets, ids, and the unit of the last event of each piece."""
+    keys, unit_bits = _event_keys(notes, n_pieces)
+    n_events = 2 * np.bincount(notes.piece, minlength=n_pieces)
+    has_events = np.flatnonzero(n_events)
+    last = (np.cumsum(n_events) - 1)[has_events]
+    first = last - n_events[has_events] + 1
+    moment = keys >> _MOMENT_BIT
+    shift = np.diff(moment, prepend=0)
+    shift[first] = moment[first] & ((1 << unit_bits) - 1)
     n_shifts = (shift + (SHIFT_MAX - 1)) // SHIFT_MAX
+    is_on = (keys & _ON_KEY) != 0
     n_tokens = n_shifts + 1 + is_on
-    # Where each event ends in the stream: after its own tokens, and <start> and <end> of the pieces so far.
-    ends = np.cumsum(n_tokens) + 2 * event_piece + 1
-    events_of_piece = np.bincount(event_piece, minlength=n_pieces)
-    last_event = np.cumsum(events_of_piece) - 1
-    total = np.where(last_event >= 0, np.cumsum(n_tokens)[last_event] if len(keys) else 0, 0)
-    offsets = np.append(0, total + 2 * np.arange(1, n_pieces + 1))
+    # <start> and <end> of every piece so far stand before the first event of a piece; so the sum runs over them too.
+    n_tokens[first] += np.diff(2 * has_events + 1, prepend=0)
+    ends = np.cumsum(n_tokens)  # place behind the last token of each event
+    lengths = np.full(n_pieces, 2)
+    starts = np.append(0, ends[last[:-1]]) + np.diff(2 * has_events + 1, prepend=0) if len(first) else first
+    lengths[has_events] += ends[last] - starts
+    offsets = offsets_of(lengths)
     ids = np.full(int(offsets[-1]), TIME_SHIFT + SHIFT_MAX - 1, dtype=np.uint16)
     ids[offsets[:-1]], ids[offsets[1:] - 1] = START, END
-    ids[ends - 1] = note_tokens
-    ids[ends[is_on] - 2] = velocity_tokens[is_on]
-    is_moved = n_shifts > 0
-    last_shift = ends[is_moved] - 2 - is_on[is_moved]
-    ids[last_shift] = TIME_SHIFT + (shift[is_moved] - 1) % SHIFT_MAX
+    ids[ends - 1] = (keys >> _PITCH_BIT & 127) + np.where(is_on, NOTE_ON, NOTE_OFF)
+    ids[ends[is_on] - 2] = (keys[is_on] & 31) + SET_VELOCITY
+    moved = np.flatnonzero(n_shifts)
+    rest = shift[moved] - (n_shifts[moved] - 1) * SHIFT_MAX
+    ids[ends[moved] - 2 - is_on[moved]] = rest + (TIME_SHIFT - 1)
     last_unit = np.zeros(n_pieces, dtype=np.int64)
-    has_events = events_of_piece > 0
-    last_unit[has_events] = unit[last_event[has_events]]
+    last_unit[has_events] = moment[last] & ((1 << unit_bits) - 1)
     return offsets, ids, last_unit
+
+
+# A note event as one integer, from its highest bits down: piece, unit, kind, pitch, velocity bin. Sorted, the integers
+# are the events in order. Kind 0 ends an earlier note, 1 begins a note, 2 ends a note of no length.
+_MOMENT_BIT, _KIND_BIT, _PITCH_BIT = 14, 12, 5
+_ON_KEY = 1 << _KIND_BIT
+
+
+def _event_keys(notes: _Notes, n_pieces: int) -> tuple[IntArray, int]:
+    """Return the sorted events, and how many bits of them the unit takes."""
+    unit_bits = int(notes.end.max(initial=0)).bit_length()
+    if n_pieces.bit_length() + unit_bits + _MOMENT_BIT > 63:
+        raise ConfigError(f"{n_pieces} pieces of up to {notes.end.max()} units of 8 ms do not fit into one sort key")
+    piece, pitch = notes.piece << unit_bits, notes.pitch << _PITCH_BIT
+    off_kind = (notes.end == notes.onset).astype(np.int64) << (_KIND_BIT + 1)
+    n_notes = len(pitch)
+    keys = np.empty(2 * n_notes, dtype=np.int64)
+    keys[:n_notes] = (piece | notes.onset) << _MOMENT_BIT | pitch | notes.velocity_bin | _ON_KEY
+    keys[n_notes:] = (piece | notes.end) << _MOMENT_BIT | pitch | off_kind
+    keys.sort()
+    return keys, unit_bits
 
 
 def _until_end(ids: ArrayLike) -> IntArray:

@@ -190,6 +190,36 @@ def test_empty_pieces_stand_between_others() -> None:
 # --- laws
 
 
+def slow_tokens(score: Score) -> list[int]:
+    """The definition of encoding without pedals, one note at a time."""
+    sounding: dict[int, dict[int, list[int]]] = {}  # pitch -> onset unit -> end unit, velocity
+    notes = score.notes
+    for pitch, onset, end, velocity in zip(
+        notes.pitch.tolist(), notes.onset_seconds, notes.end_seconds, notes.velocity.tolist(), strict=True
+    ):
+        merged = sounding.setdefault(pitch, {}).setdefault(int(onset * 125 + 0.5), [0, 0])
+        merged[:] = max(merged[0], int(end * 125 + 0.5)), max(merged[1], velocity)
+    events = []
+    for pitch, strikes in sounding.items():
+        onsets = sorted(strikes)
+        for onset, following in zip(onsets, [*onsets[1:], 10**9], strict=True):
+            end, velocity = strikes[onset]
+            end = min(end, following)
+            events += [(onset, 1, pitch, [382 + velocity // 4, 1 + pitch])]
+            events += [(end, 2 if end == onset else 0, pitch, [129 + pitch])]
+    ids, now = [414], 0
+    for unit, _, _, tokens in sorted(events):
+        ids += [256 + length for length in cut_shift((unit - now) * 8)] + tokens
+        now = unit
+    return [*ids, 415]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(scores(), min_size=1, max_size=3))
+def test_encoding_is_its_definition(pieces: list[Score]) -> None:
+    assert encode(*pieces).ids.tolist() == [token for piece in pieces for token in slow_tokens(piece)]
+
+
 @settings(deadline=None)
 @given(st.lists(scores(), max_size=4))
 def test_notes_in_are_notes_out_and_counted(pieces: list[Score]) -> None:

@@ -1,0 +1,87 @@
+"""The command line before any heavy work: help, mistakes, tokens and back."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import last_json, orchestrion
+from tests.samples import small_corpus
+
+HEAVY = ("torch", "ray", "prefect", "mlflow")
+COMMANDS = (
+    "rebuild train evaluate generate pipeline demo sweep datasets runs models presets encode decode doctor ui deploy"
+).split()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str, tmp_path: Path) -> None:
+    done = orchestrion(tmp_path, command, "--help")
+    assert done.returncode == 0
+    assert f"Example: orchestrion {command}" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["train", "--set", "train.n_step=1"], ["rebuild", "--nonsense"]]
+)
+def test_help_and_mistakes_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom flows import cli\n"
+        f"try: cli.main({arguments!r})\nexcept SystemExit: pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert said.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--set", "train.n_step=1"], "unknown key 'train.n_step'"),
+        (["train", "--set", "train.n_steps=many"], "train.n_steps"),
+        (["train", "--preset", "huge"], "unknown preset 'huge'"),
+        (["sweep", "--grid", "train.n_steps"], "write it as key=a,b,c"),
+        (["sweep", "--grid", "train.n_step=1,2"], "unknown key 'train.n_step'"),
+        (["nonsense"], "No such command 'nonsense'"),
+        (["generate", "-n", "0"], "n_pieces=0 is below 1"),
+        (["encode", "/nowhere.mid"], "cannot read /nowhere.mid"),
+        (["deploy", "--cron", "at night"], "is not a cron expression"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes_end_with_one_line_and_code_2(tmp_path: Path, arguments: list[str], said: str) -> None:
+    home = ["--home", str(tmp_path / "home")] if arguments[0] == "deploy" else []
+    done = orchestrion(tmp_path, *arguments, *home)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_presets_say_their_sizes(tmp_path: Path) -> None:
+    rows = {row["name"]: row for row in json.loads(orchestrion(tmp_path, "presets", "--json").stdout)}
+    assert rows["music_transformer"] == {
+        "name": "music_transformer", "system": "S004", "encoding": "oore", "vocab_size": 416, "n_parameters": 1_095_200,
+    }  # fmt: skip
+    assert rows["music_transformer_large"]["n_parameters"] == 6_525_344
+
+
+def test_encode_and_decode_are_inverse_on_the_grid(tmp_path: Path) -> None:
+    song = sorted(small_corpus(tmp_path / "midi", 3).glob("*.mid"))[0]
+    first = json.loads(orchestrion(tmp_path, "encode", str(song), "--json").stdout)
+    ids, copy = tmp_path / "ids.json", tmp_path / "copy.mid"
+    ids.write_text(json.dumps(first))
+    done = last_json(orchestrion(tmp_path, "decode", str(ids), "--out", str(copy), "--json"))
+    assert done["n_notes"] > 0
+    assert json.loads(orchestrion(tmp_path, "encode", str(copy), "--json").stdout)["ids"] == first["ids"]
+
+
+def test_decode_refuses_ids_that_are_none(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.json"
+    bad.write_text("[1, 9999]")
+    done = orchestrion(tmp_path, "decode", str(bad), "--out", str(tmp_path / "x.mid"))
+    assert done.returncode == 2
+    assert "id 9999 outside 0-415" in done.stderr
+    assert not (tmp_path / "x.mid").exists()

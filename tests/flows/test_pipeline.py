@@ -1,0 +1,138 @@
+"""The whole way through the real command line, Prefect, Ray and MLflow included."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import mido
+import pyarrow.parquet as pq
+import pytest
+
+from tests.flows.conftest import SETTINGS, last_json, orchestrion
+
+pytestmark = pytest.mark.slow
+
+Finished = tuple[Path, Path, dict[str, Any]]
+
+
+def test_the_summary_names_what_was_made(finished: Finished) -> None:
+    home, source, summary = finished
+    n_midi = sum(path.suffix == ".mid" for path in source.rglob("*"))
+    assert summary["n_files"] == n_midi == summary["n_accepted"] + summary["n_duplicate"] + summary["n_rejected"]
+    assert (summary["n_accepted"], summary["n_duplicate"], summary["n_rejected"]) == (10, 1, 4)
+    for key in ("dataset_dir", "ledger", "checkpoint", "batch_dir", "gallery"):
+        assert Path(summary[key]).exists()
+        assert Path(summary[key]).is_relative_to(home)
+    assert summary["n_notes"] > 0
+    assert summary["metrics"]["bits_per_note"] > 0
+    assert summary["promoted"]
+    assert pq.read_table(summary["ledger"]).num_rows == summary["n_files"]
+
+
+def test_every_composition_is_valid_midi_with_its_lineage(finished: Finished) -> None:
+    _, _, summary = finished
+    manifest = json.loads((Path(summary["batch_dir"]) / "manifest.json").read_text())
+    assert len(manifest["pieces"]) == 3
+    for piece in manifest["pieces"]:
+        path = Path(summary["batch_dir"]) / "pieces" / f"{piece['name']}.mid"
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == piece["midi_sha256"]
+        mido.MidiFile(path)
+        sidecar = json.loads(path.with_suffix(".json").read_text())
+        assert sidecar["model_version"] == summary["model_version"]
+        assert sidecar["dataset_version"].endswith(summary["dataset_version"])
+        assert sidecar["model_run_id"] == summary["run_id"]
+        for suffix in (".png", ".mp3"):
+            assert path.with_suffix(suffix).stat().st_size > 500
+
+
+def test_the_same_command_again_builds_trains_and_composes_nothing(finished: Finished) -> None:
+    home, source, summary = finished
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*.parquet")} | {
+        path: path.stat().st_mtime_ns for path in home.rglob("*.safetensors")
+    }
+    done = orchestrion(home, "pipeline", "--home", str(home), "--source", str(source), "--name", "small", "--json", *SETTINGS)
+    again = last_json(done)
+    assert again["reused"] == {"dataset": True, "model": True, "batch": True}
+    for key in ("dataset_version", "model_version", "batch", "run_id"):
+        assert again[key] == summary[key]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_batch_composed_anew_has_the_same_bytes(finished: Finished) -> None:
+    home, _, summary = finished
+    folder = Path(summary["batch_dir"])
+
+    def digests() -> dict[str, str]:
+        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+    before = digests()
+    done = orchestrion(
+        home, "generate", "--home", str(home), "--fresh", "--json", *SETTINGS, "--set", "generate.batch_size=2", "--set",
+        "generate.n_workers=2",
+    )  # fmt: skip
+    assert last_json(done)["batch"] == summary["batch"]
+    assert digests() == before
+
+
+def test_each_flow_is_a_tracked_run_with_its_tags(finished: Finished) -> None:
+    home, _, summary = finished
+    runs = last_json(orchestrion(home, "runs", "--home", str(home), "--json"))["runs"]
+    experiments = {run["experiment"] for run in runs}
+    assert experiments == {f"orchestrion/{name}" for name in ("datasets", "training", "evaluation", "generation")}
+    assert {run["status"] for run in runs} == {"FINISHED"}
+    for run in runs:
+        assert run["tags"]["orchestrion.dataset_version"] == summary["dataset_version"]
+        assert run["tags"]["orchestrion.git_commit"]
+        assert run["tags"]["prefect.flow_run_id"]
+    training = next(run for run in runs if run["run_id"] == summary["run_id"])
+    assert training["tags"]["orchestrion.model_version"] == summary["model_version"]
+    assert training["metrics"]["val/loss"] > 0
+
+
+def test_lists_show_what_there_is(finished: Finished) -> None:
+    home, _, summary = finished
+    datasets = last_json(orchestrion(home, "datasets", "--home", str(home), "--json"))["datasets"]
+    assert [entry["dataset_version"] for entry in datasets] == [summary["dataset_version"]]
+    models = last_json(orchestrion(home, "models", "--home", str(home), "--json"))["models"]
+    assert models[0]["model_version"] == summary["model_version"]
+    assert models[0]["aliases"] == ["champion"]
+    report = last_json(orchestrion(home, "doctor", "--home", str(home), "--json"))
+    assert report["ok"], report
+
+
+def test_a_prompt_is_continued(finished: Finished, tmp_path: Path) -> None:
+    home, source, summary = finished
+    prompt = next(source.glob("chorale-*.mid"))
+    done = orchestrion(
+        home, "generate", "--home", str(home), "--json", "-n", "2", "--prompt", str(prompt), *SETTINGS, "--set",
+        "generate.n_pieces=2", "--set", "generate.prompt_tokens=32", "--set", "generate.audio=none",
+    )  # fmt: skip
+    batch = Path(last_json(done)["batch_dir"])
+    sidecar = json.loads((batch / "pieces" / "0000.json").read_text())
+    assert sidecar["prompt"]["sha256"] == hashlib.sha256(prompt.read_bytes()).hexdigest()
+    assert sidecar["prompt"]["n_tokens"] == 32
+    assert batch.name != summary["batch"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["train", "--dataset", "nothing"], 2, "no dataset 'nothing'"),
+        (["train", "--dataset", "small@ffff"], 2, "has 0 versions like 'ffff'"),
+        (["evaluate", "--model", "nothing"], 2, "no model 'nothing'"),
+        (["generate", "--model", "small-music_transformer_tiny@9"], 2, "has no version or alias '9'"),
+        (["generate", "--prompt", "/nowhere/at/all"], 2, "does not exist"),
+        (["rebuild", "--source", "/nowhere/at/all"], 2, "source /nowhere/at/all does not exist"),
+        (["train", "--set", "train.n_workers=64", "--set", "train.batch_size=64"], 2, "train.n_workers=64"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line_and_an_exit_code(finished: Finished, arguments: list[str], code: int, said: str) -> None:
+    home, _, _ = finished
+    done = orchestrion(home, *arguments, "--home", str(home))
+    assert done.returncode == code, done.stderr
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("orchestrion:")]
+    assert len(complaints) == 1
+    assert said in complaints[0]
+    assert "Traceback" not in done.stderr

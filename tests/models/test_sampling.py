@@ -1,0 +1,389 @@
+"""Sampling: the same pieces in any batch, the grammar, the limits, and a slow sampler without a cache as the judge."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.config import DecoderConfig, SamplingConfig
+from models.decoder import Decoder
+from models.grammar_mask import GrammarRows, GrammarTables
+from models.sampling import draw, keep_likeliest, piece_uniforms, sample
+from tasks.music.tokenizers.oore import OoreTokenizer
+
+# A toy of music: 0 pads, 1 starts, 2 ends, 14 with 3-6 behind it opens slots 0-3, 7-10 close them, 11-13 are free.
+PAD, START, END, VOCAB_SIZE = 0, 1, 2, 15
+TINY = DecoderConfig(d_model=16, n_heads=4, n_layers=2, d_ff=32, max_relative_distance=12)
+
+
+def build_grammar(**changes: Any) -> SimpleNamespace:
+    next_state_SV = np.full((4, VOCAB_SIZE), -1, np.int16)  # before the start, body, behind 14, behind the end
+    next_state_SV[0, START] = 1
+    next_state_SV[1, 7:14] = 1
+    next_state_SV[1, 14] = 2
+    next_state_SV[1, END] = 3
+    next_state_SV[2, 3:7] = next_state_SV[2, 13] = 1
+    next_state_SV[3, PAD] = 3
+    opens_V, closes_V = np.full(VOCAB_SIZE, -1, np.int16), np.full(VOCAB_SIZE, -1, np.int16)
+    opens_V[3:7] = closes_V[7:11] = np.arange(4)
+    tables = {
+        "next_state_SV": next_state_SV,
+        "opens_V": opens_V,
+        "closes_V": closes_V,
+        "needs_all_closed_V": np.arange(VOCAB_SIZE) == END,
+        "n_slots": 4,
+        "start_state": 0,
+    }
+    return SimpleNamespace(**{**tables, **changes})
+
+
+def allowed_ids(grammar: SimpleNamespace, ids: list[int]) -> list[int]:
+    """The ids that may follow `ids`, by the rules themselves rather than by masks."""
+    state, open_slots = grammar.start_state, set[int]()
+    for token in ids:
+        state = int(grammar.next_state_SV[state, token])
+        assert state >= 0, f"id {token} in {ids}"
+        open_slots.discard(int(grammar.closes_V[token]))
+        if grammar.opens_V[token] >= 0:
+            open_slots.add(int(grammar.opens_V[token]))
+    return [
+        token
+        for token in range(len(grammar.opens_V))
+        if grammar.next_state_SV[state, token] >= 0
+        and int(grammar.opens_V[token]) not in open_slots
+        and (grammar.closes_V[token] < 0 or int(grammar.closes_V[token]) in open_slots)
+        and not (grammar.needs_all_closed_V[token] and open_slots)
+    ]
+
+
+def build_decoder(config: DecoderConfig = TINY, vocab_size: int = VOCAB_SIZE) -> Decoder:
+    torch.manual_seed(0)
+    decoder = Decoder(config, vocab_size)
+    torch.nn.init.normal_(decoder.head.weight)  # decided opinions, so that a wrong position or distance shows
+    torch.nn.init.constant_(decoder.head.bias[END], -2.0)  # pieces of many lengths, some longer than the limits here
+    for block in decoder.blocks:
+        torch.nn.init.normal_(block.attention.relative_MD)
+    return decoder
+
+
+def build_prompts(n: int) -> list[Tensor]:
+    """Prompts of 1 to 7 ids that the toy grammar allows."""
+    return [torch.tensor([START, 11, 14, 3, 12, 7, 13][: 1 + 3 * i % 7]) for i in range(n)]
+
+
+def run(
+    config: SamplingConfig, *, n: int = 6, grammar: Any = None, decoder: Decoder | None = None, **more: Any
+) -> list:
+    pieces = sample(
+        decoder or build_decoder(),
+        more.pop("prompts", build_prompts(n)),
+        more.pop("piece_indices", list(range(n))),
+        seed=more.pop("seed", 5),
+        config=config,
+        grammar=grammar,
+        end_id=END,
+        pad_id=PAD,
+        **more,
+    )
+    return [piece.tolist() for piece in pieces]
+
+
+def sample_slowly(config: SamplingConfig, n: int, grammar: SimpleNamespace | None) -> list[list[int]]:
+    """One piece at a time, the whole prefix again for each id, plain Python for the choice."""
+    decoder = build_decoder().double().eval()
+    pieces = []
+    for index, prompt in enumerate(build_prompts(n)):
+        ids, uniforms = prompt.tolist(), piece_uniforms(5, index, config.max_tokens)
+        while len(ids) < config.max_tokens and ids[-1] != END:
+            with torch.no_grad():
+                logits = decoder(torch.tensor([ids]))[0, -1].tolist()
+            allowed = allowed_ids(grammar, ids) if grammar else [token for token in range(VOCAB_SIZE) if token != PAD]
+            ids.append(choose_slowly(config, {token: logits[token] for token in allowed}, uniforms[len(ids)]))
+        pieces.append(ids)
+    return pieces
+
+
+def choose_slowly(config: SamplingConfig, logits: dict[int, float], uniform: float) -> int:
+    ranked = sorted(logits, key=lambda token: (-logits[token], token))
+    if config.greedy:
+        return ranked[0]
+    ranked = ranked[: config.top_k]
+    weights = {token: math.exp((logits[token] - logits[ranked[0]]) / config.temperature) for token in ranked}
+    total, kept, mass = sum(weights.values()), [], 0.0
+    for token in ranked:
+        if config.top_p is None or mass < config.top_p:
+            kept.append(token)
+        mass += weights[token] / total
+    target, passed = uniform * sum(weights[token] for token in kept), 0.0
+    for token in sorted(kept):
+        passed += weights[token]
+        if passed > target:
+            return token
+    return max(kept)
+
+
+CONFIGS = [
+    SamplingConfig(max_tokens=40),
+    SamplingConfig(max_tokens=40, temperature=0.6, top_k=5),
+    SamplingConfig(max_tokens=40, temperature=1.7, top_p=0.8),
+    SamplingConfig(max_tokens=40, top_k=8, top_p=0.9),
+    SamplingConfig(max_tokens=40, greedy=True),
+]
+
+
+@pytest.mark.parametrize("with_grammar", [False, True])
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_pieces_are_those_of_a_slow_sampler_without_a_cache(config: SamplingConfig, with_grammar: bool) -> None:
+    grammar = build_grammar() if with_grammar else None
+    assert run(config, grammar=grammar, batch_size=4) == sample_slowly(config, 6, grammar)
+
+
+@pytest.mark.parametrize("config", CONFIGS[:4], ids=str)
+def test_a_piece_is_the_same_in_any_batch(config: SamplingConfig) -> None:
+    config = replace(config, max_tokens=60)
+    grammar = build_grammar()
+    alone = run(config, n=20, grammar=grammar, batch_size=1)
+    assert len({len(piece) for piece in alone}) > 3  # rows do become free at different steps
+    for batch_size in (3, 8, 100):
+        assert run(config, n=20, grammar=grammar, batch_size=batch_size) == alone
+
+
+def test_a_piece_is_the_same_whatever_pieces_are_asked_for() -> None:
+    config, prompts = SamplingConfig(max_tokens=50), build_prompts(6)
+    all_pieces = run(config, prompts=prompts)
+    some = run(config, prompts=[prompts[4], prompts[1]], piece_indices=[4, 1])
+    assert some == [all_pieces[4], all_pieces[1]]
+    assert run(config, seed=6) != all_pieces
+
+
+def test_float32_weights_stay_untouched_and_give_the_pieces_of_their_float64_copy() -> None:
+    decoder = build_decoder().train()
+    pieces = run(SamplingConfig(max_tokens=30), decoder=decoder)
+    assert decoder.training
+    assert decoder.head.weight.dtype == torch.float32
+    assert run(SamplingConfig(max_tokens=30), decoder=build_decoder().double()) == pieces
+
+
+def test_a_piece_given_back_as_its_own_prompt_ends_as_before() -> None:
+    config = SamplingConfig(max_tokens=60)
+    whole = run(config, n=1)
+    cut = torch.tensor(whole[0][: len(whole[0]) // 2])
+    assert run(config, prompts=[cut], piece_indices=[0]) == whole
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_grammar_holds_and_prompts_stay(batch_size: int) -> None:
+    grammar, prompts = build_grammar(), build_prompts(12)
+    pieces = run(SamplingConfig(max_tokens=80, temperature=1.5), n=12, grammar=grammar, batch_size=batch_size)
+    for piece, prompt in zip(pieces, prompts, strict=True):
+        assert piece[: len(prompt)] == prompt.tolist()
+        for i in range(len(prompt), len(piece)):
+            assert piece[i] in allowed_ids(grammar, piece[:i])
+        assert len(piece) == 80 or piece[-1] == END
+        assert len(piece) <= 80
+        assert END not in piece[:-1]
+    assert any(piece[-1] == END for piece in pieces)
+
+
+def test_the_masks_are_the_grammar_along_random_walks() -> None:
+    grammar, random = build_grammar(), np.random.default_rng(0)
+    rows, walks = GrammarRows(GrammarTables.from_numpy(grammar), 5), [[] for _ in range(5)]
+    for _ in range(60):
+        forbidden_BV = rows.forbidden(5)
+        for row, walk in enumerate(walks):
+            assert (~forbidden_BV[row]).nonzero()[:, 0].tolist() == allowed_ids(grammar, walk)
+            walk.append(int(random.choice(allowed_ids(grammar, walk))))
+        rows.advance(torch.tensor([walk[-1] for walk in walks]))
+    again = GrammarRows(rows.tables, 5)
+    for row, walk in enumerate(walks):
+        again.walk(row, walk)
+    assert torch.equal(again.state_B, rows.state_B)
+    assert torch.equal(again.open_BC, rows.open_BC)
+
+
+def test_the_real_grammar_gives_music_without_violations() -> None:
+    tokenizer = OoreTokenizer()
+    pieces = sample(
+        build_decoder(TINY, tokenizer.vocab_size),
+        [torch.tensor([tokenizer.start_id])] * 3,
+        piece_indices=[0, 1, 2],
+        seed=0,
+        config=SamplingConfig(max_tokens=200),
+        grammar=tokenizer.grammar,
+        end_id=tokenizer.end_id,
+        pad_id=tokenizer.pad_id,
+    )
+    for piece in pieces:
+        assert tokenizer.grammar.n_violations(piece.numpy()) == 0
+        assert len(tokenizer.decode(piece.numpy()).notes.pitch) > 0
+
+
+def test_top_k_of_1_is_greedy_whatever_the_temperature() -> None:
+    greedy = run(SamplingConfig(max_tokens=40, greedy=True), grammar=build_grammar())
+    assert run(SamplingConfig(max_tokens=40, top_k=1, temperature=3.0), grammar=build_grammar()) == greedy
+    assert run(SamplingConfig(max_tokens=40, top_p=1e-9), grammar=build_grammar()) == greedy
+    assert run(SamplingConfig(max_tokens=40, greedy=True), grammar=build_grammar(), seed=99) == greedy
+
+
+def test_limits_that_keep_all_change_nothing() -> None:
+    plain = run(SamplingConfig(max_tokens=40))
+    assert run(SamplingConfig(max_tokens=40, top_k=VOCAB_SIZE, top_p=1.0)) == plain
+    assert run(SamplingConfig(max_tokens=40, top_k=10**9)) == plain
+
+
+def test_temperature_and_top_k_may_follow_the_length() -> None:
+    plain = run(SamplingConfig(max_tokens=40))
+    assert run(SamplingConfig(max_tokens=40), temperature=lambda _: 1.0, top_k=lambda _: None) == plain
+    greedy = run(SamplingConfig(max_tokens=40, greedy=True))
+    assert run(SamplingConfig(max_tokens=40), top_k=lambda _: 1) == greedy
+    changed = run(SamplingConfig(max_tokens=40), top_k=lambda length: 1 if length >= 20 else None)
+    assert [piece[:20] for piece in changed] == [piece[:20] for piece in plain]
+    assert changed != plain
+    warmer = run(SamplingConfig(max_tokens=40), temperature=lambda length: 1.0 if length < 15 else 2.0)
+    assert [piece[:15] for piece in warmer] == [piece[:15] for piece in plain]
+    with pytest.raises(ValueError, match="temperature=0 at length 3"):
+        run(SamplingConfig(max_tokens=40), temperature=lambda length: abs(length - 3))
+
+
+@pytest.mark.parametrize("max_tokens", [8, 9, 33])
+def test_no_piece_is_longer_than_max_tokens(max_tokens: int) -> None:
+    pieces = run(SamplingConfig(max_tokens=max_tokens, temperature=2.0), n=7)
+    assert all(len(piece) == max_tokens or piece[-1] == END for piece in pieces)
+    assert max(len(piece) for piece in pieces) == max_tokens
+
+
+def test_padding_is_never_drawn() -> None:
+    decoder = build_decoder()
+    with torch.no_grad():
+        decoder.head.bias[PAD] = 50.0
+    assert all(PAD not in piece for piece in run(SamplingConfig(max_tokens=30), decoder=decoder))
+
+
+def test_a_stop_returns_what_there_is() -> None:
+    seen: list[int] = []
+
+    def stop_after_five(n_drawn: int) -> bool:
+        seen.append(n_drawn)
+        return len(seen) == 5
+
+    whole = run(SamplingConfig(max_tokens=40, temperature=0.5), n=6, batch_size=4)
+    partial = run(SamplingConfig(max_tokens=40, temperature=0.5), n=6, batch_size=4, on_step=stop_after_five)
+    assert seen[0] == 4
+    assert all(piece == full[: len(piece)] for piece, full in zip(partial, whole, strict=True))
+    assert sum(len(piece) for piece in partial) == sum(len(prompt) for prompt in build_prompts(6)) + seen[-1]
+
+
+def test_uniforms_are_a_stable_stream_of_their_piece() -> None:
+    uniforms = piece_uniforms(3, 7, 1000)
+    assert uniforms.dtype == np.float64
+    assert ((uniforms >= 0) & (uniforms < 1)).all()
+    assert np.array_equal(piece_uniforms(3, 7, 10), uniforms[:10])
+    assert abs(uniforms.mean() - 0.5) < 0.05
+    streams = {piece_uniforms(*key, 4).tobytes() for key in [(3, 7), (7, 3), (3, 8), (4, 7), (0, 0), (2**64 - 1, 0)]}
+    assert len(streams) == 6
+    # These very numbers, for ever: they are what makes a batch of last year repeatable.
+    assert uniforms[:3].tolist() == [0.16091386323260937, 0.8229551752810966, 0.732567180148764]
+    for seed, index in ((-1, 0), (2**64, 0), (0, -1)):
+        with pytest.raises(ValueError, match="is outside 0 to"):
+            piece_uniforms(seed, index, 1)
+
+
+def test_equal_logits_are_ranked_by_id() -> None:
+    logits_BV = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]], dtype=torch.float64)
+    kept_BV = keep_likeliest(logits_BV, torch.tensor([2]), None).isfinite()
+    assert kept_BV.tolist() == [[False, True, True, False, False]]
+
+
+def test_the_nucleus_is_the_smallest_set_that_reaches_top_p() -> None:
+    logits_BV = torch.tensor([[0.1, 0.5, 0.15, 0.25]], dtype=torch.float64).log()
+    for top_p, kept in ((0.4, {1}), (0.6, {1, 3}), (0.76, {1, 3, 2}), (0.95, {0, 1, 2, 3})):
+        assert set(keep_likeliest(logits_BV, None, top_p).isfinite()[0].nonzero()[:, 0].tolist()) == kept
+
+
+def test_draws_follow_the_running_sum_and_never_hit_what_is_forbidden() -> None:
+    logits_BV = torch.tensor([-math.inf, 0.25, 0.5, -math.inf, 0.25, -math.inf], dtype=torch.float64)
+    logits_BV = torch.where(logits_BV > 0, logits_BV.log(), logits_BV).expand(6, -1)
+    uniform_B = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53], dtype=torch.float64)
+    assert draw(logits_BV, uniform_B).tolist() == [1, 1, 2, 2, 4, 4]
+
+
+def test_no_pieces_is_no_work() -> None:
+    assert run(SamplingConfig(), n=0) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 is below 1"),
+        ({"piece_indices": [0]}, "2 prompts, but 1 piece indices"),
+        ({"prompts": [torch.tensor([1]), torch.tensor([], dtype=torch.long)]}, r"prompt 1 has shape \(0,\)"),
+        ({"prompts": [torch.tensor([1]), torch.tensor([[1]])]}, r"prompt 1 has shape \(1, 1\)"),
+        (
+            {"prompts": [torch.full((30,), 11), torch.tensor([1])]},
+            "prompt 0 has 30 ids, which leaves none .*max_tokens=30",
+        ),
+        ({"prompts": [torch.tensor([1, 15])] * 2}, "prompt 0 holds id 15 outside 0-14"),
+        ({"prompts": [torch.tensor([1, -1])] * 2}, "prompt 0 holds id -1 outside 0-14"),
+        ({"prompts": [torch.tensor([1, 11, 2])] * 2}, "prompt 0 holds the end id 2 at position 2"),
+        ({"prompts": [torch.tensor([1, 0])] * 2}, "prompt 0 holds the padding id 0 at position 1"),
+        ({"prompts": [torch.tensor([1, 11, 3])] * 2, "grammar": build_grammar()}, "prompt 0: .* id 3 at position 2"),
+        ({"prompts": [torch.tensor([1, 7])] * 2, "grammar": build_grammar()}, "prompt 0: .* id 7 at position 1"),
+    ],
+)
+def test_requests_that_cannot_be_met_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(SamplingConfig(max_tokens=30), **{"n": 2, **change})
+
+
+def test_a_grammar_without_a_way_on_is_an_error_and_not_an_endless_loop() -> None:
+    dead_end = build_grammar()
+    dead_end.next_state_SV[2] = -1
+    with pytest.raises(ValueError, match="the grammar allows no id here"):
+        run(SamplingConfig(max_tokens=200), grammar=dead_end, prompts=[torch.tensor([1, 14])], piece_indices=[0])
+
+
+def test_a_diverged_model_is_an_error() -> None:
+    decoder = build_decoder()
+    with torch.no_grad():
+        decoder.head.bias[5] = math.nan
+    with pytest.raises(ValueError, match="not finite; its weights are damaged"):
+        run(SamplingConfig(max_tokens=9), decoder=decoder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"opens_V": np.zeros(3, np.int16)}, "opens_V has shape"),
+        ({"n_slots": 3}, "names slot 3, but has n_slots=3"),
+        ({"start_state": 4}, "names state 4, but has states 0-3"),
+    ],
+)
+def test_tables_that_disagree_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GrammarTables.from_numpy(build_grammar(**change))
+
+
+def test_a_grammar_for_another_vocabulary_is_refused() -> None:
+    with pytest.raises(ValueError, match="the grammar has 15 ids, the model 20"):
+        run(SamplingConfig(), grammar=build_grammar(), decoder=build_decoder(vocab_size=20))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SamplingConfig(temperature=0.0), "temperature=0.0 is not a number above 0; .* greedy"),
+        (lambda: SamplingConfig(temperature=math.nan), "temperature=nan"),
+        (lambda: SamplingConfig(top_k=0), "top_k=0 is below 1"),
+        (lambda: SamplingConfig(top_p=0.0), "top_p=0.0 is outside"),
+        (lambda: SamplingConfig(max_tokens=0), "max_tokens=0 is below 1"),
+    ],
+)
+def test_impossible_settings_are_refused(build: Callable[[], SamplingConfig], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
