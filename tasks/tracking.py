@@ -244,6 +244,7 @@ class Tracker:
             {
                 "run_id": run.info.run_id,
                 "experiment": names[run.info.experiment_id],
+                "experiment_id": run.info.experiment_id,
                 "name": run.info.run_name,
                 "status": run.info.status,
                 "started": run.info.start_time,

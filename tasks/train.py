@@ -108,6 +108,8 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
     """
     job.run_dir.mkdir(parents=True, exist_ok=True)
     job.stop_request.unlink(missing_ok=True)
+    # Before the handlers below, and in this thread: Ray's own one for SIGTERM aborts the process after three seconds.
+    cluster.connect()
     failure: list[BaseException] = []
     trainer = threading.Thread(target=_fit_in_thread, args=(job, failure), name="ray-train", daemon=True)
     with _stop_on_signals(job) as received:
@@ -126,9 +128,8 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
         raise _own_error(failure[0])
     state = read_progress(job.run_dir)
     if state["step"] < job.config.n_steps:
-        raise Interrupted(
-            f"training stopped by {received or 'request'} at step {state['step']} of {job.config.n_steps}; saved"
-        )
+        by = received[0] if received else "request"
+        raise Interrupted(f"training stopped by {by} at step {state['step']} of {job.config.n_steps}; saved")
     best = CheckpointFolder(job.run_dir / "checkpoints").find("best")
     assert best is not None
     return TrainResult(job.run_dir, best, state["step"], state["metrics"])
@@ -155,7 +156,6 @@ def _fit_in_thread(job: TrainJob, failure: list[BaseException]) -> None:
     use_gpu = torch.cuda.is_available()
     resources = {"CPU": job.n_threads} | ({"GPU": 1} if use_gpu else {})
     try:
-        cluster.connect()
         TorchTrainer(
             worker_loop,
             train_loop_config={"job": job},

@@ -10,6 +10,9 @@ import pytest
 from flows import environment
 from tasks.home import Home
 
+# Before torch is imported: its threads wait for each other in a busy loop, ten times the work of models this small.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -47,6 +47,19 @@ def short_training(**settings: object) -> TrainConfig:
         "preset": "small", "model": SMALL_MODEL, "schedule": WarmupCosineSchedule(peak=1e-2, warmup_steps=4),
         "n_steps": 12,
         "batch_size": 4, "window_tokens": 32, "validation_windows": 4, "evaluate_every": 6, "checkpoint_every": 4,
-        "log_every": 2,
+        "log_every": 2, "cpus_per_worker": 1,
     } | settings  # fmt: skip
     return TrainConfig(**given)  # type: ignore[arg-type]
+
+
+def small_model(home: Home, dataset: DatasetVersion, **settings: object) -> Path:
+    """Train for some steps in this process, without Ray, and return the best checkpoint."""
+    from tasks import train  # imports torch, which the tests of other parts need not pay for
+    from tasks.checkpoints import CheckpointFolder
+
+    config = short_training(**settings)
+    job = train.make_job(config, dataset, train.run_dir_of(home, config, dataset))
+    train.run_steps(job)
+    best = CheckpointFolder(job.run_dir / "checkpoints").find("best")
+    assert best is not None
+    return best

@@ -20,6 +20,7 @@ DELTA_MAX = 2**28 - 1  # the longest time between two events: four bytes of seve
 SUSTAIN_CONTROL = 64
 MARKER_CONTROL = 3  # undefined in the MIDI specification, so no file means anything by it
 END_MARKER = 127
+_MARKED_STATUSES = [*range(0x80, 0xA0), *range(0xB0, 0xC0)]  # note-offs, note-ons and controls
 _SEVEN_BITS = bytes(range(0x80))
 _N_SYSTEM_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1, 0xF6: 0} | dict.fromkeys(range(0xF8, 0xFF), 0)
 _N_DATA_BYTES = {0x80: 2, 0x90: 2, 0xA0: 2, 0xB0: 2, 0xC0: 1, 0xD0: 1, 0xE0: 2}
@@ -123,6 +124,8 @@ _SIGNATURES = re.compile(rb"(?:[\x80-\xff]{0,3}[\x00-\x7f]\xff(?:\x51\x03.{3}|\x
 
 def breaks_running_status(track: bytes) -> bool:
     """Tell whether a message without a status byte follows a system exclusive event: symusic loses such messages."""
+    if b"\xf0" not in track and b"\xf7" not in track:
+        return False
     for match in re.finditer(rb"[\xf0\xf7]", track):
         size, body = read_variable_length(track, match.end())
         if 0 < size <= len(track) - body and track[body + size - 1] == 0xF7:
@@ -174,12 +177,11 @@ def mark_channels(track: bytes, where: str) -> MarkedTrack:
     Raises:
         BadScore: parse_error, a message without any status byte before it; behind the markers it would pass as one.
     """
-    bytes_in_track = np.frombuffer(track.translate(None, _SEVEN_BITS), np.uint8)
-    counts = np.bincount(bytes_in_track, minlength=256).tolist()  # of bytes above 127, most of them statuses
-    sounding = [channel for channel in range(16) if counts[0x90 | channel]]
-    used = [
-        channel for channel in range(16) if counts[0x90 | channel] or counts[0x80 | channel] or counts[0xB0 | channel]
-    ]
+    high = np.frombuffer(track.translate(None, _SEVEN_BITS), np.uint8)
+    counts = np.bincount(high, minlength=256).tolist()  # of bytes above 127, most of them statuses
+    statuses = {status for status in _MARKED_STATUSES if counts[status] and _appears(track, status, counts[status])}
+    sounding = [channel for channel in range(16) if 0x90 | channel in statuses]
+    used = sorted({status & 15 for status in statuses})
     if not used:
         return MarkedTrack(track, 0, False)
     if begins_without_status(track):
@@ -191,23 +193,34 @@ def mark_channels(track: bytes, where: str) -> MarkedTrack:
         for program in _programs(track, 0xC0 | channel, counts[0xC0 | channel])
     ]
     is_whole = track.endswith(END_OF_TRACK)
-    is_doubtful = not is_whole or ((counts[0xF0] or counts[0xF7]) and breaks_running_status(track))
+    is_doubtful = not is_whole or breaks_running_status(track)
     if not sounding or not is_whole:
-        return MarkedTrack(b"".join([*front, track]), 0, bool(is_doubtful))
+        return MarkedTrack(b"".join([*front, track]), 0, is_doubtful)
     behind = [EMPTY_TEXT, b"\x01", *(_behind(channel) for channel in sounding), END_OF_TRACK]
-    return MarkedTrack(b"".join([*front, track[:-3], *behind]), len(sounding), bool(is_doubtful))
+    return MarkedTrack(b"".join([*front, track[:-3], *behind]), len(sounding), is_doubtful)
+
+
+def _appears(track: bytes, status: int, count: int) -> bool:
+    """Tell whether a byte may be a status: behind the last byte of a delta, before data bytes. Never wrongly no."""
+    place = -1
+    for _ in range(min(count, 100)):
+        place = track.index(status, place + 1)
+        if place and track[place - 1] < 0x80 and track[place + 1 : place + 3].isascii():
+            return True
+    return count > 100
 
 
 def _programs(track: bytes, status: int, count: int) -> list[int]:
     """Return every byte that follows a program change, or what looks like one; last 0, with which a track begins."""
-    if count > 1000:
-        return list(reversed(range(128)))  # what looks like so many program changes is not searched one by one
     if not count:
         return [0]
+    if count > 1000:
+        return list(reversed(range(128)))  # what looks like so many program changes is not searched one by one
     programs, place = {0}, -1
     for _ in range(count):
         place = track.index(status, place + 1)
-        programs.update(value for value in track[place + 1 : place + 2] if value < 0x80)
+        if place and track[place - 1] < 0x80:
+            programs.update(value for value in track[place + 1 : place + 2] if value < 0x80)
     return sorted(programs, reverse=True)
 
 

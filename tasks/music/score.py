@@ -249,12 +249,15 @@ def read_midi(data: bytes | Path, where: str = "", limits: ReadLimits = ReadLimi
     dropped = sequence.dropped + Counter(
         missing_tracks=container.n_missing_tracks, trailing_bytes=container.n_trailing_bytes
     )
+    tempos = _tempos(sequence.metas["tempos"], dropped)
+    time_signatures = _time_signatures(sequence.metas["time_signatures"], dropped)
+    key_signatures = _key_signatures(sequence.metas["key_signatures"], dropped)
     score = build_score(
         container.ticks_per_quarter,
         sequence.notes,
-        tempos=_tempos(sequence.metas["tempos"], dropped),
-        time_signatures=_time_signatures(sequence.metas["time_signatures"], dropped),
-        key_signatures=_key_signatures(sequence.metas["key_signatures"], dropped),
+        tempos=tempos,
+        time_signatures=time_signatures,
+        key_signatures=key_signatures,
         pedals=sequence.pedals,
         n_tracks=sequence.n_tracks,
         dropped={reason: count for reason, count in sorted(dropped.items()) if count},
@@ -324,7 +327,7 @@ def _read_sequence(tracks: Sequence[bytes], ticks_per_quarter: int, where: str) 
 
 def _parse(data: bytes, where: str) -> tuple[Any, Counter[str]]:
     """Read with symusic; data bytes over 127 are clamped in a second attempt, which is counted."""
-    import symusic  # noqa: PLC0415  configs and tokenizers know scores without ever reading a file
+    import symusic  # here, because configs and tokenizers know scores without ever reading a file
 
     try:
         return symusic.Score.from_midi(data), Counter()

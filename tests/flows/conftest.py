@@ -50,5 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict
     folder = tmp_path_factory.mktemp("pipeline")
     source = small_corpus(folder / "midi", 10, with_flaws=True)
     home = folder / "home"
-    done = orchestrion(home, "pipeline", "--home", str(home), "--source", str(source), "--name", "small", "--json", *SETTINGS)
+    done = orchestrion(
+        home, "pipeline", "--home", str(home), "--source", str(source), "--name", "small", "--json", *SETTINGS
+    )
     return home, source, last_json(done)

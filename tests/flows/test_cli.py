@@ -11,9 +11,10 @@ from tests.flows.conftest import last_json, orchestrion
 from tests.samples import small_corpus
 
 HEAVY = ("torch", "ray", "prefect", "mlflow")
-COMMANDS = (
-    "rebuild train evaluate generate pipeline demo sweep datasets runs models presets encode decode doctor ui deploy"
-).split()
+COMMANDS = [
+    "rebuild", "train", "evaluate", "generate", "pipeline", "demo", "sweep", "datasets", "runs", "models", "presets",
+    "encode", "decode", "doctor", "ui", "deploy",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -46,13 +47,18 @@ def test_help_and_mistakes_import_nothing_heavy(arguments: list[str]) -> None:
         (["sweep", "--grid", "train.n_step=1,2"], "unknown key 'train.n_step'"),
         (["nonsense"], "No such command 'nonsense'"),
         (["generate", "-n", "0"], "n_pieces=0 is below 1"),
+        (["rebuild", "--source", "/nowhere"], "source /nowhere does not exist"),
+        (["pipeline", "--source", "/dev/null"], "source /dev/null is neither a folder nor"),
+        (["train"], "holds no dataset yet"),
+        (["evaluate"], "holds no trained model yet"),
+        (["generate", "--prompt", "/nowhere.mid"], "prompt /nowhere.mid does not exist"),
         (["encode", "/nowhere.mid"], "cannot read /nowhere.mid"),
         (["deploy", "--cron", "at night"], "is not a cron expression"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_mistakes_end_with_one_line_and_code_2(tmp_path: Path, arguments: list[str], said: str) -> None:
-    home = ["--home", str(tmp_path / "home")] if arguments[0] == "deploy" else []
+    home = [] if arguments[0] in ("encode", "nonsense") else ["--home", str(tmp_path / "home")]
     done = orchestrion(tmp_path, *arguments, *home)
     assert done.returncode == 2
     assert said in done.stderr

@@ -47,8 +47,8 @@ def served(home: Home, tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[s
     source = small_corpus(tmp_path / "midi", 8)
     overrides = [argument for setting in SMALL for argument in ("--set", setting)]
     command = [
-        sys.executable, "-m", "flows.cli", "deploy", "--home", str(home.root), "--source", str(source), "--name", "small",
-        "--cron", "* * * * *", *overrides,
+        sys.executable, "-m", "flows.cli", "deploy", "--home", str(home.root), "--source", str(source),
+        "--name", "small", "--cron", "* * * * *", *overrides,
     ]  # fmt: skip
     environment = os.environ | {"PREFECT_RUNNER_POLL_FREQUENCY": "2", "PREFECT_HOME": str(home.prefect)}
     environment.pop("PREFECT_API_URL", None)

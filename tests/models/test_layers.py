@@ -144,7 +144,7 @@ def test_a_cache_row_can_be_viewed_and_copied() -> None:
 
 def test_feed_forward_clips_below_zero() -> None:
     layer = FeedForward(2, 2)
-    with torch.no_grad():
-        layer.to_hidden.weight.copy_(torch.eye(2))
-        layer.to_out.weight.copy_(torch.eye(2))
+    for linear in (layer.to_hidden, layer.to_out):
+        torch.nn.init.eye_(linear.weight)
+        torch.nn.init.zeros_(linear.bias)
     assert layer(torch.tensor([[-3.0, 2.0]])).tolist() == [[0.0, 2.0]]
