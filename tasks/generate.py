@@ -73,7 +73,11 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig) -> list[Prompt]:
     if not config.prompt:
         return [Prompt("", "", (tokenizer.start_id,))]
     prompts = []
-    for file in scan_source(Path(config.prompt)).files:
+    try:
+        scan = scan_source(Path(config.prompt))
+    except OrchestrionError as error:
+        raise type(error)(f"prompt: {error}") from None
+    for file in scan.files:
         try:
             data = Path(file.location).read_bytes()
             score = read_midi(data, file.path)
@@ -97,7 +101,7 @@ def batch_name(model: ModelVersion, config: GenerateConfig, prompts: list[Prompt
         "model": model.reference,
         "weights": weights,
         "config": settings,
-        "prompts": [p.sha256 for p in prompts],
+        "prompts": [(p.name, p.sha256) for p in prompts],
     }
     return f"{model.name}-v{model.version}-{digest(identity)[:10]}"
 
@@ -174,7 +178,8 @@ def _compose(
         for done in cluster.run_over(generate_pieces, jobs, lambda made: on_pieces and on_pieces(len(made))):
             sidecars += done
     manifest = lineage | {
-        "config": to_json(config) | {"batch_size": None, "n_workers": None},
+        "config": to_json(config)
+        | {"batch_size": None, "n_workers": None, "prompt": None},  # see each sidecar's prompt
         "n_pieces": len(sidecars),
         "n_ended": sum(piece["ended"] for piece in sidecars),
         "pieces": [{"name": piece["name"], "midi_sha256": piece["midi_sha256"]} for piece in sidecars],

@@ -31,6 +31,7 @@ class ModelVersion:
     run_id: str
     checkpoint: Path  # within the home
     dataset: str  # name@version
+    preset: str
     model_id: str
     aliases: tuple[str, ...] = ()
 
@@ -326,9 +327,15 @@ class Tracker:
 def _as_model_version(entry: Any, aliases: tuple[str, ...]) -> ModelVersion:
     tags = entry.tags
     return ModelVersion(
-        entry.name, str(entry.version), entry.run_id or tags.get("run_id", ""), Path(tags.get("checkpoint", "")),
-        tags.get("dataset", ""), tags.get("model_id", ""), aliases,
-    )  # fmt: skip
+        name=entry.name,
+        version=str(entry.version),
+        run_id=entry.run_id or tags.get("run_id", ""),
+        checkpoint=Path(tags.get("checkpoint", "")),
+        dataset=tags.get("dataset", ""),
+        preset=tags.get("preset", ""),
+        model_id=tags.get("model_id", ""),
+        aliases=aliases,
+    )
 
 
 def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

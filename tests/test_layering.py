@@ -13,7 +13,6 @@ PROJECT = {"flows", "tasks", "models", "tests", "bench"}
 OWNERS = {
     "mlflow": {"tasks/tracking.py"},
     "symusic": {"tasks/music/score.py"},
-    "mido": {"tasks/music/score.py"},
 }
 
 

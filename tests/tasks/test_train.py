@@ -123,9 +123,7 @@ def test_a_run_killed_and_taken_up_again_ends_with_the_same_bits(
     assert_same_run(tmp_path, undisturbed)
 
 
-def test_other_seeds_and_sizes_of_interval_do_make_a_difference(
-    dataset: DatasetVersion, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_another_seed_is_another_run(dataset: DatasetVersion, undisturbed: Path, tmp_path: Path) -> None:
     run_steps(make_job(short_training(seed=1), dataset, tmp_path))
     assert curves(tmp_path) != curves(undisturbed)
     assert set(bytes_of(tmp_path, "last").values()).isdisjoint(bytes_of(undisturbed, "last").values())
@@ -503,6 +501,7 @@ def test_a_process_that_trains_saves_and_exits_130_at_a_signal(
     child.send_signal(number)
     _, said = child.communicate(timeout=120)
     assert child.returncode == 130, said
+    assert "***" not in said  # Ray's own handler would kill the process three seconds later
     assert f"training stopped by {number.name} at step" in said.splitlines()[-1]
     step = read_progress(tmp_path / "run")["step"]
     assert 5 <= step < 40

@@ -1,0 +1,141 @@
+"""The commands that look and change nothing: lists, tokens, the state of the installation."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows import environment
+from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, print_list, print_result
+from tasks.errors import NotFound
+from tasks.home import Home
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: orchestrion datasets --json")
+def datasets(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """List the dataset versions, newest first."""
+    from tasks.datasets import list_datasets
+
+    rows = [entry.summary() for entry in list_datasets(Home.at(home))]
+    columns = (
+        "dataset",
+        "dataset_version",
+        "n_files",
+        "n_accepted",
+        "n_duplicate",
+        "n_rejected",
+        "n_notes",
+        "n_tokens",
+    )
+    print_list(rows, columns, as_json, "datasets")
+
+
+@app.command(epilog="Example: orchestrion runs -n 5")
+def runs(
+    limit: Annotated[int, typer.Option("-n", help="How many of the newest.", min=1)] = 20,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """List the newest tracked runs of all flows."""
+    tracker = tracker_of(Home.at(home))
+    rows = tracker.recent_runs(limit) if tracker else []
+    print_list(rows, ("run_id", "experiment", "name", "status", "seconds"), as_json, "runs")
+
+
+@app.command(epilog="Example: orchestrion models --json")
+def models(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """List the registered model versions, newest first."""
+    where = Home.at(home)
+    tracker = tracker_of(where)
+    rows = [
+        {
+            "model_version": model.reference,
+            "aliases": list(model.aliases),
+            "dataset": model.dataset,
+            "run_id": model.run_id,
+            "checkpoint": str(where.root / model.checkpoint),
+        }
+        for model in (tracker.models() if tracker else [])
+    ]
+    print_list(rows, ("model_version", "aliases", "dataset", "run_id"), as_json, "models")
+
+
+@app.command(epilog="Example: orchestrion presets --json")
+def presets(as_json: JsonOption = False) -> None:
+    """List the presets with their encodings and sizes."""
+    from tasks.model_sizes import preset_rows
+
+    print_list(preset_rows(), ("name", "system", "encoding", "vocab_size", "n_parameters"), as_json, "")
+
+
+@app.command(epilog="Example: orchestrion encode song.mid --encoding oore --json")
+def encode(
+    paths: Annotated[list[Path], typer.Argument(help="MIDI files.", metavar="FILE...")],
+    encoding: Annotated[str, typer.Option("--encoding", help="Name of the encoding.")] = "oore",
+    as_json: JsonOption = False,
+) -> None:
+    """Show files as tokens: readable names, or ids with --json, one line for each file."""
+    from tasks.inspect_tokens import encode_file
+
+    for path in paths:
+        tokens = encode_file(path, encoding)
+        line = json.dumps({"path": str(path), "ids": tokens.ids}) if as_json else f"{path}\n{' '.join(tokens.names)}"
+        typer.echo(line)
+
+
+@app.command(epilog="Example: orchestrion decode ids.json --encoding oore --out song.mid")
+def decode(
+    ids: Annotated[
+        Path, typer.Argument(help="A JSON file: a list of ids, or an object with `ids`.", metavar="IDS.json")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="MIDI file to write.")],
+    encoding: Annotated[str, typer.Option("--encoding", help="Name of the encoding.")] = "oore",
+    as_json: JsonOption = False,
+) -> None:
+    """Turn token ids back into a MIDI file."""
+    from tasks.inspect_tokens import decode_file
+
+    n_notes = decode_file(ids, encoding, out)
+    print_result({"path": str(out), "n_notes": n_notes}, as_json, ("path", "n_notes"))
+
+
+@app.command(epilog="Example: orchestrion doctor")
+def doctor(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Check the installation, the home and the servers, and say how to mend what is wrong."""
+    from flows.doctor import examine
+
+    where = Home.at(home)
+    environment.prepare(where)
+    checks = examine(where)
+    if as_json:
+        typer.echo(json.dumps({"ok": all(c.ok for c in checks), "checks": [c.as_json() for c in checks]}))
+    else:
+        for check in checks:
+            typer.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
+    raise typer.Exit(0 if all(c.ok for c in checks) else 1)
+
+
+def tracker_of(home: Home) -> Any:
+    """Return the home's tracker, or None where nothing was ever tracked: looking must not make a store."""
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (home.mlflow / "mlflow.db").exists():
+        return None
+    environment.prepare(home)
+    from tasks.tracking import Tracker
+
+    return Tracker(home)
+
+
+def find_model(home: Home, reference: str) -> Any:
+    """Return the registered model that a reference means.
+
+    Raises:
+        NotFound: there is none.
+    """
+    tracker = tracker_of(home)
+    if tracker is None:
+        raise NotFound(f"home {home.root} holds no trained model yet; run `orchestrion train` first")
+    return tracker.model(reference)

@@ -1,0 +1,70 @@
+"""What the commands share: options, the home, and how results and lists are printed."""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from flows import environment
+from tasks.home import Home
+
+HomeOption = Annotated[
+    str, typer.Option("--home", help="Folder of all results.", envvar="ORCHESTRION_HOME", show_envvar=True)
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="End with one JSON object on stdout; all else goes to stderr.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as train.n_steps=500. Repeatable."),
+]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more, tracebacks included.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say only what goes wrong.")]
+PresetOption = Annotated[str, typer.Option("--preset", help="A whole-run config by name; see `orchestrion presets`.")]
+ModelPresetOption = Annotated[str, typer.Option("--preset", help="Where settings come from; by default the model's.")]
+SourceOption = Annotated[
+    str, typer.Option("--source", help="Folder of MIDI files; without it, the built-in sample corpus.")
+]
+NameOption = Annotated[str, typer.Option("--name", help="Name of the dataset; by default that of the source folder.")]
+DatasetOption = Annotated[str, typer.Option("--dataset", help="name or name@version; by default the newest.")]
+ModelOption = Annotated[str, typer.Option("--model", help="name, name@3 or name@champion; by default the newest.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Do it anew even if the same is finished already.")]
+
+DEFAULT_HOME = ".orchestrion"
+DEFAULT_PRESET = "music_transformer_tiny"
+
+
+def prepare(home: str, verbose: bool = False, quiet: bool = False) -> Home:
+    """Make the home ready and set the environment, before anything heavy is imported."""
+    where = Home.at(home)
+    where.prepare()
+    environment.configure_logging(1 if verbose else -1 if quiet else 0)
+    environment.prepare(where, 1 if verbose else 0)
+    return where
+
+
+def print_result(result: dict[str, Any], as_json: bool, shown: Sequence[str]) -> None:
+    """Print a flow's summary: all of it as JSON, or the named lines for people."""
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    for key in shown:
+        value = result.get(key)
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {number:.4g}" for name, number in value.items())
+        typer.echo(f"{key:>16}  {value}")
+
+
+def print_list(rows: list[dict[str, Any]], columns: Sequence[str], as_json: bool, key: str) -> None:
+    """Print rows as a table for people, or as JSON: a list of `key`, inside an object unless `key` is empty."""
+    if as_json:
+        typer.echo(json.dumps({key: rows} if key else rows))
+        return
+    if not rows:
+        typer.echo(f"no {key} yet")
+        return
+    cells = [[str(row[c] if not isinstance(row[c], list) else ",".join(row[c])) for c in columns] for row in rows]
+    widths = [max(len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)]
+    for line in [list(columns), *cells]:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
