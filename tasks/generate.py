@@ -15,7 +15,7 @@ from models.sampling import GrammarTables, sample
 from tasks import cluster
 from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import GenerateConfig, digest, to_json
-from tasks.errors import BadScore, NotFound, OrchestrionError
+from tasks.errors import BadScore, DatasetError, NotFound, OrchestrionError
 from tasks.gallery import GalleryPiece, RollNotes, build_gallery
 from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
 from tasks.music.metrics import piece_statistics
@@ -75,7 +75,7 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig) -> list[Prompt]:
     prompts = []
     try:
         scan = scan_source(Path(config.prompt))
-    except OrchestrionError as error:
+    except (NotFound, DatasetError) as error:
         raise type(error)(f"prompt: {error}") from None
     for file in scan.files:
         try:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.tasks import Task
 
 from tasks import cluster, datasets, encode, generate, ingest, train
@@ -51,6 +51,18 @@ _heals = {
 }
 
 
+def _progress(label: str, total: int, unit: str) -> Progress:
+    """Return a progress that Prefect's page shows too, where a Prefect task runs."""
+    if TaskRunContext.get() is None or not total:
+        return Progress(label, total, unit)
+    artifact = create_progress_artifact(progress=0.0, key=f"progress-{label}", description=f"{label} {total} {unit}")
+    return Progress(label, total, unit, lambda share: _show_share(artifact, share))
+
+
+def _show_share(artifact: Any, share: float) -> None:
+    update_progress_artifact(artifact_id=artifact, progress=round(100 * share, 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """What a rebuild starts from."""
@@ -69,7 +81,7 @@ def find_inputs(config: DatasetConfig, home: Home) -> Inputs:
         write_corpus(home.sample_corpus, with_flaws=True)
         config = replace(config, source=str(home.sample_corpus))
     scan = scan_source(Path(config.source))
-    with Progress("hashing", len(scan.files), "files") as progress:
+    with _progress("hashing", len(scan.files), "files") as progress:
         hashed = ingest.hash_sources(scan.files, progress.advance)
     return Inputs(replace(config, name=name), scan, hashed, datasets.version_of(config, hashed))
 
@@ -90,7 +102,7 @@ def parse_songs(home: Home, inputs: Inputs) -> list[ingest.SongShard]:
     folder = home.datasets / datasets.dataset_name(inputs.config) / "songs"
     shards = ingest.plan_song_shards(inputs.config, inputs.hashed, folder)
     n_files = sum(len(shard.members) for shard in shards if not shard.path.exists())
-    with Progress("parsing", n_files, "files") as progress:
+    with _progress("parsing", n_files, "files") as progress:
         n_built = ingest.build_song_shards(shards, progress.advance)
     logger.info("songs: %d shards, %d of them new", len(shards), n_built)
     return shards
@@ -104,7 +116,7 @@ def encode_and_publish(home: Home, inputs: Inputs, songs: list[ingest.SongShard]
     folder = home.datasets / datasets.dataset_name(inputs.config)
     tokens = datasets.plan_tokens(inputs.config, ledger, rows, folder)
     n_pieces = sum(len(shard.pieces) for shard in tokens if not shard.path.exists())
-    with Progress("encoding", n_pieces, "pieces") as progress:
+    with _progress("encoding", n_pieces, "pieces") as progress:
         n_built = encode.build_token_shards(tokens, progress.advance)
     logger.info("tokens: %d shards, %d of them new", len(tokens), n_built)
     return datasets.publish(home, inputs.config, inputs.version, inputs.scan, ledger, rows, songs, tokens)
@@ -116,7 +128,7 @@ def fit_model(job: train.TrainJob, run: Run) -> train.TrainResult:
     done = train.read_progress(job.run_dir)["step"]
     if done:
         logger.info("training goes on from step %d", done)
-    with Progress("training", job.config.n_steps, "steps") as progress:
+    with _progress("training", job.config.n_steps, "steps") as progress:
         progress.done = done
 
         def on_points(points: list[dict[str, float]]) -> None:
@@ -153,7 +165,7 @@ def load_registered(model: ModelVersion, home: Home) -> LoadedModel:
 def score_model(loaded: LoadedModel, dataset: DatasetVersion, config: EvaluateConfig) -> evaluation.Evaluation:
     """Score held-out music and compare free samples with it."""
     n_tokens = dataset.manifest["splits"][config.split]["n_tokens"]
-    with Progress("scoring", n_tokens // (config.window_tokens // 2), "windows") as progress:
+    with _progress("scoring", n_tokens // (config.window_tokens // 2), "windows") as progress:
         return evaluation.evaluate_model(loaded, dataset, config, progress.advance)
 
 
@@ -168,7 +180,7 @@ def find_same_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> 
 @task(name="compose-batch", **_heals)
 def compose_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> generate.Batch:
     """Compose, render and publish a batch."""
-    with Progress("composing", config.n_pieces, "pieces") as progress:
+    with _progress("composing", config.n_pieces, "pieces") as progress:
         return generate.generate_batch(home, model, Tracker(home).fetch(model), config, progress.advance)
 
 

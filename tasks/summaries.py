@@ -1,5 +1,6 @@
 """What each flow says at its end: to MLflow, to Prefect as a card, and to the command line as figures."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -119,7 +120,7 @@ def log_evaluation(
     scored_on = f"{dataset.reference}/{config.split}"
     bits = result.metrics["bits_per_note"]
     run.tracker.set_model_tags(model, {"scored_on": scored_on, "bits_per_note": f"{bits:.6f}"})
-    if not config.promote:
+    if not config.promote or not math.isfinite(bits):
         return False
     champion = run.tracker.champion(model.name)
     if champion is not None and champion.version != model.version:

@@ -205,9 +205,9 @@ def run_steps(
     optimizer = build_optimizer(config.optimizer, bare)
     checkpoints = CheckpointFolder(job.run_dir / "checkpoints")
     last = checkpoints.find("last")
-    state = restore(last, bare, optimizer) if last else {"step": 0, "best_loss": None, "unreported": None}
+    state = restore(last, bare, optimizer) if last else {"step": 0, "best_loss": None}
     model = wrap(bare) if wrap else bare
-    reporter = _Reporter(job, rank, state["step"], state["unreported"])
+    reporter = _Reporter(job, rank, state["step"], state.get("unreported"))
     train, validation = TokenStore(job.train_shards), TokenStore(job.validation_shards)
     best_loss = state["best_loss"]
     for step in range(state["step"] + 1, config.n_steps + 1):

@@ -48,9 +48,7 @@ def test_every_composition_is_valid_midi_with_its_lineage(finished: Finished) ->
 
 def test_the_same_command_again_builds_trains_and_composes_nothing(finished: Finished) -> None:
     home, source, summary = finished
-    before = {path: path.stat().st_mtime_ns for path in home.rglob("*.parquet")} | {
-        path: path.stat().st_mtime_ns for path in home.rglob("*.safetensors")
-    }
+    before = {path: path.stat().st_mtime_ns for kind in ("parquet", "safetensors") for path in home.rglob(f"*.{kind}")}
     done = orchestrion(
         home, "pipeline", "--home", str(home), "--source", str(source), "--name", "small", "--json", *SETTINGS
     )
@@ -70,8 +68,8 @@ def test_a_batch_composed_anew_has_the_same_bytes(finished: Finished) -> None:
 
     before = digests()
     done = orchestrion(
-        home, "generate", "--home", str(home), "--fresh", "--json", *SETTINGS, "--set", "generate.batch_size=2", "--set",
-        "generate.n_workers=2",
+        home, "generate", "--home", str(home), "--fresh", "--json", *SETTINGS,
+        "--set", "generate.batch_size=2", "--set", "generate.n_workers=2",
     )  # fmt: skip
     assert last_json(done)["batch"] == summary["batch"]
     assert digests() == before
@@ -115,6 +113,16 @@ def test_a_prompt_is_continued(finished: Finished, tmp_path: Path) -> None:
     assert sidecar["prompt"]["sha256"] == hashlib.sha256(prompt.read_bytes()).hexdigest()
     assert sidecar["prompt"]["n_tokens"] == 32
     assert batch.name != summary["batch"]
+
+
+def test_a_sweep_ranks_its_runs(finished: Finished) -> None:
+    home, _, _ = finished
+    done = orchestrion(
+        home, "sweep", "--home", str(home), "--dataset", "small", "--json", *SETTINGS, "--grid", "train.n_steps=1,12"
+    )
+    result = last_json(done)
+    assert [row["settings"] for row in result["runs"]] == ["train.n_steps=12", "train.n_steps=1"]
+    assert result["best"]["bits_per_note"] < result["runs"][1]["bits_per_note"]
 
 
 @pytest.mark.parametrize(

@@ -98,5 +98,6 @@ def test_the_gallery_plays_inside_mlflows_artifact_viewer(ui: dict[str, str], fi
         browser.enter_frame("iframe")
         browser.wait_until("document.querySelector('.js .play')", 30)
         browser.click("#piece-0 .play")
-        browser.wait_until("document.querySelector('#piece-0 audio').currentTime > 0.3", 20)
+        browser.wait_until("document.querySelector('#piece-0.playing')", 20)
+        browser.wait_until("!document.querySelector('#piece-0 .time').textContent.startsWith('0:00')", 20)
         assert browser.run("return document.querySelectorAll('article.piece').length") == summary["n_pieces"]

@@ -149,7 +149,7 @@ def test_a_piece_is_the_same_in_any_batch(config: SamplingConfig) -> None:
     config = replace(config, max_tokens=60)
     grammar = build_grammar()
     alone = run(config, n=20, grammar=grammar, batch_size=1)
-    assert len({len(piece) for piece in alone}) > 3  # rows do become free at different steps
+    assert len({len(piece) for piece in alone}) >= 3  # rows do become free at different steps
     for batch_size in (3, 8, 100):
         assert run(config, n=20, grammar=grammar, batch_size=batch_size) == alone
 

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import psutil
 import pytest
 from torch import nn
 
-from models.config import NoamSchedule, OptimizerConfig
+from models.config import NoamSchedule, OptimizerConfig, WarmupCosineSchedule
 from tasks import cluster, train
 from tasks.checkpoints import CheckpointFolder, read_state
 from tasks.config import TrainConfig, to_json
@@ -175,16 +176,19 @@ def test_curves_have_a_point_for_each_interval(dataset: DatasetVersion, tmp_path
 def test_best_is_the_checkpoint_of_the_lowest_validation_loss(dataset: DatasetVersion, tmp_path: Path) -> None:
     # A rate this high soon makes matters worse.
     config = short_training(schedule=NoamSchedule(warmup_steps=0, scale=300.0), evaluate_every=1, n_steps=8)
-    run_steps(make_job(config, dataset, tmp_path))
-    losses = {
-        point["step"]: point["val/loss"] for point in read_points(tmp_path / "metrics.jsonl") if "val/loss" in point
-    }
+    whole, stopped = tmp_path / "whole", make_job(config, dataset, tmp_path / "stopped")
+    run_steps(make_job(config, dataset, whole))
+    losses = {point["step"]: point["val/loss"] for point in read_points(whole / "metrics.jsonl") if "val/loss" in point}
     assert len(losses) == 8
-    best = CheckpointFolder(tmp_path / "checkpoints").find("best")
+    best = CheckpointFolder(whole / "checkpoints").find("best")
     assert best is not None
     state = read_state(best)
     assert state["step"] == min(losses, key=lambda step: losses[step]) < 8
     assert state["best_loss"] == state["metrics"]["val/loss"] == min(losses.values())
+    run_steps(stopped, wrap=at_step(state["step"] + 1, stopped.stop_request.touch))
+    stopped.stop_request.unlink()
+    run_steps(stopped)
+    assert_same_run(stopped.run_dir, whole)
 
 
 def test_the_state_holds_what_a_reader_needs(undisturbed: Path) -> None:
@@ -384,7 +388,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
 
 def long_training(**settings: object) -> TrainConfig:
     """Return settings of a run of some seconds, long enough to be hit in the middle."""
-    given = {"n_steps": 40, "batch_size": 8, "window_tokens": 96, "evaluate_every": 20, "log_every": 1}
+    given = {"n_steps": 80, "batch_size": 8, "window_tokens": 96, "evaluate_every": 40, "log_every": 1}
     return short_training(**given | settings)
 
 
@@ -410,9 +414,9 @@ def test_one_worker_on_ray_gives_the_bits_of_no_ray_at_all_though_it_is_killed(
     result = train.fit(make_job(long_training(), dataset, tmp_path / "run"), kill_once)
     assert len(killed) == 1
     assert_same_run(tmp_path / "run", long_undisturbed)
-    assert result.step == 40
+    assert result.step == 80
     steps = [(point["step"], "val/loss" in point) for point in points]
-    assert len(steps) == len(set(steps)) == 42
+    assert len(steps) == len(set(steps)) == 82
     assert not (tmp_path / "run" / "ray").exists()
 
 
@@ -426,16 +430,26 @@ def kill_training_worker() -> list[int]:
 
 
 @pytest.mark.slow
-def test_two_workers_give_the_losses_of_one(dataset: DatasetVersion, tmp_path: Path, ray: None) -> None:
-    model = replace(SMALL_MODEL, dropout=0.0)  # dropout is drawn for each worker
-    config = short_training(model=model, validation_windows=5, n_steps=10, evaluate_every=5, log_every=3)
+def test_two_workers_give_the_losses_of_one_though_one_is_killed(
+    dataset: DatasetVersion, tmp_path: Path, ray: None
+) -> None:
+    config = long_training(
+        model=replace(SMALL_MODEL, dropout=0.0),  # dropout is drawn for each worker
+        schedule=WarmupCosineSchedule(peak=1e-3, warmup_steps=4), validation_windows=5, n_steps=40, log_every=3,
+    )  # fmt: skip
     alone = make_job(config, dataset, tmp_path / "alone")
     run_steps(alone)
     together = make_job(replace(config, n_workers=2), dataset, tmp_path / "together")
-    result = train.fit(together, lambda _: None)
-    assert result.step == 10
+    killed: list[int] = []
+
+    def kill_once(fresh: list[dict[str, float]]) -> None:
+        if not killed and fresh and fresh[-1]["step"] >= 6:
+            killed.extend(kill_training_worker())
+
+    assert train.fit(together, kill_once).step == 40
+    assert len(killed) == 1
     one, two = curves(alone.run_dir), curves(together.run_dir)
-    assert len(one) == len(two)
+    assert len(one) == len(two) == 15
     for mine, theirs in zip(one, two, strict=True):
         assert theirs == pytest.approx(mine, rel=1e-5, abs=1e-5)
 
@@ -451,60 +465,61 @@ def test_an_error_of_ours_in_a_worker_comes_back_as_itself(dataset: DatasetVersi
 
 
 CHILD = """
-import logging, sys
+import sys
 from pathlib import Path
 from flows import environment
 from tasks.datasets import resolve_dataset
-from tasks.errors import OrchestrionError
+from tasks.errors import Interrupted
 from tasks.home import Home
 
 home = Home.at(sys.argv[1])
 environment.prepare(Home.at(sys.argv[2]))
-environment.configure_logging(0)
 from tasks import train
 from tests.tasks.test_train import long_training
+
+def say(points):
+    for point in points:
+        print(int(point["step"]), flush=True)
+
 job = train.make_job(long_training(), resolve_dataset(home), Path(sys.argv[2]) / "run")
-try:
-    train.fit(job, lambda points: [sys.stdout.write(f"{point['step']}\\n") for point in points] and sys.stdout.flush())
-except OrchestrionError as error:
-    sys.stderr.write(f"{error}\\n")
-    sys.exit(getattr(error, "exit_code", 1))
+for _ in range(2):
+    try:
+        train.fit(job, say)
+    except Interrupted as error:
+        code = error.exit_code
+        print(error, flush=True)
+sys.exit(code)
 """
 
 
-@pytest.fixture
-def children() -> Iterator[list[subprocess.Popen[str]]]:
-    started: list[subprocess.Popen[str]] = []
-    yield started
-    for child in started:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_process_that_trains_saves_and_exits_130_at_a_signal(
-    dataset: DatasetVersion, long_undisturbed: Path, tmp_path: Path, children: list[subprocess.Popen[str]],
-    number: signal.Signals,
-) -> None:  # fmt: skip
+def test_a_process_that_trains_saves_and_stops_at_signals(
+    dataset: DatasetVersion, long_undisturbed: Path, tmp_path: Path
+) -> None:
     home = dataset.folder.parents[1]
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(home), str(tmp_path)],
-        cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    children.append(child)
-    assert child.stdout is not None
-    for line in child.stdout:
-        if int(line.strip()) >= 5:
-            break
-    child.send_signal(number)
-    _, said = child.communicate(timeout=120)
-    assert child.returncode == 130, said
-    assert "***" not in said  # Ray's own handler would kill the process three seconds later
-    assert f"training stopped by {number.name} at step" in said.splitlines()[-1]
-    step = read_progress(tmp_path / "run")["step"]
-    assert 5 <= step < 40
+    stops: list[int] = []
+    with (tmp_path / "stderr").open("w") as stderr:
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(home), str(tmp_path)],
+            cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=stderr,
+        )  # fmt: skip
+    try:
+        assert child.stdout is not None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            step = stops[-1] if stops else 0
+            next(line for line in child.stdout if int(line) > step + 2)
+            child.send_signal(number)
+            line = next(line for line in child.stdout if not line.strip().isdigit())
+            stopped = re.fullmatch(rf"training stopped by {number.name} at step (\d+) of 80; saved\n", line)
+            assert stopped is not None
+            stops.append(int(stopped[1]))
+        assert child.wait(timeout=120) == Interrupted.exit_code == 130
+    finally:
+        child.kill()
+        child.wait()
+    assert 2 < stops[0] < stops[1] < 80
+    assert read_progress(tmp_path / "run")["step"] == stops[1]
+    assert "***" not in (tmp_path / "stderr").read_text()  # Ray's own handler would abort three seconds later
     job = make_job(long_training(), dataset, tmp_path / "run")
     job.stop_request.unlink()  # as `fit` does
     run_steps(job)

@@ -1,0 +1,315 @@
+"""Runs end as they should, curves and parameters may be offered twice, models are found, fetched and promoted."""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import summaries
+from tasks.checkpoints import exported, load_model
+from tasks.config import EvaluateConfig, to_json
+from tasks.datasets import DatasetVersion
+from tasks.errors import Interrupted, NotFound
+from tasks.evaluate import Evaluation
+from tasks.home import Home
+from tasks.tracking import ModelVersion, Run, Tracker
+from tests.samples import short_training, small_corpus, small_dataset, small_model
+
+TRAINING, EVALUATION = "orchestrion/training", "orchestrion/evaluation"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """One home for the file: a new tracking store takes seconds."""
+    return Home.at(tmp_path_factory.mktemp("tracking") / "home")
+
+
+@pytest.fixture(scope="module")
+def dataset(home: Home) -> DatasetVersion:
+    return small_dataset(home, small_corpus(home.root.parent / "midi"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(home: Home, dataset: DatasetVersion) -> Path:
+    return small_model(home, dataset, n_steps=2)
+
+
+@pytest.fixture(scope="module")
+def tracker(home: Home, quiet_environment: Path) -> Iterator[Tracker]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield Tracker(home)
+
+
+@pytest.fixture(scope="module")
+def register(tracker: Tracker, dataset: DatasetVersion, checkpoint: Path) -> Callable[[str], ModelVersion]:
+    """Register the one checkpoint under a name."""
+
+    def register(name: str) -> ModelVersion:
+        path = str(checkpoint.relative_to(tracker.home.root))
+        facts = {"preset": "small", "dataset": dataset.reference, "checkpoint": path}
+        with tracker.open_run(TRAINING, name) as run, exported(checkpoint, facts) as folder:
+            return run.register_model(name, folder, facts)
+
+    return register
+
+
+def status_of(tracker: Tracker, run: Run) -> str:
+    return tracker.client.get_run(run.run_id).info.status
+
+
+def history(tracker: Tracker, run: Run, metric: str) -> list[tuple[int, float]]:
+    return sorted((point.step, point.value) for point in tracker.client.get_metric_history(run.run_id, metric))
+
+
+def test_a_home_without_models_says_what_to_do(tracker: Tracker) -> None:
+    # First in the file: the store is empty.
+    assert tracker.models() == []
+    assert tracker.recent_runs() == []
+    with pytest.raises(NotFound, match="holds no trained model yet; run `orchestrion train` first"):
+        tracker.model()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (None, "FINISHED"),
+        (ValueError("loss is not finite"), "FAILED"),
+        (Interrupted("stopped by SIGINT at step 5 of 12; saved"), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(143), "KILLED"),
+    ],
+)
+def test_a_run_ends_as_what_happened_in_it(tracker: Tracker, error: BaseException | None, status: str) -> None:
+    opened: list[Run] = []
+
+    def work() -> None:
+        with tracker.open_run(TRAINING, "a run", {"orchestrion.preset": "small"}) as run:
+            opened.append(run)
+            assert status_of(tracker, run) == "RUNNING"
+            if error:
+                raise error
+
+    if error:
+        with pytest.raises(type(error)):
+            work()
+    else:
+        work()
+    info = tracker.client.get_run(opened[0].run_id).info
+    assert info.status == status
+    assert info.end_time is not None
+
+
+def test_a_run_that_was_stopped_goes_on_as_the_same_run(tracker: Tracker) -> None:
+    with tracker.open_run(TRAINING, "stopped") as run:
+        run.log_params({"n_steps": 12})
+    with tracker.open_run(TRAINING, "stopped", run_id=run.run_id) as again:
+        assert again.run_id == run.run_id
+        assert status_of(tracker, again) == "RUNNING"
+    assert status_of(tracker, run) == "FINISHED"
+
+
+def test_runs_carry_their_tags_parent_and_commit(tracker: Tracker) -> None:
+    with (
+        tracker.open_run(TRAINING, "parent") as parent,
+        tracker.open_run(EVALUATION, "child", {"orchestrion.batch": "b-1"}, parent.run_id) as child,
+    ):
+        child.log_tags({"orchestrion.model_version": "small@1"})
+        child.describe("# A page")
+    tags = tracker.client.get_run(child.run_id).data.tags
+    assert tags["mlflow.parentRunId"] == parent.run_id
+    assert tags["orchestrion.batch"] == "b-1"
+    assert tags["orchestrion.model_version"] == "small@1"
+    assert tags["orchestrion.git_commit"]
+    assert tags["mlflow.note.content"] == "# A page"
+    newest = tracker.recent_runs(limit=2)
+    assert {entry["name"] for entry in newest} == {"parent", "child"}
+    assert next(entry for entry in newest if entry["name"] == "child")["experiment"] == EVALUATION
+    assert child.run_id in tracker.run_url(child.run_id)
+
+
+def test_parameters_may_be_logged_twice(tracker: Tracker) -> None:
+    with tracker.open_run(TRAINING, "twice") as run:
+        run.log_params(to_json(short_training()), "train")
+        first = dict(tracker.client.get_run(run.run_id).data.params)
+        run.log_params(to_json(short_training(n_steps=99)), "train")  # MLflow itself refuses another value
+        run.log_params({"extra": {"deep": [1, 2]}})
+    assert first["train.model.d_model"] == "32"
+    assert first["train.n_steps"] == "12"
+    assert dict(tracker.client.get_run(run.run_id).data.params) == first | {"extra.deep": "[1, 2]"}
+
+
+def test_long_parameters_and_many_of_them_are_kept(tracker: Tracker) -> None:
+    with tracker.open_run(TRAINING, "many") as run:
+        run.log_params({f"p{index}": index for index in range(250)} | {"long": "x" * 7000})
+    params = tracker.client.get_run(run.run_id).data.params
+    assert len(params) == 251
+    assert params["long"] == "x" * 6000
+
+
+def test_a_curve_offered_again_has_each_step_once(tracker: Tracker) -> None:
+    points = [(step, {"train/loss": 6 - step / 10, "train/rate": float(step)}) for step in range(1, 2501)]
+    with tracker.open_run(TRAINING, "curve") as run:
+        run.log_curve(points[:1500])
+        run.log_curve(points[:1500])
+        run.log_curve([])
+    with tracker.open_run(TRAINING, "curve", run_id=run.run_id) as resumed:
+        resumed.log_curve(points)
+    for metric in ("train/loss", "train/rate"):
+        assert history(tracker, run, metric) == [(step, values[metric]) for step, values in points]
+
+
+def test_figures_that_are_no_numbers_do_not_stop_a_run(tracker: Tracker) -> None:
+    with tracker.open_run(EVALUATION, "odd") as run:
+        run.log_metrics({"a": math.nan, "b": math.inf, "c": 1.5})
+        run.log_metrics({"c": 2.5})
+    assert tracker.client.get_run(run.run_id).data.metrics["c"] == 2.5
+    assert math.isnan(tracker.client.get_run(run.run_id).data.metrics["a"])
+
+
+def test_files_texts_and_datasets_are_found_on_the_run(
+    tracker: Tracker, dataset: DatasetVersion, tmp_path: Path
+) -> None:
+    (tmp_path / "batch" / "pieces").mkdir(parents=True)
+    (tmp_path / "batch" / "pieces" / "0000.mid").write_bytes(b"MThd")
+    with tracker.open_run(TRAINING, "files") as run:
+        run.log_file(dataset.manifest_path)
+        run.log_folder(tmp_path / "batch")
+        run.log_text("# Report", "report.md")
+        run.use_dataset(dataset, "training")
+    names = {item.path for item in tracker.client.list_artifacts(run.run_id)}
+    assert {"manifest.json", "pieces", "report.md"} <= names
+    found = tracker.client.get_run(run.run_id)
+    (used,) = found.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == (dataset.name, dataset.version)
+    assert found.data.tags["orchestrion.dataset_version"] == dataset.version
+
+
+def test_a_run_that_is_gone_is_told_from_one_that_is_there(tracker: Tracker) -> None:
+    with tracker.open_run(TRAINING, "here") as run:
+        pass
+    assert tracker.has_run(run.run_id)
+    assert not tracker.has_run("0" * 32)
+    tracker.client.delete_run(run.run_id)
+    assert not tracker.has_run(run.run_id)
+
+
+def test_models_are_found_by_version_alias_name_and_as_the_newest(
+    tracker: Tracker, register: Callable[[str], ModelVersion], dataset: DatasetVersion
+) -> None:
+    first, second = register("found"), register("found")
+    assert [first.reference, second.reference] == ["found@1", "found@2"]
+    assert (first.dataset, first.checkpoint.is_absolute()) == (dataset.reference, False)
+    assert tracker.has_run(first.run_id)
+    assert tracker.client.get_run(first.run_id).data.tags["orchestrion.model_version"] == "found@1"
+    tracker.promote(first)
+    promoted = replace(first, aliases=("champion",))
+    assert tracker.model("found@1") == tracker.model("found@champion") == tracker.champion("found") == promoted
+    assert tracker.model("found@2") == tracker.model("found@latest") == tracker.model("found") == second
+    assert tracker.model() == second
+    tracker.promote(second)
+    assert tracker.champion("found") == replace(second, aliases=("champion",))
+    assert tracker.model("found@1") == first
+    assert tracker.champion("nonesuch") is None
+
+
+def test_what_is_not_found_lists_what_there_is(tracker: Tracker, register: Callable[[str], ModelVersion]) -> None:
+    tracker.promote(register("listed"))
+    register("listed")
+    with pytest.raises(NotFound, match=r"no model 'absent'; known: .*listed") as error:
+        tracker.model("absent@3")
+    assert "\n" not in str(error.value)
+    for wanted in ("7", "staging", "0"):
+        message = rf"model 'listed' has no version or alias '{wanted}'; known: listed@2, listed@1 \(champion\)"
+        with pytest.raises(NotFound, match=message):
+            tracker.model(f"listed@{wanted}")
+
+
+def test_a_model_is_fetched_from_its_checkpoint_else_from_the_registry(
+    tracker: Tracker, register: Callable[[str], ModelVersion], checkpoint: Path, tmp_path: Path
+) -> None:
+    model = register("fetched")
+    assert tracker.fetch(model) == checkpoint
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    away = tmp_path / "away"
+    shutil.move(checkpoint, away)
+    try:
+        copy = tracker.fetch(model)
+        assert copy != checkpoint
+        assert (copy / "model.safetensors").read_bytes() == weights
+        assert load_model(copy).state == load_model(away).state
+        assert not (copy / "optimizer.safetensors").exists()
+        with pytest.raises(NotFound, match=r"model fetched@99: its checkpoint .* is gone and the registry has no copy"):
+            tracker.fetch(replace(model, version="99"))
+    finally:
+        shutil.move(away, checkpoint)
+    assert tracker.fetch(model) == checkpoint
+
+
+def test_tags_of_a_version_come_back(tracker: Tracker, register: Callable[[str], ModelVersion]) -> None:
+    model = register("tagged")
+    tracker.set_model_tags(model, {"bits_per_note": "12.5"})
+    tags = tracker.model_tags(model)
+    assert tags["bits_per_note"] == "12.5"
+    assert tags["preset"] == "small"
+
+
+def score(
+    tracker: Tracker, model: ModelVersion, dataset: DatasetVersion, bits_per_note: float, **settings: Any
+) -> bool:
+    figures = dict.fromkeys(("nll_per_token", "accuracy", "perplexity", "bits_per_second", "n_tokens"), 1.0)
+    result = Evaluation(figures | {"bits_per_note": bits_per_note}, {}, n_held_out=1, n_samples=0)
+    with tracker.open_run(EVALUATION, "score") as run:
+        return summaries.log_evaluation(run, result, model, dataset, EvaluateConfig(**settings))
+
+
+def test_the_champion_gives_way_only_to_a_better_model(
+    tracker: Tracker, register: Callable[[str], ModelVersion], dataset: DatasetVersion
+) -> None:
+    first, second, third = (register("rivals") for _ in range(3))
+
+    def champion() -> str | None:
+        found = tracker.champion("rivals")
+        return found.version if found else None
+
+    assert not score(tracker, first, dataset, 9.0, promote=False)
+    assert champion() is None
+    assert score(tracker, first, dataset, 9.0)
+    assert champion() == "1"
+    assert not score(tracker, second, dataset, 9.0)  # as good is not better
+    assert not score(tracker, second, dataset, 9.5)
+    assert not score(tracker, second, dataset, 8.0, promote=False)
+    assert champion() == "1"
+    assert score(tracker, second, dataset, 8.9)
+    assert champion() == "2"
+    assert score(tracker, second, dataset, 9.9)  # the champion itself, scored anew
+    assert not score(tracker, third, dataset, math.nan)  # a model that has diverged
+    assert champion() == "2"
+    assert score(tracker, third, dataset, 9.8)
+    assert champion() == "3"
+    assert tracker.model_tags(third)["bits_per_note"] == "9.800000"
+
+
+def test_figures_of_another_dataset_version_or_split_are_not_compared(
+    tracker: Tracker, register: Callable[[str], ModelVersion], dataset: DatasetVersion
+) -> None:
+    first, second = register("moved"), register("moved")
+    assert score(tracker, first, dataset, 5.0)
+    assert score(tracker, second, replace(dataset, version="0123456789abcdef"), 7.0)
+    assert score(tracker, first, dataset, 6.0, split="validation")
+    champion = tracker.champion("moved")
+    assert champion is not None
+    assert champion.version == "1"
+
+
+def test_models_of_other_names_do_not_compete(
+    tracker: Tracker, register: Callable[[str], ModelVersion], dataset: DatasetVersion
+) -> None:
+    assert score(tracker, register("one"), dataset, 5.0)
+    assert score(tracker, register("other"), dataset, 9.0)
+    assert tracker.champion("one") is not None
+    assert tracker.champion("other") is not None
