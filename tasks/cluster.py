@@ -1,5 +1,6 @@
 """Starting or joining Ray, and running a function over many chunks on it. The one file that calls `ray.init`."""
 
+import itertools
 import logging
 import os
 import signal
@@ -18,6 +19,16 @@ _CANCEL_SECONDS = 10.0
 def n_cpus() -> int:
     """Return the cores this process may use, or ORCHESTRION_CPUS where that is set."""
     return int(os.environ.get("ORCHESTRION_CPUS") or len(os.sched_getaffinity(0)))
+
+
+def n_cluster_cpus() -> int:
+    """Return the cores that training may use: the cluster's where RAY_ADDRESS names one, else this machine's."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return n_cpus()
+    import ray
+
+    connect()
+    return int(ray.cluster_resources().get("CPU", 0))
 
 
 def connect() -> None:
@@ -72,26 +83,30 @@ def run_over(
     function: Callable[[Chunk], Result],
     chunks: Iterable[Chunk],
     on_result: Callable[[Result], None] | None = None,
-    in_flight_per_cpu: int = 2,
+    max_in_flight: int = 0,
 ) -> list[Result]:
     """Run `function` over `chunks` on Ray and return the results in the order of the chunks.
 
     Args:
         function: importable, so that a worker finds it; its results must be small (paths, counts).
         on_result: called in the driver as each result arrives, in any order; for progress.
-        in_flight_per_cpu: chunks handed out at once for each core; the rest wait in the driver.
+        max_in_flight: chunks handed out at once, 0 for two a core; the rest wait in the driver.
     Raises:
         what `function` raised, as the same class. A worker that dies is retried twice.
     """
     import ray
 
+    remaining = iter(chunks)
+    first = list(itertools.islice(remaining, 1))
+    if not first:
+        return []  # nothing to do is no reason to start Ray
     connect()
     options: dict[str, Any] = {"num_cpus": 1, "max_retries": 2, "retry_exceptions": [OSError]}
     remote = ray.remote(**options)(function)
-    limit = max(2, in_flight_per_cpu * int(ray.cluster_resources().get("CPU", 1)))
+    limit = max_in_flight or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     results: dict[int, Result] = {}
     pending: dict[Any, int] = {}
-    queue: Iterator[tuple[int, Chunk]] = enumerate(chunks)
+    queue: Iterator[tuple[int, Chunk]] = enumerate(itertools.chain(first, remaining))
     exhausted = False
     try:
         while pending or not exhausted:

@@ -175,8 +175,9 @@ def _compose(
             if on_pieces:
                 on_pieces(len(job.indices))
     else:
-        for done in cluster.run_over(generate_pieces, jobs, lambda made: on_pieces and on_pieces(len(made))):
-            sidecars += done
+        report = on_pieces or (lambda n: None)
+        made = cluster.run_over(generate_pieces, jobs, lambda done: report(len(done)), max_in_flight=config.n_workers)
+        sidecars += [sidecar for done in made for sidecar in done]
     manifest = lineage | {
         "config": to_json(config)
         | {"batch_size": None, "n_workers": None, "prompt": None},  # see each sidecar's prompt

@@ -135,7 +135,7 @@ def fit_model(job: train.TrainJob, run: Run) -> train.TrainResult:
             run.log_curve([(int(point["step"]), {k: v for k, v in point.items() if k != "step"}) for point in points])
             for point in points:
                 loss = f"loss {point['train/loss']:.3f}" if "train/loss" in point else ""
-                progress.advance(int(point["step"]) - progress.done, loss)
+                progress.advance(max(int(point["step"]) - progress.done, 0), loss)
 
         return train.fit(job, on_points)
 

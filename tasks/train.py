@@ -81,7 +81,7 @@ def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> Tra
     Raises:
         ConfigError: more workers than the machine or cluster has cores for.
     """
-    n_cores = cluster.n_cpus()
+    n_cores = cluster.n_cluster_cpus()
     n_threads = config.cpus_per_worker or max(1, n_cores // config.n_workers)
     if config.n_workers * n_threads > n_cores:
         raise ConfigError(

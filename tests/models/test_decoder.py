@@ -18,8 +18,9 @@ VOCAB_SIZE = 30
 def build_decoder(config: DecoderConfig = TINY) -> Decoder:
     torch.manual_seed(0)
     decoder = Decoder(config, VOCAB_SIZE).eval()
-    for block in decoder.blocks:
-        torch.nn.init.normal_(block.attention.relative_MD)  # large, so that a wrong distance shows
+    for name, parameter in decoder.named_parameters():
+        if name.endswith("relative_MD"):
+            torch.nn.init.normal_(parameter)  # large, so that a wrong distance shows
     return decoder
 
 

@@ -193,7 +193,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: OptimizerConfig(name="sgd"), "'sgd'"),
+        (lambda: replace(OptimizerConfig(), **{"name": "sgd"}), "'sgd'"),
         (lambda: OptimizerConfig(betas=(0.9, 1.0)), "betas="),
         (lambda: OptimizerConfig(max_grad_norm=0.0), "max_grad_norm=0.0 is not above 0"),
         (lambda: WarmupCosineSchedule(floor_share=2.0), "floor_share=2.0 is outside 0-1"),

@@ -73,7 +73,7 @@ def test_chunks_are_handed_out_as_they_are_needed(ray: None) -> None:
             drawn.append(chunk)
             yield chunk
 
-    run_over(same(), chunks(), lambda _: drawn_at_result.append(len(drawn)), in_flight_per_cpu=1)
+    run_over(same(), chunks(), lambda _: drawn_at_result.append(len(drawn)), max_in_flight=2)
     limit = max(2, cluster.n_cpus())
     assert [n for index, n in enumerate(drawn_at_result) if n > index + limit] == []
 
