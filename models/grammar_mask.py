@@ -21,6 +21,8 @@ class GrammarArrays(Protocol):
     @property
     def needs_all_closed_V(self) -> np.ndarray[Any, Any]: ...
     @property
+    def time_V(self) -> np.ndarray[Any, Any]: ...
+    @property
     def n_slots(self) -> int: ...
     @property
     def start_state(self) -> int: ...
@@ -35,18 +37,27 @@ class GrammarTables:
         opens_V: slot that an id opens; `n_slots`, a column that is never open, for ids that open none.
         closes_V: slot that an id closes; `n_slots + 1`, a column that is always open, for ids that close none.
         needs_all_closed_V: True for ids that are allowed only while no slot is open.
+        time_V: units by which an id moves the clock.
+        max_open: units after which an open slot must be closed before anything else comes; 0: never.
     """
 
     next_state_SV: Tensor
     opens_V: Tensor
     closes_V: Tensor
     needs_all_closed_V: Tensor
+    time_V: Tensor
     n_slots: int
     start_state: int
+    max_open: int = 0
 
     @classmethod
-    def from_numpy(cls, grammar: GrammarArrays, device: torch.device | str = "cpu") -> "GrammarTables":
+    def from_numpy(
+        cls, grammar: GrammarArrays, device: torch.device | str = "cpu", max_open: int = 0
+    ) -> "GrammarTables":
         """Copy a grammar's numpy tables to `device`.
+
+        Args:
+            max_open: see the class; in the grammar's units of time.
 
         Raises:
             ValueError: the tables disagree in size, or name a state or a slot that does not exist.
@@ -55,7 +66,9 @@ class GrammarTables:
         n_slots = int(grammar.n_slots)
         opens_V, closes_V = np.asarray(grammar.opens_V), np.asarray(grammar.closes_V)
         needs_all_closed_V = np.asarray(grammar.needs_all_closed_V, dtype=bool)
-        for name, table_V in (("opens_V", opens_V), ("closes_V", closes_V), ("needs_all_closed_V", needs_all_closed_V)):
+        time_V = np.asarray(grammar.time_V)
+        tables = {"opens_V": opens_V, "closes_V": closes_V, "needs_all_closed_V": needs_all_closed_V, "time_V": time_V}
+        for name, table_V in tables.items():
             if table_V.shape != (vocab_size,):
                 raise ValueError(f"{name} has shape {table_V.shape}, next_state_SV has {vocab_size} ids")
         highest_state = max(int(grammar.next_state_SV.max()), int(grammar.start_state))
@@ -69,8 +82,10 @@ class GrammarTables:
             opens_V=torch.as_tensor(np.where(opens_V < 0, n_slots, opens_V).astype(np.int64), device=device),
             closes_V=torch.as_tensor(np.where(closes_V < 0, n_slots + 1, closes_V).astype(np.int64), device=device),
             needs_all_closed_V=torch.as_tensor(needs_all_closed_V, device=device),
+            time_V=torch.as_tensor(time_V.astype(np.int64), device=device),
             n_slots=n_slots,
             start_state=int(grammar.start_state),
+            max_open=max_open,
         )
 
     def to(self, device: torch.device | str) -> "GrammarTables":
@@ -80,8 +95,10 @@ class GrammarTables:
             self.opens_V.to(device),
             self.closes_V.to(device),
             self.needs_all_closed_V.to(device),
+            self.time_V.to(device),
             self.n_slots,
             self.start_state,
+            self.max_open,
         )
 
     @property
@@ -120,6 +137,8 @@ class GrammarRows:
         self.forbidden_SV = tables.next_state_SV < 0
         self.state_B = torch.empty(batch_size, dtype=torch.long, device=device)
         self.open_BC = torch.empty((batch_size, tables.n_slots + 2), dtype=torch.bool, device=device)
+        self.clock_B = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.opened_at_BC = torch.zeros((batch_size, tables.n_slots + 2), dtype=torch.long, device=device)
         for row in range(batch_size):
             self.reset(row)
 
@@ -128,6 +147,8 @@ class GrammarRows:
         self.state_B[row] = self.tables.start_state
         self.open_BC[row] = False
         self.open_BC[row, -1] = True
+        self.clock_B[row] = 0
+        self.opened_at_BC[row] = 0
 
     def forbidden(self, n_rows: int) -> Tensor:
         """Return bool (B, V) for the first `n_rows` rows: True where an id may not come next."""
@@ -137,7 +158,18 @@ class GrammarRows:
             forbidden_BV |= open_BC.index_select(1, tables.opens_V)
             forbidden_BV |= ~open_BC.index_select(1, tables.closes_V)
             forbidden_BV |= tables.needs_all_closed_V & open_BC[:, : tables.n_slots].any(dim=1, keepdim=True)
+        if tables.max_open:
+            forbidden_BV |= self._not_closing(n_rows, forbidden_BV)
         return forbidden_BV
+
+    def _not_closing(self, n_rows: int, forbidden_BV: Tensor) -> Tensor:
+        """Return True for ids that do not close an overdue slot, in rows where an allowed id does."""
+        tables = self.tables
+        age_BC = self.clock_B[:n_rows, None] - self.opened_at_BC[:n_rows]
+        overdue_BC = self.open_BC[:n_rows] & (age_BC >= tables.max_open)
+        overdue_BC[:, tables.n_slots :] = False
+        closes_BV = overdue_BC.index_select(1, tables.closes_V)
+        return ~closes_BV & (closes_BV & ~forbidden_BV).any(dim=1, keepdim=True)
 
     def advance(self, ids_B: Tensor) -> None:
         """Move the first rows on by one allowed id each."""
@@ -149,9 +181,11 @@ class GrammarRows:
             closes_B, opens_B = tables.closes_V[ids_B], tables.opens_V[ids_B]
             self.open_BC[row_B, closes_B] = closes_B == tables.n_slots + 1
             self.open_BC[row_B, opens_B] = opens_B != tables.n_slots
+            self.opened_at_BC[row_B, opens_B] = self.clock_B[:n_rows]
+        self.clock_B[:n_rows] += tables.time_V[ids_B]
 
     def walk(self, row: int, ids: Sequence[int]) -> None:
-        """Reset one row and move it along `ids`, all of which must be allowed."""
+        """Reset one row and move it along `ids`, all of which must be allowed; its clock starts behind them."""
         state, open_slots = self.tables.follow(ids)
         self.reset(row)
         self.state_B[row] = state
@@ -161,3 +195,5 @@ class GrammarRows:
         """Overwrite row `target` with row `source`."""
         self.state_B[target] = self.state_B[source]
         self.open_BC[target] = self.open_BC[source]
+        self.clock_B[target] = self.clock_B[source]
+        self.opened_at_BC[target] = self.opened_at_BC[source]

@@ -156,6 +156,7 @@ class GenerateConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompt: str = ""  # a MIDI file, or a folder of them, to continue; empty: unconditional
     prompt_tokens: int = 128  # of the prompt's encoding, <start> included
+    max_note_seconds: float = 0.0  # a note still sounding after so long must end next; 0: as long as the model likes
     batch_size: int = 8
     n_workers: int = 1
     audio: Literal["mp3", "none"] = "mp3"
@@ -164,6 +165,7 @@ class GenerateConfig:
         for name in ("n_pieces", "batch_size", "n_workers"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1")
         _require(self.seed >= 0, f"seed={self.seed} is below 0")
+        _require(self.max_note_seconds >= 0, f"max_note_seconds={self.max_note_seconds} is below 0")
         _require(self.prompt_tokens >= 2, f"prompt_tokens={self.prompt_tokens} is below 2")
         _require(
             not self.prompt or self.prompt_tokens < self.sampling.max_tokens,

@@ -195,13 +195,14 @@ def generate_pieces(job: GenerateJob) -> list[dict[str, Any]]:
     """Sample some pieces and write their files; return their sidecars."""
     loaded = load_model(job.checkpoint)
     tokenizer = loaded.tokenizer
+    max_open = round(job.config.max_note_seconds * tokenizer.units_per_second)
     sampled = sample(
         loaded.model,
         [torch.tensor(prompt.ids) for prompt in job.prompts],
         piece_indices=list(job.indices),
         seed=job.config.seed,
         config=job.config.sampling,
-        grammar=GrammarTables.from_numpy(tokenizer.grammar),
+        grammar=GrammarTables.from_numpy(tokenizer.grammar, max_open=max_open),
         end_id=tokenizer.end_id,
         pad_id=tokenizer.pad_id,
         batch_size=job.config.batch_size,

@@ -34,7 +34,10 @@ def music_transformer_tiny() -> PipelineConfig:
             checkpoint_every=200,
         ),
         evaluate=EvaluateConfig(window_tokens=256, batch_size=16),
-        generate=GenerateConfig(sampling=SamplingConfig(temperature=0.95, top_p=0.97, max_tokens=768)),
+        # So small a model forgets notes that it began more than a window ago; without a limit they ring to the end.
+        generate=GenerateConfig(
+            sampling=SamplingConfig(temperature=0.9, top_p=0.95, max_tokens=1024), max_note_seconds=5.0
+        ),
     )
 
 

@@ -16,6 +16,7 @@ class Grammar:
         opens_V: int16[V], the slot that an id opens, or -1; an open slot cannot be opened again.
         closes_V: int16[V], the slot that an id closes, or -1; a closed slot cannot be closed.
         needs_all_closed_V: bool[V], the id is allowed only while no slot is open.
+        time_V: int16[V], the units of time that pass with an id, for limits on how long a slot stays open.
         n_slots: number of slots, such as 128 sounding pitches.
         start_state: the state before the first id.
     """
@@ -24,6 +25,7 @@ class Grammar:
     opens_V: NDArray[np.int16]
     closes_V: NDArray[np.int16]
     needs_all_closed_V: NDArray[np.bool_]
+    time_V: NDArray[np.int16]
     n_slots: int
     start_state: int = 0
 

@@ -37,6 +37,7 @@ def build_grammar(**changes: Any) -> Any:
         "opens_V": opens_V,
         "closes_V": closes_V,
         "needs_all_closed_V": np.arange(VOCAB_SIZE) == END,
+        "time_V": np.where((np.arange(VOCAB_SIZE) >= 11) & (np.arange(VOCAB_SIZE) < 13), np.arange(VOCAB_SIZE) - 10, 0),
         "n_slots": 4,
         "start_state": 0,
     }

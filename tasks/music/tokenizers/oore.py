@@ -68,6 +68,7 @@ class OoreTokenizer:
     pad_id = PAD
     start_id = START
     end_id = END
+    units_per_second = UNITS_PER_SECOND
 
     def __init__(self, config: OoreConfig = OoreConfig()) -> None:
         self.config = config
@@ -324,7 +325,9 @@ def _build_grammar() -> Grammar:
     opens[NOTE_ON:NOTE_OFF] = closes[NOTE_OFF:TIME_SHIFT] = np.arange(128)
     needs_all_closed = np.zeros(VOCAB_SIZE, dtype=np.bool_)
     needs_all_closed[END] = True
-    return Grammar(next_state, opens, closes, needs_all_closed, n_slots=128)
+    units = np.zeros(VOCAB_SIZE, dtype=np.int16)
+    units[TIME_SHIFT:SET_VELOCITY] = np.arange(1, SHIFT_MAX + 1)
+    return Grammar(next_state, opens, closes, needs_all_closed, units, n_slots=128)
 
 
 _NAMES = [

@@ -18,6 +18,7 @@ def brackets() -> Grammar:
         opens_V=np.array([-1, 0, -1, -1], dtype=np.int16),
         closes_V=np.array([-1, -1, 0, -1], dtype=np.int16),
         needs_all_closed_V=np.array([False, False, False, True]),
+        time_V=np.zeros(4, dtype=np.int16),
         n_slots=1,
     )
 

@@ -1,0 +1,94 @@
+"""How long does a whole rebuild take, with one worker and with two, and once more when nothing has changed?
+
+    python bench/bench_rebuild.py --source some/folder
+
+Runs `orchestrion rebuild` as a person would, each time into an empty home, the numbers of workers taking turns. `flow` is what
+the command reports for the work itself, Ray's start included; `command` is from start to exit, with the start of Python and
+of Prefect's own server. The first home of each turn is then rebuilt unchanged.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from report import ROOT, parser, save, source_folder
+
+PACKAGES = ("ray", "prefect", "mlflow", "pyarrow", "symusic", "numpy")
+
+
+def main() -> None:
+    options = parser(__doc__.splitlines()[0], rounds=2)
+    options.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of Ray workers to compare")
+    options.add_argument("--augment", action="store_true", help="with the default 25 variants of each training piece")
+    given = options.parse_args()
+    runs: dict[int, list[dict[str, Any]]] = {n: [] for n in given.workers}
+    unchanged: list[dict[str, Any]] = []
+    with source_folder(given.source) as folder, tempfile.TemporaryDirectory(prefix="orchestrion-bench-") as temporary:
+        name = folder.name
+        for turn in range(given.rounds):
+            for n_workers in given.workers:
+                home = Path(temporary) / f"home-{turn}-{n_workers}"
+                runs[n_workers].append(rebuild(folder, home, n_workers, given.augment))
+                if n_workers == given.workers[0]:
+                    unchanged.append(rebuild(folder, home, n_workers, given.augment))
+                shutil.rmtree(home)
+    first = runs[given.workers[0]][0]
+    versions = {run["result"]["dataset_version"] for done in runs.values() for run in done}
+    counts = {key: first["result"][key] for key in ("n_files", "n_notes", "n_tokens")}
+    sides = {f"{n} workers": side(done, counts["n_files"]) for n, done in runs.items()}
+    slow, fast = sides[f"{given.workers[0]} workers"], sides[f"{given.workers[-1]} workers"]
+    record = {
+        "ratio": round(slow["flow_seconds"] / fast["flow_seconds"], 2),
+        "ratio_means": f"files/s of the flow with {given.workers[-1]} workers over {given.workers[0]}",
+        "same_version": len(versions) == 1,
+        **counts,
+        "variants_of_a_training_piece": 25 if given.augment else 1,
+        **sides,
+        "unchanged": side(unchanged, counts["n_files"]),
+    }
+    save("rebuild", f"{name}, augmented" if given.augment else name, record, given.results, PACKAGES)
+
+
+def rebuild(source: Path, home: Path, n_workers: int, augment: bool) -> dict[str, Any]:
+    """Run the command once; return its JSON and the seconds it took."""
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "rebuild",
+        "--source",
+        str(source),
+        "--home",
+        str(home),
+        "--json",
+        "-q",
+    ]
+    if not augment:
+        command += ["--set", "dataset.augment.transpositions=[0]", "--set", "dataset.augment.stretches=[1.0]"]
+    started = time.perf_counter()
+    environment = os.environ | {"ORCHESTRION_CPUS": str(n_workers)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "result": json.loads(done.stdout.splitlines()[-1])}
+
+
+def side(runs: list[dict[str, Any]], n_files: int) -> dict[str, Any]:
+    """Return medians over some runs."""
+    flow = statistics.median(run["result"]["seconds"] for run in runs)
+    return {
+        "files_per_second": round(n_files / flow, 1),
+        "flow_seconds": round(flow, 2),
+        "command_seconds": round(statistics.median(run["seconds"] for run in runs), 2),
+        "rounds": [run["result"]["seconds"] for run in runs],
+    }
+
+
+if __name__ == "__main__":
+    main()
