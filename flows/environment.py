@@ -50,14 +50,19 @@ def prepare(home: Home, verbosity: int = 0) -> None:
 
     Where `orchestrion ui` runs for this home, flows report to its Prefect server.
     """
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    set_defaults()
     if verbosity > 0:
         os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
     os.environ.setdefault("PREFECT_HOME", str(home.prefect))
     address = running_prefect(home)
     if address:
         os.environ.setdefault("PREFECT_API_URL", address)
+
+
+def set_defaults() -> None:
+    """Set the variables of `DEFAULTS` that are not set; Ray reads its own once, when it is first imported."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
 
 
 def configure_logging(verbosity: int) -> None:

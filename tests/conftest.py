@@ -12,6 +12,8 @@ from tasks.home import Home
 
 # Before torch is imported: its threads wait for each other in a busy loop, ten times the work of models this small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before ray is imported by whichever test comes first: a Ray that began without the token cannot talk to one with it.
+environment.set_defaults()
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
