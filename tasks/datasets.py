@@ -253,7 +253,7 @@ def find_version(home: Home, name: str, version: str) -> DatasetVersion | None:
     """Return a published version, or None."""
     folder = home.datasets / name
     path = folder / "versions" / version / "manifest.json"
-    return DatasetVersion(name, version, folder, read_json(path)) if path.exists() else None
+    return _read_version(path) if path.exists() else None
 
 
 def resolve_dataset(home: Home, reference: str = "") -> DatasetVersion:
@@ -281,10 +281,18 @@ def resolve_dataset(home: Home, reference: str = "") -> DatasetVersion:
     return matching[0]
 
 
+def _read_version(path: Path) -> DatasetVersion:
+    try:
+        manifest = read_json(path)
+    except ValueError as error:
+        raise DatasetError(f"{path} is damaged ({error}); delete its folder and rebuild") from None
+    return DatasetVersion(path.parents[2].name, path.parent.name, path.parents[2], manifest)
+
+
 def list_datasets(home: Home) -> list[DatasetVersion]:
     """Return every published version, the one built or confirmed last first."""
     manifests = sorted(home.datasets.glob("*/versions/*/manifest.json"), key=lambda p: (-p.stat().st_mtime_ns, str(p)))
-    return [DatasetVersion(p.parents[2].name, p.parent.name, p.parents[2], read_json(p)) for p in manifests]
+    return [_read_version(path) for path in manifests]
 
 
 def confirm(dataset: DatasetVersion) -> None:

@@ -168,14 +168,19 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def publish_folder(temporary: Path, final: Path) -> None:
-    """Rename a finished folder into place; its files are on disk before the name is."""
+    """Rename a finished folder into place, over an older one of that name; its files are on disk before the name is."""
     for path in temporary.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
+    outdated = final.with_name(f".{final.name}.old")
+    shutil.rmtree(outdated, ignore_errors=True)
+    if final.exists():
+        final.replace(outdated)
     temporary.replace(final)
     sync_folder(final.parent)
+    shutil.rmtree(outdated, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -211,6 +211,23 @@ def test_missing_shards_are_noticed(home: Home, tmp_path: Path) -> None:
     assert version.missing_files() == [gone]
 
 
+def test_a_version_that_lost_a_shard_is_published_again(home: Home, tmp_path: Path) -> None:
+    source = small_corpus(tmp_path / "midi", 4)
+    before = small_dataset(home, source)
+    digests = shard_bytes(home)
+    before.token_shards("train")[0].unlink()
+    assert small_dataset(home, source).missing_files() == []
+    assert shard_bytes(home) == digests
+    assert [path.name for path in (home.datasets / "small" / "versions").iterdir()] == [before.version]
+
+
+def test_a_damaged_manifest_is_named(home: Home, tmp_path: Path) -> None:
+    version = small_dataset(home, small_corpus(tmp_path / "midi", 4))
+    version.manifest_path.write_text("{bad")
+    with pytest.raises(DatasetError, match=r"manifest\.json is damaged"):
+        datasets.list_datasets(home)
+
+
 @pytest.mark.slow
 def test_one_and_two_workers_give_the_same_bytes(tmp_path: Path, ray: None) -> None:
     source = small_corpus(tmp_path / "midi", 24, with_flaws=True)
