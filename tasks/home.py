@@ -76,6 +76,8 @@ class Home:
             self.root.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"")
             probe.unlink()
+        except FileExistsError:
+            raise HomeError(f"home {self.root} is a file, not a folder; give another --home") from None
         except OSError as error:
             raise HomeError(f"cannot write to home {self.root}: {storage_problem(error) or error.strerror}") from None
         free = shutil.disk_usage(self.root).free

@@ -49,7 +49,7 @@ def test_a_second_process_is_told_who_holds_the_home(home: Home) -> None:
 
 def test_a_home_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("")
-    with pytest.raises(HomeError, match="cannot write to home"):
+    with pytest.raises(HomeError, match="is a file, not a folder"):
         Home.at(tmp_path / "home").prepare()
 
 
