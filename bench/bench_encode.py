@@ -7,15 +7,17 @@ MidiTok is no dependency. To have it beside ours:
     pip install --target /tmp/bench-site miditok==3.1.0
     PYTHONPATH=/tmp/bench-site python bench/bench_encode.py
 
-Without it the script reports ours alone. Both sides start from files read into memory, ours as flat arrays of all pieces,
-MidiTok's as symusic scores; reading is not timed. Both vocabularies are those of Oore et al. 2018: note-on, note-off, time
-shift, 32 velocities; MidiTok writes one stream for each track, and quantises to a grid of beats instead of 8 ms.
+Without it the script reports ours alone. Both sides start from files read into memory, ours as flat arrays of all
+pieces, MidiTok's as symusic scores; reading is not timed. Both vocabularies are those of Oore et al. 2018: note-on,
+note-off, time shift, 32 velocities; MidiTok writes one stream for each track, and quantises to a grid of beats
+instead of 8 ms.
 """
 
 from typing import Any
 
+import report
 import symusic
-from report import measure, midi_files, parser, save, source_folder, spread
+
 from tasks.errors import BadScore
 from tasks.music.notes import NoteBatch
 from tasks.music.score import read_midi
@@ -30,11 +32,11 @@ PACKAGES = ("numpy", "symusic", "miditok")
 
 
 def main() -> None:
-    options = parser(__doc__.splitlines()[0], rounds=5)
+    options = report.parser(__doc__.splitlines()[0], rounds=5)
     options.add_argument("--files", type=int, default=100, help="files to encode, evenly spaced over the source")
     given = options.parse_args()
-    with source_folder(given.source) as folder:
-        contents = [path.read_bytes() for path in spread(midi_files(folder), given.files)]
+    with report.source_folder(given.source) as folder:
+        contents = [path.read_bytes() for path in report.spread(report.midi_files(folder), given.files)]
         name = folder.name
     scores, peers = read_both(contents)
     batch = NoteBatch.from_scores(scores)
@@ -45,7 +47,7 @@ def main() -> None:
     else:
         peer = miditok.MIDILike(miditok.TokenizerConfig(num_velocities=32))
         sides["miditok"] = lambda: sum(count_ids(peer.encode(score)) for score in peers)
-    timings = measure(sides, given.rounds)
+    timings = report.measure(sides, given.rounds)
     record: dict[str, Any] = {"files": len(scores), "notes": batch.n_notes}
     for side, timing in timings.items():
         n_tokens = sides[side]()
@@ -65,7 +67,7 @@ def main() -> None:
             "ratio_of_notes_per_second": round(of_notes, 1),
             **record,
         }
-    save("encode", name, record, given.results, PACKAGES)
+    report.save("encode", name, record, given.results, PACKAGES)
 
 
 def read_both(contents: list[bytes]) -> tuple[list[Any], list[Any]]:

@@ -2,8 +2,8 @@
 
     python bench/bench_ingest.py --source some/folder
 
-All sides get the files' bytes from memory, so no disk is timed. symusic alone is the floor: `read_midi` calls it, and checks
-the bytes before and every number after.
+All sides get the files' bytes from memory, so no disk is timed. symusic alone is the floor: `read_midi` calls it, and
+checks the bytes before and every number after.
 """
 
 import io
@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import mido
+import report
 import symusic
-from report import measure, midi_files, parser, save, source_folder, spread
+
 from tasks.errors import BadScore
 from tasks.music.score import read_midi
 
@@ -20,18 +21,18 @@ PACKAGES = ("symusic", "mido", "numpy")
 
 
 def main() -> None:
-    options = parser(__doc__.splitlines()[0], rounds=5)
+    options = report.parser(__doc__.splitlines()[0], rounds=5)
     options.add_argument("--mido-files", type=int, default=40, help="size of the sample that mido reads")
     given = options.parse_args()
-    with source_folder(given.source) as folder:
-        contents = [path.read_bytes() for path in midi_files(folder)]
+    with report.source_folder(given.source) as folder:
+        contents = [path.read_bytes() for path in report.midi_files(folder)]
         name = folder.name
-    sample = spread(contents, given.mido_files)
-    all_files = measure(
+    sample = report.spread(contents, given.mido_files)
+    all_files = report.measure(
         {"ours": lambda: read_all(read_with_us, contents), "symusic": lambda: read_all(read_with_symusic, contents)},
         given.rounds,
     )
-    sampled = measure(
+    sampled = report.measure(
         {"ours": lambda: read_all(read_with_us, sample), "mido": lambda: read_all(read_with_mido, sample)},
         max(1, given.rounds // 2),
     )
@@ -52,7 +53,7 @@ def main() -> None:
         "mido": rates(len(sample), read_all(read_with_mido, sample), sampled["mido"]),
         "ours_on_sample": rates(len(sample), read_all(read_with_us, sample), sampled["ours"]),
     }
-    save("ingest", name, record, given.results, PACKAGES)
+    report.save("ingest", name, record, given.results, PACKAGES)
 
 
 def rates(n_files: int, counts: tuple[int, int], timing: Any) -> dict[str, Any]:

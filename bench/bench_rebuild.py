@@ -2,9 +2,9 @@
 
     python bench/bench_rebuild.py --source some/folder
 
-Runs `orchestrion rebuild` as a person would, each time into an empty home, the numbers of workers taking turns. `flow` is what
-the command reports for the work itself, Ray's start included; `command` is from start to exit, with the start of Python and
-of Prefect's own server. The first home of each turn is then rebuilt unchanged.
+Runs `orchestrion rebuild` as a person would, each time into an empty home, the numbers of workers taking turns.
+`flow` is what the command reports for the work itself, Ray's start included; `command` is from start to exit, with
+the start of Python and of Prefect's own server. The first home of each turn is then rebuilt unchanged.
 """
 
 import json
@@ -18,19 +18,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from report import ROOT, parser, save, source_folder
+import report
 
 PACKAGES = ("ray", "prefect", "mlflow", "pyarrow", "symusic", "numpy")
 
 
 def main() -> None:
-    options = parser(__doc__.splitlines()[0], rounds=2)
+    options = report.parser(__doc__.splitlines()[0], rounds=2)
     options.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of Ray workers to compare")
     options.add_argument("--augment", action="store_true", help="with the default 25 variants of each training piece")
     given = options.parse_args()
     runs: dict[int, list[dict[str, Any]]] = {n: [] for n in given.workers}
     unchanged: list[dict[str, Any]] = []
-    with source_folder(given.source) as folder, tempfile.TemporaryDirectory(prefix="orchestrion-bench-") as temporary:
+    with (
+        report.source_folder(given.source) as folder,
+        tempfile.TemporaryDirectory(prefix="orchestrion-bench-") as temporary,
+    ):
         name = folder.name
         for turn in range(given.rounds):
             for n_workers in given.workers:
@@ -53,7 +56,7 @@ def main() -> None:
         **sides,
         "unchanged": side(unchanged, counts["n_files"]),
     }
-    save("rebuild", f"{name}, augmented" if given.augment else name, record, given.results, PACKAGES)
+    report.save("rebuild", f"{name}, augmented" if given.augment else name, record, given.results, PACKAGES)
 
 
 def rebuild(source: Path, home: Path, n_workers: int, augment: bool) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def rebuild(source: Path, home: Path, n_workers: int, augment: bool) -> dict[str
         command += ["--set", "dataset.augment.transpositions=[0]", "--set", "dataset.augment.stretches=[1.0]"]
     started = time.perf_counter()
     environment = os.environ | {"ORCHESTRION_CPUS": str(n_workers)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=report.ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "result": json.loads(done.stdout.splitlines()[-1])}
 

@@ -1,10 +1,11 @@
 """What does the key/value cache save, and does a token cost the same however long the piece is?
 
-    python bench/bench_sampling.py
+    PYTHONPATH=. python bench/bench_sampling.py
 
-Samples a batch with the cache, as `orchestrion generate` does, and without it, where each token costs a pass over all that
-stands before it. Both draw with the same random numbers in float64 and must give the same ids; the script stops if not.
-Then the time of one step at the start and at the end of a long piece. Weights are random, and `<end>` is never drawn.
+Samples a batch with the cache, as `orchestrion generate` does, and without it, where each token costs a pass over all
+that stands before it. Both draw with the same random numbers in float64 and must give the same ids; the script stops
+if not. Then the time of one step at the start and at the end of a long piece. Weights are random, and `<end>` is
+never drawn.
 """
 
 import copy
@@ -14,11 +15,12 @@ import time
 from typing import Any
 
 import numpy as np
+import report
 import torch
+
 from models.config import DecoderConfig, SamplingConfig
 from models.registry import Model, build_model
 from models.sampling import LOGIT_STEP, Chooser, piece_uniforms, sample
-from report import measure, parser, save
 
 PACKAGES = ("torch", "numpy")
 VOCAB_SIZE, PAD, START = 416, 0, 414
@@ -32,7 +34,7 @@ MODELS = {
 
 
 def main() -> None:
-    options = parser(__doc__.splitlines()[0], rounds=3, with_source=False)
+    options = report.parser(__doc__.splitlines()[0], rounds=3, with_source=False)
     options.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     options.add_argument("--batch", type=int, default=8, help="pieces at once")
     options.add_argument("--length", type=int, default=384, help="tokens of a piece, cached against uncached")
@@ -43,7 +45,7 @@ def main() -> None:
         torch.manual_seed(0)
         model = build_model(MODELS[name], VOCAB_SIZE).to(device).eval()
         record = compare(model, given.batch, given.length, given.rounds) | flatness(model, given.batch, given.long)
-        save("sampling", f"{name} on {device.type}", record, given.results, PACKAGES)
+        report.save("sampling", f"{name} on {device.type}", record, given.results, PACKAGES)
 
 
 def compare(model: Model, batch_size: int, length: int, rounds: int) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def compare(model: Model, batch_size: int, length: int, rounds: int) -> dict[str
     with_cache, without = cached(model, batch_size, length), uncached(model, batch_size, length)
     if not all(torch.equal(a, b) for a, b in zip(with_cache, without, strict=True)):
         sys.exit("cached and uncached sampling gave different ids: nothing was measured")
-    timings = measure(
+    timings = report.measure(
         {"cached": lambda: cached(model, batch_size, length), "uncached": lambda: uncached(model, batch_size, length)},
         rounds,
         warm_up=0,

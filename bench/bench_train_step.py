@@ -1,9 +1,9 @@
 """How many tokens a second does one training step learn from, for each preset's model?
 
-    python bench/bench_train_step.py
+    PYTHONPATH=. python bench/bench_train_step.py
 
-Needs torch, numpy and safetensors alone; on a machine with a GPU it runs there. The ratio is two threads over one on a CPU,
-bfloat16 over float32 on a GPU. The ids are random: a step's cost does not depend on them.
+Needs torch, numpy and safetensors alone; on a machine with a GPU it runs there. The ratio is two threads over one on
+a CPU, bfloat16 over float32 on a GPU. The ids are random: a step's cost does not depend on them.
 """
 
 import argparse
@@ -11,11 +11,12 @@ import os
 from functools import partial
 from typing import Any
 
+import report
 import torch
+
 from models.config import DecoderConfig, OptimizerConfig
 from models.registry import build_model
 from models.training import build_optimizer, train_step
-from report import measure, parser, save
 
 PACKAGES = ("torch", "numpy")
 VOCAB_SIZE = 416
@@ -31,13 +32,13 @@ PRESETS = {
 
 
 def main() -> None:
-    options = parser(__doc__.splitlines()[0], rounds=5, with_source=False)
+    options = report.parser(__doc__.splitlines()[0], rounds=5, with_source=False)
     options.add_argument("--presets", nargs="+", choices=list(PRESETS), default=list(PRESETS))
     options.add_argument("--batch", type=int, help="windows in a batch; by default the preset's, at most 2 on a CPU")
     given = options.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for preset in given.presets:
-        save("train_step", f"{preset} on {device.type}", run(preset, device, given), given.results, PACKAGES)
+        report.save("train_step", f"{preset} on {device.type}", run(preset, device, given), given.results, PACKAGES)
 
 
 def run(preset: str, device: torch.device, given: argparse.Namespace) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def run(preset: str, device: torch.device, given: argparse.Namespace) -> dict[st
     else:
         fast, slow = "bfloat16", "float32"
         sides = {fast: partial(on_gpu, step, True), slow: partial(on_gpu, step, False)}
-    timings = measure(sides, given.rounds)
+    timings = report.measure(sides, given.rounds)
     return {
         "ratio": round(timings[slow].seconds / timings[fast].seconds, 2),
         "ratio_means": f"tokens/s with {fast} over {slow}",

@@ -1,6 +1,6 @@
 """What the bench scripts share: rounds that alternate between the sides, and a JSON file that says what ran where.
 
-Needs numpy and the standard library alone, so that a script can run on a box with torch and nothing else.
+Needs the standard library alone, so that a script can run on a box with torch and nothing else. Import it before torch.
 """
 
 import argparse
@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+# As flows/environment.py sets it, before torch is imported: threads that spin while they wait cost most on a busy box.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -147,6 +150,7 @@ def _machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": _gpu(),
         "system": platform.platform(),
+        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
         "load_average": round(os.getloadavg()[0], 2),  # above `cores`: others were at work too
         "date": time.strftime("%F"),
     }
