@@ -390,6 +390,8 @@ def test_the_deployments_are_those_of_the_code() -> None:
         assert flow.name == wanted[name].flow_name
         flow.validate_parameters(filled(entry["parameters"]))
         assert [s["cron"] for s in entry.get("schedules", [])] == [s.schedule.cron for s in wanted[name].schedules]
+        # one with a slug makes the server refuse the same deployment from `orchestrion deploy`, which gives none
+        assert all("slug" not in schedule for schedule in entry.get("schedules", []))
 
 
 # ---- kuberay -----------------------------------------------------------------------------------------------------

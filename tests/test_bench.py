@@ -1,0 +1,64 @@
+"""The bench scripts: their models are the presets', they run anywhere, and the results they left can be read."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tasks.presets import build_preset
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+SCRIPTS = sorted(BENCH.glob("bench_*.py"))
+RESULTS = sorted((BENCH / "results").glob("*.json"))
+
+
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCH))  # as python does with the folder of a script
+    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
+def test_each_script_says_how_it_is_run(path: Path) -> None:
+    assert f"python bench/{path.name}" in path.read_text()
+
+
+def test_the_models_are_those_of_the_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, sampling = script("bench_train_step", monkeypatch), script("bench_sampling", monkeypatch)
+    for name, (model, batch_size, window_tokens) in steps.PRESETS.items():
+        train = build_preset(name).train
+        assert (model, batch_size, window_tokens) == (train.model, train.batch_size, train.window_tokens), name
+    for name, model in sampling.MODELS.items():
+        assert model == build_preset(name).train.model, name
+
+
+def test_ingest_runs_on_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.music.corpus.writer import write_corpus
+
+    write_corpus(tmp_path / "music", n_pieces=3)
+    arguments = ["bench/bench_ingest.py", "--source", str(tmp_path / "music"), "--results", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--rounds", "1"])
+    script("bench_ingest", monkeypatch).main()
+    case = json.loads((tmp_path / "out" / "ingest.json").read_text())["cases"]["music"]
+    assert case["files"] == 3
+    assert case["ours"]["notes"] == case["symusic"]["notes"] == case["mido"]["notes"]
+    assert str(tmp_path) not in json.dumps(case)
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
+def test_results_say_what_ran_where(path: Path) -> None:
+    result = json.loads(path.read_text())
+    assert result["bench"] == path.stem
+    assert (BENCH / f"bench_{path.stem}.py").exists()
+    for case in result["cases"].values():
+        assert {"ratio", "command", "commit", "versions", "machine"} <= set(case)
+        assert "median" in json.dumps(case) or "rounds" in json.dumps(case)
+    assert "/" not in "".join(result["cases"])
+    assert str(BENCH.parent.parent) + "/" not in path.read_text()
