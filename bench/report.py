@@ -1,6 +1,7 @@
 """What the bench scripts share: rounds that alternate between the sides, and a JSON file that says what ran where.
 
-Needs the standard library alone, so that a script can run on a box with torch and nothing else. Import it before torch.
+Needs the standard library and this project's files alone, so that a script can run on a box with torch and nothing else.
+Import it before torch.
 """
 
 import argparse
@@ -19,8 +20,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# As flows/environment.py sets it, before torch is imported: threads that spin while they wait cost most on a busy box.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from flows.environment import DEFAULTS
+
+# How threads wait for each other decides what two cores are worth: as the command line sets it, before torch is imported.
+for _name, _value in DEFAULTS.items():
+    if _name.startswith(("OMP_", "GOMP_")):
+        os.environ.setdefault(_name, _value)
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -150,7 +155,7 @@ def _machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": _gpu(),
         "system": platform.platform(),
-        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
+        "threads": {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "GOMP_"))},
         "load_average": round(os.getloadavg()[0], 2),  # above `cores`: others were at work too
         "date": time.strftime("%F"),
     }
