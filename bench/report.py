@@ -1,7 +1,7 @@
 """What the bench scripts share: rounds that alternate between the sides, and a JSON file that says what ran where.
 
-Needs the standard library and this project's files alone, so that a script can run on a box with torch and nothing else.
-Import it before torch.
+Needs the standard library and this project's files alone, so that a script can run on a box with torch and nothing
+else. Import it before torch.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 
 from flows.environment import DEFAULTS
 
-# How threads wait for each other decides what two cores are worth: as the command line sets it, before torch is imported.
+# How threads wait for each other decides what two cores are worth: as the command line sets it, before torch comes in.
 for _name, _value in DEFAULTS.items():
     if _name.startswith(("OMP_", "GOMP_")):
         os.environ.setdefault(_name, _value)
