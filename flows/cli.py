@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from flows import cli_look, environment
+from flows import cli_datasets, cli_look, environment
 from flows.cli_options import (
     DEFAULT_HOME,
     DEFAULT_PRESET,
@@ -19,6 +19,7 @@ from flows.cli_options import (
     FreshOption,
     HomeOption,
     JsonOption,
+    LicenceOption,
     ModelOption,
     ModelPresetOption,
     NameOption,
@@ -44,8 +45,9 @@ app = typer.Typer(
 
 @app.command(epilog="Example: orchestrion rebuild --source ~/midi --name mine")
 def rebuild(
-    source: SourceOption = "",
+    source: SourceOption = None,
     name: NameOption = "",
+    licence: LicenceOption = None,
     preset: PresetOption = DEFAULT_PRESET,
     overrides: SetOption = None,
     home: HomeOption = DEFAULT_HOME,
@@ -53,12 +55,12 @@ def rebuild(
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn a folder of MIDI into a dataset version; what has not changed is not built again."""
-    config = _config(preset, _source_overrides(source, name) + (overrides or []))
-    _check_source(config.dataset.source)
+    """Turn sources of MIDI into a dataset version; what has not changed is not built again."""
+    config = _config(preset, _source_overrides(source, name, licence) + (overrides or []))
+    _check_sources(config.dataset.sources)
     result = _run_flow(prepare(home, verbose, quiet), "rebuild_dataset", config.dataset)
     counts = ("n_files", "n_accepted", "n_duplicate", "n_rejected", "n_notes", "n_tokens")
-    print_result(result, as_json, ("dataset", "dataset_version", *counts, "ledger", "reused", "seconds"))
+    print_result(result, as_json, ("dataset", "dataset_version", *counts, "ledger", "report", "reused", "seconds"))
 
 
 @app.command(epilog="Example: orchestrion train --dataset mine --preset music_transformer --set train.n_steps=5000")
@@ -129,8 +131,9 @@ def generate(
 
 @app.command(epilog="Example: orchestrion pipeline --source ~/midi --preset music_transformer_tiny --json")
 def pipeline(
-    source: SourceOption = "",
+    source: SourceOption = None,
     name: NameOption = "",
+    licence: LicenceOption = None,
     preset: PresetOption = DEFAULT_PRESET,
     overrides: SetOption = None,
     fresh: FreshOption = False,
@@ -140,8 +143,8 @@ def pipeline(
     quiet: QuietOption = False,
 ) -> None:
     """Rebuild, train, evaluate, generate: the whole way from a folder to a gallery."""
-    config = _config(preset, _source_overrides(source, name) + (overrides or []))
-    _check_source(config.dataset.source)
+    config = _config(preset, _source_overrides(source, name, licence) + (overrides or []))
+    _check_sources(config.dataset.sources)
     where = prepare(home, verbose, quiet)
     result = _run_flow(where, "pipeline", config, fresh=fresh)
     if as_json:
@@ -156,7 +159,7 @@ def pipeline(
 
 @app.command(epilog="Example: orchestrion demo --source ~/midi")
 def demo(
-    source: SourceOption = "",
+    source: SourceOption = None,
     overrides: SetOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
@@ -164,7 +167,7 @@ def demo(
     quiet: QuietOption = False,
 ) -> None:
     """The pipeline with small defaults, on the built-in sample corpus or on your own folder."""
-    pipeline(source, "", DEFAULT_PRESET, overrides, False, home, as_json, verbose, quiet)
+    pipeline(source, "", None, DEFAULT_PRESET, overrides, False, home, as_json, verbose, quiet)
 
 
 @app.command(epilog="Example: orchestrion sweep --grid train.schedule.peak=0.001,0.003 --grid train.model.n_layers=2,3")
@@ -197,6 +200,7 @@ def sweep(
 
 
 app.registered_commands += cli_look.app.registered_commands
+app.add_typer(cli_datasets.app, name="datasets")
 
 
 @app.command(epilog="Example: orchestrion ui")
@@ -219,8 +223,9 @@ def ui(
 
 @app.command(epilog='Example: orchestrion deploy --source ~/midi --cron "0 3 * * *"')
 def deploy(
-    source: SourceOption = "",
+    source: SourceOption = None,
     name: NameOption = "",
+    licence: LicenceOption = None,
     preset: PresetOption = DEFAULT_PRESET,
     overrides: SetOption = None,
     cron: Annotated[str, typer.Option("--cron", help="When to rebuild the dataset.")] = "0 3 * * *",
@@ -228,8 +233,8 @@ def deploy(
     verbose: VerboseOption = False,
 ) -> None:
     """Register all flows with Prefect, the rebuild on a schedule, and run what is triggered; Ctrl-C stops."""
-    config = _config(preset, _source_overrides(source, name) + (overrides or []))
-    _check_source(config.dataset.source)
+    config = _config(preset, _source_overrides(source, name, licence) + (overrides or []))
+    _check_sources(config.dataset.sources)
     where = prepare(home, verbose)
     from flows.deployments import serve_flows
 
@@ -275,23 +280,27 @@ def _config(preset: str, overrides: Sequence[str]) -> Any:
     return apply_overrides(build_preset(preset), overrides)
 
 
-def _source_overrides(source: str, name: str) -> list[str]:
+def _source_overrides(sources: Sequence[str] | None, name: str, licences: Sequence[str] | None) -> list[str]:
+    from tasks.sources.spec import absolute_source
+
     given = []
-    if source:
-        given.append(f"dataset.source={json.dumps(str(Path(source).expanduser().absolute()))}")
+    if sources:
+        given.append(f"dataset.sources={json.dumps([absolute_source(source) for source in sources])}")
     if name:
         given.append(f"dataset.name={json.dumps(name)}")
+    if licences:
+        given.append(f"dataset.licences={json.dumps(licences)}")
     return given
 
 
 # What can be told to be wrong before Prefect and Ray are started is told before.
 
 
-def _check_source(source: str) -> None:
-    if source:
-        from tasks.scan import check_source
+def _check_sources(sources: Sequence[str]) -> None:
+    from tasks.sources.spec import check_source
 
-        check_source(Path(source))
+    for source in sources:
+        check_source(source)
 
 
 def _check_dataset(home: Home, reference: str) -> None:

@@ -15,25 +15,6 @@ from tasks.home import Home
 app = typer.Typer()
 
 
-@app.command(epilog="Example: orchestrion datasets --json")
-def datasets(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """List the dataset versions, newest first."""
-    from tasks.datasets import list_datasets
-
-    rows = [entry.summary() for entry in list_datasets(Home.at(home))]
-    columns = (
-        "dataset",
-        "dataset_version",
-        "n_files",
-        "n_accepted",
-        "n_duplicate",
-        "n_rejected",
-        "n_notes",
-        "n_tokens",
-    )
-    print_list(rows, columns, as_json, "datasets")
-
-
 @app.command(epilog="Example: orchestrion runs -n 5")
 def runs(
     limit: Annotated[int, typer.Option("-n", help="How many of the newest.", min=1)] = 20,

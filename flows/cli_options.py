@@ -24,9 +24,19 @@ QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say only what 
 PresetOption = Annotated[str, typer.Option("--preset", help="A whole-run config by name; see `orchestrion presets`.")]
 ModelPresetOption = Annotated[str, typer.Option("--preset", help="Where settings come from; by default the model's.")]
 SourceOption = Annotated[
-    str, typer.Option("--source", help="Folder of MIDI files; without it, the built-in sample corpus.")
+    list[str] | None,
+    typer.Option(
+        "--source",
+        metavar="SOURCE",
+        help="Folder, MIDI file, list of files, archive, address (https, s3, gs, ...) or name in the catalog;"
+        " repeatable; without it, the built-in sample corpus.",
+    ),
 ]
-NameOption = Annotated[str, typer.Option("--name", help="Name of the dataset; by default that of the source folder.")]
+LicenceOption = Annotated[
+    list[str] | None,
+    typer.Option("--licence", help="Accept only files whose source states this licence. Repeatable."),
+]
+NameOption = Annotated[str, typer.Option("--name", help="Name of the dataset; by default that of the first source.")]
 DatasetOption = Annotated[str, typer.Option("--dataset", help="name or name@version; by default the newest.")]
 ModelOption = Annotated[str, typer.Option("--model", help="name, name@3 or name@champion; by default the newest.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Do it anew even if the same is finished already.")]

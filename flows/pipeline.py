@@ -47,7 +47,9 @@ def rebuild_dataset(config: DatasetConfig = DatasetConfig(), home: str = "", par
                 "orchestrion/datasets", f"rebuild-{inputs.config.name}", _tags(), parent_run_id
             ) as run:
                 songs = steps.parse_songs(where, inputs)
-                dataset = steps.encode_and_publish(where, inputs, songs)
+                ledger, leakage = steps.account_for_files(inputs, songs)
+                dataset = steps.encode_and_publish(where, inputs, songs, ledger, leakage)
+                steps.write_dataset_report(dataset, inputs, songs, ledger)
                 summaries.log_dataset(run, dataset)
         steps.publish_summary(f"dataset-{dataset.name}", summaries.dataset_card(dataset))
         return dataset.summary() | {"reused": reused, "seconds": _since(started)}

@@ -14,7 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from models.config import DecoderConfig, ModelConfig, NoamSchedule, OptimizerConfig, SamplingConfig, ScheduleConfig
 from tasks.errors import ConfigError
+from tasks.filters import FilterConfig
+from tasks.groups import GroupConfig
+from tasks.leakage import LeakageConfig
+from tasks.music.read_limits import ReadLimits
 from tasks.music.tokenizers.oore import OoreConfig
+from tasks.sources.limits import SourceLimits
 
 Config = TypeVar("Config")
 
@@ -52,19 +57,39 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DatasetConfig:
-    """What becomes a dataset version. `name` and `source` do not change the version; everything else does."""
+class ParseConfig:
+    """What reading a file may use, and how large a shard of songs gets."""
 
-    source: str = ""  # a folder of MIDI files, any depth; empty: the built-in sample corpus
-    name: str = ""  # empty: the name of the source folder
+    read: ReadLimits = field(default_factory=ReadLimits)
+    seconds: float = 10.0  # of wall-clock time for one batch of files, besides 2 s for each MiB of them
+    memory_bytes: int = 4 * 2**30  # of one reading process
+    shard_files: int = 1024
+    shard_bytes: int = 8 * 2**20  # of MIDI
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "memory_bytes", "shard_files", "shard_bytes"):
+            _require(getattr(self, name) > 0, f"{name}={getattr(self, name)} is not above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetConfig:
+    """What becomes a dataset version. Names, places and limits of sources do not change it; everything else does."""
+
+    sources: tuple[str, ...] = ()  # folders, files, lists, archives, addresses, catalog names; none: the sample corpus
+    name: str = ""  # empty: made of the first source's name
+    rehash: bool = False  # read every file again, also those whose size and times have not changed
+    licences: tuple[str, ...] = ()  # accept only files whose source states one of these; empty: all
+    source_limits: SourceLimits = field(default_factory=SourceLimits)
+    parse: ParseConfig = field(default_factory=ParseConfig)
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    groups: GroupConfig = field(default_factory=GroupConfig)
+    near_duplicates: Literal["group", "drop"] = "group"  # keep them all in one split, or one of each group
+    split: Literal["official", "seeded"] = "official"  # the source's own split where it states one, or never
     validation_share: float = 0.1  # of the near-duplicate groups
     test_share: float = 0.1
     split_seed: int = 0
-    n_shards: int = 16  # a power of two; pieces go to shards by the first bits of their content hash
+    leakage: LeakageConfig = field(default_factory=LeakageConfig)
     max_reject_share: float = 0.5  # a rebuild with more broken files than this fails
-    max_file_bytes: int = 64 * 2**20
-    max_notes: int = 1_000_000  # a piece
-    max_seconds: float = 24 * 3600.0  # a piece
     encoding: OoreConfig = field(default_factory=OoreConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -76,13 +101,8 @@ class DatasetConfig:
         for name in ("validation_share", "test_share"):
             _require(0 < getattr(self, name) < 1, f"{name}={getattr(self, name)} outside 0 to 1")
         _require(self.validation_share + self.test_share < 1, "validation_share + test_share leave nothing to train on")
-        _require(
-            1 <= self.n_shards <= 4096 and self.n_shards.bit_count() == 1,
-            f"n_shards={self.n_shards} is not a power of 2 in 1-4096",
-        )
         _require(0 <= self.max_reject_share <= 1, f"max_reject_share={self.max_reject_share} outside 0 to 1")
-        for name in ("max_file_bytes", "max_notes", "max_seconds"):
-            _require(getattr(self, name) > 0, f"{name}={getattr(self, name)} is not above 0")
+        _require(len(set(self.sources)) == len(self.sources), f"sources={self.sources} names a source twice")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

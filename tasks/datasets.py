@@ -1,30 +1,39 @@
-"""Dataset versions: building one from a source, publishing it in one step, finding it again."""
+"""Dataset versions: what determines one, building its manifest, publishing it in one step, finding it again."""
 
-import json
+# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
+# pyright: reportAttributeAccessIssue=false
+
+import hashlib
 import logging
 import os
 import shutil
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from tasks.analyse import AnalysisShard
+from tasks.cluster import n_cpus
 from tasks.config import DatasetConfig, digest, to_json
+from tasks.dataset_changes import compare_versions
 from tasks.encode import TokenShard, plan_token_shards, read_counts
 from tasks.errors import DatasetError, NotFound
 from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
-from tasks.ingest import SongShard
+from tasks.ingest import SongShard, hash_words
+from tasks.leakage import LeakageReport
+from tasks.ledger import Ledger, count_losses, count_notes
 from tasks.music.tokenizers.registry import build_tokenizer
-from tasks.scan import HashedFile, Scan
-from tasks.shards import LEDGER_SCHEMA, SCHEMA_NUMBER, read_table, write_table
-from tasks.split import SPLITS, split_groups
+from tasks.shards import SCHEMA_NUMBER, read_table, write_table
+from tasks.sources.spec import source_name
+from tasks.split import SPLITS
 
 logger = logging.getLogger(__name__)
-
-LEDGER_COLUMNS = ["piece", "content_hash", "status", "reason", "detail", "dropped"]
-LEDGER_COLUMNS += ["n_notes", "seconds", "ticks_per_quarter", "programs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +46,38 @@ class DatasetVersion:
     manifest: dict[str, Any]
 
     @property
+    def version_folder(self) -> Path:
+        return self.folder / "versions" / self.version
+
+    @property
     def ledger(self) -> Path:
-        return self.folder / "versions" / self.version / "pieces.parquet"
+        return self.version_folder / "pieces.parquet"
 
     @property
     def manifest_path(self) -> Path:
-        return self.folder / "versions" / self.version / "manifest.json"
+        return self.version_folder / "manifest.json"
+
+    @property
+    def hashes_path(self) -> Path:
+        return self.version_folder / "hashes.json"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "reports" / self.version / "report.html"
 
     @property
     def reference(self) -> str:
         return f"{self.name}@{self.version}"
 
+    def shards(self) -> list[Path]:
+        """Return every shard of the version: songs, analysis, tokens."""
+        stages = [*self.manifest["songs"], *self.manifest["analysis"]]
+        tokens = [path for split in SPLITS for path in self.token_shards(split)]
+        return [*(self.folder / path for path in stages), *tokens]
+
     def missing_files(self) -> list[Path]:
         """Return the files of the version that are not there any more."""
-        shards = [path for split in SPLITS for path in self.token_shards(split)]
-        songs = [self.folder / path for path in self.manifest["songs"]]
-        return [path for path in [self.ledger, *songs, *shards] if not path.exists()]
+        return [path for path in [self.ledger, *self.shards()] if not path.exists()]
 
     def token_shards(self, split: str) -> list[Path]:
         """Return the token shards of one split, in the manifest's order."""
@@ -66,110 +91,61 @@ class DatasetVersion:
             "dataset_dir": str(self.folder),
             "manifest": str(self.manifest_path),
             "ledger": str(self.ledger),
-            **{key: self.manifest["counts"][key] for key in self.manifest["counts"] if key.startswith("n_")},
+            "report": str(self.report) if self.report.exists() else "",
+            **{key: value for key, value in self.manifest["counts"].items() if key.startswith("n_")},
         }
 
 
 def dataset_name(config: DatasetConfig) -> str:
-    """Return the dataset's name: as given, else made of the source folder's name."""
+    """Return the dataset's name: as given, else made of the first source's."""
     if config.name:
         return config.name
-    if not config.source:
-        return "sample"
-    stem = Path(config.source).resolve().name.lower()
-    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "-" for c in stem).strip("-._")
-    return cleaned[:64] or "dataset"
+    return source_name(config.sources[0]) if config.sources else "sample"
 
 
-def version_of(config: DatasetConfig, hashed: list[HashedFile]) -> str:
-    """Return the version that `config` and these inputs determine: 16 hex digits.
+def settings_of(config: DatasetConfig) -> dict[str, Any]:
+    """Return the settings that are part of a version, as JSON: all but names and places."""
+    plain = to_json(replace(config, name="", sources=(), rehash=False))
+    return {key: value for key, value in plain.items() if key not in ("name", "sources", "rehash")}
 
-    The name, the source's place, the files' names and their order do not count; contents and settings do.
+
+def version_of(config: DatasetConfig, files: pa.Table) -> str:
+    """Return the version that `config` and these scan rows determine: 16 hex digits.
+
+    The dataset's name, the sources' places, the files' names and their order do not count; contents, what the sources
+    state of them, and settings do.
     """
+    readable = files.filter(pc.is_valid(files.column("content_hash")))
+    words = hash_words(readable.column("content_hash").combine_chunks())
+    stated = [pc.fill_null(readable.column(name).cast(pa.string()), "") for name in ("licence", "split")]
+    facts = pc.binary_join_element_wise(*stated, "|").combine_chunks().dictionary_encode()
+    rank = np.argsort(np.argsort(np.array(facts.dictionary.to_pylist(), object)))[facts.indices.to_numpy()]
+    order = np.lexsort([rank, *words.T[::-1]])
+    refused = files.filter(pc.is_null(files.column("content_hash")))
     identity = {
         "schema": SCHEMA_NUMBER,
-        "config": to_json(replace(config, name="", source="")),
+        "config": settings_of(config),
         "encoder": build_tokenizer(config.encoding).digest,
-        "contents": sorted(entry.content_hash or f"unreadable:{entry.file.path}" for entry in hashed),
+        "contents": hashlib.sha256(words[order].astype(">u8").tobytes()).hexdigest(),
+        "stated": sorted(facts.dictionary.to_pylist()),
+        "stated_of": hashlib.sha256(rank[order].astype(">u4").tobytes()).hexdigest(),
+        "refused": sorted(f"{row['reason']}:{row['path']}" for row in refused.select(["reason", "path"]).to_pylist()),
     }
     return digest(identity)[:16]
 
 
-def read_song_rows(shards: list[SongShard]) -> dict[str, dict[str, Any]]:
-    """Return content hash -> the song shard's row without its notes, plus the shard it is in."""
-    rows = {}
-    for shard in shards:
-        for row in read_table(shard.path, LEDGER_COLUMNS).to_pylist():
-            rows[row["content_hash"]] = row | {"shard": shard.path}
-    return rows
-
-
-def build_ledger(
-    config: DatasetConfig, hashed: list[HashedFile], rows: dict[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Return one ledger row for each file found, each accepted, duplicate or rejected.
-
-    Raises:
-        DatasetError: no usable file, fewer than one for each split, or more rejected than `max_reject_share`.
-    """
-    first_path: dict[str, str] = {}
-    ledger = []
-    for entry in hashed:
-        base = {"path": entry.file.path, "content_hash": entry.content_hash or None, "n_bytes": entry.file.n_bytes}
-        row = rows.get(entry.content_hash)
-        if row is None:
-            ledger.append(base | {"status": "rejected", "reason": "unreadable_file", "detail": entry.problem})
-            continue
-        facts = {key: row[key] for key in ("piece", "n_notes", "seconds", "ticks_per_quarter", "programs")}
-        if row["status"] == "rejected":
-            ledger.append(
-                base | {"status": "rejected", "reason": row["reason"], "detail": row["detail"], "piece": row["piece"]}
-            )
-        elif entry.content_hash in first_path:
-            original = first_path[entry.content_hash]
-            ledger.append(
-                base
-                | facts
-                | {"status": "duplicate", "reason": "same_content", "duplicate_of": original, "group": row["piece"]}
-            )
-        else:
-            first_path[entry.content_hash] = entry.file.path
-            ledger.append(base | facts | {"status": "accepted", "group": row["piece"]})
-    _refuse_unusable(config, ledger)
-    groups = Counter(row["group"] for row in ledger if row["status"] == "accepted")
-    splits = split_groups(groups, config.validation_share, config.test_share, config.split_seed)
-    for row in ledger:
-        row["split"] = splits[row["group"]] if row["status"] == "accepted" else None
-    return ledger
-
-
-def _refuse_unusable(config: DatasetConfig, ledger: list[dict[str, Any]]) -> None:
-    n_rejected = sum(row["status"] == "rejected" for row in ledger)
-    reasons = Counter(row["reason"] for row in ledger if row["status"] == "rejected")
-    said = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(4))
-    if n_rejected == len(ledger):
-        raise DatasetError(f"source {config.source}: none of its {len(ledger)} files is usable ({said})")
-    if n_rejected / len(ledger) > config.max_reject_share:
-        raise DatasetError(
-            f"source {config.source}: {n_rejected} of {len(ledger)} files rejected ({said}), more than"
-            f" dataset.max_reject_share={config.max_reject_share}"
-        )
-
-
-def plan_tokens(
-    config: DatasetConfig, ledger: list[dict[str, Any]], rows: dict[str, dict[str, Any]], folder: Path
-) -> list[TokenShard]:
+def plan_tokens(config: DatasetConfig, ledger: Ledger, songs: Sequence[SongShard], folder: Path) -> list[TokenShard]:
     """Return the token shards that the ledger's accepted pieces need."""
+    names, splits = ledger.pieces.column("piece").to_pylist(), ledger.pieces.column("split").to_pylist()
     by_shard: dict[Path, dict[str, str]] = {}
-    for entry in ledger:
-        if entry["status"] == "accepted":
-            by_shard.setdefault(rows[entry["content_hash"]]["shard"], {})[entry["piece"]] = entry["split"]
+    for piece, split, shard in zip(names, splits, ledger.shard.tolist(), strict=True):
+        by_shard.setdefault(songs[shard].path, {})[piece] = split
     return plan_token_shards(by_shard, config.encoding, config.augment, folder / "tokens")
 
 
 def publish(
-    home: Home, config: DatasetConfig, version: str, scan: Scan, ledger: list[dict[str, Any]],
-    rows: dict[str, dict[str, Any]], songs: list[SongShard], tokens: list[TokenShard],
+    home: Home, config: DatasetConfig, version: str, n_other_files: int, ledger: Ledger, leakage: LeakageReport,
+    songs: Sequence[SongShard], analysis: Sequence[AnalysisShard], tokens: Sequence[TokenShard],
 ) -> DatasetVersion:  # fmt: skip
     """Write ledger and manifest into a temporary folder and rename it into place: all of a version or none of it.
 
@@ -178,75 +154,134 @@ def publish(
     """
     name = dataset_name(config)
     folder = home.datasets / name
-    final = folder / "versions" / version
-    temporary = folder / "versions" / f".{version}.tmp"
+    final, temporary = folder / "versions" / version, folder / "versions" / f".{version}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    manifest = _manifest(config, name, version, scan, ledger, rows, songs, tokens, folder)
-    write_table(
-        temporary / "pieces.parquet", pa.Table.from_pylist(ledger, schema=LEDGER_SCHEMA), {"dataset_version": version}
+    manifest = {
+        "schema": SCHEMA_NUMBER,
+        "name": name,
+        "version": version,
+        "config": settings_of(config),
+        "encoder": _encoder_facts(config),
+        "counts": _counts(ledger, n_other_files),
+        "notes": count_notes(ledger.table),
+        "groups": _group_facts(ledger),
+        "leakage": leakage.as_json(),
+        "splits": {split: _split_facts(split, ledger, tokens, folder) for split in SPLITS},
+        "songs": [str(shard.path.relative_to(folder)) for shard in songs],
+        "analysis": [str(shard.path.relative_to(folder)) for shard in analysis],
+    }
+    _refuse_empty_splits(config, manifest["splits"])
+    manifest["counts"]["n_tokens"] = sum(facts["n_tokens"] for facts in manifest["splits"].values())
+    previous = newest_version(home, name)
+    if previous and previous.version == version:  # published before, but damaged since: what it said of changes stands
+        manifest["changes"] = previous.manifest["changes"]
+    else:
+        manifest["changes"] = compare_versions(previous, manifest, ledger.table) if previous else None
+    write_table(temporary / "pieces.parquet", ledger.table, {"dataset_version": version})
+    hashes = _hash_shards(DatasetVersion(name, version, folder, manifest), previous)
+    # The ledger names paths of this machine, so its hash is kept apart from what is the same on all of them.
+    write_atomically(
+        temporary / "pieces.parquet.sha256", f"{file_hash(temporary / 'pieces.parquet')}  pieces.parquet\n".encode()
     )
+    write_atomically(temporary / "hashes.json", json_bytes(hashes))
+    manifest["hashes"] = file_hash(temporary / "hashes.json")
     write_atomically(temporary / "manifest.json", json_bytes(manifest))
     publish_folder(temporary, final)
     write_atomically(folder / "latest.json", json_bytes({"version": version}))
     return DatasetVersion(name, version, folder, manifest)
 
 
-def _manifest(
-    config: DatasetConfig, name: str, version: str, scan: Scan, ledger: list[dict[str, Any]],
-    rows: dict[str, dict[str, Any]], songs: list[SongShard], tokens: list[TokenShard], folder: Path,
-) -> dict[str, Any]:  # fmt: skip
+def _hash_shards(dataset: DatasetVersion, previous: DatasetVersion | None) -> dict[str, str]:
+    """Return path -> SHA-256 of every shard; a shard of the previous version is known already."""
+    known = read_json(previous.hashes_path) if previous and previous.hashes_path.exists() else {}
+    paths = {str(path.relative_to(dataset.folder)): path for path in dataset.shards()}
+    new = [name for name in paths if name not in known]
+    with ThreadPoolExecutor(n_cpus()) as pool:
+        hashed = dict(zip(new, pool.map(file_hash, (paths[name] for name in new)), strict=True))
+    return {name: hashed.get(name) or known[name] for name in paths}
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file as hex, empty if it cannot be read."""
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _encoder_facts(config: DatasetConfig) -> dict[str, Any]:
     tokenizer = build_tokenizer(config.encoding)
-    splits = {split: _split_facts(config, split, tokens, folder) for split in SPLITS}
-    status = Counter(row["status"] for row in ledger)
-    read_losses: Counter[str] = Counter()
-    for row in rows.values():
-        if row["dropped"]:
-            read_losses.update(json.loads(row["dropped"]))
+    return {"name": tokenizer.name, "digest": tokenizer.digest, "settings": tokenizer.to_json()}
+
+
+def _counts(ledger: Ledger, n_other_files: int) -> dict[str, Any]:
+    table = ledger.table
+    status = Counter(table.column("status").to_pylist())
+    reasons = {
+        state: dict(
+            sorted(Counter(table.filter(pc.equal(table.column("status"), state)).column("reason").to_pylist()).items())
+        )
+        for state in ("rejected", "duplicate")
+    }
     return {
-        "schema": SCHEMA_NUMBER,
-        "name": name,
-        "version": version,
-        "config": to_json(replace(config, name="", source="")),
-        "encoder": {"name": tokenizer.name, "digest": tokenizer.digest, "settings": tokenizer.to_json()},
-        "counts": {
-            "n_files": len(ledger),
-            "n_other_files": scan.n_other_files,
-            "n_accepted": status["accepted"],
-            "n_duplicate": status["duplicate"],
-            "n_rejected": status["rejected"],
-            "n_notes": sum(row["n_notes"] for row in ledger if row["status"] == "accepted"),
-            "n_tokens": sum(facts["n_tokens"] for facts in splits.values()),
-            "rejected_by_reason": dict(
-                sorted(Counter(r["reason"] for r in ledger if r["status"] == "rejected").items())
-            ),
-            "left_out_by_reader": dict(sorted(read_losses.items())),
-        },
-        "splits": splits,
-        "songs": [str(shard.path.relative_to(folder)) for shard in songs],
+        "n_files": table.num_rows,
+        "n_other_files": n_other_files,
+        "n_accepted": status["accepted"],
+        "n_duplicate": status["duplicate"],
+        "n_rejected": status["rejected"],
+        "n_notes": count_notes(table)["kept"],
+        "rejected_by_reason": reasons["rejected"],
+        "duplicate_by_reason": reasons["duplicate"],
+        "left_out_by_reader": count_losses(table),
     }
 
 
-def _split_facts(config: DatasetConfig, split: str, tokens: list[TokenShard], folder: Path) -> dict[str, Any]:
+def _group_facts(ledger: Ledger) -> dict[str, int]:
+    groups = ledger.groups
+    return {
+        "n_groups": groups.n_groups,
+        "largest": groups.largest,
+        "n_pieces_in_larger_groups": int(np.sum(np.bincount(groups.component)[groups.component] > 1)),
+        "n_links": groups.n_links,
+        "n_candidates": groups.n_candidates,
+        "n_guarded": groups.n_guarded,
+        "n_parted": groups.n_parted,
+    }
+
+
+def _split_facts(split: str, ledger: Ledger, tokens: Sequence[TokenShard], folder: Path) -> dict[str, Any]:
     shards = [shard for shard in tokens if shard.split == split]
     counts = [asdict(read_counts(shard.path)) for shard in shards]
     dropped: Counter[str] = Counter()
     for shard_counts in counts:
         dropped.update(shard_counts.pop("notes_dropped"))
-    max_tokens = max(shard_counts.pop("max_tokens") for shard_counts in counts)
-    totals = {key: sum(shard_counts[key] for shard_counts in counts) for key in counts[0]}
-    if totals["n_rows"] == 0:
-        raise DatasetError(
-            f"source {config.source}: no piece of split {split} has a note that encoding {config.encoding.name} keeps"
-            f" ({', '.join(f'{n} {reason}' for reason, n in dropped.items() if n)} dropped)"
-        )
-    paths = [str(shard.path.relative_to(folder)) for shard in shards]
+    max_tokens = max((shard_counts.pop("max_tokens") for shard_counts in counts), default=0)
+    totals = {key: sum(shard_counts[key] for shard_counts in counts) for key in (counts[0] if counts else ("n_rows",))}
+    in_split = ledger.pieces.filter(pc.equal(ledger.pieces.column("split"), split))
     return totals | {
-        "seconds": round(totals["seconds"], 3),
+        "n_groups": len(pc.unique(in_split.column("group"))),
+        "seconds": round(totals.get("seconds", 0.0), 3),
         "max_tokens": max_tokens,
         "notes_dropped": dict(dropped),
-        "shards": paths,
+        "shards": [str(shard.path.relative_to(folder)) for shard in shards],
     }
+
+
+def _refuse_empty_splits(config: DatasetConfig, splits: dict[str, dict[str, Any]]) -> None:
+    for split, facts in splits.items():
+        if facts["n_rows"] == 0:
+            dropped = ", ".join(f"{n} {reason}" for reason, n in facts["notes_dropped"].items() if n) or "no notes"
+            raise DatasetError(
+                f"no piece of split {split} has a note that encoding {config.encoding.name} keeps ({dropped} dropped)"
+            )
+
+
+def newest_version(home: Home, name: str) -> DatasetVersion | None:
+    """Return the version of a dataset that was built or confirmed last, or None."""
+    pointer = home.datasets / name / "latest.json"
+    return find_version(home, name, read_json(pointer)["version"]) if pointer.exists() else None
 
 
 def find_version(home: Home, name: str, version: str) -> DatasetVersion | None:
@@ -295,7 +330,16 @@ def list_datasets(home: Home) -> list[DatasetVersion]:
     return [_read_version(path) for path in manifests]
 
 
+def holds_names(dataset: DatasetVersion, files: pa.Table) -> bool:
+    """Tell whether the ledger calls the files as the scan does; contents may be the same under other names."""
+    ledger = read_table(dataset.ledger, ["path", "content_hash"])
+    if not ledger.column("path").equals(files.column("path")):
+        return False
+    known = [bytes.fromhex(value) if value else None for value in ledger.column("content_hash").to_pylist()]
+    return pa.array(known, pa.binary(32)).equals(files.column("content_hash").combine_chunks())
+
+
 def confirm(dataset: DatasetVersion) -> None:
-    """Make an existing version the latest of its name again: a rebuild found that its source still says so."""
+    """Make an existing version the latest of its name again: a rebuild found that its sources still say so."""
     write_atomically(dataset.folder / "latest.json", json_bytes({"version": dataset.version}))
     os.utime(dataset.manifest_path)

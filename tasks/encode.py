@@ -189,7 +189,7 @@ def _variant_rows(
         "n_tokens": pa.array(lengths, pa.int32()),
         "n_notes": pa.array(plain.n_notes[chosen], pa.int32()),
         "seconds": pa.array(plain.seconds[chosen], pa.float64()),
-        "tokens": list_column(np.concatenate([[0], np.cumsum(lengths)]), ids, pa.uint16()),
+        "tokens": list_column(np.concatenate([[0], np.cumsum(lengths)]), ids, TOKEN_SCHEMA.field("tokens").type),
     }
     return pa.table(columns, schema=TOKEN_SCHEMA), n_left_out
 

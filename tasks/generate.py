@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from models.sampling import GrammarTables, sample
 from tasks import cluster
 from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import GenerateConfig, digest, to_json
-from tasks.errors import BadScore, DatasetError, NotFound, OrchestrionError
+from tasks.errors import BadScore, DatasetError, NotFound
 from tasks.gallery import GalleryPiece, RollNotes, build_gallery
 from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
 from tasks.music.metrics import piece_statistics
@@ -23,7 +24,7 @@ from tasks.music.notes import NoteBatch
 from tasks.music.pianoroll import draw_piano_roll
 from tasks.music.score import Score, read_midi, write_midi
 from tasks.music.synth import encode_audio, render
-from tasks.scan import scan_source
+from tasks.sources.names import MIDI_SUFFIXES, is_midi, printable
 from tasks.tracking import ModelVersion, git_commit
 
 logger = logging.getLogger(__name__)
@@ -73,22 +74,32 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig) -> list[Prompt]:
     if not config.prompt:
         return [Prompt("", "", (tokenizer.start_id,))]
     prompts = []
-    try:
-        scan = scan_source(Path(config.prompt))
-    except (NotFound, DatasetError) as error:
-        raise type(error)(f"prompt: {error}") from None
-    for file in scan.files:
+    for name, path in _prompt_files(Path(config.prompt)):
         try:
-            data = Path(file.location).read_bytes()
-            score = read_midi(data, file.path)
+            data = path.read_bytes()
+            score = read_midi(data, name)
         except OSError as error:
-            raise NotFound(f"prompt {file.path}: {error.strerror} ({file.location})") from None
+            raise NotFound(f"prompt {name}: {error.strerror} ({path})") from None
         except BadScore as error:
-            raise BadScore(error.reason, f"prompt {file.path}: {error.detail}") from None
+            raise BadScore(error.reason, f"prompt {name}: {error.detail}") from None
         ids = tokenizer.encode(NoteBatch.from_scores([score])).ids
         ids = ids[: min(config.prompt_tokens, len(ids) - 1)]  # a whole short piece: without its <end>
-        prompts.append(Prompt(file.path, hashlib.sha256(data).hexdigest(), tuple(int(i) for i in ids)))
+        prompts.append(Prompt(name, hashlib.sha256(data).hexdigest(), tuple(int(i) for i in ids)))
     return prompts
+
+
+def _prompt_files(prompt: Path) -> list[tuple[str, Path]]:
+    """Return (name, path) of the prompt, or of the MIDI files below it, in order of name."""
+    if not prompt.exists():
+        raise NotFound(f"prompt {prompt} does not exist")
+    if prompt.is_file():
+        if not is_midi(os.fsencode(prompt.name)):
+            raise DatasetError(f"prompt {prompt} is neither a folder nor a {' '.join(MIDI_SUFFIXES)} file")
+        return [(printable(prompt.name), prompt)]
+    files = [path for path in prompt.rglob("*") if is_midi(os.fsencode(path.name))]
+    if not files:
+        raise DatasetError(f"prompt {prompt} holds no MIDI file ({', '.join(MIDI_SUFFIXES)})")
+    return sorted((printable(str(path.relative_to(prompt))), path) for path in files)
 
 
 def batch_name(model: ModelVersion, config: GenerateConfig, prompts: list[Prompt], checkpoint: Path) -> str:

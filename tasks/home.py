@@ -62,6 +62,11 @@ class Home:
         return self.root / "sample"
 
     @property
+    def cache(self) -> Path:
+        """What can be made again from the sources: hashes of unchanged files, downloads, unpacked archives."""
+        return self.root / "cache"
+
+    @property
     def services(self) -> Path:
         return self.root / "services.json"
 

@@ -1,11 +1,12 @@
-"""MIDI files -> song shards: every distinct file becomes one row, accepted with its notes or rejected with a reason."""
+"""MIDI files -> song shards: every distinct content becomes one row, accepted with its notes or rejected with a reason.
 
-import hashlib
+Files are read in limited child processes (`tasks.isolation`). A batch that kills its child is halved until the files
+that do it are found; they are rejected with what they died of, and the others are kept.
+"""
+
 import json
 import logging
-from collections import defaultdict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,148 +15,307 @@ import numpy as np
 import pyarrow as pa
 
 from tasks import cluster
-from tasks.config import DatasetConfig, digest
-from tasks.errors import BadScore, DatasetError
-from tasks.music.score import ReadLimits, Score, read_midi
-from tasks.scan import HashedFile, SourceFile, chunk_by_bytes, hash_files
+from tasks.config import ParseConfig, digest
+from tasks.errors import DatasetError
+from tasks.isolation import Death, Host, WorkError, WorkLimits, find_culprits
+from tasks.music.read_limits import ReadLimits
 from tasks.shards import SCHEMA_NUMBER, SONG_SCHEMA, list_column, write_table
+from tasks.sources.read import BadRead, read_members
 
 logger = logging.getLogger(__name__)
+
+MIN_SHARD_BITS = 4  # small datasets too are cut into 16 shards, for several workers and cheap changes
+BATCH_BYTES = 2 * 2**20  # of MIDI read at once; more would not stay in a core's cache
+JOB_BYTES, JOB_FILES = 8 * 2**20, 4096  # of one piece of work of a child
+SECONDS_PER_MIB = 2.0  # a child that is slower than this, twenty times as slow as usual, hangs
 
 
 @dataclass(frozen=True, slots=True)
 class SongShard:
-    """One unit of parsing: the files whose content hash begins with the shard's bits, and where the result goes."""
+    """One unit of parsing: contents whose hashes begin with the shard's bits, and where the result goes."""
 
-    members: tuple[tuple[str, SourceFile], ...]  # (content hash, one file with that content), by hash
-    limits: ReadLimits
+    members: pa.Table  # scan rows by content hash, one for each content
+    limits: ParseConfig
     path: Path
 
+    @property
+    def n_bytes(self) -> int:
+        return int(np.sum(self.members.column("n_bytes").to_numpy()))
 
-def hash_sources(files: list[SourceFile], on_files: Callable[[int], None] | None = None) -> list[HashedFile]:
-    """Hash all files, in order; `on_files` gets the number of files as each chunk is done.
 
-    In threads of this process: hashing releases the interpreter's lock, and a rebuild that finds nothing new to do need
-    not start Ray to learn so.
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The distinct contents of a scan, by hash: one scan row for each, and where each scan row's content stands."""
+
+    rows: pa.Table
+    place: np.ndarray  # int64[scan rows], -1 for a row without content
+
+
+def distinct_contents(files: pa.Table) -> Contents:
+    """Find the distinct contents of scan rows; of rows with one content the first stands for all."""
+    hashes = files.column("content_hash").combine_chunks()
+    usable = np.flatnonzero(hashes.is_valid().to_numpy(zero_copy_only=False))
+    words = hash_words(hashes.drop_null())
+    order = np.lexsort(words.T[::-1])
+    words = words[order]
+    is_first = np.ones(len(order), np.bool_)
+    is_first[1:] = np.any(words[1:] != words[:-1], axis=1)
+    place = np.full(files.num_rows, -1, np.int64)
+    place[usable[order]] = np.cumsum(is_first) - 1
+    return Contents(files.take(pa.array(usable[order[is_first]])), place)
+
+
+def hash_words(hashes: pa.Array) -> np.ndarray:
+    """Return 32-byte hashes as uint64[N, 4]; rows compare as the hashes do."""
+    offset = hashes.offset * 32
+    flat = (
+        np.frombuffer(hashes.buffers()[1], np.uint8, len(hashes) * 32, offset) if len(hashes) else np.zeros(0, np.uint8)
+    )
+    return flat.view(">u8").reshape(-1, 4).astype(np.uint64)
+
+
+def plan_song_shards(limits: ParseConfig, contents: pa.Table, folder: Path) -> list[SongShard]:
+    """Assign each content to a shard by the first bits of its hash, and name the shard by what is in it.
+
+    A shard with too many files or bytes is cut in two by one more bit. So where a file goes depends on its own hash and
+    on the size of its neighbourhood: one new file changes one shard.
     """
-    hashed: list[HashedFile] = []
-    with ThreadPoolExecutor(cluster.n_cpus()) as pool:
-        for chunk in pool.map(hash_files, chunk_by_bytes(files)):
-            hashed += chunk
-            if on_files:
-                on_files(len(chunk))
-    return hashed
-
-
-def plan_song_shards(config: DatasetConfig, hashed: list[HashedFile], folder: Path) -> list[SongShard]:
-    """Assign each distinct content to a shard by the first bits of its hash, and name the shard by what is in it.
-
-    A shard's name does not depend on the other files, so one new file changes one shard.
-    """
-    limits = ReadLimits(max_bytes=config.max_file_bytes, max_notes=config.max_notes, max_seconds=config.max_seconds)
-    first_with: dict[str, SourceFile] = {}
-    for entry in hashed:
-        if entry.content_hash:
-            first_with.setdefault(entry.content_hash, entry.file)
-    buckets: dict[int, list[str]] = defaultdict(list)
-    n_bits = config.n_shards.bit_length() - 1
-    for content_hash in sorted(first_with):
-        buckets[int(content_hash[:8], 16) >> (32 - n_bits)].append(content_hash)
+    prefixes = hash_words(contents.column("content_hash").combine_chunks())[:, 0]
+    n_bytes = np.concatenate([[0], np.cumsum(contents.column("n_bytes").to_numpy())])
+    identity = {"schema": SCHEMA_NUMBER, "limits": asdict(limits)}
     shards = []
-    for _, hashes in sorted(buckets.items()):
-        identity = {"schema": SCHEMA_NUMBER, "limits": asdict(limits), "members": hashes}
-        members = tuple((content_hash, first_with[content_hash]) for content_hash in hashes)
-        shards.append(SongShard(members, limits, folder / f"{digest(identity)[:24]}.parquet"))
+    for begin, end in _cut(prefixes, n_bytes, limits, 0, len(prefixes), 0, 0):
+        members = contents.slice(begin, end - begin)
+        hashes = [value.hex() for value in members.column("content_hash").to_pylist()]
+        shards.append(SongShard(members, limits, folder / f"{digest(identity | {'members': hashes})[:24]}.parquet"))
     return shards
 
 
-def build_song_shards(shards: list[SongShard], on_files: Callable[[int], None] | None = None) -> int:
+def _cut(
+    prefixes: np.ndarray, n_bytes: np.ndarray, limits: ParseConfig, begin: int, end: int, bits: int, prefix: int
+) -> list[tuple[int, int]]:
+    """Return the ranges of the shards among contents `begin` to `end`, which share their first `bits` bits."""
+    n_files, size = end - begin, int(n_bytes[end] - n_bytes[begin])
+    fits = n_files <= 1 or (n_files <= limits.shard_files and size <= limits.shard_bytes)
+    if n_files == 0 or (fits and bits >= MIN_SHARD_BITS) or bits == 64:
+        return [(begin, end)] if n_files else []
+    middle_prefix = prefix | 1 << (63 - bits)
+    middle = begin + int(np.searchsorted(prefixes[begin:end], np.uint64(middle_prefix)))
+    lower = _cut(prefixes, n_bytes, limits, begin, middle, bits + 1, prefix)
+    return lower + _cut(prefixes, n_bytes, limits, middle, end, bits + 1, middle_prefix)
+
+
+def build_song_shards(shards: Sequence[SongShard], on_files: Callable[[int], None] | None = None) -> int:
     """Parse and write the shards that do not exist yet; return how many were written."""
     missing = [shard for shard in shards if not shard.path.exists()]
-    cluster.run_over(build_song_shard, missing, lambda n_files: on_files and on_files(n_files))
+    if missing:
+        prepare()  # once here, or every worker would compile the reader for itself
+    cluster.run_over(parse_isolated, _jobs(missing), lambda n_files: on_files and on_files(n_files))
     return len(missing)
 
 
-def build_song_shard(shard: SongShard) -> int:
-    """Parse the members of one shard and write it; return the number of files.
+def _jobs(shards: Sequence[SongShard]) -> list[list[SongShard]]:
+    jobs: list[list[SongShard]] = []
+    n_bytes = n_files = 0
+    for shard in shards:
+        n_bytes, n_files = n_bytes + shard.n_bytes, n_files + shard.members.num_rows
+        if not jobs or n_bytes > JOB_BYTES or n_files > JOB_FILES:
+            jobs.append([])
+            n_bytes, n_files = shard.n_bytes, shard.members.num_rows
+        jobs[-1].append(shard)
+    return jobs
 
+
+_host = Host()  # one for each process that parses
+
+
+def parse_isolated(shards: Sequence[SongShard], function: str = "tasks.ingest:parse_shards") -> int:
+    """Parse some shards in a child process and write them; return the number of files.
+
+    Files that kill the child are found and rejected in the shard with what they died of.
+
+    Args:
+        function: what the child runs; tests put one here that dies on purpose.
     Raises:
-        DatasetError: a file vanished or changed since it was hashed.
+        DatasetError: a file vanished or changed since it was hashed, or the limits are too low for the whole batch.
+        OSError: the disk is full, for example.
     """
-    rows, scores = [], []
-    for content_hash, file in shard.members:
-        data = _read_unchanged(file, content_hash)
-        row = {"piece": content_hash[:16], "content_hash": content_hash, "n_bytes": len(data)}
-        try:
-            score = read_midi(data, file.path, shard.limits)
-        except BadScore as error:
-            rows.append(row | {"status": "rejected", "reason": error.reason, "detail": error.detail})
-            scores.append(None)
-        else:
-            rows.append(row | {"status": "accepted", "reason": "", "detail": ""} | _facts(score))
-            scores.append(score)
-    write_table(shard.path, _song_table(rows, scores), {"schema": SCHEMA_NUMBER, "limits": asdict(shard.limits)})
-    return len(rows)
+    if not shards:
+        return 0
+    death = _attempt(shards, function)
+    if isinstance(death, Death):
+        logger.warning("a batch of %d shards: %s; looking for the file", len(shards), death.detail)
+        for shard in shards:
+            quarantined = _quarantine(shard, function)
+            death = _attempt([shard], function, quarantined, patience=1 if quarantined else 10)
+            if isinstance(death, Death):
+                raise DatasetError(
+                    f"reading {shard.members.num_rows} files from {shard.members.column('path')[0]} on: {death.detail},"
+                    " though none does so alone; raise dataset.parse.seconds or dataset.parse.memory_bytes"
+                )
+    return sum(shard.members.num_rows for shard in shards)
 
 
-def _read_unchanged(file: SourceFile, content_hash: str) -> bytes:
+def _quarantine(shard: SongShard, function: str) -> dict[str, Death]:
+    """Return content hash -> how it died, of the files that kill a child on their own."""
+
+    def attempt(places: Sequence[int]) -> Death | None:
+        part = shard.members.slice(places[0], len(places))
+        return _attempt([SongShard(part, shard.limits, shard.path)], function, dry=True)
+
+    culprits = find_culprits(range(shard.members.num_rows), attempt)
+    hashes, paths = shard.members.column("content_hash"), shard.members.column("path")
+    for place, death in culprits:
+        logger.warning("%s is quarantined: %s", paths[place], death.detail)
+    return {hashes[place].as_py().hex(): death for place, death in culprits}
+
+
+def _attempt(
+    shards: Sequence[SongShard],
+    function: str,
+    quarantined: dict[str, Death] | None = None,
+    dry: bool = False,
+    patience: float = 1.0,
+) -> Death | None:
+    limits = shards[0].limits
+    order = {
+        "shards": [[str(shard.path), shard.members.num_rows] for shard in shards],
+        "limits": asdict(limits),
+        "quarantined": {key: [death.reason, death.detail] for key, death in (quarantined or {}).items()},
+        "dry": dry,
+    }
+    seconds = limits.seconds + SECONDS_PER_MIB * sum(shard.n_bytes for shard in shards) / 2**20
+    sink = pa.BufferOutputStream()
+    members = pa.concat_tables([shard.members for shard in shards]).unify_dictionaries().combine_chunks()
+    with pa.ipc.new_stream(sink, members.schema.with_metadata({"order": json.dumps(order)})) as writer:
+        writer.write_table(members)
     try:
-        data = Path(file.location).read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{file.path} vanished during the rebuild ({error.strerror}); run it again") from None
-    if hashlib.sha256(data).hexdigest() != content_hash:
-        raise DatasetError(f"{file.path} changed during the rebuild; run it again")
-    return data
+        result = _host.run(
+            function,
+            sink.getvalue().to_pybytes(),
+            WorkLimits(seconds=seconds * patience, memory_bytes=limits.memory_bytes),
+        )
+    except WorkError as error:
+        if error.kind == "DatasetError":
+            raise DatasetError(error.message) from None
+        if error.errno:
+            raise OSError(error.errno, error.message) from None
+        raise
+    return result if isinstance(result, Death) else None
 
 
-def _facts(score: Score) -> dict[str, Any]:
-    notes = score.notes
-    return {
-        "dropped": json.dumps(score.dropped, sort_keys=True),
-        "n_notes": len(notes.pitch),
-        "seconds": float(notes.end_seconds.max()),
-        "ticks_per_quarter": score.ticks_per_quarter,
-        "n_tracks": score.n_tracks,
-        "programs": sorted({int(program) for program in np.unique(notes.program[~notes.is_drum])}),
+# --- in the child
+
+
+def prepare() -> None:
+    """Compile the reader, or load what an earlier process compiled, before there are children."""
+    from tasks.music.midi_files import read_files
+
+    read_files([b""])
+
+
+def parse_shards(payload: bytes) -> bytes:
+    """Parse the shards that an order names and write them, unless it is a dry run."""
+    members = pa.ipc.open_stream(payload).read_all()
+    order = json.loads(members.schema.metadata[b"order"])
+    limits = ReadLimits(**order["limits"]["read"])
+    begin = 0
+    for path, n_rows in order["shards"]:
+        table = parse_members(members.slice(begin, n_rows), limits, order["quarantined"])
+        if not order["dry"]:
+            write_table(Path(path), table, {"schema": SCHEMA_NUMBER, "limits": order["limits"]}, SONG_SCHEMA)
+        begin += n_rows
+    return b""
+
+
+def parse_members(members: pa.Table, limits: ReadLimits, quarantined: dict[str, list[str]]) -> pa.Table:
+    """Read the files of scan rows and return one song row for each, in their order."""
+    parts, contents, n_bytes, begin = [], list[bytes](), 0, 0
+    hashes, paths = members.column("content_hash").to_pylist(), members.column("path").to_pylist()
+    for place, content in enumerate(read_members(members)):
+        if isinstance(content, BadRead):
+            raise DatasetError(f"{paths[place]}: {content.detail}; run the rebuild again")
+        contents.append(b"" if quarantined and hashes[place].hex() in quarantined else content)
+        n_bytes += len(content)
+        if n_bytes >= BATCH_BYTES or place == members.num_rows - 1:
+            parts.append(_song_table(members.slice(begin, len(contents)), contents, limits, quarantined))
+            contents, n_bytes, begin = [], 0, place + 1
+    return pa.concat_tables(parts).combine_chunks() if len(parts) != 1 else parts[0]
+
+
+def _song_table(
+    members: pa.Table, contents: list[bytes], limits: ReadLimits, quarantined: dict[str, list[str]]
+) -> pa.Table:
+    from tasks.music import midi_events as events
+    from tasks.music.midi_files import read_files
+
+    batch = read_files(contents, limits)
+    songs, hashes = batch.songs, [value.hex() for value in members.column("content_hash").to_pylist()]
+    refusals = [(refusal.reason, refusal.detail) if refusal else ("", "") for refusal in batch.refusals]
+    for place, key in enumerate(hashes if quarantined else ()):
+        refusals[place] = tuple(quarantined.get(key, refusals[place]))  # type: ignore[assignment]
+    accepted = songs.facts[:, events.CODE] == events.OK
+    n_notes = np.diff(songs.note_offsets)
+    last = np.maximum.reduceat(np.append(songs.end_seconds, 0.0), songs.note_offsets[:-1]) if hashes else np.zeros(0)
+    columns: dict[str, Any] = {
+        "piece": [key[:16] for key in hashes],
+        "content_hash": hashes,
+        "n_bytes": members.column("n_bytes").combine_chunks(),
+        "status": np.where(accepted, "accepted", "rejected").tolist(),
+        "reason": [reason for reason, _ in refusals],
+        "detail": [detail for _, detail in refusals],
+        "dropped": batch.dropped,
+        "n_note_ons": np.where(accepted, songs.facts[:, events.N_NOTE_ONS], 0),
+        "n_notes": n_notes,
+        "seconds": np.where(accepted, last, 0.0),
+        "ticks_per_quarter": np.where(accepted, songs.facts[:, events.TICKS_PER_QUARTER], 0),
+        "n_tracks": np.where(accepted, songs.n_parts, 0),
+        "programs": _programs(songs),
     }
-
-
-def _list_columns(score: Score) -> dict[str, np.ndarray]:
-    notes, pedals = score.notes, score.pedals
-    return {
-        "onset": notes.onset,
-        "duration": notes.duration,
-        "onset_seconds": notes.onset_seconds,
-        "duration_seconds": notes.end_seconds - notes.onset_seconds,
-        "pitch": notes.pitch,
-        "velocity": notes.velocity,
-        "program": notes.program,
-        "is_drum": notes.is_drum,
-        "track": notes.track,
-        "tempo_tick": score.tempos.tick,
-        "tempo_microseconds_per_quarter": score.tempos.microseconds_per_quarter,
-        "time_signature_tick": score.time_signatures.tick,
-        "time_signature_numerator": score.time_signatures.numerator,
-        "time_signature_denominator": score.time_signatures.denominator,
-        "key_signature_tick": score.key_signatures.tick,
-        "key_signature_sharps": score.key_signatures.key,
-        "key_signature_is_minor": score.key_signatures.is_minor,
-        "pedal_onset": pedals.onset,
-        "pedal_duration": pedals.end - pedals.onset,
-        "pedal_onset_seconds": pedals.onset_seconds,
-        "pedal_duration_seconds": pedals.end_seconds - pedals.onset_seconds,
-        "pedal_track": pedals.track,
+    lists = {
+        "onset": (songs.note_offsets, songs.onset),
+        "duration": (songs.note_offsets, songs.duration),
+        "onset_seconds": (songs.note_offsets, songs.onset_seconds),
+        "duration_seconds": (songs.note_offsets, songs.end_seconds - songs.onset_seconds),
+        **{
+            name: (songs.note_offsets, getattr(songs, name))
+            for name in ("pitch", "velocity", "program", "is_drum", "track")
+        },
+        "pedal_onset": (songs.pedal_offsets, songs.pedal_onset),
+        "pedal_duration": (songs.pedal_offsets, songs.pedal_end - songs.pedal_onset),
+        "pedal_onset_seconds": (songs.pedal_offsets, songs.pedal_onset_seconds),
+        "pedal_duration_seconds": (songs.pedal_offsets, songs.pedal_end_seconds - songs.pedal_onset_seconds),
+        "pedal_track": (songs.pedal_offsets, songs.pedal_track),
+        **_meta_columns(songs),
     }
-
-
-def _song_table(rows: list[dict[str, Any]], scores: list[Score | None]) -> pa.Table:
-    columns_of = [_list_columns(score) if score is not None else None for score in scores]
-    arrays = []
-    for field in SONG_SCHEMA:
-        if not pa.types.is_list(field.type) or field.name == "programs":
-            arrays.append(pa.array([row.get(field.name) for row in rows], field.type))
-            continue
-        parts = [columns[field.name] if columns else np.zeros(0) for columns in columns_of]
-        offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
-        arrays.append(list_column(offsets, np.concatenate(parts) if parts else np.zeros(0), field.type.value_type))
+    arrays = [
+        list_column(lists[field.name][0], lists[field.name][1], field.type)
+        if field.name in lists
+        else pa.array(columns[field.name], field.type)
+        for field in SONG_SCHEMA
+    ]
     return pa.Table.from_arrays(arrays, schema=SONG_SCHEMA)
+
+
+def _meta_columns(songs: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    tempos, meters, keys = songs.metas.values()
+    return {
+        "tempo_tick": (tempos[0], tempos[1]),
+        "tempo_microseconds_per_quarter": (tempos[0], tempos[2][:, 0]),
+        "time_signature_tick": (meters[0], meters[1]),
+        "time_signature_numerator": (meters[0], meters[2][:, 0]),
+        "time_signature_denominator": (meters[0], meters[2][:, 1]),
+        "key_signature_tick": (keys[0], keys[1]),
+        "key_signature_sharps": (keys[0], keys[2][:, 0]),
+        "key_signature_is_minor": (keys[0], keys[2][:, 1] == 1),
+    }
+
+
+def _programs(songs: Any) -> pa.Array:
+    """Return the programs each song's pitched notes use, rising."""
+    used = np.zeros((len(songs.facts), 128), np.bool_)
+    of_note = np.repeat(np.arange(len(songs.facts)), np.diff(songs.note_offsets))
+    pitched = ~songs.is_drum
+    used[of_note[pitched], songs.program[pitched]] = True
+    offsets = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
+    return list_column(offsets, np.nonzero(used)[1], SONG_SCHEMA.field("programs").type)

@@ -12,46 +12,56 @@ import pyarrow.parquet as pq
 
 from tasks.home import write_atomically
 
-SCHEMA_NUMBER = 1  # part of every version digest; raise it when a column changes its meaning
+SCHEMA_NUMBER = 2  # part of every version digest; raise it when a column changes its meaning
 
 ROWS_PER_GROUP = 256
 
+
+def _lists_of(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", kind, nullable=False))
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
 SONG_SCHEMA = pa.schema(
     [
-        ("piece", pa.string()),  # the first 16 hex digits of content_hash
-        ("content_hash", pa.string()),  # SHA-256 of the file
-        ("n_bytes", pa.int64()),
-        ("status", pa.string()),  # accepted | rejected
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("dropped", pa.string()),  # JSON: what the reader left out of an accepted file, by reason
-        ("n_notes", pa.int32()),
-        ("seconds", pa.float64()),
-        ("ticks_per_quarter", pa.int32()),
-        ("n_tracks", pa.int32()),
-        ("programs", pa.list_(pa.uint8())),
-        ("onset", pa.list_(pa.int64())),  # ticks
-        ("duration", pa.list_(pa.int64())),  # ticks
-        ("onset_seconds", pa.list_(pa.float64())),  # through the true tempo map
-        ("duration_seconds", pa.list_(pa.float64())),
-        ("pitch", pa.list_(pa.uint8())),
-        ("velocity", pa.list_(pa.uint8())),
-        ("program", pa.list_(pa.uint8())),
-        ("is_drum", pa.list_(pa.bool_())),
-        ("track", pa.list_(pa.uint16())),
-        ("tempo_tick", pa.list_(pa.int64())),
-        ("tempo_microseconds_per_quarter", pa.list_(pa.int64())),
-        ("time_signature_tick", pa.list_(pa.int64())),
-        ("time_signature_numerator", pa.list_(pa.int32())),
-        ("time_signature_denominator", pa.list_(pa.int32())),
-        ("key_signature_tick", pa.list_(pa.int64())),
-        ("key_signature_sharps", pa.list_(pa.int8())),  # negative: flats
-        ("key_signature_is_minor", pa.list_(pa.bool_())),
-        ("pedal_onset", pa.list_(pa.int64())),  # ticks
-        ("pedal_duration", pa.list_(pa.int64())),
-        ("pedal_onset_seconds", pa.list_(pa.float64())),
-        ("pedal_duration_seconds", pa.list_(pa.float64())),
-        ("pedal_track", pa.list_(pa.uint16())),
+        _required("piece", pa.string()),  # the first 16 hex digits of content_hash
+        _required("content_hash", pa.string()),  # SHA-256 of the file
+        _required("n_bytes", pa.int64()),
+        _required("status", pa.string()),  # accepted | rejected
+        _required("reason", pa.string()),
+        _required("detail", pa.string()),
+        _required("dropped", pa.string()),  # JSON: what the reader left out or mended of an accepted file, by reason
+        _required("n_note_ons", pa.int32()),  # note-ons in the file: n_notes and those that never ended
+        _required("n_notes", pa.int32()),
+        _required("seconds", pa.float64()),
+        _required("ticks_per_quarter", pa.int32()),
+        _required("n_tracks", pa.int32()),  # parts: one program of one channel of one track
+        _required("programs", _lists_of(pa.uint8())),
+        _required("onset", _lists_of(pa.int32())),  # ticks
+        _required("duration", _lists_of(pa.int32())),  # ticks
+        _required("onset_seconds", _lists_of(pa.float64())),  # through the true tempo map
+        _required("duration_seconds", _lists_of(pa.float64())),
+        _required("pitch", _lists_of(pa.uint8())),
+        _required("velocity", _lists_of(pa.uint8())),
+        _required("program", _lists_of(pa.uint8())),
+        _required("is_drum", _lists_of(pa.bool_())),
+        _required("track", _lists_of(pa.uint16())),
+        _required("tempo_tick", _lists_of(pa.int32())),
+        _required("tempo_microseconds_per_quarter", _lists_of(pa.int32())),
+        _required("time_signature_tick", _lists_of(pa.int32())),
+        _required("time_signature_numerator", _lists_of(pa.int32())),
+        _required("time_signature_denominator", _lists_of(pa.int32())),
+        _required("key_signature_tick", _lists_of(pa.int32())),
+        _required("key_signature_sharps", _lists_of(pa.int8())),  # negative: flats
+        _required("key_signature_is_minor", _lists_of(pa.bool_())),
+        _required("pedal_onset", _lists_of(pa.int32())),  # ticks
+        _required("pedal_duration", _lists_of(pa.int32())),
+        _required("pedal_onset_seconds", _lists_of(pa.float64())),
+        _required("pedal_duration_seconds", _lists_of(pa.float64())),
+        _required("pedal_track", _lists_of(pa.uint16())),
     ]
 )
 
@@ -69,28 +79,31 @@ TOKEN_SCHEMA = pa.schema(
 
 LEDGER_SCHEMA = pa.schema(
     [
-        ("path", pa.string()),  # within the source; bytes that are not UTF-8 as \xNN
-        ("content_hash", pa.string()),
+        ("path", pa.string()),  # within the sources; bytes that are not UTF-8 as \\xNN
+        ("source", pa.string()),  # as it was asked for
+        ("content_hash", pa.string()),  # null where the file could not be read
         ("n_bytes", pa.int64()),
         ("status", pa.string()),  # accepted | duplicate | rejected
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("duplicate_of", pa.string()),  # path of the accepted file
         ("piece", pa.string()),
-        ("group", pa.string()),  # near-duplicate component; a split holds whole groups
+        ("group", pa.string()),  # near-duplicate component, named by its smallest piece; a split holds whole groups
         ("split", pa.string()),  # train | validation | test; null unless accepted
-        ("n_notes", pa.int32()),
+        ("n_note_ons", pa.int32()),  # notes in the file; null where it could not be read as music
+        ("n_notes", pa.int32()),  # of them, those that ended and are kept
+        ("dropped", pa.string()),  # JSON: what the reader left out or mended, by reason
         ("seconds", pa.float64()),
         ("ticks_per_quarter", pa.int32()),
         ("programs", pa.list_(pa.uint8())),
-        ("licence", pa.string()),
+        ("licence", pa.string()),  # as the source states it
     ]
 )
 
 
 def list_column(offsets: np.ndarray, values: np.ndarray, kind: pa.DataType) -> pa.ListArray:
-    """Return flat `values` cut at `offsets` (P + 1 of them) as a list column of P rows."""
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind))
+    """Return flat `values` cut at `offsets` (P + 1 of them) as a column of P lists of the type `kind`."""
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind.value_type), type=kind)
 
 
 def flat_values(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -101,14 +114,51 @@ def flat_values(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     return offsets - offsets[0], values
 
 
-def write_table(path: Path, table: pa.Table, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write one Parquet file whole; `metadata` becomes JSON values of the schema's metadata."""
+def write_table(
+    path: Path, table: pa.Table, metadata: Mapping[str, Any] | None = None, schema: pa.Schema | None = None
+) -> None:
+    """Write one Parquet file whole; `metadata` becomes JSON values of the schema's metadata.
+
+    Args:
+        schema: of the table, where its lists are long: each list column then gets the encoding that suits its numbers.
+    """
     if metadata:
         encoded = {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()}
         table = table.replace_schema_metadata(encoded)
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_PER_GROUP, store_schema=True)
+    options = _encodings(schema) if schema else {"compression": "zstd", "compression_level": 1}
+    pq.write_table(table, sink, row_group_size=ROWS_PER_GROUP, store_schema=True, **options)
     write_atomically(path, sink.getvalue())
+
+
+def _encodings(schema: pa.Schema) -> dict[str, Any]:
+    """Return how the numbers of each long list are best written, as measured: half the time for a tenth more bytes.
+
+    Rising ticks and other integers go as packed differences, seconds split into their bytes and compressed lightly,
+    values that hardly change through a dictionary.
+    """
+    leaves = {f"{field.name}.list.element": field.type.value_type for field in schema if pa.types.is_list(field.type)}
+    scalars = [field.name for field in schema if not pa.types.is_list(field.type)]
+    encodings = {name: _ENCODINGS[kind] for name, kind in leaves.items() if kind in _ENCODINGS}
+    squeezed = dict.fromkeys(scalars, 1) | {name: -5 for name, kind in leaves.items() if kind == pa.float64()}
+    texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name not in _UNIQUE]
+    return {
+        "column_encoding": encodings,
+        "use_dictionary": texts + [name for name in leaves if name not in encodings],
+        "compression": {name: "zstd" if name in squeezed else "none" for name in (*scalars, *leaves)},
+        "compression_level": squeezed,
+        "write_statistics": scalars,
+    }
+
+
+_ENCODINGS = {
+    pa.int32(): "DELTA_BINARY_PACKED",
+    pa.uint16(): "DELTA_BINARY_PACKED",
+    pa.uint32(): "PLAIN",  # hashes
+    pa.uint64(): "PLAIN",
+    pa.float64(): "BYTE_STREAM_SPLIT",
+}
+_UNIQUE = ("piece", "content_hash")  # a dictionary of values that differ in every row is only work
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -1,49 +1,68 @@
 """Which pieces are for training, validation and test: decided by group, before augmentation, by a seeded hash."""
 
-import hashlib
-from collections.abc import Mapping
+import numpy as np
+from numpy.typing import NDArray
 
 from tasks.errors import DatasetError
 
 SPLITS = ("train", "validation", "test")
 
 
-def split_groups(groups: Mapping[str, int], validation_share: float, test_share: float, seed: int) -> dict[str, str]:
-    """Assign every group to a split; a group's place depends on (seed, group) alone, so new pieces move no old one.
+def split_groups(
+    group_keys: NDArray[np.uint64], validation_share: float, test_share: float, seed: int
+) -> NDArray[np.int8]:
+    """Assign every group to a split; a group's place depends on (seed, key) alone, so new pieces move no old one.
 
     Only where a split would stay empty does the group whose hash is nearest to it move there.
 
     Args:
-        groups: group -> number of pieces in it.
+        group_keys: uint64[G], distinct; what the groups are called.
     Returns:
-        group -> `train`, `validation` or `test`.
+        int8[G], indices into `SPLITS`.
     Raises:
         DatasetError: fewer groups than splits.
     """
-    if len(groups) < len(SPLITS):
+    if len(group_keys) < len(SPLITS):
         raise DatasetError(
-            f"found {len(groups)} distinct usable pieces; at least {len(SPLITS)} are needed,"
+            f"found {len(group_keys)} distinct usable groups of pieces; at least {len(SPLITS)} are needed,"
             f" one each for {', '.join(SPLITS)}"
         )
-    place = {group: _unit_hash(seed, group) for group in groups}
+    place = _unit_hash(seed, group_keys)
     train_share = 1 - validation_share - test_share
-    bounds = {
-        "train": (0.0, train_share),
-        "validation": (train_share, train_share + validation_share),
-        "test": (train_share + validation_share, 1.0),
-    }
-    splits = {
-        group: next((s for s in SPLITS if bounds[s][0] <= u < bounds[s][1]), "test") for group, u in place.items()
-    }
-    for split in SPLITS:
-        if split in splits.values():
+    lows = np.array([0.0, train_share, train_share + validation_share])
+    highs = np.append(lows[1:], 1.0)
+    splits = (np.searchsorted(lows, place, side="right") - 1).astype(np.int8)
+    for split in range(len(SPLITS)):
+        if np.any(splits == split):
             continue
-        low, high = bounds[split]
-        counts = {s: sum(1 for chosen in splits.values() if chosen == s) for s in SPLITS}
-        movable = [group for group in groups if counts[splits[group]] > 1]
-        splits[min(movable, key=lambda g: (max(low - place[g], place[g] - high), g))] = split
+        counts = np.bincount(splits, minlength=len(SPLITS))
+        movable = np.flatnonzero(counts[splits] > 1)
+        distance = np.maximum(lows[split] - place[movable], place[movable] - highs[split])
+        splits[movable[np.lexsort([group_keys[movable], distance])[0]]] = split
     return splits
 
 
-def _unit_hash(seed: int, group: str) -> float:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:8], "big") / 2**64
+def official_groups(of_piece: NDArray[np.int8], group_of_piece: NDArray[np.integer], n_groups: int) -> NDArray[np.int8]:
+    """Return the split that the source gives each group, -1 where it gives none.
+
+    A group whose pieces the source puts into several splits goes to the one with most of them, in doubt the later one
+    of `SPLITS`: no near-duplicate of a held-out piece is trained on.
+
+    Args:
+        of_piece: int8[P], indices into `SPLITS`, -1 where the source states none.
+    """
+    votes = np.zeros((n_groups, len(SPLITS)), np.int64)
+    stated = of_piece >= 0
+    np.add.at(votes, (group_of_piece[stated], of_piece[stated]), 1)
+    last_most = len(SPLITS) - 1 - np.argmax(votes[:, ::-1], axis=1)
+    return np.where(votes.any(axis=1), last_most, -1).astype(np.int8)
+
+
+def _unit_hash(seed: int, keys: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Return a number in [0, 1) for each key: the finalizer of SplitMix64 (Steele et al. 2014) over key and seed."""
+    with np.errstate(over="ignore"):
+        mixed = keys + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    return (mixed >> np.uint64(11)) / 2.0**53

@@ -15,16 +15,17 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.tasks import Task
 
-from tasks import cluster, datasets, encode, generate, ingest, train
+from tasks import analyse, cluster, datasets, encode, generate, ingest, ledger, report, report_facts, train
 from tasks import evaluate as evaluation
 from tasks.checkpoints import LoadedModel, exported, load_model
 from tasks.config import DatasetConfig, EvaluateConfig, GenerateConfig, TrainConfig
 from tasks.datasets import DatasetVersion
 from tasks.errors import OrchestrionError
 from tasks.home import Home, storage_problem
+from tasks.leakage import LeakageReport
 from tasks.music.corpus.writer import write_corpus
 from tasks.progress import Progress
-from tasks.scan import HashedFile, Scan, scan_source
+from tasks.sources.scan import Scan, scan_sources
 from tasks.tracking import ModelVersion, Run, Tracker
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ _heals = {
 
 def _progress(label: str, total: int, unit: str) -> Progress:
     """Return a progress that Prefect's page shows too, where a Prefect task runs."""
-    if TaskRunContext.get() is None or not total:
+    if TaskRunContext.get() is None or not total:  # nothing to show a share of
         return Progress(label, total, unit)
     artifact = create_progress_artifact(progress=0.0, key=f"progress-{label}", description=f"{label} {total} {unit}")
     return Progress(label, total, unit, lambda share: _show_share(artifact, share))
@@ -67,59 +68,94 @@ def _show_share(artifact: Any, share: float) -> None:
 class Inputs:
     """What a rebuild starts from."""
 
-    config: DatasetConfig  # with its source filled in
+    config: DatasetConfig  # with its name and sources filled in
     scan: Scan
-    hashed: list[HashedFile]
     version: str
+
+    def folder(self, home: Home) -> Path:
+        return home.datasets / self.config.name
+
+
+@dataclass(frozen=True, slots=True)
+class Songs:
+    """The distinct contents of the inputs as music, and what was found about each."""
+
+    contents: ingest.Contents
+    shards: list[ingest.SongShard]
+    analysis: analyse.Analysis
 
 
 @task(name="find-inputs", **_heals)
 def find_inputs(config: DatasetConfig, home: Home) -> Inputs:
-    """List and hash the source's files; without a source, write the sample corpus first."""
+    """Find and hash the sources' files; without a source, write the sample corpus first."""
     name = datasets.dataset_name(config)
-    if not config.source:
+    if not config.sources:
         write_corpus(home.sample_corpus, with_flaws=True)
-        config = replace(config, source=str(home.sample_corpus))
-    scan = scan_source(Path(config.source))
-    with _progress("hashing", len(scan.files), "files") as progress:
-        hashed = ingest.hash_sources(scan.files, progress.advance)
-    return Inputs(replace(config, name=name), scan, hashed, datasets.version_of(config, hashed))
+        config = replace(config, sources=(str(home.sample_corpus),))
+    with _progress("scanning", 0, "files") as progress:
+        scan = scan_sources(
+            config.sources, home.cache, config.source_limits, config.rehash, cluster.n_cpus(), progress.advance
+        )
+    scan = Scan(ledger.allow_licences(scan.files, config.licences), scan.n_other_files)
+    return Inputs(replace(config, name=name), scan, datasets.version_of(config, scan.files))
 
 
 @task(name="find-version", cache_policy=NO_CACHE)
 def find_whole_version(home: Home, inputs: Inputs) -> DatasetVersion | None:
     """Return the version if it is published already with all its files, and make it the latest of its name."""
-    found = datasets.find_version(home, datasets.dataset_name(inputs.config), inputs.version)
-    if found is None or found.missing_files():
+    found = datasets.find_version(home, inputs.config.name, inputs.version)
+    if found is None or found.missing_files() or not datasets.holds_names(found, inputs.scan.files):
         return None
     datasets.confirm(found)
     return found
 
 
 @task(name="parse-songs", **_heals)
-def parse_songs(home: Home, inputs: Inputs) -> list[ingest.SongShard]:
-    """Parse what no earlier rebuild has parsed."""
-    folder = home.datasets / datasets.dataset_name(inputs.config) / "songs"
-    shards = ingest.plan_song_shards(inputs.config, inputs.hashed, folder)
-    n_files = sum(len(shard.members) for shard in shards if not shard.path.exists())
-    with _progress("parsing", n_files, "files") as progress:
-        n_built = ingest.build_song_shards(shards, progress.advance)
-    logger.info("songs: %d shards, %d of them new", len(shards), n_built)
-    return shards
+def parse_songs(home: Home, inputs: Inputs) -> Songs:
+    """Parse and analyse what no earlier rebuild has."""
+    folder, files = inputs.folder(home), inputs.scan.files
+    contents = ingest.distinct_contents(files)
+    shards = ingest.plan_song_shards(inputs.config.parse, contents.rows, folder / "songs")
+    missing = [shard.members.num_rows for shard in shards if not shard.path.exists()]
+    with _progress("parsing", sum(missing), "files") as progress:
+        ingest.build_song_shards(shards, progress.advance)
+    logger.info("songs: %d shards, %d of them new", len(shards), len(missing))
+    planned = analyse.plan_analysis([shard.path for shard in shards], folder / "analysis")
+    n_missing = sum(not shard.path.exists() for shard in planned)
+    with _progress("analysing", n_missing, "shards") as progress:
+        analyse.build_analysis(planned, progress.advance)
+    logger.info("analysis: %d shards, %d of them new", len(planned), n_missing)
+    return Songs(contents, shards, analyse.read_analysis(planned))
+
+
+@task(name="account-for-files", cache_policy=NO_CACHE)
+def account_for_files(inputs: Inputs, songs: Songs) -> tuple[ledger.Ledger, LeakageReport]:
+    """Decide the state and the split of every file, and see that nothing leaks from one split to another."""
+    book = ledger.build_ledger(inputs.config, inputs.scan.files, songs.contents, songs.shards, songs.analysis)
+    return book, ledger.check_leakage(inputs.config, book, songs.analysis)
 
 
 @task(name="encode-tokens", **_heals)
-def encode_and_publish(home: Home, inputs: Inputs, songs: list[ingest.SongShard]) -> DatasetVersion:
-    """Split, augment, encode what no earlier rebuild has encoded, and publish the version."""
-    rows = datasets.read_song_rows(songs)
-    ledger = datasets.build_ledger(inputs.config, inputs.hashed, rows)
-    folder = home.datasets / datasets.dataset_name(inputs.config)
-    tokens = datasets.plan_tokens(inputs.config, ledger, rows, folder)
-    n_pieces = sum(len(shard.pieces) for shard in tokens if not shard.path.exists())
-    with _progress("encoding", n_pieces, "pieces") as progress:
-        n_built = encode.build_token_shards(tokens, progress.advance)
-    logger.info("tokens: %d shards, %d of them new", len(tokens), n_built)
-    return datasets.publish(home, inputs.config, inputs.version, inputs.scan, ledger, rows, songs, tokens)
+def encode_and_publish(
+    home: Home, inputs: Inputs, songs: Songs, book: ledger.Ledger, leakage: LeakageReport
+) -> DatasetVersion:
+    """Augment and encode what no earlier rebuild has encoded, and publish the version."""
+    tokens = datasets.plan_tokens(inputs.config, book, songs.shards, inputs.folder(home))
+    missing = [len(shard.pieces) for shard in tokens if not shard.path.exists()]
+    with _progress("encoding", sum(missing), "pieces") as progress:
+        encode.build_token_shards(tokens, progress.advance)
+    logger.info("tokens: %d shards, %d of them new", len(tokens), len(missing))
+    return datasets.publish(
+        home, inputs.config, inputs.version, inputs.scan.n_other_files, book, leakage, songs.shards,
+        songs.analysis.shards, tokens,
+    )  # fmt: skip
+
+
+@task(name="write-report", cache_policy=NO_CACHE)
+def write_dataset_report(dataset: DatasetVersion, inputs: Inputs, songs: Songs, book: ledger.Ledger) -> Path:
+    """Write the page about a version."""
+    facts = report_facts.gather(dataset, inputs.scan.files, book, songs.analysis)
+    return report.write_report(facts, dataset.report.parent)
 
 
 @task(name="fit-model", **_heals)

@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks import evaluate as evaluation
 from tasks.config import EvaluateConfig, TrainConfig
+from tasks.dataset_card import dataset_card, table
 from tasks.datasets import DatasetVersion
 from tasks.generate import Batch
 from tasks.home import Home, json_bytes, read_json
@@ -22,37 +23,6 @@ def artifact_key(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
-    """Return rows as a Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
-
-
-def dataset_card(dataset: DatasetVersion) -> str:
-    """Return a dataset version as Markdown: where each file went and what each split holds."""
-    counts = dataset.manifest["counts"]
-    reasons = ", ".join(f"{n} {reason}" for reason, n in counts["rejected_by_reason"].items()) or "none"
-    splits = [
-        (
-            split,
-            facts["n_pieces"],
-            facts["n_rows"],
-            f"{facts['n_tokens']:,}",
-            f"{facts['n_notes']:,}",
-            f"{facts['seconds'] / 3600:.2f}",
-        )
-        for split, facts in dataset.manifest["splits"].items()
-    ]
-    return (
-        f"# {dataset.reference}\n\n"
-        f"{counts['n_files']} files: {counts['n_accepted']} accepted, {counts['n_duplicate']} duplicates,"
-        f" {counts['n_rejected']} rejected ({reasons}); {counts['n_notes']:,} notes.\n\n"
-        f"{table(splits, ('split', 'pieces', 'rows', 'tokens', 'notes', 'hours'))}\n\n"
-        f"Encoding {dataset.manifest['encoder']['name']}-{dataset.manifest['encoder']['digest'][:12]}.\n"
-        f"Ledger: `{dataset.ledger}`\n"
-    )
-
-
 def log_dataset(run: Run, dataset: DatasetVersion) -> None:
     """Send a new dataset version to the tracker."""
     counts = dataset.manifest["counts"]
@@ -62,6 +32,9 @@ def log_dataset(run: Run, dataset: DatasetVersion) -> None:
     run.use_dataset(dataset, "built")
     run.log_file(dataset.manifest_path)
     run.log_file(dataset.ledger)
+    for path in (dataset.report, dataset.report.with_suffix(".png")):
+        if path.exists():
+            run.log_file(path)
     run.describe(dataset_card(dataset))
 
 

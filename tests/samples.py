@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from models.config import DecoderConfig, WarmupCosineSchedule
-from tasks import datasets, encode, ingest
+from tasks import analyse, datasets, encode, ingest, ledger
 from tasks.config import AugmentConfig, DatasetConfig, TrainConfig
 from tasks.datasets import DatasetVersion
 from tasks.home import Home
 from tasks.music.corpus.writer import write_corpus
-from tasks.scan import hash_files, scan_source
+from tasks.sources.scan import scan_sources
 
 SMALL_MODEL = DecoderConfig(d_model=32, n_heads=4, n_layers=2, d_ff=64, dropout=0.1, max_relative_distance=64)
 
@@ -23,22 +23,25 @@ def small_dataset(home: Home, source: Path, **settings: object) -> DatasetVersio
     """Build a dataset version in this process, without Ray, Prefect or MLflow."""
     given = {
         "name": "small",
-        "n_shards": 4,
         "augment": AugmentConfig(transpositions=(0, 1), stretches=(1.0,)),
     } | settings
-    config = DatasetConfig(source=str(source), **given)  # type: ignore[arg-type]
-    scan = scan_source(source)
-    hashed = hash_files(scan.files)
+    config = DatasetConfig(sources=(str(source),), **given)  # type: ignore[arg-type]
+    scan = scan_sources(config.sources, home.cache, config.source_limits)
+    files = ledger.allow_licences(scan.files, config.licences)
     folder = home.datasets / datasets.dataset_name(config)
-    songs = ingest.plan_song_shards(config, hashed, folder / "songs")
-    for shard in songs:
-        ingest.build_song_shard(shard)
-    rows = datasets.read_song_rows(songs)
-    ledger = datasets.build_ledger(config, hashed, rows)
-    tokens = datasets.plan_tokens(config, ledger, rows, folder)
+    contents = ingest.distinct_contents(files)
+    songs = ingest.plan_song_shards(config.parse, contents.rows, folder / "songs")
+    ingest.parse_isolated([shard for shard in songs if not shard.path.exists()])
+    planned = analyse.plan_analysis([shard.path for shard in songs], folder / "analysis")
+    analyse.analyse_shards([shard for shard in planned if not shard.path.exists()])
+    analysis = analyse.read_analysis(planned)
+    book = ledger.build_ledger(config, files, contents, songs, analysis)
+    leakage = ledger.check_leakage(config, book, analysis)
+    tokens = datasets.plan_tokens(config, book, songs, folder)
     for shard in tokens:
         encode.build_token_shard(shard)
-    return datasets.publish(home, config, datasets.version_of(config, hashed), scan, ledger, rows, songs, tokens)
+    version = datasets.version_of(config, files)
+    return datasets.publish(home, config, version, scan.n_other_files, book, leakage, songs, planned, tokens)
 
 
 def short_training(**settings: object) -> TrainConfig:

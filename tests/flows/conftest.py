@@ -16,7 +16,7 @@ SMALL = [
     "train.n_steps=12", "train.batch_size=4", "train.window_tokens=64", "train.validation_windows=4",
     "train.evaluate_every=6", "train.checkpoint_every=6", "train.model.d_model=32", "train.model.n_layers=1",
     "train.model.d_ff=64", "dataset.augment.transpositions=[-1,0,1]", "dataset.augment.stretches=[1.0,1.1]",
-    "dataset.n_shards=4", "evaluate.n_samples=2", "evaluate.sample_tokens=64", "generate.n_pieces=3",
+    "evaluate.n_samples=2", "evaluate.sample_tokens=64", "generate.n_pieces=3",
     "generate.sampling.max_tokens=96",
 ]  # fmt: skip
 SETTINGS = [argument for setting in SMALL for argument in ("--set", setting)]

@@ -19,7 +19,7 @@ from tests.samples import small_corpus
 SMALL = [
     "train.n_steps=6", "train.batch_size=4", "train.window_tokens=32", "train.validation_windows=4",
     "train.model.d_model=32", "train.model.n_layers=1", "dataset.augment.transpositions=[0]",
-    "dataset.augment.stretches=[1.0]", "dataset.n_shards=2",
+    "dataset.augment.stretches=[1.0]",
 ]  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def test_another_optimizer_keeps_the_settings_they_share() -> None:
         ("train.n_steps=2.5", "train.n_steps"),
         ("train.model.n_heads=7", "d_model=128 is not a multiple of n_heads=7"),
         ("generate.sampling.temperature=0", "temperature=0.0"),
-        ("dataset.n_shards=12", "n_shards=12 is not a power of 2"),
+        ("dataset.parse.shard_files=0", "shard_files=0 is not above 0"),
         ("train.schedule.name=cosine", "cosine"),
         ("train.n_steps", "write it as key=value"),
     ],

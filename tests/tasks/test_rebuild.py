@@ -8,11 +8,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import datasets, encode, ingest
+from tasks import analyse, datasets, encode, ingest, ledger
 from tasks.config import AugmentConfig, DatasetConfig
 from tasks.errors import DatasetError, NotFound
 from tasks.home import Home
-from tasks.scan import hash_files, scan_source
+from tasks.sources.limits import SourceLimits
+from tasks.sources.scan import scan_sources
 from tests.conftest import real_data
 from tests.samples import small_corpus, small_dataset
 
@@ -120,11 +121,12 @@ def test_one_new_file_changes_one_song_shard(home: Home, tmp_path: Path) -> None
 
 def test_settings_that_matter_change_the_version_and_names_do_not(tmp_path: Path) -> None:
     source = small_corpus(tmp_path / "midi", 4)
-    hashed = hash_files(scan_source(source).files)
-    plain = datasets.version_of(DatasetConfig(), hashed)
-    assert datasets.version_of(DatasetConfig(name="other", source="/elsewhere"), hashed) == plain
-    assert datasets.version_of(DatasetConfig(split_seed=1), hashed) != plain
-    assert datasets.version_of(DatasetConfig(augment=AugmentConfig(transpositions=(0,))), hashed) != plain
+    files = scan_sources([str(source)], tmp_path / "cache", SourceLimits()).files
+    plain = datasets.version_of(DatasetConfig(), files)
+    for config in (DatasetConfig(name="other"), DatasetConfig(sources=("/elsewhere",)), DatasetConfig(rehash=True)):
+        assert datasets.version_of(config, files) == plain
+    assert datasets.version_of(DatasetConfig(split_seed=1), files) != plain
+    assert datasets.version_of(DatasetConfig(augment=AugmentConfig(transpositions=(0,))), files) != plain
 
 
 def test_song_rows_hold_the_notes_of_the_file(home: Home, tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ def test_song_rows_hold_the_notes_of_the_file(home: Home, tmp_path: Path) -> Non
         (lambda folder: None, NotFound, "does not exist"),
         (lambda folder: folder.mkdir(), DatasetError, "it is empty"),
         (lambda folder: (folder.mkdir(), (folder / "a.txt").write_text("x")), DatasetError, "1 other files"),
-        (lambda folder: folder.write_text("x"), DatasetError, "neither a folder nor"),
+        (lambda folder: folder.write_text("x"), DatasetError, "neither a folder, nor"),
     ],
     ids=["missing", "empty", "no-midi", "a-text-file"],
 )
@@ -165,7 +167,7 @@ def test_a_folder_of_broken_files_publishes_nothing(home: Home, tmp_path: Path) 
     source.mkdir()
     for index in range(4):
         (source / f"{index}.mid").write_bytes(b"<html>" + bytes([index]))
-    with pytest.raises(DatasetError, match="none of its 4 files is usable"):
+    with pytest.raises(DatasetError, match="none of the 4 files found is usable"):
         small_dataset(home, source)
     assert not list(home.datasets.glob("*/versions/*"))
 
@@ -234,20 +236,24 @@ def test_one_and_two_workers_give_the_same_bytes(tmp_path: Path, ray: None) -> N
     plain, parallel = Home.at(tmp_path / "plain"), Home.at(tmp_path / "parallel")
     small_dataset(plain, source)
     config = DatasetConfig(
-        source=str(source), name="small", n_shards=4, augment=AugmentConfig(transpositions=(0, 1), stretches=(1.0,))
+        sources=(str(source),), name="small", augment=AugmentConfig(transpositions=(0, 1), stretches=(1.0,))
     )
-    scan = scan_source(source)
-    hashed = ingest.hash_sources(scan.files)
+    scan = scan_sources(config.sources, parallel.cache, config.source_limits)
     folder = parallel.datasets / "small"
-    songs = ingest.plan_song_shards(config, hashed, folder / "songs")
+    contents = ingest.distinct_contents(scan.files)
+    songs = ingest.plan_song_shards(config.parse, contents.rows, folder / "songs")
     assert ingest.build_song_shards(songs) == len(songs)
     assert ingest.build_song_shards(songs) == 0
-    rows = datasets.read_song_rows(songs)
-    ledger = datasets.build_ledger(config, hashed, rows)
-    tokens = datasets.plan_tokens(config, ledger, rows, folder)
+    planned = analyse.plan_analysis([shard.path for shard in songs], folder / "analysis")
+    assert analyse.build_analysis(planned) == len(planned)
+    analysis = analyse.read_analysis(planned)
+    book = ledger.build_ledger(config, scan.files, contents, songs, analysis)
+    leakage = ledger.check_leakage(config, book, analysis)
+    tokens = datasets.plan_tokens(config, book, songs, folder)
     assert encode.build_token_shards(tokens) == len(tokens)
     assert encode.build_token_shards(tokens) == 0
-    datasets.publish(parallel, config, datasets.version_of(config, hashed), scan, ledger, rows, songs, tokens)
+    version = datasets.version_of(config, scan.files)
+    datasets.publish(parallel, config, version, scan.n_other_files, book, leakage, songs, planned, tokens)
     assert shard_bytes(plain) == shard_bytes(parallel)
 
 

@@ -1,0 +1,142 @@
+"""The commands about datasets: what there is, what changed, whether it is whole, what nothing needs any more."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from flows import environment
+from flows.cli_look import tracker_of
+from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, print_list
+from tasks.home import Home
+
+app = typer.Typer(help="List, compare, check and clean up dataset versions.", invoke_without_command=True)
+
+ReferenceArgument = Annotated[str, typer.Argument(metavar="[NAME[@VERSION]]", help="By default the newest.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")]
+_COLUMNS = ("dataset", "dataset_version", "n_files", "n_accepted", "n_duplicate", "n_rejected", "n_notes", "n_tokens")
+
+
+@app.callback(epilog="Example: orchestrion datasets list --json")
+def datasets(context: typer.Context, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Dataset versions: list, show, diff, verify, prune, catalog. Alone, it lists them."""
+    if context.invoked_subcommand is None:
+        list_versions(home, as_json)
+
+
+@app.command("list", epilog="Example: orchestrion datasets list --json")
+def list_versions(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """List the dataset versions, newest first."""
+    from tasks.datasets import list_datasets
+
+    print_list([entry.summary() for entry in list_datasets(Home.at(home))], _COLUMNS, as_json, "datasets")
+
+
+@app.command(epilog="Example: orchestrion datasets show mine")
+def show(reference: ReferenceArgument = "", home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show a version: where its files went, its splits, what leaks between them, what changed before it."""
+    from tasks.dataset_card import dataset_card
+    from tasks.datasets import resolve_dataset
+
+    dataset = resolve_dataset(Home.at(home), reference)
+    typer.echo(json.dumps(dataset.summary() | {"manifest": dataset.manifest}) if as_json else dataset_card(dataset))
+
+
+@app.command(epilog="Example: orchestrion datasets diff mine@3f2a mine@91c0")
+def diff(
+    old: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The earlier version.")],
+    new: ReferenceArgument = "",
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what changed from one version to another: files, settings, shards."""
+    from tasks.dataset_card import changes_card
+    from tasks.dataset_changes import diff_versions
+    from tasks.datasets import resolve_dataset
+
+    where = Home.at(home)
+    before = resolve_dataset(where, old)
+    after = resolve_dataset(where, new or before.name)
+    changes = diff_versions(before, after)
+    result = {"old": before.reference, "new": after.reference, **changes}
+    typer.echo(json.dumps(result) if as_json else f"{before.reference} -> {after.reference}\n{changes_card(changes)}")
+
+
+@app.command(epilog="Example: orchestrion datasets verify mine")
+def verify(
+    reference: ReferenceArgument = "",
+    everything: Annotated[bool, typer.Option("--all", help="Every version of every dataset.")] = False,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Hash every file of a version again; exit code 1 if one is not what was written."""
+    from tasks.dataset_upkeep import verify_version
+    from tasks.datasets import list_datasets, resolve_dataset
+    from tasks.progress import Progress
+
+    where = Home.at(home)
+    environment.configure_logging(0)
+    chosen = list_datasets(where) if everything else [resolve_dataset(where, reference)]
+    found: list[dict[str, Any]] = []
+    n_files = sum(len(dataset.shards()) + 1 for dataset in chosen)
+    with Progress("verifying", n_files, "files") as progress:
+        for dataset in chosen:
+            problems = verify_version(dataset, progress.advance)
+            found += [{"dataset": dataset.reference, "path": p.path, "problem": p.problem} for p in problems]
+    if as_json:
+        typer.echo(json.dumps({"ok": not found, "n_versions": len(chosen), "n_files": n_files, "problems": found}))
+    else:
+        for problem in found:
+            typer.echo(f"{problem['dataset']}: {problem['path']} {problem['problem']}")
+        hint = "; the same rebuild mends it: delete what is damaged, then run it again" if found else ""
+        typer.echo(f"{n_files} files of {len(chosen)} versions, {len(found)} problems{hint}")
+    raise typer.Exit(1 if found else 0)
+
+
+@app.command(epilog="Example: orchestrion datasets prune --keep 3 --dry-run")
+def prune(
+    keep: Annotated[int, typer.Option("--keep", min=0, help="Versions to keep of each dataset; 0: all.")] = 0,
+    dry_run: DryRunOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete shards that no version uses, and old versions if asked; those that models were trained on stay."""
+    from tasks.dataset_upkeep import prune as prune_datasets
+
+    where = Home.at(home)
+    tracker = tracker_of(where)
+    used = [model.dataset for model in tracker.models()] if tracker else []
+    with where.locked("orchestrion datasets prune"):
+        pruned = prune_datasets(where, keep, used, dry_run)
+    if as_json:
+        counts = {"n_files": pruned.n_files, "n_bytes": pruned.n_bytes}
+        typer.echo(json.dumps({"versions": list(pruned.versions), **counts, "dry_run": dry_run}))
+        return
+    verb = "would delete" if dry_run else "deleted"
+    for version in pruned.versions:
+        typer.echo(f"{verb} {version}")
+    typer.echo(f"{verb} {pruned.n_files} unused shards, {pruned.n_bytes / 2**20:.1f} MiB")
+
+
+@app.command(epilog="Example: orchestrion datasets catalog")
+def catalog(as_json: JsonOption = False) -> None:
+    """List the public sets that a rebuild can fetch by name: `orchestrion rebuild --source catalog:NAME`."""
+    import dataclasses
+
+    from tasks.sources.catalog import CATALOG
+
+    if as_json:
+        typer.echo(json.dumps({"catalog": [dataclasses.asdict(entry) for entry in CATALOG]}))
+        return
+    rows = [
+        {
+            "name": entry.name,
+            "files": f"{entry.n_files:,}" if entry.n_files else "?",
+            "size": f"{entry.n_bytes / 2**20:,.0f} MiB" if entry.n_bytes else "?",
+            "licence": entry.licence,
+            "title": entry.title,
+        }
+        for entry in CATALOG
+    ]
+    print_list(rows, ("name", "files", "size", "licence", "title"), False, "catalog")
+    typer.echo("\n--json shows addresses, checksums and citations.")

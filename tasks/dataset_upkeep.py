@@ -1,0 +1,105 @@
+"""Looking after what is stored: hashing the files of versions again, and deleting what no version uses."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.cluster import n_cpus
+from tasks.datasets import DatasetVersion, file_hash, list_datasets
+from tasks.home import Home
+
+logger = logging.getLogger(__name__)
+
+_STAGES = ("songs", "analysis", "tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A file of a version that is not what was written."""
+
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was deleted, or would be."""
+
+    versions: tuple[str, ...]
+    n_files: int
+    n_bytes: int
+
+
+def verify_version(dataset: DatasetVersion, on_files: Callable[[int], None] | None = None) -> list[Problem]:
+    """Hash every file of a version again and compare with what was written when it was published."""
+    try:
+        hashes = json.loads(dataset.hashes_path.read_bytes())
+    except (OSError, ValueError) as error:
+        return [Problem(str(dataset.hashes_path), f"cannot be read: {error}")]
+    if file_hash(dataset.hashes_path) != dataset.manifest["hashes"]:
+        return [Problem(str(dataset.hashes_path), "is not the one the manifest names")]
+    problems = []
+    try:
+        said = dataset.ledger.with_name("pieces.parquet.sha256").read_text().partition(" ")[0]
+    except OSError:
+        said = ""
+    if file_hash(dataset.ledger) != said:
+        problems.append(Problem(str(dataset.ledger), "has other bytes than were written"))
+    if on_files:
+        on_files(1)
+    with ThreadPoolExecutor(n_cpus()) as pool:
+        for relative, found in zip(
+            hashes, pool.map(file_hash, (dataset.folder / path for path in hashes)), strict=True
+        ):
+            if found != hashes[relative]:
+                said = "has other bytes than were written" if found else "is missing or cannot be read"
+                problems.append(Problem(str(dataset.folder / relative), said))
+            if on_files:
+                on_files(1)
+    return problems
+
+
+def prune(home: Home, keep_versions: int = 0, used: Sequence[str] = (), dry_run: bool = False) -> Pruned:
+    """Delete the shards that no version uses, and old versions if asked; what an interrupted rebuild left goes too.
+
+    Args:
+        keep_versions: of each dataset, how many of the newest to keep; 0: all.
+        used: references `name@version` that stay whatever their age, such as those that models were trained on.
+        dry_run: only say what would be deleted.
+    Raises:
+        DatasetError: a manifest is damaged, so that nobody can tell what its version uses.
+    """
+    versions, n_files, n_bytes = [], 0, 0
+    kept: list[DatasetVersion] = []
+    of_name: dict[str, int] = {}
+    for dataset in list_datasets(home):
+        of_name[dataset.name] = of_name.get(dataset.name, 0) + 1
+        if not keep_versions or of_name[dataset.name] <= keep_versions or dataset.reference in used:
+            kept.append(dataset)
+        else:
+            versions.append(dataset)
+    doomed = [path for folder in sorted(home.datasets.glob("*")) for path in _unused(folder, kept)]
+    for path in doomed:
+        n_files, n_bytes = n_files + 1, n_bytes + path.stat().st_size
+    if not dry_run:
+        for (
+            dataset
+        ) in versions:  # the version first: a kill in between leaves shards without a version, not the reverse
+            dataset.manifest_path.unlink()
+            shutil.rmtree(dataset.version_folder)
+            shutil.rmtree(dataset.report.parent, ignore_errors=True)
+        for path in doomed:
+            path.unlink()
+    return Pruned(tuple(dataset.reference for dataset in versions), n_files, n_bytes)
+
+
+def _unused(folder: Path, kept: Sequence[DatasetVersion]) -> list[Path]:
+    if not (folder / "versions").is_dir() and not any((folder / stage).is_dir() for stage in _STAGES):
+        return []
+    used = {path for dataset in kept if dataset.folder == folder for path in dataset.shards()}
+    found = [path for stage in _STAGES for path in (folder / stage).rglob("*") if path.is_file()]
+    return sorted(path for path in found if path not in used)

@@ -1,0 +1,253 @@
+"""Work that may crash, hang or eat memory, done where it can hurt nobody.
+
+A host process imports what the work needs once and forks a child for each piece of work. The child has limits on memory
+and time; when it dies, the host says of what, and the next piece of work gets a fresh child. `find_culprits` halves a
+batch that died until the items that kill are found.
+
+    python -m tasks.isolation     (the host; started by `Host`, speaks on its standard input and output)
+"""
+
+import atexit
+import ctypes
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, TypeVar
+
+Item = TypeVar("Item")
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkLimits:
+    """What one piece of work may use."""
+
+    seconds: float = 300.0  # of wall-clock time
+    memory_bytes: int = 4 * 2**30  # of address space, beyond what the host itself uses
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How work ended that did not finish: `crashed`, `timed_out` or `out_of_memory`, and how one can tell."""
+
+    reason: str
+    detail: str
+
+
+class WorkError(Exception):
+    """The work raised an exception: its type, message and error number (0 unless it is an OSError)."""
+
+    def __init__(self, kind: str, message: str, errno: int = 0) -> None:
+        super().__init__(kind, message, errno)
+        self.kind, self.message, self.errno = kind, message, errno
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
+
+
+class Host:
+    """A process that runs functions in limited children, one at a time. Ends with this process, or by `close`."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, function: str, payload: bytes, limits: WorkLimits = WorkLimits()) -> bytes | Death:
+        """Run `module:name`, a function of bytes that returns bytes, in a child of the host.
+
+        Raises:
+            WorkError: the function raised.
+        """
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        request = {"function": function, "seconds": limits.seconds, "memory_bytes": limits.memory_bytes}
+        try:
+            _send(process.stdin, request, payload)
+            reply, result = _receive(process.stdout)
+        except (EOFError, BrokenPipeError):
+            code = process.wait()
+            self.close()
+            return Death("crashed", f"the host process ended with {_exit_words(code)}")
+        if "error" in reply:
+            raise WorkError(*reply["error"])
+        return Death(*reply["death"]) if "death" in reply else result
+
+    def close(self) -> None:
+        """End the host."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream:
+                    stream.close()
+            self._process = None
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tasks.isolation"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+            )
+            atexit.register(self.close)
+        return self._process
+
+
+def find_culprits(items: Sequence[Item], attempt: Callable[[Sequence[Item]], Death | None]) -> list[tuple[Item, Death]]:
+    """Return the items that kill `attempt` on their own, by halving; about 2·log2(n) attempts for each.
+
+    Args:
+        attempt: returns how the work on some items died, or None if it finished.
+    """
+    death = attempt(items)
+    if death is None:
+        return []
+    if len(items) == 1:
+        return [(items[0], death)]
+    half = len(items) // 2
+    return find_culprits(items[:half], attempt) + find_culprits(items[half:], attempt)
+
+
+def _send(stream: IO[bytes], header: dict[str, object], payload: bytes) -> None:
+    stream.write(json.dumps(header | {"n_bytes": len(payload)}).encode() + b"\n")
+    stream.write(payload)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytes]:
+    line = stream.readline()
+    if not line:
+        raise EOFError
+    header = json.loads(line)
+    payload = stream.read(header["n_bytes"])
+    if len(payload) < header["n_bytes"]:
+        raise EOFError
+    return header, payload
+
+
+def _exit_words(code: int) -> str:
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:
+        return f"signal {-code}"
+
+
+# --- in the host process
+
+
+def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
+    _die_with_parent()
+    while True:
+        try:
+            header, payload = _receive(requests)
+        except EOFError:
+            return
+        try:
+            function = _load(header["function"])
+        except Exception as error:
+            _send(replies, {"error": [type(error).__name__, str(error)]}, b"")
+            continue
+        reply, result = _run_in_child(function, payload, float(header["seconds"]), int(header["memory_bytes"]))
+        _send(replies, reply, result)
+
+
+def _load(name: str) -> Callable[[bytes], bytes]:
+    """Import a function; a module with a `prepare` is made ready once, so that children find compiled code."""
+    module_name, _, attribute = name.partition(":")
+    is_new = module_name not in sys.modules
+    module = importlib.import_module(module_name)
+    if is_new and hasattr(module, "prepare"):
+        module.prepare()
+    return getattr(module, attribute)
+
+
+def _run_in_child(
+    function: Callable[[bytes], bytes], payload: bytes, seconds: float, memory_bytes: int
+) -> tuple[dict[str, object], bytes]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _work(function, payload, writing, memory_bytes)
+    os.close(writing)
+    deadline, parts, is_late = time.monotonic() + seconds, list[bytes](), False
+    while True:
+        left = deadline - time.monotonic()
+        ready = select.select([reading], [], [], max(left, 0))[0] if not is_late else [reading]
+        if not ready:
+            is_late = True
+            os.kill(child, signal.SIGKILL)
+            continue
+        part = os.read(reading, 1 << 20)
+        if not part:
+            break
+        parts.append(part)
+    os.close(reading)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if is_late:
+        return {"death": ["timed_out", f"not done after {seconds:g} s, limit of one piece of work"]}, b""
+    if code < 0:
+        return {"death": ["crashed", f"the reader died of {_exit_words(code)}"]}, b""
+    answer = b"".join(parts)
+    kind, _, rest = answer.partition(b"\n")
+    if kind == b"result" and code == 0:
+        return {}, rest
+    if kind == b"memory":
+        return {
+            "death": ["out_of_memory", f"needs more than {memory_bytes >> 20} MiB, limit of one piece of work"]
+        }, b""
+    if kind == b"error":
+        return {"error": json.loads(rest)}, b""
+    return {"death": ["crashed", f"the reader ended with {_exit_words(code)}"]}, b""
+
+
+def _work(function: Callable[[bytes], bytes], payload: bytes, writing: int, memory_bytes: int) -> None:
+    """Do the work in the child; never returns."""
+    code = 1
+    try:
+        _die_with_parent()
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: PTH123, SIM115
+        resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, used + memory_bytes))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        answer = b"result\n" + function(payload)
+        code = 0
+    except MemoryError:
+        answer = b"memory\n"
+    except BaseException as error:
+        answer = (
+            b"error\n" + json.dumps([type(error).__name__, str(error), getattr(error, "errno", None) or 0]).encode()
+        )
+    try:
+        while answer:
+            answer = answer[os.write(writing, answer) :]
+    finally:
+        os._exit(code)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this process with the one that started it; without Linux, the closed pipe does it."""
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    except (OSError, AttributeError):
+        return
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # what the work prints goes to stderr, not between the replies
+    _serve(requests, replies)

@@ -1,0 +1,325 @@
+"""The ledger: what became of every file found, worked out over whole columns.
+
+Each file ends in exactly one state: accepted, duplicate of another, or rejected for a reason. No step here looks at a
+file of its own, so a million of them take seconds.
+"""
+
+# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
+# pyright: reportAttributeAccessIssue=false
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.analyse import Analysis
+from tasks.config import DatasetConfig
+from tasks.errors import DatasetError
+from tasks.filters import apply_filters
+from tasks.groups import Groups, group_pieces
+from tasks.ingest import Contents, SongShard
+from tasks.leakage import LeakageReport, exceeds, measure_leakage
+from tasks.shards import LEDGER_SCHEMA, read_table
+from tasks.split import SPLITS, official_groups, split_groups
+
+SONG_FACTS = ["piece", "content_hash", "status", "reason", "detail", "dropped", "n_note_ons", "n_notes", "seconds"]
+SONG_FACTS += ["ticks_per_quarter", "programs", "time_signature_numerator", "time_signature_denominator"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ledger:
+    """One row for each file found, and where the accepted pieces are.
+
+    Args:
+        table: LEDGER_SCHEMA, in the order of the scan.
+        pieces: accepted pieces in the order of the song shards: piece, split and group.
+        shard: int64 for each of them, the index of its song shard.
+        analysed: int64 for each of them, its row in the analysis.
+        groups: how near-duplicates were found; over all readable pieces that no filter took.
+    """
+
+    table: pa.Table
+    pieces: pa.Table
+    shard: np.ndarray
+    analysed: np.ndarray
+    groups: Groups
+
+
+def allow_licences(files: pa.Table, licences: Sequence[str]) -> pa.Table:
+    """Return scan rows with those refused whose source does not state one of `licences`; none given, all may stay."""
+    if not licences:
+        return files
+    stated = files.column("licence").cast(pa.string())
+    refused = pc.and_(
+        pc.equal(files.column("reason"), ""), pc.invert(pc.is_in(stated, value_set=pa.array(licences, pa.string())))
+    )
+    said = pc.binary_join_element_wise(
+        "licence", pc.fill_null(stated, "not stated"), f"is not one of {', '.join(licences)} (dataset.licences)", " "
+    )
+    columns = {
+        "reason": pc.if_else(refused, "licence_not_allowed", files.column("reason")),
+        "detail": pc.if_else(refused, said, files.column("detail")),
+        "content_hash": pc.if_else(refused, pa.scalar(None, pa.binary(32)), files.column("content_hash")),
+    }
+    for name, values in columns.items():
+        place = files.schema.get_field_index(name)
+        files = files.set_column(place, files.schema.field(place), values)
+    return files
+
+
+def read_song_facts(shards: Sequence[SongShard]) -> pa.Table:
+    """Return what the song shards say of each content, notes apart, in the order of the contents."""
+    tables = [read_table(shard.path, SONG_FACTS) for shard in shards]
+    return pa.concat_tables(tables).replace_schema_metadata(None).combine_chunks()
+
+
+def build_ledger(
+    config: DatasetConfig, files: pa.Table, contents: Contents, shards: Sequence[SongShard], analysis: Analysis
+) -> Ledger:
+    """Decide the state of every file.
+
+    Args:
+        files: scan rows; `contents`, `shards` and `analysis` are what was made of them.
+    Raises:
+        DatasetError: no usable file, fewer groups than splits, or more rejected than `max_reject_share`.
+    """
+    facts = read_song_facts(shards)
+    reason, detail = _strings(facts, "reason"), _strings(facts, "detail")
+    is_music = _equals(facts, "status", "accepted")
+    music = np.flatnonzero(is_music)  # contents that were read; row i of the analysis is content music[i]
+    judged = facts.take(pa.array(music))
+    for name in analysis.table.column_names:
+        if name not in judged.column_names:
+            judged = judged.append_column(name, analysis.table.column(name))
+    filter_reason, filter_detail = (
+        np.asarray(a.to_numpy(zero_copy_only=False)) for a in apply_filters(config.filters, judged)
+    )
+    reason[music], detail[music] = filter_reason, filter_detail
+    stays = filter_reason == ""
+    kept = music[stays]
+    groups = group_pieces(
+        judged.column("piece").filter(pa.array(stays)).to_numpy(),
+        analysis.signature[stays],
+        analysis.table.column("n_shingles").to_numpy()[stays],
+        config.groups,
+    )
+    original = np.full(facts.num_rows, -1)  # of a content that is dropped as a near-duplicate: the one that stays
+    if config.near_duplicates == "drop":
+        best = _most_notes(groups.component, facts.column("n_notes").to_numpy()[kept])
+        original[kept] = np.where(best == np.arange(len(kept)), -1, kept[best])
+    accepted = np.zeros(facts.num_rows, np.bool_)
+    accepted[kept] = original[kept] < 0
+    table = _rows(files, contents, facts, reason, detail, accepted, original)
+    _refuse_unusable(config, table)
+    splits = _splits(config, files, contents, kept, groups)
+    pieces = facts.column("piece").combine_chunks()
+    group = np.full(facts.num_rows, -1)
+    group[kept] = kept[groups.representative]
+    split_of = np.full(facts.num_rows, -1)
+    split_of[kept] = splits[groups.component]
+    table = _with_groups(table, contents, pieces, group, np.where(accepted, split_of, -1))
+    chosen = np.flatnonzero(accepted)
+    shard_of = np.repeat(np.arange(len(shards)), [shard.members.num_rows for shard in shards])
+    return Ledger(
+        table=table,
+        pieces=pa.table(
+            {
+                "piece": pieces.take(pa.array(chosen)),
+                "split": pa.array(np.array(SPLITS)[split_of[chosen]]),
+                "group": pieces.take(pa.array(group[chosen])),
+            }
+        ),
+        shard=shard_of[chosen],
+        analysed=np.searchsorted(music, chosen),
+        groups=groups,
+    )
+
+
+def check_leakage(config: DatasetConfig, ledger: Ledger, analysis: Analysis) -> LeakageReport:
+    """Compare the splits with each other.
+
+    Raises:
+        DatasetError: more of the held-out pieces stand in train than `dataset.leakage` allows.
+    """
+    offsets, grams = analysis.grams()
+    sizes = np.diff(offsets)[ledger.analysed]
+    places = np.arange(sizes.sum()) + np.repeat(offsets[ledger.analysed] - np.cumsum(sizes) + sizes, sizes)
+    names = (ledger.pieces.column(name).to_numpy() for name in ("piece", "split", "group"))
+    pieces, splits, groups = names
+    gram_offsets = np.concatenate([[0], np.cumsum(sizes)])
+    report = measure_leakage(pieces, gram_offsets, grams[places], splits, groups, config.leakage)
+    if exceeds(report):
+        worst = max(
+            (split.worst[0] for split in report.splits.values() if split.worst), key=lambda w: w.share_in_nearest
+        )
+        raise DatasetError(
+            f"{report.leaked_share:.2%} of the held-out pieces stand in train, more than"
+            f" dataset.leakage.max_leaked_share={report.max_leaked_share:.2%}; for example piece {worst.piece} shares"
+            f" {worst.share_in_nearest:.0%} with {worst.nearest}. Lower dataset.groups.min_containment, so that they"
+            " fall into one group, or raise the bound"
+        )
+    return report
+
+
+def _rows(
+    files: pa.Table, contents: Contents, facts: pa.Table, reason: np.ndarray, detail: np.ndarray,
+    accepted: np.ndarray, original: np.ndarray,
+) -> pa.Table:  # fmt: skip
+    """Return the ledger's rows, groups and splits still open."""
+    place, n_files = contents.place, files.num_rows
+    has_content = place >= 0
+    first = np.full(len(contents.rows), -1)
+    first[place[has_content][::-1]] = np.flatnonzero(has_content)[::-1]
+    is_first = np.zeros(n_files, np.bool_)
+    is_first[first] = True
+    at = np.maximum(place, 0)
+    if not len(contents.rows):
+        raise DatasetError(_unusable(files.num_rows, Counter(files.column("reason").to_pylist())))
+    is_copy = has_content & accepted[at] & ~is_first
+    is_near = has_content & (original[at] >= 0)
+    status = np.where(
+        has_content & accepted[at] & is_first, "accepted", np.where(is_copy | is_near, "duplicate", "rejected")
+    )
+    why = np.where(is_near, "near_duplicate", np.where(is_copy, "same_content", reason[at]))
+    why = np.where(has_content, why, _strings(files, "reason"))
+    said = np.where(has_content, np.where(is_copy | is_near, "", detail[at]), _strings(files, "detail"))
+    copied = np.where(is_near, first[np.maximum(original[at], 0)], np.where(is_copy, first[at], -1))
+    paths = files.column("path").combine_chunks()
+    at_or_null = pa.array(at, mask=~has_content)
+    of_content = {
+        name: facts.column(name).combine_chunks().take(at_or_null)
+        for name in (
+            "content_hash",
+            "piece",
+            "n_note_ons",
+            "n_notes",
+            "dropped",
+            "seconds",
+            "ticks_per_quarter",
+            "programs",
+        )
+    }
+    is_music = pa.array(has_content & _equals(facts, "status", "accepted")[at])
+    nothing = {name: pa.scalar(None, values.type) for name, values in of_content.items()}
+    for name in ("n_note_ons", "n_notes", "dropped", "seconds", "ticks_per_quarter", "programs"):
+        of_content[name] = pc.if_else(is_music, of_content[name], nothing[name])
+    columns: dict[str, Any] = of_content | {
+        "path": paths,
+        "source": files.column("source").cast(pa.string()),
+        "n_bytes": files.column("n_bytes"),
+        "status": pa.array(status),
+        "reason": pa.array(why, pa.string(), mask=status == "accepted"),
+        "detail": pa.array(said, pa.string(), mask=(status == "accepted") | (said == "")),
+        "duplicate_of": paths.take(pa.array(np.maximum(copied, 0), mask=copied < 0)),
+        "group": pa.nulls(n_files, pa.string()),
+        "split": pa.nulls(n_files, pa.string()),
+        "licence": files.column("licence").cast(pa.string()),
+    }
+    return pa.table({field.name: columns[field.name] for field in LEDGER_SCHEMA}).cast(LEDGER_SCHEMA)
+
+
+def _with_groups(
+    table: pa.Table, contents: Contents, pieces: pa.Array, group: np.ndarray, split: np.ndarray
+) -> pa.Table:
+    at = np.maximum(contents.place, 0)
+    in_group = (contents.place >= 0) & (group[at] >= 0)
+    is_accepted = _equals(table, "status", "accepted")
+    names = pieces.take(pa.array(np.maximum(group[at], 0), mask=~in_group))
+    splits = pa.array(np.array(SPLITS)).take(pa.array(np.maximum(split[at], 0), mask=~is_accepted))
+    for name, values in (("group", names), ("split", splits)):
+        table = table.set_column(
+            table.schema.get_field_index(name), LEDGER_SCHEMA.field(name), values.cast(pa.string())
+        )
+    return table
+
+
+def _splits(config: DatasetConfig, files: pa.Table, contents: Contents, kept: np.ndarray, groups: Groups) -> np.ndarray:
+    """Return the split of each group, as an index: the source's own where it states one, else by hash."""
+    keys = hash_keys(contents.rows)[kept]
+    representatives = np.zeros(groups.n_groups, np.int64)
+    representatives[groups.component] = groups.representative
+    group_keys = keys[representatives]
+    official = np.full(groups.n_groups, -1, np.int8)
+    if config.split == "official":
+        stated = np.asarray(
+            pc.index_in(contents.rows.column("split").cast(pa.string()), pa.array(SPLITS)).fill_null(-1)
+        )
+        official = official_groups(stated.astype(np.int8)[kept], groups.component, groups.n_groups)
+    if np.all(official >= 0) and len(np.unique(official)) == len(SPLITS):
+        return official
+    seeded = split_groups(group_keys, config.validation_share, config.test_share, config.split_seed)
+    return np.where(official >= 0, official, seeded)
+
+
+def hash_keys(rows: pa.Table) -> np.ndarray:
+    """Return the first 64 bits of each row's content hash: the piece id as a number."""
+    from tasks.ingest import hash_words
+
+    return hash_words(rows.column("content_hash").combine_chunks())[:, 0]
+
+
+def _most_notes(component: np.ndarray, n_notes: np.ndarray) -> np.ndarray:
+    """Return for each piece the piece of its group with most notes, of equal ones the first."""
+    order = np.lexsort([np.arange(len(component)), -n_notes, component])
+    best = np.zeros(int(component.max(initial=-1)) + 1, np.int64)
+    best[component[order][::-1]] = order[::-1]
+    return best[component]
+
+
+def count_notes(ledger: pa.Table) -> dict[str, Any]:
+    """Return notes found, kept, and dropped by reason; found = kept + all dropped."""
+    found, dropped = ledger.column("n_note_ons"), Counter[str]()
+    read = ledger.filter(pc.is_valid(found))
+    n_notes, status = read.column("n_notes").to_numpy(), np.asarray(read.column("status"))
+    dropped["unended_notes"] = int(np.sum(read.column("n_note_ons").to_numpy() - n_notes, dtype=np.int64))
+    reasons = _strings(read, "reason")
+    for reason in np.unique(reasons[status != "accepted"]).tolist():
+        dropped[reason] = int(n_notes[(reasons == reason) & (status != "accepted")].sum(dtype=np.int64))
+    return {
+        "found": int(pc.sum(found).as_py() or 0),
+        "kept": int(n_notes[status == "accepted"].sum(dtype=np.int64)),
+        "dropped": {reason: n for reason, n in sorted(dropped.items()) if n},
+    }
+
+
+def count_losses(ledger: pa.Table) -> dict[str, int]:
+    """Return what the reader left out or mended in accepted files, by reason."""
+    dropped = ledger.filter(pc.equal(ledger.column("status"), "accepted")).column("dropped")
+    losses: Counter[str] = Counter()
+    for entry in pc.value_counts(dropped).to_pylist():
+        for reason, n in json.loads(entry["values"] or "{}").items():
+            losses[reason] += n * entry["counts"]
+    return dict(sorted(losses.items()))
+
+
+def _refuse_unusable(config: DatasetConfig, ledger: pa.Table) -> None:
+    rejected = _equals(ledger, "status", "rejected")
+    reasons = Counter(_strings(ledger, "reason")[rejected].tolist())
+    if rejected.all():
+        raise DatasetError(_unusable(ledger.num_rows, reasons))
+    if rejected.mean() > config.max_reject_share:
+        raise DatasetError(
+            f"{int(rejected.sum())} of {ledger.num_rows} files rejected ({_said(reasons)}), more than"
+            f" dataset.max_reject_share={config.max_reject_share}"
+        )
+
+
+def _unusable(n_files: int, reasons: Counter[str]) -> str:
+    return f"none of the {n_files} files found is usable ({_said(reasons)})"
+
+
+def _said(reasons: Counter[str]) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(4))
+
+
+def _strings(table: pa.Table, name: str) -> np.ndarray:
+    return np.array(pc.fill_null(table.column(name).cast(pa.string()), "").to_pylist(), object)
+
+
+def _equals(table: pa.Table, name: str, value: str) -> np.ndarray:
+    return np.asarray(pc.equal(table.column(name), value).to_numpy(zero_copy_only=False), np.bool_)

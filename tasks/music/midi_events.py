@@ -1,0 +1,440 @@
+"""Bytes of many MIDI files -> flat arrays of events, in compiled code: the first half of reading.
+
+One call reads a whole batch, so that nothing is done in Python for a note, an event or even a file. Every index is
+checked against the end of its file before it is used; a file that breaks a rule gets a code, the byte where it broke
+and the value found there, and costs the other files nothing.
+
+Where a file contradicts itself the reading that keeps the music is taken, and counted: running status survives meta
+and system exclusive events; a chunk whose stated size is wrong ends at its End of Track; what stands behind an early
+End of Track is read if it is events up to the end of the chunk; data bytes over 127 become 127.
+
+Source: MIDI 1.0 Detailed Specification, Standard MIDI Files 1.0 (chunks, variable-length numbers, running status).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+TICK_MAX = 2**31 - 1
+UNKNOWN_PROGRAM = 255  # no program change came before the note on its own track
+UNENDED = -1  # duration of a note that no note-off ended
+
+# Columns of EventBatch.facts, one row a file.
+(
+    CODE, POSITION, VALUE, LIMIT, FORMAT, TICKS_PER_QUARTER, N_TRACKS, N_STATED, N_NOTE_ONS, LENGTH, UNENDED_NOTES,
+    ZERO_LENGTH_NOTES, SANITIZED, MISSING_TRACKS, TRAILING_BYTES, BAD_TEMPO, BAD_TIME_SIGNATURE, BAD_KEY_SIGNATURE,
+    MENDED_CHUNKS, EARLY_ENDS, BYTES_AFTER_END, N_FACTS,
+) = range(22)  # fmt: skip
+
+# Values of CODE.
+(
+    OK, EMPTY, NOT_MIDI, RIFF_WITHOUT_DATA, HEADER_CUT, HEADER_LENGTH, BAD_FORMAT, SMPTE, ZERO_DIVISION, CHUNK_CUT,
+    BAD_CHUNK, TOO_MANY_TRACKS, NO_TRACKS, NO_STATUS, BAD_STATUS, EVENT_CUT, BAD_LENGTH, TICK_OVERFLOW,
+    TOO_MANY_NOTES, NO_NOTES, ALL_UNENDED,
+) = range(21)  # fmt: skip
+
+TEMPO, TIME_SIGNATURE, KEY_SIGNATURE = KEPT_METAS = 0x51, 0x58, 0x59  # meta events that are kept
+DEFAULT_TEMPO = 500_000  # microseconds per quarter where a file says nothing: 120 beats a minute
+TEMPO_MIN = 1_000  # microseconds per quarter; below stand only broken files: 60,000 beats a minute
+_END_OF_TRACK, _PORT = 0x2F, 0x21
+_SUSTAIN = 64
+_NO_KIND = -1
+
+_NOTES, _SUSTAINS, _PROGRAMS, _METAS = range(4)  # places in `counts`
+
+
+class EventBatch(NamedTuple):
+    """Events of F files, file after file and track after track, in the order of the bytes.
+
+    `key` tells channels apart: sequence (of a format 2 file) × 2048 + port × 16 + channel.
+    """
+
+    facts: NDArray[np.int64]  # [F, N_FACTS]
+    offsets: NDArray[np.int64]  # [F + 1, 4]: where the notes, sustains, programs and metas of each file begin
+    onset: NDArray[np.int32]  # ticks
+    duration: NDArray[np.int32]  # ticks; UNENDED where no note-off came
+    pitch: NDArray[np.uint8]
+    velocity: NDArray[np.uint8]
+    program: NDArray[np.uint8]  # or UNKNOWN_PROGRAM
+    key: NDArray[np.int32]
+    track: NDArray[np.int32]  # index of the chunk in its file
+    next_open: NDArray[np.int32]  # work space: the next note that sounds on the same channel and pitch
+    sustain_tick: NDArray[np.int32]
+    sustain_key: NDArray[np.int32]
+    sustain_value: NDArray[np.uint8]
+    program_tick: NDArray[np.int32]
+    program_key: NDArray[np.int32]
+    program_value: NDArray[np.uint8]
+    meta_tick: NDArray[np.int32]
+    meta_kind: NDArray[np.uint8]
+    meta_values: NDArray[np.int32]  # [·, 2]
+
+
+def read_events(data: NDArray[np.uint8], offsets: NDArray[np.int64], max_notes: int, max_tracks: int) -> EventBatch:
+    """Read the events of a batch of files.
+
+    Args:
+        data: uint8[·], the files one after another.
+        offsets: int64[F + 1], where each begins.
+        max_notes, max_tracks: of one file; above, it is refused with a code.
+    """
+    n_files, n_bytes = len(offsets) - 1, len(data)
+    n_events, n_metas = n_bytes // 2 + 1, n_bytes // 4 + 1  # the fewest bytes an event of each kind can take
+    batch = EventBatch(
+        facts=np.zeros((n_files, N_FACTS), np.int64),
+        offsets=np.zeros((n_files + 1, 4), np.int64),
+        onset=np.empty(n_events, np.int32),
+        duration=np.empty(n_events, np.int32),
+        pitch=np.empty(n_events, np.uint8),
+        velocity=np.empty(n_events, np.uint8),
+        program=np.empty(n_events, np.uint8),
+        key=np.empty(n_events, np.int32),
+        track=np.empty(n_events, np.int32),
+        next_open=np.empty(n_events, np.int32),
+        sustain_tick=np.empty(n_events, np.int32),
+        sustain_key=np.empty(n_events, np.int32),
+        sustain_value=np.empty(n_events, np.uint8),
+        program_tick=np.empty(n_events, np.int32),
+        program_key=np.empty(n_events, np.int32),
+        program_value=np.empty(n_events, np.uint8),
+        meta_tick=np.empty(n_metas, np.int32),
+        meta_kind=np.empty(n_metas, np.uint8),
+        meta_values=np.empty((n_metas, 2), np.int32),
+    )
+    _read_files(data, offsets, max_notes, max_tracks, batch)
+    return batch
+
+
+@njit(cache=True, nogil=True)
+def _read_files(data, offsets, max_notes, max_tracks, batch):
+    counts = np.zeros(4, np.int64)
+    heads, tails = np.empty(2048, np.int32), np.empty(2048, np.int32)
+    for index in range(len(offsets) - 1):
+        for kind in range(4):
+            batch.offsets[index, kind] = counts[kind]
+        facts = batch.facts[index]
+        _read_file(data, offsets[index], offsets[index + 1], max_notes, max_tracks, batch, facts, counts, heads, tails)
+        if facts[CODE] != OK:  # what was read of a refused file is forgotten
+            facts[POSITION] -= offsets[index]
+            for kind in range(4):
+                counts[kind] = batch.offsets[index, kind]
+    for kind in range(4):
+        batch.offsets[len(offsets) - 1, kind] = counts[kind]
+
+
+@njit(cache=True, nogil=True)
+def _fail(facts, code, position, value, limit):
+    facts[CODE], facts[POSITION], facts[VALUE], facts[LIMIT] = code, position, value, limit
+
+
+@njit(cache=True, nogil=True)
+def _is(data, position, a, b, c, d):
+    """Tell whether four given bytes stand at `position`; the caller has seen that it is inside the file."""
+    return data[position] == a and data[position + 1] == b and data[position + 2] == c and data[position + 3] == d
+
+
+@njit(cache=True, nogil=True)
+def _big(data, position, n_bytes):
+    value = 0
+    for place in range(position, position + n_bytes):
+        value = value << 8 | int(data[place])
+    return value
+
+
+@njit(cache=True, nogil=True)
+def _is_chunk_type(data, position):
+    for place in range(position, position + 4):
+        if not 0x20 <= data[place] < 0x7F:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _unwrap_riff(data, begin, end):
+    """Return (begin, end) of the MIDI file inside an RMID file, or (-1, -1)."""
+    position = begin + 12
+    while position + 8 <= end:
+        size = int(data[position + 4]) | int(data[position + 5]) << 8
+        size |= int(data[position + 6]) << 16 | int(data[position + 7]) << 24
+        if _is(data, position, 100, 97, 116, 97):  # data
+            return position + 8, min(position + 8 + size, end)
+        position += 8 + size + size % 2
+    return -1, -1
+
+
+@njit(cache=True, nogil=True)
+def _read_file(data, begin, end, max_notes, max_tracks, batch, facts, counts, heads, tails):
+    if begin == end:
+        return _fail(facts, EMPTY, begin, 0, 1)
+    if end - begin >= 12 and _is(data, begin, 82, 73, 70, 70) and _is(data, begin + 8, 82, 77, 73, 68):  # RIFF, RMID
+        begin, end = _unwrap_riff(data, begin, end)
+        if begin < 0:
+            return _fail(facts, RIFF_WITHOUT_DATA, 12, 0, 0)
+    if end - begin < 4 or not _is(data, begin, 77, 84, 104, 100):  # MThd
+        return _fail(facts, NOT_MIDI, begin, 0, 0)
+    if end - begin < 14:
+        return _fail(facts, HEADER_CUT, begin, end - begin, 14)
+    header_length = _big(data, begin + 4, 4)
+    if not 6 <= header_length <= end - begin - 8:
+        return _fail(facts, HEADER_LENGTH, begin + 4, header_length, end - begin)
+    facts[FORMAT], facts[N_STATED] = _big(data, begin + 8, 2), _big(data, begin + 10, 2)
+    facts[TICKS_PER_QUARTER] = _big(data, begin + 12, 2)
+    if facts[TICKS_PER_QUARTER] & 0x8000:
+        return _fail(facts, SMPTE, begin + 12, facts[TICKS_PER_QUARTER], 0x7FFF)
+    if facts[TICKS_PER_QUARTER] == 0:
+        return _fail(facts, ZERO_DIVISION, begin + 12, 0, 1)
+    if facts[FORMAT] > 2:
+        return _fail(facts, BAD_FORMAT, begin + 8, facts[FORMAT], 2)
+    position, first_note = begin + 8 + header_length, counts[_NOTES]
+    # A chunk of "MThd" begins a second file behind the first: its bytes are counted, not read.
+    while position + 8 <= end and not _is(data, position, 77, 84, 104, 100):
+        size = _big(data, position + 4, 4)
+        is_track = _is(data, position, 77, 84, 114, 107)  # MTrk
+        if not is_track and (not _is_chunk_type(data, position) or position + 8 + size > end):
+            if facts[N_TRACKS] >= facts[N_STATED] and facts[N_TRACKS] > 0:
+                break  # junk behind the last track, not a track that was cut
+            return _fail(facts, BAD_CHUNK, position, size, end - position - 8)
+        if not is_track:
+            position += 8 + size
+            continue
+        if facts[N_TRACKS] >= max_tracks:
+            return _fail(facts, TOO_MANY_TRACKS, position, max_tracks + 1, max_tracks)
+        stop = _read_track(data, position + 8, position + 8 + size, end, batch, facts, counts, heads, tails)
+        if facts[CODE] != OK:
+            return
+        if counts[_NOTES] - first_note > max_notes:
+            return _fail(facts, TOO_MANY_NOTES, position, counts[_NOTES] - first_note, max_notes)
+        position = stop
+        facts[N_TRACKS] += 1
+    facts[TRAILING_BYTES] = end - position
+    facts[MISSING_TRACKS] = max(facts[N_STATED] - facts[N_TRACKS], 0)
+    if facts[N_TRACKS] == 0:
+        code = CHUNK_CUT if facts[N_STATED] else NO_TRACKS
+        return _fail(facts, code, position, facts[N_STATED], 0)
+    if facts[N_NOTE_ONS] == 0:
+        return _fail(facts, NO_NOTES, end, facts[N_TRACKS], 0)
+    if facts[UNENDED_NOTES] == facts[N_NOTE_ONS]:
+        return _fail(facts, ALL_UNENDED, end, facts[N_NOTE_ONS], 0)
+
+
+@njit(cache=True, nogil=True)
+def _variable(data, position, end):
+    """Return (number, place after it) of a variable-length number; the number is -1 where it is cut or over 4 bytes."""
+    value = 0
+    for place in range(position, min(position + 4, end)):
+        byte = int(data[place])
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            return value, place + 1
+    return -1, position
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _next_event(data, position, end, running):
+    """Return (code, ticks since the event before, status, meta type or _NO_KIND, body, place behind the body)."""
+    shift = 0
+    if position < end and data[position] < 0x80:
+        shift = int(data[position])
+        position += 1
+    else:
+        shift, position = _variable(data, position, end)
+        if shift < 0:
+            return (EVENT_CUT if end - position < 4 else BAD_LENGTH), 0, 0, _NO_KIND, position, position
+    if position >= end:
+        return EVENT_CUT, 0, 0, _NO_KIND, position, position
+    status = int(data[position])
+    if status < 0x80:
+        status = running
+    else:
+        position += 1
+    if status < 0xF0:
+        if status == 0:
+            return NO_STATUS, shift, status, _NO_KIND, position, position
+        stop = position + (1 if 0xC0 <= status < 0xE0 else 2)
+        return (EVENT_CUT if stop > end else OK), shift, status, _NO_KIND, position, stop
+    kind = _NO_KIND
+    if status == 0xFF:
+        if position >= end:
+            return EVENT_CUT, shift, status, kind, position, position
+        kind = int(data[position])
+        position += 1
+    if status == 0xFF or status == 0xF0 or status == 0xF7:  # noqa: PLR1714  compiled, this is the fast form
+        size, position = _variable(data, position, end)
+        if size < 0:
+            return (EVENT_CUT if end - position < 4 else BAD_LENGTH), shift, status, kind, position, position
+        return (EVENT_CUT if position + size > end else OK), shift, status, kind, position, position + size
+    if status == 0xF4 or status == 0xF5:  # noqa: PLR1714
+        return BAD_STATUS, shift, status, kind, position, position
+    n_data = 2 if status == 0xF2 else 1 if status in (0xF1, 0xF3) else 0  # system messages have no place in a file
+    return (EVENT_CUT if position + n_data > end else OK), shift, status, kind, position, position + n_data
+
+
+@njit(cache=True, nogil=True)
+def _is_clean(data, position, end, running):
+    """Tell whether nothing but events stands up to `end`, the last of them an End of Track."""
+    kind = _NO_KIND
+    while position < end:
+        code, _, status, kind, _, position = _next_event(data, position, end, running)
+        if code != OK:
+            return False
+        if status < 0xF0:
+            running = status
+    return kind == _END_OF_TRACK
+
+
+@njit(cache=True, nogil=True)
+def _mended_end(data, position, stated_end, file_end, running):
+    """Return where a track really ends that its size cuts short, or -1.
+
+    That is behind its End of Track, if nothing but events stand before it and no chunk begins where the size says.
+    """
+    if stated_end + 4 > file_end or _is_chunk_type(data, stated_end):
+        return -1
+    while position < file_end:
+        code, _, status, kind, _, position = _next_event(data, position, file_end, running)
+        if code != OK:
+            return -1
+        if kind == _END_OF_TRACK:
+            return position
+        if status < 0xF0:
+            running = status
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, tails):
+    """Read one track chunk; return where the next chunk begins. A fault is left in `facts`."""
+    heads[:] = -1
+    programs = np.full(16, UNKNOWN_PROGRAM, np.uint8)
+    track, first_note, tick, key_base = facts[N_TRACKS], counts[_NOTES], 0, 0
+    if facts[FORMAT] == 2:  # each track is a piece of its own, laid behind the one before, with nothing taken over
+        tick, key_base = facts[LENGTH], track << 11
+        programs[:] = 0
+        _keep_meta(batch, counts, tick, TEMPO, DEFAULT_TEMPO, 0)
+    # Taken out of the tuple once: each look into it inside the loop would count references.
+    onset, duration, pitch, velocity, note_program = (
+        batch.onset,
+        batch.duration,
+        batch.pitch,
+        batch.velocity,
+        batch.program,
+    )
+    note_key, note_track, next_open = batch.key, batch.track, batch.next_open
+    sustain_tick, sustain_key, sustain_value = batch.sustain_tick, batch.sustain_key, batch.sustain_value
+    n_notes, n_sustains = counts[_NOTES], counts[_SUSTAINS]
+    end, position, running, has_end = min(stated_end, file_end), begin, 0, False
+    if end == begin:
+        end = max(_mended_end(data, begin, stated_end, file_end, running), end)
+        facts[MENDED_CHUNKS] += end > begin
+    while position < end:
+        at = position
+        code, shift, status, kind, body, position = _next_event(data, at, end, running)
+        if (code == EVENT_CUT or (position == end and kind != _END_OF_TRACK)) and end == stated_end:
+            mended = _mended_end(data, at, stated_end, file_end, running)
+            if mended > end:
+                facts[MENDED_CHUNKS] += 1
+                end, position = mended, at
+                continue
+        tick += shift
+        if tick > TICK_MAX and code == OK and (status < 0xA0 or 0xB0 <= status < 0xD0 or kind in KEPT_METAS):
+            code = TICK_OVERFLOW
+        if code != OK:
+            if code == EVENT_CUT and stated_end > file_end:
+                _fail(facts, CHUNK_CUT, begin - 4, stated_end - begin, file_end - begin)
+            else:
+                _fail(facts, code, at, tick if code == TICK_OVERFLOW else int(data[min(body, end - 1)]), TICK_MAX)
+            return end
+        if status < 0xF0:
+            running = status
+            message, channel, first, second = status & 0xF0, status & 15, int(data[body]), 0
+            if position - body == 2:
+                second = int(data[body + 1])
+            if first > 127 or second > 127:
+                facts[SANITIZED] += (first > 127) + (second > 127)
+                first, second = min(first, 127), min(second, 127)
+            key, slot = key_base | channel, channel << 7 | first
+            if message == 0x90 and second > 0:
+                onset[n_notes], duration[n_notes], next_open[n_notes] = tick, UNENDED, -1
+                pitch[n_notes], velocity[n_notes], note_program[n_notes] = first, second, programs[channel]
+                note_key[n_notes], note_track[n_notes] = key, track
+                if heads[slot] < 0:
+                    heads[slot] = n_notes
+                else:
+                    next_open[tails[slot]] = n_notes
+                tails[slot] = n_notes
+                n_notes += 1
+            elif message <= 0x90:  # ends the note of this channel and pitch that began first, if any
+                note = heads[slot]
+                if note >= 0:
+                    heads[slot] = next_open[note]
+                    length = tick - onset[note]
+                    duration[note] = max(length, 1)
+                    facts[ZERO_LENGTH_NOTES] += length == 0
+            elif message == 0xB0 and first == _SUSTAIN:
+                sustain_tick[n_sustains], sustain_key[n_sustains], sustain_value[n_sustains] = tick, key, second
+                n_sustains += 1
+            elif message == 0xC0:
+                programs[channel] = first
+                place = counts[_PROGRAMS]
+                batch.program_tick[place], batch.program_key[place] = tick, key
+                batch.program_value[place] = first
+                counts[_PROGRAMS] += 1
+        elif kind in KEPT_METAS:
+            _read_meta(data, body, position - body, kind, tick, batch, facts, counts)
+        elif kind == _PORT and position - body == 1:
+            key_base = key_base >> 11 << 11 | (int(data[body]) & 0x7F) << 4
+        elif kind == _END_OF_TRACK:
+            has_end = True
+            if position + 4 <= file_end and position != stated_end and _is(data, position, 77, 84, 114, 107):
+                facts[MENDED_CHUNKS] += 1  # the next track begins here, whatever the size says
+                end = position
+            elif stated_end > file_end:
+                facts[MENDED_CHUNKS] += 1  # the size points behind the end of the file
+                end = position
+            elif position < end and _is_clean(data, position, end, running):
+                facts[EARLY_ENDS] += 1
+            elif position < end:
+                facts[BYTES_AFTER_END] += end - position
+                break
+    if stated_end > file_end and not has_end:
+        _fail(facts, CHUNK_CUT, begin - 4, stated_end - begin, file_end - begin)
+        return end
+    facts[LENGTH] = min(max(facts[LENGTH], tick), TICK_MAX)
+    facts[N_NOTE_ONS] += n_notes - first_note
+    for note in range(first_note, n_notes):
+        facts[UNENDED_NOTES] += duration[note] == UNENDED
+    counts[_NOTES], counts[_SUSTAINS] = n_notes, n_sustains
+    return end
+
+
+@njit(cache=True, nogil=True)
+def _keep_meta(batch, counts, tick, kind, first, second):
+    place = counts[_METAS]
+    batch.meta_tick[place], batch.meta_kind[place] = tick, kind
+    batch.meta_values[place, 0], batch.meta_values[place, 1] = first, second
+    counts[_METAS] += 1
+
+
+@njit(cache=True, nogil=True)
+def _read_meta(data, body, size, kind, tick, batch, facts, counts):
+    """Keep a tempo or a signature that can be; count one that cannot."""
+    if kind == TEMPO:
+        tempo = _big(data, body, 3) if size == 3 else 0
+        if tempo < TEMPO_MIN:
+            facts[BAD_TEMPO] += 1
+        else:
+            _keep_meta(batch, counts, tick, kind, tempo, 0)
+    elif kind == TIME_SIGNATURE:
+        if size < 2 or data[body] == 0 or data[body + 1] > 7:
+            facts[BAD_TIME_SIGNATURE] += 1
+        else:
+            _keep_meta(batch, counts, tick, kind, int(data[body]), 1 << int(data[body + 1]))
+    else:
+        sharps = int(data[body]) if size >= 2 else 128
+        sharps = sharps - 256 if sharps > 127 else sharps
+        if size < 2 or abs(sharps) > 7 or data[body + 1] > 1:
+            facts[BAD_KEY_SIGNATURE] += 1
+        else:
+            _keep_meta(batch, counts, tick, kind, sharps, int(data[body + 1]))

@@ -1,0 +1,162 @@
+"""Many MIDI files at once -> songs as flat columns; each file is read whole, or refused with a reason and a place.
+
+Our own reader comes first. A file that it refuses or has doubts about is shown to a second, independent reader; where
+that one finds more notes, its reading is taken and the file is marked.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tasks.music import midi_events as events
+from tasks.music import midi_songs as songs
+from tasks.music.midi_songs import SongBatch
+from tasks.music.read_limits import ReadLimits
+from tasks.music.second_reader import second_reading
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a file cannot be used as music: one snake_case word, and a sentence with value, limit and place."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadBatch:
+    """F files as read: songs, and for each file a refusal or None, and what was left out or mended as JSON."""
+
+    songs: SongBatch
+    refusals: list[Refusal | None]
+    dropped: list[str]  # `{}` for most
+
+
+# What the reader left out or mended in a file that it accepts: name in the ledger -> column of the facts.
+LOSSES = {
+    "bad_key_signature": events.BAD_KEY_SIGNATURE,
+    "bad_tempo": events.BAD_TEMPO,
+    "bad_time_signature": events.BAD_TIME_SIGNATURE,
+    "bytes_after_end": events.BYTES_AFTER_END,
+    "early_ends": events.EARLY_ENDS,
+    "mended_chunks": events.MENDED_CHUNKS,
+    "missing_tracks": events.MISSING_TRACKS,
+    "sanitized": events.SANITIZED,
+    "trailing_bytes": events.TRAILING_BYTES,
+    "unended_notes": events.UNENDED_NOTES,
+    "zero_length_notes": events.ZERO_LENGTH_NOTES,
+}
+_LOSS_COLUMNS = list(LOSSES.values())
+_NO_LOSSES = "{}"
+
+# code -> (reason, sentence); {value}, {limit} and {position} stand in the facts, {begin} are the file's first bytes.
+_REFUSALS = {
+    events.EMPTY: ("empty_file", "0 bytes"),
+    events.NOT_MIDI: ("not_midi", "begins with {begin}, not with MThd"),
+    events.RIFF_WITHOUT_DATA: ("not_midi", "RIFF file without a data chunk"),
+    events.HEADER_CUT: ("truncated", "{value} bytes, a header alone has {limit}"),
+    events.HEADER_LENGTH: ("bad_header", "header of {value} bytes in a file of {limit}"),
+    events.BAD_FORMAT: ("bad_header", "format {value} outside 0-{limit}"),
+    events.SMPTE: ("unsupported_division", "division {value:#06x} counts SMPTE frames, not beats"),
+    events.ZERO_DIVISION: ("out_of_range", "{value} ticks per quarter, at least {limit} is needed"),
+    events.CHUNK_CUT: ("truncated", "chunk states {value} bytes, {limit} are left"),
+    events.BAD_CHUNK: ("bad_chunk", "no track, but {begin_of_chunk} stating {value} bytes with {limit} left"),
+    events.TOO_MANY_TRACKS: ("out_of_range", "{value} tracks or more, limit {limit}"),
+    events.NO_TRACKS: ("no_notes", "header states {value} tracks, none follows"),
+    events.NO_STATUS: ("bad_event", "data byte {value:#04x} without a status byte before it"),
+    events.BAD_STATUS: ("bad_event", "undefined status byte"),
+    events.EVENT_CUT: ("bad_event", "event goes on behind the end of its track"),
+    events.BAD_LENGTH: ("bad_event", "variable-length number of more than 4 bytes"),
+    events.TICK_OVERFLOW: ("out_of_range", "tick {value} above {limit}"),
+    events.TOO_MANY_NOTES: ("too_many_notes", "{value} notes or more, limit {limit}"),
+    events.NO_NOTES: ("no_notes", "{value} tracks without a note-on"),
+    events.ALL_UNENDED: ("unreadable_notes", "none of {value} note-ons is ever ended"),
+    songs.TOO_MANY_PARTS: ("out_of_range", "{value} parts, limit {limit}"),
+    songs.TOO_MANY_PEDALS: ("out_of_range", "{value} pedal spans or more, limit {limit}"),
+    songs.TOO_LONG: ("too_long", "{value} s of music, limit {limit}"),
+}
+_WITHOUT_PLACE = {events.EMPTY, events.NOT_MIDI, songs.TOO_MANY_PARTS, songs.TOO_MANY_PEDALS, songs.TOO_LONG}
+_WITHOUT_PLACE |= {events.NO_NOTES, events.ALL_UNENDED, events.TOO_MANY_NOTES}
+# Refusals that another reader may know better.
+_DOUBTFUL = (
+    events.HEADER_LENGTH, events.CHUNK_CUT, events.BAD_CHUNK, events.NO_TRACKS, events.NO_STATUS, events.BAD_STATUS,
+    events.EVENT_CUT, events.BAD_LENGTH, events.NO_NOTES, events.ALL_UNENDED,
+)  # fmt: skip
+_GUESSES = (
+    (b"version https://git-lfs", "a Git LFS pointer and not the file"),
+    (b"<", "HTML or XML"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"PK\x03\x04", "a zip file"),
+    (b"SMF2CLIP", "a MIDI 2.0 clip file"),
+)
+
+
+def read_files(contents: Sequence[bytes], limits: ReadLimits = ReadLimits()) -> ReadBatch:
+    """Read a batch of files; nothing in them can make this raise."""
+    refusals: list[Refusal | None] = [
+        Refusal("too_long", f"file of {len(data)} bytes, limit {limits.max_bytes}")
+        if len(data) > limits.max_bytes
+        else None
+        for data in contents
+    ]
+    readable = [b"" if refusal else data for data, refusal in zip(contents, refusals, strict=True)]
+    batch = _read(readable, limits)
+    second = _ask_second_reader(readable, batch, limits)
+    if second:
+        readable = [second.get(index, data) for index, data in enumerate(readable)]
+        batch = _read(readable, limits)
+    for index in np.flatnonzero(batch.facts[:, events.CODE]).tolist():
+        refusals[index] = refusals[index] or _refusal(batch.facts[index], contents[index])
+    return ReadBatch(batch, refusals, _losses(batch, second))
+
+
+def _read(contents: Sequence[bytes], limits: ReadLimits) -> SongBatch:
+    data = np.frombuffer(b"".join(contents), np.uint8)
+    offsets = np.zeros(len(contents) + 1, np.int64)
+    np.cumsum([len(content) for content in contents], out=offsets[1:])
+    read = events.read_events(data, offsets, limits.max_notes, limits.max_tracks)
+    return songs.arrange_songs(read, limits.max_seconds, limits.max_pedals)
+
+
+def _ask_second_reader(contents: Sequence[bytes], batch: SongBatch, limits: ReadLimits) -> dict[int, bytes]:
+    """Return index -> the file as the second reader understood it, where that holds more notes than our reading."""
+    code, n_notes = batch.facts[:, events.CODE], np.diff(batch.note_offsets)
+    n_unended = batch.facts[:, events.UNENDED_NOTES]
+    is_doubtful = np.isin(code, _DOUBTFUL)
+    is_doubtful |= (code == events.OK) & (batch.facts[:, events.BYTES_AFTER_END] > 0)
+    is_doubtful |= (code == events.OK) & (n_unended * 10 > n_notes)
+    second = {}
+    for index in np.flatnonzero(is_doubtful).tolist():
+        reading = second_reading(contents[index], int(n_notes[index]), limits.max_notes)
+        if reading is not None:
+            second[index] = reading
+    return second
+
+
+def _losses(batch: SongBatch, second: dict[int, bytes]) -> list[str]:
+    losses = [_NO_LOSSES] * len(batch.facts)
+    counts = batch.facts[:, _LOSS_COLUMNS]
+    accepted = batch.facts[:, events.CODE] == events.OK
+    for index in np.flatnonzero(
+        (counts.any(axis=1) | np.isin(np.arange(len(counts)), list(second))) & accepted
+    ).tolist():
+        found = {name: int(n) for name, n in zip(LOSSES, counts[index], strict=True) if n}
+        losses[index] = json.dumps(found | ({"second_reader": 1} if index in second else {}), sort_keys=True)
+    return losses
+
+
+def _refusal(facts: np.ndarray, data: bytes) -> Refusal:
+    code, position = int(facts[events.CODE]), int(facts[events.POSITION])
+    reason, sentence = _REFUSALS[code]
+    said = sentence.format(
+        value=int(facts[events.VALUE]),
+        limit=int(facts[events.LIMIT]),
+        begin=repr(data[:8]),
+        begin_of_chunk=repr(data[position : position + 4]),
+    )
+    if code == events.NOT_MIDI:
+        guess = next((what for start, what in _GUESSES if data.lstrip()[: len(start)].lower() == start.lower()), "")
+        said += f": {guess}" if guess else ""
+    return Refusal(reason, said if code in _WITHOUT_PLACE else f"{said}, at byte {position}")

@@ -1,0 +1,423 @@
+"""Events of many MIDI files -> songs as flat columns, in compiled code: the second half of reading.
+
+Notes of all tracks are merged by time, get the program that was in force on their channel, the part they belong to and
+their times in seconds through the tempo map; sustain pedals become spans of the parts they hold.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from tasks.music.midi_events import (
+    CODE,
+    DEFAULT_TEMPO,
+    KEY_SIGNATURE,
+    LENGTH,
+    LIMIT,
+    OK,
+    TEMPO,
+    TICK_MAX,
+    TICK_OVERFLOW,
+    TICKS_PER_QUARTER,
+    TIME_SIGNATURE,
+    UNENDED,
+    UNKNOWN_PROGRAM,
+    VALUE,
+    EventBatch,
+)
+
+TOO_MANY_PARTS, TOO_MANY_PEDALS, TOO_LONG = 101, 102, 103  # further values of CODE
+PARTS_MAX = 0xFFFF
+_DRUM_CHANNEL = 9
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SongBatch:
+    """F songs as flat columns; a refused file has a code in `facts` and no rows.
+
+    Notes are sorted by (onset, pitch, track, duration, velocity); tempos begin at tick 0, and of several events of one
+    kind at one tick only the last is there. `track` is the part: one program of one channel of one track chunk.
+    """
+
+    facts: NDArray[np.int64]  # [F, N_FACTS]
+    n_parts: NDArray[np.int64]  # [F]
+    note_offsets: NDArray[np.int64]  # [F + 1]
+    onset: NDArray[np.int32]  # ticks
+    duration: NDArray[np.int32]  # ticks, at least 1
+    onset_seconds: NDArray[np.float64]
+    end_seconds: NDArray[np.float64]
+    pitch: NDArray[np.uint8]
+    velocity: NDArray[np.uint8]
+    program: NDArray[np.uint8]
+    is_drum: NDArray[np.bool_]
+    track: NDArray[np.uint16]
+    metas: dict[int, tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]]  # kind -> offsets, ticks, values
+    pedal_offsets: NDArray[np.int64]  # [F + 1]
+    pedal_onset: NDArray[np.int32]
+    pedal_end: NDArray[np.int32]
+    pedal_onset_seconds: NDArray[np.float64]
+    pedal_end_seconds: NDArray[np.float64]
+    pedal_track: NDArray[np.uint16]
+
+    @property
+    def ticks_per_quarter(self) -> list[int]:
+        """Return the ticks per quarter of each file, 0 where it was refused before."""
+        return self.facts[:, TICKS_PER_QUARTER].tolist()
+
+
+def arrange_songs(events: EventBatch, max_seconds: float, max_pedals: int) -> SongBatch:
+    """Turn events into songs.
+
+    Args:
+        max_seconds: of one file, to the end of its last note; above, it is refused.
+        max_pedals: pedal spans of one file, those of a channel counted for each part on it; above, it is refused.
+    """
+    n_files, n_notes = len(events.facts), int(events.offsets[-1, 0])
+    facts = events.facts.copy()
+    metas = {kind: _sorted_metas(events, facts, kind) for kind in (TEMPO, TIME_SIGNATURE, KEY_SIGNATURE)}
+    tempo_offsets, tempo_tick, tempo_values = metas[TEMPO]
+    n_parts, note_offsets = np.zeros(n_files, np.int64), np.zeros(n_files + 1, np.int64)
+    columns: tuple[Any, ...] = tuple(
+        np.empty(n_notes, kind)
+        for kind in (np.int32, np.int32, np.float64, np.float64, np.uint8, np.uint8, np.uint8, np.bool_, np.uint16)
+    )
+    part_offsets, part_keys = np.zeros(n_files + 1, np.int64), np.empty(n_notes, np.int32)
+    _arrange_notes(
+        facts,
+        events,
+        tempo_offsets,
+        tempo_tick,
+        tempo_values[:, 0],
+        max_seconds,
+        n_parts,
+        note_offsets,
+        part_offsets,
+        part_keys,
+        columns,
+    )
+    n_total = note_offsets[-1]
+    pedal_offsets = np.zeros(n_files + 1, np.int64)
+    order = _sustain_order(events)
+    nothing = (np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint16))
+    _hold_pedals(facts, events, order, part_offsets, part_keys, max_pedals, pedal_offsets, *nothing)  # counts
+    n_pedals = int(pedal_offsets[-1])
+    pedals: tuple[Any, ...] = tuple(np.empty(n_pedals, kind) for kind in (np.int32, np.int32, np.uint16))
+    _hold_pedals(facts, events, order, part_offsets, part_keys, max_pedals, pedal_offsets, *pedals)
+    seconds = np.empty((2, n_pedals), np.float64)
+    for ends, row in zip(pedals[:2], seconds, strict=True):
+        _to_seconds(
+            ends, pedal_offsets, facts[:, TICKS_PER_QUARTER], tempo_offsets, tempo_tick, tempo_values[:, 0], row
+        )
+    names = ("onset", "duration", "onset_seconds", "end_seconds", "pitch", "velocity", "program", "is_drum", "track")
+    return SongBatch(
+        facts=facts,
+        n_parts=n_parts,
+        note_offsets=note_offsets,
+        **{name: column[:n_total] for name, column in zip(names, columns, strict=True)},
+        metas=metas,
+        pedal_offsets=pedal_offsets,
+        pedal_onset=pedals[0],
+        pedal_end=pedals[1],
+        pedal_onset_seconds=seconds[0],
+        pedal_end_seconds=seconds[1],
+        pedal_track=pedals[2],
+    )
+
+
+def _sorted_metas(events, facts, kind):
+    counted = np.zeros(len(facts) + 1, np.int64)
+    n_metas = int(events.offsets[-1, 3]) + len(facts)
+    tick, values = np.empty(n_metas, np.int32), np.empty((n_metas, 2), np.int32)
+    _sort_metas(facts, events, kind, counted, tick, values)
+    return counted, tick[: counted[-1]], values[: counted[-1]]
+
+
+@njit(cache=True, nogil=True)
+def _sort_metas(facts, events, kind, offsets, tick, values):
+    """Write the events of one kind by tick; of several at one tick the last in the file counts."""
+    n_written = 0
+    for index in range(len(facts)):
+        if facts[index, CODE] == OK:
+            first, last, is_sorted, before = events.offsets[index, 3], events.offsets[index + 1, 3], True, 0
+            if kind == TEMPO:
+                tick[n_written], values[n_written, 0], values[n_written, 1] = 0, DEFAULT_TEMPO, 0
+                n_written += 1
+            for place in range(first, last):
+                if events.meta_kind[place] == kind:
+                    is_sorted = is_sorted and events.meta_tick[place] >= before
+                    before = events.meta_tick[place]
+            order = np.arange(0) if is_sorted else np.argsort(events.meta_tick[first:last], kind="mergesort")
+            for place in range(first, last):
+                meta = place if is_sorted else first + order[place - first]
+                if events.meta_kind[meta] != kind:
+                    continue
+                if n_written > offsets[index] and tick[n_written - 1] == events.meta_tick[meta]:
+                    n_written -= 1
+                tick[n_written] = events.meta_tick[meta]
+                values[n_written, 0], values[n_written, 1] = events.meta_values[meta, 0], events.meta_values[meta, 1]
+                n_written += 1
+        offsets[index + 1] = n_written
+
+
+@njit(cache=True, nogil=True)
+def _arrange_notes(
+    facts,
+    events,
+    tempo_offsets,
+    tempo_tick,
+    tempo,
+    max_seconds,
+    n_parts,
+    note_offsets,
+    part_offsets,
+    part_keys,
+    columns,
+):
+    # Taken out of the tuples once: each look into one inside a loop would count references.
+    onset, duration, onset_seconds, end_seconds, pitch, velocity, program, is_drum, part = columns
+    event_onset, event_duration, event_track, event_key = events.onset, events.duration, events.track, events.key
+    event_pitch, event_velocity = events.pitch, events.velocity
+    largest = 0
+    for index in range(len(facts)):
+        largest = max(largest, events.offsets[index + 1, 0] - events.offsets[index, 0])
+    keys, order = np.empty(largest, np.int64), np.empty(largest, np.int32)
+    other_keys, other_order = np.empty(largest, np.int64), np.empty(largest, np.int32)
+    part_of, stamp = np.empty(2048, np.int32), np.full(2048, -1, np.int64)
+    programs, parts = np.empty(largest, np.uint8), np.empty(largest, np.int32)
+    serial, written, n_part_keys = 0, 0, 0
+    for index in range(len(facts)):
+        begin, end = events.offsets[index, 0], events.offsets[index + 1, 0]
+        if facts[index, CODE] == OK:
+            _find_programs(events, index, begin, end, programs)
+            n, n_file_parts, track, run = 0, 0, -1, 0
+            for note in range(begin, end):
+                if event_track[note] != track:
+                    track, serial = event_track[note], serial + 1
+                    _insertion_sort(keys, order, run, n)
+                    run = n
+                if event_duration[note] == UNENDED:
+                    continue
+                slot = (event_key[note] & 15) << 7 | programs[note - begin]
+                if stamp[slot] != serial:
+                    stamp[slot], part_of[slot] = serial, n_file_parts
+                    part_keys[n_part_keys + n_file_parts] = event_key[note]
+                    n_file_parts += 1
+                parts[note - begin] = part_of[slot]
+                keys[n] = (int(event_onset[note]) << 7 | int(event_pitch[note])) << 16 | part_of[slot] & 0xFFFF
+                order[n] = note - begin
+                n += 1
+            _insertion_sort(keys, order, run, n)
+            n_parts[index] = n_file_parts
+            if n_file_parts > PARTS_MAX:
+                facts[index, CODE], facts[index, VALUE], facts[index, LIMIT] = TOO_MANY_PARTS, n_file_parts, PARTS_MAX
+            else:
+                _merge_runs(keys, order, other_keys, other_order, n)
+                _settle_ties(event_duration[begin:end], event_velocity[begin:end], keys, order, n)
+                for place in range(n):
+                    local = order[place]
+                    note, at = begin + local, written + place
+                    onset[at], duration[at] = event_onset[note], event_duration[note]
+                    pitch[at], velocity[at] = event_pitch[note], event_velocity[note]
+                    program[at], part[at] = programs[local], parts[local]
+                    is_drum[at] = event_key[note] & 15 == _DRUM_CHANNEL
+                changes, tempos = (
+                    tempo_tick[tempo_offsets[index] : tempo_offsets[index + 1]],
+                    tempo[tempo_offsets[index] : tempo_offsets[index + 1]],
+                )
+                ends = onset[written : written + n].astype(np.int64) + duration[written : written + n]
+                if n and ends.max() > TICK_MAX:
+                    facts[index, CODE], facts[index, VALUE], facts[index, LIMIT] = TICK_OVERFLOW, ends.max(), TICK_MAX
+                else:
+                    per_second = facts[index, TICKS_PER_QUARTER] * 1e6
+                    _times(
+                        onset[written : written + n], changes, tempos, per_second, onset_seconds[written : written + n]
+                    )
+                    _times(ends, changes, tempos, per_second, end_seconds[written : written + n])
+                    seconds = end_seconds[written : written + n].max()
+                    if seconds > max_seconds:
+                        facts[index, CODE], facts[index, VALUE], facts[index, LIMIT] = TOO_LONG, seconds, max_seconds
+                    else:
+                        written += n
+                        n_part_keys += n_file_parts
+        note_offsets[index + 1], part_offsets[index + 1] = written, n_part_keys
+
+
+@njit(cache=True, nogil=True)
+def _find_programs(events, index, begin, end, programs):
+    """Give each note its program; without a change on its own track, the one another track set on its channel."""
+    event_program, event_key, event_onset = events.program, events.key, events.onset
+    first, last, is_sorted = events.offsets[index, 2], events.offsets[index + 1, 2], False
+    changes, place_of = np.empty(0, np.int64), np.empty(0, np.int64)
+    for note in range(begin, end):
+        programs[note - begin] = event_program[note]
+        if event_program[note] != UNKNOWN_PROGRAM:
+            continue
+        programs[note - begin] = 0
+        if first == last:
+            continue
+        if not is_sorted:
+            changes = events.program_key[first:last].astype(np.int64) << 31 | events.program_tick[first:last]
+            place_of = np.argsort(changes, kind="mergesort")
+            changes, is_sorted = changes[place_of], True
+        wanted = np.int64(event_key[note]) << 31 | event_onset[note]
+        place = np.searchsorted(changes, wanted, side="right") - 1
+        if place >= 0 and changes[place] >> 31 == event_key[note]:
+            programs[note - begin] = events.program_value[first + place_of[place]]
+
+
+@njit(cache=True, nogil=True)
+def _insertion_sort(keys, order, begin, end):
+    """Sort what is nearly sorted, such as the chords of one track; gives up after some moves, and runs remain."""
+    moves_left = 64 + 8 * (end - begin)
+    for place in range(begin + 1, end):
+        key, note, at = keys[place], order[place], place
+        while at > begin and keys[at - 1] > key:
+            keys[at], order[at] = keys[at - 1], order[at - 1]
+            at -= 1
+        keys[at], order[at] = key, note
+        moves_left -= place - at
+        if moves_left < 0:
+            return
+
+
+@njit(cache=True, nogil=True)
+def _merge_runs(keys, order, other_keys, other_order, n):
+    """Natural merge sort, stable: runs that rise already are merged in pairs until one is left."""
+    starts = [0]
+    for place in range(1, n):
+        if keys[place] < keys[place - 1]:
+            starts.append(place)
+    if len(starts) == 1:
+        return
+    starts.append(n)
+    here, here_order, there, there_order, is_swapped = keys, order, other_keys, other_order, False
+    while len(starts) > 2:
+        merged = [0]
+        for run in range(0, len(starts) - 1, 2):
+            low, middle = starts[run], starts[run + 1]
+            high = starts[run + 2] if run + 2 < len(starts) else middle
+            left, right = low, middle
+            for at in range(low, high):
+                if right >= high or (left < middle and here[left] <= here[right]):
+                    there[at], there_order[at] = here[left], here_order[left]
+                    left += 1
+                else:
+                    there[at], there_order[at] = here[right], here_order[right]
+                    right += 1
+            merged.append(high)
+        starts = merged
+        here, here_order, there, there_order = there, there_order, here, here_order
+        is_swapped = not is_swapped
+    if is_swapped:
+        keys[:n], order[:n] = here[:n], here_order[:n]
+
+
+@njit(cache=True, nogil=True)
+def _settle_ties(durations, velocities, keys, order, n):
+    """Order notes of one onset, pitch and part by duration and velocity."""
+    place = 0
+    while place < n:
+        stop = place + 1
+        while stop < n and keys[stop] == keys[place]:
+            stop += 1
+        if stop - place > 1:
+            tied = order[place:stop].copy()
+            ranks = np.empty(len(tied), np.int64)
+            for at in range(len(tied)):
+                ranks[at] = int(durations[tied[at]]) << 7 | int(velocities[tied[at]])
+            order[place:stop] = tied[np.argsort(ranks, kind="mergesort")]
+        place = stop
+
+
+@njit(cache=True, nogil=True)
+def _times(ticks, changes, tempos, per_second, seconds):
+    """Write the time of each tick: exact sums in integers, rounded once."""
+    passed = np.zeros(len(changes), np.int64)
+    for place in range(1, len(changes)):
+        passed[place] = passed[place - 1] + (np.int64(changes[place]) - changes[place - 1]) * tempos[place - 1]
+    place, last = 0, len(changes) - 1
+    for index in range(len(ticks)):
+        tick = np.int64(ticks[index])
+        if tick < changes[place] or (place < last and tick >= changes[place + 1]):
+            place = np.searchsorted(changes, tick, side="right") - 1
+        seconds[index] = (passed[place] + (tick - changes[place]) * tempos[place]) / per_second
+
+
+@njit(cache=True, nogil=True)
+def _to_seconds(ticks, offsets, ticks_per_quarter, tempo_offsets, tempo_tick, tempo, seconds):
+    for index in range(len(offsets) - 1):
+        begin, end = offsets[index], offsets[index + 1]
+        if begin < end:
+            of_file = slice(tempo_offsets[index], tempo_offsets[index + 1])
+            _times(
+                ticks[begin:end],
+                tempo_tick[of_file],
+                tempo[of_file],
+                ticks_per_quarter[index] * 1e6,
+                seconds[begin:end],
+            )
+
+
+def _sustain_order(events):
+    """Return the pedal moves ordered by file, channel and tick, moves at one tick as in the file."""
+    n_moves = int(events.offsets[-1, 1])
+    files = np.repeat(np.arange(len(events.facts)), np.diff(events.offsets[:, 1]))
+    keys, ticks = events.sustain_key[:n_moves].astype(np.int64), events.sustain_tick[:n_moves].astype(np.int64)
+    is_sorted = (np.diff(files) > 0) | (np.diff(keys) > 0) | ((np.diff(keys) == 0) & (np.diff(ticks) >= 0))
+    if np.all(is_sorted):
+        return np.arange(n_moves)
+    return np.lexsort([ticks, keys, files])
+
+
+@njit(cache=True, nogil=True)
+def _hold_pedals(facts, events, order, part_offsets, part_keys, max_pedals, offsets, onset, end, part):
+    """Give every part the pedal spans of its channel, whichever track the pedal stands on; without room, only count."""
+    sustain_key, sustain_tick, sustain_value = events.sustain_key, events.sustain_tick, events.sustain_value
+    is_counting, written = len(onset) == 0, 0
+    for index in range(len(facts)):
+        first, last = events.offsets[index, 1], events.offsets[index + 1, 1]
+        begin = written
+        if facts[index, CODE] == OK and first < last:
+            for a_part in range(part_offsets[index], part_offsets[index + 1]):
+                low, high = _moves_of(sustain_key, order, first, last, part_keys[a_part])
+                down = -1
+                for move in range(low, high):
+                    tick, is_down = sustain_tick[order[move]], sustain_value[order[move]] >= 64
+                    if is_down and down < 0:
+                        down = tick
+                    elif not is_down and down >= 0:
+                        if tick > down:
+                            if not is_counting:
+                                onset[written], end[written], part[written] = down, tick, a_part - part_offsets[index]
+                            written += 1
+                        down = -1
+                if 0 <= down < facts[index, LENGTH]:  # never lifted: down to the end of the music
+                    if not is_counting:
+                        onset[written], end[written] = down, facts[index, LENGTH]
+                        part[written] = a_part - part_offsets[index]
+                    written += 1
+                if written - begin > max_pedals:
+                    break
+        if written - begin > max_pedals:
+            facts[index, CODE], facts[index, VALUE], facts[index, LIMIT] = TOO_MANY_PEDALS, written - begin, max_pedals
+            written = begin
+        offsets[index + 1] = written
+
+
+@njit(cache=True, nogil=True)
+def _moves_of(keys, order, first, last, key):
+    """Return the range of `order` with the moves of one channel of one file."""
+    low, high = first, last
+    while low < high:
+        middle = (low + high) // 2
+        if keys[order[middle]] < key:
+            low = middle + 1
+        else:
+            high = middle
+    stop = low
+    while stop < last and keys[order[stop]] == key:
+        stop += 1
+    return low, stop

@@ -1,0 +1,14 @@
+"""The limits of reading; apart from the reader, so that configs need not load compiled code."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadLimits:
+    """Where reading stops: a file above any of these is refused."""
+
+    max_bytes: int = 64 * 2**20
+    max_notes: int = 1_000_000
+    max_seconds: float = 24 * 3600.0
+    max_tracks: int = 0xFFFF  # as many as a header can state
+    max_pedals: int = 1_000_000  # pedal spans, those of a channel counted for each part on it

@@ -1,0 +1,97 @@
+"""What an earlier scan found out, so that what has not changed need not be opened again. It may be deleted."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.home import sync_folder
+
+logger = logging.getLogger(__name__)
+
+CACHE_NUMBER = 1  # raised when a column or the way to read an archive changes
+GROUP_ROWS = 2**16
+RACY_NS = 2 * 10**9  # a file changed so shortly before a scan may change again without its time moving
+
+
+def cache_key(*parts: bytes | str) -> str:
+    """Return the name of a cache entry."""
+    return hashlib.sha256(b"\0".join(os.fsencode(part) for part in parts)).hexdigest()[:24]
+
+
+def load_table(path: Path) -> tuple[pa.Table, dict[str, Any]] | None:
+    """Return a cached table and its facts, or None if there is none that can be used."""
+    try:
+        table = pq.read_table(path, memory_map=False, use_threads=False)
+        facts = json.loads((table.schema.metadata or {})[b"facts"])
+    except FileNotFoundError:
+        return None
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        logger.warning("scan cache %s is damaged (%s); it is made anew", path, error)
+        return None
+    return (table, facts) if facts.get("cache") == CACHE_NUMBER else None
+
+
+def load_batches(path: Path) -> tuple[dict[str, Any], int, Iterator[pa.RecordBatch]] | None:
+    """Return a cached table's facts, its number of rows, and the rows some at a time; None if there is none."""
+    try:
+        file = pq.ParquetFile(path)
+        facts = json.loads((file.schema_arrow.metadata or {})[b"facts"])
+    except FileNotFoundError:
+        return None
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        logger.warning("scan cache %s is damaged (%s); it is made anew", path, error)
+        return None
+    if facts.get("cache") != CACHE_NUMBER:
+        return None
+    return facts, file.metadata.num_rows, _batches(file, path)
+
+
+def _batches(file: pq.ParquetFile, path: Path) -> Iterator[pa.RecordBatch]:
+    try:
+        with file:
+            yield from file.iter_batches(GROUP_ROWS, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        logger.warning("scan cache %s is damaged (%s); what follows is hashed anew", path, error)
+
+
+def store_table(path: Path, table: pa.Table, facts: dict[str, Any]) -> None:
+    """Write a cached table whole, or leave the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = table.replace_schema_metadata({b"facts": json.dumps(facts | {"cache": CACHE_NUMBER}).encode()})
+    temporary = temporary_path(path)
+    try:
+        pq.write_table(
+            table, temporary, compression="lz4", use_dictionary=False, write_statistics=False, row_group_size=GROUP_ROWS
+        )
+        replace_synced(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def temporary_path(path: Path) -> Path:
+    """Return where to write what will become `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def replace_synced(temporary: Path, path: Path) -> None:
+    """Rename a finished file into place once it is on the disk."""
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def is_racy(mtime_ns: int, scan_started_ns: int) -> bool:
+    """Tell whether a file was changed so shortly before a scan that a later change may leave no trace in its times."""
+    return mtime_ns >= scan_started_ns - RACY_NS

@@ -1,0 +1,123 @@
+"""What a source states about its files beside their contents: licences by pattern, and an official split."""
+
+# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
+# pyright: reportAttributeAccessIssue=false
+
+import csv
+import io
+import posixpath
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.errors import DatasetError
+
+LICENCE_FILE = "licences.csv"
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+}
+_SPLITS |= {"val": "validation", "test": "test", "testing": "test"}
+
+
+def read_licences(path: Path) -> list[tuple[str, str]]:
+    """Read the patterns and licences of a `licences.csv`, in order.
+
+    Raises:
+        DatasetError: it lacks the columns, or a line has no pattern or licence.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: {error}") from None
+    reader = csv.DictReader(io.StringIO(text))
+    names = reader.fieldnames or []
+    if "pattern" not in names or "licence" not in names:
+        raise DatasetError(f"{path}: columns are {', '.join(names) or 'none'}; it needs pattern and licence")
+    pairs = []
+    for row in reader:
+        pattern, licence = (row["pattern"] or "").strip(), (row["licence"] or "").strip()
+        if not pattern or not licence:
+            raise DatasetError(f"{path}, line {reader.line_num}: a pattern and a licence are needed")
+        pairs.append((pattern, licence))
+    return pairs
+
+
+def licence_column(paths: pa.Array, pairs: list[tuple[str, str]], default: str) -> pa.Array:
+    """Return the licence of each path: of the first pattern that fits, else the default, else null.
+
+    Args:
+        paths: within the source, `/` between folders.
+        pairs: pattern and licence; `*` fits anything, `/` included, `?` one character, `[ab]` one of some.
+    """
+    chosen = np.full(len(paths), -1)
+    values = [licence for _, licence in pairs]
+    for index, (pattern, _) in enumerate(pairs):
+        fits = pc.match_substring_regex(paths, _as_regex(pattern)).to_numpy(zero_copy_only=False)
+        chosen[(chosen < 0) & fits] = index
+    if default:
+        chosen[chosen < 0] = len(values)
+        values.append(default)
+    return _dictionary(chosen, values)
+
+
+def _as_regex(pattern: str) -> str:
+    pieces = re.split(r"(\*|\?|\[[^]]+\])", pattern)
+    inner = "".join(
+        {"*": ".*", "?": "."}.get(p) or (_as_class(p) if p.startswith("[") else re.escape(p)) for p in pieces
+    )
+    return f"(?s)^{inner}$"
+
+
+def _as_class(pattern: str) -> str:
+    inside = pattern[1:-1].replace("\\", "\\\\")
+    return f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
+
+
+def split_by_table(members: pa.Array, table: bytes, place: str, columns: tuple[str, str]) -> pa.Array:
+    """Return the split of each archive member that an official table names; null for the others.
+
+    Args:
+        members: names in the archive.
+        table: the CSV file's bytes.
+        place: the CSV file's own name in the archive; files are named relative to its folder.
+        columns: of the table, for file and split.
+    Raises:
+        DatasetError: the columns are not there, or a split has an unknown name.
+    """
+    reader = csv.DictReader(io.StringIO(table.decode("utf-8-sig")))
+    file_column, split_column = columns
+    if not {file_column, split_column} <= set(reader.fieldnames or []):
+        raise DatasetError(f"{place}: no columns {file_column} and {split_column} in {reader.fieldnames}")
+    names, splits = [], []
+    for row in reader:
+        split = _SPLITS.get((row[split_column] or "").strip().lower())
+        if split is None:
+            raise DatasetError(f"{place}, line {reader.line_num}: unknown split {row[split_column]!r}")
+        names.append(posixpath.join(posixpath.dirname(place), row[file_column]).encode())
+        splits.append(split)
+    index = pc.index_in(members, value_set=pa.array(names, pa.binary()))
+    return pa.array(splits, pa.string()).take(index).dictionary_encode()
+
+
+def split_by_folders(members: pa.Array) -> pa.Array:
+    """Return the split that a folder's name in each member's path says; null where none does."""
+    found = [
+        next((_SPLITS[part] for part in name.decode("latin-1").lower().split("/")[:-1] if part in _SPLITS), None)
+        for name in members.to_pylist()
+    ]
+    return pa.array(found, pa.string()).dictionary_encode()
+
+
+def _dictionary(chosen: np.ndarray, values: list[str]) -> pa.Array:
+    """Return a dictionary column; an index of -1 is null. Equal values share an entry."""
+    distinct = list(dict.fromkeys(values))
+    places = np.array([distinct.index(value) for value in values] + [0], np.int32)
+    indices = pa.array(places[chosen], pa.int32(), mask=chosen < 0)
+    return pa.DictionaryArray.from_arrays(indices, pa.array(distinct, pa.string()))

@@ -1,0 +1,32 @@
+"""How much of other people's archives and servers a scan puts up with."""
+
+from dataclasses import dataclass, fields
+
+from tasks.errors import ConfigError
+
+FREE_EXPANSION = 2**20  # bytes that may come out of anything, however little went in: a ratio says nothing about less
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceLimits:
+    """Bounds on archives and downloads; what passes one of them is refused by name, never read in part."""
+
+    max_archive_members: int = 5_000_000
+    max_member_bytes: int = 64 * 2**20  # one file inside an archive, or one object of a store, expanded
+    max_expanded_bytes: int = 256 * 2**30  # all that one archive expands to
+    max_expansion_ratio: float = 200.0  # expanded over stored bytes, beyond the first MiB
+    max_download_bytes: int = 64 * 2**30
+    download_attempts: int = 5  # in a row without a new byte
+    download_timeout_seconds: float = 60.0  # without an answer or a byte
+    retry_wait_seconds: float = 1.0  # before the second attempt; doubles with each further one, a minute at most
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name == "retry_wait_seconds" else 1
+            if not value >= least:
+                raise ConfigError(f"{field.name}={value} is below {least}")
+
+    def expansion_limit(self, n_stored: int) -> int:
+        """Return how many bytes `n_stored` stored ones may become."""
+        return max(FREE_EXPANSION, int(n_stored * self.max_expansion_ratio))

@@ -1,0 +1,102 @@
+"""What one container (a folder, an archive, a pack) holds: one row for each MIDI file, and how to read it again."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+# How the bytes of a row are stored. FILE: a file below the container, a folder. The others: a range of the container's
+# bytes, compressed as a zip member is.
+FILE, SLICE, DEFLATE, BZIP2, LZMA, ZSTD, UNREAD = range(7)
+
+LISTING_SCHEMA = pa.schema(
+    {
+        "member": pa.binary(),  # name within the container, as stored; empty: the container itself
+        "n_bytes": pa.int64(),
+        "content_hash": pa.binary(32),
+        "reason": pa.string(),
+        "detail": pa.string(),
+        "kind": pa.int8(),
+        "offset": pa.int64(),
+        "stored_bytes": pa.int64(),
+    }
+)
+_MASK = 2**64 - 1
+_FACTORS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+@dataclass(slots=True)
+class Part:
+    """A listing with its container, and how its rows are called in the source."""
+
+    table: pa.Table  # LISTING_SCHEMA
+    stamp: int | pa.Array  # of the container, or of each file
+    container: bytes  # absolute path of a local file or folder
+    folder: str = ""  # what the members' paths begin with
+    label: str = ""  # path of the rows without a member
+    only_path: str = ""  # of a part with one row, where its member is not what it is called
+    n_other_files: int = 0
+    notes: list[str] = field(default_factory=list)  # sentences for the log
+    extra: bytes | None = None  # the wanted file that is not MIDI, such as a table of splits
+
+
+class Rows:
+    """Rows of a listing, gathered in plain lists."""
+
+    def __init__(self) -> None:
+        self.columns: dict[str, list] = {name: [] for name in LISTING_SCHEMA.names}
+
+    def add(
+        self, member: bytes, n_bytes: int, content_hash: bytes | None, kind: int, offset: int, stored_bytes: int
+    ) -> None:
+        self._append(member, n_bytes, content_hash, "", "", kind, offset, stored_bytes)
+
+    def refuse(self, member: bytes, n_bytes: int, reason: str, detail: str) -> None:
+        self._append(member, n_bytes, None, reason, detail, UNREAD, 0, 0)
+
+    def _append(self, *values: object) -> None:
+        for column, value in zip(self.columns.values(), values, strict=True):
+            column.append(value)
+
+    def __len__(self) -> int:
+        return len(self.columns["member"])
+
+    def batch(self) -> pa.RecordBatch:
+        """Return the rows and begin again with none."""
+        arrays = [pa.array(self.columns[column.name], column.type) for column in LISTING_SCHEMA]
+        for column in self.columns.values():
+            column.clear()
+        return pa.RecordBatch.from_arrays(arrays, schema=LISTING_SCHEMA)
+
+
+def stamp_of(status: os.stat_result) -> int:
+    """Return a number that changes when a file's size or times do."""
+    mixed = 0
+    for value, factor in zip((status.st_size, status.st_mtime_ns, status.st_ctime_ns), _FACTORS, strict=True):
+        mixed = ((mixed ^ (value & _MASK)) * factor) & _MASK
+        mixed ^= mixed >> 31
+    return mixed >> 1
+
+
+def stamp_column(columns: Sequence[np.ndarray]) -> pa.Array:
+    """Return `stamp_of` for columns of size, mtime and ctime."""
+    mixed = np.zeros(len(columns[0]), np.uint64)
+    for values, factor in zip(columns, _FACTORS, strict=True):
+        mixed = (mixed ^ values.view(np.uint64)) * np.uint64(factor)
+        mixed ^= mixed >> np.uint64(31)
+    return pa.array((mixed >> np.uint64(1)).view(np.int64))
+
+
+def hash_column(digests: np.ndarray, valid: np.ndarray) -> pa.Array:
+    """Return rows of 32 bytes as a column; those that are not valid become null."""
+    bits = None if valid.all() else pa.array(valid).buffers()[1]
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(digests), [bits, pa.py_buffer(digests)])
+
+
+def combined(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)

@@ -1,0 +1,71 @@
+"""File names inside sources: which are MIDI, which are archives, which are dangerous, and how they are printed."""
+
+import os
+import re
+
+import pyarrow as pa
+
+MIDI_SUFFIXES = (".mid", ".midi", ".kar", ".rmi", ".smf")
+LIST_SUFFIXES = (".txt", ".lst")
+ARCHIVE_SUFFIXES = {  # suffix -> format; the longest that fits counts
+    ".zip": "zip",
+    ".tar": "tar",
+    ".tar.gz": "tar.gz",
+    ".tgz": "tar.gz",
+    ".tar.zst": "tar.zst",
+    ".tzst": "tar.zst",
+}
+_MIDI = tuple(suffix.encode() for suffix in MIDI_SUFFIXES)
+_ARCHIVES = tuple((suffix.encode(), kind) for suffix, kind in ARCHIVE_SUFFIXES.items())
+_DRIVE = re.compile(rb"^[A-Za-z]:")
+
+
+def is_midi(name: bytes) -> bool:
+    """Tell a MIDI file by its suffix, in any case."""
+    return name[-5:].lower().endswith(_MIDI)
+
+
+def archive_format(name: bytes) -> str:
+    """Return the archive format that a name's suffix says, or an empty string."""
+    lowered = name[-8:].lower()
+    return next((kind for suffix, kind in _ARCHIVES if lowered.endswith(suffix)), "")
+
+
+def printable(name: str | bytes) -> str:
+    """Return a file name as valid UTF-8; bytes that are not UTF-8 become \\xNN."""
+    return os.fsencode(name).decode("utf-8", errors="backslashreplace")
+
+
+def printable_column(names: pa.Array) -> pa.Array:
+    """Return a column of names in bytes as strings; nothing is copied where all of it is UTF-8."""
+    try:
+        return names.cast(pa.string())
+    except pa.ArrowInvalid:
+        return pa.array((printable(name.as_py()) for name in names), pa.string())
+
+
+def danger_of(name: bytes) -> str:
+    """Say what is wrong with the name of an archive member, were one to unpack it; an empty string if nothing is."""
+    if b"\0" in name:
+        return "a NUL byte"
+    slashed = name.replace(b"\\", b"/")
+    if slashed.startswith(b"/"):
+        return "an absolute name"
+    if _DRIVE.match(slashed):
+        return "a drive letter"
+    if b".." in slashed and b".." in slashed.split(b"/"):
+        return "a way out of its folder (..)"
+    return ""
+
+
+def sniff_format(head: bytes) -> str:
+    """Return what a file's first 512 bytes say it is: an archive format, `midi`, or an empty string."""
+    if head.startswith((b"PK\3\4", b"PK\5\6")):
+        return "zip"
+    if head.startswith(b"\x1f\x8b"):
+        return "tar.gz"
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        return "tar.zst"
+    if head[257:262] == b"ustar":
+        return "tar"
+    return "midi" if head.startswith((b"MThd", b"RIFF")) else ""
