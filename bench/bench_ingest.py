@@ -1,93 +1,130 @@
-"""How fast are files read? Our `read_midi` against symusic alone, and against mido on a sample of the files.
+"""How fast do files become song shards, on one core? Ours whole, from listing to Parquet, against mere reading by others.
 
     python bench/bench_ingest.py --source some/folder
 
-All sides get the files' bytes from memory, so no disk is timed. symusic alone is the floor: `read_midi` calls it, and
-checks the bytes before and every number after.
+Ours is everything a rebuild does for a file until its notes are on disk: list, look at size and times, hash, find
+distinct contents, read in an isolated child process, arrange notes and pedals, seconds through the tempo map, write
+Parquet with fsync, read the facts for the ledger. The peers do far less, and keep nothing:
+
+    symusic         `Score(path)`: the file is parsed
+    symusic_arrays  the same, and the notes of each track as NumPy arrays
+    mido            `MidiFile(path)`, on a sample of the files
+    miditok         `Score(path)` and MIDILike's preprocessing, on a sample; see bench_encode.py for how to have it
+
+All of them read from the page cache. Compiling our reader once (some seconds after an installation) is not timed.
 """
 
-import io
-from collections.abc import Callable
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import mido
 import report
 import symusic
 
-from tasks.errors import BadScore
-from tasks.music.score import read_midi
+from tasks import ingest, ledger
+from tasks.config import ParseConfig
+from tasks.sources.limits import SourceLimits
+from tasks.sources.scan import scan_sources
 
-PACKAGES = ("symusic", "mido", "numpy")
+try:
+    import miditok
+except ImportError:
+    miditok = None
+
+PACKAGES = ("symusic", "mido", "miditok", "numba", "numpy", "pyarrow")
 
 
 def main() -> None:
-    options = report.parser(__doc__.splitlines()[0], rounds=5)
-    options.add_argument("--mido-files", type=int, default=40, help="size of the sample that mido reads")
+    options = report.parser(__doc__.splitlines()[0], rounds=7)
+    options.add_argument("--sample-files", type=int, default=40, help="size of the sample that mido and MidiTok read")
     given = options.parse_args()
-    with report.source_folder(given.source) as folder:
-        contents = [path.read_bytes() for path in report.midi_files(folder)]
-        name = folder.name
-    sample = report.spread(contents, given.mido_files)
-    all_files = report.measure(
-        {"ours": lambda: read_all(read_with_us, contents), "symusic": lambda: read_all(read_with_symusic, contents)},
-        given.rounds,
-    )
-    sampled = report.measure(
-        {"ours": lambda: read_all(read_with_us, sample), "mido": lambda: read_all(read_with_mido, sample)},
-        max(1, given.rounds // 2),
-    )
-    counts = {
-        side: read_all(read, contents) for side, read in {"ours": read_with_us, "symusic": read_with_symusic}.items()
-    }
+    with (
+        report.source_folder(given.source) as folder,
+        tempfile.TemporaryDirectory(prefix="orchestrion-bench-") as temporary,
+    ):
+        paths, name = report.midi_files(folder), folder.name
+        whole, counts = compare_whole(folder, paths, Path(temporary), given.rounds)
+        sample = report.spread(paths, given.sample_files)
+        on_sample = compare_sample(sample, Path(temporary) / "sample", given.rounds)
+        n_bytes = sum(path.stat().st_size for path in paths)
     record = {
-        "ratio": round(sampled["mido"].seconds / sampled["ours"].seconds, 2),
-        "ratio_means": "files/s of ours over mido, on the sample",
-        "share_of_symusic": round(all_files["symusic"].seconds / all_files["ours"].seconds, 3),
-        "files": len(contents),
-        "bytes": sum(map(len, contents)),
-        "sample_files": len(sample),
-        **{
-            side: rates(len(contents), counts[side], all_files[side]) | {"refused": counts[side][1]}
-            for side in ("ours", "symusic")
+        "ratio": round(whole["symusic_arrays"].seconds / whole["ours"].seconds, 3),
+        "ratio_means": "files/s of ours, whole, over symusic and its note arrays, one core each",
+        "over_symusic": round(whole["symusic"].seconds / whole["ours"].seconds, 3),
+        "over_peers_on_sample": {
+            peer: round(timing.seconds / on_sample["ours"].seconds, 1)
+            for peer, timing in on_sample.items()
+            if peer != "ours"
         },
-        "mido": rates(len(sample), read_all(read_with_mido, sample), sampled["mido"]),
-        "ours_on_sample": rates(len(sample), read_all(read_with_us, sample), sampled["ours"]),
+        "files": len(paths),
+        "bytes": n_bytes,
+        **counts,
+        "sample_files": len(sample),
+        **{side: rates(len(paths), timing) for side, timing in whole.items()},
+        **{f"{side}_on_sample": rates(len(sample), timing) for side, timing in on_sample.items()},
     }
     report.save("ingest", name, record, given.results, PACKAGES)
 
 
-def rates(n_files: int, counts: tuple[int, int], timing: Any) -> dict[str, Any]:
-    """Return what one side did in a second."""
-    return {
-        "files_per_second": round(n_files / timing.seconds),
-        "notes_per_second": round(counts[0] / timing.seconds),
-        "notes": counts[0],
-        **timing.as_json(),
+def compare_whole(folder: Path, paths: list[Path], scratch: Path, rounds: int) -> tuple[dict[str, Any], dict[str, int]]:
+    counts: dict[str, int] = {}
+    sides = {
+        "ours": lambda: counts.update(ingest_folder(folder, scratch)),
+        "symusic": lambda: read_all(paths, with_arrays=False),
+        "symusic_arrays": lambda: counts.update(symusic_notes=read_all(paths, with_arrays=True)),
     }
+    return report.measure(sides, rounds), counts
 
 
-def read_all(read: Callable[[bytes], int], contents: list[bytes]) -> tuple[int, int]:
-    """Read every file; return (notes, files refused)."""
-    n_notes = n_refused = 0
-    for data in contents:
+def compare_sample(sample: list[Path], scratch: Path, rounds: int) -> dict[str, Any]:
+    """Time the slow peers on a few files, and ours on the same ones, copied into a folder."""
+    folder = scratch / "files"
+    folder.mkdir(parents=True)
+    for index, path in enumerate(sample):
+        shutil.copy(path, folder / f"{index:04d}{path.suffix}")
+    copies = sorted(folder.iterdir())
+    sides: dict[str, Any] = {
+        "ours": lambda: ingest_folder(folder, scratch),
+        "mido": lambda: [mido.MidiFile(path, clip=True) for path in copies],
+    }
+    if miditok is None:
+        print("MidiTok is not installed: without it. See the head of bench_encode.py for the two commands.")
+    else:
+        tokenizer = miditok.MIDILike(miditok.TokenizerConfig(num_velocities=32))
+        sides["miditok"] = lambda: [tokenizer.preprocess_score(symusic.Score(path)) for path in copies]
+    return report.measure(sides, max(3, rounds // 2))
+
+
+def ingest_folder(folder: Path, scratch: Path) -> dict[str, int]:
+    """Do what a rebuild does until the songs are on disk, into an empty folder, in one thread."""
+    shutil.rmtree(scratch / "out", ignore_errors=True)
+    config = ParseConfig()
+    files = scan_sources([str(folder)], scratch / "out" / "cache", SourceLimits(), n_threads=1).files
+    contents = ingest.distinct_contents(files)
+    shards = ingest.plan_song_shards(config, contents.rows, scratch / "out" / "songs")
+    for job in ingest.jobs(shards):
+        ingest.parse_isolated(job)
+    facts = ledger.read_song_facts(shards)
+    return {"notes": sum(facts.column("n_notes").to_pylist()), "shards": len(shards)}
+
+
+def rates(n_files: int, timing: Any) -> dict[str, Any]:
+    return {"files_per_second": round(n_files / timing.seconds), **timing.as_json()}
+
+
+def read_all(paths: list[Path], with_arrays: bool) -> int:
+    """Read every file with symusic; return the notes."""
+    n_notes = 0
+    for path in paths:
         try:
-            n_notes += read(data)
-        except (BadScore, RuntimeError, ValueError, OSError, EOFError, KeyError):  # what symusic and mido raise
-            n_refused += 1
-    return n_notes, n_refused
-
-
-def read_with_us(data: bytes) -> int:
-    return len(read_midi(data).notes.pitch)
-
-
-def read_with_symusic(data: bytes) -> int:
-    return symusic.Score.from_midi(data).note_num()
-
-
-def read_with_mido(data: bytes) -> int:
-    file = mido.MidiFile(file=io.BytesIO(data))
-    return sum(m.type == "note_on" and m.velocity > 0 for track in file.tracks for m in track)
+            score = symusic.Score(path)
+        except (RuntimeError, ValueError):  # what symusic raises on a file that it refuses
+            continue
+        if with_arrays:
+            n_notes += sum(len(track.notes.numpy()["pitch"]) for track in score.tracks)
+    return n_notes
 
 
 if __name__ == "__main__":

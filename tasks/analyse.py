@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from tasks import cluster
 from tasks.config import digest
+from tasks.leakage import thin_grams, thinning_for
 from tasks.music.features import FEATURES
 from tasks.shards import SCHEMA_NUMBER, flat_values, list_column, read_table, write_table
 
@@ -49,17 +50,40 @@ class AnalysisShard:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Analysis:
-    """What was found about the P accepted pieces of a version, in the order of its song shards."""
+    """What was found about the P accepted pieces of the song shards, in their order.
+
+    Signatures and n-grams of a million pieces are hundreds of megabytes, so they stay on disk until they are wanted.
+    """
 
     table: pa.Table  # piece, features and n_shingles
-    signature: np.ndarray  # uint32[P, words]
     shards: tuple[AnalysisShard, ...]
+    offsets: np.ndarray  # int64[shards + 1], where each shard's pieces begin
 
-    def grams(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (int64[P + 1] offsets, uint64 hashes) of the sampled n-grams of all pieces."""
-        parts = [flat_values(read_table(shard.path, ["grams"]), "grams") for shard in self.shards]
-        sizes = np.concatenate([np.zeros(1, np.int64), *(np.diff(offsets) for offsets, _ in parts)])
-        return np.cumsum(sizes), np.concatenate([np.zeros(0, np.uint64), *(grams for _, grams in parts)])
+    def signatures(self, wanted: np.ndarray) -> np.ndarray:
+        """Return uint32[·, words], the signatures of the pieces where the mask `wanted` is true."""
+        from tasks.music.fingerprint import N_WORDS
+
+        found, at = np.empty((int(wanted.sum()), N_WORDS), np.uint32), 0
+        for shard, begin, end in zip(self.shards, self.offsets[:-1], self.offsets[1:], strict=True):
+            rows = flat_values(read_table(shard.path, ["signature"]), "signature")[1].reshape(end - begin, N_WORDS)
+            rows = rows[wanted[begin:end]]
+            found[at : at + len(rows)] = rows
+            at += len(rows)
+        return found
+
+    def grams(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return (offsets, hashes, thinning): the sampled n-grams of the pieces where the mask `wanted` is true.
+
+        Of very many n-grams only one in `thinning` is kept, the same ones in all pieces.
+        """
+        n_grams = sum(json.loads(pq.read_schema(shard.path).metadata[b"n_grams"]) for shard in self.shards)
+        thinning, parts = thinning_for(n_grams), []
+        for shard, begin, end in zip(self.shards, self.offsets[:-1], self.offsets[1:], strict=True):
+            offsets, grams = thin_grams(*flat_values(read_table(shard.path, ["grams"]), "grams"), thinning)
+            sizes, mask = np.diff(offsets), wanted[begin:end]
+            parts.append((sizes[mask], grams[np.repeat(mask, sizes)]))
+        sizes = np.concatenate([np.zeros(1, np.int64), *(sizes for sizes, _ in parts)])
+        return np.cumsum(sizes), np.concatenate([np.zeros(0, np.uint64), *(grams for _, grams in parts)]), thinning
 
     def histograms(self) -> dict[str, np.ndarray]:
         """Return the histograms over all pieces that the shards hold, filtered ones too."""
@@ -79,16 +103,34 @@ def plan_analysis(songs: Sequence[Path], folder: Path) -> list[AnalysisShard]:
 def build_analysis(shards: Sequence[AnalysisShard], on_shards: Callable[[int], None] | None = None) -> int:
     """Analyse the shards that have not been; return how many were written."""
     missing = [shard for shard in shards if not shard.path.exists()]
+    if missing:
+        prepare()  # once here, or every worker would compile for itself
     jobs = [missing[place : place + _SHARDS_A_JOB] for place in range(0, len(missing), _SHARDS_A_JOB)]
     cluster.run_over(analyse_shards, jobs, lambda n_shards: on_shards and on_shards(n_shards))
     return len(missing)
+
+
+def prepare() -> None:
+    """Compile what looks at notes, or load what an earlier process compiled."""
+    from tasks.music import features, fingerprint
+
+    offsets, none = np.zeros(2, np.int64), np.zeros(0)
+    features.piece_features(offsets, *[none] * 6)
+    features.histograms(offsets, *[none] * 6)
+    fingerprint.sign_pieces(offsets, *[none] * 3)
+    fingerprint.gram_hashes(offsets, *[none] * 3)
 
 
 def analyse_shards(shards: Sequence[AnalysisShard]) -> int:
     """Analyse some song shards and write the results; return the number of shards."""
     for shard in shards:
         table, histograms = analyse(shard.songs)
-        metadata = {"schema": SCHEMA_NUMBER, "revision": REVISION, "histograms": histograms}
+        metadata = {
+            "schema": SCHEMA_NUMBER,
+            "revision": REVISION,
+            "histograms": histograms,
+            "n_grams": len(flat_values(table, "grams")[1]),
+        }
         write_table(shard.path, table, metadata, ANALYSIS_SCHEMA)
     return len(shards)
 
@@ -123,14 +165,8 @@ def analyse(songs: Path) -> tuple[pa.Table, dict[str, list[int]]]:
 
 
 def read_analysis(shards: Sequence[AnalysisShard]) -> Analysis:
-    """Read what the shards say of each piece, n-grams apart."""
-    from tasks.music.fingerprint import N_WORDS
-
+    """Read what the shards say of each piece, signatures and n-grams apart."""
     names = [field.name for field in ANALYSIS_SCHEMA if not pa.types.is_list(field.type)]
-    tables, signatures = [ANALYSIS_SCHEMA.empty_table().select(names)], [np.zeros((0, N_WORDS), np.uint32)]
-    for shard in shards:
-        table = read_table(shard.path, [*names, "signature"])
-        signatures.append(flat_values(table, "signature")[1].reshape(table.num_rows, N_WORDS))
-        tables.append(table.select(names).replace_schema_metadata(None))
-    table = pa.concat_tables(tables).replace_schema_metadata(None)
-    return Analysis(table, np.concatenate(signatures), tuple(shards))
+    tables = [read_table(shard.path, names).replace_schema_metadata(None) for shard in shards]
+    sizes = np.cumsum([0, *(table.num_rows for table in tables)])
+    return Analysis(pa.concat_tables([ANALYSIS_SCHEMA.empty_table().select(names), *tables]), tuple(shards), sizes)

@@ -16,7 +16,7 @@ from models.sampling import GrammarTables, sample
 from tasks import cluster
 from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import GenerateConfig, digest, to_json
-from tasks.errors import BadScore, DatasetError, NotFound
+from tasks.errors import BadScore, DatasetError, NotFound, OrchestrionError
 from tasks.gallery import GalleryPiece, RollNotes, build_gallery
 from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
 from tasks.music.metrics import piece_statistics

@@ -19,14 +19,14 @@ from tasks.config import ParseConfig, digest
 from tasks.errors import DatasetError
 from tasks.isolation import Death, Host, WorkError, WorkLimits, find_culprits
 from tasks.music.read_limits import ReadLimits
-from tasks.shards import SCHEMA_NUMBER, SONG_SCHEMA, list_column, write_table
+from tasks.shards import SCHEMA_NUMBER, SONG_SCHEMA, list_column, table_bytes, write_table
 from tasks.sources.read import BadRead, read_members
 
 logger = logging.getLogger(__name__)
 
-MIN_SHARD_BITS = 4  # small datasets too are cut into 16 shards, for several workers and cheap changes
+MIN_SHARD_BITS = 3  # small datasets too are cut into 8 shards, for several workers and cheap changes
 BATCH_BYTES = 2 * 2**20  # of MIDI read at once; more would not stay in a core's cache
-JOB_BYTES, JOB_FILES = 8 * 2**20, 4096  # of one piece of work of a child
+JOB_BYTES, JOB_FILES = 4 * 2**20, 4096  # of one piece of work of a child
 SECONDS_PER_MIB = 2.0  # a child that is slower than this, twenty times as slow as usual, hangs
 
 
@@ -110,11 +110,12 @@ def build_song_shards(shards: Sequence[SongShard], on_files: Callable[[int], Non
     missing = [shard for shard in shards if not shard.path.exists()]
     if missing:
         prepare()  # once here, or every worker would compile the reader for itself
-    cluster.run_over(parse_isolated, _jobs(missing), lambda n_files: on_files and on_files(n_files))
+    cluster.run_over(parse_isolated, jobs(missing), lambda n_files: on_files and on_files(n_files))
     return len(missing)
 
 
-def _jobs(shards: Sequence[SongShard]) -> list[list[SongShard]]:
+def jobs(shards: Sequence[SongShard]) -> list[list[SongShard]]:
+    """Gather shards into pieces of work of some MiB each."""
     jobs: list[list[SongShard]] = []
     n_bytes = n_files = 0
     for shard in shards:
@@ -208,10 +209,9 @@ def _attempt(
 
 
 def prepare() -> None:
-    """Compile the reader, or load what an earlier process compiled, before there are children."""
-    from tasks.music.midi_files import read_files
-
-    read_files([b""])
+    """Compile the reader, or load what an earlier process compiled, and all else that a first file needs."""
+    nothing = pa.table({"content_hash": pa.array([bytes(32)], pa.binary(32)), "n_bytes": pa.array([0], pa.int64())})
+    table_bytes(_song_table(nothing, [b""], ReadLimits(), {}), {}, SONG_SCHEMA)
 
 
 def parse_shards(payload: bytes) -> bytes:
@@ -313,9 +313,5 @@ def _meta_columns(songs: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _programs(songs: Any) -> pa.Array:
     """Return the programs each song's pitched notes use, rising."""
-    used = np.zeros((len(songs.facts), 128), np.bool_)
-    of_note = np.repeat(np.arange(len(songs.facts)), np.diff(songs.note_offsets))
-    pitched = ~songs.is_drum
-    used[of_note[pitched], songs.program[pitched]] = True
-    offsets = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
-    return list_column(offsets, np.nonzero(used)[1], SONG_SCHEMA.field("programs").type)
+    offsets = np.concatenate([[0], np.cumsum(songs.programs.sum(axis=1))])
+    return list_column(offsets, np.nonzero(songs.programs)[1], SONG_SCHEMA.field("programs").type)

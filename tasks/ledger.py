@@ -104,7 +104,7 @@ def build_ledger(
     kept = music[stays]
     groups = group_pieces(
         judged.column("piece").filter(pa.array(stays)).to_numpy(),
-        analysis.signature[stays],
+        analysis.signatures(stays),
         analysis.table.column("n_shingles").to_numpy()[stays],
         config.groups,
     )
@@ -146,13 +146,11 @@ def check_leakage(config: DatasetConfig, ledger: Ledger, analysis: Analysis) -> 
     Raises:
         DatasetError: more of the held-out pieces stand in train than `dataset.leakage` allows.
     """
-    offsets, grams = analysis.grams()
-    sizes = np.diff(offsets)[ledger.analysed]
-    places = np.arange(sizes.sum()) + np.repeat(offsets[ledger.analysed] - np.cumsum(sizes) + sizes, sizes)
-    names = (ledger.pieces.column(name).to_numpy() for name in ("piece", "split", "group"))
-    pieces, splits, groups = names
-    gram_offsets = np.concatenate([[0], np.cumsum(sizes)])
-    report = measure_leakage(pieces, gram_offsets, grams[places], splits, groups, config.leakage)
+    is_accepted = np.zeros(analysis.table.num_rows, np.bool_)
+    is_accepted[ledger.analysed] = True
+    offsets, grams, thinning = analysis.grams(is_accepted)
+    pieces, splits, groups = (ledger.pieces.column(name).to_numpy() for name in ("piece", "split", "group"))
+    report = measure_leakage(pieces, offsets, grams, splits, groups, config.leakage, thinning)
     if exceeds(report):
         worst = max(
             (split.worst[0] for split in report.splits.values() if split.worst), key=lambda w: w.share_in_nearest

@@ -122,13 +122,18 @@ def write_table(
     Args:
         schema: of the table, where its lists are long: each list column then gets the encoding that suits its numbers.
     """
+    write_atomically(path, table_bytes(table, metadata, schema))
+
+
+def table_bytes(table: pa.Table, metadata: Mapping[str, Any] | None = None, schema: pa.Schema | None = None) -> bytes:
+    """Return what `write_table` writes."""
     if metadata:
         encoded = {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()}
         table = table.replace_schema_metadata(encoded)
     sink = io.BytesIO()
     options = _encodings(schema) if schema else {"compression": "zstd", "compression_level": 1}
     pq.write_table(table, sink, row_group_size=ROWS_PER_GROUP, store_schema=True, **options)
-    write_atomically(path, sink.getvalue())
+    return sink.getvalue()
 
 
 def _encodings(schema: pa.Schema) -> dict[str, Any]:

@@ -464,4 +464,4 @@ def test_the_job_fits_its_cluster() -> None:
     assert train.cpus_per_worker <= max(each for _, each in cores)
     mount = head["volumeMounts"][0]["mountPath"]
     assert parsed["home"].startswith(f"{mount}/")
-    assert parsed["source"].startswith(f"{mount}/")
+    assert all(source.startswith(f"{mount}/") for source in parsed["source"])

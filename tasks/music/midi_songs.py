@@ -44,6 +44,7 @@ class SongBatch:
 
     facts: NDArray[np.int64]  # [F, N_FACTS]
     n_parts: NDArray[np.int64]  # [F]
+    programs: NDArray[np.bool_]  # [F, 128], which ones pitched notes use
     note_offsets: NDArray[np.int64]  # [F + 1]
     onset: NDArray[np.int32]  # ticks
     duration: NDArray[np.int32]  # ticks, at least 1
@@ -79,25 +80,16 @@ def arrange_songs(events: EventBatch, max_seconds: float, max_pedals: int) -> So
     facts = events.facts.copy()
     metas = {kind: _sorted_metas(events, facts, kind) for kind in (TEMPO, TIME_SIGNATURE, KEY_SIGNATURE)}
     tempo_offsets, tempo_tick, tempo_values = metas[TEMPO]
-    n_parts, note_offsets = np.zeros(n_files, np.int64), np.zeros(n_files + 1, np.int64)
+    n_parts, programs = np.zeros(n_files, np.int64), np.zeros((n_files, 128), np.bool_)
+    note_offsets, part_offsets = np.zeros(n_files + 1, np.int64), np.zeros(n_files + 1, np.int64)
+    part_keys = np.empty(n_notes, np.int32)
     columns: tuple[Any, ...] = tuple(
         np.empty(n_notes, kind)
         for kind in (np.int32, np.int32, np.float64, np.float64, np.uint8, np.uint8, np.uint8, np.bool_, np.uint16)
     )
-    part_offsets, part_keys = np.zeros(n_files + 1, np.int64), np.empty(n_notes, np.int32)
-    _arrange_notes(
-        facts,
-        events,
-        tempo_offsets,
-        tempo_tick,
-        tempo_values[:, 0],
-        max_seconds,
-        n_parts,
-        note_offsets,
-        part_offsets,
-        part_keys,
-        columns,
-    )
+    tempos = (tempo_offsets, tempo_tick, tempo_values[:, 0])
+    per_file = (n_parts, programs, note_offsets, part_offsets)
+    _arrange_notes(facts, events, tempos, max_seconds, per_file, part_keys, columns)
     n_total = note_offsets[-1]
     pedal_offsets = np.zeros(n_files + 1, np.int64)
     order = _sustain_order(events)
@@ -115,6 +107,7 @@ def arrange_songs(events: EventBatch, max_seconds: float, max_pedals: int) -> So
     return SongBatch(
         facts=facts,
         n_parts=n_parts,
+        programs=programs,
         note_offsets=note_offsets,
         **{name: column[:n_total] for name, column in zip(names, columns, strict=True)},
         metas=metas,
@@ -163,86 +156,98 @@ def _sort_metas(facts, events, kind, offsets, tick, values):
 
 
 @njit(cache=True, nogil=True)
-def _arrange_notes(
-    facts,
-    events,
-    tempo_offsets,
-    tempo_tick,
-    tempo,
-    max_seconds,
-    n_parts,
-    note_offsets,
-    part_offsets,
-    part_keys,
-    columns,
-):
-    # Taken out of the tuples once: each look into one inside a loop would count references.
-    onset, duration, onset_seconds, end_seconds, pitch, velocity, program, is_drum, part = columns
-    event_onset, event_duration, event_track, event_key = events.onset, events.duration, events.track, events.key
-    event_pitch, event_velocity = events.pitch, events.velocity
+def _arrange_notes(facts, events, tempos, max_seconds, per_file, part_keys, columns):
+    n_parts, programs_used, note_offsets, part_offsets = per_file
+    tempo_offsets, tempo_tick, tempo = tempos
     largest = 0
     for index in range(len(facts)):
         largest = max(largest, events.offsets[index + 1, 0] - events.offsets[index, 0])
     keys, order = np.empty(largest, np.int64), np.empty(largest, np.int32)
     other_keys, other_order = np.empty(largest, np.int64), np.empty(largest, np.int32)
+    programs, part_programs = np.empty(largest, np.uint8), np.empty(largest, np.uint8)
     part_of, stamp = np.empty(2048, np.int32), np.full(2048, -1, np.int64)
-    programs, parts = np.empty(largest, np.uint8), np.empty(largest, np.int32)
     serial, written, n_part_keys = 0, 0, 0
     for index in range(len(facts)):
         begin, end = events.offsets[index, 0], events.offsets[index + 1, 0]
         if facts[index, CODE] == OK:
             _find_programs(events, index, begin, end, programs)
-            n, n_file_parts, track, run = 0, 0, -1, 0
-            for note in range(begin, end):
-                if event_track[note] != track:
-                    track, serial = event_track[note], serial + 1
-                    _insertion_sort(keys, order, run, n)
-                    run = n
-                if event_duration[note] == UNENDED:
-                    continue
-                slot = (event_key[note] & 15) << 7 | programs[note - begin]
-                if stamp[slot] != serial:
-                    stamp[slot], part_of[slot] = serial, n_file_parts
-                    part_keys[n_part_keys + n_file_parts] = event_key[note]
-                    n_file_parts += 1
-                parts[note - begin] = part_of[slot]
-                keys[n] = (int(event_onset[note]) << 7 | int(event_pitch[note])) << 16 | part_of[slot] & 0xFFFF
-                order[n] = note - begin
-                n += 1
-            _insertion_sort(keys, order, run, n)
-            n_parts[index] = n_file_parts
-            if n_file_parts > PARTS_MAX:
-                facts[index, CODE], facts[index, VALUE], facts[index, LIMIT] = TOO_MANY_PARTS, n_file_parts, PARTS_MAX
+            parts = part_keys[n_part_keys:]
+            n, n_parts[index], serial = _key_notes(
+                events, begin, end, programs, keys, order, parts, part_programs, part_of, stamp, serial
+            )
+            if n_parts[index] > PARTS_MAX:
+                facts[index, CODE], facts[index, VALUE], facts[index, LIMIT] = TOO_MANY_PARTS, n_parts[index], PARTS_MAX
             else:
                 _merge_runs(keys, order, other_keys, other_order, n)
-                _settle_ties(event_duration[begin:end], event_velocity[begin:end], keys, order, n)
-                for place in range(n):
-                    local = order[place]
-                    note, at = begin + local, written + place
-                    onset[at], duration[at] = event_onset[note], event_duration[note]
-                    pitch[at], velocity[at] = event_pitch[note], event_velocity[note]
-                    program[at], part[at] = programs[local], parts[local]
-                    is_drum[at] = event_key[note] & 15 == _DRUM_CHANNEL
-                changes, tempos = (
-                    tempo_tick[tempo_offsets[index] : tempo_offsets[index + 1]],
-                    tempo[tempo_offsets[index] : tempo_offsets[index + 1]],
-                )
-                ends = onset[written : written + n].astype(np.int64) + duration[written : written + n]
-                if n and ends.max() > TICK_MAX:
-                    facts[index, CODE], facts[index, VALUE], facts[index, LIMIT] = TICK_OVERFLOW, ends.max(), TICK_MAX
+                of_file = slice(tempo_offsets[index], tempo_offsets[index + 1])
+                last_tick, seconds = _write_notes(
+                    events, begin, keys, order, n, parts, part_programs, tempo_tick[of_file], tempo[of_file],
+                    facts[index, TICKS_PER_QUARTER] * 1e6, columns, written,
+                )  # fmt: skip
+                if last_tick > TICK_MAX:
+                    facts[index, CODE], facts[index, VALUE], facts[index, LIMIT] = TICK_OVERFLOW, last_tick, TICK_MAX
+                elif seconds > max_seconds:
+                    facts[index, CODE], facts[index, VALUE], facts[index, LIMIT] = TOO_LONG, seconds, max_seconds
                 else:
-                    per_second = facts[index, TICKS_PER_QUARTER] * 1e6
-                    _times(
-                        onset[written : written + n], changes, tempos, per_second, onset_seconds[written : written + n]
-                    )
-                    _times(ends, changes, tempos, per_second, end_seconds[written : written + n])
-                    seconds = end_seconds[written : written + n].max()
-                    if seconds > max_seconds:
-                        facts[index, CODE], facts[index, VALUE], facts[index, LIMIT] = TOO_LONG, seconds, max_seconds
-                    else:
-                        written += n
-                        n_part_keys += n_file_parts
+                    for part in range(n_parts[index]):
+                        programs_used[index, part_programs[part]] |= parts[part] & 15 != _DRUM_CHANNEL
+                    written += n
+                    n_part_keys += n_parts[index]
         note_offsets[index + 1], part_offsets[index + 1] = written, n_part_keys
+
+
+@njit(cache=True, nogil=True)
+def _key_notes(events, begin, end, programs, keys, order, parts, part_programs, part_of, stamp, serial):
+    """Number the parts of a file and write a key for each of its ended notes: onset, pitch and part in one integer."""
+    onset, duration, pitch, track, channel = events.onset, events.duration, events.pitch, events.track, events.key
+    n, n_parts, track_before, run = 0, 0, -1, 0
+    for note in range(begin, end):
+        if track[note] != track_before:
+            track_before, serial = track[note], serial + 1
+            _insertion_sort(keys, order, run, n)
+            run = n
+        if duration[note] == UNENDED:
+            continue
+        slot = (channel[note] & 15) << 7 | programs[note - begin]
+        if stamp[slot] != serial:
+            stamp[slot], part_of[slot] = serial, n_parts
+            parts[n_parts], part_programs[n_parts] = channel[note], programs[note - begin]
+            n_parts += 1
+        keys[n] = (int(onset[note]) << 7 | int(pitch[note])) << 16 | part_of[slot] & 0xFFFF
+        order[n] = note - begin
+        n += 1
+    _insertion_sort(keys, order, run, n)
+    return n, n_parts, serial
+
+
+@njit(cache=True, nogil=True)
+def _write_notes(events, begin, keys, order, n, parts, part_programs, changes, tempo, per_second, columns, at):
+    """Write the notes of a file in the order of their keys; return the last tick and the last second."""
+    onset, duration, onset_seconds, end_seconds, pitch, velocity, program, is_drum, part = columns
+    event_duration, event_velocity = events.duration[begin:], events.velocity[begin:]
+    _settle_ties(event_duration, event_velocity, keys, order, n)
+    passed = np.zeros(len(changes), np.int64)
+    for change in range(1, len(changes)):
+        passed[change] = passed[change - 1] + (np.int64(changes[change]) - changes[change - 1]) * tempo[change - 1]
+    last_tick, seconds, place, last = 0, 0.0, 0, len(changes) - 1
+    for note in range(n):
+        key, number, length = keys[note], keys[note] & 0xFFFF, event_duration[order[note]]
+        begins = key >> 23
+        ends = begins + length
+        onset[at], duration[at] = begins, length
+        pitch[at], velocity[at] = key >> 16 & 0x7F, event_velocity[order[note]]
+        program[at], part[at] = part_programs[number], number
+        is_drum[at] = parts[number] & 15 == _DRUM_CHANNEL
+        while place < last and begins >= changes[place + 1]:
+            place += 1
+        onset_seconds[at] = (passed[place] + (begins - changes[place]) * tempo[place]) / per_second
+        later = place
+        if later < last and ends >= changes[later + 1]:
+            later = np.searchsorted(changes, ends, side="right") - 1
+        end_seconds[at] = (passed[later] + (ends - changes[later]) * tempo[later]) / per_second
+        last_tick, seconds = max(last_tick, ends), max(seconds, end_seconds[at])
+        at += 1
+    return last_tick, seconds
 
 
 @njit(cache=True, nogil=True)
