@@ -189,7 +189,7 @@ def publish(
     write_atomically(temporary / "manifest.json", json_bytes(manifest))
     publish_folder(temporary, final)
     write_atomically(folder / "latest.json", json_bytes({"version": version}))
-    return DatasetVersion(name, version, folder, manifest)
+    return _read_version(final / "manifest.json")
 
 
 def _hash_shards(dataset: DatasetVersion, previous: DatasetVersion | None) -> dict[str, str]:

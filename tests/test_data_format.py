@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.analyse import ANALYSIS_SCHEMA
 from tasks.datasets import DatasetVersion
 from tasks.home import Home
 from tasks.shards import LEDGER_SCHEMA, SCHEMA_NUMBER, SONG_SCHEMA, TOKEN_SCHEMA
@@ -16,7 +17,7 @@ from tests.samples import small_corpus, small_dataset
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = (DOCS / "data-format.md").read_text()
 OPERATIONS = (DOCS / "operations.md").read_text()
-SECTIONS = {"The ledger": LEDGER_SCHEMA, "Songs": SONG_SCHEMA, "Tokens": TOKEN_SCHEMA}
+SECTIONS = {"The ledger": LEDGER_SCHEMA, "Songs": SONG_SCHEMA, "Analysis": ANALYSIS_SCHEMA, "Tokens": TOKEN_SCHEMA}
 
 
 def section(title: str) -> str:
@@ -63,10 +64,11 @@ def test_files_carry_the_metadata_of_the_page(dataset: DatasetVersion) -> None:
     files = {
         "The ledger": dataset.ledger,
         "Songs": dataset.folder / dataset.manifest["songs"][0],
+        "Analysis": dataset.folder / dataset.manifest["analysis"][0],
         "Tokens": dataset.token_shards("train")[0],
     }
     for title, path in files.items():
-        said = re.search(r"Metadata of the\s+schema:(.*?)\.\s", section(title), flags=re.S)
+        said = re.search(r"Metadata\s+of\s+the\s+schema:(.*?)\.\s", section(title), flags=re.S)
         assert said, title
         with path.open("rb") as handle:
             keys = {key.decode() for key in pq.read_schema(handle).metadata or {}}
