@@ -129,6 +129,16 @@ def run_over(
     return [results[index] for index in sorted(results)]
 
 
+def run_apart(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Run one function on Ray and return its result: what it needs of memory is given back, and none of it is ours."""
+    return run_over(_call, [(function, arguments)])[0]
+
+
+def _call(work: tuple[Callable[..., Result], tuple[Any, ...]]) -> Result:
+    function, arguments = work
+    return function(*arguments)
+
+
 def _cancel(references: list[Any]) -> None:
     """Stop tasks that nobody waits for any more, so that none writes behind the back of what comes next."""
     import ray

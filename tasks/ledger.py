@@ -8,8 +8,9 @@ file of its own, so a million of them take seconds.
 # pyright: reportAttributeAccessIssue=false
 
 import json
+import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,9 @@ from tasks.analyse import Analysis
 from tasks.config import DatasetConfig
 from tasks.errors import DatasetError
 from tasks.filters import apply_filters
-from tasks.groups import Groups, group_pieces
+from tasks.groups import GroupConfig, Groups, group_pieces
 from tasks.ingest import Contents, SongShard
-from tasks.leakage import LeakageReport, exceeds, measure_leakage
+from tasks.leakage import LeakageConfig, LeakageReport, exceeds, measure_leakage
 from tasks.shards import LEDGER_SCHEMA, read_table
 from tasks.split import SPLITS, official_groups, split_groups
 
@@ -78,36 +79,33 @@ def read_song_facts(shards: Sequence[SongShard]) -> pa.Table:
     return pa.concat_tables(tables).replace_schema_metadata(None).combine_chunks()
 
 
+def find_groups(config: GroupConfig, analysis: Analysis, stays: np.ndarray) -> Groups:
+    """Group the pieces of an analysis where the mask `stays` is true; takes a gigabyte for a few million pieces."""
+    table = analysis.table.select(["piece", "n_shingles"]).filter(pa.array(stays))
+    return group_pieces(
+        table.column("piece").to_numpy(), analysis.signatures(stays), table.column("n_shingles").to_numpy(), config
+    )
+
+
 def build_ledger(
-    config: DatasetConfig, files: pa.Table, contents: Contents, shards: Sequence[SongShard], analysis: Analysis
-) -> Ledger:
+    config: DatasetConfig, files: pa.Table, contents: Contents, shards: Sequence[SongShard], analysis: Analysis,
+    apart: Callable[..., Any] = operator.call,
+) -> Ledger:  # fmt: skip
     """Decide the state of every file.
 
     Args:
         files: scan rows; `contents`, `shards` and `analysis` are what was made of them.
+        apart: calls a function with arguments, here or in another process, so that its memory is not ours.
     Raises:
         DatasetError: no usable file, fewer groups than splits, or more rejected than `max_reject_share`.
     """
     facts = read_song_facts(shards)
     reason, detail = _strings(facts, "reason"), _strings(facts, "detail")
-    is_music = _equals(facts, "status", "accepted")
-    music = np.flatnonzero(is_music)  # contents that were read; row i of the analysis is content music[i]
-    judged = facts.take(pa.array(music))
-    for name in analysis.table.column_names:
-        if name not in judged.column_names:
-            judged = judged.append_column(name, analysis.table.column(name))
-    filter_reason, filter_detail = (
-        np.asarray(a.to_numpy(zero_copy_only=False)) for a in apply_filters(config.filters, judged)
-    )
-    reason[music], detail[music] = filter_reason, filter_detail
-    stays = filter_reason == ""
+    music = np.flatnonzero(_equals(facts, "status", "accepted"))  # row i of the analysis is content music[i]
+    reason[music], detail[music] = _judge(config, facts, music, analysis.table)
+    stays = reason[music] == ""
     kept = music[stays]
-    groups = group_pieces(
-        judged.column("piece").filter(pa.array(stays)).to_numpy(),
-        analysis.signatures(stays),
-        analysis.table.column("n_shingles").to_numpy()[stays],
-        config.groups,
-    )
+    groups: Groups = apart(find_groups, config.groups, analysis, stays)
     original = np.full(facts.num_rows, -1)  # of a content that is dropped as a near-duplicate: the one that stays
     if config.near_duplicates == "drop":
         best = _most_notes(groups.component, facts.column("n_notes").to_numpy()[kept])
@@ -116,12 +114,10 @@ def build_ledger(
     accepted[kept] = original[kept] < 0
     table = _rows(files, contents, facts, reason, detail, accepted, original)
     _refuse_unusable(config, table)
-    splits = _splits(config, files, contents, kept, groups)
+    splits = _splits(config, contents, kept, groups)
     pieces = facts.column("piece").combine_chunks()
-    group = np.full(facts.num_rows, -1)
-    group[kept] = kept[groups.representative]
-    split_of = np.full(facts.num_rows, -1)
-    split_of[kept] = splits[groups.component]
+    group, split_of = np.full(facts.num_rows, -1), np.full(facts.num_rows, -1)
+    group[kept], split_of[kept] = kept[groups.representative], splits[groups.component]
     table = _with_groups(table, contents, pieces, group, np.where(accepted, split_of, -1))
     chosen = np.flatnonzero(accepted)
     shard_of = np.repeat(np.arange(len(shards)), [shard.members.num_rows for shard in shards])
@@ -130,7 +126,7 @@ def build_ledger(
         pieces=pa.table(
             {
                 "piece": pieces.take(pa.array(chosen)),
-                "split": pa.array(np.array(SPLITS)[split_of[chosen]]),
+                "split": pa.array(SPLITS).take(pa.array(split_of[chosen])),
                 "group": pieces.take(pa.array(group[chosen])),
             }
         ),
@@ -140,17 +136,36 @@ def build_ledger(
     )
 
 
-def check_leakage(config: DatasetConfig, ledger: Ledger, analysis: Analysis) -> LeakageReport:
-    """Compare the splits with each other.
+def _judge(
+    config: DatasetConfig, facts: pa.Table, music: np.ndarray, features: pa.Table
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the reason and the detail of the first filter that each piece fails, empty where it stays."""
+    judged = facts if len(music) == facts.num_rows else facts.take(pa.array(music))
+    for name in features.column_names:
+        if name not in judged.column_names:
+            judged = judged.append_column(name, features.column(name))
+    reason, detail = apply_filters(config.filters, judged)
+    return np.array(reason.to_pylist(), object), np.array(detail.to_pylist(), object)
+
+
+def compare_splits(config: LeakageConfig, analysis: Analysis, analysed: np.ndarray, pieces: pa.Table) -> LeakageReport:
+    """Compare the splits of accepted pieces, which are rows `analysed` of the analysis, with each other."""
+    is_accepted = np.zeros(analysis.table.num_rows, np.bool_)
+    is_accepted[analysed] = True
+    offsets, grams, thinning = analysis.grams(is_accepted)
+    names, splits, groups = (pieces.column(name).to_numpy() for name in ("piece", "split", "group"))
+    return measure_leakage(names, offsets, grams, splits, groups, config, thinning)
+
+
+def check_leakage(
+    config: DatasetConfig, ledger: Ledger, analysis: Analysis, apart: Callable[..., Any] = operator.call
+) -> LeakageReport:
+    """Compare the splits with each other; `apart` as in `build_ledger`.
 
     Raises:
         DatasetError: more of the held-out pieces stand in train than `dataset.leakage` allows.
     """
-    is_accepted = np.zeros(analysis.table.num_rows, np.bool_)
-    is_accepted[ledger.analysed] = True
-    offsets, grams, thinning = analysis.grams(is_accepted)
-    pieces, splits, groups = (ledger.pieces.column(name).to_numpy() for name in ("piece", "split", "group"))
-    report = measure_leakage(pieces, offsets, grams, splits, groups, config.leakage, thinning)
+    report: LeakageReport = apart(compare_splits, config.leakage, analysis, ledger.analysed, ledger.pieces)
     if exceeds(report):
         worst = max(
             (split.worst[0] for split in report.splits.values() if split.worst), key=lambda w: w.share_in_nearest
@@ -236,7 +251,7 @@ def _with_groups(
     return table
 
 
-def _splits(config: DatasetConfig, files: pa.Table, contents: Contents, kept: np.ndarray, groups: Groups) -> np.ndarray:
+def _splits(config: DatasetConfig, contents: Contents, kept: np.ndarray, groups: Groups) -> np.ndarray:
     """Return the split of each group, as an index: the source's own where it states one, else by hash."""
     keys = hash_keys(contents.rows)[kept]
     representatives = np.zeros(groups.n_groups, np.int64)

@@ -131,8 +131,10 @@ def parse_songs(home: Home, inputs: Inputs) -> Songs:
 @task(name="account-for-files", cache_policy=NO_CACHE)
 def account_for_files(inputs: Inputs, songs: Songs) -> tuple[ledger.Ledger, LeakageReport]:
     """Decide the state and the split of every file, and see that nothing leaks from one split to another."""
-    book = ledger.build_ledger(inputs.config, inputs.scan.files, songs.contents, songs.shards, songs.analysis)
-    return book, ledger.check_leakage(inputs.config, book, songs.analysis)
+    book = ledger.build_ledger(
+        inputs.config, inputs.scan.files, songs.contents, songs.shards, songs.analysis, cluster.run_apart
+    )
+    return book, ledger.check_leakage(inputs.config, book, songs.analysis, cluster.run_apart)
 
 
 @task(name="encode-tokens", **_heals)
