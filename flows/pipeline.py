@@ -21,9 +21,7 @@ from tasks.config import (
 )
 from tasks.datasets import resolve_dataset
 from tasks.home import Home
-from tasks.runs import claim_run, finish_run, finished_model
 from tasks.tracking import Tracker
-from tasks.train import make_job
 
 Summary = dict[str, Any]
 
@@ -72,6 +70,10 @@ def train(
         parent_run_id: MLflow run this one belongs to.
         fresh: train anew even if the same run is finished already.
     """
+    from tasks import model_steps  # brings torch, which a rebuild can do without
+    from tasks.runs import claim_run, finish_run, finished_model
+    from tasks.train import make_job
+
     where, started = Home.at(home), time.monotonic()
     with where.locked("train", _lock_wait()):
         tracker, version = Tracker(where), resolve_dataset(where, dataset)
@@ -83,8 +85,8 @@ def train(
             tags = _tags() | {"orchestrion.preset": config.preset}
             with tracker.open_run("orchestrion/training", claim.folder.name, tags, parent_run_id, claim.run_id) as run:
                 summaries.log_training_start(run, claim, config, version)
-                result = steps.fit_model(job, run)
-                model = steps.register_model(run, result, version, where, config)
+                result = model_steps.fit_model(job, run)
+                model = model_steps.register_model(run, result, version, where, config)
                 finish_run(claim, run, model)
                 summaries.log_training_end(run, model, result)
         summary = summaries.training_summary(where, model, claim.folder) | {
@@ -112,17 +114,19 @@ def evaluate(
         home: folder of all results; empty: ORCHESTRION_HOME or `.orchestrion`.
         parent_run_id: MLflow run this one belongs to.
     """
+    from tasks import model_steps
+
     where, started = Home.at(home), time.monotonic()
     with where.locked("evaluate", _lock_wait()):
         tracker = Tracker(where)
         chosen = tracker.model(model)
         version = resolve_dataset(where, dataset or chosen.dataset)
-        loaded = steps.load_registered(chosen, where)
+        loaded = model_steps.load_registered(chosen, where)
         with tracker.open_run("orchestrion/evaluation", f"evaluate-{chosen.reference}", _tags(), parent_run_id) as run:
             run.log_params(to_json(config), "evaluate")
             run.use_dataset(version, "evaluation")
             run.use_model(chosen)
-            result = steps.score_model(loaded, version, config)
+            result = model_steps.score_model(loaded, version, config)
             promoted = summaries.log_evaluation(run, result, chosen, version, config)
         steps.publish_summary(
             f"evaluate-{summaries.artifact_key(chosen.name)}",
@@ -155,11 +159,13 @@ def generate(
         parent_run_id: MLflow run this one belongs to.
         fresh: compose again even if the same batch is there.
     """
+    from tasks import model_steps
+
     where, started = Home.at(home), time.monotonic()
     with where.locked("generate", _lock_wait()):
         tracker = Tracker(where)
         chosen = tracker.model(model)
-        batch = None if fresh else steps.find_same_batch(where, chosen, config)
+        batch = None if fresh else model_steps.find_same_batch(where, chosen, config)
         reused = batch is not None
         run_id = ""
         if batch is None:
@@ -168,7 +174,7 @@ def generate(
             ) as run:
                 run.log_params(to_json(config), "generate")
                 run.use_model(chosen)
-                batch = steps.compose_batch(where, chosen, config)
+                batch = model_steps.compose_batch(where, chosen, config)
                 summaries.log_batch(run, batch)
             run_id = run.run_id
         summary = summaries.batch_summary(batch) | {"run_id": run_id, "reused": reused, "seconds": _since(started)}

@@ -114,7 +114,8 @@ def prepare() -> None:
     """Compile what looks at notes, or load what an earlier process compiled."""
     from tasks.music import features, fingerprint
 
-    offsets, none = np.zeros(2, np.int64), np.zeros(0)
+    offsets = np.zeros(2, np.int64)
+    none: Any = np.zeros(0)
     features.piece_features(offsets, *[none] * 6)
     features.histograms(offsets, *[none] * 6)
     fingerprint.sign_pieces(offsets, *[none] * 3)

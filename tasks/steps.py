@@ -1,6 +1,7 @@
-"""Each stage as a Prefect task: its name, what it may retry, its progress. The work itself is in the stage's own file.
+"""Each stage of a rebuild as a Prefect task: its name, what it may retry, its progress; the work is in its own file.
 
-Kept apart from the stages because Ray's workers import those, and need not pay for importing Prefect.
+Kept apart from the stages because Ray's workers import those, and need not pay for importing Prefect; the stages that
+need torch are in `model_steps.py`, so that a rebuild need not pay for that.
 """
 
 import logging
@@ -15,10 +16,8 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.tasks import Task
 
-from tasks import analyse, cluster, datasets, encode, generate, ingest, ledger, report, report_facts, train
-from tasks import evaluate as evaluation
-from tasks.checkpoints import LoadedModel, exported, load_model
-from tasks.config import DatasetConfig, EvaluateConfig, GenerateConfig, TrainConfig
+from tasks import analyse, cluster, datasets, encode, ingest, ledger, report, report_facts
+from tasks.config import DatasetConfig
 from tasks.datasets import DatasetVersion
 from tasks.errors import OrchestrionError
 from tasks.home import Home, storage_problem
@@ -26,7 +25,6 @@ from tasks.leakage import LeakageReport
 from tasks.music.corpus.writer import write_corpus
 from tasks.progress import Progress
 from tasks.sources.scan import Scan, scan_sources
-from tasks.tracking import ModelVersion, Run, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +42,7 @@ def may_heal(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     return False
 
 
-_heals = {
+HEALS = {
     "retries": 2,
     "retry_delay_seconds": RETRY_DELAY_SECONDS,
     "retry_condition_fn": may_heal,
@@ -52,7 +50,7 @@ _heals = {
 }
 
 
-def _progress(label: str, total: int, unit: str) -> Progress:
+def show_progress(label: str, total: int, unit: str) -> Progress:
     """Return a progress that Prefect's page shows too, where a Prefect task runs."""
     if TaskRunContext.get() is None or not total:  # nothing to show a share of
         return Progress(label, total, unit)
@@ -85,14 +83,14 @@ class Songs:
     analysis: analyse.Analysis
 
 
-@task(name="find-inputs", **_heals)
+@task(name="find-inputs", **HEALS)
 def find_inputs(config: DatasetConfig, home: Home) -> Inputs:
     """Find and hash the sources' files; without a source, write the sample corpus first."""
     name = datasets.dataset_name(config)
     if not config.sources:
         write_corpus(home.sample_corpus, with_flaws=True)
         config = replace(config, sources=(str(home.sample_corpus),))
-    with _progress("scanning", 0, "files") as progress:
+    with show_progress("scanning", 0, "files") as progress:
         scan = scan_sources(
             config.sources, home.cache, config.source_limits, config.rehash, cluster.n_cpus(), progress.advance
         )
@@ -110,19 +108,19 @@ def find_whole_version(home: Home, inputs: Inputs) -> DatasetVersion | None:
     return found
 
 
-@task(name="parse-songs", **_heals)
+@task(name="parse-songs", **HEALS)
 def parse_songs(home: Home, inputs: Inputs) -> Songs:
     """Parse and analyse what no earlier rebuild has."""
     folder, files = inputs.folder(home), inputs.scan.files
     contents = ingest.distinct_contents(files)
     shards = ingest.plan_song_shards(inputs.config.parse, contents.rows, folder / "songs")
     missing = [shard.members.num_rows for shard in shards if not shard.path.exists()]
-    with _progress("parsing", sum(missing), "files") as progress:
+    with show_progress("parsing", sum(missing), "files") as progress:
         ingest.build_song_shards(shards, progress.advance)
     logger.info("songs: %d shards, %d of them new", len(shards), len(missing))
     planned = analyse.plan_analysis([shard.path for shard in shards], folder / "analysis")
     n_missing = sum(not shard.path.exists() for shard in planned)
-    with _progress("analysing", n_missing, "shards") as progress:
+    with show_progress("analysing", n_missing, "shards") as progress:
         analyse.build_analysis(planned, progress.advance)
     logger.info("analysis: %d shards, %d of them new", len(planned), n_missing)
     return Songs(contents, shards, analyse.read_analysis(planned))
@@ -137,14 +135,14 @@ def account_for_files(inputs: Inputs, songs: Songs) -> tuple[ledger.Ledger, Leak
     return book, ledger.check_leakage(inputs.config, book, songs.analysis, cluster.run_apart)
 
 
-@task(name="encode-tokens", **_heals)
+@task(name="encode-tokens", **HEALS)
 def encode_and_publish(
     home: Home, inputs: Inputs, songs: Songs, book: ledger.Ledger, leakage: LeakageReport
 ) -> DatasetVersion:
     """Augment and encode what no earlier rebuild has encoded, and publish the version."""
     tokens = datasets.plan_tokens(inputs.config, book, songs.shards, inputs.folder(home))
     missing = [len(shard.pieces) for shard in tokens if not shard.path.exists()]
-    with _progress("encoding", sum(missing), "pieces") as progress:
+    with show_progress("encoding", sum(missing), "pieces") as progress:
         encode.build_token_shards(tokens, progress.advance)
     logger.info("tokens: %d shards, %d of them new", len(tokens), len(missing))
     return datasets.publish(
@@ -158,68 +156,6 @@ def write_dataset_report(dataset: DatasetVersion, inputs: Inputs, songs: Songs, 
     """Write the page about a version."""
     facts = report_facts.gather(dataset, inputs.scan.files, book, songs.analysis)
     return report.write_report(facts, dataset.report.parent)
-
-
-@task(name="fit-model", **_heals)
-def fit_model(job: train.TrainJob, run: Run) -> train.TrainResult:
-    """Train, sending curves to the tracker as they come; a retry goes on from the last checkpoint."""
-    done = train.read_progress(job.run_dir)["step"]
-    if done:
-        logger.info("training goes on from step %d", done)
-    with _progress("training", job.config.n_steps, "steps") as progress:
-        progress.done = done
-
-        def on_points(points: list[dict[str, float]]) -> None:
-            run.log_curve([(int(point["step"]), {k: v for k, v in point.items() if k != "step"}) for point in points])
-            for point in points:
-                loss = f"loss {point['train/loss']:.3f}" if "train/loss" in point else ""
-                progress.advance(max(int(point["step"]) - progress.done, 0), loss)
-
-        return train.fit(job, on_points)
-
-
-@task(name="register-model", cache_policy=NO_CACHE)
-def register_model(
-    run: Run, result: train.TrainResult, dataset: DatasetVersion, home: Home, config: TrainConfig
-) -> ModelVersion:
-    """Register the best checkpoint's weights, state and card as a new version of `<dataset>-<preset>`."""
-    facts = {
-        "preset": config.preset,
-        "dataset": dataset.reference,
-        "checkpoint": str(result.checkpoint.relative_to(home.root)),
-        "val_loss": f"{result.metrics.get('val/loss', float('nan')):.5f}",
-    }
-    with exported(result.checkpoint, facts) as folder:
-        return run.register_model(f"{dataset.name}-{config.preset}", folder, facts)
-
-
-@task(name="load-model", cache_policy=NO_CACHE)
-def load_registered(model: ModelVersion, home: Home) -> LoadedModel:
-    """Load a registered model's weights."""
-    return load_model(Tracker(home).fetch(model))
-
-
-@task(name="score-model", cache_policy=NO_CACHE)
-def score_model(loaded: LoadedModel, dataset: DatasetVersion, config: EvaluateConfig) -> evaluation.Evaluation:
-    """Score held-out music and compare free samples with it."""
-    n_tokens = dataset.manifest["splits"][config.split]["n_tokens"]
-    with _progress("scoring", n_tokens // (config.window_tokens // 2), "windows") as progress:
-        return evaluation.evaluate_model(loaded, dataset, config, progress.advance)
-
-
-@task(name="find-batch", cache_policy=NO_CACHE)
-def find_same_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> generate.Batch | None:
-    """Return the batch if the very same was composed already."""
-    checkpoint = Tracker(home).fetch(model)
-    prompts = generate.read_prompts(load_model(checkpoint), config)
-    return generate.find_batch(home, generate.batch_name(model, config, prompts, checkpoint))
-
-
-@task(name="compose-batch", **_heals)
-def compose_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> generate.Batch:
-    """Compose, render and publish a batch."""
-    with _progress("composing", config.n_pieces, "pieces") as progress:
-        return generate.generate_batch(home, model, Tracker(home).fetch(model), config, progress.advance)
 
 
 def publish_summary(key: str, markdown: str) -> None:

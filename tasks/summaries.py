@@ -3,17 +3,19 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tasks import evaluate as evaluation
 from tasks.config import EvaluateConfig, TrainConfig
 from tasks.dataset_card import dataset_card, table
 from tasks.datasets import DatasetVersion
-from tasks.generate import Batch
 from tasks.home import Home, json_bytes, read_json
-from tasks.runs import Claim, start_run
 from tasks.tracking import ModelVersion, Run
-from tasks.train import TrainResult
+
+if TYPE_CHECKING:  # these bring torch, which a rebuild can do without
+    from tasks.evaluate import Evaluation
+    from tasks.generate import Batch
+    from tasks.runs import Claim
+    from tasks.train import TrainResult
 
 Summary = dict[str, Any]
 
@@ -38,14 +40,16 @@ def log_dataset(run: Run, dataset: DatasetVersion) -> None:
     run.describe(dataset_card(dataset))
 
 
-def log_training_start(run: Run, claim: Claim, config: TrainConfig, dataset: DatasetVersion) -> None:
+def log_training_start(run: Run, claim: "Claim", config: TrainConfig, dataset: DatasetVersion) -> None:
     """Tell the tracker what is about to be trained on what."""
+    from tasks.runs import start_run
+
     start_run(claim, run)
     run.log_params(claim.facts["config"], "train")
     run.use_dataset(dataset, "training")
 
 
-def log_training_end(run: Run, model: ModelVersion, result: TrainResult) -> None:
+def log_training_end(run: Run, model: ModelVersion, result: "TrainResult") -> None:
     """Tell the tracker what came out."""
     run.log_file(result.run_dir / "metrics.jsonl")
     run.describe(f"Model `{model.reference}`, step {result.step}, checkpoint `{result.checkpoint}`")
@@ -79,7 +83,7 @@ def training_card(summary: Summary) -> str:
 
 
 def log_evaluation(
-    run: Run, result: evaluation.Evaluation, model: ModelVersion, dataset: DatasetVersion, config: EvaluateConfig
+    run: Run, result: "Evaluation", model: ModelVersion, dataset: DatasetVersion, config: EvaluateConfig
 ) -> bool:
     """Send an evaluation to the tracker; return whether the model became the champion of its name.
 
@@ -104,14 +108,14 @@ def log_evaluation(
     return True
 
 
-def evaluation_card(
-    result: evaluation.Evaluation, model: ModelVersion, dataset: DatasetVersion, config: EvaluateConfig
-) -> str:
+def evaluation_card(result: "Evaluation", model: ModelVersion, dataset: DatasetVersion, config: EvaluateConfig) -> str:
     """Return an evaluation as Markdown."""
-    return evaluation.report_markdown(result, model.reference, dataset, config)
+    from tasks.evaluate import report_markdown
+
+    return report_markdown(result, model.reference, dataset, config)
 
 
-def batch_summary(batch: Batch) -> Summary:
+def batch_summary(batch: "Batch") -> Summary:
     """Return ids and paths of a batch."""
     return {
         "batch": batch.name,
@@ -124,7 +128,7 @@ def batch_summary(batch: Batch) -> Summary:
     }
 
 
-def batch_card(batch: Batch) -> str:
+def batch_card(batch: "Batch") -> str:
     """Return a batch as Markdown."""
     rows = [(name, f"{value:.3f}") for name, value in batch.manifest["statistics"].items()]
     return (
@@ -134,7 +138,7 @@ def batch_card(batch: Batch) -> str:
     )
 
 
-def log_batch(run: Run, batch: Batch) -> None:
+def log_batch(run: Run, batch: "Batch") -> None:
     """Send a batch to the tracker; its gallery opens in MLflow's artifact viewer."""
     name, _, version = batch.manifest["dataset_version"].partition("@")
     run.log_tags({"orchestrion.batch": batch.name, "orchestrion.dataset": name, "orchestrion.dataset_version": version})

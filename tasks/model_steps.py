@@ -1,0 +1,79 @@
+"""The stages that work with models as Prefect tasks; see `steps.py`."""
+
+import logging
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks import evaluate as evaluation
+from tasks import generate, train
+from tasks.checkpoints import LoadedModel, exported, load_model
+from tasks.config import EvaluateConfig, GenerateConfig, TrainConfig
+from tasks.datasets import DatasetVersion
+from tasks.home import Home
+from tasks.steps import HEALS, show_progress
+from tasks.tracking import ModelVersion, Run, Tracker
+
+logger = logging.getLogger(__name__)
+
+
+@task(name="fit-model", **HEALS)
+def fit_model(job: train.TrainJob, run: Run) -> train.TrainResult:
+    """Train, sending curves to the tracker as they come; a retry goes on from the last checkpoint."""
+    done = train.read_progress(job.run_dir)["step"]
+    if done:
+        logger.info("training goes on from step %d", done)
+    with show_progress("training", job.config.n_steps, "steps") as progress:
+        progress.done = done
+
+        def on_points(points: list[dict[str, float]]) -> None:
+            run.log_curve([(int(point["step"]), {k: v for k, v in point.items() if k != "step"}) for point in points])
+            for point in points:
+                loss = f"loss {point['train/loss']:.3f}" if "train/loss" in point else ""
+                progress.advance(max(int(point["step"]) - progress.done, 0), loss)
+
+        return train.fit(job, on_points)
+
+
+@task(name="register-model", cache_policy=NO_CACHE)
+def register_model(
+    run: Run, result: train.TrainResult, dataset: DatasetVersion, home: Home, config: TrainConfig
+) -> ModelVersion:
+    """Register the best checkpoint's weights, state and card as a new version of `<dataset>-<preset>`."""
+    facts = {
+        "preset": config.preset,
+        "dataset": dataset.reference,
+        "checkpoint": str(result.checkpoint.relative_to(home.root)),
+        "val_loss": f"{result.metrics.get('val/loss', float('nan')):.5f}",
+    }
+    with exported(result.checkpoint, facts) as folder:
+        return run.register_model(f"{dataset.name}-{config.preset}", folder, facts)
+
+
+@task(name="load-model", cache_policy=NO_CACHE)
+def load_registered(model: ModelVersion, home: Home) -> LoadedModel:
+    """Load a registered model's weights."""
+    return load_model(Tracker(home).fetch(model))
+
+
+@task(name="score-model", cache_policy=NO_CACHE)
+def score_model(loaded: LoadedModel, dataset: DatasetVersion, config: EvaluateConfig) -> evaluation.Evaluation:
+    """Score held-out music and compare free samples with it."""
+    n_tokens = dataset.manifest["splits"][config.split]["n_tokens"]
+    with show_progress("scoring", n_tokens // (config.window_tokens // 2), "windows") as progress:
+        return evaluation.evaluate_model(loaded, dataset, config, progress.advance)
+
+
+@task(name="find-batch", cache_policy=NO_CACHE)
+def find_same_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> generate.Batch | None:
+    """Return the batch if the very same was composed already."""
+    checkpoint = Tracker(home).fetch(model)
+    prompts = generate.read_prompts(load_model(checkpoint), config)
+    return generate.find_batch(home, generate.batch_name(model, config, prompts, checkpoint))
+
+
+@task(name="compose-batch", **HEALS)
+def compose_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> generate.Batch:
+    """Compose, render and publish a batch."""
+    with show_progress("composing", config.n_pieces, "pieces") as progress:
+        return generate.generate_batch(home, model, Tracker(home).fetch(model), config, progress.advance)
