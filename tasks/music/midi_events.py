@@ -324,7 +324,7 @@ def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, 
     note_key, note_track, next_open = batch.key, batch.track, batch.next_open
     sustain_tick, sustain_key, sustain_value = batch.sustain_tick, batch.sustain_key, batch.sustain_value
     n_notes, n_sustains = counts[_NOTES], counts[_SUSTAINS]
-    end, position, running, has_end = min(stated_end, file_end), begin, 0, False
+    end, position, running, has_end, is_early = min(stated_end, file_end), begin, 0, False, False
     if end == begin:
         end = max(_mended_end(data, begin, stated_end, file_end, running), end)
         facts[MENDED_CHUNKS] += end > begin
@@ -393,8 +393,11 @@ def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, 
             elif stated_end > file_end:
                 facts[MENDED_CHUNKS] += 1  # the size points behind the end of the file
                 end = position
+            elif position < end and is_early:
+                continue  # all that follows was looked at before
             elif position < end and _is_clean(data, position, end, running):
                 facts[EARLY_ENDS] += 1
+                is_early = True
             elif position < end:
                 facts[BYTES_AFTER_END] += end - position
                 break

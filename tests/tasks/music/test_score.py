@@ -511,3 +511,9 @@ def test_real_scores_come_back() -> None:
     for row in manifest(folder)[::50]:
         score = read_midi(folder / row["path"])
         assert differences(read_midi(write_midi(score)), score) == [], row["path"]
+
+
+def test_a_million_early_ends_are_read_in_one_go() -> None:
+    score = read_midi(smf(b"\0\xff\x2f\0" * 500_000 + ONE_NOTE))
+    assert note_rows(score) == [(0, 480, 60, 80)]
+    assert score.dropped == {"early_ends": 1}
