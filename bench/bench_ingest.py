@@ -1,4 +1,4 @@
-"""How fast do files become song shards, on one core? Ours whole, from listing to Parquet, against mere reading by others.
+"""How fast do files become song shards, on one core? Ours whole, from listing to Parquet, against mere reading.
 
     python bench/bench_ingest.py --source some/folder
 

@@ -40,6 +40,7 @@ LOOKS_PER_SECOND = 2.0
 def main() -> None:
     options = report.parser(__doc__.splitlines()[0], rounds=1)
     options.add_argument("--files", type=int, default=20_000, help="how many files to make")
+    options.add_argument("--archive", type=Path, help="an archive of that many files that an earlier run has made")
     options.add_argument("--scratch", type=Path, help="folder for archive and home; by default a temporary one")
     given = options.parse_args()
     with (
@@ -47,8 +48,9 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="orchestrion-bench-", dir=given.scratch) as temporary,
     ):
         name = folder.name
-        archive = Path(temporary) / f"{name}-{given.files}.tar"
-        make_archive(report.midi_files(folder), given.files, archive)
+        archive = given.archive or Path(temporary) / f"{name}-{given.files}.tar"
+        if not archive.exists():
+            make_archive(report.midi_files(folder), given.files, archive)
         home = Path(temporary) / "home"
         first = rebuild(archive, home)
         rates = parse_rates(home)

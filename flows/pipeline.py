@@ -49,7 +49,8 @@ def rebuild_dataset(config: DatasetConfig = DatasetConfig(), home: str = "", par
                 dataset = steps.encode_and_publish(where, inputs, songs, ledger, leakage)
                 steps.write_dataset_report(dataset, inputs, songs, ledger)
                 summaries.log_dataset(run, dataset)
-        steps.publish_summary(f"dataset-{dataset.name}", summaries.dataset_card(dataset))
+        steps.publish_summary(f"dataset-{summaries.artifact_key(dataset.name)}", summaries.dataset_card(dataset))
+        steps.link_report(dataset)
         return dataset.summary() | {"reused": reused, "seconds": _since(started)}
 
 

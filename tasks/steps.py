@@ -5,12 +5,18 @@ need torch are in `model_steps.py`, so that a rebuild need not pay for that.
 """
 
 import logging
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
@@ -156,6 +162,17 @@ def write_dataset_report(dataset: DatasetVersion, inputs: Inputs, songs: Songs, 
     """Write the page about a version."""
     facts = report_facts.gather(dataset, inputs.scan.files, book, songs.analysis)
     return report.write_report(facts, dataset.report.parent)
+
+
+def link_report(dataset: DatasetVersion) -> None:
+    """Link the page about a version in Prefect; does nothing outside of a flow run or where there is no page."""
+    if FlowRunContext.get() and dataset.report.exists():
+        create_link_artifact(
+            key=f"report-{re.sub('[^a-z0-9]+', '-', dataset.name)}",
+            link=dataset.report.as_uri(),
+            link_text=f"{dataset.reference}: the report",
+            description="The same page is an artifact of the rebuild's run in MLflow.",
+        )
 
 
 def publish_summary(key: str, markdown: str) -> None:
