@@ -1,6 +1,9 @@
 """Small inputs that several tests share: folders of music, finished datasets, short training settings."""
 
+from collections.abc import Mapping
 from pathlib import Path
+
+import pyarrow as pa
 
 from models.config import DecoderConfig, WarmupCosineSchedule
 from tasks import analyse, datasets, encode, ingest, ledger
@@ -19,8 +22,14 @@ def small_corpus(folder: Path, n_pieces: int = 12, with_flaws: bool = False) -> 
     return folder
 
 
-def small_dataset(home: Home, source: Path, **settings: object) -> DatasetVersion:
-    """Build a dataset version in this process, without Ray, Prefect or MLflow."""
+def small_dataset(
+    home: Home, source: Path, official: Mapping[str, str] | None = None, **settings: object
+) -> DatasetVersion:
+    """Build a dataset version in this process, without Ray, Prefect or MLflow.
+
+    Args:
+        official: path -> split, as a source with a split of its own would state it.
+    """
     given = {
         "name": "small",
         "augment": AugmentConfig(transpositions=(0, 1), stretches=(1.0,)),
@@ -28,6 +37,10 @@ def small_dataset(home: Home, source: Path, **settings: object) -> DatasetVersio
     config = DatasetConfig(sources=(str(source),), **given)  # type: ignore[arg-type]
     scan = scan_sources(config.sources, home.cache, config.source_limits)
     files = ledger.allow_licences(scan.files, config.licences)
+    if official:
+        place, field = files.schema.get_field_index("split"), files.schema.field("split")
+        stated = [official.get(path) for path in files.column("path").to_pylist()]
+        files = files.set_column(place, field, pa.array(stated).cast(field.type))
     folder = home.datasets / datasets.dataset_name(config)
     contents = ingest.distinct_contents(files)
     songs = ingest.plan_song_shards(config.parse, contents.rows, folder / "songs")

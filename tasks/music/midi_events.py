@@ -273,15 +273,14 @@ def _next_event(data, position, end, running):
 
 @njit(cache=True, nogil=True)
 def _is_clean(data, position, end, running):
-    """Tell whether nothing but events stands up to `end`, the last of them an End of Track."""
-    kind = _NO_KIND
+    """Tell whether nothing but whole events stands up to `end`."""
     while position < end:
-        code, _, status, kind, _, position = _next_event(data, position, end, running)
+        code, _, status, _, _, position = _next_event(data, position, end, running)
         if code != OK:
             return False
         if status < 0xF0:
             running = status
-    return kind == _END_OF_TRACK
+    return True
 
 
 @njit(cache=True, nogil=True)
