@@ -103,7 +103,7 @@ def ingest_folder(folder: Path, scratch: Path) -> dict[str, int]:
     config = ParseConfig()
     files = scan_sources([str(folder)], scratch / "out" / "cache", SourceLimits(), n_threads=1).files
     contents = ingest.distinct_contents(files)
-    shards = ingest.plan_song_shards(config, contents.rows, scratch / "out" / "songs")
+    shards = ingest.plan_song_shards(config, contents, scratch / "out" / "songs")
     for job in ingest.jobs(shards):
         ingest.parse_isolated(job)
     facts = ledger.read_song_facts(shards)

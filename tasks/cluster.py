@@ -16,6 +16,10 @@ logger = logging.getLogger(__name__)
 _CANCEL_SECONDS = 10.0
 
 
+class RayLost(ConnectionError):
+    """The Ray that this process started is gone: one of its servers was killed or stopped."""
+
+
 def n_cpus() -> int:
     """Return the cores this process may use, or ORCHESTRION_CPUS where that is set."""
     return int(os.environ.get("ORCHESTRION_CPUS") or len(os.sched_getaffinity(0)))
@@ -32,14 +36,15 @@ def n_cluster_cpus() -> int:
 
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS, or start Ray on this machine; does nothing when connected.
+    """Join the cluster of RAY_ADDRESS, or start Ray on this machine; does nothing when connected to one that lives.
 
     Ray takes over SIGTERM; the handler that was there before is put back, so that Prefect still learns of a cancel.
     """
     import ray
 
-    if ray.is_initialized():
+    if ray.is_initialized() and not _dead_servers():
         return
+    disconnect()
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if in_main_thread else None
     address = os.environ.get("RAY_ADDRESS")
@@ -76,7 +81,20 @@ def lost_worker_errors() -> tuple[type[Exception], ...]:
     """Return the exceptions that mean a worker or node went away, not that the work was wrong."""
     from ray import exceptions
 
-    return (exceptions.WorkerCrashedError, exceptions.RayActorError, exceptions.NodeDiedError)
+    lost_workers = (exceptions.WorkerCrashedError, exceptions.RayActorError, exceptions.NodeDiedError)
+    return (*lost_workers, exceptions.LocalRayletDiedError, RayLost)
+
+
+def _dead_servers() -> list[str]:
+    """Return which servers of the Ray that this process started are dead; none where it joined a cluster.
+
+    Without asking, one learns of it after a minute, when Ray ends this process without a word of ours.
+    """
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    dead = [name for name, _ in node.dead_processes()] if node else []
+    return [name for name in dead if name in ("gcs_server", "raylet")]  # it does without the others
 
 
 def run_over(
@@ -93,6 +111,7 @@ def run_over(
         max_in_flight: chunks handed out at once, 0 for two a core; the rest wait in the driver.
     Raises:
         what `function` raised, as the same class. A worker that dies is retried twice.
+        RayLost: the Ray of this process died under the work; `connect` starts another.
     """
     import ray
 
@@ -119,11 +138,15 @@ def run_over(
             if not pending:
                 break
             done, _ = ray.wait(list(pending), num_returns=1, timeout=1.0)
+            if dead := _dead_servers():
+                raise RayLost(f"Ray is gone: its {' and '.join(dead)} died")
             for reference in done:
                 index = pending.pop(reference)
                 results[index] = _get(reference)
                 if on_result:
                     on_result(results[index])
+    except SystemError as error:  # what a signal's handler raised inside of Ray's compiled code arrives wrapped
+        raise (error.__cause__ or error) from None
     finally:
         _cancel(list(pending))
     return [results[index] for index in sorted(results)]
@@ -143,6 +166,8 @@ def _cancel(references: list[Any]) -> None:
     """Stop tasks that nobody waits for any more, so that none writes behind the back of what comes next."""
     import ray
 
+    if _dead_servers():
+        return  # and their workers with them
     for reference in references:
         ray.cancel(reference)
     if references:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from tasks.errors import DatasetError
 from tasks.shards import read_table
 from tasks.split import SPLITS
 
@@ -25,8 +26,7 @@ def compare_versions(old: "DatasetVersion", manifest: Mapping[str, Any], ledger:
     Files are told apart by their path: `changed` have other contents under the same path. `moved_pieces` are contents
     that are in another split now. Of the shards, `new` are those the old version does not use.
     """
-    before = read_table(old.ledger, _COLUMNS)
-    files = _compare_files(before, ledger.select(_COLUMNS))
+    files = _compare_files(_read_ledger(old), ledger.select(_COLUMNS))
     settings = {
         key: [old.manifest["config"].get(key), value]
         for key, value in manifest["config"].items()
@@ -42,7 +42,18 @@ def compare_versions(old: "DatasetVersion", manifest: Mapping[str, Any], ledger:
 
 def diff_versions(old: "DatasetVersion", new: "DatasetVersion") -> dict[str, Any]:
     """Return what changed between any two versions, as `compare_versions` does."""
-    return compare_versions(old, new.manifest, read_table(new.ledger, _COLUMNS))
+    return compare_versions(old, new.manifest, _read_ledger(new))
+
+
+def _read_ledger(dataset: "DatasetVersion") -> pa.Table:
+    try:
+        return read_table(dataset.ledger, _COLUMNS)
+    except (OSError, pa.ArrowException) as error:
+        said = str(error).splitlines()[0]
+        raise DatasetError(
+            f"{dataset.ledger} is missing or damaged ({said}); delete {dataset.version_folder}, and build it anew if"
+            " it is still needed"
+        ) from None
 
 
 def _compare_shards(old: Mapping[str, Any], new: Mapping[str, Any], stage: str) -> dict[str, int]:
@@ -59,8 +70,7 @@ def _shard_paths(manifest: Mapping[str, Any], stage: str) -> list[str]:
 def _compare_files(old: pa.Table, new: pa.Table) -> dict[str, Any]:
     old_place, new_place = _matched(old.column("path"), new.column("path"))
     both = np.flatnonzero(new_place >= 0)
-    old_hash, new_hash = _strings(old, "content_hash"), _strings(new, "content_hash")
-    is_changed = old_hash[both] != new_hash[new_place[both]]
+    is_changed = _differ(old.column("content_hash"), both, new.column("content_hash"), new_place[both])
     added = np.flatnonzero(old_place < 0)
     removed = np.flatnonzero(new_place < 0)
     moved = _moved_pieces(old, new)
@@ -90,8 +100,10 @@ def _moved_pieces(old: pa.Table, new: pa.Table) -> int:
     old, new = (table.filter(pa.compute.equal(table.column("status"), "accepted")) for table in (old, new))
     old_place, _ = _matched(old.column("content_hash"), new.column("content_hash"))
     both = np.flatnonzero(old_place >= 0)
-    return int(np.sum(_strings(old, "split")[old_place[both]] != _strings(new, "split")[both]))
+    return int(_differ(old.column("split"), old_place[both], new.column("split"), both).sum())
 
 
-def _strings(table: pa.Table, name: str) -> np.ndarray:
-    return np.array(pa.compute.fill_null(table.column(name), "").to_pylist(), object)
+def _differ(left: pa.ChunkedArray, left_rows: np.ndarray, right: pa.ChunkedArray, right_rows: np.ndarray) -> np.ndarray:
+    """Tell for each pair of rows whether the values differ, two nulls being equal."""
+    one, other = left.take(pa.array(left_rows)), right.take(pa.array(right_rows))
+    return ~np.asarray(pa.compute.equal(pa.compute.fill_null(one, ""), pa.compute.fill_null(other, "")), np.bool_)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.cluster import n_cpus
-from tasks.datasets import DatasetVersion, file_hash, list_datasets
+from tasks.datasets import DatasetVersion, checksum_path, file_hash, list_datasets
 from tasks.home import Home
 
 logger = logging.getLogger(__name__)
@@ -36,31 +36,38 @@ class Pruned:
 
 def verify_version(dataset: DatasetVersion, on_files: Callable[[int], None] | None = None) -> list[Problem]:
     """Hash every file of a version again and compare with what was written when it was published."""
+    own = [_compare(path, file_hash(path), _written_hash(path)) for path in (dataset.manifest_path, dataset.ledger)]
+    problems = [problem for problem in own if problem]
     try:
         hashes = json.loads(dataset.hashes_path.read_bytes())
     except (OSError, ValueError) as error:
-        return [Problem(str(dataset.hashes_path), f"cannot be read: {error}")]
+        return [*problems, Problem(str(dataset.hashes_path), f"cannot be read: {error}")]
     if file_hash(dataset.hashes_path) != dataset.manifest["hashes"]:
-        return [Problem(str(dataset.hashes_path), "is not the one the manifest names")]
-    problems = []
-    try:
-        said = dataset.ledger.with_name("pieces.parquet.sha256").read_text().partition(" ")[0]
-    except OSError:
-        said = ""
-    if file_hash(dataset.ledger) != said:
-        problems.append(Problem(str(dataset.ledger), "has other bytes than were written"))
+        return [*problems, Problem(str(dataset.hashes_path), "is not the one the manifest names")]
     if on_files:
         on_files(1)
     with ThreadPoolExecutor(n_cpus()) as pool:
         for relative, found in zip(
             hashes, pool.map(file_hash, (dataset.folder / path for path in hashes)), strict=True
         ):
-            if found != hashes[relative]:
-                said = "has other bytes than were written" if found else "is missing or cannot be read"
-                problems.append(Problem(str(dataset.folder / relative), said))
+            if problem := _compare(dataset.folder / relative, found, hashes[relative]):
+                problems.append(problem)
             if on_files:
                 on_files(1)
     return problems
+
+
+def _compare(path: Path, found: str, written: str) -> Problem | None:
+    if found and found == written:
+        return None
+    return Problem(str(path), "has other bytes than were written" if found else "is missing or cannot be read")
+
+
+def _written_hash(path: Path) -> str:
+    try:
+        return checksum_path(path).read_text().partition(" ")[0]
+    except (OSError, ValueError):
+        return ""
 
 
 def prune(home: Home, keep_versions: int = 0, used: Sequence[str] = (), dry_run: bool = False) -> Pruned:
@@ -94,7 +101,17 @@ def prune(home: Home, keep_versions: int = 0, used: Sequence[str] = (), dry_run:
             shutil.rmtree(dataset.report.parent, ignore_errors=True)
         for path in doomed:
             path.unlink()
+        for folder in _leftovers(home):
+            shutil.rmtree(folder)
     return Pruned(tuple(dataset.reference for dataset in versions), n_files, n_bytes)
+
+
+def _leftovers(home: Home) -> list[Path]:
+    """Return what an interrupted publishing or pruning left: versions without a manifest, and reports of no version."""
+    published = {dataset.version_folder for dataset in list_datasets(home)}
+    versions = [path for path in home.datasets.glob("*/versions/*") if path not in published]
+    reports = home.datasets.glob("*/reports/*")
+    return versions + [path for path in reports if path.parents[1] / "versions" / path.name not in published]
 
 
 def _unused(folder: Path, kept: Sequence[DatasetVersion]) -> list[Path]:

@@ -25,9 +25,9 @@ from tasks.dataset_changes import compare_versions
 from tasks.encode import TokenShard, plan_token_shards, read_counts
 from tasks.errors import DatasetError, NotFound
 from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
-from tasks.ingest import SongShard, hash_words
+from tasks.ingest import SongShard, hash_words, hex_strings
 from tasks.leakage import LeakageReport
-from tasks.ledger import Ledger, count_losses, count_notes
+from tasks.ledger import Ledger, count_losses, count_notes, count_values
 from tasks.music.tokenizers.registry import build_tokenizer
 from tasks.shards import SCHEMA_NUMBER, read_table, write_table
 from tasks.sources.spec import source_name
@@ -77,7 +77,8 @@ class DatasetVersion:
 
     def missing_files(self) -> list[Path]:
         """Return the files of the version that are not there any more."""
-        return [path for path in [self.ledger, *self.shards()] if not path.exists()]
+        sums = (checksum_path(self.ledger), checksum_path(self.manifest_path))
+        return [path for path in [self.ledger, self.hashes_path, *sums, *self.shards()] if not path.exists()]
 
     def token_shards(self, split: str) -> list[Path]:
         """Return the token shards of one split, in the manifest's order."""
@@ -136,11 +137,16 @@ def version_of(config: DatasetConfig, files: pa.Table) -> str:
 
 def plan_tokens(config: DatasetConfig, ledger: Ledger, songs: Sequence[SongShard], folder: Path) -> list[TokenShard]:
     """Return the token shards that the ledger's accepted pieces need."""
-    names, splits = ledger.pieces.column("piece").to_pylist(), ledger.pieces.column("split").to_pylist()
-    by_shard: dict[Path, dict[str, str]] = {}
-    for piece, split, shard in zip(names, splits, ledger.shard.tolist(), strict=True):
-        by_shard.setdefault(songs[shard].path, {})[piece] = split
-    return plan_token_shards(by_shard, config.encoding, config.augment, folder / "tokens")
+    wanted = []
+    split_of = np.asarray(pc.index_in(ledger.pieces.column("split"), pa.array(SPLITS)))
+    for number in range(len(songs)):
+        begin, end = np.searchsorted(ledger.shard, [number, number + 1])
+        pieces = ledger.pieces.column("piece").slice(begin, end - begin).to_numpy()
+        for split in range(len(SPLITS)):
+            chosen = pieces[split_of[begin:end] == split]
+            if len(chosen):
+                wanted.append((songs[number].path, SPLITS[split], tuple(chosen)))
+    return plan_token_shards(wanted, config.encoding, config.augment, folder / "tokens")
 
 
 def publish(
@@ -173,20 +179,19 @@ def publish(
     }
     _refuse_empty_splits(config, manifest["splits"])
     manifest["counts"]["n_tokens"] = sum(facts["n_tokens"] for facts in manifest["splits"].values())
-    previous = newest_version(home, name)
-    if previous and previous.version == version:  # published before, but damaged since: what it said of changes stands
-        manifest["changes"] = previous.manifest["changes"]
+    previous, earlier = newest_version(home, name), find_version(home, name, version)
+    if earlier:  # published before, but damaged or under other names since: what it said of changes stands
+        manifest["changes"] = earlier.manifest["changes"]
     else:
         manifest["changes"] = compare_versions(previous, manifest, ledger.table) if previous else None
     write_table(temporary / "pieces.parquet", ledger.table, {"dataset_version": version})
-    hashes = _hash_shards(DatasetVersion(name, version, folder, manifest), previous)
+    hashes = _hash_shards(DatasetVersion(name, version, folder, manifest), earlier or previous)
     # The ledger names paths of this machine, so its hash is kept apart from what is the same on all of them.
-    write_atomically(
-        temporary / "pieces.parquet.sha256", f"{file_hash(temporary / 'pieces.parquet')}  pieces.parquet\n".encode()
-    )
+    _write_checksum(temporary / "pieces.parquet")
     write_atomically(temporary / "hashes.json", json_bytes(hashes))
     manifest["hashes"] = file_hash(temporary / "hashes.json")
     write_atomically(temporary / "manifest.json", json_bytes(manifest))
+    _write_checksum(temporary / "manifest.json")
     publish_folder(temporary, final)
     write_atomically(folder / "latest.json", json_bytes({"version": version}))
     return _read_version(final / "manifest.json")
@@ -194,12 +199,26 @@ def publish(
 
 def _hash_shards(dataset: DatasetVersion, previous: DatasetVersion | None) -> dict[str, str]:
     """Return path -> SHA-256 of every shard; a shard of the previous version is known already."""
-    known = read_json(previous.hashes_path) if previous and previous.hashes_path.exists() else {}
+    known = _known_hashes(previous) if previous else {}
     paths = {str(path.relative_to(dataset.folder)): path for path in dataset.shards()}
     new = [name for name in paths if name not in known]
     with ThreadPoolExecutor(n_cpus()) as pool:
         hashed = dict(zip(new, pool.map(file_hash, (paths[name] for name in new)), strict=True))
     return {name: hashed.get(name) or known[name] for name in paths}
+
+
+def _known_hashes(dataset: DatasetVersion) -> dict[str, str]:
+    is_whole = file_hash(dataset.hashes_path) == dataset.manifest["hashes"]
+    return read_json(dataset.hashes_path) if is_whole else {}
+
+
+def checksum_path(path: Path) -> Path:
+    """Return where the SHA-256 of a version's own file is written, as `sha256sum --check` reads it."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _write_checksum(path: Path) -> None:
+    write_atomically(checksum_path(path), f"{file_hash(path)}  {path.name}\n".encode())
 
 
 def file_hash(path: Path) -> str:
@@ -218,11 +237,9 @@ def _encoder_facts(config: DatasetConfig) -> dict[str, Any]:
 
 def _counts(ledger: Ledger, n_other_files: int) -> dict[str, Any]:
     table = ledger.table
-    status = Counter(table.column("status").to_pylist())
+    status = count_values(table, "status")
     reasons = {
-        state: dict(
-            sorted(Counter(table.filter(pc.equal(table.column("status"), state)).column("reason").to_pylist()).items())
-        )
+        state: dict(count_values(table.filter(pc.equal(table.column("status"), state)), "reason"))
         for state in ("rejected", "duplicate")
     }
     return {
@@ -280,8 +297,15 @@ def _refuse_empty_splits(config: DatasetConfig, splits: dict[str, dict[str, Any]
 
 def newest_version(home: Home, name: str) -> DatasetVersion | None:
     """Return the version of a dataset that was built or confirmed last, or None."""
-    pointer = home.datasets / name / "latest.json"
-    return find_version(home, name, read_json(pointer)["version"]) if pointer.exists() else None
+    latest = find_version(home, name, _latest(home, name))
+    return latest or next(iter(list_datasets(home, name)), None)
+
+
+def _latest(home: Home, name: str) -> str:
+    try:
+        return read_json(home.datasets / name / "latest.json")["version"]
+    except (OSError, ValueError, KeyError):
+        return "none"  # a kill came between a version and the pointer to it; the manifests' times say as much
 
 
 def find_version(home: Home, name: str, version: str) -> DatasetVersion | None:
@@ -307,8 +331,7 @@ def resolve_dataset(home: Home, reference: str = "") -> DatasetVersion:
     if not versions:
         raise NotFound(f"no dataset {name!r} in {home.root}; known: {', '.join(sorted({d.name for d in known}))}")
     if not wanted:
-        latest = read_json(home.datasets / name / "latest.json")["version"]
-        return next(entry for entry in versions if entry.version == latest)
+        return next((entry for entry in versions if entry.version == _latest(home, name)), versions[0])
     matching = [entry for entry in versions if entry.version.startswith(wanted)]
     if len(matching) != 1:
         listed = ", ".join(entry.version for entry in versions)
@@ -324,19 +347,25 @@ def _read_version(path: Path) -> DatasetVersion:
     return DatasetVersion(path.parents[2].name, path.parent.name, path.parents[2], manifest)
 
 
-def list_datasets(home: Home) -> list[DatasetVersion]:
-    """Return every published version, the one built or confirmed last first."""
-    manifests = sorted(home.datasets.glob("*/versions/*/manifest.json"), key=lambda p: (-p.stat().st_mtime_ns, str(p)))
-    return [_read_version(path) for path in manifests]
+def list_datasets(home: Home, name: str = "*") -> list[DatasetVersion]:
+    """Return every published version of every dataset or of one, the one built or confirmed last first."""
+    found = home.datasets.glob(f"{name}/versions/[!.]*/manifest.json")  # a dot: not finished, or replaced
+    return [_read_version(path) for path in sorted(found, key=lambda p: (-p.stat().st_mtime_ns, str(p)))]
 
 
 def holds_names(dataset: DatasetVersion, files: pa.Table) -> bool:
     """Tell whether the ledger calls the files as the scan does; contents may be the same under other names."""
-    ledger = read_table(dataset.ledger, ["path", "content_hash"])
+    try:
+        ledger = read_table(dataset.ledger, ["path", "content_hash"])
+    except (OSError, pa.ArrowException):
+        return False  # damaged; publishing it again mends it
     if not ledger.column("path").equals(files.column("path")):
         return False
-    known = [bytes.fromhex(value) if value else None for value in ledger.column("content_hash").to_pylist()]
-    return pa.array(known, pa.binary(32)).equals(files.column("content_hash").combine_chunks())
+    return (
+        ledger.column("content_hash")
+        .combine_chunks()
+        .equals(hex_strings(files.column("content_hash").combine_chunks()))
+    )
 
 
 def confirm(dataset: DatasetVersion) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from tasks.music.tokenizers.oore import TokenBatch
 from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer
 from tasks.music.transforms import stretch_time
 from tasks.shards import SCHEMA_NUMBER, TOKEN_SCHEMA, flat_values, list_column, read_table, write_table
-from tasks.split import SPLITS
 
 logger = logging.getLogger(__name__)
 
@@ -53,32 +52,28 @@ class TokenShardCounts:
 
 
 def plan_token_shards(
-    song_shards: Mapping[Path, Mapping[str, str]], encoding: TokenizerConfig, augment: AugmentConfig, folder: Path
+    wanted: Iterable[tuple[Path, str, tuple[str, ...]]], encoding: TokenizerConfig, augment: AugmentConfig, folder: Path
 ) -> list[TokenShard]:
-    """Cut each song shard by split and name the results by what is in them.
+    """Name token shards by what is in them.
 
     Args:
-        song_shards: song shard -> {piece: split} of its accepted pieces.
+        wanted: (song shard, split, its accepted pieces of that split in rising order), one for each token shard.
         folder: where token shards live; a sub-folder for the encoding is made in it.
     """
     tokenizer = build_tokenizer(encoding)
     base = folder / f"{tokenizer.name}-{tokenizer.digest[:12]}"
     shards = []
-    for songs, splits in sorted(song_shards.items()):
-        for split in SPLITS:
-            pieces = tuple(sorted(piece for piece, chosen in splits.items() if chosen == split))
-            if not pieces:
-                continue
-            variants = augment if split == "train" else NO_AUGMENTATION
-            identity = {
-                "schema": SCHEMA_NUMBER,
-                "songs": songs.stem,
-                "pieces": pieces,
-                "encoder": tokenizer.digest,
-                "augment": to_json(variants),
-            }
-            path = base / f"split={split}" / f"{digest(identity)[:24]}.parquet"
-            shards.append(TokenShard(songs, pieces, split, encoding, variants, path))
+    for songs, split, pieces in wanted:
+        variants = augment if split == "train" else NO_AUGMENTATION
+        identity = {
+            "schema": SCHEMA_NUMBER,
+            "songs": songs.stem,
+            "pieces": pieces,
+            "encoder": tokenizer.digest,
+            "augment": to_json(variants),
+        }
+        path = base / f"split={split}" / f"{digest(identity)[:24]}.parquet"
+        shards.append(TokenShard(songs, pieces, split, encoding, variants, path))
     return shards
 
 

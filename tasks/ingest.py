@@ -4,15 +4,19 @@ Files are read in limited child processes (`tasks.isolation`). A batch that kill
 that do it are found; they are rejected with what they died of, and the others are kept.
 """
 
+# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
+# pyright: reportAttributeAccessIssue=false
+
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks import cluster
 from tasks.config import ParseConfig, digest
@@ -30,25 +34,65 @@ JOB_BYTES, JOB_FILES = 4 * 2**20, 4096  # of one piece of work of a child
 SECONDS_PER_MIB = 2.0  # a child that is slower than this, twenty times as slow as usual, hangs
 
 
-@dataclass(frozen=True, slots=True)
-class SongShard:
-    """One unit of parsing: contents whose hashes begin with the shard's bits, and where the result goes."""
+def hex_strings(hashes: pa.Array) -> pa.Array:
+    """Return 32-byte hashes as strings of 64 hex digits, nulls as nulls."""
+    digits = np.frombuffer(b"0123456789abcdef", np.uint8)
+    flat = np.frombuffer(hashes.buffers()[1], np.uint8, 32 * len(hashes), 32 * hashes.offset) if len(hashes) else []
+    text = np.stack([digits[np.asarray(flat, np.uint8) >> 4], digits[np.asarray(flat, np.uint8) & 15]], axis=1)
+    offsets = np.arange(len(hashes) + 1, dtype=np.int32) * 64
+    strings = pa.StringArray.from_buffers(len(hashes), pa.py_buffer(offsets), pa.py_buffer(text.tobytes()))
+    return pc.if_else(hashes.is_valid(), strings, pa.scalar(None, pa.string()))
 
-    members: pa.Table  # scan rows by content hash, one for each content
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SongShard:
+    """One unit of parsing: contents whose hashes begin with the shard's bits, and where the result goes.
+
+    Args:
+        files: scan rows, of which `rows` are the shard's: one for each content, by hash.
+    """
+
+    files: pa.Table
+    rows: np.ndarray
+    n_bytes: int
     limits: ParseConfig
     path: Path
 
     @property
-    def n_bytes(self) -> int:
-        return int(np.sum(self.members.column("n_bytes").to_numpy()))
+    def n_files(self) -> int:
+        return len(self.rows)
+
+    @property
+    def members(self) -> pa.Table:
+        return self.files.take(pa.array(self.rows))
+
+    def part(self, begin: int, end: int) -> "SongShard":
+        """Return the shard with some of its members alone, in a table of their own, to be sent elsewhere."""
+        members = self.files.take(pa.array(self.rows[begin:end])).unify_dictionaries().combine_chunks()
+        n_bytes = int(np.sum(members.column("n_bytes").to_numpy()))
+        return SongShard(members, np.arange(members.num_rows), n_bytes, self.limits, self.path)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Contents:
-    """The distinct contents of a scan, by hash: one scan row for each, and where each scan row's content stands."""
+    """The distinct contents of a scan, by hash.
 
-    rows: pa.Table
-    place: np.ndarray  # int64[scan rows], -1 for a row without content
+    Args:
+        files: the scan's rows.
+        first: int64[M], the first row with each content.
+        place: int64[scan rows], the content of each row; -1 for a row without any.
+    """
+
+    files: pa.Table
+    first: np.ndarray
+    place: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def words(self) -> np.ndarray:
+        """Return uint64[M, 4], the hashes."""
+        return hash_words(self.files.column("content_hash").take(pa.array(self.first)).combine_chunks())
 
 
 def distinct_contents(files: pa.Table) -> Contents:
@@ -62,7 +106,7 @@ def distinct_contents(files: pa.Table) -> Contents:
     is_first[1:] = np.any(words[1:] != words[:-1], axis=1)
     place = np.full(files.num_rows, -1, np.int64)
     place[usable[order]] = np.cumsum(is_first) - 1
-    return Contents(files.take(pa.array(usable[order[is_first]])), place)
+    return Contents(files, usable[order[is_first]], place)
 
 
 def hash_words(hashes: pa.Array) -> np.ndarray:
@@ -74,20 +118,21 @@ def hash_words(hashes: pa.Array) -> np.ndarray:
     return flat.view(">u8").reshape(-1, 4).astype(np.uint64)
 
 
-def plan_song_shards(limits: ParseConfig, contents: pa.Table, folder: Path) -> list[SongShard]:
+def plan_song_shards(limits: ParseConfig, contents: Contents, folder: Path) -> list[SongShard]:
     """Assign each content to a shard by the first bits of its hash, and name the shard by what is in it.
 
     A shard with too many files or bytes is cut in two by one more bit. So where a file goes depends on its own hash and
     on the size of its neighbourhood: one new file changes one shard.
     """
-    prefixes = hash_words(contents.column("content_hash").combine_chunks())[:, 0]
-    n_bytes = np.concatenate([[0], np.cumsum(contents.column("n_bytes").to_numpy())])
+    words, files = contents.words(), contents.files
+    sizes = np.concatenate([[0], np.cumsum(files.column("n_bytes").to_numpy()[contents.first])])
     identity = {"schema": SCHEMA_NUMBER, "limits": asdict(limits)}
     shards = []
-    for begin, end in _cut(prefixes, n_bytes, limits, 0, len(prefixes), 0, 0):
-        members = contents.slice(begin, end - begin)
-        hashes = [value.hex() for value in members.column("content_hash").to_pylist()]
-        shards.append(SongShard(members, limits, folder / f"{digest(identity | {'members': hashes})[:24]}.parquet"))
+    for begin, end in _cut(words[:, 0], sizes, limits, 0, len(words), 0, 0):
+        hashes = [row.hex() for row in words[begin:end].astype(">u8").view("V32").ravel().tolist()]
+        name = digest(identity | {"members": hashes})[:24]
+        n_bytes = int(sizes[end] - sizes[begin])
+        shards.append(SongShard(files, contents.first[begin:end], n_bytes, limits, folder / f"{name}.parquet"))
     return shards
 
 
@@ -114,17 +159,18 @@ def build_song_shards(shards: Sequence[SongShard], on_files: Callable[[int], Non
     return len(missing)
 
 
-def jobs(shards: Sequence[SongShard]) -> list[list[SongShard]]:
-    """Gather shards into pieces of work of some MiB each."""
-    jobs: list[list[SongShard]] = []
+def jobs(shards: Sequence[SongShard]) -> Iterator[list[SongShard]]:
+    """Gather shards into pieces of work of some MiB each, with no more of the scan's table than they need."""
+    job: list[SongShard] = []
     n_bytes = n_files = 0
     for shard in shards:
-        n_bytes, n_files = n_bytes + shard.n_bytes, n_files + shard.members.num_rows
-        if not jobs or n_bytes > JOB_BYTES or n_files > JOB_FILES:
-            jobs.append([])
-            n_bytes, n_files = shard.n_bytes, shard.members.num_rows
-        jobs[-1].append(shard)
-    return jobs
+        n_bytes, n_files = n_bytes + shard.n_bytes, n_files + shard.n_files
+        if job and (n_bytes > JOB_BYTES or n_files > JOB_FILES):
+            yield job
+            job, n_bytes, n_files = [], shard.n_bytes, shard.n_files
+        job.append(shard.part(0, shard.n_files))
+    if job:
+        yield job
 
 
 _host = Host()  # one for each process that parses
@@ -148,23 +194,26 @@ def parse_isolated(shards: Sequence[SongShard], function: str = "tasks.ingest:pa
         logger.warning("a batch of %d shards: %s; looking for the file", len(shards), death.detail)
         for shard in shards:
             quarantined = _quarantine(shard, function)
-            death = _attempt([shard], function, quarantined, patience=1 if quarantined else 10)
+            death = _attempt([shard], function, quarantined, patience=10)
             if isinstance(death, Death):
                 raise DatasetError(
-                    f"reading {shard.members.num_rows} files from {shard.members.column('path')[0]} on: {death.detail},"
+                    f"reading {shard.n_files} files from {shard.members.column('path')[0]} on: {death.detail},"
                     " though none does so alone; raise dataset.parse.seconds or dataset.parse.memory_bytes"
                 )
-    return sum(shard.members.num_rows for shard in shards)
+    return sum(shard.n_files for shard in shards)
 
 
 def _quarantine(shard: SongShard, function: str) -> dict[str, Death]:
     """Return content hash -> how it died, of the files that kill a child on their own."""
 
     def attempt(places: Sequence[int]) -> Death | None:
-        part = shard.members.slice(places[0], len(places))
-        return _attempt([SongShard(part, shard.limits, shard.path)], function, dry=True)
+        part = shard.part(places[0], places[-1] + 1)
+        death = _attempt([part], function, dry=True)
+        if death and len(places) == 1:  # a verdict that stays: it must not be the chance of one busy or failing moment
+            death = _attempt([part], function, dry=True, patience=2)
+        return death
 
-    culprits = find_culprits(range(shard.members.num_rows), attempt)
+    culprits = find_culprits(range(shard.n_files), attempt)
     hashes, paths = shard.members.column("content_hash"), shard.members.column("path")
     for place, death in culprits:
         logger.warning("%s is quarantined: %s", paths[place], death.detail)
@@ -180,7 +229,7 @@ def _attempt(
 ) -> Death | None:
     limits = shards[0].limits
     order = {
-        "shards": [[str(shard.path), shard.members.num_rows] for shard in shards],
+        "shards": [[str(shard.path), shard.n_files] for shard in shards],
         "limits": asdict(limits),
         "quarantined": {key: [death.reason, death.detail] for key, death in (quarantined or {}).items()},
         "dry": dry,

@@ -127,7 +127,7 @@ def _send(stream: IO[bytes], header: dict[str, object], payload: bytes) -> None:
 
 def _receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytes]:
     line = stream.readline()
-    if not line:
+    if not line.endswith(b"\n"):
         raise EOFError
     header = json.loads(line)
     payload = stream.read(header["n_bytes"])
@@ -178,9 +178,12 @@ def _run_in_child(
     function: Callable[[bytes], bytes], payload: bytes, seconds: float, memory_bytes: int
 ) -> tuple[dict[str, object], bytes]:
     reading, writing = os.pipe()
-    child = os.fork()
+    host, child = os.getpid(), os.fork()
     if child == 0:
         os.close(reading)
+        _die_with_parent()
+        if os.getppid() != host:  # it died before the kernel was asked
+            os._exit(1)
         _work(function, payload, writing, memory_bytes)
     os.close(writing)
     deadline, parts, is_late = time.monotonic() + seconds, list[bytes](), False
@@ -218,7 +221,6 @@ def _work(function: Callable[[bytes], bytes], payload: bytes, writing: int, memo
     """Do the work in the child; never returns."""
     code = 1
     try:
-        _die_with_parent()
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: PTH123, SIM115
         resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, used + memory_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -227,9 +229,8 @@ def _work(function: Callable[[bytes], bytes], payload: bytes, writing: int, memo
     except MemoryError:
         answer = b"memory\n"
     except BaseException as error:
-        answer = (
-            b"error\n" + json.dumps([type(error).__name__, str(error), getattr(error, "errno", None) or 0]).encode()
-        )
+        said = getattr(error, "strerror", None) or str(error)  # an OSError's text would say its number once more
+        answer = b"error\n" + json.dumps([type(error).__name__, said, getattr(error, "errno", None) or 0]).encode()
     try:
         while answer:
             answer = answer[os.write(writing, answer) :]

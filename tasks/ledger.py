@@ -120,7 +120,9 @@ def build_ledger(
     group[kept], split_of[kept] = kept[groups.representative], splits[groups.component]
     table = _with_groups(table, contents, pieces, group, np.where(accepted, split_of, -1))
     chosen = np.flatnonzero(accepted)
-    shard_of = np.repeat(np.arange(len(shards)), [shard.members.num_rows for shard in shards])
+    del facts, reason, detail
+    pa.default_memory_pool().release_unused()
+    shard_of = np.repeat(np.arange(len(shards)), [shard.n_files for shard in shards])
     return Ledger(
         table=table,
         pieces=pa.table(
@@ -186,18 +188,15 @@ def _rows(
     """Return the ledger's rows, groups and splits still open."""
     place, n_files = contents.place, files.num_rows
     has_content = place >= 0
-    first = np.full(len(contents.rows), -1)
-    first[place[has_content][::-1]] = np.flatnonzero(has_content)[::-1]
+    first = contents.first
     is_first = np.zeros(n_files, np.bool_)
     is_first[first] = True
     at = np.maximum(place, 0)
-    if not len(contents.rows):
-        raise DatasetError(_unusable(files.num_rows, Counter(files.column("reason").to_pylist())))
+    if not len(contents):
+        raise DatasetError(_unusable(files.num_rows, count_values(files, "reason")))
     is_copy = has_content & accepted[at] & ~is_first
     is_near = has_content & (original[at] >= 0)
-    status = np.where(
-        has_content & accepted[at] & is_first, "accepted", np.where(is_copy | is_near, "duplicate", "rejected")
-    )
+    status = np.where(has_content & accepted[at] & is_first, 0, np.where(is_copy | is_near, 1, 2))
     why = np.where(is_near, "near_duplicate", np.where(is_copy, "same_content", reason[at]))
     why = np.where(has_content, why, _strings(files, "reason"))
     said = np.where(has_content, np.where(is_copy | is_near, "", detail[at]), _strings(files, "detail"))
@@ -225,9 +224,9 @@ def _rows(
         "path": paths,
         "source": files.column("source").cast(pa.string()),
         "n_bytes": files.column("n_bytes"),
-        "status": pa.array(status),
-        "reason": pa.array(why, pa.string(), mask=status == "accepted"),
-        "detail": pa.array(said, pa.string(), mask=(status == "accepted") | (said == "")),
+        "status": pa.array(["accepted", "duplicate", "rejected"]).take(pa.array(status)),
+        "reason": pa.array(why, pa.string(), mask=status == 0),
+        "detail": pa.array(said, pa.string(), mask=(status == 0) | (said == "")),
         "duplicate_of": paths.take(pa.array(np.maximum(copied, 0), mask=copied < 0)),
         "group": pa.nulls(n_files, pa.string()),
         "split": pa.nulls(n_files, pa.string()),
@@ -253,27 +252,19 @@ def _with_groups(
 
 def _splits(config: DatasetConfig, contents: Contents, kept: np.ndarray, groups: Groups) -> np.ndarray:
     """Return the split of each group, as an index: the source's own where it states one, else by hash."""
-    keys = hash_keys(contents.rows)[kept]
+    keys = contents.words()[kept, 0]  # the piece ids as numbers
     representatives = np.zeros(groups.n_groups, np.int64)
     representatives[groups.component] = groups.representative
     group_keys = keys[representatives]
     official = np.full(groups.n_groups, -1, np.int8)
     if config.split == "official":
-        stated = np.asarray(
-            pc.index_in(contents.rows.column("split").cast(pa.string()), pa.array(SPLITS)).fill_null(-1)
-        )
+        stated = contents.files.column("split").take(pa.array(contents.first)).cast(pa.string())
+        stated = np.asarray(pc.index_in(stated, pa.array(SPLITS)).fill_null(-1))
         official = official_groups(stated.astype(np.int8)[kept], groups.component, groups.n_groups)
     if np.all(official >= 0) and len(np.unique(official)) == len(SPLITS):
         return official
     seeded = split_groups(group_keys, config.validation_share, config.test_share, config.split_seed)
     return np.where(official >= 0, official, seeded)
-
-
-def hash_keys(rows: pa.Table) -> np.ndarray:
-    """Return the first 64 bits of each row's content hash: the piece id as a number."""
-    from tasks.ingest import hash_words
-
-    return hash_words(rows.column("content_hash").combine_chunks())[:, 0]
 
 
 def _most_notes(component: np.ndarray, n_notes: np.ndarray) -> np.ndarray:
@@ -286,16 +277,16 @@ def _most_notes(component: np.ndarray, n_notes: np.ndarray) -> np.ndarray:
 
 def count_notes(ledger: pa.Table) -> dict[str, Any]:
     """Return notes found, kept, and dropped by reason; found = kept + all dropped."""
-    found, dropped = ledger.column("n_note_ons"), Counter[str]()
-    read = ledger.filter(pc.is_valid(found))
-    n_notes, status = read.column("n_notes").to_numpy(), np.asarray(read.column("status"))
-    dropped["unended_notes"] = int(np.sum(read.column("n_note_ons").to_numpy() - n_notes, dtype=np.int64))
-    reasons = _strings(read, "reason")
-    for reason in np.unique(reasons[status != "accepted"]).tolist():
-        dropped[reason] = int(n_notes[(reasons == reason) & (status != "accepted")].sum(dtype=np.int64))
+    read = ledger.filter(pc.is_valid(ledger.column("n_note_ons")))
+    sums = read.group_by(["status", "reason"]).aggregate([("n_note_ons", "sum"), ("n_notes", "sum")]).to_pylist()
+    dropped: Counter[str] = Counter()
+    for row in sums:
+        dropped["unended_notes"] += row["n_note_ons_sum"] - row["n_notes_sum"]
+        if row["status"] != "accepted":
+            dropped[row["reason"]] += row["n_notes_sum"]
     return {
-        "found": int(pc.sum(found).as_py() or 0),
-        "kept": int(n_notes[status == "accepted"].sum(dtype=np.int64)),
+        "found": sum(row["n_note_ons_sum"] for row in sums),
+        "kept": sum(row["n_notes_sum"] for row in sums if row["status"] == "accepted"),
         "dropped": {reason: n for reason, n in sorted(dropped.items()) if n},
     }
 
@@ -311,15 +302,21 @@ def count_losses(ledger: pa.Table) -> dict[str, int]:
 
 
 def _refuse_unusable(config: DatasetConfig, ledger: pa.Table) -> None:
-    rejected = _equals(ledger, "status", "rejected")
-    reasons = Counter(_strings(ledger, "reason")[rejected].tolist())
-    if rejected.all():
+    reasons = count_values(ledger.filter(pc.equal(ledger.column("status"), "rejected")), "reason")
+    n_rejected = reasons.total()
+    if n_rejected == ledger.num_rows:
         raise DatasetError(_unusable(ledger.num_rows, reasons))
-    if rejected.mean() > config.max_reject_share:
+    if n_rejected / ledger.num_rows > config.max_reject_share:
         raise DatasetError(
-            f"{int(rejected.sum())} of {ledger.num_rows} files rejected ({_said(reasons)}), more than"
+            f"{n_rejected} of {ledger.num_rows} files rejected ({_said(reasons)}), more than"
             f" dataset.max_reject_share={config.max_reject_share}"
         )
+
+
+def count_values(table: pa.Table, name: str) -> Counter[str]:
+    """Return how often each value of a column occurs, by value."""
+    counted = pc.value_counts(table.column(name)).to_pylist()
+    return Counter({row["values"]: row["counts"] for row in sorted(counted, key=lambda row: row["values"] or "")})
 
 
 def _unusable(n_files: int, reasons: Counter[str]) -> str:

@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.tasks import Task
 
-from tasks import analyse, cluster, datasets, encode, ingest, ledger, report, report_facts
+from tasks import analyse, cluster, dataset_report, datasets, encode, ingest, ledger
 from tasks.config import DatasetConfig
 from tasks.datasets import DatasetVersion
 from tasks.errors import OrchestrionError
@@ -119,8 +119,8 @@ def parse_songs(home: Home, inputs: Inputs) -> Songs:
     """Parse and analyse what no earlier rebuild has."""
     folder, files = inputs.folder(home), inputs.scan.files
     contents = ingest.distinct_contents(files)
-    shards = ingest.plan_song_shards(inputs.config.parse, contents.rows, folder / "songs")
-    missing = [shard.members.num_rows for shard in shards if not shard.path.exists()]
+    shards = ingest.plan_song_shards(inputs.config.parse, contents, folder / "songs")
+    missing = [shard.n_files for shard in shards if not shard.path.exists()]
     with show_progress("parsing", sum(missing), "files") as progress:
         ingest.build_song_shards(shards, progress.advance)
     logger.info("songs: %d shards, %d of them new", len(shards), len(missing))
@@ -160,8 +160,8 @@ def encode_and_publish(
 @task(name="write-report", cache_policy=NO_CACHE)
 def write_dataset_report(dataset: DatasetVersion, inputs: Inputs, songs: Songs, book: ledger.Ledger) -> Path:
     """Write the page about a version."""
-    facts = report_facts.gather(dataset, inputs.scan.files, book, songs.analysis)
-    return report.write_report(facts, dataset.report.parent)
+    wanted = dataset_report.report_inputs(dataset, inputs.scan.files, book, songs.analysis)
+    return cluster.run_apart(dataset_report.write_dataset_report, wanted)
 
 
 def link_report(dataset: DatasetVersion) -> None:

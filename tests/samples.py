@@ -43,7 +43,7 @@ def small_dataset(
         files = files.set_column(place, field, pa.array(stated).cast(field.type))
     folder = home.datasets / datasets.dataset_name(config)
     contents = ingest.distinct_contents(files)
-    songs = ingest.plan_song_shards(config.parse, contents.rows, folder / "songs")
+    songs = ingest.plan_song_shards(config.parse, contents, folder / "songs")
     ingest.parse_isolated([shard for shard in songs if not shard.path.exists()])
     planned = analyse.plan_analysis([shard.path for shard in songs], folder / "analysis")
     analyse.analyse_shards([shard for shard in planned if not shard.path.exists()])

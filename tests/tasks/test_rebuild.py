@@ -241,7 +241,7 @@ def test_one_and_two_workers_give_the_same_bytes(tmp_path: Path, ray: None) -> N
     scan = scan_sources(config.sources, parallel.cache, config.source_limits)
     folder = parallel.datasets / "small"
     contents = ingest.distinct_contents(scan.files)
-    songs = ingest.plan_song_shards(config.parse, contents.rows, folder / "songs")
+    songs = ingest.plan_song_shards(config.parse, contents, folder / "songs")
     assert ingest.build_song_shards(songs) == len(songs)
     assert ingest.build_song_shards(songs) == 0
     planned = analyse.plan_analysis([shard.path for shard in songs], folder / "analysis")

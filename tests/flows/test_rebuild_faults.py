@@ -1,0 +1,408 @@
+"""Rebuilds through the real command line with faults in the middle: killed processes, a lost Ray, a full disk, signals.
+
+All builds here are of one corpus with one set of settings, so each must end in the very files of the undisturbed one.
+Processes are told apart by a variable of their environment, which Ray's and the isolation hosts inherit.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows import services
+from tasks import datasets
+from tasks.home import Home
+from tasks.music.corpus.writer import write_corpus
+from tests.flows.conftest import clean_environment
+from tests.samples import small_dataset
+
+N_PIECES = 160
+PADDING = 80 * 2**10  # bytes a file, so that its size makes several pieces of work of the corpus
+SETTINGS = [
+    "dataset.parse.shard_files=2", "dataset.augment.transpositions=[-2,-1,0,1,2]",
+    "dataset.augment.stretches=[0.9,1.0,1.1]",
+]  # fmt: skip
+ARGUMENTS = ["--name", "faults", "--json", *(argument for setting in SETTINGS for argument in ("--set", setting))]
+MARK = "ORCHESTRION_TEST_MARK"
+HOST, RAYLET, GCS = r"tasks\.isolation", r"raylet/raylet ", r"gcs/gcs_server "
+PARSER, ENCODER = r"ray::parse_isolated", r"ray::build_token_shard"
+
+
+def padded_corpus(folder: Path) -> Path:
+    """Write pieces with a chunk of an unknown kind in front of their tracks; readers pass over it."""
+    dice = random.Random(0)
+    for path in write_corpus(folder, N_PIECES):
+        data = path.read_bytes()
+        chunk = b"XTRA" + PADDING.to_bytes(4, "big") + dice.randbytes(PADDING)
+        path.write_bytes(data[:14] + chunk + data[14:])
+    return folder
+
+
+class Rebuild:
+    """One `orchestrion rebuild` in a process of its own, its marked relatives, and what it said."""
+
+    def __init__(self, home: Path, source: Path, server: str, folder: Path, **variables: str) -> None:
+        self.home, self.mark = home, f"{MARK}={uuid.uuid4()}"
+        self.said, self.complained = folder / f"{self.mark}.out", folder / f"{self.mark}.err"
+        environment = clean_environment(home) | {"PREFECT_API_URL": server, MARK: self.mark.partition("=")[2]}
+        command = [sys.executable, "-m", "flows.cli", "rebuild", "--home", str(home), "--source", str(source)]
+        with self.said.open("wb") as out, self.complained.open("wb") as err:
+            self.process = subprocess.Popen(
+                [*command, *ARGUMENTS], env=environment | variables, stdout=out, stderr=err, start_new_session=True
+            )
+
+    def processes(self, pattern: str = "") -> list[int]:
+        """Return the ids of this rebuild's processes whose command line matches, zombies apart."""
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    marked = self.mark.encode() in (folder / "environ").read_bytes().split(b"\0")
+                    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                except OSError:
+                    continue
+                if marked and command and re.search(pattern, command):
+                    found.append(int(folder.name))
+        return found
+
+    def wait_until(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (met := condition()):
+            assert self.process.poll() is None, f"ended too early: {self.errors[-2000:]}"
+            assert time.monotonic() < deadline, f"nothing came: {self.errors[-2000:]}"
+            time.sleep(0.01)
+        return met
+
+    def wait_for(self, stage: str, n: int = 1) -> None:
+        """Wait until `n` shards of a stage are there."""
+        folder = self.home / "datasets" / "faults" / stage
+        self.wait_until(lambda: sum(1 for _ in folder.rglob("[!.]*.parquet")) >= n)
+
+    def kill(self, pattern: str, which: int = 0) -> None:
+        """Kill one of the processes that match, of which one must be there: 0 is the oldest, -1 the youngest."""
+        os.kill(sorted(self.wait_until(lambda: self.processes(pattern)))[which], signal.SIGKILL)
+
+    def finish(self, seconds: float = 180) -> int:
+        return self.process.wait(seconds)
+
+    def result(self) -> dict[str, Any]:
+        """Wait for success and return what the command printed."""
+        assert self.finish() == 0, self.errors[-3000:]
+        return json.loads(self.said.read_text().splitlines()[-1])
+
+    @property
+    def errors(self) -> str:
+        return self.complained.read_text()
+
+    @property
+    def complaints(self) -> list[str]:
+        return [line for line in self.errors.splitlines() if line.startswith("orchestrion:")]
+
+
+Start = Callable[..., Rebuild]
+STARTED: list[Rebuild] = []  # by all tests here
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What one worker built without a fault."""
+
+    source: Path
+    home: Path
+    files: dict[str, str]
+    result: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server for all rebuilds here: starting one for each would cost more than the rebuilds."""
+    service = services.start_prefect(Home.at(tmp_path_factory.mktemp("prefect")), 0)
+    yield f"{service.address}/api"
+    services.stop(service)
+
+
+@pytest.fixture(scope="module")
+def start(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start a rebuild; what still runs of it in the end is killed."""
+    folder = tmp_path_factory.mktemp("said")
+
+    def begin(home: Path, source: Path, **variables: str) -> Rebuild:
+        STARTED.append(Rebuild(home, source, server, folder, **variables))
+        return STARTED[-1]
+
+    yield begin
+    for rebuild in STARTED:
+        for pid in rebuild.processes():
+            os.kill(pid, signal.SIGKILL)
+        rebuild.process.wait()
+
+
+@pytest.fixture(scope="module")
+def reference(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    folder = tmp_path_factory.mktemp("reference")
+    source, home = padded_corpus(folder / "midi"), folder / "home"
+    rebuild = start(home, source, ORCHESTRION_CPUS="1")
+    result = rebuild.result()
+    assert "ray is started with 1 cores" in rebuild.errors
+    assert result["n_accepted"] == result["n_files"] == N_PIECES
+    return Reference(source, home, files_of(home), result)
+
+
+def files_of(home: Path) -> dict[str, str]:
+    """Return the digests of a dataset's visible files; its page apart, which tells how long reading took."""
+    folder = home / "datasets" / "faults"
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".") and "reports" not in path.parts
+    }
+
+
+def see_nothing_half_done(home: Path, reference: Reference) -> None:
+    """See that no version can be seen yet, and that each shard that can be seen is whole."""
+    assert datasets.list_datasets(Home.at(home)) == []
+    for name, digest in files_of(home).items():
+        assert not name.startswith("versions/")
+        assert digest == reference.files[name]
+
+
+def times_of(home: Path) -> dict[Path, int]:
+    shards = (home / "datasets").rglob("*.parquet")
+    return {path: path.stat().st_mtime_ns for path in shards if "versions" not in path.parts}
+
+
+@pytest.mark.slow
+def test_unchanged_input_is_not_read_again_and_a_second_rebuild_waits_if_told_to(
+    reference: Reference, start: Start
+) -> None:
+    before = times_of(reference.home)
+    first = start(reference.home, reference.source)
+    first.wait_until((reference.home / "lock").read_text)
+    second = start(reference.home, reference.source, ORCHESTRION_LOCK_WAIT_SECONDS="120")
+    for rebuild in (first, second):
+        result = rebuild.result()
+        assert result["reused"]
+        assert result["dataset_version"] == reference.result["dataset_version"]
+        assert result["seconds"] < 5
+        assert "ray is started" not in rebuild.errors
+        assert "parsing" not in rebuild.errors
+    assert times_of(reference.home) == before
+    assert files_of(reference.home) == reference.files
+
+
+@pytest.mark.slow
+def test_killed_workers_and_hosts_are_replaced_and_a_second_rebuild_is_refused(
+    reference: Reference, start: Start, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    rebuild = start(home, reference.source)
+    rebuild.wait_for("songs")
+    rebuild.kill(HOST, which=-1)  # the child that reads
+    rebuild.wait_for("songs", 10)
+    rebuild.kill(HOST, which=0)
+    rebuild.wait_for("songs", 20)
+    rebuild.kill(PARSER)
+    second = start(home, reference.source)
+    rebuild.wait_for("tokens")
+    rebuild.kill(ENCODER)
+    assert second.finish() == 1
+    (complaint,) = second.complaints
+    assert f"in use by orchestrion rebuild-dataset (process {rebuild.process.pid}, since" in complaint
+    assert rebuild.result()["dataset_version"] == reference.result["dataset_version"]
+    assert files_of(home) == reference.files
+
+
+@pytest.mark.slow
+def test_a_killed_driver_leaves_nothing_half_done_and_the_next_one_goes_on(
+    reference: Reference, start: Start, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    versions = home / "datasets" / "faults" / "versions"
+    moments: list[Callable[[Rebuild], object]] = [
+        lambda rebuild: rebuild.wait_for("songs", 2),
+        lambda rebuild: rebuild.wait_for("tokens", 5),
+        lambda rebuild: rebuild.wait_until(lambda: versions.is_dir() and any(versions.iterdir())),
+    ]
+    for wait in moments:
+        rebuild = start(home, reference.source)
+        wait(rebuild)
+        rebuild.process.kill()
+        assert rebuild.finish() == -signal.SIGKILL
+        see_nothing_half_done(home, reference)
+    assert start(home, reference.source).result()["dataset_version"] == reference.result["dataset_version"]
+    assert files_of(home) == reference.files
+
+
+@pytest.mark.slow
+def test_a_ray_that_is_lost_is_started_again(reference: Reference, start: Start, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    rebuild = start(home, reference.source)
+    rebuild.wait_for("songs", 2)
+    rebuild.kill(RAYLET)
+    rebuild.wait_for("tokens", 2)
+    rebuild.kill(GCS)
+    assert rebuild.result()["dataset_version"] == reference.result["dataset_version"]
+    assert rebuild.errors.count("ray is started") == 3
+    assert files_of(home) == reference.files
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system in memory with room for little more than an empty home must have."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=320m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"mounting a small disk is not permitted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["songs", "tokens"])
+def test_a_full_disk_is_told_and_with_room_the_rebuild_goes_on(
+    reference: Reference, start: Start, small_disk: Path, stage: str
+) -> None:
+    home, filler = small_disk / "home", small_disk / "filler"
+    if stage == "tokens":  # of an earlier rebuild, that got so far
+        shutil.copytree(reference.home / "datasets", home / "datasets")
+        shutil.rmtree(home / "datasets" / "faults" / "tokens")
+        shutil.rmtree(home / "datasets" / "faults" / "versions")
+    rebuild = start(home, reference.source)
+    rebuild.wait_for(stage)
+    with filler.open("wb", buffering=0) as handle:
+        while rebuild.process.poll() is None:  # again and again, for what failed to fit is deleted
+            for size in (2**20, 2**12):
+                with contextlib.suppress(OSError):
+                    while handle.write(bytes(size)):
+                        pass
+            time.sleep(0.05)
+    assert rebuild.finish() == 1
+    (complaint,) = rebuild.complaints
+    assert complaint.startswith("orchestrion: the disk is full")
+    assert rebuild.errors.splitlines()[-1] == complaint
+    see_nothing_half_done(home, reference)
+    filler.unlink()
+    start(home, reference.source).result()
+    assert files_of(home) == reference.files
+
+
+@pytest.mark.slow
+def test_an_interrupt_and_a_termination_stop_cleanly(reference: Reference, start: Start, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for stage, number, codes in (
+        ("songs", signal.SIGINT, {130}),
+        ("tokens", signal.SIGTERM, {130, 143, -signal.SIGTERM}),
+    ):
+        rebuild = start(home, reference.source)
+        rebuild.wait_for(stage)
+        began = time.monotonic()
+        os.kill(rebuild.process.pid, number)
+        assert rebuild.finish() in codes, rebuild.errors
+        assert time.monotonic() - began < 30
+        assert "Traceback" not in rebuild.errors
+        see_nothing_half_done(home, reference)
+    start(home, reference.source).result()
+    assert files_of(home) == reference.files
+
+
+@pytest.mark.slow
+def test_new_names_build_nothing_and_one_new_file_one_shard_of_each_kind(
+    reference: Reference, start: Start, tmp_path: Path
+) -> None:
+    source, home = tmp_path / "midi", tmp_path / "home"
+    shutil.copytree(reference.source, source)
+    shutil.copytree(reference.home, home)
+    (source / "deeper").mkdir()
+    renamed = sorted(source.glob("*.mid"))[7]
+    renamed = renamed.rename(source / "deeper" / "Renamed.MID")
+    before = times_of(home)
+    rebuild = start(home, source)
+    result = rebuild.result()
+    assert result["dataset_version"] == reference.result["dataset_version"]
+    assert not result["reused"]
+    assert "parsing" not in rebuild.errors
+    assert "encoding" not in rebuild.errors
+    assert times_of(home) == before
+    ledger = pq.read_table(result["ledger"]).to_pylist()
+    assert "deeper/Renamed.MID" in [row["path"] for row in ledger]
+    assert {k: v for k, v in files_of(home).items() if "pieces.parquet" not in k} == {
+        k: v for k, v in reference.files.items() if "pieces.parquet" not in k
+    }
+
+    data = renamed.read_bytes()
+    (source / "new.mid").write_bytes(data[:30] + bytes([data[30] ^ 1]) + data[31:])  # other padding, the same music
+    after = start(home, source).result()
+    assert after["n_accepted"] == N_PIECES + 1
+    manifest = json.loads(Path(after["manifest"]).read_text())
+    shards = manifest["changes"]["shards"]
+    assert 1 <= shards["songs"]["new"] <= 2  # two where the shard was full and is cut in two
+    assert len(times_of(home)) - len(before) == sum(shards[stage]["new"] for stage in shards)
+    assert {path: time for path, time in times_of(home).items() if path in before} == before
+    assert (manifest["changes"]["n_added"], manifest["changes"]["examples"]) == (1, {"added": ["new.mid"]})
+    command = [sys.executable, "-m", "flows.cli", "datasets", "diff", "--home", str(home), "--json"]
+    versions = [f"faults@{version['dataset_version']}" for version in (result, after)]
+    said = json.loads(subprocess.run([*command, *versions], capture_output=True, text=True, check=True).stdout)
+    assert said == {"old": versions[0], "new": versions[1], **manifest["changes"]}
+
+
+@pytest.mark.slow
+def test_nothing_runs_on_after_all_of_this(reference: Reference) -> None:
+    deadline = time.monotonic() + 60
+    while left := [pid for rebuild in STARTED for pid in rebuild.processes()]:
+        assert time.monotonic() < deadline, [Path(f"/proc/{pid}/cmdline").read_bytes()[:200] for pid in left]
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize("change", ["added", "changed", "removed"])
+def test_one_changed_file_changes_one_shard_of_each_kind(home: Home, tmp_path: Path, change: str) -> None:
+    source = tmp_path / "midi"
+    write_corpus(source, 40)
+    if change == "added":
+        held_back = sorted(source.glob("*.mid"))[3]
+        held_back = held_back.rename(tmp_path / held_back.name)
+    before = small_dataset(home, source)
+    times = times_of(home.root)
+    crowded = max((pq.read_table(before.folder / path) for path in before.manifest["songs"]), key=len)
+    paths = {row["content_hash"]: row["path"] for row in pq.read_table(before.ledger).to_pylist()}
+    chosen = source / paths[crowded.column("content_hash")[0].as_py()]
+    if change == "added":
+        chosen = held_back.rename(source / held_back.name)
+    elif change == "removed":
+        chosen.unlink()
+    else:
+        data = chosen.read_bytes()
+        place = data.index(b"MTrk")
+        chosen.write_bytes(data[:place] + b"XTRA\0\0\0\1\0" + data[place:])
+    after = small_dataset(home, source)
+    changes = after.manifest["changes"]
+    counts = {kind: changes[f"n_{kind}"] for kind in ("added", "changed", "removed")}
+    assert counts == {kind: int(kind == change) for kind in counts}
+    assert changes["examples"] == {change: [chosen.name]}
+    assert changes["n_moved_pieces"] == 0
+    most = 2 if change == "changed" else 1  # other contents have another place: one shard loses them, one gets them
+    shards = changes["shards"]
+    for stage in ("songs", "analysis"):
+        assert (shards[stage]["new"], shards[stage]["gone"]) == (most, most)
+    new = [path for path in times_of(home.root) if path not in times]
+    for split in ("train", "validation", "test"):
+        assert sum(f"split={split}" in str(path) for path in new) <= most
+    assert len(new) == sum(shards[stage]["new"] for stage in ("songs", "analysis", "tokens"))
+    assert datasets.find_version(home, "small", before.version) is not None
