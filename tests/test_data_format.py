@@ -98,23 +98,9 @@ def test_snippets_read_a_version(dataset: DatasetVersion, monkeypatch: pytest.Mo
     assert set(pandas["seconds_by_split"].index) == {"train", "validation", "test"}
 
 
-def test_the_clean_up_finds_what_no_version_names(
-    dataset: DatasetVersion, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(dataset.folder.parents[2])
-    unused = dataset.folder / "songs" / "0123456789abcdef01234567.parquet"
-    unused.write_bytes(b"")
-    code = next(code for code in snippets(OPERATIONS) if "shard.unlink()" in code)
-    try:
-        exec(compile(code, "operations.md", "exec"), {})
-    finally:
-        unused.unlink()
-    assert capsys.readouterr().out.split() == [str(unused.relative_to(Path.cwd()))]
-
-
 def test_operations_names_the_places_of_a_home() -> None:
     table = OPERATIONS.split("## The home folder")[1].split("##")[0]
     home = Home.at("home")
-    places = [home.datasets, home.runs, home.generations, home.mlflow, home.prefect, home.sample_corpus, home.services]
+    places = [home.datasets, home.runs, home.generations, home.mlflow, home.prefect, home.cache, home.sample_corpus, home.services]
     assert [place.name for place in places if f"`{place.name}" not in table] == []
     assert f"{256} MiB" in table
