@@ -13,8 +13,6 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
-_CANCEL_SECONDS = 10.0
-
 
 class RayLost(ConnectionError):
     """The Ray that this process started is gone: one of its servers was killed or stopped."""
@@ -148,7 +146,10 @@ def run_over(
     except SystemError as error:  # what a signal's handler raised inside of Ray's compiled code arrives wrapped
         raise (error.__cause__ or error) from None
     finally:
-        _cancel(list(pending))
+        if pending:
+            # None of them may write behind the back of what comes next. `ray.cancel` would do for Ray 2.60 only if no
+            # task ended at that moment: then it aborts this process ("Tried to complete task that was not pending").
+            disconnect()
     return [results[index] for index in sorted(results)]
 
 
@@ -160,18 +161,6 @@ def run_apart(function: Callable[..., Result], *arguments: Any) -> Result:
 def _call(work: tuple[Callable[..., Result], tuple[Any, ...]]) -> Result:
     function, arguments = work
     return function(*arguments)
-
-
-def _cancel(references: list[Any]) -> None:
-    """Stop tasks that nobody waits for any more, so that none writes behind the back of what comes next."""
-    import ray
-
-    if _dead_servers():
-        return  # and their workers with them
-    for reference in references:
-        ray.cancel(reference)
-    if references:
-        ray.wait(references, num_returns=len(references), timeout=_CANCEL_SECONDS)
 
 
 def _get(reference: Any) -> Any:

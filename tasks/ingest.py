@@ -7,6 +7,7 @@ that do it are found; they are rejected with what they died of, and the others a
 # pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
 # pyright: reportAttributeAccessIssue=false
 
+import io
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from tasks.config import ParseConfig, digest
 from tasks.errors import DatasetError
 from tasks.isolation import Death, Host, WorkError, WorkLimits, find_culprits
 from tasks.music.read_limits import ReadLimits
-from tasks.shards import SCHEMA_NUMBER, SONG_SCHEMA, list_column, table_bytes, write_table
+from tasks.shards import SCHEMA_NUMBER, SONG_SCHEMA, list_column, write_into, write_table
 from tasks.sources.read import BadRead, read_members
 
 logger = logging.getLogger(__name__)
@@ -260,7 +261,7 @@ def _attempt(
 def prepare() -> None:
     """Compile the reader, or load what an earlier process compiled, and all else that a first file needs."""
     nothing = pa.table({"content_hash": pa.array([bytes(32)], pa.binary(32)), "n_bytes": pa.array([0], pa.int64())})
-    table_bytes(_song_table(nothing, [b""], ReadLimits(), {}), {}, SONG_SCHEMA)
+    write_into(io.BytesIO(), _song_table(nothing, [b""], ReadLimits(), {}), {}, SONG_SCHEMA)
 
 
 def parse_shards(payload: bytes) -> bytes:

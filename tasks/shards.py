@@ -1,16 +1,15 @@
 """Parquet as this project writes it: the schemas of song, token and ledger files, and whole-file writes."""
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.home import write_atomically
+from tasks.home import whole_file
 
 SCHEMA_NUMBER = 2  # part of every version digest; raise it when a column changes its meaning
 
@@ -122,18 +121,19 @@ def write_table(
     Args:
         schema: of the table, where its lists are long: each list column then gets the encoding that suits its numbers.
     """
-    write_atomically(path, table_bytes(table, metadata, schema))
+    with whole_file(path) as handle:
+        write_into(handle, table, metadata, schema)
 
 
-def table_bytes(table: pa.Table, metadata: Mapping[str, Any] | None = None, schema: pa.Schema | None = None) -> bytes:
-    """Return what `write_table` writes."""
+def write_into(
+    handle: IO[bytes], table: pa.Table, metadata: Mapping[str, Any] | None = None, schema: pa.Schema | None = None
+) -> None:
+    """Write what `write_table` writes into an open file."""
     if metadata:
         encoded = {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()}
         table = table.replace_schema_metadata(encoded)
-    sink = io.BytesIO()
     options = _encodings(schema) if schema else {"compression": "zstd", "compression_level": 1}
-    pq.write_table(table, sink, row_group_size=ROWS_PER_GROUP, store_schema=True, **options)
-    return sink.getvalue()
+    pq.write_table(table, handle, row_group_size=ROWS_PER_GROUP, store_schema=True, **options)
 
 
 def _encodings(schema: pa.Schema) -> dict[str, Any]:
