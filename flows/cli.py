@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from flows.cli_options import (
 )
 from tasks.errors import ConfigError, NotFound, OrchestrionError
 from tasks.home import Home, storage_problem
+
+INTERRUPTED = 130  # exit code
 
 app = typer.Typer(
     name="orchestrion",
@@ -243,12 +246,15 @@ def deploy(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every mistake becomes one line on stderr and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, so that nothing is left running
     sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _run(arguments: list[str]) -> int:
     try:
         returned = app(args=arguments, standalone_mode=False)
+        if returned == INTERRUPTED:  # typer turns Ctrl-C into a number without a word
+            raise KeyboardInterrupt
         return returned if isinstance(returned, int) else 0
     except typer.Exit as error:
         return error.exit_code
@@ -257,7 +263,7 @@ def _run(arguments: list[str]) -> int:
         return 2
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; nothing half-done is left in the home")
-        return 130
+        return INTERRUPTED
     except OrchestrionError as error:
         _complain(str(error))
         return error.exit_code

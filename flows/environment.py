@@ -20,6 +20,7 @@ DEFAULTS = {
     "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the newer UI asks an analytics host from the browser
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # or a full disk is a traceback of 150 lines before our one
     "RAY_USAGE_STATS_ENABLED": "0",
     # behaviour
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # the default is pickle

@@ -24,7 +24,7 @@ from tasks.config import DatasetConfig, digest, to_json
 from tasks.dataset_changes import compare_versions
 from tasks.encode import TokenShard, plan_token_shards, read_counts
 from tasks.errors import DatasetError, NotFound
-from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
+from tasks.home import Home, json_bytes, publish_folder, read_json, sync_folder, write_atomically
 from tasks.ingest import SongShard, hash_words, hex_strings
 from tasks.leakage import LeakageReport
 from tasks.ledger import Ledger, count_losses, count_notes, count_values
@@ -192,6 +192,8 @@ def publish(
     manifest["hashes"] = file_hash(temporary / "hashes.json")
     write_atomically(temporary / "manifest.json", json_bytes(manifest))
     _write_checksum(temporary / "manifest.json")
+    for stage in {path.parent for path in DatasetVersion(name, version, folder, manifest).shards()}:
+        sync_folder(stage)
     publish_folder(temporary, final)
     write_atomically(folder / "latest.json", json_bytes({"version": version}))
     return _read_version(final / "manifest.json")

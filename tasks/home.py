@@ -165,8 +165,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file to be written, which becomes `path` when all went well, and otherwise never was."""
+def whole_file(path: Path, sync_name: bool = True) -> Iterator[IO[bytes]]:
+    """Open a file to be written, which becomes `path` when all went well, and otherwise never was.
+
+    Args:
+        sync_name: see that the name too survives a power cut; else `sync_folder` does it later for many files at once.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -178,7 +182,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if sync_name:
+        sync_folder(path.parent)
 
 
 def publish_folder(temporary: Path, final: Path) -> None:

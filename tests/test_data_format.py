@@ -101,6 +101,15 @@ def test_snippets_read_a_version(dataset: DatasetVersion, monkeypatch: pytest.Mo
 def test_operations_names_the_places_of_a_home() -> None:
     table = OPERATIONS.split("## The home folder")[1].split("##")[0]
     home = Home.at("home")
-    places = [home.datasets, home.runs, home.generations, home.mlflow, home.prefect, home.cache, home.sample_corpus, home.services]
+    places = [
+        home.datasets,
+        home.runs,
+        home.generations,
+        home.mlflow,
+        home.prefect,
+        home.cache,
+        home.sample_corpus,
+        home.services,
+    ]
     assert [place.name for place in places if f"`{place.name}" not in table] == []
     assert f"{256} MiB" in table
