@@ -6,6 +6,7 @@ Ours is everything a rebuild does for a file until its notes are on disk: list, 
 distinct contents, read in an isolated child process, arrange notes and pedals, seconds through the tempo map, write
 Parquet with fsync, read the facts for the ledger. The peers do far less, and keep nothing:
 
+    reading         our reader alone, from bytes in memory to notes, pedals and seconds in arrays
     symusic         `Score(path)`: the file is parsed
     symusic_arrays  the same, and the notes of each track as NumPy arrays
     mido            `MidiFile(path)`, on a sample of the files
@@ -25,6 +26,7 @@ import symusic
 
 from tasks import ingest, ledger
 from tasks.config import ParseConfig
+from tasks.music.midi_files import read_files
 from tasks.sources.limits import SourceLimits
 from tasks.sources.scan import scan_sources
 
@@ -33,6 +35,7 @@ try:
 except ImportError:
     miditok = None
 
+FILES_A_BATCH = 100
 PACKAGES = ("symusic", "mido", "miditok", "numba", "numpy", "pyarrow")
 
 
@@ -47,16 +50,16 @@ def main() -> None:
         paths, name = report.midi_files(folder), folder.name
         whole, counts = compare_whole(folder, paths, Path(temporary), given.rounds)
         sample = report.spread(paths, given.sample_files)
-        on_sample = compare_sample(sample, Path(temporary) / "sample", given.rounds)
+        on_sample = time_slow_peers(sample, given.rounds)
         n_bytes = sum(path.stat().st_size for path in paths)
     record = {
         "ratio": round(whole["symusic_arrays"].seconds / whole["ours"].seconds, 3),
         "ratio_means": "files/s of ours, whole, over symusic and its note arrays, one core each",
         "over_symusic": round(whole["symusic"].seconds / whole["ours"].seconds, 3),
-        "over_peers_on_sample": {
-            peer: round(timing.seconds / on_sample["ours"].seconds, 1)
+        "reading_over_symusic_arrays": round(whole["symusic_arrays"].seconds / whole["reading"].seconds, 3),
+        "over_slow_peers": {
+            peer: round((timing.seconds / len(sample)) / (whole["ours"].seconds / len(paths)), 1)
             for peer, timing in on_sample.items()
-            if peer != "ours"
         },
         "files": len(paths),
         "bytes": n_bytes,
@@ -70,30 +73,25 @@ def main() -> None:
 
 def compare_whole(folder: Path, paths: list[Path], scratch: Path, rounds: int) -> tuple[dict[str, Any], dict[str, int]]:
     counts: dict[str, int] = {}
+    contents = [path.read_bytes() for path in paths]
+    batches = [contents[place : place + FILES_A_BATCH] for place in range(0, len(contents), FILES_A_BATCH)]
     sides = {
         "ours": lambda: counts.update(ingest_folder(folder, scratch)),
+        "reading": lambda: [read_files(batch) for batch in batches],
         "symusic": lambda: read_all(paths, with_arrays=False),
         "symusic_arrays": lambda: counts.update(symusic_notes=read_all(paths, with_arrays=True)),
     }
     return report.measure(sides, rounds), counts
 
 
-def compare_sample(sample: list[Path], scratch: Path, rounds: int) -> dict[str, Any]:
-    """Time the slow peers on a few files, and ours on the same ones, copied into a folder."""
-    folder = scratch / "files"
-    folder.mkdir(parents=True)
-    for index, path in enumerate(sample):
-        shutil.copy(path, folder / f"{index:04d}{path.suffix}")
-    copies = sorted(folder.iterdir())
-    sides: dict[str, Any] = {
-        "ours": lambda: ingest_folder(folder, scratch),
-        "mido": lambda: [mido.MidiFile(path, clip=True) for path in copies],
-    }
+def time_slow_peers(sample: list[Path], rounds: int) -> dict[str, Any]:
+    """Time the slow peers on a few files, evenly spaced over all."""
+    sides: dict[str, Any] = {"mido": lambda: [mido.MidiFile(path, clip=True) for path in sample]}
     if miditok is None:
         print("MidiTok is not installed: without it. See the head of bench_encode.py for the two commands.")
     else:
         tokenizer = miditok.MIDILike(miditok.TokenizerConfig(num_velocities=32))
-        sides["miditok"] = lambda: [tokenizer.preprocess_score(symusic.Score(path)) for path in copies]
+        sides["miditok"] = lambda: [tokenizer.preprocess_score(symusic.Score(path)) for path in sample]
     return report.measure(sides, max(3, rounds // 2))
 
 

@@ -25,8 +25,8 @@ from typing import IO, Any, TypeVar
 Item = TypeVar("Item")
 
 _PR_SET_PDEATHSIG = 1
-# A child lives for seconds and touches fresh memory throughout. So: pages of 2 MiB, and what is freed is kept for the next
-# use instead of being given back. That took a quarter off the time of reading. Other systems ignore the names.
+# A child lives for seconds and touches fresh memory throughout. So: pages of 2 MiB, and what is freed is kept for the
+# next use instead of being given back. That took a quarter off the time of reading. Other systems ignore the names.
 _HOST_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",

@@ -48,7 +48,7 @@ def test_ingest_runs_on_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     script("bench_ingest", monkeypatch).main()
     case = json.loads((tmp_path / "out" / "ingest.json").read_text())["cases"]["music"]
     assert case["files"] == 3
-    assert case["ours"]["notes"] == case["symusic"]["notes"] == case["mido"]["notes"]
+    assert case["notes"] == case["symusic_notes"] > 0
     assert str(tmp_path) not in json.dumps(case)
 
 

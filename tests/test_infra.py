@@ -140,7 +140,7 @@ def test_extra_pins_add_to_the_constraints_and_change_none() -> None:
 
 def test_settings_are_what_the_command_line_sets() -> None:
     active, examples, _ = settings_lines()
-    on_terminals = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"}  # a service wants its log lines
+    on_terminals = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "MLFLOW_LOGGING_LEVEL"}  # a service wants its log lines
     assert active == {name: value for name, value in environment.DEFAULTS.items() if name not in on_terminals}
     assert {name: examples[name] for name in on_terminals} == {
         name: environment.DEFAULTS[name] for name in on_terminals
