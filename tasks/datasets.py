@@ -141,11 +141,11 @@ def plan_tokens(config: DatasetConfig, ledger: Ledger, songs: Sequence[SongShard
     split_of = np.asarray(pc.index_in(ledger.pieces.column("split"), pa.array(SPLITS)))
     for number in range(len(songs)):
         begin, end = np.searchsorted(ledger.shard, [number, number + 1])
-        pieces = ledger.pieces.column("piece").slice(begin, end - begin).to_numpy()
+        pieces = ledger.pieces.column("piece").slice(begin, end - begin).combine_chunks()
         for split in range(len(SPLITS)):
-            chosen = pieces[split_of[begin:end] == split]
+            chosen = pieces.filter(pa.array(split_of[begin:end] == split))
             if len(chosen):
-                wanted.append((songs[number].path, SPLITS[split], tuple(chosen)))
+                wanted.append((songs[number].path, SPLITS[split], chosen))
     return plan_token_shards(wanted, config.encoding, config.augment, folder / "tokens")
 
 

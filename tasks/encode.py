@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 NO_AUGMENTATION = AugmentConfig(transpositions=(0,), stretches=(1.0,))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenShard:
     """One unit of encoding: some pieces of a song shard, all of one split, and where the result goes."""
 
     songs: Path
-    pieces: tuple[str, ...]
+    pieces: pa.StringArray  # a quarter of the memory of a tuple of strings
     split: str
     encoding: TokenizerConfig
     augment: AugmentConfig
@@ -52,7 +52,7 @@ class TokenShardCounts:
 
 
 def plan_token_shards(
-    wanted: Iterable[tuple[Path, str, tuple[str, ...]]], encoding: TokenizerConfig, augment: AugmentConfig, folder: Path
+    wanted: Iterable[tuple[Path, str, pa.StringArray]], encoding: TokenizerConfig, augment: AugmentConfig, folder: Path
 ) -> list[TokenShard]:
     """Name token shards by what is in them.
 
@@ -68,7 +68,7 @@ def plan_token_shards(
         identity = {
             "schema": SCHEMA_NUMBER,
             "songs": songs.stem,
-            "pieces": pieces,
+            "pieces": pieces.to_pylist(),
             "encoder": tokenizer.digest,
             "augment": to_json(variants),
         }
@@ -87,7 +87,8 @@ def build_token_shards(shards: list[TokenShard], on_pieces: Callable[[int], None
 def build_token_shard(shard: TokenShard) -> int:
     """Encode one shard and write it; return the number of pieces."""
     tokenizer = build_tokenizer(shard.encoding)
-    batch = read_notes(shard.songs, shard.pieces)
+    pieces = tuple(shard.pieces.to_pylist())
+    batch = read_notes(shard.songs, pieces)
     parts: list[pa.Table] = []
     n_variants_left_out = 0
     counts: dict[str, Any] = {}
@@ -98,7 +99,7 @@ def build_token_shard(shard: TokenShard) -> int:
             dropped = {reason: int(per_piece.sum()) for reason, per_piece in sorted(plain.dropped.items())}
             counts = {"pieces_without_notes": int((plain.n_notes == 0).sum()), "notes_dropped": dropped}
         for semitones in shard.augment.transpositions:
-            table, n_left_out = _variant_rows(tokenizer, plain, shard.pieces, semitones, stretch, holds_drums)
+            table, n_left_out = _variant_rows(tokenizer, plain, pieces, semitones, stretch, holds_drums)
             parts.append(table)
             n_variants_left_out += n_left_out
     table = pa.concat_tables(parts).sort_by(
