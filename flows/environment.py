@@ -14,7 +14,6 @@ from tasks.home import Home
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 
 DEFAULTS = {
-    "ARROW_DEFAULT_MEMORY_POOL": "system",  # gives memory back at once; a rebuild of a million files shows it
     # privacy
     "DO_NOT_TRACK": "true",  # the word: MLflow does not take "1"
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

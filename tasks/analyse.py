@@ -170,4 +170,5 @@ def read_analysis(shards: Sequence[AnalysisShard]) -> Analysis:
     names = [field.name for field in ANALYSIS_SCHEMA if not pa.types.is_list(field.type)]
     tables = [read_table(shard.path, names).replace_schema_metadata(None) for shard in shards]
     sizes = np.cumsum([0, *(table.num_rows for table in tables)])
-    return Analysis(pa.concat_tables([ANALYSIS_SCHEMA.empty_table().select(names), *tables]), tuple(shards), sizes)
+    table = pa.concat_tables([ANALYSIS_SCHEMA.empty_table().select(names), *tables]).combine_chunks()
+    return Analysis(table, tuple(shards), sizes)
