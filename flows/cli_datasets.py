@@ -8,6 +8,7 @@ import typer
 from flows import environment
 from flows.cli_look import tracker_of
 from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, print_list
+from tasks.errors import ConfigError
 from tasks.home import Home
 
 app = typer.Typer(help="List, compare, check and clean up dataset versions.", invoke_without_command=True)
@@ -22,6 +23,10 @@ def datasets(context: typer.Context, home: HomeOption = DEFAULT_HOME, as_json: J
     """Dataset versions: list, show, diff, verify, prune, catalog. Alone, it lists them."""
     if context.invoked_subcommand is None:
         list_versions(home, as_json)
+    elif as_json or str(context.get_parameter_source("home")).endswith("COMMANDLINE"):
+        raise ConfigError(
+            f"write --home and --json behind the subcommand: orchestrion datasets {context.invoked_subcommand} ..."
+        )
 
 
 @app.command("list", epilog="Example: orchestrion datasets list --json")
@@ -78,7 +83,7 @@ def verify(
     environment.configure_logging(0)
     chosen = list_datasets(where) if everything else [resolve_dataset(where, reference)]
     found: list[dict[str, Any]] = []
-    n_files = sum(len(dataset.shards()) + 1 for dataset in chosen)
+    n_files = sum(len(dataset.shards()) + 1 for dataset in chosen)  # and the ledger
     with Progress("verifying", n_files, "files") as progress:
         for dataset in chosen:
             problems = verify_version(dataset, progress.advance)

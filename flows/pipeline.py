@@ -39,6 +39,8 @@ def rebuild_dataset(config: DatasetConfig = DatasetConfig(), home: str = "", par
     with where.locked("rebuild-dataset", _lock_wait()):
         inputs = steps.find_inputs(config, where)
         dataset = steps.find_whole_version(where, inputs)
+        if dataset and not dataset.report.exists():
+            dataset = None  # a kill after publishing: nobody was told of it yet
         reused = dataset is not None
         if dataset is None:
             with Tracker(where).open_run(

@@ -89,7 +89,7 @@ class DatasetConfig:
     test_share: float = 0.1
     split_seed: int = 0
     leakage: LeakageConfig = field(default_factory=LeakageConfig)
-    max_reject_share: float = 0.5  # a rebuild with more broken files than this fails
+    max_reject_share: float = 0.5  # a rebuild with more rejected files than this fails; filters and licences count too
     encoding: OoreConfig = field(default_factory=OoreConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.cluster import n_cpus
-from tasks.datasets import DatasetVersion, checksum_path, file_hash, list_datasets
+from tasks.datasets import DatasetVersion, checksum_path, file_hash, list_datasets, newest_version
 from tasks.home import Home
 
 logger = logging.getLogger(__name__)
@@ -83,9 +83,11 @@ def prune(home: Home, keep_versions: int = 0, used: Sequence[str] = (), dry_run:
     versions, n_files, n_bytes = [], 0, 0
     kept: list[DatasetVersion] = []
     of_name: dict[str, int] = {}
+    latest = {folder.name: newest_version(home, folder.name) for folder in home.datasets.glob("*") if folder.is_dir()}
+    pinned = {*used, *(dataset.reference for dataset in latest.values() if dataset)}
     for dataset in list_datasets(home):
         of_name[dataset.name] = of_name.get(dataset.name, 0) + 1
-        if not keep_versions or of_name[dataset.name] <= keep_versions or dataset.reference in used:
+        if not keep_versions or of_name[dataset.name] <= keep_versions or dataset.reference in pinned:
             kept.append(dataset)
         else:
             versions.append(dataset)
@@ -93,9 +95,7 @@ def prune(home: Home, keep_versions: int = 0, used: Sequence[str] = (), dry_run:
     for path in doomed:
         n_files, n_bytes = n_files + 1, n_bytes + path.stat().st_size
     if not dry_run:
-        for (
-            dataset
-        ) in versions:  # the version first: a kill in between leaves shards without a version, not the reverse
+        for dataset in versions:  # before its shards: a kill in between must not leave a version without them
             dataset.manifest_path.unlink()
             shutil.rmtree(dataset.version_folder)
             shutil.rmtree(dataset.report.parent, ignore_errors=True)
@@ -109,8 +109,8 @@ def prune(home: Home, keep_versions: int = 0, used: Sequence[str] = (), dry_run:
 def _leftovers(home: Home) -> list[Path]:
     """Return what an interrupted publishing or pruning left: versions without a manifest, and reports of no version."""
     published = {dataset.version_folder for dataset in list_datasets(home)}
-    versions = [path for path in home.datasets.glob("*/versions/*") if path not in published]
-    reports = home.datasets.glob("*/reports/*")
+    versions = [path for path in home.datasets.glob("*/versions/*") if path.is_dir() and path not in published]
+    reports = [path for path in home.datasets.glob("*/reports/*") if path.is_dir()]
     return versions + [path for path in reports if path.parents[1] / "versions" / path.name not in published]
 
 

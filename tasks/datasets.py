@@ -203,6 +203,9 @@ def _hash_shards(dataset: DatasetVersion, previous: DatasetVersion | None) -> di
     """Return path -> SHA-256 of every shard; a shard of the previous version is known already."""
     known = _known_hashes(previous) if previous else {}
     paths = {str(path.relative_to(dataset.folder)): path for path in dataset.shards()}
+    if previous and known:  # a shard that is younger was built again, perhaps by another version of pyarrow
+        written = previous.hashes_path.stat().st_mtime_ns
+        known = {n: value for n, value in known.items() if n in paths and paths[n].stat().st_mtime_ns <= written}
     new = [name for name in paths if name not in known]
     with ThreadPoolExecutor(n_cpus()) as pool:
         hashed = dict(zip(new, pool.map(file_hash, (paths[name] for name in new)), strict=True))
@@ -358,10 +361,12 @@ def list_datasets(home: Home, name: str = "*") -> list[DatasetVersion]:
 def holds_names(dataset: DatasetVersion, files: pa.Table) -> bool:
     """Tell whether the ledger calls the files as the scan does; contents may be the same under other names."""
     try:
-        ledger = read_table(dataset.ledger, ["path", "content_hash"])
+        ledger = read_table(dataset.ledger, ["path", "source", "content_hash"])
     except (OSError, pa.ArrowException):
         return False  # damaged; publishing it again mends it
     if not ledger.column("path").equals(files.column("path")):
+        return False
+    if not ledger.column("source").equals(files.column("source").cast(pa.string())):
         return False
     return (
         ledger.column("content_hash")

@@ -99,6 +99,8 @@ def build_ledger(
     Raises:
         DatasetError: no usable file, fewer groups than splits, or more rejected than `max_reject_share`.
     """
+    if not len(contents):
+        raise DatasetError(_unusable(files.num_rows, count_values(files, "reason")))
     facts = read_song_facts(shards)
     reason, detail = _strings(facts, "reason"), _strings(facts, "detail")
     music = np.flatnonzero(_equals(facts, "status", "accepted"))  # row i of the analysis is content music[i]
@@ -192,8 +194,6 @@ def _rows(
     is_first = np.zeros(n_files, np.bool_)
     is_first[first] = True
     at = np.maximum(place, 0)
-    if not len(contents):
-        raise DatasetError(_unusable(files.num_rows, count_values(files, "reason")))
     is_copy = has_content & accepted[at] & ~is_first
     is_near = has_content & (original[at] >= 0)
     status = np.where(has_content & accepted[at] & is_first, 0, np.where(is_copy | is_near, 1, 2))
@@ -261,10 +261,7 @@ def _splits(config: DatasetConfig, contents: Contents, kept: np.ndarray, groups:
         stated = contents.files.column("split").take(pa.array(contents.first)).cast(pa.string())
         stated = np.asarray(pc.index_in(stated, pa.array(SPLITS)).fill_null(-1))
         official = official_groups(stated.astype(np.int8)[kept], groups.component, groups.n_groups)
-    if np.all(official >= 0) and len(np.unique(official)) == len(SPLITS):
-        return official
-    seeded = split_groups(group_keys, config.validation_share, config.test_share, config.split_seed)
-    return np.where(official >= 0, official, seeded)
+    return split_groups(group_keys, config.validation_share, config.test_share, config.split_seed, official)
 
 
 def _most_notes(component: np.ndarray, n_notes: np.ndarray) -> np.ndarray:

@@ -9,7 +9,11 @@ SPLITS = ("train", "validation", "test")
 
 
 def split_groups(
-    group_keys: NDArray[np.uint64], validation_share: float, test_share: float, seed: int
+    group_keys: NDArray[np.uint64],
+    validation_share: float,
+    test_share: float,
+    seed: int,
+    fixed: NDArray[np.int8] | None = None,
 ) -> NDArray[np.int8]:
     """Assign every group to a split; a group's place depends on (seed, key) alone, so new pieces move no old one.
 
@@ -17,11 +21,13 @@ def split_groups(
 
     Args:
         group_keys: uint64[G], distinct; what the groups are called.
+        fixed: int8[G], the split of groups that have one already, -1 for the others; these alone are assigned.
     Returns:
         int8[G], indices into `SPLITS`.
     Raises:
-        DatasetError: fewer groups than splits.
+        DatasetError: fewer groups than splits, or none that could go to an empty one.
     """
+    fixed = np.full(len(group_keys), -1, np.int8) if fixed is None else fixed
     if len(group_keys) < len(SPLITS):
         raise DatasetError(
             f"found {len(group_keys)} distinct usable groups of pieces; at least {len(SPLITS)} are needed,"
@@ -32,11 +38,17 @@ def split_groups(
     lows = np.array([0.0, train_share, train_share + validation_share])
     highs = np.append(lows[1:], 1.0)
     splits = (np.searchsorted(lows, place, side="right") - 1).astype(np.int8)
+    splits = np.where(fixed >= 0, fixed, splits)
     for split in range(len(SPLITS)):
         if np.any(splits == split):
             continue
         counts = np.bincount(splits, minlength=len(SPLITS))
-        movable = np.flatnonzero(counts[splits] > 1)
+        movable = np.flatnonzero((counts[splits] > 1) & (fixed < 0))
+        if not len(movable):
+            raise DatasetError(
+                f"no piece is in split {SPLITS[split]}: the sources state a split for every piece, and filters or"
+                " licences left none there; set dataset.split=seeded, or accept more"
+            )
         distance = np.maximum(lows[split] - place[movable], place[movable] - highs[split])
         splits[movable[np.lexsort([group_keys[movable], distance])[0]]] = split
     return splits

@@ -110,6 +110,8 @@ def find_whole_version(home: Home, inputs: Inputs) -> DatasetVersion | None:
     found = datasets.find_version(home, inputs.config.name, inputs.version)
     if found is None or found.missing_files() or not datasets.holds_names(found, inputs.scan.files):
         return None
+    if found.manifest["counts"]["n_other_files"] != inputs.scan.n_other_files:
+        return None
     datasets.confirm(found)
     return found
 

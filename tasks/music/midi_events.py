@@ -40,6 +40,7 @@ DEFAULT_TEMPO = 500_000  # microseconds per quarter where a file says nothing: 1
 TEMPO_MIN = 1_000  # microseconds per quarter; below stand only broken files: 60,000 beats a minute
 _END_OF_TRACK, _PORT = 0x2F, 0x21
 _SUSTAIN = 64
+MAX_STEPS = 64  # notes of one channel and pitch, begun on other ports, that a note-off looks behind
 _NO_KIND = -1
 
 _NOTES, _SUSTAINS, _PROGRAMS, _METAS = range(4)  # places in `counts`
@@ -169,9 +170,10 @@ def _read_file(data, begin, end, max_notes, max_tracks, batch, facts, counts, he
     if begin == end:
         return _fail(facts, EMPTY, begin, 0, 1)
     if end - begin >= 12 and _is(data, begin, 82, 73, 70, 70) and _is(data, begin + 8, 82, 77, 73, 68):  # RIFF, RMID
+        start = begin
         begin, end = _unwrap_riff(data, begin, end)
         if begin < 0:
-            return _fail(facts, RIFF_WITHOUT_DATA, 12, 0, 0)
+            return _fail(facts, RIFF_WITHOUT_DATA, start + 12, 0, 0)
     if end - begin < 4 or not _is(data, begin, 77, 84, 104, 100):  # MThd
         return _fail(facts, NOT_MIDI, begin, 0, 0)
     if end - begin < 14:
@@ -306,7 +308,7 @@ def _mended_end(data, position, stated_end, file_end, running):
 def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, tails):
     """Read one track chunk; return where the next chunk begins. A fault is left in `facts`."""
     heads[:] = -1
-    programs = np.full(16, UNKNOWN_PROGRAM, np.uint8)
+    programs, held = np.full(16, UNKNOWN_PROGRAM, np.uint8), np.zeros(16, np.bool_)
     track, first_note, tick, key_base = facts[N_TRACKS], counts[_NOTES], 0, 0
     if facts[FORMAT] == 2:  # each track is a piece of its own, laid behind the one before, with nothing taken over
         tick, key_base = facts[LENGTH], track << 11
@@ -365,15 +367,23 @@ def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, 
                 tails[slot] = n_notes
                 n_notes += 1
             elif message <= 0x90:  # ends the note of this channel and pitch that began first, if any
-                note = heads[slot]
-                if note >= 0:
-                    heads[slot] = next_open[note]
+                note, before, steps = heads[slot], -1, 0
+                while note >= 0 and note_key[note] != key and steps < MAX_STEPS:  # begun on another port
+                    before, note, steps = note, next_open[note], steps + 1
+                if note >= 0 and note_key[note] == key:
+                    if before < 0:
+                        heads[slot] = next_open[note]
+                    else:
+                        next_open[before] = next_open[note]
+                        if tails[slot] == note:
+                            tails[slot] = before
                     length = tick - onset[note]
                     duration[note] = max(length, 1)
                     facts[ZERO_LENGTH_NOTES] += length == 0
             elif message == 0xB0 and first == _SUSTAIN:
                 sustain_tick[n_sustains], sustain_key[n_sustains], sustain_value[n_sustains] = tick, key, second
                 n_sustains += 1
+                held[channel] = second >= 64
             elif message == 0xC0:
                 programs[channel] = first
                 place = counts[_PROGRAMS]
@@ -404,6 +414,12 @@ def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, 
         _fail(facts, CHUNK_CUT, begin - 4, stated_end - begin, file_end - begin)
         return end
     facts[LENGTH] = min(max(facts[LENGTH], tick), TICK_MAX)
+    if facts[FORMAT] == 2:  # a pedal that is never lifted is lifted where its piece ends
+        for channel in range(16):
+            if held[channel]:
+                sustain_tick[n_sustains], sustain_key[n_sustains] = facts[LENGTH], key_base | channel
+                sustain_value[n_sustains] = 0
+                n_sustains += 1
     facts[N_NOTE_ONS] += n_notes - first_note
     for note in range(first_note, n_notes):
         facts[UNENDED_NOTES] += duration[note] == UNENDED

@@ -84,6 +84,7 @@ _DOUBTFUL = (
     events.HEADER_LENGTH, events.CHUNK_CUT, events.BAD_CHUNK, events.NO_TRACKS, events.NO_STATUS, events.BAD_STATUS,
     events.EVENT_CUT, events.BAD_LENGTH, events.NO_NOTES, events.ALL_UNENDED,
 )  # fmt: skip
+_LATE = (events.TICK_OVERFLOW, songs.TOO_MANY_PARTS, songs.TOO_MANY_PEDALS, songs.TOO_LONG)
 _GUESSES = (
     (b"version https://git-lfs", "a Git LFS pointer and not the file"),
     (b"<", "HTML or XML"),
@@ -104,9 +105,13 @@ def read_files(contents: Sequence[bytes], limits: ReadLimits = ReadLimits()) -> 
     readable = [b"" if refusal else data for data, refusal in zip(contents, refusals, strict=True)]
     batch = _read(readable, limits)
     second = _ask_second_reader(readable, batch, limits)
-    if second:
-        readable = [second.get(index, data) for index, data in enumerate(readable)]
-        batch = _read(readable, limits)
+    while second:
+        tried = _read([second.get(index, data) for index, data in enumerate(readable)], limits)
+        worse = [index for index in second if tried.facts[index, events.CODE] != events.OK]
+        if not worse:
+            batch = tried
+            break
+        second = {index: data for index, data in second.items() if index not in worse}
     for index in np.flatnonzero(batch.facts[:, events.CODE]).tolist():
         refusals[index] = refusals[index] or _refusal(batch.facts[index], contents[index])
     return ReadBatch(batch, refusals, _losses(batch, second))
@@ -117,7 +122,14 @@ def _read(contents: Sequence[bytes], limits: ReadLimits) -> SongBatch:
     offsets = np.zeros(len(contents) + 1, np.int64)
     np.cumsum([len(content) for content in contents], out=offsets[1:])
     read = events.read_events(data, offsets, limits.max_notes, limits.max_tracks)
-    return songs.arrange_songs(read, limits.max_seconds, limits.max_pedals)
+    batch = songs.arrange_songs(read, limits.max_seconds, limits.max_pedals)
+    late = np.flatnonzero(np.isin(batch.facts[:, events.CODE], _LATE) & (np.diff(offsets) > 0))
+    if not len(late):
+        return batch
+    # Refused when parts of them were written already: once more without them, so that they have no rows.
+    without = _read([b"" if index in late else content for index, content in enumerate(contents)], limits)
+    without.facts[late] = batch.facts[late]
+    return without
 
 
 def _ask_second_reader(contents: Sequence[bytes], batch: SongBatch, limits: ReadLimits) -> dict[int, bytes]:

@@ -46,3 +46,13 @@ def test_a_group_that_the_source_tears_apart_goes_where_most_of_it_is_and_in_dou
     of_piece = np.array([0, 0, 2, 0, 1, -1, -1, 1], np.int8)
     group_of_piece = np.array([0, 0, 0, 1, 1, 2, 3, 3])
     assert official_groups(of_piece, group_of_piece, 4).tolist() == [0, 1, -1, 1]
+
+
+def test_groups_with_a_split_of_their_own_keep_it_and_no_split_stays_empty() -> None:
+    fixed = np.array([0] * 8 + [-1] * 4, np.int8)
+    for seed in range(30):
+        splits = split_groups(groups(12), 0.1, 0.1, seed, fixed)
+        assert np.all(splits[:8] == 0)
+        assert set(splits.tolist()) == {0, 1, 2}
+    with pytest.raises(DatasetError, match="no piece is in split validation"):
+        split_groups(groups(4), 0.1, 0.1, 0, np.array([0, 0, 2, 2], np.int8))

@@ -517,3 +517,40 @@ def test_a_million_early_ends_are_read_in_one_go() -> None:
     score = read_midi(smf(b"\0\xff\x2f\0" * 500_000 + ONE_NOTE))
     assert note_rows(score) == [(0, 480, 60, 80)]
     assert score.dropped == {"early_ends": 1}
+
+
+def test_notes_of_two_ports_in_one_track_end_on_their_own_port() -> None:
+    ports = [b"\xff\x21\x01\x00", b"\xff\x21\x01\x01"]
+    begins = [(0, ports[0]), (0, on(60, 64)), (0, ports[1]), (0, on(60, 80))]
+    ends = [(96, off(60)), (0, ports[0]), (96, off(60))]
+    notes = sorted(note_rows(read_midi(smf(track(*begins, *ends)))))
+    assert notes == [(0, 96, 60, 80), (0, 192, 60, 64)]
+
+
+def test_a_pedal_of_a_format_2_sequence_ends_with_it() -> None:
+    first = track((0, pedal(127)), (0, on(60)), (96, off(60)))
+    second = track((0, on(62)), (960, off(62)))
+    assert [span[1:] for span in spans(read_midi(smf(first, second, file_format=2)))] == [(0, 96)]
+
+
+@pytest.mark.parametrize("limits", [ReadLimits(max_pedals=1), ReadLimits(max_seconds=0.01)])
+def test_a_file_that_is_refused_late_has_no_rows_and_the_next_one_is_whole(limits: ReadLimits) -> None:
+    from tasks.music.midi_files import read_files
+
+    bad = smf(track(*[(5, pedal(v)) for v in (127, 0, 127, 0)], (0, on(60)), (480, off(60))))
+    good = smf(track((0, on(60)), (5, off(60))))
+    batch = read_files([good, bad, good], limits)
+    assert [refusal is None for refusal in batch.refusals] == [True, False, True]
+    assert np.diff(batch.songs.note_offsets).tolist() == [1, 0, 1]
+    assert np.diff(batch.songs.pedal_offsets).tolist() == [0, 0, 0]
+    tempos, *_ = (np.diff(offsets).tolist() for offsets, _, _ in batch.songs.metas.values())
+    assert tempos == [1, 0, 1]
+    assert batch.songs.programs.sum(axis=1).tolist() == [1, 0, 1]
+
+
+def test_the_place_of_a_fault_counts_from_its_own_file() -> None:
+    from tasks.music.midi_files import read_files
+
+    refusal = read_files([smf(ONE_NOTE), b"RIFF\0\0\0\0RMID"]).refusals[1]
+    assert refusal is not None
+    assert refusal.detail.endswith("at byte 12")
