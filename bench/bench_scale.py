@@ -59,6 +59,7 @@ def main() -> None:
         record = {
             "ratio": rates["end_over_start"],
             "ratio_means": "files parsed in a second in the last fifth over the first fifth",
+            "rounds": 1,
             "files": given.files,
             "archive_bytes": n_bytes,
             **{key: first["result"][key] for key in ("n_accepted", "n_duplicate", "n_rejected", "n_notes", "n_tokens")},

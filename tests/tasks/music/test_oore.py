@@ -190,6 +190,10 @@ def test_empty_pieces_stand_between_others() -> None:
 # --- laws
 
 
+def slow_units(seconds: float) -> int:
+    return int(seconds * 125 + 0.5 + 125e-9)  # halves up, also those that fall a nanosecond short in binary
+
+
 def slow_tokens(score: Score) -> list[int]:
     """The definition of encoding without pedals, one note at a time."""
     sounding: dict[int, dict[int, list[int]]] = {}  # pitch -> onset unit -> end unit, velocity
@@ -197,8 +201,8 @@ def slow_tokens(score: Score) -> list[int]:
     for pitch, onset, end, velocity in zip(
         notes.pitch.tolist(), notes.onset_seconds, notes.end_seconds, notes.velocity.tolist(), strict=True
     ):
-        merged = sounding.setdefault(pitch, {}).setdefault(int(onset * 125 + 0.5), [0, 0])
-        merged[:] = max(merged[0], int(end * 125 + 0.5)), max(merged[1], velocity)
+        merged = sounding.setdefault(pitch, {}).setdefault(slow_units(onset), [0, 0])
+        merged[:] = max(merged[0], slow_units(end)), max(merged[1], velocity)
     events = []
     for pitch, strikes in sounding.items():
         onsets = sorted(strikes)
