@@ -293,7 +293,16 @@ def parse_members(members: pa.Table, limits: ReadLimits, quarantined: dict[str, 
     """Read the files of scan rows and return one song row for each, in their order."""
     parts, contents, n_bytes, begin = [], list[bytes](), 0, 0
     hashes, paths = members.column("content_hash").to_pylist(), members.column("path").to_pylist()
-    for place, content in enumerate(read_members(members)):
+    sizes = members.column("n_bytes").to_numpy()
+    is_small = sizes <= limits.max_bytes  # a larger file is not even read
+    refused = {
+        hashes[place].hex(): ["too_long", f"file of {sizes[place]} bytes, limit {limits.max_bytes}"]
+        for place in np.flatnonzero(~is_small).tolist()
+    }
+    quarantined = refused | quarantined
+    readable = read_members(members.filter(pa.array(is_small)))
+    for place in range(members.num_rows):
+        content = next(readable) if is_small[place] else b""
         if isinstance(content, BadRead):
             raise DatasetError(f"{paths[place]}: {content.detail}; run the rebuild again")
         contents.append(b"" if quarantined and hashes[place].hex() in quarantined else content)

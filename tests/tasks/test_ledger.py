@@ -16,6 +16,7 @@ from tasks.leakage import LeakageConfig
 from tasks.ledger import count_losses, count_notes
 from tasks.music.midi_writer import write_midi
 from tasks.music.score import Score, build_score, read_midi
+from tasks.sources.limits import SourceLimits
 from tests.samples import small_corpus, small_dataset
 
 
@@ -162,3 +163,26 @@ def test_an_official_split_is_taken_and_a_group_it_tears_apart_is_held_out(home:
         if rows[path]["group"] not in {rows[paths[-1]]["group"], rows[paths[-3]]["group"]}:
             assert rows[path]["split"] == "train", path
     assert rows[paths[-1]]["split"] == "validation"
+
+
+def test_a_file_above_the_limit_is_refused_without_being_read(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import ingest
+    from tasks.config import ParseConfig
+    from tasks.music.read_limits import ReadLimits
+    from tasks.sources.scan import scan_sources
+
+    source = small_corpus(tmp_path / "midi", 4)
+    (source / "huge.mid").write_bytes(bytes(2**20))
+    files = scan_sources([str(source)], home.cache, SourceLimits()).files
+    asked: list[str] = []
+    honest = ingest.read_members
+    monkeypatch.setattr(ingest, "read_members", lambda rows: asked.extend(rows["path"].to_pylist()) or honest(rows))
+    members = ingest.distinct_contents(files)
+    shards = ingest.plan_song_shards(ParseConfig(), members, tmp_path / "songs")
+    rows = [r for s in shards for r in ingest.parse_members(s.members, ReadLimits(max_bytes=2**19), {}).to_pylist()]
+    (huge,) = (row for row in rows if row["status"] == "rejected")
+    assert (huge["reason"], huge["detail"]) == ("too_long", "file of 1048576 bytes, limit 524288")
+    assert len(rows) == 5
+    assert sorted(asked) == sorted(path.name for path in source.glob("*.mid") if path.name != "huge.mid")
