@@ -73,7 +73,7 @@ class ParseConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetConfig:
-    """What becomes a dataset version. Names, places and limits of sources do not change it; everything else does."""
+    """What becomes a dataset version. `name`, `sources` and `rehash` do not change it; everything else does."""
 
     sources: tuple[str, ...] = ()  # folders, files, lists, archives, addresses, catalog names; none: the sample corpus
     name: str = ""  # empty: made of the first source's name

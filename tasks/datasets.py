@@ -163,6 +163,7 @@ def publish(
     final, temporary = folder / "versions" / version, folder / "versions" / f".{version}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    notes = count_notes(ledger.table)
     manifest = {
         "schema": SCHEMA_NUMBER,
         "name": name,
@@ -170,7 +171,7 @@ def publish(
         "config": settings_of(config),
         "encoder": _encoder_facts(config),
         "counts": _counts(ledger, n_other_files),
-        "notes": count_notes(ledger.table),
+        "notes": notes,
         "groups": _group_facts(ledger),
         "leakage": leakage.as_json(),
         "splits": {split: _split_facts(split, ledger, tokens, folder) for split in SPLITS},
@@ -178,6 +179,7 @@ def publish(
         "analysis": [str(shard.path.relative_to(folder)) for shard in analysis],
     }
     _refuse_empty_splits(config, manifest["splits"])
+    manifest["counts"]["n_notes"] = notes["kept"]
     manifest["counts"]["n_tokens"] = sum(facts["n_tokens"] for facts in manifest["splits"].values())
     previous, earlier = newest_version(home, name), find_version(home, name, version)
     if earlier:  # published before, but damaged or under other names since: what it said of changes stands
@@ -253,7 +255,6 @@ def _counts(ledger: Ledger, n_other_files: int) -> dict[str, Any]:
         "n_accepted": status["accepted"],
         "n_duplicate": status["duplicate"],
         "n_rejected": status["rejected"],
-        "n_notes": count_notes(table)["kept"],
         "rejected_by_reason": reasons["rejected"],
         "duplicate_by_reason": reasons["duplicate"],
         "left_out_by_reader": count_losses(table),
