@@ -51,9 +51,9 @@ def report_inputs(dataset: DatasetVersion, files: pa.Table, ledger: Ledger, anal
         for split in SPLITS
         for place in np.flatnonzero(splits == split)[:SAMPLES_PER_SPLIT].tolist()  # by piece id: as good as by lot
     ]
-    accepted = files.filter(pc.equal(ledger.table.column("status"), "accepted"))
-    order = np.lexsort([np.arange(accepted.num_rows), -accepted.column("n_bytes").to_numpy()])[:N_TIMED]
-    largest = accepted.take(pa.array(order)).unify_dictionaries().combine_chunks()
+    accepted = np.flatnonzero(pc.equal(ledger.table.column("status"), "accepted").to_numpy())
+    order = np.lexsort([accepted, -files.column("n_bytes").to_numpy()[accepted]])[:N_TIMED]
+    largest = files.take(pa.array(accepted[order])).unify_dictionaries().combine_chunks()
     without_rows = Analysis(analysis.table.slice(0, 0), analysis.shards, analysis.offsets)
     return ReportInputs(dataset, without_rows, tuple(samples), largest)
 

@@ -27,7 +27,7 @@ from tasks.errors import DatasetError, NotFound
 from tasks.home import Home, json_bytes, publish_folder, read_json, sync_folder, write_atomically
 from tasks.ingest import SongShard, hash_words, hex_strings
 from tasks.leakage import LeakageReport
-from tasks.ledger import Ledger, count_losses, count_notes, count_values
+from tasks.ledger import Ledger, count_losses, count_notes, count_reasons, count_values
 from tasks.music.tokenizers.registry import build_tokenizer
 from tasks.shards import SCHEMA_NUMBER, read_table, write_table
 from tasks.sources.spec import source_name
@@ -116,7 +116,8 @@ def version_of(config: DatasetConfig, files: pa.Table) -> str:
     The dataset's name, the sources' places, the files' names and their order do not count; contents, what the sources
     state of them, and settings do.
     """
-    readable = files.filter(pc.is_valid(files.column("content_hash")))
+    files = files.select(["path", "reason", "content_hash", "licence", "split"])  # a filter copies what it sees
+    readable = files.drop_columns(["path", "reason"]).filter(pc.is_valid(files.column("content_hash")))
     words = hash_words(readable.column("content_hash").combine_chunks())
     stated = [pc.fill_null(readable.column(name).cast(pa.string()), "") for name in ("licence", "split")]
     facts = pc.binary_join_element_wise(*stated, "|").combine_chunks().dictionary_encode()
@@ -245,10 +246,7 @@ def _encoder_facts(config: DatasetConfig) -> dict[str, Any]:
 def _counts(ledger: Ledger, n_other_files: int) -> dict[str, Any]:
     table = ledger.table
     status = count_values(table, "status")
-    reasons = {
-        state: dict(count_values(table.filter(pc.equal(table.column("status"), state)), "reason"))
-        for state in ("rejected", "duplicate")
-    }
+    reasons = {state: dict(count_reasons(table, state)) for state in ("rejected", "duplicate")}
     return {
         "n_files": table.num_rows,
         "n_other_files": n_other_files,

@@ -151,11 +151,14 @@ def _cut(
     return lower + _cut(prefixes, n_bytes, limits, middle, end, bits + 1, middle_prefix)
 
 
+def start_workers() -> None:
+    """Start Ray and have one worker compile the reader, or every worker would compile it for itself."""
+    cluster.run_apart(prepare)
+
+
 def build_song_shards(shards: Sequence[SongShard], on_files: Callable[[int], None] | None = None) -> int:
     """Parse and write the shards that do not exist yet; return how many were written."""
     missing = [shard for shard in shards if not shard.path.exists()]
-    if missing:
-        prepare()  # once here, or every worker would compile the reader for itself
     cluster.run_over(parse_isolated, jobs(missing), lambda n_files: on_files and on_files(n_files))
     return len(missing)
 

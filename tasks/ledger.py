@@ -274,7 +274,8 @@ def _most_notes(component: np.ndarray, n_notes: np.ndarray) -> np.ndarray:
 
 def count_notes(ledger: pa.Table) -> dict[str, Any]:
     """Return notes found, kept, and dropped by reason; found = kept + all dropped."""
-    read = ledger.filter(pc.is_valid(ledger.column("n_note_ons")))
+    noted = ledger.select(["status", "reason", "n_note_ons", "n_notes"])  # a filter copies every column that it sees
+    read = noted.filter(pc.is_valid(noted.column("n_note_ons")))
     sums = read.group_by(["status", "reason"]).aggregate([("n_note_ons", "sum"), ("n_notes", "sum")]).to_pylist()
     dropped: Counter[str] = Counter()
     for row in sums:
@@ -290,7 +291,7 @@ def count_notes(ledger: pa.Table) -> dict[str, Any]:
 
 def count_losses(ledger: pa.Table) -> dict[str, int]:
     """Return what the reader left out or mended in accepted files, by reason."""
-    dropped = ledger.filter(pc.equal(ledger.column("status"), "accepted")).column("dropped")
+    dropped = ledger.column("dropped").filter(pc.equal(ledger.column("status"), "accepted"))
     losses: Counter[str] = Counter()
     for entry in pc.value_counts(dropped).to_pylist():
         for reason, n in json.loads(entry["values"] or "{}").items():
@@ -299,7 +300,7 @@ def count_losses(ledger: pa.Table) -> dict[str, int]:
 
 
 def _refuse_unusable(config: DatasetConfig, ledger: pa.Table) -> None:
-    reasons = count_values(ledger.filter(pc.equal(ledger.column("status"), "rejected")), "reason")
+    reasons = count_reasons(ledger, "rejected")
     n_rejected = reasons.total()
     if n_rejected == ledger.num_rows:
         raise DatasetError(_unusable(ledger.num_rows, reasons))
@@ -308,6 +309,12 @@ def _refuse_unusable(config: DatasetConfig, ledger: pa.Table) -> None:
             f"{n_rejected} of {ledger.num_rows} files rejected ({_said(reasons)}), more than"
             f" dataset.max_reject_share={config.max_reject_share}"
         )
+
+
+def count_reasons(ledger: pa.Table, state: str) -> Counter[str]:
+    """Return how many files are in a state for each reason."""
+    told = ledger.select(["status", "reason"])
+    return count_values(told.filter(pc.equal(told.column("status"), state)), "reason")
 
 
 def count_values(table: pa.Table, name: str) -> Counter[str]:

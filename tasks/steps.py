@@ -123,6 +123,8 @@ def parse_songs(home: Home, inputs: Inputs) -> Songs:
     contents = ingest.distinct_contents(files)
     shards = ingest.plan_song_shards(inputs.config.parse, contents, folder / "songs")
     missing = [shard.n_files for shard in shards if not shard.path.exists()]
+    if missing:
+        ingest.start_workers()  # before the clock of the progress starts, so that its rate is that of the work
     with show_progress("parsing", sum(missing), "files") as progress:
         ingest.build_song_shards(shards, progress.advance)
     logger.info("songs: %d shards, %d of them new", len(shards), len(missing))
