@@ -3,9 +3,9 @@
     python bench/bench_rebuild.py --source some/folder
 
 Runs `orchestrion rebuild` as a person would, each time into an empty home, the numbers of workers taking turns.
-`work` is the time of the stages that workers share, parsing, analysing and encoding, as the command's own lines tell it;
+`work` is the time of the stages that workers share (parsing, analysing, encoding), as the command says it itself;
 `flow` is what the command reports for the whole, Ray's start and the steps of one process included; `command` is from
-start to exit, with the start of Python and of Prefect's own server. The first home of each turn is then rebuilt unchanged.
+start to exit, with the start of Python and of Prefect's own server. The first home of each turn is rebuilt unchanged.
 """
 
 import json
