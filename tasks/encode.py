@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from tasks import cluster
 from tasks.config import AugmentConfig, digest, to_json
 from tasks.music.notes import NoteBatch
-from tasks.music.tokenizers.oore import TokenBatch
+from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer
 from tasks.music.transforms import stretch_time
 from tasks.shards import SCHEMA_NUMBER, TOKEN_SCHEMA, flat_values, list_column, read_table, write_table
@@ -142,6 +142,8 @@ def read_notes(songs: Path, pieces: tuple[str, ...] | None = None) -> NoteBatch:
     onset_seconds, pedal_onset_seconds = flat["onset_seconds"][1], flat["pedal_onset_seconds"][1]
     return NoteBatch(
         offsets=flat["pitch"][0],
+        onset=flat["onset"][1].astype(np.int64),
+        duration=flat["duration"][1].astype(np.int64),
         onset_seconds=onset_seconds,
         end_seconds=onset_seconds + flat["duration_seconds"][1],
         pitch=flat["pitch"][1],
@@ -153,6 +155,15 @@ def read_notes(songs: Path, pieces: tuple[str, ...] | None = None) -> NoteBatch:
         pedal_onset_seconds=pedal_onset_seconds,
         pedal_end_seconds=pedal_onset_seconds + flat["pedal_duration_seconds"][1],
         pedal_track=flat["pedal_track"][1],
+        ticks_per_quarter=table.column("ticks_per_quarter").to_numpy().astype(np.int64),
+        tempo_offsets=flat["tempo_tick"][0],
+        tempo_tick=flat["tempo_tick"][1].astype(np.int64),
+        tempo_microseconds_per_quarter=flat["tempo_microseconds_per_quarter"][1].astype(np.float64),
+        time_signature_offsets=flat["time_signature_tick"][0],
+        **{
+            name: flat[name][1].astype(np.int64)
+            for name in ("time_signature_tick", "time_signature_numerator", "time_signature_denominator")
+        },
     )
 
 

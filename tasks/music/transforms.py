@@ -48,7 +48,9 @@ def transpose(batch: NoteBatch, semitones: int) -> tuple[NoteBatch, BoolArray]:
 
 
 def stretch_time(batch: NoteBatch, factor: float) -> NoteBatch:
-    """Play `factor` times as long: every second of notes and pedal spans is multiplied by it.
+    """Play `factor` times as long: every second of notes and pedal spans is multiplied by it, and so is every tempo.
+
+    Ticks stay, for the score is the same one played at another speed.
 
     Args:
         factor: ratio of new to old length, above 0 and finite.
@@ -66,6 +68,7 @@ def stretch_time(batch: NoteBatch, factor: float) -> NoteBatch:
         end_seconds=batch.end_seconds * factor,
         pedal_onset_seconds=batch.pedal_onset_seconds * factor,
         pedal_end_seconds=batch.pedal_end_seconds * factor,
+        tempo_microseconds_per_quarter=batch.tempo_microseconds_per_quarter * factor,
     )
 
 

@@ -3,29 +3,23 @@
 Source: Oore et al. 2018, "This Time with Feeling"; the ids are those of the Music Transformer by spectraldoy.
 """
 
-import hashlib
-import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from tasks.errors import ConfigError
 from tasks.music.grammar import Grammar
 from tasks.music.notes import BoolArray, FloatArray, IntArray, NoteBatch, offsets_of, order_by_voice
 from tasks.music.score import Score, build_score
+from tasks.music.tokenizers.base import BLOCK_NOTES, TokenArray, TokenBatch, digest_of, until_end
 from tasks.music.transforms import apply_sustain
-
-TokenArray = NDArray[np.uint16]
 
 UNITS_PER_SECOND = 125  # one unit is 8 ms
 SHIFT_MAX = 125  # units in the longest time shift
 PAD, NOTE_ON, NOTE_OFF, TIME_SHIFT, SET_VELOCITY, START, END = 0, 1, 129, 257, 382, 414, 415
 VOCAB_SIZE = 416
-BLOCK_NOTES = 1 << 15  # pieces are encoded in blocks of about so many notes, which stay in the processor's cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,24 +36,6 @@ class OoreConfig:
     drums: Literal["drop", "keep", "if_alone"] = "if_alone"
 
 
-@dataclass(slots=True)
-class TokenBatch:
-    """Tokens of P pieces; piece i owns `ids[offsets[i]:offsets[i + 1]]`.
-
-    Args:
-        n_notes: int64[P], notes encoded.
-        seconds: float64[P], end of the last event on the grid of 8 ms.
-        dropped: by reason, int64[P]: `drums` and `unison_merged` count notes that are not in the tokens,
-            `restrike_shortened` notes that end where their pitch is struck again.
-    """
-
-    offsets: IntArray
-    ids: TokenArray
-    n_notes: IntArray
-    seconds: FloatArray
-    dropped: dict[str, IntArray]
-
-
 class OoreTokenizer:
     """Turns notes into the 416 events and back; time runs in units of 8 ms, velocity in 32 bins of 4."""
 
@@ -73,8 +49,7 @@ class OoreTokenizer:
     def __init__(self, config: OoreConfig = OoreConfig()) -> None:
         self.config = config
         self.grammar = _build_grammar()
-        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
-        self.digest = hashlib.sha256(canonical.encode()).hexdigest()
+        self.digest = digest_of(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that decides what the ids mean, ready for JSON."""
@@ -99,16 +74,7 @@ class OoreTokenizer:
         begin in one unit on one pitch, the louder velocity and the later end are kept. Silence before the first note
         is encoded, silence after the last event is not.
         """
-        blocks = [self._encode_block(batch.pieces(first, last)) for first, last in _blocks(batch)]
-        return TokenBatch(
-            offsets=offsets_of(np.concatenate([np.diff(block.offsets) for block in blocks])),
-            ids=np.concatenate([block.ids for block in blocks]),
-            n_notes=np.concatenate([block.n_notes for block in blocks]),
-            seconds=np.concatenate([block.seconds for block in blocks]),
-            dropped={
-                reason: np.concatenate([block.dropped[reason] for block in blocks]) for reason in blocks[0].dropped
-            },
-        )
+        return TokenBatch.joined(self._encode_block(block) for block in batch.blocks(BLOCK_NOTES))
 
     def _encode_block(self, batch: NoteBatch) -> TokenBatch:
         if self.config.sustain:
@@ -140,7 +106,7 @@ class OoreTokenizer:
         Raises:
             ValueError: an id outside 0-415.
         """
-        tokens = _until_end(ids)
+        tokens = until_end(ids, VOCAB_SIZE, END)
         is_shift = (tokens >= TIME_SHIFT) & (tokens < SET_VELOCITY)
         time = np.cumsum(np.where(is_shift, tokens - (TIME_SHIFT - 1), 0))
         is_velocity = (tokens >= SET_VELOCITY) & (tokens < START)
@@ -203,15 +169,6 @@ class _Notes:
         return _Notes(
             self.piece[chosen], self.pitch[chosen], self.velocity_bin[chosen], self.onset[chosen], self.end[chosen]
         )
-
-
-def _blocks(batch: NoteBatch) -> Iterable[tuple[int, int]]:
-    """Yield ranges of whole pieces with about BLOCK_NOTES notes each; at least one range."""
-    if not batch.n_pieces:
-        return [(0, 0)]
-    block = batch.offsets[:-1] // BLOCK_NOTES
-    borders = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), batch.n_pieces]
-    return pairwise(borders)
 
 
 def _kept(batch: NoteBatch, drums: str) -> BoolArray:
@@ -297,14 +254,6 @@ def _event_keys(notes: _Notes, n_pieces: int) -> tuple[IntArray, int]:
     keys[n_notes:] = (piece | notes.end) << _MOMENT_BIT | pitch | off_kind
     keys.sort()
     return keys, unit_bits
-
-
-def _until_end(ids: ArrayLike) -> IntArray:
-    tokens = np.asarray(ids).astype(np.int64).reshape(-1)
-    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < VOCAB_SIZE:
-        raise ValueError(f"token {tokens.min() if tokens.min() < 0 else tokens.max()} outside 0-{VOCAB_SIZE - 1}")
-    ends = np.flatnonzero(tokens == END)
-    return tokens[: ends[0]] if len(ends) else tokens
 
 
 def _latest(values: IntArray, is_set: BoolArray) -> IntArray:

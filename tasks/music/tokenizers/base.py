@@ -1,0 +1,130 @@
+"""What every encoding has in common: tokens of many pieces at once, and what a tokenizer can do."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tasks.music.grammar import Grammar
+from tasks.music.notes import FloatArray, IntArray, NoteBatch, offsets_of
+from tasks.music.score import Score
+
+TokenArray = NDArray[np.uint16]
+MAX_VOCABULARY = 1 << 16  # ids are stored as uint16
+BLOCK_NOTES = 1 << 15  # pieces are encoded in blocks of about so many notes, which stay in the processor's cache
+
+
+@dataclass(slots=True, eq=False)
+class TokenBatch:
+    """Tokens of P pieces; piece i owns `ids[offsets[i]:offsets[i + 1]]`.
+
+    Args:
+        n_notes: int64[P], notes encoded.
+        seconds: float64[P], end of the last event.
+        dropped: by reason, int64[P]: what the encoding could not hold or holds otherwise than it was, in notes.
+    """
+
+    offsets: IntArray
+    ids: TokenArray
+    n_notes: IntArray
+    seconds: FloatArray
+    dropped: dict[str, IntArray]
+
+    @classmethod
+    def joined(cls, parts: "Iterable[TokenBatch]") -> "TokenBatch":
+        """Lay batches end to end; all of them, at least one, count the same reasons."""
+        blocks = list(parts)
+        return cls(
+            offsets=offsets_of(np.concatenate([np.diff(block.offsets) for block in blocks])),
+            ids=np.concatenate([block.ids for block in blocks]),
+            n_notes=np.concatenate([block.n_notes for block in blocks]),
+            seconds=np.concatenate([block.seconds for block in blocks]),
+            dropped={
+                reason: np.concatenate([block.dropped[reason] for block in blocks]) for reason in blocks[0].dropped
+            },
+        )
+
+
+class Tokenizer(Protocol):
+    """One encoding with its settings: the one owner of ids, their names, their grammar, and both directions.
+
+    Ids run from 0 to `vocab_size` - 1. A piece is one sequence from `start_id` to `end_id`; `pad_id` fills rows up.
+    """
+
+    name: ClassVar[str]
+    vocab_size: int
+    pad_id: int
+    start_id: int
+    end_id: int
+    units_per_second: float  # of the grammar's `time_V`
+    grammar: Grammar
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything that decides what the ids mean, ready for JSON."""
+        ...
+
+    def token_name(self, token: int) -> str:
+        """Return the readable name of an id; ValueError outside of the vocabulary."""
+        ...
+
+    def token_id(self, name: str) -> int:
+        """Return the id of a name; ValueError where no id has it."""
+        ...
+
+    def encode(self, batch: NoteBatch) -> TokenBatch:
+        """Encode whole pieces; what cannot be held is counted in `dropped`."""
+        ...
+
+    def decode(self, ids: ArrayLike) -> Score:
+        """Return the music of one piece of tokens, up to the first `end_id`; ValueError outside of the vocabulary."""
+        ...
+
+    def transpose_ids(self, ids: ArrayLike, semitones: int) -> TokenArray | None:
+        """Return the tokens of the transposed piece, equal to encoding its transposed notes.
+
+        None where that cannot be derived from the tokens alone, or where a note would leave the encoding's range.
+        """
+        ...
+
+
+class LearnsVocabulary(Protocol):
+    """A config whose vocabulary is made of the data: `vocabulary` is empty until it has been learned."""
+
+    vocabulary: tuple[str, ...]
+
+    def symbols(self, batch: NoteBatch) -> set[str]:
+        """Return the words or characters that pieces need."""
+        ...
+
+    def with_symbols(self, symbols: Iterable[str]) -> Self:
+        """Return the config with the vocabulary of these symbols, in an order that does not depend on theirs."""
+        ...
+
+
+def digest_of(form: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a tokenizer's JSON form."""
+    return hashlib.sha256(json.dumps(form, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def require_ids(ids: ArrayLike, vocab_size: int) -> IntArray:
+    """Return ids as int64[T].
+
+    Raises:
+        ValueError: an id outside of the vocabulary.
+    """
+    tokens = np.asarray(ids).astype(np.int64).reshape(-1)
+    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+        raise ValueError(f"token {tokens.min() if tokens.min() < 0 else tokens.max()} outside 0-{vocab_size - 1}")
+    return tokens
+
+
+def until_end(ids: ArrayLike, vocab_size: int, end_id: int) -> IntArray:
+    """Return ids as int64[T] up to the first `end_id`, which is left out; ValueError as `require_ids`."""
+    tokens = require_ids(ids, vocab_size)
+    ends = np.flatnonzero(tokens == end_id)
+    return tokens[: ends[0]] if len(ends) else tokens
