@@ -145,20 +145,5 @@ def offsets_of(lengths: Sequence[int] | IntArray) -> IntArray:
     return offsets
 
 
-def order_by_voice(voice: IntArray, onset: NDArray[Any]) -> IntArray:
-    """Return the order by (voice, onset); fast where the rows of a voice stand in order of onset already.
-
-    Args:
-        voice: int64[N], 0 or more, such as piece × 128 + pitch.
-        onset: times of any kind.
-    """
-    is_small = len(voice) and voice.max() <= 0xFFFF
-    order = np.argsort(voice.astype(np.uint16) if is_small else voice, kind="stable")  # 16 bits: in linear time
-    in_order, voice = onset[order], voice[order]
-    if np.any((in_order[1:] < in_order[:-1]) & (voice[1:] == voice[:-1])):
-        order = order[np.lexsort([in_order, voice])]
-    return order
-
-
 def _joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
     return np.concatenate(parts).astype(dtype, copy=False) if parts else np.zeros(0, dtype)

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
+from numba import njit
 
-from tasks.music.notes import BoolArray, FloatArray, IntArray, NoteBatch, TrackArray, order_by_voice
+from tasks.music.notes import BoolArray, NoteBatch
 
 _TIME_GRID = 1e7  # steps a second when times are compared: finer than any tick that a real file has
 
@@ -17,20 +18,7 @@ def apply_sustain(batch: NoteBatch) -> NoteBatch:
     """
     if not len(batch.pedal_track):
         return batch
-    span_group = _group(batch.piece_of_pedal, batch.pedal_track)
-    groups, span_group = np.unique(span_group, return_inverse=True)
-    note_group = _group(batch.piece_of_note, batch.track)
-    place = np.minimum(np.searchsorted(groups, note_group), len(groups) - 1)
-    held = np.flatnonzero((groups[place] == note_group) & ~batch.is_drum)
-    if not len(held):
-        return batch
-    group, end = place[held], batch.end_seconds[held]
-    span_order = np.lexsort([batch.pedal_onset_seconds, span_group])
-    span_end = _end_of_span(batch, group, end, span_group, span_order)
-    ring_until = np.minimum(span_end, _next_onset(batch, held, group))
-    end_seconds = batch.end_seconds.copy()
-    end_seconds[held] = np.maximum(end, ring_until)
-    return replace(batch, end_seconds=end_seconds)
+    return replace(batch, end_seconds=_sustained_ends(*(getattr(batch, name) for name in _SUSTAIN_COLUMNS)))
 
 
 def transpose(batch: NoteBatch, semitones: int) -> tuple[NoteBatch, BoolArray]:
@@ -72,30 +60,59 @@ def stretch_time(batch: NoteBatch, factor: float) -> NoteBatch:
     )
 
 
-def _group(piece: IntArray, track: TrackArray) -> IntArray:
-    return piece << 16 | track.astype(np.int64)
+_SUSTAIN_COLUMNS = (
+    "offsets", "onset_seconds", "end_seconds", "pitch", "is_drum", "track",
+    "pedal_offsets", "pedal_onset_seconds", "pedal_end_seconds", "pedal_track",
+)  # fmt: skip
 
 
-def _end_of_span(
-    batch: NoteBatch, group: IntArray, end: FloatArray, span_group: IntArray, span_order: IntArray
-) -> FloatArray:
-    """End of the span that each note ends in, or 0 where it ends in none."""
-    onset, span_end = batch.pedal_onset_seconds[span_order], batch.pedal_end_seconds[span_order]
-    longest = max(float(end.max()), float(span_end.max())) + 1
-    grid = min(_TIME_GRID, 2.0**62 / (longest * (int(span_group.max()) + 1)))
-    stride = int(longest * grid) + 1  # one key orders (group, time), so that one search serves all groups
-    keys = span_group[span_order] * stride + (onset * grid).astype(np.int64)
-    # The last span of the group that begins before the note ends; a note that ends as the pedal falls is not held.
-    place = np.searchsorted(keys, group * stride + (end * grid).astype(np.int64), side="left") - 1
-    is_inside = (place >= 0) & (span_group[span_order][place] == group) & (end < span_end[place])
-    return np.where(is_inside, span_end[place], 0.0)
+@njit(cache=True, nogil=True)
+def _sustained_ends(
+    offsets, onset, end, pitch, is_drum, track, pedal_offsets, pedal_onset, pedal_end, pedal_track
+):  # fmt: skip
+    rings_until = end.copy()
+    n_voices = 0
+    for note in range(len(track)):
+        n_voices = max(n_voices, int(track[note]) + 1)
+    next_onset = np.full(128 * n_voices, np.inf)
+    first_span, n_spans = np.zeros(n_voices + 1, np.int64), np.zeros(n_voices + 1, np.int64)
+    for piece in range(len(offsets) - 1):
+        low, high = pedal_offsets[piece], pedal_offsets[piece + 1]
+        if low == high:
+            continue
+        for span in range(low, high):  # spans stand in the order of (track, onset)
+            part = min(int(pedal_track[span]), n_voices)
+            if n_spans[part] == 0:
+                first_span[part] = span
+            n_spans[part] += 1
+        for note in range(offsets[piece + 1] - 1, offsets[piece] - 1, -1):
+            part = int(track[note])
+            if is_drum[note] or n_spans[part] == 0:
+                continue
+            voice = part << 7 | int(pitch[note])
+            span = _span_before(pedal_onset, first_span[part], n_spans[part], end[note])
+            if span >= 0 and end[note] < pedal_end[span]:
+                rings_until[note] = max(end[note], min(pedal_end[span], next_onset[voice]))
+            next_onset[voice] = onset[note]
+        for note in range(offsets[piece], offsets[piece + 1]):
+            next_onset[int(track[note]) << 7 | int(pitch[note])] = np.inf
+        for span in range(low, high):
+            n_spans[min(int(pedal_track[span]), n_voices)] = 0
+    return rings_until
 
 
-def _next_onset(batch: NoteBatch, held: IntArray, group: IntArray) -> FloatArray:
-    """Onset of the next note of the same pitch in the same group, or infinity."""
-    onset, voice = batch.onset_seconds[held], group << 7 | batch.pitch[held]
-    order = order_by_voice(voice, onset)
-    following = np.full(len(held), np.inf)
-    is_same = np.diff(voice[order]) == 0
-    following[order[:-1][is_same]] = onset[order[1:][is_same]]
-    return following
+@njit(cache=True, nogil=True)
+def _span_before(onset, first, n_spans, time):
+    """Return the last of some spans that begins before a time, -1 where none does.
+
+    Compared on the time grid: a note that ends as the pedal falls is not held.
+    """
+    moment = np.floor(time * _TIME_GRID)
+    low, high = first, first + n_spans
+    while low < high:
+        middle = (low + high) // 2
+        if np.floor(onset[middle] * _TIME_GRID) < moment:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1 if low > first else -1

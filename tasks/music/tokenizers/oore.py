@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numba import njit
 from numpy.typing import ArrayLike
 
 from tasks.errors import ConfigError
 from tasks.music.grammar import Grammar
-from tasks.music.notes import BoolArray, FloatArray, IntArray, NoteBatch, offsets_of, order_by_voice
+from tasks.music.notes import BoolArray, IntArray, NoteBatch, offsets_of
 from tasks.music.score import Score, build_score
 from tasks.music.tokenizers.base import BLOCK_NOTES, TokenArray, TokenBatch, digest_of, until_end
 from tasks.music.transforms import apply_sustain
 
-UNITS_PER_SECOND = 125  # one unit is 8 ms
 SHIFT_MAX = 125  # units in the longest time shift
 PAD, NOTE_ON, NOTE_OFF, TIME_SHIFT, SET_VELOCITY, START, END = 0, 1, 129, 257, 382, 414, 415
 VOCAB_SIZE = 416
@@ -29,31 +29,33 @@ class OoreConfig:
     Args:
         sustain: let notes ring under the sustain pedal before they are encoded.
         drums: drop drum notes, keep them among the others, or keep them in pieces that hold nothing else.
+        units_per_second: of the time shifts; 125 are 8 ms each, more are finer and make long silences longer.
     """
 
     name: Literal["oore"] = "oore"
     sustain: bool = True
     drums: Literal["drop", "keep", "if_alone"] = "if_alone"
+    units_per_second: Literal[125, 250, 500, 1000] = 125
 
 
 class OoreTokenizer:
-    """Turns notes into the 416 events and back; time runs in units of 8 ms, velocity in 32 bins of 4."""
+    """Turns notes into the 416 events and back; time runs in units of mostly 8 ms, velocity in 32 bins of 4."""
 
     name = "oore"
     vocab_size = VOCAB_SIZE
     pad_id = PAD
     start_id = START
     end_id = END
-    units_per_second = UNITS_PER_SECOND
 
     def __init__(self, config: OoreConfig = OoreConfig()) -> None:
         self.config = config
+        self.units_per_second = float(config.units_per_second)
         self.grammar = _build_grammar()
         self.digest = digest_of(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that decides what the ids mean, ready for JSON."""
-        return {**asdict(self.config), "vocab_size": VOCAB_SIZE, "units_per_second": UNITS_PER_SECOND, "revision": 1}
+        return {**asdict(self.config), "vocab_size": VOCAB_SIZE, "revision": 1}
 
     def token_name(self, token: int) -> str:
         """Return the name of an id, such as `note_on_60`; `time_shift_59` moves by 60 units."""
@@ -70,32 +72,34 @@ class OoreTokenizer:
     def encode(self, batch: NoteBatch) -> TokenBatch:
         """Encode whole pieces, each from <start> to <end>.
 
-        Times are rounded to units one by one, so no error adds up and every event is within 4 ms. Of two notes that
-        begin in one unit on one pitch, the louder velocity and the later end are kept. Silence before the first note
-        is encoded, silence after the last event is not.
+        Times are rounded to units one by one, so no error adds up and every event is within half a unit. Of two notes
+        that begin in one unit on one pitch, the louder velocity and the later end are kept. Silence before the first
+        note is encoded, silence after the last event is not.
         """
         return TokenBatch.joined(self._encode_block(block) for block in batch.blocks(BLOCK_NOTES))
 
     def _encode_block(self, batch: NoteBatch) -> TokenBatch:
         if self.config.sustain:
             batch = apply_sustain(batch)
-        is_kept = _kept(batch, self.config.drums)
-        piece = batch.piece_of_note
-        dropped = {"drums": np.bincount(piece[~is_kept], minlength=batch.n_pieces)}
-        notes = _Notes(
-            piece[is_kept],
-            batch.pitch[is_kept].astype(np.int64),
-            batch.velocity[is_kept].astype(np.int64) >> 2,
-            to_units(batch.onset_seconds[is_kept]),
-            to_units(batch.end_seconds[is_kept]),
-        )
-        n_offered = np.bincount(notes.piece, minlength=batch.n_pieces)
-        notes, is_cut = _one_note_per_pitch(notes)
-        n_notes = np.bincount(notes.piece, minlength=batch.n_pieces)
-        dropped["unison_merged"] = n_offered - n_notes
-        dropped["restrike_shortened"] = np.bincount(notes.piece[is_cut], minlength=batch.n_pieces)
-        offsets, ids, last_unit = _write_events(notes, batch.n_pieces)
-        return TokenBatch(offsets, ids, n_notes, last_unit / UNITS_PER_SECOND, dropped)
+        units = self.config.units_per_second
+        unit_bits = int(batch.end_seconds.max(initial=0.0) * units + 1).bit_length()
+        if batch.n_pieces.bit_length() + unit_bits + _MOMENT_BIT > 63:
+            longest = batch.end_seconds.max()
+            raise ConfigError(f"{batch.n_pieces} pieces of up to {longest:g} s do not fit into one sort key of 63 bits")
+        keys, counts = np.empty(2 * batch.n_notes, np.int64), np.zeros((batch.n_pieces, 4), np.int64)
+        n_keys = _write_keys(
+            batch.offsets, batch.onset_seconds, batch.end_seconds, batch.pitch, batch.velocity, batch.is_drum,
+            _DRUMS.index(self.config.drums), units, unit_bits, keys, counts,
+        )  # fmt: skip
+        keys = np.sort(keys[:n_keys])
+        n_notes, drums, merged, shortened = counts.T
+        n_tokens, last_unit = np.empty((2, batch.n_pieces), np.int64)
+        _count_tokens(keys, n_notes, unit_bits, n_tokens, last_unit)
+        offsets = offsets_of(n_tokens)
+        ids = np.empty(int(offsets[-1]), np.uint16)
+        _write_tokens(keys, n_notes, unit_bits, ids)
+        dropped = {"drums": drums, "unison_merged": merged, "restrike_shortened": shortened}
+        return TokenBatch(offsets, ids, n_notes, last_unit / units, dropped)
 
     def decode(self, ids: ArrayLike) -> Score:
         """Return the music of one piece of tokens, up to the first <end>; a tick is 1 ms.
@@ -107,6 +111,7 @@ class OoreTokenizer:
             ValueError: an id outside 0-415.
         """
         tokens = until_end(ids, VOCAB_SIZE, END)
+        milliseconds = 1000 // self.config.units_per_second
         is_shift = (tokens >= TIME_SHIFT) & (tokens < SET_VELOCITY)
         time = np.cumsum(np.where(is_shift, tokens - (TIME_SHIFT - 1), 0))
         is_velocity = (tokens >= SET_VELOCITY) & (tokens < START)
@@ -120,10 +125,10 @@ class OoreTokenizer:
         end_time[is_followed] = time[places[is_followed + 1]]
         is_on = tokens[places] < NOTE_OFF
         places, pitch = places[is_on], pitch[is_on]
-        onset = time[places] * (1000 // UNITS_PER_SECOND)
+        onset = time[places] * milliseconds
         notes = {
             "onset": onset,
-            "duration": np.maximum(end_time[is_on] * (1000 // UNITS_PER_SECOND) - onset, 1),
+            "duration": np.maximum(end_time[is_on] * milliseconds - onset, 1),
             "pitch": pitch,
             "velocity": velocity[places],
             "program": np.zeros(len(places), dtype=np.uint8),
@@ -145,115 +150,99 @@ class OoreTokenizer:
         return (tokens + np.where(is_note, semitones, 0)).astype(np.uint16)
 
 
-def to_units(seconds: FloatArray) -> IntArray:
-    """Round times in seconds to units of 8 ms, halves up."""
+@njit(cache=True, nogil=True)
+def to_unit(seconds, units_per_second):
+    """Round a time to units, halves up; one unit is a whole number of milliseconds."""
     # A tick on the half is stored a hair off it; a nanosecond of grace keeps 4 ms at 1 unit for every tempo.
-    return np.floor(seconds * UNITS_PER_SECOND + (0.5 + 1e-9 * UNITS_PER_SECOND)).astype(np.int64)
-
-
-def cut_shift(milliseconds: int) -> list[int]:
-    """Return the lengths in units of the time shifts that stand for a silence: 125s and a rest."""
-    n_full, rest = divmod((milliseconds + 4) // 8, SHIFT_MAX)
-    return [SHIFT_MAX] * n_full + [rest] * (rest > 0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Notes:
-    piece: IntArray
-    pitch: IntArray
-    velocity_bin: IntArray
-    onset: IntArray  # units
-    end: IntArray
-
-    def __getitem__(self, chosen: IntArray | BoolArray) -> "_Notes":
-        return _Notes(
-            self.piece[chosen], self.pitch[chosen], self.velocity_bin[chosen], self.onset[chosen], self.end[chosen]
-        )
-
-
-def _kept(batch: NoteBatch, drums: str) -> BoolArray:
-    if drums == "keep" or not batch.is_drum.any():
-        return np.ones(batch.n_notes, dtype=np.bool_)
-    if drums == "drop":
-        return ~batch.is_drum
-    piece = batch.piece_of_note
-    has_pitched = np.bincount(piece[~batch.is_drum], minlength=batch.n_pieces) > 0
-    return ~batch.is_drum | ~has_pitched[piece]
-
-
-def _one_note_per_pitch(notes: _Notes) -> tuple[_Notes, BoolArray]:
-    """Merge notes that share piece, pitch and unit, and end each note where its pitch is struck again.
-
-    Returns:
-        notes sorted by (piece, pitch, onset), and which of them were cut by the next one.
-    """
-    voice = notes.piece << 7 | notes.pitch
-    order = order_by_voice(voice, notes.onset)
-    notes, voice = notes[order], voice[order]
-    is_first = np.ones(len(voice), dtype=np.bool_)
-    is_first[1:] = (voice[1:] != voice[:-1]) | (notes.onset[1:] != notes.onset[:-1])
-    if not is_first.all():
-        first = np.flatnonzero(is_first)
-        loudest, latest = np.maximum.reduceat(notes.velocity_bin, first), np.maximum.reduceat(notes.end, first)
-        notes, voice = _Notes(notes.piece[first], notes.pitch[first], loudest, notes.onset[first], latest), voice[first]
-    is_cut = np.zeros(len(voice), dtype=np.bool_)
-    is_cut[:-1] = (voice[1:] == voice[:-1]) & (notes.onset[1:] < notes.end[:-1])
-    ends = notes.end.copy()
-    ends[:-1][is_cut[:-1]] = notes.onset[1:][is_cut[:-1]]
-    return _Notes(notes.piece, notes.pitch, notes.velocity_bin, notes.onset, ends), is_cut
-
-
-def _write_events(notes: _Notes, n_pieces: int) -> tuple[IntArray, TokenArray, IntArray]:
-    """Return token offsets, ids, and the unit of the last event of each piece."""
-    keys, unit_bits = _event_keys(notes, n_pieces)
-    n_events = 2 * np.bincount(notes.piece, minlength=n_pieces)
-    has_events = np.flatnonzero(n_events)
-    last = (np.cumsum(n_events) - 1)[has_events]
-    first = last - n_events[has_events] + 1
-    moment = keys >> _MOMENT_BIT
-    shift = np.diff(moment, prepend=0)
-    shift[first] = moment[first] & ((1 << unit_bits) - 1)
-    n_shifts = (shift + (SHIFT_MAX - 1)) // SHIFT_MAX
-    is_on = (keys & _ON_KEY) != 0
-    n_tokens = n_shifts + 1 + is_on
-    # <start> and <end> of every piece so far stand before the first event of a piece; so the sum runs over them too.
-    n_tokens[first] += np.diff(2 * has_events + 1, prepend=0)
-    ends = np.cumsum(n_tokens)  # place behind the last token of each event
-    lengths = np.full(n_pieces, 2)
-    starts = np.append(0, ends[last[:-1]]) + np.diff(2 * has_events + 1, prepend=0) if len(first) else first
-    lengths[has_events] += ends[last] - starts
-    offsets = offsets_of(lengths)
-    ids = np.full(int(offsets[-1]), TIME_SHIFT + SHIFT_MAX - 1, dtype=np.uint16)
-    ids[offsets[:-1]], ids[offsets[1:] - 1] = START, END
-    ids[ends - 1] = (keys >> _PITCH_BIT & 127) + np.where(is_on, NOTE_ON, NOTE_OFF)
-    ids[ends[is_on] - 2] = (keys[is_on] & 31) + SET_VELOCITY
-    moved = np.flatnonzero(n_shifts)
-    rest = shift[moved] - (n_shifts[moved] - 1) * SHIFT_MAX
-    ids[ends[moved] - 2 - is_on[moved]] = rest + (TIME_SHIFT - 1)
-    last_unit = np.zeros(n_pieces, dtype=np.int64)
-    last_unit[has_events] = moment[last] & ((1 << unit_bits) - 1)
-    return offsets, ids, last_unit
+    return np.int64(np.floor(seconds * units_per_second + (0.5 + 1e-9 * units_per_second)))
 
 
 # A note event as one integer, from its highest bits down: piece, unit, kind, pitch, velocity bin. Sorted, the integers
 # are the events in order. Kind 0 ends an earlier note, 1 begins a note, 2 ends a note of no length.
 _MOMENT_BIT, _KIND_BIT, _PITCH_BIT = 14, 12, 5
 _ON_KEY = 1 << _KIND_BIT
+_DRUMS = ("keep", "drop", "if_alone")
 
 
-def _event_keys(notes: _Notes, n_pieces: int) -> tuple[IntArray, int]:
-    """Return the sorted events, and how many bits of them the unit takes."""
-    unit_bits = int(notes.end.max(initial=0)).bit_length()
-    if n_pieces.bit_length() + unit_bits + _MOMENT_BIT > 63:
-        raise ConfigError(f"{n_pieces} pieces of up to {notes.end.max()} units of 8 ms do not fit into one sort key")
-    piece, pitch = notes.piece << unit_bits, notes.pitch << _PITCH_BIT
-    off_kind = (notes.end == notes.onset).astype(np.int64) << (_KIND_BIT + 1)
-    n_notes = len(pitch)
-    keys = np.empty(2 * n_notes, dtype=np.int64)
-    keys[:n_notes] = (piece | notes.onset) << _MOMENT_BIT | pitch | notes.velocity_bin | _ON_KEY
-    keys[n_notes:] = (piece | notes.end) << _MOMENT_BIT | pitch | off_kind
-    keys.sort()
-    return keys, unit_bits
+@njit(cache=True, nogil=True)
+def _write_keys(offsets, onset, end, pitch, velocity, is_drum, drums, units_per_second, unit_bits, keys, counts):
+    """Write two events for each note and return their number; notes of a piece come in order of onset.
+
+    Notes that share pitch and unit become one, and a note ends where its pitch is struck again.
+
+    Args:
+        counts: int64[P, 4], gets notes kept, drums left out, notes merged into another, notes shortened.
+    """
+    place_of, onset_of, end_of = np.empty(128, np.int64), np.empty(128, np.int64), np.empty(128, np.int64)
+    n_keys = 0
+    for piece in range(len(offsets) - 1):
+        first, last = offsets[piece], offsets[piece + 1]
+        drops_drums = drums == 1 or (drums == 2 and not is_drum[first:last].all())
+        place_of[:] = -1
+        for note in range(first, last):
+            if drops_drums and is_drum[note]:
+                counts[piece, 1] += 1
+                continue
+            begins, ends = to_unit(onset[note], units_per_second), to_unit(end[note], units_per_second)
+            key, loudness, place = np.int64(pitch[note]), np.int64(velocity[note] >> 2), place_of[pitch[note]]
+            if place >= 0 and onset_of[key] == begins:
+                counts[piece, 2] += 1
+                loudness = max(loudness, keys[place] & 31)
+                ends = max(ends, end_of[key])
+            else:
+                if place >= 0 and end_of[key] > begins:
+                    counts[piece, 3] += 1
+                    keys[place + 1] = (piece << unit_bits | begins) << _MOMENT_BIT | key << _PITCH_BIT
+                counts[piece, 0] += 1
+                place, n_keys = n_keys, n_keys + 2
+            place_of[key], onset_of[key], end_of[key] = place, begins, ends
+            off_kind = 2 if ends == begins else 0
+            keys[place] = (piece << unit_bits | begins) << _MOMENT_BIT | _ON_KEY | key << _PITCH_BIT | loudness
+            keys[place + 1] = (piece << unit_bits | ends) << _MOMENT_BIT | off_kind << _KIND_BIT | key << _PITCH_BIT
+    return n_keys
+
+
+@njit(cache=True, nogil=True)
+def _count_tokens(keys, n_notes, unit_bits, n_tokens, last_unit):
+    """Write the tokens that each piece takes, and the unit of its last event."""
+    mask, at = (1 << unit_bits) - 1, 0
+    for piece in range(len(n_notes)):
+        now, n = 0, 2
+        for _ in range(2 * n_notes[piece]):
+            unit = keys[at] >> _MOMENT_BIT & mask
+            n += (unit - now + (SHIFT_MAX - 1)) // SHIFT_MAX + 1 + (keys[at] >> _KIND_BIT & 1)
+            now = unit
+            at += 1
+        n_tokens[piece], last_unit[piece] = n, now
+
+
+@njit(cache=True, nogil=True)
+def _write_tokens(keys, n_notes, unit_bits, ids):
+    mask, at, n = (1 << unit_bits) - 1, 0, 0
+    for piece in range(len(n_notes)):
+        ids[n] = START
+        n += 1
+        now = 0
+        for _ in range(2 * n_notes[piece]):
+            key = keys[at]
+            unit = key >> _MOMENT_BIT & mask
+            while unit - now > SHIFT_MAX:
+                ids[n] = TIME_SHIFT + SHIFT_MAX - 1
+                n += 1
+                now += SHIFT_MAX
+            if unit > now:
+                ids[n] = unit - now + (TIME_SHIFT - 1)
+                n += 1
+                now = unit
+            if key & _ON_KEY:
+                ids[n], ids[n + 1] = SET_VELOCITY + (key & 31), NOTE_ON + (key >> _PITCH_BIT & 127)
+                n += 2
+            else:
+                ids[n] = NOTE_OFF + (key >> _PITCH_BIT & 127)
+                n += 1
+            at += 1
+        ids[n] = END
+        n += 1
 
 
 def _latest(values: IntArray, is_set: BoolArray) -> IntArray:

@@ -9,7 +9,8 @@ from tasks.errors import ConfigError
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score, read_midi, write_midi
 from tasks.music.tokenizers import oore
-from tasks.music.tokenizers.oore import OoreConfig, OoreTokenizer, TokenBatch, cut_shift, to_units
+from tasks.music.tokenizers.base import TokenBatch
+from tasks.music.tokenizers.oore import SHIFT_MAX, OoreConfig, OoreTokenizer, to_unit
 from tasks.music.tokenizers.registry import build_tokenizer, tokenizer_from_json
 from tasks.music.transforms import stretch_time, transpose
 from tests.builders import DRUMS, make_score, note_rows, off, on, pedal, smf, track
@@ -73,6 +74,12 @@ def test_names_outside_the_vocabulary(token: int) -> None:
         TOKENIZER.token_id("note_on_128")
 
 
+def cut_shift(milliseconds: int) -> list[int]:
+    """The lengths in units of the time shifts that stand for a silence, as the original cuts it."""
+    n_full, rest = divmod((milliseconds + 4) // 8, SHIFT_MAX)
+    return [SHIFT_MAX] * n_full + [rest] * (rest > 0)
+
+
 @pytest.mark.parametrize(
     ("milliseconds", "units"),
     [(0, []), (3, []), (4, [1]), (8, [1]), (1000, [125]), (2500, [125, 125, 63]), (2000, [125, 125]), (1004, [125, 1])],
@@ -84,9 +91,10 @@ def test_silences_are_cut_into_shifts(milliseconds: int, units: list[int]) -> No
     assert head[1 : len(units) + 3] == [*silence, "set_velocity_20", "note_on_60"]
 
 
-def test_milliseconds_round_half_up_at_every_length() -> None:
-    milliseconds = np.arange(0, 4_000_000)
-    assert np.array_equal(to_units(milliseconds / 1000), (milliseconds + 4) // 8)
+@pytest.mark.parametrize(("units_per_second", "milliseconds"), [(125, 8), (250, 4), (500, 2), (1000, 1)])
+def test_milliseconds_round_half_up_at_every_length(units_per_second: int, milliseconds: int) -> None:
+    times = range(0, 4_000_000, 7)
+    assert [to_unit(t / 1000, units_per_second) for t in times] == [(2 * t // milliseconds + 1) // 2 for t in times]
 
 
 def test_example_of_the_original() -> None:
