@@ -33,16 +33,29 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """Copies of each training piece: every transposition with every stretch. The other splits are never augmented."""
+    """Copies of each training piece; the other splits are never augmented.
 
-    transpositions: tuple[int, ...] = (
-        -2,
-        -1,
-        0,
-        1,
-        2,
-    )  # semitones; a variant that would leave 0-127 is left out, counted
+    Every transposition with every stretch and every shift of velocity, or `n_sampled` of them drawn for each piece.
+
+    Args:
+        velocity_shifts: steps of MIDI velocity; notes stay within 1-127.
+        n_sampled: variants drawn for each piece besides the piece itself; 0: all of them. Equal draws count once.
+        change_probability: of a drawn variant, for each of the changes above; otherwise that one is left as it is.
+        swap_probability: of a variant, for each part, to be played by another program of its family of eight.
+        drop_probability: of a variant, for each part, to be left out; one part always stays.
+        out_of_range: a variant with a note outside 0-127 is left out, or such notes are; both are counted.
+        seed: of the draws, which depend on it and on the piece alone.
+    """
+
+    transpositions: tuple[int, ...] = (-2, -1, 0, 1, 2)  # semitones
     stretches: tuple[float, ...] = (1 / 1.1, 1 / 1.05, 1.0, 1.05, 1.1)  # ratio of new to old length
+    velocity_shifts: tuple[int, ...] = (0,)
+    n_sampled: int = 0
+    change_probability: float = 1.0
+    swap_probability: float = 0.0
+    drop_probability: float = 0.0
+    out_of_range: Literal["leave_variant_out", "leave_notes_out"] = "leave_variant_out"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _require(len(self.transpositions) > 0, "transpositions is empty; (0,) means none")
@@ -51,7 +64,14 @@ class AugmentConfig:
             all(abs(t) <= 48 for t in self.transpositions), f"transpositions={self.transpositions} outside -48 to 48"
         )
         _require(all(0.1 <= s <= 10 for s in self.stretches), f"stretches={self.stretches} outside 0.1 to 10")
-        for name in ("transpositions", "stretches"):
+        _require(len(self.velocity_shifts) > 0, "velocity_shifts is empty; (0,) means none")
+        _require(
+            all(abs(v) <= 64 for v in self.velocity_shifts), f"velocity_shifts={self.velocity_shifts} outside -64 to 64"
+        )
+        _require(0 <= self.n_sampled <= 1000, f"n_sampled={self.n_sampled} outside 0 to 1000")
+        for name in ("change_probability", "swap_probability", "drop_probability"):
+            _require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} outside 0 to 1")
+        for name in ("transpositions", "stretches", "velocity_shifts"):
             values = getattr(self, name)
             _require(len(set(values)) == len(values), f"{name}={values} names a value twice")
 

@@ -3,25 +3,23 @@
 import json
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks import cluster
+from tasks.augment import NO_AUGMENTATION, change_notes, group_variants, plan_variants
 from tasks.config import AugmentConfig, digest, to_json
 from tasks.music.notes import NoteBatch
-from tasks.music.tokenizers.base import TokenBatch
+from tasks.music.tokenizers.base import LearnsVocabulary
 from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer
-from tasks.music.transforms import stretch_time
-from tasks.shards import SCHEMA_NUMBER, TOKEN_SCHEMA, flat_values, list_column, read_table, write_table
+from tasks.shards import SCHEMA_NUMBER, flat_values, read_table, write_table
+from tasks.variants import TokenShardCounts, encode_variants
 
 logger = logging.getLogger(__name__)
-
-NO_AUGMENTATION = AugmentConfig(transpositions=(0,), stretches=(1.0,))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,45 +34,51 @@ class TokenShard:
     path: Path
 
 
-@dataclass(frozen=True, slots=True)
-class TokenShardCounts:
-    """What a token shard holds; saved in its metadata, so that it need not be counted again."""
-
-    n_pieces: int
-    n_rows: int
-    n_tokens: int
-    n_notes: int
-    seconds: float
-    max_tokens: int
-    pieces_without_notes: int  # nothing left for this encoding: an empty row would teach silence
-    variants_left_out: int  # a note would leave 0-127, or drums would be transposed
-    notes_dropped: dict[str, int]  # by reason, over the unaugmented pieces
-
-
 def plan_token_shards(
     wanted: Iterable[tuple[Path, str, pa.StringArray]], encoding: TokenizerConfig, augment: AugmentConfig, folder: Path
 ) -> list[TokenShard]:
-    """Name token shards by what is in them.
+    """Name token shards by what is in them; a vocabulary that the encoding learns is learned here.
 
     Args:
         wanted: (song shard, split, its accepted pieces of that split in rising order), one for each token shard.
         folder: where token shards live; a sub-folder for the encoding is made in it.
     """
+    shards = [
+        TokenShard(songs, pieces, split, encoding, augment if split == "train" else NO_AUGMENTATION, Path())
+        for songs, split, pieces in wanted
+    ]
+    encoding = learn_vocabulary(shards, encoding)
     tokenizer = build_tokenizer(encoding)
     base = folder / f"{tokenizer.name}-{tokenizer.digest[:12]}"
-    shards = []
-    for songs, split, pieces in wanted:
-        variants = augment if split == "train" else NO_AUGMENTATION
+    named = []
+    for shard in shards:
         identity = {
             "schema": SCHEMA_NUMBER,
-            "songs": songs.stem,
-            "pieces": pieces.to_pylist(),
+            "songs": shard.songs.stem,
+            "pieces": shard.pieces.to_pylist(),
             "encoder": tokenizer.digest,
-            "augment": to_json(variants),
+            "augment": to_json(shard.augment),
         }
-        path = base / f"split={split}" / f"{digest(identity)[:24]}.parquet"
-        shards.append(TokenShard(songs, pieces, split, encoding, variants, path))
-    return shards
+        path = base / f"split={shard.split}" / f"{digest(identity)[:24]}.parquet"
+        named.append(replace(shard, encoding=encoding, path=path))
+    return named
+
+
+def learn_vocabulary(shards: list[TokenShard], encoding: TokenizerConfig) -> TokenizerConfig:
+    """Return the encoding with the vocabulary that these pieces need in all their variants, if it learns one."""
+    if not isinstance(encoding, LearnsVocabulary) or encoding.vocabulary:
+        return encoding
+    return encoding.with_symbols(set[str]().union(*cluster.run_over(_symbols_of, shards)))
+
+
+def _symbols_of(shard: TokenShard) -> set[str]:
+    assert isinstance(shard.encoding, LearnsVocabulary)
+    pieces = shard.pieces.to_pylist()
+    batch, symbols = read_notes(shard.songs, tuple(pieces)), set[str]()
+    for shared, _ in group_variants(plan_variants(shard.augment, pieces)):
+        changed, _ = change_notes(shard.augment, batch, pieces, shared)
+        symbols |= shard.encoding.symbols(changed)
+    return symbols
 
 
 def build_token_shards(shards: list[TokenShard], on_pieces: Callable[[int], None] | None = None) -> int:
@@ -87,41 +91,16 @@ def build_token_shards(shards: list[TokenShard], on_pieces: Callable[[int], None
 def build_token_shard(shard: TokenShard) -> int:
     """Encode one shard and write it; return the number of pieces."""
     tokenizer = build_tokenizer(shard.encoding)
-    pieces = tuple(shard.pieces.to_pylist())
-    batch = read_notes(shard.songs, pieces)
-    parts: list[pa.Table] = []
-    n_variants_left_out = 0
-    counts: dict[str, Any] = {}
-    for stretch in shard.augment.stretches:
-        plain = tokenizer.encode(batch if stretch == 1.0 else stretch_time(batch, stretch))
-        if not counts:
-            holds_drums = np.add.reduceat(batch.is_drum, batch.offsets[:-1]) > plain.dropped["drums"]
-            dropped = {reason: int(per_piece.sum()) for reason, per_piece in sorted(plain.dropped.items())}
-            counts = {"pieces_without_notes": int((plain.n_notes == 0).sum()), "notes_dropped": dropped}
-        for semitones in shard.augment.transpositions:
-            table, n_left_out = _variant_rows(tokenizer, plain, pieces, semitones, stretch, holds_drums)
-            parts.append(table)
-            n_variants_left_out += n_left_out
-    table = pa.concat_tables(parts).sort_by(
-        [("piece", "ascending"), ("stretch", "ascending"), ("transposition", "ascending")]
-    )
-    counts |= {
-        "n_pieces": len(shard.pieces),
-        "n_rows": table.num_rows,
-        "n_tokens": _sum(table, "n_tokens"),
-        "n_notes": _sum(table, "n_notes"),
-        "seconds": round(float(np.sum(table.column("seconds").to_numpy())), 3),
-        "max_tokens": int(table.column("n_tokens").to_numpy().max(initial=0)),
-        "variants_left_out": n_variants_left_out,
-    }
+    pieces = shard.pieces.to_pylist()
+    rows = encode_variants(tokenizer, shard.augment, read_notes(shard.songs, tuple(pieces)), pieces)
     metadata = {
         "schema": SCHEMA_NUMBER,
         "encoder": tokenizer.to_json(),
         "encoder_digest": tokenizer.digest,
-        "counts": counts,
+        "counts": asdict(rows.counts),
     }
-    write_table(shard.path, table, metadata)
-    return len(shard.pieces)
+    write_table(shard.path, rows.table(pieces), metadata)
+    return len(pieces)
 
 
 def read_counts(path: Path) -> TokenShardCounts:
@@ -165,41 +144,3 @@ def read_notes(songs: Path, pieces: tuple[str, ...] | None = None) -> NoteBatch:
             for name in ("time_signature_tick", "time_signature_numerator", "time_signature_denominator")
         },
     )
-
-
-def _variant_rows(
-    tokenizer: Any,
-    plain: TokenBatch,
-    pieces: tuple[str, ...],
-    semitones: int,
-    stretch: float,
-    holds_drums: np.ndarray,
-) -> tuple[pa.Table, int]:
-    """Transpose the tokens of pieces encoded once for each stretch: equal to encoding transposed notes, and cheaper."""
-    rows, n_left_out = [], 0
-    for index in np.flatnonzero(plain.n_notes):
-        ids = plain.ids[plain.offsets[index] : plain.offsets[index + 1]]
-        moved = ids
-        if semitones:  # a drum's pitch names the drum, so a piece with drums has no transpositions
-            moved = None if holds_drums[index] else tokenizer.transpose_ids(ids, semitones)
-        if moved is None:
-            n_left_out += 1
-        else:
-            rows.append((index, moved))
-    chosen = np.array([index for index, _ in rows], np.int64)
-    lengths = np.array([len(ids) for _, ids in rows], np.int64)
-    ids = np.concatenate([ids for _, ids in rows]) if rows else np.zeros(0, np.uint16)
-    columns = {
-        "piece": pa.array([pieces[index] for index in chosen], pa.string()),
-        "transposition": pa.array(np.full(len(rows), semitones), pa.int16()),
-        "stretch": pa.array(np.full(len(rows), stretch), pa.float64()),
-        "n_tokens": pa.array(lengths, pa.int32()),
-        "n_notes": pa.array(plain.n_notes[chosen], pa.int32()),
-        "seconds": pa.array(plain.seconds[chosen], pa.float64()),
-        "tokens": list_column(np.concatenate([[0], np.cumsum(lengths)]), ids, TOKEN_SCHEMA.field("tokens").type),
-    }
-    return pa.table(columns, schema=TOKEN_SCHEMA), n_left_out
-
-
-def _sum(table: pa.Table, column: str) -> int:
-    return int(np.sum(table.column(column).to_numpy(), dtype=np.int64))

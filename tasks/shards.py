@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from tasks.home import whole_file
 
-SCHEMA_NUMBER = 2  # part of every version digest; raise it when a column changes its meaning
+SCHEMA_NUMBER = 3  # part of every version digest; raise it when a column changes its meaning
 
 ROWS_PER_GROUP = 256
 
@@ -69,6 +69,8 @@ TOKEN_SCHEMA = pa.schema(
         ("piece", pa.string()),
         ("transposition", pa.int16()),  # semitones
         ("stretch", pa.float64()),  # ratio of new to old length
+        ("velocity_shift", pa.int16()),  # steps of MIDI velocity
+        ("redraws_parts", pa.bool_()),  # some parts are played by other programs or left out
         ("n_tokens", pa.int32()),
         ("n_notes", pa.int32()),
         ("seconds", pa.float64()),

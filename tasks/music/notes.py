@@ -105,14 +105,11 @@ class NoteBatch:
     def pieces(self, first: int, last: int) -> "NoteBatch":
         """Return pieces `first` (included) to `last` (excluded) as a batch of views, without a copy of the notes."""
         parts: dict[str, Any] = {"ticks_per_quarter": self.ticks_per_quarter[first:last]}
-        for field in fields(self):
-            values = getattr(self, field.name)
-            if field.name.endswith("offsets"):
-                parts[field.name] = values[first : last + 1] - values[first]
-            elif field.name not in parts:
-                owner = next((name for name in _OWNERS if field.name.startswith(name)), "")
-                borders = getattr(self, f"{owner}offsets")
-                parts[field.name] = values[int(borders[first]) : int(borders[last])]
+        for owner in ("", *_OWNERS):
+            borders = getattr(self, f"{owner}offsets")[first : last + 1]
+            parts[f"{owner}offsets"] = borders - borders[0]
+            for name in self._columns_of(owner):
+                parts[name] = getattr(self, name)[borders[0] : borders[-1]]
         return NoteBatch(**parts)
 
     def blocks(self, n_notes: int) -> Iterator["NoteBatch"]:
@@ -125,17 +122,35 @@ class NoteBatch:
         for first, last in pairwise(borders):
             yield self.pieces(first, last)
 
+    def take(self, pieces: IntArray) -> "NoteBatch":
+        """Return some pieces, by their indices, as a batch of its own."""
+        if len(pieces) == self.n_pieces and np.array_equal(pieces, np.arange(self.n_pieces)):
+            return self
+        parts: dict[str, Any] = {"ticks_per_quarter": self.ticks_per_quarter[pieces]}
+        for owner in ("", *_OWNERS):
+            borders = getattr(self, f"{owner}offsets")
+            lengths = np.diff(borders)[pieces]
+            parts[f"{owner}offsets"] = offsets_of(lengths)
+            places = np.repeat(borders[pieces] - parts[f"{owner}offsets"][:-1], lengths) + np.arange(lengths.sum())
+            for name in self._columns_of(owner):
+                parts[name] = getattr(self, name)[places]
+        return NoteBatch(**parts)
+
+    @classmethod
+    def _columns_of(cls, owner: str) -> list[str]:
+        names = [f.name for f in fields(cls) if not f.name.endswith("offsets") and f.name != "ticks_per_quarter"]
+        return [name for name in names if (name.startswith(owner) if owner else not name.startswith(_OWNERS))]
+
     def where(self, stays: BoolArray) -> "NoteBatch":
         """Return the batch with only the notes of the mask bool[N]; pieces, pedals, tempos and meters stay."""
         n_left = np.add.reduceat(np.append(stays, False), self.offsets[:-1], dtype=np.int64) if self.n_pieces else []
         n_left = np.where(np.diff(self.offsets) > 0, n_left, 0)
-        return replace(self, offsets=offsets_of(n_left), **{name: getattr(self, name)[stays] for name in _NOTE_COLUMNS})
+        return replace(
+            self, offsets=offsets_of(n_left), **{name: getattr(self, name)[stays] for name in self._columns_of("")}
+        )
 
 
 _OWNERS = ("pedal_", "tempo_", "time_signature_")  # prefixes of the columns that have offsets of their own
-_NOTE_COLUMNS = (
-    "onset", "duration", "onset_seconds", "end_seconds", "pitch", "velocity", "program", "is_drum", "track",
-)  # fmt: skip
 
 
 def offsets_of(lengths: Sequence[int] | IntArray) -> IntArray:

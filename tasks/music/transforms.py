@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from numba import njit
 
-from tasks.music.notes import BoolArray, NoteBatch
+from tasks.music.notes import BoolArray, IntArray, NoteBatch
 
 _TIME_GRID = 1e7  # steps a second when times are compared: finer than any tick that a real file has
 
@@ -35,6 +35,18 @@ def transpose(batch: NoteBatch, semitones: int) -> tuple[NoteBatch, BoolArray]:
     return replace(batch, pitch=pitch), fits
 
 
+def transpose_within(batch: NoteBatch, semitones: int) -> tuple[NoteBatch, IntArray]:
+    """Move every note but the drums by `semitones`, without those that would leave 0-127.
+
+    Returns:
+        the batch, and int64[P]: the notes left out of each piece.
+    """
+    moved = batch.pitch.astype(np.int64) + np.where(batch.is_drum, 0, semitones)
+    stays = (moved >= 0) & (moved <= 127)
+    n_left_out = np.bincount(batch.piece_of_note[~stays], minlength=batch.n_pieces)
+    return replace(batch, pitch=np.where(stays, moved, 0).astype(np.uint8)).where(stays), n_left_out
+
+
 def stretch_time(batch: NoteBatch, factor: float) -> NoteBatch:
     """Play `factor` times as long: every second of notes and pedal spans is multiplied by it, and so is every tempo.
 
@@ -58,6 +70,18 @@ def stretch_time(batch: NoteBatch, factor: float) -> NoteBatch:
         pedal_end_seconds=batch.pedal_end_seconds * factor,
         tempo_microseconds_per_quarter=batch.tempo_microseconds_per_quarter * factor,
     )
+
+
+def shift_velocity(batch: NoteBatch, steps: int) -> tuple[NoteBatch, IntArray]:
+    """Play every note louder by `steps` (softer below 0); what would leave 1-127 stays at the end of that range.
+
+    Returns:
+        the batch, and int64[P]: the notes of each piece that would have left the range.
+    """
+    wanted = batch.velocity.astype(np.int64) + steps
+    louder = np.clip(wanted, 1, 127)
+    n_clipped = np.bincount(batch.piece_of_note[louder != wanted], minlength=batch.n_pieces)
+    return replace(batch, velocity=louder.astype(np.uint8)), n_clipped
 
 
 _SUSTAIN_COLUMNS = (

@@ -69,7 +69,7 @@ def test_training_pieces_get_all_variants_and_the_others_none(home: Home, tmp_pa
     augment = AugmentConfig(transpositions=(-1, 0, 1), stretches=(0.9, 1.0))
     version = small_dataset(home, small_corpus(tmp_path / "midi"), augment=augment)
     splits = version.manifest["splits"]
-    assert splits["train"]["n_rows"] == 6 * splits["train"]["n_pieces"] - splits["train"]["variants_left_out"]
+    assert splits["train"]["n_rows"] == 6 * splits["train"]["n_pieces"] - splits["train"]["variants_out_of_range"]
     for split in ("validation", "test"):
         assert splits[split]["n_rows"] == splits[split]["n_pieces"]
         for path in version.token_shards(split):

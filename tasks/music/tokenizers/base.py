@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,14 +55,17 @@ class Tokenizer(Protocol):
     Ids run from 0 to `vocab_size` - 1. A piece is one sequence from `start_id` to `end_id`; `pad_id` fills rows up.
     """
 
-    name: ClassVar[str]
     vocab_size: int
     pad_id: int
     start_id: int
     end_id: int
     units_per_second: float  # of the grammar's `time_V`
+    knows_drums: bool  # `transpose_ids` can tell drums, which it leaves as they are, from other notes
     grammar: Grammar
     digest: str
+
+    @property
+    def name(self) -> str: ...
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that decides what the ids mean, ready for JSON."""
@@ -85,13 +88,14 @@ class Tokenizer(Protocol):
         ...
 
     def transpose_ids(self, ids: ArrayLike, semitones: int) -> TokenArray | None:
-        """Return the tokens of the transposed piece, equal to encoding its transposed notes.
+        """Return the tokens of transposed pieces laid end to end, equal to encoding their transposed notes.
 
         None where that cannot be derived from the tokens alone, or where a note would leave the encoding's range.
         """
         ...
 
 
+@runtime_checkable
 class LearnsVocabulary(Protocol):
     """A config whose vocabulary is made of the data: `vocabulary` is empty until it has been learned."""
 

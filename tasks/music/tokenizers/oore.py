@@ -46,6 +46,7 @@ class OoreTokenizer:
     pad_id = PAD
     start_id = START
     end_id = END
+    knows_drums = False
 
     def __init__(self, config: OoreConfig = OoreConfig()) -> None:
         self.config = config
@@ -142,12 +143,9 @@ class OoreTokenizer:
 
         It moves all notes: a piece of drums, which has no key, should not be given to it.
         """
-        tokens = np.asarray(ids).astype(np.int64)
-        is_note = (tokens >= NOTE_ON) & (tokens < TIME_SHIFT)
-        pitch = (tokens[is_note] - NOTE_ON) % 128
-        if len(pitch) and not 0 <= pitch.min() + semitones <= pitch.max() + semitones <= 127:
-            return None
-        return (tokens + np.where(is_note, semitones, 0)).astype(np.uint16)
+        tokens = np.ascontiguousarray(ids, np.uint16)
+        moved = np.empty_like(tokens)
+        return moved if _move_notes(tokens, semitones, moved) else None
 
 
 @njit(cache=True, nogil=True)
@@ -243,6 +241,19 @@ def _write_tokens(keys, n_notes, unit_bits, ids):
             at += 1
         ids[n] = END
         n += 1
+
+
+@njit(cache=True, nogil=True)
+def _move_notes(ids, semitones, moved):
+    """Write the tokens with every note moved; tell whether all of them stay within 0-127."""
+    fits = True
+    for place in range(len(ids)):
+        token = int(ids[place])
+        is_note = (token >= NOTE_ON) & (token < TIME_SHIFT)
+        pitch = ((token - NOTE_ON) & 127) + semitones
+        fits &= ~is_note | ((pitch >= 0) & (pitch <= 127))
+        moved[place] = token + semitones * is_note
+    return fits
 
 
 def _latest(values: IntArray, is_set: BoolArray) -> IntArray:

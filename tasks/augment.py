@@ -1,0 +1,142 @@
+"""Augmentation: which changed copies of a training piece there are, and the copies as batches of notes."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tasks.config import AugmentConfig
+from tasks.errors import ConfigError
+from tasks.music.notes import BoolArray, IntArray, NoteBatch
+from tasks.music.transforms import shift_velocity, stretch_time
+
+PROGRAMS_PER_FAMILY = 8  # General MIDI
+NO_AUGMENTATION = AugmentConfig(transpositions=(0,), stretches=(1.0,))
+
+# By the name of where they come from; `dataset.augment.<field>` changes any of them.
+AUGMENTATIONS: dict[str, AugmentConfig] = {
+    "none": NO_AUGMENTATION,
+    # S004: five transpositions with five stretches.
+    "oore": AugmentConfig(),
+    # Music Transformer on MAESTRO (Huang et al. 2018): seven transpositions with five stretches.
+    "maestro": AugmentConfig(transpositions=tuple(range(-3, 4)), stretches=(0.95, 0.975, 1.0, 1.025, 1.05)),
+    # S003: each copy moves by a random interval, and apart from that gets louder or softer, with probability 0.1 each.
+    "hourglass": AugmentConfig(
+        transpositions=tuple(range(-12, 13)),
+        stretches=(1.0,),
+        velocity_shifts=tuple(range(-4, 5)),
+        n_sampled=8,
+        change_probability=0.1,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Variant:
+    """One way to change a piece; with `redraws_parts`, some parts are swapped or left out as well."""
+
+    stretch: float = 1.0
+    velocity_shift: int = 0
+    transposition: int = 0  # semitones
+    redraws_parts: bool = False
+
+
+ITSELF = Variant()
+
+
+def augmentation(name: str) -> AugmentConfig:
+    """Return a published augmentation.
+
+    Raises:
+        ConfigError: no augmentation has that name; the message lists them.
+    """
+    if name not in AUGMENTATIONS:
+        raise ConfigError(f"unknown augmentation {name!r}; known: {', '.join(AUGMENTATIONS)}")
+    return AUGMENTATIONS[name]
+
+
+def plan_variants(config: AugmentConfig, pieces: list[str]) -> dict[Variant, BoolArray]:
+    """Return each variant with a mask bool[P] of the pieces that get it, in a fixed order; the piece itself is one.
+
+    Args:
+        pieces: ids, 16 hex digits; draws depend on them and on the seed, never on their neighbours.
+    """
+    redraws = config.swap_probability > 0 or config.drop_probability > 0
+    everyone = np.ones(len(pieces), np.bool_)
+    if config.n_sampled:
+        chosen = {ITSELF: everyone}
+        for index, piece in enumerate(pieces):
+            for change in _draw(config, piece):
+                mask = chosen.setdefault(_variant(change, redraws), np.zeros(len(pieces), np.bool_))
+                mask[index] = True
+    else:
+        changes = itertools.product(config.stretches, config.velocity_shifts, config.transpositions)
+        chosen = {_variant(change, redraws): everyone for change in changes}
+    return dict(sorted(chosen.items()))
+
+
+def group_variants(variants: dict[Variant, BoolArray]) -> Iterator[tuple[Variant, dict[Variant, BoolArray]]]:
+    """Yield variants in groups that differ in transposition alone: what the group shares, and its members."""
+    groups: dict[Variant, dict[Variant, BoolArray]] = {}
+    for variant, mask in variants.items():
+        shared = variant if variant.redraws_parts else replace(variant, transposition=0)
+        groups.setdefault(shared, {})[variant] = mask
+    yield from groups.items()
+
+
+def change_notes(
+    config: AugmentConfig, batch: NoteBatch, pieces: list[str], variant: Variant
+) -> tuple[NoteBatch, IntArray]:
+    """Return pieces as a variant has them, transposition apart, and int64[P]: notes with a clipped velocity."""
+    n_clipped = np.zeros(batch.n_pieces, np.int64)
+    if variant.redraws_parts:
+        batch = _redraw_parts(config, batch, pieces, variant)
+    if variant.stretch != 1.0:
+        batch = stretch_time(batch, variant.stretch)
+    if variant.velocity_shift:
+        batch, n_clipped = shift_velocity(batch, variant.velocity_shift)
+    return batch, n_clipped
+
+
+def _variant(change: tuple[float, int, int], redraws_parts: bool) -> Variant:
+    variant = Variant(*change)
+    return replace(variant, redraws_parts=True) if redraws_parts and variant != ITSELF else variant
+
+
+def _draw(config: AugmentConfig, piece: str) -> set[tuple[float, int, int]]:
+    random = np.random.Generator(np.random.Philox(key=[config.seed, int(piece[:16], 16)]))
+    drawn = set()
+    for _ in range(config.n_sampled):
+        is_changed = random.random(3) < config.change_probability
+        places = random.random(3)
+        stretch, shift, semitones = (
+            axis[int(place * len(axis))]
+            for axis, place in zip(
+                (config.stretches, config.velocity_shifts, config.transpositions), places, strict=True
+            )
+        )
+        drawn.add((stretch if is_changed[0] else 1.0, shift if is_changed[1] else 0, semitones if is_changed[2] else 0))
+    return drawn
+
+
+def _redraw_parts(config: AugmentConfig, batch: NoteBatch, pieces: list[str], variant: Variant) -> NoteBatch:
+    """Swap programs within their families and leave parts out, drawn for each (piece, variant, part)."""
+    programs, stays = batch.program.copy(), np.ones(batch.n_notes, np.bool_)
+    change = [round(variant.stretch * 1e6), variant.velocity_shift + 128, variant.transposition + 128]
+    for index, piece in enumerate(pieces):
+        notes = slice(int(batch.offsets[index]), int(batch.offsets[index + 1]))
+        parts, part = np.unique(batch.track[notes], return_inverse=True)
+        if not len(parts):
+            continue
+        random = np.random.default_rng([config.seed, int(piece[:16], 16), *change])
+        step = random.integers(1, PROGRAMS_PER_FAMILY, len(parts))
+        step[random.random(len(parts)) >= config.swap_probability] = 0
+        is_left_out = random.random(len(parts)) < config.drop_probability
+        if is_left_out.all():
+            is_left_out[int(random.integers(len(parts)))] = False
+        place, family = batch.program[notes] % PROGRAMS_PER_FAMILY, batch.program[notes] // PROGRAMS_PER_FAMILY
+        swapped = family * PROGRAMS_PER_FAMILY + (place + step[part]) % PROGRAMS_PER_FAMILY
+        programs[notes] = np.where(batch.is_drum[notes], batch.program[notes], swapped)
+        stays[notes] = ~is_left_out[part]
+    return replace(batch, program=programs).where(stays)
