@@ -16,7 +16,9 @@ from flows import cli_datasets, cli_look, environment
 from flows.cli_options import (
     DEFAULT_HOME,
     DEFAULT_PRESET,
+    AugmentOption,
     DatasetOption,
+    EncodingOption,
     FreshOption,
     HomeOption,
     JsonOption,
@@ -51,6 +53,8 @@ def rebuild(
     source: SourceOption = None,
     name: NameOption = "",
     licence: LicenceOption = None,
+    encoding: EncodingOption = "",
+    augment: AugmentOption = "",
     preset: PresetOption = DEFAULT_PRESET,
     overrides: SetOption = None,
     home: HomeOption = DEFAULT_HOME,
@@ -59,7 +63,7 @@ def rebuild(
     quiet: QuietOption = False,
 ) -> None:
     """Turn sources of MIDI into a dataset version; what has not changed is not built again."""
-    config = _config(preset, _source_overrides(source, name, licence) + (overrides or []))
+    config = _config(preset, _dataset_overrides(source, name, licence, encoding, augment) + (overrides or []))
     _check_sources(config.dataset.sources)
     result = _run_flow(prepare(home, verbose, quiet), "rebuild_dataset", config.dataset)
     counts = ("n_files", "n_accepted", "n_duplicate", "n_rejected", "n_notes", "n_tokens")
@@ -137,6 +141,8 @@ def pipeline(
     source: SourceOption = None,
     name: NameOption = "",
     licence: LicenceOption = None,
+    encoding: EncodingOption = "",
+    augment: AugmentOption = "",
     preset: PresetOption = DEFAULT_PRESET,
     overrides: SetOption = None,
     fresh: FreshOption = False,
@@ -146,7 +152,7 @@ def pipeline(
     quiet: QuietOption = False,
 ) -> None:
     """Rebuild, train, evaluate, generate: the whole way from a folder to a gallery."""
-    config = _config(preset, _source_overrides(source, name, licence) + (overrides or []))
+    config = _config(preset, _dataset_overrides(source, name, licence, encoding, augment) + (overrides or []))
     _check_sources(config.dataset.sources)
     where = prepare(home, verbose, quiet)
     result = _run_flow(where, "pipeline", config, fresh=fresh)
@@ -170,7 +176,7 @@ def demo(
     quiet: QuietOption = False,
 ) -> None:
     """The pipeline with small defaults, on the built-in sample corpus or on your own folder."""
-    pipeline(source, "", None, DEFAULT_PRESET, overrides, False, home, as_json, verbose, quiet)
+    pipeline(source, "", None, "", "", DEFAULT_PRESET, overrides, False, home, as_json, verbose, quiet)
 
 
 @app.command(epilog="Example: orchestrion sweep --grid train.schedule.peak=0.001,0.003 --grid train.model.n_layers=2,3")
@@ -236,7 +242,7 @@ def deploy(
     verbose: VerboseOption = False,
 ) -> None:
     """Register all flows with Prefect, the rebuild on a schedule, and run what is triggered; Ctrl-C stops."""
-    config = _config(preset, _source_overrides(source, name, licence) + (overrides or []))
+    config = _config(preset, _dataset_overrides(source, name, licence) + (overrides or []))
     _check_sources(config.dataset.sources)
     where = prepare(home, verbose)
     from flows.deployments import serve_flows
@@ -286,10 +292,23 @@ def _config(preset: str, overrides: Sequence[str]) -> Any:
     return apply_overrides(build_preset(preset), overrides)
 
 
-def _source_overrides(sources: Sequence[str] | None, name: str, licences: Sequence[str] | None) -> list[str]:
+def _dataset_overrides(
+    sources: Sequence[str] | None,
+    name: str,
+    licences: Sequence[str] | None,
+    encoding: str = "",
+    augment: str = "",
+) -> list[str]:
     from tasks.sources.spec import absolute_source
 
     given = []
+    if encoding:
+        given.append(f"dataset.encoding.name={json.dumps(encoding)}")
+    if augment:
+        from tasks.augment import augmentation
+        from tasks.config import to_json
+
+        given.append(f"dataset.augment={json.dumps(to_json(augmentation(augment)))}")
     if sources:
         given.append(f"dataset.sources={json.dumps([absolute_source(source) for source in sources])}")
     if name:

@@ -53,34 +53,46 @@ def presets(as_json: JsonOption = False) -> None:
     print_list(preset_rows(), ("name", "system", "encoding", "vocab_size", "n_parameters"), as_json, "")
 
 
-@app.command(epilog="Example: orchestrion encode song.mid --encoding oore --json")
+@app.command(epilog="Example: orchestrion encode song.mid --encoding remi --set use_rests=true")
 def encode(
     paths: Annotated[list[Path], typer.Argument(help="MIDI files.", metavar="FILE...")],
     encoding: Annotated[str, typer.Option("--encoding", help="Name of the encoding.")] = "oore",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the encoding. Repeatable."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show files as tokens: readable names, or ids with --json, one line for each file."""
-    from tasks.inspect_tokens import encode_file
+    """Show files as tokens: readable names, or with --json ids and what they mean, one line for each file."""
+    from tasks.inspect_tokens import encode_file, encoding_config
 
+    config = encoding_config(encoding, overrides or [])
     for path in paths:
-        tokens = encode_file(path, encoding)
-        line = json.dumps({"path": str(path), "ids": tokens.ids}) if as_json else f"{path}\n{' '.join(tokens.names)}"
-        typer.echo(line)
+        tokens = encode_file(path, config)
+        if as_json:
+            facts = {"path": str(path), "ids": tokens.ids, "dropped": tokens.dropped, "encoder": tokens.encoder}
+            typer.echo(json.dumps(facts))
+        else:
+            lost = ", ".join(f"{n} {reason}" for reason, n in tokens.dropped.items())
+            typer.echo(f"{path}: {len(tokens.ids)} tokens{f'; notes lost or changed: {lost}' if lost else ''}")
+            typer.echo(tokens.rendering())
 
 
-@app.command(epilog="Example: orchestrion decode ids.json --encoding oore --out song.mid")
+@app.command(epilog="Example: orchestrion decode tokens.json --out song.mid")
 def decode(
     ids: Annotated[
-        Path, typer.Argument(help="A JSON file: a list of ids, or an object with `ids`.", metavar="IDS.json")
+        Path, typer.Argument(help="A JSON file: a list of ids, or what encode --json printed.", metavar="IDS.json")
     ],
     out: Annotated[Path, typer.Option("--out", help="MIDI file to write.")],
-    encoding: Annotated[str, typer.Option("--encoding", help="Name of the encoding.")] = "oore",
+    encoding: Annotated[
+        str, typer.Option("--encoding", help="Name of the encoding, where the file does not state it.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Turn token ids back into a MIDI file."""
-    from tasks.inspect_tokens import decode_file
+    from tasks.inspect_tokens import decode_file, encoding_config
 
-    n_notes = decode_file(ids, encoding, out)
+    n_notes = decode_file(ids, encoding_config(encoding) if encoding else None, out)
     print_result({"path": str(out), "n_notes": n_notes}, as_json, ("path", "n_notes"))
 
 

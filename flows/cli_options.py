@@ -37,6 +37,18 @@ LicenceOption = Annotated[
     typer.Option("--licence", help="Accept only files whose source states this licence. Repeatable."),
 ]
 NameOption = Annotated[str, typer.Option("--name", help="Name of the dataset; by default that of the first source.")]
+EncodingOption = Annotated[
+    str,
+    typer.Option("--encoding", help="Encoding by name; the preset's, unless given. dataset.encoding has its settings."),
+]
+AugmentOption = Annotated[
+    str,
+    typer.Option(
+        "--augment",
+        help="Published augmentation of the training split: none, oore, maestro or hourglass; else the preset's."
+        " dataset.augment has its settings.",
+    ),
+]
 DatasetOption = Annotated[str, typer.Option("--dataset", help="name or name@version; by default the newest.")]
 ModelOption = Annotated[str, typer.Option("--model", help="name, name@3 or name@champion; by default the newest.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Do it anew even if the same is finished already.")]

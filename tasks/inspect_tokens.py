@@ -1,48 +1,57 @@
 """A file as tokens and back, for people who want to look."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tasks.config import apply_overrides
 from tasks.errors import BadScore, ConfigError, NotFound
 from tasks.home import write_atomically
 from tasks.music.notes import NoteBatch
 from tasks.music.score import read_midi, write_midi
-from tasks.music.tokenizers.oore import OoreConfig
-from tasks.music.tokenizers.registry import build_tokenizer
-
-ENCODINGS = {"oore": OoreConfig}
+from tasks.music.tokenizers.base import LearnsVocabulary, Tokenizer
+from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer, default_config, tokenizer_from_json
 
 
 @dataclass(frozen=True, slots=True)
 class FileTokens:
-    """One file's ids and their readable names."""
+    """One file's ids and their readable names, what the encoding could not hold, and the encoding's own form."""
 
     ids: list[int]
     names: list[str]
+    dropped: dict[str, int]
+    encoder: dict[str, Any]
+
+    def rendering(self, line_starts: tuple[str, ...] = ("Bar", "BAR_START", "TRACK_START")) -> str:
+        """Return the names in lines: a bar, a track or, where there is neither, eight tokens to a line."""
+        has_bars = any(name.startswith(line_starts) for name in self.names)
+        lines: list[list[str]] = [[]]
+        for place, name in enumerate(self.names):
+            if name.startswith(line_starts) if has_bars else place % 8 == 0:
+                lines.append([])
+            lines[-1].append(name)
+        return "\n".join(" ".join(line) for line in lines if line)
 
 
-def named_tokenizer(encoding: str) -> Any:
-    """Return the tokenizer of a name with its default settings.
+def encoding_config(encoding: str, overrides: Sequence[str] = ()) -> TokenizerConfig:
+    """Return an encoding's default settings with overrides such as `use_rests=true` applied.
 
     Raises:
-        ConfigError: no encoding has that name.
+        ConfigError: no encoding has that name, or an override does not fit.
     """
-    if encoding not in ENCODINGS:
-        raise ConfigError(f"unknown encoding {encoding!r}; known: {', '.join(ENCODINGS)}")
-    return build_tokenizer(ENCODINGS[encoding]())
+    return apply_overrides(default_config(encoding), overrides)
 
 
-def encode_file(path: Path, encoding: str) -> FileTokens:
-    """Return the tokens of one MIDI file.
+def encode_file(path: Path, config: TokenizerConfig) -> FileTokens:
+    """Return the tokens of one MIDI file; an encoding that learns its vocabulary learns it from this file alone.
 
     Raises:
         NotFound, BadScore: there is no such file, or it is not usable MIDI.
     """
-    tokenizer = named_tokenizer(encoding)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -51,29 +60,56 @@ def encode_file(path: Path, encoding: str) -> FileTokens:
         score = read_midi(data, str(path))
     except BadScore as error:
         raise BadScore(error.reason, f"{path}: {error.detail}") from None
-    ids = tokenizer.encode(NoteBatch.from_scores([score])).ids.tolist()
-    return FileTokens(ids, [tokenizer.token_name(i) for i in ids])
+    batch = NoteBatch.from_scores([score])
+    if isinstance(config, LearnsVocabulary) and not config.vocabulary:
+        config = config.with_symbols(config.symbols(batch))
+    tokenizer = build_tokenizer(config)
+    tokens = tokenizer.encode(batch)
+    dropped = {reason: int(counts.sum()) for reason, counts in tokens.dropped.items() if counts.any()}
+    ids = tokens.ids.tolist()
+    return FileTokens(ids, [tokenizer.token_name(i) for i in ids], dropped, tokenizer.to_json())
 
 
-def decode_file(path: Path, encoding: str, out: Path) -> int:
-    """Write the ids of a JSON file (a list, or an object with `ids`) as MIDI; return the number of notes.
+def decode_file(path: Path, config: TokenizerConfig | None, out: Path) -> int:
+    """Write the ids of a JSON file as MIDI; return the number of notes.
+
+    Args:
+        path: a list of ids, or what `orchestrion encode --json` printed for one file, whose `encoder` says what they
+            mean.
+        config: what they mean where the file does not say it.
 
     Raises:
         NotFound, ConfigError: there is no such file, or it does not hold ids of the encoding.
     """
-    tokenizer = named_tokenizer(encoding)
-    try:
-        value = json.loads(path.read_text())
-    except OSError as error:
-        raise NotFound(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
+    value = _read_json(path)
+    stated = value.get("encoder") if isinstance(value, dict) else None
+    tokenizer = _tokenizer_of(path, stated, config)
     ids = value.get("ids") if isinstance(value, dict) else value
     if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
         raise ConfigError(f"{path}: expected a list of ids, or an object with `ids`")
     outside = [i for i in ids if not 0 <= i < tokenizer.vocab_size]
     if outside:
-        raise ConfigError(f"{path}: id {outside[0]} outside 0-{tokenizer.vocab_size - 1} of {encoding}")
+        raise ConfigError(f"{path}: id {outside[0]} outside 0-{tokenizer.vocab_size - 1} of {tokenizer.name}")
     score = tokenizer.decode(np.array(ids, np.uint16))
     write_atomically(out, write_midi(score, out.stem))
     return len(score.notes.pitch)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise NotFound(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+
+
+def _tokenizer_of(path: Path, stated: Any, config: TokenizerConfig | None) -> Tokenizer:
+    if isinstance(stated, Mapping):
+        tokenizer = tokenizer_from_json(stated)
+        if config is not None and config.name != tokenizer.name:
+            raise ConfigError(f"{path} holds ids of {tokenizer.name}, not of {config.name}")
+        return tokenizer
+    if config is None:
+        raise ConfigError(f"{path} does not say its encoding; name it with --encoding")
+    return build_tokenizer(config)

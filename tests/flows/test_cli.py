@@ -87,7 +87,7 @@ def test_encode_and_decode_are_inverse_on_the_grid(tmp_path: Path) -> None:
 def test_decode_refuses_ids_that_are_none(tmp_path: Path) -> None:
     bad = tmp_path / "bad.json"
     bad.write_text("[1, 9999]")
-    done = orchestrion(tmp_path, "decode", str(bad), "--out", str(tmp_path / "x.mid"))
+    done = orchestrion(tmp_path, "decode", str(bad), "--encoding", "oore", "--out", str(tmp_path / "x.mid"))
     assert done.returncode == 2
     assert "id 9999 outside 0-415" in done.stderr
     assert not (tmp_path / "x.mid").exists()

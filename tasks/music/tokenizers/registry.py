@@ -1,18 +1,31 @@
 """Names of encodings and what builds them."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from tasks.errors import ConfigError
+from tasks.music.tokenizers.base import Tokenizer
 from tasks.music.tokenizers.oore import OoreConfig, OoreTokenizer
 
 TokenizerConfig = OoreConfig
-Tokenizer = OoreTokenizer
+ENCODINGS: dict[str, tuple[type[Any], type[Any]]] = {"oore": (OoreConfig, OoreTokenizer)}
 
 
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """Return the tokenizer that a config describes."""
-    return OoreTokenizer(config)
+    return ENCODINGS[config.name][1](config)
+
+
+def default_config(name: str) -> TokenizerConfig:
+    """Return the default settings of an encoding.
+
+    Raises:
+        ConfigError: no encoding has that name.
+    """
+    if name not in ENCODINGS:
+        raise ConfigError(f"unknown encoding {name!r}; known: {', '.join(ENCODINGS)}")
+    return ENCODINGS[name][0]()
 
 
 def tokenizer_from_json(form: Mapping[str, Any]) -> Tokenizer:
@@ -21,13 +34,28 @@ def tokenizer_from_json(form: Mapping[str, Any]) -> Tokenizer:
     Raises:
         ConfigError: an unknown name, or a form that this version would read otherwise.
     """
-    if form.get("name") != "oore":
-        raise ConfigError(f"no encoding is named {form.get('name')!r}, only 'oore'")
+    kind = type(default_config(str(form.get("name"))))
+    names = [field.name for field in dataclasses.fields(kind)]
     try:
-        config = OoreConfig(sustain=bool(form["sustain"]), drums=form["drums"])
+        config = kind(**{name: _tuples(form[name]) for name in names})
+        tokenizer = build_tokenizer(config)
     except KeyError as error:
         raise ConfigError(f"the stored encoding lacks {error}") from error
-    tokenizer = OoreTokenizer(config)
-    if tokenizer.to_json() != dict(form):
-        raise ConfigError(f"the stored encoding {dict(form)} is not what this version gives: {tokenizer.to_json()}")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the stored encoding {form['name']} does not fit this version: {error}") from error
+    ours = tokenizer.to_json()
+    if _plain(ours) != _plain(form):
+        differing = sorted(key for key in {*ours, *form} if _plain(ours.get(key)) != _plain(form.get(key)))
+        raise ConfigError(f"the stored encoding {form['name']} is not what this version gives: {', '.join(differing)}")
     return tokenizer
+
+
+def _tuples(value: Any) -> Any:
+    """Return a JSON value with tuples for lists, as configs have them."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return _tuples(value)
