@@ -1,25 +1,39 @@
 """Training batches as a pure function of (dataset version, seed, step): resuming at step k needs k and nothing else."""
 
-from collections.abc import Iterator
+import functools
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from tasks.shards import flat_values, read_table
+from tasks.music.notes import BoolArray, IntArray, offsets_of
+from tasks.token_cache import flat_tokens
+
+WindowKind = Literal["random", "whole", "start", "end", "packed"]
+
+_EPOCHS = 1 << 63  # keys of what is drawn for an epoch begin here, far from those of steps
 
 
 class TokenStore:
-    """All token rows of one split, flat in memory.
+    """All token rows of one split, end to end.
 
     Args:
         shards: the split's files, in the manifest's order; that order is part of what a batch depends on.
+        folder: where the rows lie flat in a file that is mapped into memory, made if need be; see `tasks.token_cache`.
+            None: they are read into memory.
+    Raises:
+        ValueError: the shards hold no token.
     """
 
-    def __init__(self, shards: list[Path]) -> None:
-        parts = [flat_values(read_table(path, ["tokens"]), "tokens") for path in shards]
-        lengths = np.concatenate([np.diff(offsets) for offsets, _ in parts])
-        self.tokens = np.concatenate([values for _, values in parts])  # uint16
-        self.offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    def __init__(self, shards: Sequence[Path], folder: Path | None = None) -> None:
+        flat = flat_tokens(shards, folder)
+        if not len(flat.tokens):
+            raise ValueError(f"no token in {len(shards)} shards ({', '.join(str(path) for path in shards[:3])})")
+        self.tokens, self.offsets = flat.tokens, flat.offsets  # uint16, int64
+        self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
 
     @property
     def n_rows(self) -> int:
@@ -29,25 +43,62 @@ class TokenStore:
     def n_tokens(self) -> int:
         return len(self.tokens)
 
-    def batch(self, seed: int, step: int, batch_size: int, window_tokens: int, pad_id: int = 0) -> np.ndarray:
+    def batch(
+        self, seed: int, step: int, batch_size: int, window_tokens: int, pad_id: int = 0, kind: WindowKind = "random"
+    ) -> IntArray:
         """Return int64[batch_size, window_tokens + 1]: inputs and the targets one further.
 
-        Rows are drawn in proportion to their length, so that each token is equally likely; within a row the window is
-        drawn so that the first and the last one have the chance of half a window's starts, since pieces begin and end
-        there. Short rows are padded at the end. `<start>` and `<end>` occur only where a piece starts or ends.
+        Short windows are padded at the end. `<start>` and `<end>` occur only where a piece starts or ends.
+
+        Args:
+            step: counted from 1, so that the epochs of `whole` and `packed` begin with it.
+            kind: how windows are taken from rows.
+                random: rows are drawn in proportion to their length, so that each token is equally likely; within a
+                    row the window is drawn so that the first and the last one have the chance of half a window's
+                    starts, since pieces begin and end there.
+                whole: from a row's start, every row once in each epoch; what does not fit into a window is cut off.
+                start, end: a row's first or last window; rows are drawn evenly.
+                packed: see `packed`.
+        Raises:
+            ValueError: another kind.
         """
-        rng = np.random.Generator(np.random.Philox(key=[seed, step]))
-        rows = np.searchsorted(self.offsets, rng.integers(0, self.n_tokens, batch_size), side="right") - 1
-        first, last = self.offsets[rows], self.offsets[rows + 1]
-        n_windows = np.maximum(last - first - window_tokens - 1, 0)
-        margin = window_tokens // 2
-        drawn = rng.integers(-margin, n_windows + margin + 1)
-        starts = first + np.clip(drawn, 0, n_windows)
-        return self._windows(starts, last, window_tokens, pad_id)
+        if kind == "packed":
+            return self.packed(seed, step, batch_size, window_tokens)[0]
+        rng = _generator(seed, step)
+        if kind == "random":
+            starts, ends = self._random_windows(rng, batch_size, window_tokens)
+        elif kind in ("whole", "start", "end"):
+            is_whole = kind == "whole"
+            rows = self._rows_in_turn(seed, step, batch_size) if is_whole else rng.integers(0, self.n_rows, batch_size)
+            starts, ends = self.offsets[rows], self.offsets[rows + 1]
+            if kind == "end":
+                starts = np.maximum(starts, ends - window_tokens - 1)
+        else:
+            raise ValueError(f"windows of kind {kind!r}; known: {', '.join(get_args(WindowKind))}")
+        return self._windows(starts, ends, window_tokens, pad_id)
+
+    def packed(self, seed: int, step: int, batch_size: int, window_tokens: int) -> tuple[IntArray, IntArray]:
+        """Return windows full of whole rows, one after the other, in an order drawn for each epoch.
+
+        An epoch's rows stand in a ring that is cut every `window_tokens`, so no pad is needed and every token is a
+        target; the last window runs on into the first row. The windows of a batch lie far apart in the ring.
+
+        Returns:
+            tokens int64[batch_size, window_tokens + 1], and of the same shape the number of the row within its window,
+            from 1: attention that must not cross from one piece into the next stays between equal numbers.
+        """
+        n_windows = -(-self.n_tokens // window_tokens)
+        epoch, turn = _epochs(step, batch_size, n_windows)
+        begin = turn * _coprime_stride(n_windows) % n_windows * window_tokens
+        parts = [
+            self._ring_windows(*self._epoch(seed, number), begin[epoch == number], window_tokens + 1)
+            for number in np.unique(epoch).tolist()
+        ]
+        return np.concatenate([tokens for tokens, _ in parts]), np.concatenate([rows for _, rows in parts])
 
     def sequential_windows(
         self, window_tokens: int, stride: int, batch_size: int, pad_id: int = 0
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[tuple[IntArray, BoolArray]]:
         """Yield (tokens, mask) batches that cover every token of every row exactly once as a target.
 
         Windows of one row advance by `stride`, so that a counted token has at least `window_tokens - stride` tokens
@@ -55,28 +106,94 @@ class TokenStore:
 
         Returns:
             tokens int64[b, window_tokens + 1], and a mask of the same shape that is True where a token counts.
+        Raises:
+            ValueError: a stride outside 1 to `window_tokens`.
         """
-        starts, ends, counted_from = [], [], []
-        for row in range(self.n_rows):
-            first, last = int(self.offsets[row]), int(self.offsets[row + 1])
-            counted = first + 1  # <start> is given, not predicted
-            start = first
-            while True:
-                starts.append(start)
-                ends.append(last)
-                counted_from.append(counted)
-                counted = start + window_tokens + 1
-                if counted >= last:
-                    break
-                start += stride
-        for low in range(0, len(starts), batch_size):
-            part = slice(low, low + batch_size)
-            at = np.array(starts[part])
-            tokens = self._windows(at, np.array(ends[part]), window_tokens, pad_id)
-            position = at[:, None] + np.arange(window_tokens + 1)
-            yield tokens, (position >= np.array(counted_from[part])[:, None]) & (tokens != pad_id)
+        if not 1 <= stride <= window_tokens:
+            raise ValueError(f"stride={stride} outside 1-{window_tokens}, the window's tokens")
+        beyond_first = np.maximum(np.diff(self.offsets) - window_tokens - 1, 0)
+        borders = offsets_of(1 + -(-beyond_first // stride))  # of each row's windows among all
+        for low in range(0, int(borders[-1]), batch_size):
+            window = np.arange(low, min(low + batch_size, int(borders[-1])))
+            row = np.searchsorted(borders, window, side="right") - 1
+            turn = window - borders[row]
+            starts = self.offsets[row] + turn * stride
+            # The first token of a row is given, not predicted; later windows count what the one before did not reach.
+            counted_from = np.where(turn > 0, starts - stride + window_tokens + 1, starts + 1)
+            position = starts[:, None] + np.arange(window_tokens + 1)
+            counts = (position >= counted_from[:, None]) & (position < self.offsets[row + 1][:, None])
+            yield self._windows(starts, self.offsets[row + 1], window_tokens, pad_id), counts
 
-    def _windows(self, starts: np.ndarray, ends: np.ndarray, window_tokens: int, pad_id: int) -> np.ndarray:
-        position = starts[:, None] + np.arange(window_tokens + 1)
-        inside = position < ends[:, None]
-        return np.where(inside, self.tokens[np.minimum(position, self.n_tokens - 1)].astype(np.int64), pad_id)
+    def _random_windows(
+        self, rng: np.random.Generator, batch_size: int, window_tokens: int
+    ) -> tuple[IntArray, IntArray]:
+        rows = np.searchsorted(self.offsets, rng.integers(0, self.n_tokens, batch_size), side="right") - 1
+        first, last = self.offsets[rows], self.offsets[rows + 1]
+        n_windows = np.maximum(last - first - window_tokens - 1, 0)
+        margin = window_tokens // 2
+        drawn = rng.integers(-margin, n_windows + margin + 1)
+        return first + np.clip(drawn, 0, n_windows), last
+
+    def _rows_in_turn(self, seed: int, step: int, batch_size: int) -> IntArray:
+        epoch, turn = _epochs(step, batch_size, self.n_rows)
+        return np.concatenate(
+            [self._epoch(seed, number)[0][turn[epoch == number]] for number in np.unique(epoch).tolist()]
+        )
+
+    def _draw_epoch(self, seed: int, epoch: int) -> tuple[IntArray, IntArray]:
+        """Return all rows in the epoch's order, int64[rows], and where they begin and end when laid end to end."""
+        order = _generator(seed, _EPOCHS + epoch).permutation(self.n_rows)
+        return order, offsets_of(np.diff(self.offsets)[order])
+
+    def _ring_windows(
+        self, order: IntArray, borders: IntArray, begin: IntArray, length: int
+    ) -> tuple[IntArray, IntArray]:
+        """Return the windows of a ring of rows that begin at these places, and the numbers of the rows in them."""
+        first = np.searchsorted(borders, begin, side="right") - 1
+        rounds, place = np.divmod(begin + length - 1, self.n_tokens)
+        last = rounds * self.n_rows + np.searchsorted(borders, place, side="right") - 1
+        n_parts = last - first + 1  # a part is what one window holds of one row
+        window = np.repeat(np.arange(len(begin)), n_parts)
+        number = np.arange(len(window)) - (np.cumsum(n_parts) - n_parts)[window]
+        rounds, turn = np.divmod(first[window] + number, self.n_rows)
+        row_begins = borders[turn] + rounds * self.n_tokens
+        part_begins = np.maximum(row_begins, begin[window])
+        part_ends = np.minimum(row_begins + borders[turn + 1] - borders[turn], begin[window] + length)
+        lengths = part_ends - part_begins
+        source = self.offsets[order[turn]] + part_begins - row_begins
+        position = np.arange(len(begin) * length) + np.repeat(source - (np.cumsum(lengths) - lengths), lengths)
+        tokens = self.tokens[position].astype(np.int64)
+        return tokens.reshape(-1, length), np.repeat(number + 1, lengths).reshape(-1, length)
+
+    def _windows(self, starts: IntArray, ends: IntArray, window_tokens: int, pad_id: int) -> IntArray:
+        """Return the tokens from `starts` on, and pads from `ends` on."""
+        length = window_tokens + 1
+        if self.n_tokens < length:
+            windows = np.empty((len(starts), length), np.int64)
+        else:  # whole windows are copied five times as fast as single tokens; short ones are set right below
+            wide = sliding_window_view(self.tokens, length)
+            windows = wide[np.minimum(starts, self.n_tokens - length)].astype(np.int64)
+        short = np.flatnonzero(ends - starts < length)
+        if len(short):
+            position = starts[short, None] + np.arange(length)
+            tokens = self.tokens.take(position, mode="clip").astype(np.int64)
+            windows[short] = np.where(position < ends[short, None], tokens, pad_id)
+        return windows
+
+
+def _generator(seed: int, number: int) -> np.random.Generator:
+    key = np.array([seed, number], np.uint64)  # a list with a number from 2**63 up would become floats
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def _epochs(step: int, batch_size: int, n_per_epoch: int) -> tuple[IntArray, IntArray]:
+    """Return the epoch of each item of a step's batch, and its turn there; items are numbered through all steps."""
+    return np.divmod((step - 1) * batch_size + np.arange(batch_size), n_per_epoch)
+
+
+def _coprime_stride(n: int) -> int:
+    """Return a stride that visits all of 0 to n - 1: the golden section of n, or the next number coprime to n."""
+    stride = max(1, round(n * (math.sqrt(5) - 1) / 2))
+    while math.gcd(stride, n) > 1:
+        stride += 1
+    return stride

@@ -19,6 +19,7 @@ from tasks.groups import GroupConfig
 from tasks.leakage import LeakageConfig
 from tasks.music.read_limits import ReadLimits
 from tasks.music.tokenizers.oore import OoreConfig
+from tasks.music.tokenizers.registry import TokenizerConfig
 from tasks.sources.limits import SourceLimits
 
 Config = TypeVar("Config")
@@ -110,7 +111,7 @@ class DatasetConfig:
     split_seed: int = 0
     leakage: LeakageConfig = field(default_factory=LeakageConfig)
     max_reject_share: float = 0.5  # a rebuild with more rejected files than this fails; filters and licences count too
-    encoding: OoreConfig = field(default_factory=OoreConfig)
+    encoding: Annotated[TokenizerConfig, Field(discriminator="name")] = field(default_factory=OoreConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:

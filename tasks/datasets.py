@@ -28,7 +28,7 @@ from tasks.home import Home, json_bytes, publish_folder, read_json, sync_folder,
 from tasks.ingest import SongShard, hash_words, hex_strings
 from tasks.leakage import LeakageReport
 from tasks.ledger import Ledger, count_losses, count_notes, count_reasons, count_values
-from tasks.music.tokenizers.registry import build_tokenizer
+from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer
 from tasks.shards import SCHEMA_NUMBER, read_table, write_table
 from tasks.sources.spec import source_name
 from tasks.split import SPLITS
@@ -170,7 +170,7 @@ def publish(
         "name": name,
         "version": version,
         "config": settings_of(config),
-        "encoder": _encoder_facts(config),
+        "encoder": _encoder_facts(tokens[0].encoding),
         "counts": _counts(ledger, n_other_files),
         "notes": notes,
         "groups": _group_facts(ledger),
@@ -238,8 +238,8 @@ def file_hash(path: Path) -> str:
         return ""
 
 
-def _encoder_facts(config: DatasetConfig) -> dict[str, Any]:
-    tokenizer = build_tokenizer(config.encoding)
+def _encoder_facts(encoding: TokenizerConfig) -> dict[str, Any]:
+    tokenizer = build_tokenizer(encoding)
     return {"name": tokenizer.name, "digest": tokenizer.digest, "settings": tokenizer.to_json()}
 
 

@@ -14,8 +14,7 @@ from tasks import cluster
 from tasks.augment import NO_AUGMENTATION, change_notes, group_variants, plan_variants
 from tasks.config import AugmentConfig, digest, to_json
 from tasks.music.notes import NoteBatch
-from tasks.music.tokenizers.base import LearnsVocabulary
-from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer
+from tasks.music.tokenizers.registry import LearnedConfig, TokenizerConfig, build_tokenizer, needs_vocabulary
 from tasks.shards import SCHEMA_NUMBER, flat_values, read_table, write_table
 from tasks.variants import TokenShardCounts, encode_variants
 
@@ -66,13 +65,13 @@ def plan_token_shards(
 
 def learn_vocabulary(shards: list[TokenShard], encoding: TokenizerConfig) -> TokenizerConfig:
     """Return the encoding with the vocabulary that these pieces need in all their variants, if it learns one."""
-    if not isinstance(encoding, LearnsVocabulary) or encoding.vocabulary:
+    if not needs_vocabulary(encoding):
         return encoding
     return encoding.with_symbols(set[str]().union(*cluster.run_over(_symbols_of, shards)))
 
 
 def _symbols_of(shard: TokenShard) -> set[str]:
-    assert isinstance(shard.encoding, LearnsVocabulary)
+    assert isinstance(shard.encoding, LearnedConfig)
     pieces = shard.pieces.to_pylist()
     batch, symbols = read_notes(shard.songs, tuple(pieces)), set[str]()
     for shared, _ in group_variants(plan_variants(shard.augment, pieces)):

@@ -13,8 +13,14 @@ from tasks.errors import BadScore, ConfigError, NotFound
 from tasks.home import write_atomically
 from tasks.music.notes import NoteBatch
 from tasks.music.score import read_midi, write_midi
-from tasks.music.tokenizers.base import LearnsVocabulary, Tokenizer
-from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer, default_config, tokenizer_from_json
+from tasks.music.tokenizers.base import Tokenizer
+from tasks.music.tokenizers.registry import (
+    TokenizerConfig,
+    build_tokenizer,
+    default_config,
+    needs_vocabulary,
+    tokenizer_from_json,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ def encode_file(path: Path, config: TokenizerConfig) -> FileTokens:
     except BadScore as error:
         raise BadScore(error.reason, f"{path}: {error.detail}") from None
     batch = NoteBatch.from_scores([score])
-    if isinstance(config, LearnsVocabulary) and not config.vocabulary:
+    if needs_vocabulary(config):
         config = config.with_symbols(config.symbols(batch))
     tokenizer = build_tokenizer(config)
     tokens = tokenizer.encode(batch)

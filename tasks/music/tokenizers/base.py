@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -92,21 +92,6 @@ class Tokenizer(Protocol):
 
         None where that cannot be derived from the tokens alone, or where a note would leave the encoding's range.
         """
-        ...
-
-
-@runtime_checkable
-class LearnsVocabulary(Protocol):
-    """A config whose vocabulary is made of the data: `vocabulary` is empty until it has been learned."""
-
-    vocabulary: tuple[str, ...]
-
-    def symbols(self, batch: NoteBatch) -> set[str]:
-        """Return the words or characters that pieces need."""
-        ...
-
-    def with_symbols(self, symbols: Iterable[str]) -> Self:
-        """Return the config with the vocabulary of these symbols, in an order that does not depend on theirs."""
         ...
 
 

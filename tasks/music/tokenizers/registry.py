@@ -2,19 +2,38 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from tasks.errors import ConfigError
 from tasks.music.tokenizers.base import Tokenizer
+from tasks.music.tokenizers.miditok_adapter import MidiTokConfig, MidiTokTokenizer
+from tasks.music.tokenizers.mmm import MmmConfig, MmmTokenizer
 from tasks.music.tokenizers.oore import OoreConfig, OoreTokenizer
+from tasks.music.tokenizers.optimus_int import OptimusIntConfig, OptimusIntTokenizer
+from tasks.music.tokenizers.optimus_txt import OptimusTxtConfig, OptimusTxtTokenizer
+from tasks.music.tokenizers.remi import RemiTokenizer
+from tasks.music.tokenizers.remi_vocabulary import RemiConfig
 
-TokenizerConfig = OoreConfig
-ENCODINGS: dict[str, tuple[type[Any], type[Any]]] = {"oore": (OoreConfig, OoreTokenizer)}
+TokenizerConfig = OoreConfig | RemiConfig | OptimusIntConfig | OptimusTxtConfig | MmmConfig | MidiTokConfig
+LearnedConfig = OptimusTxtConfig | MmmConfig  # their `vocabulary` is empty until it has been made of the data
+ENCODINGS: dict[str, tuple[type[Any], type[Any]]] = {
+    "oore": (OoreConfig, OoreTokenizer),
+    "remi": (RemiConfig, RemiTokenizer),
+    "optimus_int": (OptimusIntConfig, OptimusIntTokenizer),
+    "optimus_txt": (OptimusTxtConfig, OptimusTxtTokenizer),
+    "mmm": (MmmConfig, MmmTokenizer),
+    "miditok": (MidiTokConfig, MidiTokTokenizer),
+}
 
 
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """Return the tokenizer that a config describes."""
     return ENCODINGS[config.name][1](config)
+
+
+def needs_vocabulary(config: TokenizerConfig) -> TypeGuard[LearnedConfig]:
+    """Tell whether an encoding has to learn its vocabulary before it can encode."""
+    return isinstance(config, LearnedConfig) and not config.vocabulary
 
 
 def default_config(name: str) -> TokenizerConfig:

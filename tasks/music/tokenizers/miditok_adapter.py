@@ -1,0 +1,350 @@
+"""Any MidiTok tokenizer that writes one stream of ids, with what it has learned: for those who already have one.
+
+Needs the extra `orchestrion[miditok]`. MidiTok goes through pieces one by one and builds an object for each token, so
+this is hundreds of times slower than the encodings of this project.
+"""
+
+import hashlib
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tasks.errors import ConfigError
+from tasks.music.grammar import Grammar
+from tasks.music.notes import FloatArray, IntArray, NoteBatch, offsets_of
+from tasks.music.score import Score, Tempos, TimeSignatures, build_score
+from tasks.music.tokenizers.base import MAX_VOCABULARY, TokenArray, TokenBatch, digest_of, until_end
+
+REASONS = ("not_held", "refused")
+_TICK_MAX = 2**31 - 1  # symusic's
+_TEMPO_RANGE = 1_000, 16_777_215  # microseconds per quarter that a score can state
+_NEEDED = ("PAD_None", "BOS_None", "EOS_None")
+_NOTE_COLUMNS = ("onset", "duration", "pitch", "velocity", "program", "is_drum", "track")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MidiTokConfig:
+    """A tokenizer as MidiTok's own `save` writes it.
+
+    Args:
+        tokenizer: the text of that JSON file; `from_file` reads it. Without it there is nothing to encode with.
+    """
+
+    name: Literal["miditok"] = "miditok"
+    tokenizer: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer:
+            return
+        try:
+            form = json.loads(self.tokenizer)
+        except ValueError as error:
+            raise ValueError(f"tokenizer: {self.tokenizer[:40]!r} is not JSON: {error}") from error
+        if not isinstance(form, dict) or not {"tokenization", "config"} <= set(form):
+            raise ValueError("tokenizer: no object with 'tokenization' and 'config', as MidiTok's save writes it")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "MidiTokConfig":
+        """Return the config of a file that MidiTok saved.
+
+        Raises:
+            ConfigError: no such file, or it is not what MidiTok saves.
+        """
+        try:
+            return cls(tokenizer=json.dumps(json.loads(Path(path).read_text()), separators=(",", ":")))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+
+class MidiTokTokenizer:
+    """One MidiTok tokenizer behind the interface of this project's own.
+
+    A piece stands between its BOS and EOS. What may follow what is MidiTok's knowledge, so the grammar allows anything
+    but PAD and BOS in between, and sampling with it does not make music well-formed.
+    """
+
+    name = "miditok"
+    units_per_second = 1.0  # the grammar knows no time
+    knows_drums = False
+
+    def __init__(self, config: MidiTokConfig) -> None:
+        self.config = config
+        self._peer, self._sequence = _load(config)
+        self._ids: dict[str, int] = {}  # by name, once one is asked for
+        self.vocab_size = len(self._peer)
+        _check_form(self._peer)
+        lacking = [name for name in _NEEDED if name not in self._peer.special_tokens]
+        if lacking:
+            raise ConfigError(f"the MidiTok tokenizer lacks {', '.join(lacking)}; make it with PAD, BOS and EOS")
+        self.pad_id, self.start_id, self.end_id = (int(self._peer[name]) for name in _NEEDED)
+        self.grammar = self._build_grammar()
+        self.digest = digest_of(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything that decides what the ids mean, ready for JSON.
+
+        The same file can mean other ids to another version of MidiTok; the digest of its vocabulary tells.
+        """
+        vocabularies = json.dumps([self._peer.vocab, self._peer.vocab_model], sort_keys=True)
+        return {
+            **asdict(self.config),
+            "vocab_size": self.vocab_size,
+            "vocabulary_digest": hashlib.sha256(vocabularies.encode()).hexdigest(),
+            "revision": 1,
+        }
+
+    def token_name(self, token: int) -> str:
+        """Return MidiTok's name of an id; of a learned one, those of what it stands for, joined by +."""
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"token {token} outside 0-{self.vocab_size - 1}")
+        special = dict(zip((self.pad_id, self.start_id, self.end_id), _NEEDED, strict=True))
+        name = "+".join(self._base_tokens([token]))
+        return special.get(token) or (name if name and name not in _NEEDED else f"learned_{token}")
+
+    def token_id(self, name: str) -> int:
+        """Return the id of a name."""
+        if not self._ids:
+            self._ids = {self.token_name(token): token for token in range(self.vocab_size)}
+        if name not in self._ids:
+            raise ValueError(f"no token is named {name!r}")
+        return self._ids[name]
+
+    def encode(self, batch: NoteBatch) -> TokenBatch:
+        """Encode whole pieces, each from BOS to EOS.
+
+        Counted in `dropped`, in notes: not_held, what MidiTok's own preparation leaves out (pitches and programs
+        outside of its vocabulary, duplicates); refused, all notes of a piece that MidiTok fails on.
+        """
+        counts = np.zeros((len(REASONS), batch.n_pieces), dtype=np.int64)
+        n_notes, seconds = np.zeros(batch.n_pieces, dtype=np.int64), np.zeros(batch.n_pieces)
+        pieces: list[TokenArray] = []
+        for index in range(batch.n_pieces):
+            piece = batch.pieces(index, index + 1)
+            ids, n_notes[index], is_refused = self._encode_piece(piece)
+            counts[int(is_refused), index] = piece.n_notes - n_notes[index]
+            seconds[index] = piece.end_seconds.max(initial=0.0) if n_notes[index] else 0.0
+            pieces.append(np.array([self.start_id, *ids, self.end_id], dtype=np.uint16))
+        return TokenBatch(
+            offsets_of([len(ids) for ids in pieces]),
+            np.concatenate([np.zeros(0, dtype=np.uint16), *pieces]),
+            n_notes,
+            seconds,
+            dict(zip(REASONS, counts, strict=True)),
+        )
+
+    def decode(self, ids: ArrayLike) -> Score:
+        """Return the music of one piece of tokens, up to the first EOS, as MidiTok reads it.
+
+        PAD and BOS are left out. Where MidiTok fails on what a model wrote, the music ends before that place.
+
+        Raises:
+            ValueError: an id outside of the vocabulary.
+        """
+        tokens = until_end(ids, self.vocab_size, self.end_id)
+        names = self._base_tokens(tokens[~np.isin(tokens, [self.pad_id, self.start_id])].tolist())
+        score = self._decode_names(names)
+        if score is not None:
+            return score
+        readable, unreadable = 0, len(names)
+        while unreadable - readable > 1:
+            middle = (readable + unreadable) // 2
+            is_readable = self._decode_names(names[:middle]) is not None
+            readable, unreadable = (middle, unreadable) if is_readable else (readable, middle)
+        return self._decode_names(names[:readable]) or build_score(480, _note_columns([]))
+
+    def transpose_ids(self, ids: ArrayLike, semitones: int) -> TokenArray | None:
+        """Return None: what an id stands for is MidiTok's knowledge, so transposed notes are encoded anew."""
+        return None
+
+    def _base_tokens(self, ids: list[int]) -> list[str]:
+        """Return the names of ids, those of learned ones taken apart."""
+        seq = self._sequence(ids=list(ids), are_ids_encoded=self._peer.is_trained)
+        if self._peer.is_trained:
+            self._peer.decode_token_ids(seq)
+        else:
+            self._peer.complete_sequence(seq)
+        return list(seq.tokens)
+
+    def _encode_piece(self, batch: NoteBatch) -> tuple[list[int], int, bool]:
+        """Return ids, notes held, and whether MidiTok failed."""
+        try:
+            prepared = self._peer.preprocess_score(_to_symusic(batch))
+            n_notes = int(prepared.note_num())
+            ids = self._peer.encode(prepared, no_preprocess_score=True).ids if n_notes else []
+        except Exception:  # what MidiTok raises on odd pieces is not written down
+            return [], 0, True
+        return ids, n_notes, False
+
+    def _decode_names(self, names: list[str]) -> Score | None:
+        try:
+            seq = self._sequence(tokens=names)
+            self._peer.complete_sequence(seq)
+            return _from_symusic(self._peer.decode(seq))
+        except Exception:  # what MidiTok raises on odd sequences is not written down
+            return None
+
+    def _build_grammar(self) -> Grammar:
+        """States: 0 before BOS, 1 in the piece, 2 after EOS."""
+        next_state = np.full((3, self.vocab_size), -1, dtype=np.int16)
+        next_state[0, self.start_id] = 1
+        next_state[1] = 1
+        next_state[1, [self.pad_id, self.start_id]] = -1
+        next_state[1, self.end_id] = 2
+        next_state[2, self.pad_id] = 2
+        none = np.full(self.vocab_size, -1, dtype=np.int16)
+        never = np.zeros(self.vocab_size, dtype=np.bool_)
+        return Grammar(next_state, none, none, never, np.zeros(self.vocab_size, dtype=np.int16), n_slots=0)
+
+
+def _load(config: MidiTokConfig) -> tuple[Any, Any]:
+    """Return the tokenizer and MidiTok's class of token sequences."""
+    if not config.tokenizer:
+        raise ConfigError("no MidiTok tokenizer given: `tokenizer` is the text of the JSON file that its save writes")
+    try:
+        miditok = import_module("miditok")
+    except ImportError as error:
+        raise ConfigError(f"MidiTok is not installed ({error}): pip install 'orchestrion[miditok]'") from error
+    name = json.loads(config.tokenizer)["tokenization"]
+    kind = getattr(miditok, name, None) if isinstance(name, str) else None
+    if not isinstance(kind, type) or not issubclass(kind, miditok.MusicTokenizer) or kind is miditok.MusicTokenizer:
+        raise ConfigError(f"MidiTok {_version(miditok)} has no tokenizer named {name!r}")
+    with tempfile.TemporaryDirectory() as folder:  # MidiTok reads files only
+        path = Path(folder) / "tokenizer.json"
+        path.write_text(config.tokenizer)
+        try:
+            return kind(params=path), miditok.TokSequence
+        except Exception as error:  # what MidiTok raises on odd files is not written down
+            raise ConfigError(f"MidiTok cannot read its tokenizer: {type(error).__name__}: {error}") from error
+
+
+def _version(miditok: Any) -> str:
+    return getattr(miditok.constants, "CURRENT_MIDITOK_VERSION", "of this version")
+
+
+def _check_form(peer: Any) -> None:
+    if peer.is_multi_voc or not peer.one_token_stream:
+        streams = "several ids at a time" if peer.is_multi_voc else "one sequence for each track"
+        raise ConfigError(
+            f"the MidiTok tokenizer {type(peer).__name__} gives {streams}; a model here reads one stream of ids: "
+            "use_programs and one_token_stream_for_programs make REMI, TSD, MIDILike, Structured and PerTok give one"
+        )
+    if len(peer) > MAX_VOCABULARY:
+        raise ConfigError(f"the MidiTok tokenizer has {len(peer)} ids, limit {MAX_VOCABULARY}")
+
+
+def _to_symusic(batch: NoteBatch) -> Any:
+    """Return a batch of one piece as symusic has it, one track for each instrument of each part."""
+    import symusic
+
+    score: Any = symusic.Score(int(batch.ticks_per_quarter[0]))
+    part = np.stack([batch.track, np.where(batch.is_drum, 128, batch.program)], axis=1).astype(np.int64)
+    parts, part_of_note = np.unique(part, axis=0, return_inverse=True)
+    pedal_start, pedal_end = (
+        _ticks_of(batch, seconds) for seconds in (batch.pedal_onset_seconds, batch.pedal_end_seconds)
+    )
+    for index, (source, instrument) in enumerate(parts.tolist()):
+        chosen = part_of_note.reshape(-1) == index
+        track: Any = symusic.Track(program=instrument % 128, is_drum=instrument == 128)
+        track.notes = symusic.Note.from_numpy(
+            time=batch.onset[chosen].astype(np.int32),
+            duration=batch.duration[chosen].astype(np.int32),
+            pitch=batch.pitch[chosen].astype(np.int8),
+            velocity=batch.velocity[chosen].astype(np.int8),
+        )
+        held = batch.pedal_track == source
+        duration = np.maximum(pedal_end - pedal_start, 1)[held]
+        track.pedals = symusic.Pedal.from_numpy(
+            time=pedal_start[held].astype(np.int32), duration=duration.astype(np.int32)
+        )
+        score.tracks.append(track)
+    score.tempos = symusic.Tempo.from_numpy(
+        time=batch.tempo_tick.astype(np.int32),
+        mspq=np.rint(batch.tempo_microseconds_per_quarter).astype(np.int32),
+    )
+    score.time_signatures = symusic.TimeSignature.from_numpy(
+        time=batch.time_signature_tick.astype(np.int32),
+        numerator=batch.time_signature_numerator.astype(np.uint8),
+        denominator=batch.time_signature_denominator.astype(np.uint8),
+    )
+    return score
+
+
+def _ticks_of(batch: NoteBatch, seconds: FloatArray) -> IntArray:
+    """Return the nearest ticks in a batch of one piece."""
+    scale = int(batch.ticks_per_quarter[0]) * 1e6
+    tick, tempo = batch.tempo_tick, batch.tempo_microseconds_per_quarter
+    elapsed = np.append(0.0, np.cumsum(np.diff(tick) * tempo[:-1])) / scale
+    place = np.searchsorted(elapsed, seconds, side="right") - 1
+    return np.rint(tick[place] + (seconds - elapsed[place]) * scale / tempo[place]).astype(np.int64)
+
+
+def _from_symusic(score: Any) -> Score:
+    """Return a symusic score as ours, within the limits of what ours may hold."""
+    notes, pedals = [], []
+    for index, track in enumerate(score.tracks):
+        columns = track.notes.numpy()
+        n_notes = len(columns["time"])
+        onset = np.maximum(columns["time"].astype(np.int64), 0)
+        notes.append(
+            {
+                "onset": onset,
+                "duration": np.clip(columns["duration"].astype(np.int64), 1, _TICK_MAX),
+                "pitch": np.clip(columns["pitch"].astype(np.int64), 0, 127),
+                "velocity": np.clip(columns["velocity"].astype(np.int64), 1, 127),
+                "program": np.full(n_notes, 0 if track.is_drum else min(max(track.program, 0), 127)),
+                "is_drum": np.full(n_notes, bool(track.is_drum)),
+                "track": np.full(n_notes, index),
+            }
+        )
+        pedals.append(_pedal_columns(track.pedals.numpy(), index))
+    tempos, meters = score.tempos.numpy(), score.time_signatures.numpy()
+    return build_score(
+        score.ticks_per_quarter,
+        _note_columns(notes),
+        tempos=_tempos(tempos["time"].astype(np.int64), tempos["mspq"].astype(np.int64)),
+        time_signatures=TimeSignatures(
+            *_last_at_each_tick(*(meters[name].astype(np.int64) for name in ("time", "numerator", "denominator")))
+        ),
+        pedals={name: np.concatenate([_NO_TICKS, *(part[name] for part in pedals)]) for name in _PEDAL_COLUMNS},
+        n_tracks=max(len(score.tracks), 1),
+    )
+
+
+_PEDAL_COLUMNS = ("onset", "end", "track")
+_NO_TICKS = np.zeros(0, dtype=np.int64)
+
+
+def _note_columns(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: np.concatenate([_NO_TICKS, *(part[name] for part in parts)]) for name in _NOTE_COLUMNS}
+
+
+def _pedal_columns(spans: dict[str, Any], track: int) -> dict[str, IntArray]:
+    """Return the pedal spans of a track, those that overlap joined."""
+    onset = np.maximum(spans["time"].astype(np.int64), 0)
+    order = np.argsort(onset, kind="stable")
+    onset, end = onset[order], (onset + np.maximum(spans["duration"].astype(np.int64), 1))[order]
+    reach = np.maximum.accumulate(end) if len(end) else end
+    is_first = np.append(True, onset[1:] > reach[:-1])[: len(onset)]
+    first = np.flatnonzero(is_first)
+    end = np.maximum.reduceat(end, first) if len(first) else end
+    return {"onset": onset[first], "end": end, "track": np.full(len(first), track)}
+
+
+def _tempos(tick: IntArray, microseconds: IntArray) -> Tempos:
+    tick, microseconds = _last_at_each_tick(tick, np.clip(microseconds, *_TEMPO_RANGE))
+    tick[:1] = 0
+    return Tempos(tick, microseconds)
+
+
+def _last_at_each_tick(tick: IntArray, *values: IntArray) -> list[IntArray]:
+    """Return changes at rising ticks: of those at one tick, the last."""
+    order = np.argsort(np.maximum(tick, 0), kind="stable")
+    tick = np.maximum(tick, 0)[order]
+    is_last = np.append(tick[1:] != tick[:-1], True)[: len(tick)]
+    return [tick[is_last], *(column[order][is_last] for column in values)]

@@ -1,0 +1,274 @@
+"""Pieces cut into windows of some bars each, which overlap or follow one another; any encoding can take them."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from tasks.music.notes import FloatArray, IntArray, NoteBatch, offsets_of
+
+_NEVER = 1 << 60  # the tick at which the last window of a piece ends: nothing rings on behind it
+_NANOSECOND = 1e-9  # pedal spans that touch a window for less do so by the rounding of sums alone
+
+
+def cut_windows(
+    batch: NoteBatch, window_bars: int, hop_bars: int, units_per_quarter: int = 0
+) -> tuple[NoteBatch, IntArray, IntArray]:
+    """Cut each piece into windows of `window_bars` bars, one every `hop_bars`; each window is a piece that begins at 0.
+
+    A window holds the notes that begin in it, cut where it ends, and its parts of the pedal spans; the tempo and time
+    signature in force come along. The last window of a piece is its last `window_bars` bars, so that every bar is in a
+    window; a piece that is no longer than that stays whole. Windows without notes are left out, but no piece is.
+
+    Bars follow the time signatures, 4/4 before the first, which take hold at the next bar line; the last bar is the
+    last in which a note sounds.
+
+    Args:
+        hop_bars: 1 to `window_bars`.
+        units_per_quarter: of an encoding that rounds times, halves up. A note that is rounded up to a bar line then
+            belongs to the bar behind it, and to the window that begins there as its first. 0: times count as they are.
+
+    Returns:
+        the windows in order of piece and time, int64[W] the piece of each, and int64[W] the notes that each cuts.
+
+    Raises:
+        ValueError: a number outside of its range.
+    """
+    if not 1 <= hop_bars <= window_bars:
+        raise ValueError(f"hop_bars={hop_bars} outside 1 to window_bars={window_bars}")
+    if units_per_quarter < 0:
+        raise ValueError(f"units_per_quarter={units_per_quarter} is below 0")
+    meters = (
+        batch.time_signature_offsets, batch.time_signature_tick,
+        batch.time_signature_numerator, batch.time_signature_denominator,
+    )  # fmt: skip
+    early, late = _rounded_ticks(batch, units_per_quarter)
+    piece, first, last, start, end = _find_windows(
+        batch.offsets, early, late, meters, batch.ticks_per_quarter, window_bars, hop_bars
+    )
+    windows = _Windows(piece, start, end, _seconds_at(batch, piece, start), _seconds_at(batch, piece, end))
+    notes, n_cut = _notes_in(batch, windows, first, last, late)
+    parts = notes | _pedals_in(batch, windows) | _tempos_in(batch, windows) | _meters_in(batch, windows)
+    return _in_order(NoteBatch(ticks_per_quarter=batch.ticks_per_quarter[piece], **parts)), piece, n_cut
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Windows:
+    piece: IntArray
+    start: IntArray  # ticks
+    end: IntArray
+    start_seconds: FloatArray
+    end_seconds: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.piece)
+
+
+def _rounded_ticks(batch: NoteBatch, units_per_quarter: int) -> tuple[IntArray, IntArray]:
+    """Return ticks in the bars in which notes begin, and in the bars in which they last sound."""
+    end = batch.onset + batch.duration
+    if not units_per_quarter:
+        return batch.onset, end - 1
+    ticks, scale = batch.ticks_per_quarter[batch.piece_of_note], 2 * units_per_quarter
+    early = (scale * batch.onset + ticks) // scale
+    return early, np.maximum((scale * end - ticks) // scale, early)
+
+
+def _seconds_at(batch: NoteBatch, piece: IntArray, tick: IntArray) -> FloatArray:
+    """Return the time of ticks of some pieces, infinity for `_NEVER`."""
+    tempos = batch.tempo_offsets, batch.tempo_tick, batch.tempo_microseconds_per_quarter.astype(np.float64)
+    seconds = _elapsed_seconds(*tempos, batch.ticks_per_quarter, piece, tick)
+    return np.where(tick == _NEVER, np.inf, seconds)
+
+
+def _notes_in(
+    batch: NoteBatch, windows: _Windows, first: IntArray, last: IntArray, late: IntArray
+) -> tuple[dict[str, Any], IntArray]:
+    """Return the columns of the notes `first` to `last` of each window, and how many of them are cut."""
+    window, places = _spans(first, last)
+    start, stop = windows.start[window], windows.end[window]
+    onset = np.maximum(batch.onset[places] - start, 0)
+    end = np.minimum(batch.onset[places] + batch.duration[places], stop) - start
+    onset_seconds = np.maximum(batch.onset_seconds[places] - windows.start_seconds[window], 0)
+    end_seconds = np.minimum(batch.end_seconds[places], windows.end_seconds[window]) - windows.start_seconds[window]
+    columns = {
+        "offsets": offsets_of(last - first),
+        "onset": onset,
+        "duration": np.maximum(end - onset, 1),
+        "onset_seconds": onset_seconds,
+        "end_seconds": np.maximum(end_seconds, onset_seconds),
+    }
+    for name in ("pitch", "velocity", "program", "is_drum", "track"):
+        columns[name] = getattr(batch, name)[places]
+    return columns, np.bincount(window[late[places] >= stop], minlength=len(windows))
+
+
+def _pedals_in(batch: NoteBatch, windows: _Windows) -> dict[str, Any]:
+    borders = np.searchsorted(windows.piece, np.arange(batch.n_pieces + 1))
+    pedals = batch.pedal_offsets, batch.pedal_onset_seconds, batch.pedal_end_seconds
+    pedal, window = _spans(*_windows_over(*pedals, borders, windows.start_seconds, windows.end_seconds))
+    order = np.argsort(window, kind="stable")
+    pedal, window = pedal[order], window[order]
+    start, stop = windows.start_seconds[window], windows.end_seconds[window]
+    return {
+        "pedal_offsets": offsets_of(np.bincount(window, minlength=len(windows))),
+        "pedal_onset_seconds": np.maximum(batch.pedal_onset_seconds[pedal], start) - start,
+        "pedal_end_seconds": np.minimum(batch.pedal_end_seconds[pedal], stop) - start,
+        "pedal_track": batch.pedal_track[pedal],
+    }
+
+
+def _tempos_in(batch: NoteBatch, windows: _Windows) -> dict[str, Any]:
+    first, last = _in_force(batch.tempo_offsets, batch.tempo_tick, windows.piece, windows.start, windows.end)
+    window, places = _spans(first, last)
+    return {
+        "tempo_offsets": offsets_of(last - first),
+        "tempo_tick": np.maximum(batch.tempo_tick[places] - windows.start[window], 0),
+        "tempo_microseconds_per_quarter": batch.tempo_microseconds_per_quarter[places],
+    }
+
+
+def _meters_in(batch: NoteBatch, windows: _Windows) -> dict[str, Any]:
+    offsets, ticks = batch.time_signature_offsets, batch.time_signature_tick
+    first, last = _in_force(offsets, ticks, windows.piece, windows.start, windows.end)
+    window, places = _spans(first, last)
+    return {
+        "time_signature_offsets": offsets_of(last - first),
+        "time_signature_tick": np.maximum(ticks[places] - windows.start[window], 0),
+        "time_signature_numerator": batch.time_signature_numerator[places],
+        "time_signature_denominator": batch.time_signature_denominator[places],
+    }
+
+
+def _spans(first: IntArray, last: IntArray) -> tuple[IntArray, IntArray]:
+    """Return for ranges of places the range that each place is of, and all places end to end."""
+    lengths = last - first
+    row = np.repeat(np.arange(len(first)), lengths)
+    return row, np.arange(len(row)) - (offsets_of(lengths)[:-1] - first)[row]
+
+
+def _in_order(batch: NoteBatch) -> NoteBatch:
+    """Put notes in order again: those that now begin or end together may not stand in it."""
+    piece = batch.piece_of_note
+    key = (batch.onset << 7 | batch.pitch) << 16 | batch.track
+    is_same = piece[1:] == piece[:-1]
+    is_wrong = (key[1:] < key[:-1]) | ((key[1:] == key[:-1]) & (batch.duration[1:] < batch.duration[:-1]))
+    is_unclear = (key[1:] == key[:-1]) & (batch.duration[1:] == batch.duration[:-1])
+    if not np.any(is_same & (is_wrong | is_unclear)):
+        return batch
+    order = np.lexsort([batch.velocity, batch.duration, key, piece])
+    names = ("onset", "duration", "onset_seconds", "end_seconds", "pitch", "velocity", "program", "is_drum", "track")
+    return replace(batch, **{name: getattr(batch, name)[order] for name in names})
+
+
+@njit(cache=True, nogil=True)
+def _find_windows(offsets, early, late, meters, ticks_per_quarter, window_bars, hop_bars):
+    """Return int64[5, W]: piece, first note, note behind the last, first tick, tick of the end."""
+    rows = [(0, 0, 0, 0, 0)]
+    rows.clear()
+    bar = np.zeros(len(early), np.int64)
+    for piece in range(len(offsets) - 1):
+        low, last = offsets[piece], offsets[piece + 1]
+        lines = _bar_lines(piece, meters, ticks_per_quarter[piece])
+        n_bars = 0
+        for note in range(low, last):
+            bar[note] = _bar_at(lines, early[note])
+            n_bars = max(n_bars, bar[note] + 1, _bar_at(lines, late[note]) + 1)
+        start, last_start = 0, max(n_bars - window_bars, 0)
+        if low == last:
+            rows.append((piece, low, last, 0, _NEVER))
+        while low < last:
+            high = low
+            while high < last and bar[high] < start + window_bars:
+                high += 1
+            end = _tick_of(lines, start + window_bars) if start < last_start else _NEVER
+            if high > low:
+                rows.append((piece, low, high, _tick_of(lines, start), end))
+            if start == last_start:
+                break
+            start += hop_bars
+            if high == low:  # a silence longer than a window
+                start = max(start, -((window_bars - 1 - bar[low]) // hop_bars) * hop_bars)
+            start = min(start, last_start)
+            while low < last and bar[low] < start:
+                low += 1
+    table = np.zeros((5, len(rows)), np.int64)
+    for place, row in enumerate(rows):
+        table[0, place], table[1, place], table[2, place], table[3, place], table[4, place] = row
+    return table
+
+
+@njit(cache=True, nogil=True)
+def _bar_lines(piece, meters, ticks_per_quarter):
+    """Return rows (tick, bar, ticks of a bar times its denominator, denominator), one where each meter takes hold."""
+    offsets, ticks, numerators, denominators = meters
+    lines = np.zeros((offsets[piece + 1] - offsets[piece] + 1, 4), np.int64)
+    lines[0] = 0, 0, 16 * ticks_per_quarter, 4
+    n_lines = 1
+    for change in range(offsets[piece], offsets[piece + 1]):
+        known = lines[:n_lines]
+        bar = _bar_at(known, max(ticks[change], 0))
+        if _tick_of(known, bar) < ticks[change]:
+            bar += 1
+        if bar > lines[n_lines - 1, 1]:
+            lines[n_lines, 0], lines[n_lines, 1] = _tick_of(known, bar), bar
+            n_lines += 1
+        lines[n_lines - 1, 2] = 4 * ticks_per_quarter * numerators[change]
+        lines[n_lines - 1, 3] = denominators[change]
+    return lines[:n_lines]
+
+
+@njit(cache=True, nogil=True)
+def _bar_at(lines, tick):
+    tick0, bar, length, denominator = lines[np.searchsorted(lines[:, 0], tick, side="right") - 1]
+    return bar + (tick - tick0) * denominator // length
+
+
+@njit(cache=True, nogil=True)
+def _tick_of(lines, bar):
+    """Return the first tick of a bar."""
+    tick0, bar0, length, denominator = lines[np.searchsorted(lines[:, 1], bar, side="right") - 1]
+    return tick0 - (-(bar - bar0) * length // denominator)
+
+
+@njit(cache=True, nogil=True)
+def _elapsed_seconds(offsets, ticks, tempos, ticks_per_quarter, piece_of_query, tick_of_query):
+    elapsed = np.zeros(len(ticks))
+    for piece in range(len(offsets) - 1):
+        for place in range(offsets[piece] + 1, offsets[piece + 1]):
+            passed = (ticks[place] - ticks[place - 1]) * tempos[place - 1]
+            elapsed[place] = elapsed[place - 1] + passed / (ticks_per_quarter[piece] * 1e6)
+    seconds = np.empty(len(tick_of_query))
+    for query in range(len(seconds)):
+        piece = piece_of_query[query]
+        known = ticks[offsets[piece] : offsets[piece + 1]]
+        place = offsets[piece] + np.searchsorted(known, tick_of_query[query], side="right") - 1
+        passed = (tick_of_query[query] - ticks[place]) * tempos[place]
+        seconds[query] = elapsed[place] + passed / (ticks_per_quarter[piece] * 1e6)
+    return seconds
+
+
+@njit(cache=True, nogil=True)
+def _in_force(offsets, ticks, piece, start, end):
+    """Return the range of the changes that hold in each window: the last up to its start, and those before its end."""
+    first, last = np.empty(len(piece), np.int64), np.empty(len(piece), np.int64)
+    for window in range(len(piece)):
+        offset = offsets[piece[window]]
+        known = ticks[offset : offsets[piece[window] + 1]]
+        first[window] = offset + max(np.searchsorted(known, start[window], side="right") - 1, 0)
+        last[window] = max(offset + np.searchsorted(known, end[window], side="left"), first[window])
+    return first, last
+
+
+@njit(cache=True, nogil=True)
+def _windows_over(offsets, onset, end, borders, start_seconds, end_seconds):
+    """Return the range of the windows that each pedal span reaches into."""
+    first, last = np.empty(len(onset), np.int64), np.empty(len(onset), np.int64)
+    for piece in range(len(offsets) - 1):
+        low, high = borders[piece], borders[piece + 1]
+        for pedal in range(offsets[piece], offsets[piece + 1]):
+            first[pedal] = low + np.searchsorted(end_seconds[low:high], onset[pedal] + _NANOSECOND, side="right")
+            reached = low + np.searchsorted(start_seconds[low:high], end[pedal] - _NANOSECOND, side="left")
+            last[pedal] = max(reached, first[pedal])
+    return first, last
