@@ -9,6 +9,7 @@ The sustain pedal is applied by the same function on both sides, in each round.
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from math import floor
+from statistics import median
 from typing import Any
 
 import report
@@ -52,6 +53,7 @@ def main() -> None:
             raise SystemExit(f"{case}: the two sides give different ids")
         record[case] = {
             "tokens_per_second": round(len(ids) / timings[case].seconds),
+            "tokens_per_cpu_second": round(len(ids) / median(timings[case].cpu)),
             "plain_tokens_per_second": round(len(ids) / timings[f"{case}_plain"].seconds),
             "ratio": round(timings[f"{case}_plain"].seconds / timings[case].seconds, 1),
             "tokens": len(ids),

@@ -78,6 +78,21 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WindowConfig:
+    """Pieces cut into windows of some bars each, every one a row of its own; 0 bars: pieces stay whole.
+
+    The last window of a piece is its last `bars` bars, so that no bar is lost.
+    """
+
+    bars: int = 0
+    hop_bars: int = 0  # from one window to the next; 0: as many as a window has
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.bars <= 1024, f"bars={self.bars} outside 0 to 1024")
+        _require(0 <= self.hop_bars <= self.bars, f"hop_bars={self.hop_bars} outside 0 to bars={self.bars}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ParseConfig:
     """What reading a file may use, and how large a shard of songs gets."""
 
@@ -112,6 +127,7 @@ class DatasetConfig:
     leakage: LeakageConfig = field(default_factory=LeakageConfig)
     max_reject_share: float = 0.5  # a rebuild with more rejected files than this fails; filters and licences count too
     encoding: Annotated[TokenizerConfig, Field(discriminator="name")] = field(default_factory=OoreConfig)
+    windows: WindowConfig = field(default_factory=WindowConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
@@ -137,6 +153,7 @@ class TrainConfig:
     n_steps: int = 20_000
     batch_size: int = 32  # windows in the global batch, whatever n_workers is
     window_tokens: int = 1024
+    windows: Literal["random", "whole", "start", "end", "packed"] = "random"  # how they are taken from rows of tokens
     seed: int = 0
     bf16: bool = False
     n_workers: int = 1  # Ray Train workers; gloo on CPU, NCCL on GPU

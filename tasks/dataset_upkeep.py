@@ -11,6 +11,8 @@ from pathlib import Path
 from tasks.cluster import n_cpus
 from tasks.datasets import DatasetVersion, checksum_path, file_hash, list_datasets, newest_version
 from tasks.home import Home
+from tasks.split import SPLITS
+from tasks.token_cache import flat_path
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +94,7 @@ def prune(home: Home, keep_versions: int = 0, used: Sequence[str] = (), dry_run:
         else:
             versions.append(dataset)
     doomed = [path for folder in sorted(home.datasets.glob("*")) for path in _unused(folder, kept)]
+    doomed += _unused_flat(home, kept)
     for path in doomed:
         n_files, n_bytes = n_files + 1, n_bytes + path.stat().st_size
     if not dry_run:
@@ -112,6 +115,17 @@ def _leftovers(home: Home) -> list[Path]:
     versions = [path for path in home.datasets.glob("*/versions/*") if path.is_dir() and path not in published]
     reports = [path for path in home.datasets.glob("*/reports/*") if path.is_dir()]
     return versions + [path for path in reports if path.parents[1] / "versions" / path.name not in published]
+
+
+def _unused_flat(home: Home, kept: Sequence[DatasetVersion]) -> list[Path]:
+    """Return what the loader laid flat of shards that no version uses."""
+    folder = home.cache / "tokens"
+    used = {
+        flat_path(shards, folder)
+        for shards in (dataset.token_shards(split) for dataset in kept for split in SPLITS)
+        if all(path.exists() for path in shards)  # else nobody can tell, and it can be made again
+    }
+    return sorted(path for path in folder.glob("*.tokens") if path not in used)
 
 
 def _unused(folder: Path, kept: Sequence[DatasetVersion]) -> list[Path]:

@@ -84,6 +84,11 @@ class DatasetVersion:
         """Return the token shards of one split, in the manifest's order."""
         return [self.folder / path for path in self.manifest["splits"][split]["shards"]]
 
+    @property
+    def flat_tokens(self) -> Path:
+        """Where the tokens of its splits lie flat for the loader, once they were asked for."""
+        return Home(self.folder.parents[1]).cache / "tokens"
+
     def summary(self) -> dict[str, Any]:
         """Return the ids, paths and counts that commands print."""
         return {
@@ -147,7 +152,7 @@ def plan_tokens(config: DatasetConfig, ledger: Ledger, songs: Sequence[SongShard
             chosen = pieces.filter(pa.array(split_of[begin:end] == split))
             if len(chosen):
                 wanted.append((songs[number].path, SPLITS[split], chosen))
-    return plan_token_shards(wanted, config.encoding, config.augment, folder / "tokens")
+    return plan_token_shards(wanted, config.encoding, config.augment, folder / "tokens", config.windows)
 
 
 def publish(

@@ -12,13 +12,18 @@ import pyarrow.parquet as pq
 
 from tasks import cluster
 from tasks.augment import NO_AUGMENTATION, change_notes, group_variants, plan_variants
-from tasks.config import AugmentConfig, digest, to_json
+from tasks.config import AugmentConfig, WindowConfig, digest, to_json
 from tasks.music.notes import NoteBatch
+from tasks.music.tokenizers.mmm import MmmConfig
 from tasks.music.tokenizers.registry import LearnedConfig, TokenizerConfig, build_tokenizer, needs_vocabulary
-from tasks.shards import SCHEMA_NUMBER, flat_values, read_table, write_table
+from tasks.music.transforms import transpose_within
+from tasks.music.windows import cut_windows
+from tasks.shards import SCHEMA_NUMBER, TOKEN_SCHEMA, flat_values, read_table, write_table
 from tasks.variants import TokenShardCounts, encode_variants
 
 logger = logging.getLogger(__name__)
+
+WHOLE_PIECES = WindowConfig()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,12 +34,17 @@ class TokenShard:
     pieces: pa.StringArray  # a quarter of the memory of a tuple of strings
     split: str
     encoding: TokenizerConfig
+    windows: WindowConfig
     augment: AugmentConfig
     path: Path
 
 
 def plan_token_shards(
-    wanted: Iterable[tuple[Path, str, pa.StringArray]], encoding: TokenizerConfig, augment: AugmentConfig, folder: Path
+    wanted: Iterable[tuple[Path, str, pa.StringArray]],
+    encoding: TokenizerConfig,
+    augment: AugmentConfig,
+    folder: Path,
+    windows: WindowConfig = WHOLE_PIECES,
 ) -> list[TokenShard]:
     """Name token shards by what is in them; a vocabulary that the encoding learns is learned here.
 
@@ -43,7 +53,7 @@ def plan_token_shards(
         folder: where token shards live; a sub-folder for the encoding is made in it.
     """
     shards = [
-        TokenShard(songs, pieces, split, encoding, augment if split == "train" else NO_AUGMENTATION, Path())
+        TokenShard(songs, pieces, split, encoding, windows, augment if split == "train" else NO_AUGMENTATION, Path())
         for songs, split, pieces in wanted
     ]
     encoding = learn_vocabulary(shards, encoding)
@@ -56,6 +66,7 @@ def plan_token_shards(
             "songs": shard.songs.stem,
             "pieces": shard.pieces.to_pylist(),
             "encoder": tokenizer.digest,
+            "windows": to_json(shard.windows),
             "augment": to_json(shard.augment),
         }
         path = base / f"split={shard.split}" / f"{digest(identity)[:24]}.parquet"
@@ -72,11 +83,11 @@ def learn_vocabulary(shards: list[TokenShard], encoding: TokenizerConfig) -> Tok
 
 def _symbols_of(shard: TokenShard) -> set[str]:
     assert isinstance(shard.encoding, LearnedConfig)
-    pieces = shard.pieces.to_pylist()
-    batch, symbols = read_notes(shard.songs, tuple(pieces)), set[str]()
-    for shared, _ in group_variants(plan_variants(shard.augment, pieces)):
-        changed, _ = change_notes(shard.augment, batch, pieces, shared)
-        symbols |= shard.encoding.symbols(changed)
+    rows, symbols = _read_rows(shard), set[str]()
+    for shared, members in group_variants(plan_variants(shard.augment, rows.pieces)):
+        changed, _ = change_notes(shard.augment, rows.notes, rows.pieces, shared)
+        for variant in members:
+            symbols |= shard.encoding.symbols(transpose_within(changed, variant.transposition)[0])
     return symbols
 
 
@@ -90,16 +101,39 @@ def build_token_shards(shards: list[TokenShard], on_pieces: Callable[[int], None
 def build_token_shard(shard: TokenShard) -> int:
     """Encode one shard and write it; return the number of pieces."""
     tokenizer = build_tokenizer(shard.encoding)
-    pieces = shard.pieces.to_pylist()
-    rows = encode_variants(tokenizer, shard.augment, read_notes(shard.songs, tuple(pieces)), pieces)
+    sequences = _read_rows(shard)
+    rows = encode_variants(tokenizer, shard.augment, sequences.notes, sequences.pieces)
+    rows.counts.n_pieces, rows.counts.notes_cut_by_windows = len(shard.pieces), sequences.n_cut
     metadata = {
         "schema": SCHEMA_NUMBER,
         "encoder": tokenizer.to_json(),
         "encoder_digest": tokenizer.digest,
         "counts": asdict(rows.counts),
     }
-    write_table(shard.path, rows.table(pieces), metadata)
-    return len(pieces)
+    write_table(shard.path, rows.table(sequences.pieces, sequences.windows), metadata, TOKEN_SCHEMA)
+    return len(shard.pieces)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sequences:
+    """What becomes one row each: whole pieces, or windows of them, in order of piece and time."""
+
+    notes: NoteBatch
+    pieces: list[str]
+    windows: np.ndarray  # int64, the number of each window within its piece
+    n_cut: int  # notes that a window cuts where it ends
+
+
+def _read_rows(shard: TokenShard) -> _Sequences:
+    pieces = shard.pieces.to_pylist()
+    batch = read_notes(shard.songs, tuple(pieces))
+    if not shard.windows.bars:
+        return _Sequences(batch, pieces, np.zeros(len(pieces), np.int64), 0)
+    units = shard.encoding.units_per_quarter if isinstance(shard.encoding, MmmConfig) else 0
+    hop = shard.windows.hop_bars or shard.windows.bars
+    batch, piece, n_cut = cut_windows(batch, shard.windows.bars, hop, units)
+    first = np.searchsorted(piece, piece)
+    return _Sequences(batch, [pieces[place] for place in piece], np.arange(len(piece)) - first, int(n_cut.sum()))
 
 
 def read_counts(path: Path) -> TokenShardCounts:

@@ -54,7 +54,7 @@ def evaluate_model(
 ) -> Evaluation:
     """Score a model on a split and compare free samples with it."""
     check_fits(loaded, dataset)
-    store = TokenStore(dataset.token_shards(config.split))
+    store = TokenStore(dataset.token_shards(config.split), dataset.flat_tokens)
     metrics = score_held_out(loaded, store, dataset.manifest["splits"][config.split], config, on_windows)
     held_out = [
         loaded.tokenizer.decode(store.tokens[a:b]) for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)

@@ -14,6 +14,7 @@ from tasks.home import whole_file
 SCHEMA_NUMBER = 3  # part of every version digest; raise it when a column changes its meaning
 
 ROWS_PER_GROUP = 256
+TOKENS_PER_GROUP = 1 << 19  # a group is what a reader takes at once, and skips at once
 
 
 def _lists_of(kind: pa.DataType) -> pa.DataType:
@@ -66,15 +67,16 @@ SONG_SCHEMA = pa.schema(
 
 TOKEN_SCHEMA = pa.schema(
     [
-        ("piece", pa.string()),
-        ("transposition", pa.int16()),  # semitones
-        ("stretch", pa.float64()),  # ratio of new to old length
-        ("velocity_shift", pa.int16()),  # steps of MIDI velocity
-        ("redraws_parts", pa.bool_()),  # some parts are played by other programs or left out
-        ("n_tokens", pa.int32()),
-        ("n_notes", pa.int32()),
-        ("seconds", pa.float64()),
-        ("tokens", pa.list_(pa.uint16())),
+        _required("piece", pa.string()),
+        _required("window", pa.int32()),  # number of the window within its piece; 0 where pieces are whole
+        _required("transposition", pa.int16()),  # semitones
+        _required("stretch", pa.float64()),  # ratio of new to old length
+        _required("velocity_shift", pa.int16()),  # steps of MIDI velocity
+        _required("redraws_parts", pa.bool_()),  # some parts are played by other programs or left out
+        _required("n_tokens", pa.int32()),
+        _required("n_notes", pa.int32()),
+        _required("seconds", pa.float64()),
+        _required("tokens", _lists_of(pa.uint16())),
     ]
 )
 
@@ -137,7 +139,14 @@ def write_into(
         encoded = {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()}
         table = table.replace_schema_metadata(encoded)
     options = _encodings(schema) if schema else {"compression": "zstd", "compression_level": 1}
-    pq.write_table(table, handle, row_group_size=ROWS_PER_GROUP, store_schema=True, **options)
+    pq.write_table(table, handle, row_group_size=_rows_per_group(table), store_schema=True, **options)
+
+
+def _rows_per_group(table: pa.Table) -> int:
+    if "tokens" not in table.column_names or not table.num_rows:
+        return ROWS_PER_GROUP
+    n_tokens = sum(len(chunk.flatten()) for chunk in table.column("tokens").chunks)
+    return max(1, TOKENS_PER_GROUP * table.num_rows // max(1, n_tokens))
 
 
 def _encodings(schema: pa.Schema) -> dict[str, Any]:
@@ -150,6 +159,8 @@ def _encodings(schema: pa.Schema) -> dict[str, Any]:
     scalars = [field.name for field in schema if not pa.types.is_list(field.type)]
     encodings = {name: _ENCODINGS[kind] for name, kind in leaves.items() if kind in _ENCODINGS}
     squeezed = dict.fromkeys(scalars, 1) | {name: -5 for name, kind in leaves.items() if kind == pa.float64()}
+    if _TOKENS in leaves:  # the variants of a piece follow each other; PLAIN keeps them alike, which zstd finds
+        encodings[_TOKENS], squeezed[_TOKENS] = "PLAIN", 3
     texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name not in _UNIQUE]
     return {
         "column_encoding": encodings,
@@ -167,6 +178,7 @@ _ENCODINGS = {
     pa.uint64(): "PLAIN",
     pa.float64(): "BYTE_STREAM_SPLIT",
 }
+_TOKENS = "tokens.list.element"
 _UNIQUE = ("piece", "content_hash")  # a dictionary of values that differ in every row is only work
 
 

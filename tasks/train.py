@@ -44,6 +44,7 @@ class TrainJob:
     tokenizer: dict[str, Any]  # its JSON form
     train_shards: list[Path]
     validation_shards: list[Path]
+    flat_tokens: Path
     run_dir: Path
     n_threads: int
 
@@ -93,6 +94,7 @@ def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> Tra
         tokenizer=dataset.manifest["encoder"]["settings"],
         train_shards=dataset.token_shards("train"),
         validation_shards=dataset.token_shards("validation"),
+        flat_tokens=dataset.flat_tokens,
         run_dir=run_dir,
         n_threads=n_threads,
     )
@@ -208,10 +210,13 @@ def run_steps(
     state = restore(last, bare, optimizer) if last else {"step": 0, "best_loss": None}
     model = wrap(bare) if wrap else bare
     reporter = _Reporter(job, rank, state["step"], state.get("unreported"))
-    train, validation = TokenStore(job.train_shards), TokenStore(job.validation_shards)
+    train = TokenStore(job.train_shards, job.flat_tokens)
+    validation = TokenStore(job.validation_shards, job.flat_tokens)
     best_loss = state["best_loss"]
     for step in range(state["step"] + 1, config.n_steps + 1):
-        batch = train.batch(config.seed, step, config.batch_size, config.window_tokens, tokenizer.pad_id)
+        batch = train.batch(
+            config.seed, step, config.batch_size, config.window_tokens, tokenizer.pad_id, config.windows
+        )
         torch.manual_seed(_step_seed(config.seed, step, rank))  # dropout: keyed by step, so no RNG state need be kept
         rate = learning_rate(config.schedule, step, config.model.d_model, config.n_steps)
         metrics = train_step(

@@ -33,6 +33,7 @@ class TokenShardCounts:
     variants_unchanged: int = 0  # left out, for their tokens are those of another variant
     notes_out_of_range: int = 0  # left out of variants that stay
     velocities_clipped: int = 0  # notes of variants whose velocity would have left 1-127
+    notes_cut_by_windows: int = 0  # that end where their window ends
     notes_dropped: dict[str, int] = field(default_factory=dict)  # by reason, over the unaugmented pieces
 
 
@@ -52,8 +53,13 @@ class TokenRows:
         self.counts.seconds = round(self.counts.seconds + float(tokens.seconds.sum()), 3)
         self.counts.max_tokens = max(self.counts.max_tokens, int(np.diff(tokens.offsets).max(initial=0)))
 
-    def table(self, names: list[str]) -> pa.Table:
-        """Return the rows by TOKEN_SCHEMA, ordered by piece and variant; `names` are the ids of the pieces."""
+    def table(self, names: list[str], windows: IntArray | None = None) -> pa.Table:
+        """Return the rows by TOKEN_SCHEMA, ordered by piece and variant.
+
+        Args:
+            names: the ids of the pieces; those of a piece's windows are the same.
+            windows: int64, the number of each window within its piece; by default 0.
+        """
         variants = [variant for variant, _, _ in self.parts]
         n_rows = [len(pieces) for _, pieces, _ in self.parts]
         piece = np.concatenate([pieces for _, pieces, _ in self.parts])
@@ -72,6 +78,7 @@ class TokenRows:
             for name in ("transposition", "stretch", "velocity_shift", "redraws_parts")
         } | {
             "piece": pa.array(names, pa.string()).take(pa.array(piece[order])),
+            "window": (np.zeros(len(names), np.int64) if windows is None else windows)[piece[order]],
             "n_tokens": lengths[order],
             "n_notes": np.concatenate([tokens.n_notes for _, _, tokens in self.parts])[order],
             "seconds": np.concatenate([tokens.seconds for _, _, tokens in self.parts])[order],
@@ -128,7 +135,9 @@ class _Transposer:
         if self.augment.out_of_range == "leave_variant_out":
             counts.variants_out_of_range += int(np.sum(chosen & ~fits))
             chosen = chosen & fits
-        derivable = np.flatnonzero(chosen & fits & (self.tokenizer.knows_drums | ~self.has_drums))
+        low, high = self.tokenizer.pitch_range  # a note that the encoding cannot hold is not in the tokens to be moved
+        is_held = (self.lowest + min(semitones, 0) >= low) & (self.highest + max(semitones, 0) <= high)
+        derivable = np.flatnonzero(chosen & is_held & (self.tokenizer.knows_drums | ~self.has_drums))
         derived = _take(self.plain, derivable)
         ids = self.tokenizer.transpose_ids(derived.ids, semitones)
         if ids is None:

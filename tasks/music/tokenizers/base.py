@@ -61,6 +61,7 @@ class Tokenizer(Protocol):
     end_id: int
     units_per_second: float  # of the grammar's `time_V`
     knows_drums: bool  # `transpose_ids` can tell drums, which it leaves as they are, from other notes
+    pitch_range: tuple[int, int]  # lowest and highest pitch that it can hold, drums apart
     grammar: Grammar
     digest: str
 

@@ -72,6 +72,7 @@ class MidiTokTokenizer:
     name = "miditok"
     units_per_second = 1.0  # the grammar knows no time
     knows_drums = False
+    pitch_range = (0, 127)
 
     def __init__(self, config: MidiTokConfig) -> None:
         self.config = config

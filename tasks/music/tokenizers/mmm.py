@@ -141,6 +141,7 @@ class MmmTokenizer:
     start_id = START
     end_id = END
     knows_drums = True
+    pitch_range = (0, 127)
 
     def __init__(self, config: MmmConfig = MmmConfig()) -> None:
         self.config = config

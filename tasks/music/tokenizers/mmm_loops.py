@@ -264,7 +264,7 @@ def place_notes(notes, bars, first_cell, may_ring, lacks_pitch, lacks_instrument
 
 @njit(cache=True, nogil=True)
 def fill_cells(notes, bars, bar_of_note, first_cell, event_offsets):
-    """Return the events of all notes by cell, within a cell in no order."""
+    """Return the events of all notes, cell by cell; within a cell they are in no order."""
     events = np.empty(event_offsets[-1], np.int32)
     free = event_offsets[:-1].copy()
     for piece in range(len(bars.n)):
@@ -286,11 +286,27 @@ def fill_cells(notes, bars, bar_of_note, first_cell, event_offsets):
 
 
 @njit(cache=True, nogil=True)
+def sort_cells(events, event_offsets):
+    """Put the events of each cell in order."""
+    for cell in range(len(event_offsets) - 1):
+        first, last = event_offsets[cell], event_offsets[cell + 1]
+        if last - first > _FEW:
+            events[first:last].sort()
+            continue
+        for index in range(first + 1, last):
+            event, place = events[index], index
+            while place > first and events[place - 1] > event:
+                events[place] = events[place - 1]
+                place -= 1
+            events[place] = event
+
+
+@njit(cache=True, nogil=True)
 def write_words(events, event_offsets, tracks, first_cell, order, levels, bars, tables, room):
     """Return offsets and ids of all pieces.
 
     Args:
-        events: of all cells; they are put in order.
+        events: of all cells, in order.
         order: the tracks in order of the text.
         levels: density of each track.
         room: tokens that there are at most.
@@ -320,9 +336,8 @@ def write_words(events, event_offsets, tracks, first_cell, order, levels, bars, 
     return offsets, ids[:at].copy()
 
 
-@njit(cache=True, nogil=True, inline="always")  # it is called for every bar, with many arrays
+@njit(cache=True, nogil=True)
 def _write_events(ids, at, events, first, last, tables):
-    _sort(events, first, last)
     now = 0
     for index in range(first, last):
         event = events[index]
@@ -335,19 +350,6 @@ def _write_events(ids, at, events, first, last, tables):
         ids[at] = tables.events[event >> _KIND_BIT & 3, event & 127]
         at += 1
     return at
-
-
-@njit(cache=True, nogil=True)
-def _sort(events, first, last):
-    if last - first > _FEW:
-        events[first:last].sort()
-        return
-    for index in range(first + 1, last):
-        event, place = events[index], index
-        while place > first and events[place - 1] > event:
-            events[place] = events[place - 1]
-            place -= 1
-        events[place] = event
 
 
 @njit(cache=True, nogil=True)

@@ -47,6 +47,7 @@ class OoreTokenizer:
     start_id = START
     end_id = END
     knows_drums = False
+    pitch_range = (0, 127)
 
     def __init__(self, config: OoreConfig = OoreConfig()) -> None:
         self.config = config

@@ -75,9 +75,11 @@ class OptimusIntTokenizer:
     pad_id = PAD
     start_id = START
     end_id = END
+    pitch_range = (0, 127)
 
     def __init__(self, config: OptimusIntConfig = OptimusIntConfig()) -> None:
         self.config = config
+        self.knows_drums = config.instruments
         self.units_per_second = 1000 / config.unit_milliseconds
         self.grammar = _build_grammar(config)
         self._width = _WIDTH_OF_INSTRUMENTS if config.instruments else _WIDTH_OF_PIANO

@@ -151,10 +151,12 @@ class OptimusTxtTokenizer:
     pad_id = PAD
     start_id = START
     end_id = END
+    pitch_range = (0, 127)
 
     def __init__(self, config: OptimusTxtConfig = OptimusTxtConfig()) -> None:
         self.config = config
         self.vocab_size = len(SPECIAL) + len(config.vocabulary)
+        self.knows_drums = config.channels
         self.units_per_second = 1000 / config.unit_milliseconds
         codes = [ord(symbol) for symbol in config.vocabulary]
         self._code_of_id = np.array([-1] * len(SPECIAL) + codes, np.int64)
@@ -230,6 +232,12 @@ class OptimusTxtTokenizer:
         if self.config.melody_conditioned:
             return None
         tokens = require_ids(ids, self.vocab_size)
+        begins = np.flatnonzero(tokens == START)[1:]
+        moved = [self._transpose_piece(piece, semitones) for piece in np.split(tokens, begins)]
+        fitting = [piece for piece in moved if piece is not None]
+        return np.concatenate(fitting) if len(fitting) == len(moved) else None
+
+    def _transpose_piece(self, tokens: IntArray, semitones: int) -> TokenArray | None:
         written = np.flatnonzero(tokens >= UNKNOWN)
         codes = self._code_of_id[tokens[written]]
         body = _body(codes)

@@ -33,7 +33,8 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
 
 def needs_vocabulary(config: TokenizerConfig) -> TypeGuard[LearnedConfig]:
     """Tell whether an encoding has to learn its vocabulary before it can encode."""
-    return isinstance(config, LearnedConfig) and not config.vocabulary
+    is_closed = isinstance(config, MmmConfig) and config.vocabulary_from == "all"
+    return isinstance(config, LearnedConfig) and not config.vocabulary and not is_closed
 
 
 def default_config(name: str) -> TokenizerConfig:

@@ -30,15 +30,19 @@ class RemiTokenizer:
 
     Where MidiTok is followed although another choice could be made:
     - the finest beat of a piece is that of the highest denominator in it, even of a time signature that is left out;
-      then positions of the others are rounded down;
+      then positions of the others are rounded down, and encoding again what was decoded may give other ids;
     - a duration is rounded for itself, not from end to end;
+    - of duplicates the shortest is kept, unless `duplicates` says otherwise;
     - a time signature takes effect at the next bar, and one without an id is left out (counted as `other_meter`).
 
-    Not offered: several streams (`use_programs=False` writes one for each track), and unsorted notes
+    Where MidiTok is not followed, because it loses music: it raises KeyError where a beat has a size that none of its
+    denominators gives (16ths and quarters without eighths), and decodes no drum outside of the range of the other
+    pitches. Not offered: several streams (`use_programs=False` writes one for each track), and unsorted notes
     (`remove_duplicated_notes=False`), which MidiTok writes in the order of the file's bytes.
     """
 
     name = "remi"
+    knows_drums = True
 
     def __init__(self, config: RemiConfig = _HOURGLASS) -> None:
         self.config = config
@@ -47,6 +51,7 @@ class RemiTokenizer:
         self.pad_id, self.start_id, self.end_id = (
             self.vocabulary.ids[name] for name in ("PAD_None", "BOS_None", "EOS_None")
         )
+        self.pitch_range = (config.pitch_min, config.pitch_max)
         self.units_per_second = units_per_second(self.vocabulary)
         self.grammar = build_grammar(self.vocabulary)
         self.digest = digest_of(self.to_json())

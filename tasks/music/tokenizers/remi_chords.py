@@ -1,7 +1,6 @@
 """Which notes of a `remi` piece form a chord, in compiled code: three to five notes that begin and end together."""
 
 import numpy as np
-from numba import njit
 
 from tasks.music.tokenizers.remi_tables import (
     DRUM_SLOT,
@@ -11,15 +10,16 @@ from tasks.music.tokenizers.remi_tables import (
     RANK_MASK,
     TICK_BIT,
     chord_key,
+    inner_njit,
 )
 
 _CHORD_NOTES = 10  # so many notes are looked at for one chord
 _CHORD_SPAN = 24  # semitones
 
-_chord_key = njit(cache=True, nogil=True)(chord_key)
+_chord_key = inner_njit(chord_key)
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def find_chords(n, n_programs, n_sections, tables, work):
     """Name the chords of each program but the drums."""
     ends = np.zeros(n_programs + 1, np.int64)  # of each program among the members
@@ -38,7 +38,7 @@ def find_chords(n, n_programs, n_sections, tables, work):
         begin = ends[rank]
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def _find_chords_in(members, n_sections, tables, work):
     keys, ends, n = work.keys, work.ends, len(members)
     place, previous, section = 0, -1, 0
@@ -71,7 +71,7 @@ def _find_chords_in(members, n_sections, tables, work):
         place = stop
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def _name_chord(intervals, root, note, tables, work):
     """Put the chord, if these intervals are one, before the first note of its program and tick."""
     key = _chord_key(intervals)

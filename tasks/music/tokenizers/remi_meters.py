@@ -1,17 +1,18 @@
 """Time signatures and tempos of a piece on the grid of the `remi` encoding, in compiled code."""
 
 import numpy as np
-from numba import njit
+
+from tasks.music.tokenizers.remi_tables import inner_njit
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def nearest_tick(tick):
     """Round to a whole tick, halves up; exact where adding a half would not be."""
     below = np.floor(tick)
     return np.int64(below) + (tick - below >= 0.5)
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def _log2(power):
     log = 0
     while power > 1:
@@ -19,7 +20,7 @@ def _log2(power):
     return log
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def _meter_index(notes, place, tables):
     """Return the place of a time signature among the meters, -1 where it has none."""
     numerator, denominator = notes.time_signature_numerator[place], notes.time_signature_denominator[place]
@@ -29,7 +30,7 @@ def _meter_index(notes, place, tables):
     return tables.meter_of[log, numerator]
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def arrange_meters(notes, piece, tables, work):
     """Write the sections of a piece, each of one time signature from the beginning of a bar on.
 
@@ -59,7 +60,7 @@ def arrange_meters(notes, piece, tables, work):
     return _settle_meters(n, top, tables, work), scale
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def _settle_meters(n, top, tables, work):
     """Delay each time signature to the next bar, and leave out those that change nothing; return how many stay."""
     tick, meter, level = work.section_tick, work.section_meter, work.section_level
@@ -83,7 +84,7 @@ def _settle_meters(n, top, tables, work):
     return kept
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def count_other_meters(notes, piece, tables):
     """Count the notes that begin under a time signature without an id."""
     place, last = notes.time_signature_offsets[piece], notes.time_signature_offsets[piece + 1]
@@ -96,7 +97,7 @@ def count_other_meters(notes, piece, tables):
     return n_notes
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def on_grid(tick, section, work):
     """Round a tick to the beats of its section, halves to even."""
     level, begin = work.section_level[section], work.grid_start[section]
@@ -107,13 +108,16 @@ def on_grid(tick, section, work):
     return begin + (steps << level)
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def has_mixed_beats(n_sections, work):
     """Return whether beats of different sizes occur; only then are ticks rounded to them."""
-    return np.any(work.section_level[1:n_sections] != work.section_level[0])
+    n_other = 0
+    for section in range(1, n_sections):
+        n_other += work.section_level[section] != work.section_level[0]
+    return n_other > 0
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def arrange_tempos(notes, piece, scale, n_sections, tables, work):
     """Write the tempo changes of a piece as ticks and levels, the last of each tick; return how many there are."""
     if not tables.has_tempos:

@@ -1,8 +1,9 @@
 """What compiled `remi` code works with: the vocabulary as arrays, the columns of a batch, and space to work in."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from tasks.music.notes import FloatArray, IntArray, NoteBatch
@@ -25,6 +26,10 @@ DRUM_SLOT = N_PROGRAMS - 1
 # integers stand in the order of their tokens.
 TICK_BIT, RANK_BIT, PITCH_BIT, DURATION_BIT = 32, 24, 17, 7
 RANK_MASK, PITCH_MASK, DURATION_MASK, VELOCITY_MASK = 255, 127, 1023, 127
+
+# For functions that compiled code alone calls: what Python would need to call them takes half of the compiler's time.
+_INNER: dict[str, Any] = {"cache": True, "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inner_njit = njit(**_INNER)
 
 N_CLOCK = 9  # numbers that say how far the tokens of a piece have come, see `remi_writer`
 

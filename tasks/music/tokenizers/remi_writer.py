@@ -1,7 +1,6 @@
 """Sorted notes, time signatures and tempos of a piece -> `remi` ids in order of time, in compiled code."""
 
 import numpy as np
-from numba import njit
 
 from tasks.music.tokenizers.remi_tables import (
     DRUM_SLOT,
@@ -14,7 +13,8 @@ from tasks.music.tokenizers.remi_tables import (
     RANK_MASK,
     TICK_BIT,
     VELOCITY_MASK,
-)  # fmt: skip
+    inner_njit,
+)
 from tasks.music.tokenizers.remi_vocabulary import Kind
 
 # Places in the clock, which says how far the tokens of a piece have come.
@@ -22,7 +22,7 @@ PREVIOUS, NOTE_END, BAR, BAR_TICK, METER_BAR, METER_TICK, BAR_TICKS, LEVEL, METE
 _NEVER = 1 << 62
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def tokens_at_most(n, n_tempos, n_sections, tables, work):
     """Return how many tokens a piece has at most."""
     last = work.section_tick[n_sections - 1]
@@ -41,7 +41,7 @@ def tokens_at_most(n, n_tempos, n_sections, tables, work):
     return room
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def write_piece(n, n_tempos, n_sections, tables, work, ids, at):
     clock, first, keys, ends = work.clock, tables.first, work.keys, work.ends
     slots, chords, rests = work.slot_of, work.chord_of, tables.rest_ticks
@@ -77,7 +77,7 @@ def write_piece(n, n_tempos, n_sections, tables, work, ids, at):
     return at
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def _write_changes(until, tempo, n_tempos, section, n_sections, tables, work, ids, at):
     """Write the time signatures and tempos up to a tick; at one tick the time signature comes first.
 
@@ -110,14 +110,14 @@ def _write_changes(until, tempo, n_tempos, section, n_sections, tables, work, id
         clock[NOTE_END] = max(clock[NOTE_END], now)
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def _set_meter(section, clock, tables, work):
     meter = work.section_meter[section]
     clock[METER_TICK], clock[METER], clock[LEVEL] = work.section_tick[section], meter, work.section_level[section]
     clock[BAR_TICKS] = (tables.steps << clock[LEVEL]) * tables.numerator[meter]
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def _move_to(now, is_meter, clock, writes_meters, has_rests, first, rests, ids, at):
     """Write the rests, bars and position that lead to a tick."""
     # Few arguments, and no tuple of arrays: this runs once for every moment of the music.
@@ -140,7 +140,7 @@ def _move_to(now, is_meter, clock, writes_meters, has_rests, first, rests, ids, 
     return at
 
 
-@njit(cache=True, nogil=True)
+@inner_njit
 def _write_rests(now, clock, first, rests, ids, at):
     """Write a silence as rests, the longest first; bars that begin in it get no token."""
     lengths = rests[clock[LEVEL]]

@@ -429,6 +429,13 @@ def test_compiled_loops_follow_the_plain_rules(tokenizer: MmmTokenizer, plain: M
     assert text(tokenizer, encode(tokenizer, score).ids) == text(tokenizer, expected)
 
 
+def test_crowded_bars_are_in_order_too(plain: ModuleType) -> None:
+    rows = [(place % 13, 1 + place % 5, 30 + place % 61, place % 2) for place in range(400)]
+    score = score_of(rows, (0, DRUMS))
+    expected = plain.encode_piece(plain.as_plain(score), TIED.config, TIED.words.ids)
+    assert text(TIED, encode(TIED, score).ids) == text(TIED, expected)
+
+
 # --- the grammar
 
 
