@@ -206,18 +206,39 @@ def _key_notes(events, begin, end, programs, keys, order, parts, part_programs, 
             track_before, serial = track[note], serial + 1
             _insertion_sort(keys, order, run, n)
             run = n
+            n_parts = _number_parts(
+                events, begin, note, end, programs, parts, part_programs, n_parts, part_of, stamp, serial
+            )
         if duration[note] == UNENDED:
             continue
         slot = (channel[note] & 15) << 7 | programs[note - begin]
-        if stamp[slot] != serial:
-            stamp[slot], part_of[slot] = serial, n_parts
-            parts[n_parts], part_programs[n_parts] = channel[note], programs[note - begin]
-            n_parts += 1
         keys[n] = (int(onset[note]) << 7 | int(pitch[note])) << 16 | part_of[slot] & 0xFFFF
         order[n] = note - begin
         n += 1
     _insertion_sort(keys, order, run, n)
     return n, n_parts, serial
+
+
+@njit(cache=True, nogil=True)
+def _number_parts(events, begin, first, end, programs, parts, part_programs, n_parts, part_of, stamp, serial):
+    """Number the parts of one chunk in order of channel and program, from `n_parts` on; return the next number."""
+    duration, track, channel = events.duration, events.track, events.key
+    n_before = n_parts
+    for note in range(first, end):
+        if track[note] != track[first]:
+            break
+        slot = (channel[note] & 15) << 7 | programs[note - begin]
+        if duration[note] == UNENDED or stamp[slot] == serial:
+            continue
+        stamp[slot], place = serial, n_parts
+        while place > n_before and ((parts[place - 1] & 15) << 7 | part_programs[place - 1]) > slot:
+            parts[place], part_programs[place] = parts[place - 1], part_programs[place - 1]
+            place -= 1
+        parts[place], part_programs[place] = channel[note], programs[note - begin]
+        n_parts += 1
+    for place in range(n_before, n_parts):
+        part_of[(parts[place] & 15) << 7 | part_programs[place]] = place
+    return n_parts
 
 
 @njit(cache=True, nogil=True)
