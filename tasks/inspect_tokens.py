@@ -33,7 +33,9 @@ class FileTokens:
     encoder: dict[str, Any]
 
     def rendering(self, line_starts: tuple[str, ...] = ("Bar", "BAR_START", "TRACK_START")) -> str:
-        """Return the names in lines: a bar, a track or, where there is neither, eight tokens to a line."""
+        """Return the names in lines, each a bar, a track or else eight tokens; characters as the text that they are."""
+        if self.encoder["name"] == "optimus_txt":
+            return "".join(_character(name) for name in self.names)
         has_bars = any(name.startswith(line_starts) for name in self.names)
         lines: list[list[str]] = [[]]
         for place, name in enumerate(self.names):
@@ -41,6 +43,13 @@ class FileTokens:
                 lines.append([])
             lines[-1].append(name)
         return "\n".join(" ".join(line) for line in lines if line)
+
+
+def _character(name: str) -> str:
+    """Return the character that a token stands for; nothing for `<start>` and its like."""
+    if name.startswith("U+"):
+        return chr(int(name[2:], 16))
+    return name if len(name) == 1 else ""
 
 
 def encoding_config(encoding: str, overrides: Sequence[str] = ()) -> TokenizerConfig:

@@ -122,9 +122,7 @@ class _Transposer:
         self.tokenizer, self.augment, self.batch, self.plain = tokenizer, augment, batch, plain
         self.lowest, self.highest, self.has_drums = _pitch_ranges(batch.offsets, batch.pitch, batch.is_drum)
 
-    def __call__(
-        self, chosen: BoolArray, semitones: int, counts: TokenShardCounts
-    ) -> tuple[IntArray, TokenBatch]:  # fmt: skip
+    def __call__(self, chosen: BoolArray, semitones: int, counts: TokenShardCounts) -> tuple[IntArray, TokenBatch]:
         """Return those of the chosen pieces that have this transposition, as indices, and their tokens."""
         if not semitones:
             return np.flatnonzero(chosen), _take(self.plain, np.flatnonzero(chosen))

@@ -91,3 +91,19 @@ def test_decode_refuses_ids_that_are_none(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "id 9999 outside 0-415" in done.stderr
     assert not (tmp_path / "x.mid").exists()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "second_line"),
+    [("remi", "BOS_None"), ("optimus_txt", "SONG=Song_with_"), ("mmm", "[SOS] PIECE"), ("optimus_int", "<start>")],
+)
+def test_every_encoding_is_shown_readably(tmp_path: Path, encoding: str, second_line: str) -> None:
+    song = sorted(small_corpus(tmp_path / "midi", 3).glob("*.mid"))[0]
+    done = orchestrion(tmp_path, "encode", str(song), "--encoding", encoding)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"{song}: ")
+    assert lines[1].startswith(second_line)
+    shown, copy = tmp_path / "tokens.json", tmp_path / "copy.mid"
+    shown.write_text(orchestrion(tmp_path, "encode", str(song), "--encoding", encoding, "--json").stdout)
+    assert last_json(orchestrion(tmp_path, "decode", str(shown), "--out", str(copy), "--json"))["n_notes"] > 0
