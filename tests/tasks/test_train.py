@@ -207,6 +207,7 @@ def test_the_state_holds_what_a_reader_needs(undisturbed: Path) -> None:
 
 
 OTHER_SETTINGS: dict[str, Any] = {
+    "windows": "start",
     "preset": "other", "model": replace(SMALL_MODEL, n_layers=3), "schedule": NoamSchedule(),
     "optimizer": OptimizerConfig(eps=1e-6), "n_steps": 13, "batch_size": 8, "window_tokens": 33, "seed": 1,
     "bf16": True, "validation_windows": 5, "evaluate_every": 7, "checkpoint_every": 5,
