@@ -1,13 +1,31 @@
 """Settings of models, schedules, optimizers and sampling; importable without torch, so that a typo is told at once."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
-    """Sizes of a `Decoder`; the defaults with 416 tokens have 1,095,200 parameters."""
+    """Sizes and parts of a `Decoder`; the defaults with 416 tokens have 1,095,200 parameters.
+
+    Args:
+        d_ff: width between the two maps of the feed-forward part, gated or not.
+        dropout: of embeddings and of what each layer adds; `attention_dropout` is that of the attention weights.
+        feed_forward: "gated" multiplies the activation with a second linear map.
+        bias: whether the linear maps and norms inside the layers, and the last norm, have one.
+        norm: in front of attention and feed-forward and at the end: "layer" subtracts the mean, "rms" does not.
+        qk_norm: normalise queries and keys in each head.
+        relative_positions: "per_head" and "shared" learn a vector for each distance, for each head or for all heads
+            of a layer; "rotary" turns queries and keys.
+        max_relative_distance: tokens; further ones share the vector of the furthest. For learned vectors only.
+        absolute_positions: "learned" limits a piece to `max_positions` tokens.
+        embedding_scale: multiply the embeddings of tokens by the root of `d_model`.
+        head: the last linear map, with or without a bias, or "tied": the embeddings of tokens once more.
+        initialisation: "music_transformer", "gpt" (all matrices normal with 0.02), "rga" (as "gpt", but uniform
+            queries, keys, values and distances) or "scaled" (by the width of the input, and smaller for maps that add
+            to the residual stream, by the root of their number).
+    """
 
     name: Literal["decoder"] = "decoder"
     d_model: int = 128
@@ -15,26 +33,199 @@ class DecoderConfig:
     n_layers: int = 3
     d_ff: int = 512
     dropout: float = 0.1
-    max_relative_distance: int = 1024  # tokens; further ones share the vector of the furthest
-    absolute_positions: Literal["none", "sinusoidal"] = "none"
+    attention_dropout: float = 0.0
+    feed_forward: Literal["plain", "gated"] = "plain"
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+    bias: bool = True
+    norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-6
+    qk_norm: bool = False
+    relative_positions: Literal["none", "per_head", "shared", "rotary"] = "per_head"
+    max_relative_distance: int = 1024
+    absolute_positions: Literal["none", "sinusoidal", "learned"] = "none"
+    max_positions: int = 1024
+    embedding_scale: bool = True
+    head: Literal["biased", "unbiased", "tied"] = "biased"
+    initialisation: Literal["music_transformer", "gpt", "rga", "scaled"] = "music_transformer"
 
     def __post_init__(self) -> None:
-        for field in ("d_model", "n_heads", "n_layers", "d_ff", "max_relative_distance"):
+        for field in ("d_model", "n_heads", "n_layers", "d_ff", "max_relative_distance", "max_positions"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} is below 1")
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} is outside 0 to below 1")
+        for field in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} is outside 0 to below 1")
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps={self.norm_eps} is not above 0")
-        if self.absolute_positions not in ("none", "sinusoidal"):
-            raise ValueError(f"absolute_positions={self.absolute_positions!r} is neither 'none' nor 'sinusoidal'")
+        check_choices(self)
+        if self.relative_positions == "rotary" and self.d_head % 2:
+            raise ValueError(
+                f"relative_positions='rotary' needs an even d_model / n_heads, not {self.d_model} / {self.n_heads}"
+            )
 
     @property
     def d_head(self) -> int:
         return self.d_model // self.n_heads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HourglassConfig:
+    """Sizes of an `Hourglass`; the defaults with 348 tokens have 33,795,676 parameters.
+
+    Args:
+        depths: layers from the full scale to the shortest and back to the full: (2, 1, 2) is the published [2, 1, 2]
+            and (1, 2, 3, 4, 5) is [1, [2, 3, 4], 5]. One number is a plain stack without any shortening.
+        shorten_factor: neighbours that become one vector; one number for all levels, or one for each, outermost first.
+        resampling: "naive" takes the mean of a group and repeats it afterwards; "linear" learns both.
+        attention_resampling: whether attention between the two scales follows on each of these.
+        max_relative_distance: counted at each scale in its own vectors; further ones share the furthest one's vector.
+        hidden_loss: what is added to the cross entropy, times `hidden_loss_weight`; see hourglass_losses.py.
+        hidden_upsampled: whether states behind the way up are among the hidden ones. After "naive" resampling the
+            members of a group are equal there.
+    """
+
+    name: Literal["hourglass"] = "hourglass"
+    d_model: int = 768
+    n_heads: int = 12
+    d_ff: int = 1536
+    depths: tuple[int, ...] = (2, 1, 2)
+    shorten_factor: int | tuple[int, ...] = 2
+    resampling: Literal["naive", "linear"] = "naive"
+    attention_resampling: bool = True
+    dropout: float = 0.1
+    max_relative_distance: int = 512
+    norm_eps: float = 1e-5
+    hidden_loss: Literal["none", "cosine", "exp_cosine"] = "none"
+    hidden_loss_weight: float = 0.1
+    hidden_upsampled: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("d_model", "n_heads", "d_ff", "max_relative_distance"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} is below 1")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
+        if len(self.depths) % 2 == 0 or min(self.depths) < 1:
+            raise ValueError(f"depths={self.depths} is not an odd number of depths of 1 or more")
+        if len(self.factors) != self.n_levels or min(self.factors, default=2) < 2:
+            raise ValueError(
+                f"shorten_factor={self.shorten_factor} is not a factor of 2 or more for each of {self.n_levels} levels"
+            )
+        check_choices(self)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} is outside 0 to below 1")
+        if self.norm_eps <= 0:
+            raise ValueError(f"norm_eps={self.norm_eps} is not above 0")
+        if self.hidden_loss_weight < 0:
+            raise ValueError(f"hidden_loss_weight={self.hidden_loss_weight} is below 0")
+        if self.hidden_loss != "none" and not self.n_levels:
+            raise ValueError(f"hidden_loss={self.hidden_loss!r}, but depths={self.depths} shortens nothing")
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def n_levels(self) -> int:
+        return len(self.depths) // 2
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """One shorten factor for each level, outermost first."""
+        if isinstance(self.shorten_factor, int):
+            return (self.shorten_factor,) * self.n_levels
+        return self.shorten_factor
+
+
+BottleneckKind = Literal[
+    "variational_cnn", "cnn", "variational_linear_2d", "linear_2d", "variational_linear_1d", "linear_1d", "none"
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VaeConfig:
+    """Sizes of a `Vae` and the terms of its loss; the defaults with 320 tokens have 1,747,338 parameters.
+
+    Args:
+        family: "encoder_decoder": a causal decoder looks at what the latent stands for. "encoder": a second encoder
+            makes all tokens of it at once.
+        block: tokens of a row besides its first one; shorter rows are filled up, for the latent has a fixed shape.
+        bias: whether norms and linear layers of the stacks have biases.
+        tied_embeddings: whether encoder, decoder and head share one table.
+        bottleneck: see bottlenecks.py.
+        channels: sizes of its stages; the last one is the latent's. Each halves the length in a "cnn".
+        kl_start, kl_end, kl_steps: weight of the divergence from the prior, in a line from the first to the second
+            over so many steps, then constant.
+        kl_reduction: "per_token" weighs it against the loss of each token; "sum", as published, against the mean loss
+            of a token, so that it weighs more with longer rows and larger batches.
+        free_bits: divergence of a piece, for each of its tokens, that costs nothing; keeps the latent in use.
+        token_dropout: probability of a token to be replaced, in training alone and in no target.
+        token_dropout_by: an id, such as that of [TDR]; or "all": any other than padding, drawn for each.
+        token_dropout_in: whose input that is done to.
+    """
+
+    name: Literal["vae"] = "vae"
+    family: Literal["encoder_decoder", "encoder"] = "encoder_decoder"
+    block: int = 512
+    d_model: int = 128
+    n_heads: int = 4
+    n_layers: int = 2  # of each of the two stacks
+    dropout: float = 0.0
+    bias: bool = False
+    tied_embeddings: bool = True
+    bottleneck: BottleneckKind = "variational_cnn"
+    channels: tuple[int, ...] = (128, 256)
+    kl_start: float = 0.0
+    kl_end: float = 0.1
+    kl_steps: int = 25_000
+    kl_reduction: Literal["per_token", "sum"] = "per_token"
+    free_bits: float = 1.0
+    token_dropout: float = 0.0
+    token_dropout_by: int | Literal["all"] = 4
+    token_dropout_in: Literal["decoder", "encoder", "both"] = "decoder"
+
+    def __post_init__(self) -> None:
+        for field in ("block", "d_model", "n_heads", "n_layers"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} is below 1")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
+        for field in ("kl_start", "kl_end", "kl_steps", "free_bits"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise ValueError(f"{field}={getattr(self, field)} is not a number of 0 or more")
+        for field in ("dropout", "token_dropout"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} is outside 0 to below 1")
+        for field, known in (
+            ("family", ("encoder_decoder", "encoder")),
+            ("bottleneck", get_args(BottleneckKind)),
+            ("kl_reduction", ("per_token", "sum")),
+            ("token_dropout_in", ("decoder", "encoder", "both")),
+        ):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field}={getattr(self, field)!r} is not one of {', '.join(known)}")
+        if self.bottleneck != "none" and (not self.channels or min(self.channels) < 1):
+            raise ValueError(f"channels={self.channels} are not one or more sizes of 1 or more")
+        if self.bottleneck.endswith("cnn") and self.block % 2 ** len(self.channels):
+            raise ValueError(
+                f"block={self.block} is not a multiple of {2 ** len(self.channels)},"
+                f" which {len(self.channels)} stages that halve the length need"
+            )
+        if self.family == "encoder" and self.token_dropout and self.token_dropout_in != "encoder":
+            raise ValueError(
+                f"token_dropout_in={self.token_dropout_in!r}: family='encoder' has no decoder that reads tokens"
+            )
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+    def kl_weight(self, step: int) -> float:
+        """Return the weight of the divergence at a step."""
+        share_done = min(step / self.kl_steps, 1.0) if self.kl_steps else 1.0
+        return self.kl_start + (self.kl_end - self.kl_start) * share_done
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +323,14 @@ class SamplingConfig:
             raise ValueError(f"max_tokens={self.max_tokens} is below 1")
 
 
+def check_choices(config: Any) -> None:
+    """Raise ValueError where a field of type `Literal` of a dataclass holds something else."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if get_origin(field.type) is Literal and value not in get_args(field.type):
+            raise ValueError(f"{field.name}={value!r} is not one of {', '.join(map(repr, get_args(field.type)))}")
+
+
 def check_temperature(temperature: float, where: str = "") -> float:
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature={temperature}{where} is not a number above 0; for no randomness set greedy")
@@ -144,5 +343,5 @@ def check_top_k(top_k: int | None, where: str = "") -> int | None:
     return top_k
 
 
-ModelConfig = DecoderConfig  # becomes a union, told apart by `name`, with the second architecture
+ModelConfig = DecoderConfig | HourglassConfig | VaeConfig  # told apart by `name`
 ScheduleConfig = NoamSchedule | WarmupCosineSchedule

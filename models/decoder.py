@@ -1,18 +1,27 @@
-"""Decoder-only transformer with relative attention (Huang et al. 2019). Shape letters: see layers.py."""
+"""Decoder-only transformer: Music Transformer, RGA, GPT and a modern one, told apart by options of `DecoderConfig`.
+
+Sources: Huang et al. 2019 (relative attention), Radford et al. 2019 (GPT). Shape letters: see layers.py.
+"""
 
 import math
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.config import DecoderConfig
+from models.dropout import Dropout
 from models.layers import (
     CachePlan,
     FeedForward,
     KVCache,
     LayerCache,
     RelativeAttention,
+    SelfAttention,
     causal_bias,
+    padding_before_token,
     positions_after_padding,
+    rotation,
     sinusoids,
 )
 
@@ -22,15 +31,45 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
-        self.attention = RelativeAttention(config.d_model, config.n_heads, config.max_relative_distance)
-        self.feed_forward_norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
-        self.feed_forward = FeedForward(config.d_model, config.d_ff)
-        self.dropout = nn.Dropout(config.dropout)
+        self.attention_norm = build_norm(config)
+        self.attention = build_attention(config)
+        self.feed_forward_norm = build_norm(config)
+        self.feed_forward = FeedForward(
+            config.d_model,
+            config.d_ff,
+            activation=config.activation,
+            gated=config.feed_forward == "gated",
+            bias=config.bias,
+        )
+        self.dropout = Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, bias_B1TJ: Tensor, cache: LayerCache | None = None) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), bias_B1TJ, cache))
+    def forward(
+        self, x_BTD: Tensor, bias_B1TJ: Tensor | None, cache: LayerCache | None, rotation: Tensor | None
+    ) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), bias_B1TJ, cache, rotation))
         return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+
+
+def build_norm(config: DecoderConfig) -> nn.Module:
+    if config.norm == "rms":
+        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
+
+
+def build_attention(config: DecoderConfig) -> SelfAttention:
+    if config.relative_positions in ("per_head", "shared"):
+        return RelativeAttention(
+            config.d_model,
+            config.n_heads,
+            config.max_relative_distance,
+            shared=config.relative_positions == "shared",
+            bias=config.bias,
+            qk_norm=config.qk_norm,
+            dropout=config.attention_dropout,
+        )
+    return SelfAttention(
+        config.d_model, config.n_heads, bias=config.bias, qk_norm=config.qk_norm, dropout=config.attention_dropout
+    )
 
 
 class Decoder(nn.Module):
@@ -49,21 +88,33 @@ class Decoder(nn.Module):
         self.vocab_size = vocab_size
         self.pad_id = pad_id
         self.embed = nn.Embedding(vocab_size, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        is_learned = config.absolute_positions == "learned"
+        self.embed_position = nn.Embedding(config.max_positions, config.d_model) if is_learned else None
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.n_layers))
-        self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
-        self.head = nn.Linear(config.d_model, vocab_size)
-        # Times sqrt(d_model) in `forward`, this gives entries of about 0.2: small beside what the layers add, so that
-        # these are heard from the start. The original's entries of about 11 drown them.
-        nn.init.normal_(self.embed.weight, std=0.2 * config.d_model**-0.5)
+        self.norm = build_norm(config)
+        is_tied = config.head == "tied"
+        self.head = None if is_tied else nn.Linear(config.d_model, vocab_size, bias=config.head == "biased")
+        initialise(self)
 
     @property
     def n_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens that `forward` takes in a row, cached ones included; None: any number."""
+        return None if self.embed_position is None else self.config.max_positions
+
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:
-        """Return an empty cache for `forward`, with room for `max_length` tokens a row."""
+        """Return an empty cache for `forward`, with room for `max_length` tokens a row.
+
+        Raises:
+            ValueError: the model has no positions for so many tokens.
+        """
         config = self.config
+        if self.max_length is not None and max_length > self.max_length:
+            raise ValueError(f"a cache for {max_length} tokens, but the model has max_positions={self.max_length}")
         shape_LBHJK = (config.n_layers, batch_size, config.n_heads, max_length, config.d_head)
         return KVCache.empty(shape_LBHJK, like=self.embed.weight)
 
@@ -75,39 +126,99 @@ class Decoder(nn.Module):
             cache: what came before `tokens_BT` in each row; the call appends to it in place. Rows may hold different
                 numbers of tokens, and padding at a row's end is not counted, so its next token takes that place.
         Raises:
-            ValueError: the cache has no room, another batch size, or a row with padding before a token.
+            ValueError: the cache has no room, another batch size, or a row with padding before a token; or a row is
+                longer than `max_positions`.
         """
         hidden_BT = tokens_BT == self.pad_id
+        is_interrupted = padding_before_token(hidden_BT)
         if cache is not None:
-            self.check_cache(hidden_BT, cache)
-        plan = None
-        if cache is None or not cache.length_B.any():
-            bias_B1TJ = causal_bias(hidden_BT, self.embed.weight.dtype)
-        else:
+            check_cache(hidden_BT, cache, is_interrupted)
+        plan, bias_B1TJ = None, None
+        if cache is not None and cache.length_B.any():
             plan = CachePlan.of(
                 cache.length_B, tokens_BT.shape[1], self.config.max_relative_distance, self.embed.weight.dtype
             )
             bias_B1TJ = plan.bias_B1TJ
+        elif is_interrupted:
+            bias_B1TJ = causal_bias(hidden_BT, self.embed.weight.dtype)
 
-        x_BTD = self.embed(tokens_BT) * math.sqrt(self.config.d_model)
-        if self.config.absolute_positions == "sinusoidal":
-            position_BT = positions_after_padding(hidden_BT) if plan is None else plan.position_BT
-            x_BTD = x_BTD + sinusoids(position_BT, self.config.d_model, x_BTD.dtype)
-        x_BTD = self.dropout(x_BTD)
+        x_BTD = self.dropout(self.embed_tokens(tokens_BT, hidden_BT, plan))
+        rotation = self.rotation_for(tokens_BT, plan)
         for i, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, bias_B1TJ, None if cache is None else cache.layer(i, plan))
+            x_BTD = block(x_BTD, bias_B1TJ, None if cache is None else cache.layer(i, plan), rotation)
         if cache is not None:
             cache.length_B += (~hidden_BT).sum(dim=1)
-        return self.head(self.norm(x_BTD))
+        x_BTD = self.norm(x_BTD)
+        return functional.linear(x_BTD, self.embed.weight) if self.head is None else self.head(x_BTD)
 
-    def check_cache(self, hidden_BT: Tensor, cache: KVCache) -> None:
-        B, T = hidden_BT.shape
-        if cache.batch_size != B:
-            raise ValueError(f"the cache has {cache.batch_size} rows, the batch {B}")
-        longest = int(cache.length_B.max()) if B else 0
-        if longest + T > cache.max_length:
-            raise ValueError(
-                f"{longest} cached tokens and {T} new ones exceed the cache's max_length={cache.max_length}"
-            )
-        if T > 1 and bool((hidden_BT[:, :-1] & ~hidden_BT[:, 1:]).any()):
-            raise ValueError("with a cache, padding may only stand at the end of a row")
+    def embed_tokens(self, tokens_BT: Tensor, hidden_BT: Tensor, plan: CachePlan | None) -> Tensor:
+        x_BTD = self.embed(tokens_BT)
+        if self.config.embedding_scale:
+            x_BTD = x_BTD * math.sqrt(self.config.d_model)
+        if self.config.absolute_positions == "none":
+            return x_BTD
+        position_BT = positions_after_padding(hidden_BT) if plan is None else plan.position_BT
+        if self.embed_position is None:
+            return x_BTD + sinusoids(position_BT, self.config.d_model, x_BTD.dtype)
+        return x_BTD + self.embed_position(self.checked_positions(position_BT, hidden_BT))
+
+    def checked_positions(self, position_BT: Tensor, hidden_BT: Tensor) -> Tensor:
+        """Return positions that all have a vector, those of padding clipped to the last one."""
+        last = self.config.max_positions - 1
+        longest = int(position_BT.masked_fill(hidden_BT, 0).max()) if position_BT.numel() else 0
+        if longest > last:
+            raise ValueError(f"a row of {longest + 1} tokens, but the model has max_positions={last + 1}")
+        return position_BT.clamp_max(last)
+
+    def rotation_for(self, tokens_BT: Tensor, plan: CachePlan | None) -> Tensor | None:
+        if self.config.relative_positions != "rotary":
+            return None
+        # Only distances count, so that padding in front of a row need not be told apart.
+        every_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        position_BT = every_T[None] if plan is None else plan.position_BT
+        return rotation(position_BT, self.config.d_head, self.embed.weight.dtype)
+
+
+def check_cache(hidden_BT: Tensor, cache: KVCache, is_interrupted: bool) -> None:
+    B, T = hidden_BT.shape
+    if cache.batch_size != B:
+        raise ValueError(f"the cache has {cache.batch_size} rows, the batch {B}")
+    longest = int(cache.length_B.max()) if B else 0
+    if longest + T > cache.max_length:
+        raise ValueError(f"{longest} cached tokens and {T} new ones exceed the cache's max_length={cache.max_length}")
+    if is_interrupted:
+        raise ValueError("with a cache, padding may only stand at the end of a row")
+
+
+def initialise(decoder: Decoder) -> None:
+    """Set the weights as `config.initialisation` says; what it does not name stays as the layers made it."""
+    config = decoder.config
+    if config.initialisation in ("music_transformer", "scaled"):
+        # Times sqrt(d_model) in `forward`, this gives entries of about 0.2: small beside what the layers add, so that
+        # these are heard from the start. The original's entries of about 11 drown them.
+        nn.init.normal_(decoder.embed.weight, std=0.2 * config.d_model**-0.5)
+    else:
+        nn.init.normal_(decoder.embed.weight, std=0.02)
+    if decoder.embed_position is not None:
+        nn.init.zeros_(decoder.embed_position.weight)
+    if config.initialisation == "scaled":
+        fill_linear_maps(decoder, scaled=True)
+    elif config.initialisation != "music_transformer":
+        fill_linear_maps(decoder, scaled=False)
+    if config.initialisation == "rga":
+        for module in decoder.modules():
+            if isinstance(module, SelfAttention):
+                nn.init.xavier_uniform_(module.to_qkv.weight)
+            if isinstance(module, RelativeAttention):
+                nn.init.uniform_(module.relative_MD)
+
+
+def fill_linear_maps(decoder: Decoder, scaled: bool) -> None:
+    """Draw matrices from a normal distribution and set biases to 0; see `initialisation` of `DecoderConfig`."""
+    for name, module in decoder.named_modules():
+        if isinstance(module, nn.Linear):
+            adds_to_stream = name.endswith("to_out")  # twice a layer
+            narrowing = (2 * decoder.config.n_layers) ** -0.5 if adds_to_stream else 1.0
+            nn.init.normal_(module.weight, std=narrowing * module.in_features**-0.5 if scaled else 0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

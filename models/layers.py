@@ -1,4 +1,4 @@
-"""Attention with relative positions, its key/value cache, and the feed-forward part, for every model here.
+"""Self-attention, its positions and its key/value cache, and the feed-forward part, for every model here.
 
 Shape letters at the end of tensor names, in this and all other files of `models/`:
 B batch, T time of the queries, J time of the keys, D d_model, H heads, K d_head, V vocabulary, F token fields,
@@ -7,17 +7,20 @@ A trailing 1 marks an axis that broadcasts.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Queries are handled in blocks and each block meets only the keys up to its own end, which skips most of the masked
-# half and keeps the score matrix in the CPU's cache: 4 to 6 times faster than one T x T matrix at T = 512. An
-# accelerator prefers few large kernels.
-CPU_QUERY_BLOCK = 64
-ACCELERATOR_QUERY_BLOCK = 512
+from models.block_attention import attend_in_blocks, distance_scores
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +60,10 @@ class KVCache:
         """Return the memory of layer `index`; `plan` is None while the cache is empty."""
         return LayerCache(self.keys_LBHKJ[index], self.values_LBHJK[index], plan)
 
+    def start_row(self, row: int, piece: int) -> None:
+        """Empty a row for another piece; caches that hold something for each piece need to know which."""
+        self.length_B[row] = 0
+
     def copy_row(self, source: int, target: int) -> None:
         """Overwrite row `target` with row `source`."""
         n = int(self.length_B[source])
@@ -72,12 +79,14 @@ class CachePlan:
     Attributes:
         position_BT: where each new token stands in its row.
         n_keys: keys that the call looks at, old and new.
-        relative_index_BTJ: row of the last `min(M, n_keys)` rows of a relative table for each pair.
+        n_distances: rows of a relative table, from its end, that the call needs.
+        relative_index_BTJ: which of these rows belongs to each pair.
         bias_B1TJ: 0 where a query sees a key, -inf elsewhere.
     """
 
     position_BT: Tensor
     n_keys: int
+    n_distances: int
     relative_index_BTJ: Tensor
     bias_B1TJ: Tensor
 
@@ -87,10 +96,11 @@ class CachePlan:
         position_BT = length_B[:, None] + torch.arange(n_new, device=length_B.device)
         n_keys = int(length_B.max()) + n_new
         distance_BTJ = position_BT[:, :, None] - torch.arange(n_keys, device=length_B.device)
-        furthest = min(max_relative_distance, n_keys) - 1
+        n_distances = min(max_relative_distance, n_keys)
         bias_BTJ = torch.zeros(distance_BTJ.shape, dtype=dtype, device=length_B.device)
         bias_BTJ.masked_fill_(distance_BTJ < 0, -math.inf)
-        return cls(position_BT, n_keys, furthest - distance_BTJ.clamp(0, furthest), bias_BTJ[:, None])
+        relative_index_BTJ = n_distances - 1 - distance_BTJ.clamp(0, n_distances - 1)
+        return cls(position_BT, n_keys, n_distances, relative_index_BTJ, bias_BTJ[:, None])
 
 
 @dataclass(slots=True, eq=False)
@@ -119,19 +129,9 @@ def causal_bias(hidden_BT: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(blocked_11TJ.shape, dtype=dtype, device=hidden_BT.device).masked_fill_(blocked_11TJ, -math.inf)
 
 
-def skew(relative_BHTR: Tensor) -> Tensor:
-    """Turn scores per distance into scores per key, without copying.
-
-    Args:
-        relative_BHTR: contiguous; the last axis holds distances J, J-1, ... 0, so R = J + 1; query t is the one at
-            position J - T + t.
-    Returns:
-        Shape (B, H, T, J): element [i, j] is the score at the distance between query i and key j. Entries of keys
-        behind the query are meaningless and must be masked.
-    Source: Huang et al. 2019, section 3.4.1; here the extra column comes from the table, so nothing is padded.
-    """
-    T, R = relative_BHTR.shape[-2:]
-    return relative_BHTR.flatten(-2)[..., T:].unflatten(-1, (T, R - 1))
+def padding_before_token(hidden_BT: Tensor) -> bool:
+    """Return whether any row has padding before a token; padding behind all tokens needs no mask but the causal one."""
+    return hidden_BT.shape[1] > 1 and bool((hidden_BT[:, :-1] & ~hidden_BT[:, 1:]).any())
 
 
 def positions_after_padding(hidden_BT: Tensor) -> Tensor:
@@ -150,29 +150,65 @@ def sinusoids(position_BT: Tensor, d_model: int, dtype: torch.dtype) -> Tensor:
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :d_model].to(dtype)
 
 
-class RelativeAttention(nn.Module):
-    """Causal self-attention with one learned vector per head and distance.
+def rotation(position_BT: Tensor, d_head: int, dtype: torch.dtype) -> Tensor:
+    """Return cosines and sines for `rotate`, of shape (2, B, 1, T, K / 2).
 
-    `logit[i, j] = (q_i . k_j + q_i . E[M - 1 - min(i - j, M - 1)]) / sqrt(d_head)`: the last row of the table is
-    distance 0, the first one every distance of `max_relative_distance - 1` and more.
-    Source: Huang et al. 2019; Shaw et al. 2018 for the clipped distance.
+    Source: Su et al. 2021, section 3.2.2.
+    """
+    column = torch.arange(0, d_head, 2, dtype=torch.float64, device=position_BT.device)
+    angle = position_BT[:, None, :, None].to(torch.float64) * torch.exp(column * (-math.log(10000.0) / d_head))
+    return torch.stack((angle.cos(), angle.sin())).to(dtype)
+
+
+def rotate(x_BHTK: Tensor, rotation: Tensor) -> Tensor:
+    """Turn each pair of entries, one of the first and one of the second half, by the angle of its position.
+
+    The product of a query and a key turned so depends on the distance of the two alone.
+    """
+    cos, sin = rotation
+    first, second = x_BHTK.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BHTK.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Causal self-attention with several heads: `logit[i, j] = q_i . k_j / sqrt(d_head)` for j up to i.
+
+    Args:
+        bias: whether the linear maps have one.
+        qk_norm: normalise queries and keys in each head, so that no logit grows without bound. Source: Dehghani et al.
+            2023, section 2.
+        dropout: share of the weights that are set to 0 in training.
     """
 
-    def __init__(self, d_model: int, n_heads: int, max_relative_distance: int) -> None:
+    def __init__(
+        self, d_model: int, n_heads: int, *, bias: bool = True, qk_norm: bool = False, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.n_heads = n_heads
         self.d_head = d_model // n_heads
-        self.max_relative_distance = max_relative_distance
-        self.to_qkv = nn.Linear(d_model, 3 * d_model)
-        self.to_out = nn.Linear(d_model, d_model)
-        self.relative_MD = nn.Parameter(torch.empty(max_relative_distance, d_model))
-        # Each head starts with sharp and random preferences among distances. Adam moves an entry by no more than about
-        # the learning rate in a step, so a table that starts near 0 needs hundreds of steps to prefer anything.
-        nn.init.normal_(self.relative_MD, std=1.0)
+        self.dropout = dropout
+        self.to_qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.to_out = nn.Linear(d_model, d_model, bias=bias)
+        self.q_norm = nn.LayerNorm(self.d_head, bias=False) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(self.d_head, bias=False) if qk_norm else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, bias_B1TJ: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """Attend within `x_BTD`, and with a cache also to what came before; new keys and values are added to it."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        bias_B1TJ: Tensor | None = None,
+        cache: LayerCache | None = None,
+        rotation: Tensor | None = None,
+    ) -> Tensor:
+        """Attend within `x_BTD`, and with a cache also to what came before; new keys and values are added to it.
+
+        Args:
+            bias_B1TJ: what to add to the logits, -inf for later keys included; None: only these are hidden.
+            rotation: how to `rotate` queries and keys.
+        """
         q_BHTK, k_BHTK, v_BHTK = self.split_heads(self.to_qkv(x_BTD))
+        q_BHTK, k_BHTK = self.q_norm(q_BHTK), self.k_norm(k_BHTK)
+        if rotation is not None:
+            q_BHTK, k_BHTK = rotate(q_BHTK, rotation), rotate(k_BHTK, rotation)
         q_BHTK = q_BHTK * self.d_head**-0.5
         if cache is None:
             y_BHTK = self.attend(q_BHTK, k_BHTK, v_BHTK, bias_B1TJ)
@@ -191,50 +227,91 @@ class RelativeAttention(nn.Module):
         return self.to_out(y_BHTK.transpose(1, 2).flatten(2))
 
     def split_heads(self, qkv_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # Contiguous: every block of `attend` would otherwise copy its share of the keys again.
-        q, k, v = qkv_BTD.unflatten(-1, (3, self.n_heads, self.d_head)).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
-        return q, k, v
+        q, k, v = qkv_BTD.unflatten(-1, (3, self.n_heads, self.d_head)).unbind(2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
-    def relative_rows(self, n_rows: int) -> Tensor:
-        """Return the table for distances `n_rows - 1` to 0, of shape (H, K, R); the oldest row repeats as needed."""
-        table_RD = self.relative_MD[max(self.max_relative_distance - n_rows, 0) :]
-        if n_rows > self.max_relative_distance:
-            oldest_RD = self.relative_MD[:1].expand(n_rows - self.max_relative_distance, -1)
-            table_RD = torch.cat((oldest_RD, table_RD))
-        return table_RD.unflatten(-1, (self.n_heads, self.d_head)).permute(1, 2, 0)
+    def relative_rows(self, n_rows: int) -> Tensor | None:
+        """Return a vector for each of the distances `n_rows - 1` to 0, of shape (H, R, K) or (R, K); None: no such."""
+        return None
 
-    def attend(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, bias_B1TJ: Tensor) -> Tensor:
-        T = q_BHTK.shape[2]
-        table_HKR = self.relative_rows(T + 1)  # one distance more than there are: the spare column of `skew`
-        block = CPU_QUERY_BLOCK if q_BHTK.device.type == "cpu" else ACCELERATOR_QUERY_BLOCK
-        blocks = []
-        for start in range(0, T, block):
-            end = min(start + block, T)
-            query_BHTK = q_BHTK[:, :, start:end]
-            scores_BHTJ = query_BHTK @ k_BHTK[:, :, :end].transpose(-1, -2)
-            # In place: the autograd graph needs neither the products nor the sums, only the softmax's own output.
-            scores_BHTJ.add_(skew(query_BHTK @ table_HKR[..., T - end :])).add_(bias_B1TJ[:, :, start:end, :end])
-            blocks.append(scores_BHTJ.softmax(-1) @ v_BHTK[:, :, :end])
-        return torch.cat(blocks, dim=2)
+    def attend(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, bias_B1TJ: Tensor | None) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        table = self.relative_rows(q_BHTK.shape[2])
+        # PyTorch's own attention has no table, and on a CPU with dropout it is 5 times slower.
+        if table is None and not (dropout and q_BHTK.device.type == "cpu"):
+            bias_B1TJ = None if bias_B1TJ is None else bias_B1TJ.to(q_BHTK.dtype)
+            return functional.scaled_dot_product_attention(
+                q_BHTK, k_BHTK, v_BHTK, bias_B1TJ, dropout_p=dropout, is_causal=bias_B1TJ is None, scale=1.0
+            )
+        return attend_in_blocks(q_BHTK, k_BHTK, v_BHTK, table, bias_B1TJ, dropout)
 
     def attend_to_cache(self, q_BHTK: Tensor, k_BHKJ: Tensor, v_BHJK: Tensor, plan: CachePlan) -> Tensor:
-        table_HKR = self.relative_rows(min(self.max_relative_distance, plan.n_keys))
-        # All rows of the batch in one product: `matmul` would copy the whole table once for each of them.
-        relative_HBTR = (q_BHTK.transpose(0, 1).flatten(1, 2) @ table_HKR).unflatten(1, q_BHTK.shape[::2])
-        index_BHTJ = plan.relative_index_BTJ[:, None].expand(-1, self.n_heads, -1, -1)
-        scores_BHTJ = relative_HBTR.transpose(0, 1).gather(-1, index_BHTJ)
-        scores_BHTJ += q_BHTK @ k_BHKJ
+        scores_BHTJ = q_BHTK @ k_BHKJ
+        table = self.relative_rows(plan.n_distances)
+        if table is not None:
+            relative_HBTR = distance_scores(q_BHTK.transpose(0, 1), table)
+            index_BHTJ = plan.relative_index_BTJ[:, None].expand(-1, self.n_heads, -1, -1)
+            scores_BHTJ += relative_HBTR.transpose(0, 1).gather(-1, index_BHTJ)
         scores_BHTJ += plan.bias_B1TJ
         return scores_BHTJ.softmax(-1) @ v_BHJK
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with a ReLU between them."""
+class RelativeAttention(SelfAttention):
+    """Causal self-attention with a learned vector for each distance, one per head or one that the heads share.
 
-    def __init__(self, d_model: int, d_ff: int) -> None:
+    `logit[i, j] = (q_i . k_j + q_i . E[M - 1 - min(i - j, M - 1)]) / sqrt(d_head)`: the last row of the table is
+    distance 0, the first one every distance of `max_relative_distance - 1` and more.
+    Source: Huang et al. 2019; Shaw et al. 2018 for the clipped distance and the shared table.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        max_relative_distance: int,
+        *,
+        shared: bool = False,
+        bias: bool = True,
+        qk_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(d_model, n_heads, bias=bias, qk_norm=qk_norm, dropout=dropout)
+        self.max_relative_distance = max_relative_distance
+        self.shared = shared
+        # A row holds the vectors of all heads, or the one of all.
+        self.relative_MD = nn.Parameter(torch.empty(max_relative_distance, self.d_head if shared else d_model))
+        # Each head starts with sharp and random preferences among distances. Adam moves an entry by no more than about
+        # the learning rate in a step, so a table that starts near 0 needs hundreds of steps to prefer anything.
+        nn.init.normal_(self.relative_MD, std=1.0)
+
+    def relative_rows(self, n_rows: int) -> Tensor:
+        """Return the vectors of distances `n_rows - 1` to 0; the oldest row repeats as needed."""
+        table_RD = self.relative_MD[max(self.max_relative_distance - n_rows, 0) :]
+        if n_rows > self.max_relative_distance:
+            oldest_RD = self.relative_MD[:1].expand(n_rows - self.max_relative_distance, -1)
+            table_RD = torch.cat((oldest_RD, table_RD))
+        return table_RD if self.shared else table_RD.unflatten(-1, (self.n_heads, self.d_head)).transpose(0, 1)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a non-linearity between them.
+
+    Args:
+        gated: multiply what the non-linearity gives with a second linear map of the input. Source: Shazeer 2020.
+    """
+
+    def __init__(
+        self, d_model: int, d_ff: int, *, activation: str = "relu", gated: bool = False, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.to_hidden = nn.Linear(d_model, d_ff)
-        self.to_out = nn.Linear(d_ff, d_model)
+        self.activate = ACTIVATIONS[activation]
+        self.gated = gated
+        self.to_hidden = nn.Linear(d_model, 2 * d_ff if gated else d_ff, bias=bias)
+        self.to_out = nn.Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.to_out(functional.relu(self.to_hidden(x_BTD)))
+        hidden = self.to_hidden(x_BTD)
+        if not self.gated:
+            return self.to_out(self.activate(hidden))
+        gate, hidden = hidden.chunk(2, dim=-1)
+        return self.to_out(self.activate(gate) * hidden)

@@ -1,11 +1,15 @@
 """Every architecture by name."""
 
-from models.config import DecoderConfig, ModelConfig
+from collections.abc import Callable
+
+from models.config import DecoderConfig, HourglassConfig, ModelConfig, VaeConfig
 from models.decoder import Decoder
+from models.hourglass import Hourglass
+from models.vae import Vae
 
-Model = Decoder
+Model = Decoder | Hourglass | Vae
 
-MODELS: dict[type, type[Model]] = {DecoderConfig: Decoder}
+MODELS: dict[type, Callable[..., Model]] = {DecoderConfig: Decoder, HourglassConfig: Hourglass, VaeConfig: Vae}
 
 
 def build_model(config: ModelConfig, vocab_size: int, pad_id: int = 0) -> Model:

@@ -149,7 +149,7 @@ class Sampler:
             self.grammar.walk(row, prompt)
         self.ids_BJ[row, : len(prompt)] = torch.tensor(prompt, device=device)
         self.uniform_BJ[row] = torch.from_numpy(uniforms).to(device)
-        self.cache.length_B[row] = 0
+        self.cache.start_row(row, piece)
         # The last id of the prompt is the first one of `step`, so a row's state is the same at every step.
         if len(prompt) > 1:
             self.model(self.ids_BJ[row : row + 1, : len(prompt) - 1], self.cache.rows(row, row + 1))

@@ -12,7 +12,16 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
-from models.config import DecoderConfig, ModelConfig, NoamSchedule, OptimizerConfig, SamplingConfig, ScheduleConfig
+from models.config import (
+    DecoderConfig,
+    HourglassConfig,
+    ModelConfig,
+    NoamSchedule,
+    OptimizerConfig,
+    SamplingConfig,
+    ScheduleConfig,
+    VaeConfig,
+)
 from tasks.errors import ConfigError
 from tasks.filters import FilterConfig
 from tasks.groups import GroupConfig
@@ -147,7 +156,7 @@ class TrainConfig:
     """One training run; together with the dataset version it determines the weights."""
 
     preset: str = "music_transformer"  # label for runs and registered models
-    model: ModelConfig = field(default_factory=DecoderConfig)
+    model: Annotated[ModelConfig, Field(discriminator="name")] = field(default_factory=DecoderConfig)
     schedule: Annotated[ScheduleConfig, Field(discriminator="name")] = field(default_factory=NoamSchedule)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     n_steps: int = 20_000
@@ -178,6 +187,11 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1")
         for name in ("seed", "cpus_per_worker", "keep_periodic", "max_failures"):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} is below 0")
+        _require(not isinstance(self.model, VaeConfig), "model 'vae' is built, but the train flow cannot train it yet")
+        _require(
+            not isinstance(self.model, HourglassConfig) or self.model.hidden_loss == "none",
+            "model.hidden_loss is built, but the train flow does not add it yet; set it to none",
+        )
         _require(self.window_tokens >= 8, f"window_tokens={self.window_tokens} is below 8")
         _require(
             self.batch_size % self.n_workers == 0,
@@ -326,6 +340,16 @@ def _switch_variant(kind: type, values: dict[str, Any], section: dict[str, Any])
         return to_json(from_json(kind, values))
 
 
+# Names that tell the members of a union apart; they stand in the place of a problem and are no keys.
+_VARIANTS = {
+    field.default
+    for union in (ModelConfig, ScheduleConfig, TokenizerConfig)
+    for member in typing.get_args(union)
+    for field in dataclasses.fields(member)
+    if field.name == "name"
+}
+
+
 @functools.cache
 def _validator(kind: type) -> type[BaseModel]:
     # Plain dataclasses take their strictness from the model they stand in; on their own they ignore unknown keys.
@@ -334,7 +358,7 @@ def _validator(kind: type) -> type[BaseModel]:
 
 def _say(problem: Any, kind: type, place: str) -> str:
     location = [str(part) for part in problem["loc"][1:]]
-    path = ".".join(part for part in location if not part.endswith(("Config", "Schedule")))
+    path = ".".join(part for part in location if not part.endswith(("Config", "Schedule")) and part not in _VARIANTS)
     where = f"{place}: " if place else ""
     if problem["type"] == "unexpected_keyword_argument":
         known = [p for p in field_paths(kind) if p.rpartition(".")[0] == path.rpartition(".")[0]]

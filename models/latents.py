@@ -1,0 +1,155 @@
+"""What to do with the latents of a `Vae`: write pieces from them, walk between them, and see that they are used.
+
+Shape letters: see layers.py; Z stands for all axes of a latent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.config import VaeConfig
+from models.training import token_loss
+from models.vae import Vae
+from models.vae_cache import LatentCache
+
+# Between nearly equal or opposite directions the arc's formula divides by nearly 0; there a straight line is the arc.
+LEAST_SINE = 1e-6
+ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
+
+
+class ConditionedDecoder(nn.Module):
+    """A `Vae` with a latent for each piece, as a sampler needs it: piece `i` is written from `latents_NZ[i]`."""
+
+    latents_NZ: Tensor
+
+    def __init__(self, model: Vae, latents_NZ: Tensor) -> None:
+        super().__init__()
+        if latents_NZ.shape[1:] != model.bottleneck_shape:
+            raise ValueError(
+                f"latents of shape {tuple(latents_NZ.shape[1:])}, the model's have {model.bottleneck_shape}"
+            )
+        self.model = model
+        self.register_buffer("latents_NZ", latents_NZ.detach().to(model.embed.weight))
+
+    @property
+    def config(self) -> VaeConfig:
+        return self.model.config
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
+    @property
+    def pad_id(self) -> int:
+        return self.model.pad_id
+
+    @property
+    def embed(self) -> nn.Embedding:
+        return self.model.embed
+
+    @property
+    def n_parameters(self) -> int:
+        return self.model.n_parameters
+
+    @property
+    def max_length(self) -> int:
+        return self.model.max_length
+
+    def new_cache(self, batch_size: int, max_length: int) -> LatentCache:
+        """Return a cache whose rows begin with the latents of the first pieces; see `LatentCache.start_row`."""
+        return self.model.new_cache(batch_size, max_length, self.latents_of)
+
+    def latents_of(self, pieces: Sequence[int]) -> Tensor:
+        if len(pieces) and max(pieces) >= len(self.latents_NZ):
+            raise ValueError(f"piece {max(pieces)}, but only {len(self.latents_NZ)} latents")
+        return self.latents_NZ[list(pieces)]
+
+    def forward(self, tokens_BT: Tensor, cache: LatentCache | None = None) -> Tensor:
+        """Return logits of the id after each of `tokens_BT`, (B, T, V); without a cache row `i` is piece `i`."""
+        if cache is not None:
+            return self.model.continue_rows(tokens_BT, cache)
+        return self.model.logits(tokens_BT, self.latents_of(range(len(tokens_BT))))
+
+
+def slerp(start_Z: Tensor, end_Z: Tensor, share: float) -> Tensor:
+    """Return the latent at `share` of the arc from one latent to another, 0 the first and 1 the second exactly.
+
+    Latents of the prior all lie about equally far from 0. So does the arc between two of them, while a straight line
+    passes much nearer to 0. Source: Shoemake 1985.
+    """
+    start, end = start_Z.flatten().double(), end_Z.flatten().double()
+    norms = start.norm() * end.norm()
+    cosine = (start @ end / norms).clamp(-1.0, 1.0) if norms > 0 else torch.zeros_like(norms)
+    angle = cosine.arccos()
+    if angle.sin() < LEAST_SINE:
+        return torch.lerp(start_Z, end_Z, share)
+    point = ((1 - share) * angle).sin() / angle.sin() * start + (share * angle).sin() / angle.sin() * end
+    return point.to(start_Z.dtype).unflatten(0, start_Z.shape)
+
+
+def interpolate(start_Z: Tensor, end_Z: Tensor, n_steps: int) -> Tensor:
+    """Return `n_steps` latents, (n_steps, Z), evenly along the arc from one to another, both included.
+
+    Raises:
+        ValueError: fewer than 2 steps, or latents of different shapes.
+    """
+    if n_steps < 2:
+        raise ValueError(f"n_steps={n_steps} is below 2, the two ends")
+    if start_Z.shape != end_Z.shape:
+        raise ValueError(f"latents of different shapes: {tuple(start_Z.shape)} and {tuple(end_Z.shape)}")
+    return torch.stack([slerp(start_Z, end_Z, step / (n_steps - 1)) for step in range(n_steps)])
+
+
+@dataclass(frozen=True, slots=True)
+class LatentUse:
+    """How much a decoder listens to its latents; losses in nats per token.
+
+    Args:
+        own_nll: with each piece's own latent.
+        other_nll: with that of another piece.
+        kl: divergence of the latents from the prior, per token.
+        n_active: numbers of the latent whose mu varies over the pieces by more than `ACTIVE_VARIANCE`.
+        n_numbers: all numbers of the latent.
+    """
+
+    own_nll: float
+    other_nll: float
+    kl: float
+    n_active: int
+    n_numbers: int
+
+    @property
+    def gain(self) -> float:
+        """What knowing the right latent rather than another is worth; 0 where the decoder ignores it."""
+        return self.other_nll - self.own_nll
+
+
+@torch.no_grad()
+def latent_use(model: Vae, tokens_BT: Tensor) -> LatentUse:
+    """Measure how much a model uses its latents to write these rows, with the likeliest latents; its mode is restored.
+
+    Raises:
+        ValueError: fewer than 2 rows.
+    """
+    if len(tokens_BT) < 2:
+        raise ValueError(f"{len(tokens_BT)} rows; the use of latents is measured by giving one row another's")
+    was_training = model.training
+    model.eval()
+    try:
+        latent = model.encode(tokens_BT)
+        nll_sums = [
+            token_loss(model.logits(tokens_BT[:, :-1], z_BZ), tokens_BT[:, 1:], model.pad_id)
+            for z_BZ in (latent.mu_BZ, latent.mu_BZ.roll(1, dims=0))
+        ]
+    finally:
+        model.train(was_training)
+    (own_sum, n_targets), (other_sum, _) = nll_sums
+    return LatentUse(
+        own_nll=float(own_sum) / n_targets,
+        other_nll=float(other_sum) / n_targets,
+        kl=float(latent.kl().sum()) / n_targets,
+        n_active=int((latent.mu_BZ.var(dim=0) > ACTIVE_VARIANCE).sum()),
+        n_numbers=latent.mu_BZ[0].numel(),
+    )

@@ -1,0 +1,290 @@
+"""Transformer with a variational bottleneck: a row to a latent, and back by a causal decoder or at once.
+
+Sources: Kingma and Welling 2014 for the variational part; Kingma et al. 2016, appendix C.8, for free bits; Bowman et
+al. 2016 for the rising weight of the divergence and for the dropping of tokens, which all keep the latent in use.
+Shape letters: see layers.py and vae_layers.py; Z stands for all axes of a latent.
+
+A row is a start token and up to `block` tokens behind it. The encoder reads what is behind the start token, which is
+what the decoder has to write. Padding may only stand at a row's end.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.bottlenecks import Latent, build_bottleneck, compression_ratio, prior_latents
+from models.config import VaeConfig
+from models.dropout import Dropout
+from models.training import count_correct, token_loss
+from models.vae_cache import LatentCache, check_cache
+from models.vae_layers import CausalStack, Encoder, build_table
+
+
+class LossParts(NamedTuple):
+    """Sums over the targets of a batch, all to be divided by one number of targets.
+
+    Attributes:
+        nll_sum: cross entropy of the tokens in nats.
+        n_targets, n_correct: tokens to predict, and those of them that are the likeliest by the model.
+        auxiliary_sum: the weighted divergence, of a size to be added to `nll_sum`.
+        kl_sum: the whole divergence in nats, neither weighted nor with free bits taken off.
+    """
+
+    nll_sum: Tensor
+    n_targets: int
+    n_correct: int
+    auxiliary_sum: Tensor
+    kl_sum: Tensor
+
+
+class Vae(nn.Module):
+    """Rows of token ids to latents and back.
+
+    Args:
+        vocab_size: number of ids, padding included.
+        pad_id: this id is invisible, so that more of it behind a row changes nothing.
+    """
+
+    def __init__(self, config: VaeConfig, vocab_size: int, pad_id: int = 0) -> None:
+        super().__init__()
+        if not 0 <= pad_id < vocab_size:
+            raise ValueError(f"pad_id={pad_id} is outside 0-{vocab_size - 1}, the ids of vocab_size={vocab_size}")
+        if config.token_dropout and config.token_dropout_by != "all":
+            check_replacement(config.token_dropout_by, vocab_size, pad_id)
+        self.config = config
+        self.vocab_size = vocab_size
+        self.pad_id = pad_id
+        is_causal = config.family == "encoder_decoder"
+        self.embed = build_table(vocab_size, config.d_model)
+        self.positions = build_table(config.block, config.d_model)
+        self.encoder = Encoder(config)
+        self.bottleneck = build_bottleneck(config.bottleneck, config.d_model, config.block, config.channels)
+        self.decoder = CausalStack(config) if is_causal else Encoder(config)
+        self.decoder_positions = build_table(config.block, config.d_model) if is_causal else None
+        # The tables that are shared have one name each: a file of weights may hold no tensor twice.
+        self.decoder_embed = None
+        self.head = None
+        if not config.tied_embeddings:
+            self.decoder_embed = build_table(vocab_size, config.d_model) if is_causal else None
+            self.head = build_table(vocab_size, config.d_model)
+        self.dropout = Dropout(config.dropout)
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights, and the fixed averages of the bottleneck, which the published numbers count too."""
+        return count(self)
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a row, its start token included."""
+        return self.config.block + 1
+
+    @property
+    def bottleneck_shape(self) -> tuple[int, ...]:
+        return self.bottleneck.latent_shape
+
+    def forward(
+        self, tokens_BT: Tensor, cache: LatentCache | None = None, *, step: int | None = None
+    ) -> Tensor | LossParts:
+        """Return logits, or with `step` the parts of the loss.
+
+        Args:
+            tokens_BT: whole rows, which become latents and then logits of shape (B, T - 1, V) of all tokens but the
+                first. With a cache: what follows the tokens in it; the logits have shape (B, T, V) and are those of the
+                id after each one.
+            step: see `loss_parts`. It is an argument here because a wrapper for several workers knows no other call.
+        """
+        if cache is not None:
+            return self.continue_rows(tokens_BT, cache)
+        if step is not None:
+            return self.loss_parts(tokens_BT, step=step)
+        return self.logits(tokens_BT[:, :-1], self.latent(tokens_BT, sample=self.training))
+
+    def encode(self, tokens_BT: Tensor) -> Latent:
+        """Return what the encoder makes of rows: mu and logvar, each of shape (B, *bottleneck_shape).
+
+        Args:
+            tokens_BT: whole rows; their first tokens are not looked at.
+        Raises:
+            ValueError: rows longer than the block and the first token.
+        """
+        n_missing = self.max_length - tokens_BT.shape[1]
+        if n_missing < 0:
+            raise ValueError(f"rows of {tokens_BT.shape[1]} tokens, but block={self.config.block} and a start token")
+        tokens_BT = tokens_BT[:, 1:]
+        hidden_BT = tokens_BT == self.pad_id
+        x_BTD = self.dropout(self.embed(tokens_BT) + self.positions.weight[: tokens_BT.shape[1]])
+        x_BTD = self.encoder(x_BTD, hidden_BT)
+        x_BTD = functional.pad(x_BTD, (0, 0, 0, n_missing))
+        return self.bottleneck.posterior(x_BTD, functional.pad(hidden_BT, (0, n_missing), value=True))
+
+    def latent(self, tokens_BT: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        """Return the latents of rows, of shape (B, *bottleneck_shape): the likeliest, or drawn ones."""
+        latent = self.encode(tokens_BT)
+        return latent.sample(generator) if sample else latent.mu_BZ
+
+    def prior_latents(self, seed: int, pieces: Sequence[int]) -> Tensor:
+        """Return a latent for each piece, drawn from the prior; see `bottlenecks.prior_latents`."""
+        return prior_latents(self.bottleneck_shape, seed, pieces).to(self.embed.weight)
+
+    def logits(self, inputs_BT: Tensor, z_BZ: Tensor) -> Tensor:
+        """Return logits of shape (B, T, V) of the id after each of `inputs_BT`, by the tokens so far and latents.
+
+        With family="encoder" they depend on the latents alone.
+        """
+        memory_BJD = self.memory(z_BZ)
+        if isinstance(self.decoder, CausalStack):
+            position_BT = torch.arange(inputs_BT.shape[1], device=inputs_BT.device)[None]
+            x_BTD = self.embed_inputs(inputs_BT, position_BT)
+            x_BTD = self.decoder(x_BTD, position_BT, self.decoder.look_up(memory_BJD))
+        else:
+            x_BTD = self.decoder(memory_BJD)[:, : inputs_BT.shape[1]]
+        return self.to_logits(x_BTD)
+
+    def memory(self, z_BZ: Tensor) -> Tensor:
+        """Return the vectors that latents stand for, (B, J, D)."""
+        memory_BJD = self.bottleneck.release(z_BZ)
+        # Normalised, other than in the original: the decoder then hears them while they are still faint.
+        memory_BJD = functional.layer_norm(memory_BJD, memory_BJD.shape[-1:])
+        return memory_BJD if isinstance(self.decoder, CausalStack) else memory_BJD + self.positions.weight
+
+    def embed_inputs(self, tokens_BT: Tensor, position_BT: Tensor) -> Tensor:
+        assert self.decoder_positions is not None
+        table = self.embed if self.decoder_embed is None else self.decoder_embed
+        return self.dropout(table(tokens_BT) + self.decoder_positions(position_BT))
+
+    def to_logits(self, x_BTD: Tensor) -> Tensor:
+        return functional.linear(x_BTD, (self.embed if self.head is None else self.head).weight)
+
+    def loss_parts(
+        self,
+        tokens_BT: Tensor,
+        *,
+        step: int | None = None,
+        sample: bool | None = None,
+        generator: torch.Generator | None = None,
+        mask_BT: Tensor | None = None,
+    ) -> LossParts:
+        """Return the loss of writing rows again from their latents.
+
+        Args:
+            tokens_BT: whole rows; all tokens but the first and padding are targets.
+            step: of the weight of the divergence; None: its last one.
+            sample: draw latents rather than take the likeliest; None: in training alone.
+            generator: of the latents; None: the global one, which also drops out.
+            mask_BT: of the shape of `tokens_BT`; a token counts as a target only where it is True.
+        """
+        config = self.config
+        read_BT = self.drop_tokens(tokens_BT) if config.token_dropout_in != "decoder" else tokens_BT
+        written_BT = self.drop_tokens(tokens_BT) if config.token_dropout_in != "encoder" else tokens_BT
+        latent = self.encode(read_BT)
+        is_drawn = self.training if sample is None else sample
+        logits_BTV = self.logits(written_BT[:, :-1], latent.sample(generator) if is_drawn else latent.mu_BZ)
+        targets_BT = tokens_BT[:, 1:]
+        counts_BT = targets_BT != self.pad_id
+        kl_B = latent.kl()
+        cost_B = (kl_B - config.free_bits * math.log(2) * counts_BT.sum(dim=1)).clamp_min(0.0)
+        if mask_BT is not None:
+            counts_BT = counts_BT & mask_BT[:, 1:]
+        nll_sum, n_targets = token_loss(logits_BTV, targets_BT.masked_fill(~counts_BT, self.pad_id), self.pad_id)
+        weight = config.kl_end if step is None else config.kl_weight(step)
+        if config.kl_reduction == "sum":
+            weight *= n_targets
+        return LossParts(
+            nll_sum=nll_sum,
+            n_targets=n_targets,
+            n_correct=count_correct(logits_BTV.detach(), targets_BT, counts_BT),
+            auxiliary_sum=weight * cost_B.sum(),
+            kl_sum=kl_B.detach().sum(),
+        )
+
+    def drop_tokens(self, tokens_BT: Tensor) -> Tensor:
+        """Return rows in which tokens are replaced with the probability of `token_dropout`, in training alone."""
+        config = self.config
+        if not (self.training and config.token_dropout):
+            return tokens_BT
+        chosen_BT = torch.rand(tokens_BT.shape, device=tokens_BT.device) < config.token_dropout
+        chosen_BT &= tokens_BT != self.pad_id
+        if config.token_dropout_by != "all":
+            return tokens_BT.masked_fill(chosen_BT, config.token_dropout_by)
+        other_BT = torch.randint_like(tokens_BT, self.vocab_size - 1)
+        return torch.where(chosen_BT, other_BT + (other_BT >= self.pad_id), tokens_BT)
+
+    def new_cache(
+        self, batch_size: int, max_length: int, latents_of: Callable[[Sequence[int]], Tensor] | None = None
+    ) -> LatentCache:
+        """Return a cache whose rows begin with the latents of pieces 0, 1, 2 and so on.
+
+        Args:
+            max_length: tokens of a row, a last one included that is never fed back.
+            latents_of: pieces to their latents; None: those that the prior has for seed 0.
+        Raises:
+            ValueError: rows longer than the block and the first token.
+        """
+        config = self.config
+        if max_length > self.max_length:
+            raise ValueError(f"a cache for {max_length} tokens, but block={config.block} and a start token")
+        latents_of = latents_of or (lambda pieces: self.prior_latents(0, pieces))
+        room = min(max_length, config.block)
+
+        def read(pieces: Sequence[int]) -> Tensor:
+            memory_BJD = self.memory(latents_of(pieces))
+            if isinstance(self.decoder, CausalStack):
+                return self.decoder.look_up(memory_BJD)
+            return self.to_logits(self.decoder(memory_BJD))
+
+        latent_BX = read(range(batch_size))
+        shape_L2HJK = (config.n_layers, 2, config.n_heads, room, config.d_head)
+        tokens_BX = latent_BX.new_zeros(batch_size, *(shape_L2HJK if isinstance(self.decoder, CausalStack) else ()))
+        number_B = torch.arange(batch_size, device=latent_BX.device)
+        return LatentCache(latent_BX, tokens_BX, number_B, torch.zeros_like(number_B), room, read)
+
+    def continue_rows(self, tokens_BT: Tensor, cache: LatentCache) -> Tensor:
+        """Return the logits after each of some tokens that follow those in a cache, and add them to it.
+
+        Rows may hold different numbers of tokens; padding at a row's end is not counted.
+        """
+        hidden_BT = tokens_BT == self.pad_id
+        check_cache(hidden_BT, cache)
+        row_B1 = torch.arange(len(tokens_BT), device=tokens_BT.device)[:, None]
+        position_BT = cache.length_B[:, None] + torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        n_keys = int(position_BT.max()) + 1
+        cache.length_B += (~hidden_BT).sum(dim=1)
+        if not isinstance(self.decoder, CausalStack):
+            return cache.latent_BX[row_B1, position_BT]
+        x_BTD = self.embed_inputs(tokens_BT, position_BT)
+        tokens_BX = cache.tokens_BX[..., :n_keys, :]
+        return self.to_logits(self.decoder(x_BTD, position_BT, cache.latent_BX, tokens_BX))
+
+    def summary(self) -> dict[str, Any]:
+        """Return sizes and shapes of the model, as plain JSON values."""
+        parts = {
+            "encoder": count(self.encoder),
+            "bottleneck": count(self.bottleneck),
+            "decoder": count(self.decoder),
+        }
+        return {
+            "family": self.config.family,
+            "block": self.config.block,
+            "vocab_size": self.vocab_size,
+            "d_model": self.config.d_model,
+            "principal_shape": [self.config.block, self.config.d_model],
+            "bottleneck": self.config.bottleneck,
+            "bottleneck_shape": list(self.bottleneck_shape),
+            "compression_ratio": compression_ratio(self.bottleneck),
+            "stages": [list(shape) for shape in self.bottleneck.stage_shapes],
+            "parameters": {"tables": self.n_parameters - sum(parts.values()), **parts, "total": self.n_parameters},
+        }
+
+
+def check_replacement(token: int | str, vocab_size: int, pad_id: int) -> None:
+    if not (isinstance(token, int) and 0 <= token < vocab_size and token != pad_id):
+        raise ValueError(f"token_dropout_by={token!r} is neither 'all' nor an id of 0-{vocab_size - 1} but padding")
+
+
+def count(module: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
