@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 MIN_SHARD_BITS = 3  # small datasets too are cut into 8 shards, for several workers and cheap changes
 BATCH_BYTES = 2 * 2**20  # of MIDI read at once; more would not stay in a core's cache
 JOB_BYTES, JOB_FILES = 4 * 2**20, 4096  # of one piece of work of a child
+ATTEMPTS_OF_A_SHARD = 3  # without the files that die alone: a process may be killed by somebody else meanwhile
 SECONDS_PER_MIB = 2.0  # a child that is slower than this, twenty times as slow as usual, hangs
 
 
@@ -198,8 +199,12 @@ def parse_isolated(shards: Sequence[SongShard], function: str = "tasks.ingest:pa
         logger.warning("a batch of %d shards: %s; looking for the file", len(shards), death.detail)
         for shard in shards:
             quarantined = _quarantine(shard, function)
-            death = _attempt([shard], function, quarantined, patience=10)
-            if isinstance(death, Death):
+            for attempt in range(ATTEMPTS_OF_A_SHARD):
+                death = _attempt([shard], function, quarantined, patience=10)
+                if death is None:
+                    break
+                if attempt + 1 < ATTEMPTS_OF_A_SHARD:
+                    continue
                 raise DatasetError(
                     f"reading {shard.n_files} files from {shard.members.column('path')[0]} on: {death.detail},"
                     " though none does so alone; raise dataset.parse.seconds or dataset.parse.memory_bytes"

@@ -49,6 +49,16 @@ def kill_host_once(payload: bytes) -> bytes:
     return _misbehave_once(payload, lambda: os.kill(os.getppid(), signal.SIGKILL))
 
 
+def die_then_kill_host(payload: bytes) -> bytes:
+    """Die the first time; kill the host, once, when a shard is tried again after the search."""
+    marker = Path(os.environ[VARIABLE] + ".died")
+    if not marker.exists():
+        marker.touch()
+        ctypes.string_at(0)
+    is_dry = json.loads(pa.ipc.open_stream(payload).schema.metadata[b"order"])["dry"]
+    return ingest.parse_shards(payload) if is_dry else kill_host_once(payload)
+
+
 def kill_host_of_one_file(payload: bytes) -> bytes:
     """Die of any larger batch until a single file is tried; kill its host then, once."""
     marker = Path(os.environ[VARIABLE] + ".done")

@@ -130,7 +130,7 @@ def test_shards_written_before_the_death_say_who_died(
     check(source, shards, {culprit: FAST["crash"]})
 
 
-@pytest.mark.parametrize("function", ["die_once", "kill_host_once", "kill_host_of_one_file"])
+@pytest.mark.parametrize("function", ["die_once", "kill_host_once", "die_then_kill_host", "kill_host_of_one_file"])
 def test_a_death_that_does_not_repeat_loses_nothing(
     source: Source, tmp_path: Path, hostile: Callable[[Mapping[str, str]], None], function: str
 ) -> None:
