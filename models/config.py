@@ -270,10 +270,57 @@ class WarmupCosineSchedule:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OptimizerConfig:
-    """Settings of Adam, or of AdamW, which decays matrices but no biases and norms.
+class ConstantSchedule:
+    """The same learning rate at every step."""
+
+    name: Literal["constant"] = "constant"
+    rate: float = 6e-4
+
+    def __post_init__(self) -> None:
+        if self.rate <= 0:
+            raise ValueError(f"rate={self.rate} is not above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OneCycleSchedule:
+    """Along half cosines up to `peak` and down again; Smith and Topin 2018, with the numbers that torch has for it.
 
     Args:
+        total_steps: length of the cycle; 0: the run's.
+        rising_share: of the steps, until the peak is reached.
+        first_divisor: the first rate is `peak` divided by it.
+        last_divisor: the last rate is the first one divided by it.
+        betas: Adam's first beta falls from the first of the two to the second and rises again; None: it stays.
+    """
+
+    name: Literal["one_cycle"] = "one_cycle"
+    peak: float = 3e-4
+    total_steps: int = 0
+    rising_share: float = 0.2
+    first_divisor: float = 25.0
+    last_divisor: float = 1e4
+    betas: tuple[float, float] | None = (0.95, 0.85)
+
+    def __post_init__(self) -> None:
+        if self.peak <= 0:
+            raise ValueError(f"peak={self.peak} is not above 0")
+        if self.total_steps < 0:
+            raise ValueError(f"total_steps={self.total_steps} is below 0")
+        if not 0 < self.rising_share < 1:
+            raise ValueError(f"rising_share={self.rising_share} is outside above 0 to below 1")
+        for field in ("first_divisor", "last_divisor"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} is below 1")
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={self.betas} are not two numbers from 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """Settings of Adam, or of AdamW, which decays some of the weights.
+
+    Args:
+        decayed: by AdamW: all "matrices", so no biases and norms, or those of "linear" maps alone.
         max_grad_norm: longest gradient, taken over all parameters; None: never shortened.
     """
 
@@ -281,11 +328,11 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    decayed: Literal["matrices", "linear"] = "matrices"
     max_grad_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in ("adam", "adamw"):
-            raise ValueError(f"name={self.name!r} is neither 'adam' nor 'adamw'")
+        check_choices(self)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} are not two numbers from 0 to below 1")
         if self.eps <= 0:
@@ -344,4 +391,4 @@ def check_top_k(top_k: int | None, where: str = "") -> int | None:
 
 
 ModelConfig = DecoderConfig | HourglassConfig | VaeConfig  # told apart by `name`
-ScheduleConfig = NoamSchedule | WarmupCosineSchedule
+ScheduleConfig = NoamSchedule | WarmupCosineSchedule | ConstantSchedule | OneCycleSchedule

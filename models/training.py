@@ -2,34 +2,62 @@
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.config import NoamSchedule, OptimizerConfig, ScheduleConfig
+from models.config import (
+    ConstantSchedule,
+    HourglassConfig,
+    NoamSchedule,
+    OneCycleSchedule,
+    OptimizerConfig,
+    ScheduleConfig,
+    VaeConfig,
+)
 
 
 class StepMetrics(NamedTuple):
     """What one `train_step` saw: sums over this worker's own targets; `grad_norm` is before clipping.
 
-    `applied` is False where the gradient was not finite and the weights were therefore left as they were.
+    `loss_sum` is the cross entropy alone and `auxiliary_sum` what was added to it, both in nats. `applied` is False
+    where the gradient was not finite and the weights were therefore left as they were.
     """
 
     loss_sum: float
     n_targets: int
     n_correct: int
+    auxiliary_sum: float
     grad_norm: float
     applied: bool
 
 
 class EvalMetrics(NamedTuple):
-    """Sums over the targets of one batch; `nll_sum` in nats."""
+    """Sums over the targets of one batch, in nats; `kl_sum` is 0 for models without latents."""
 
     nll_sum: float
     n_targets: int
     n_correct: int
+    kl_sum: float
+
+
+class LossParts(NamedTuple):
+    """Sums over the targets of a batch, all to be divided by one number of targets.
+
+    Attributes:
+        nll_sum: cross entropy of the tokens in nats.
+        n_targets, n_correct: tokens to predict, and those of them that are the likeliest by the model.
+        auxiliary_sum: what else is to become small, of a size to be added to `nll_sum`.
+        kl_sum: divergence of latents from their prior in nats, neither weighted nor with free bits taken off.
+    """
+
+    nll_sum: Tensor
+    n_targets: int
+    n_correct: int
+    auxiliary_sum: Tensor
+    kl_sum: Tensor
 
 
 def learning_rate(schedule: ScheduleConfig, step: int, d_model: int, n_steps: int) -> float:
@@ -44,6 +72,11 @@ def learning_rate(schedule: ScheduleConfig, step: int, d_model: int, n_steps: in
         raise ValueError(f"step={step} is below 1, the first step")
     if isinstance(schedule, NoamSchedule):
         return schedule.scale * noam_factor(step, d_model, schedule.warmup_steps)
+    if isinstance(schedule, ConstantSchedule):
+        return schedule.rate
+    if isinstance(schedule, OneCycleSchedule):
+        first = schedule.peak / schedule.first_divisor
+        return one_cycle(schedule, step, n_steps, (first, schedule.peak, first / schedule.last_divisor))
     if step <= schedule.warmup_steps:
         return schedule.peak * step / schedule.warmup_steps
     last_step = schedule.total_steps or n_steps
@@ -60,18 +93,45 @@ def noam_factor(step: int, d_model: int, warmup_steps: int) -> float:
     return d_model**-0.5 * min(s**-0.5, s * warmup_steps**-1.5)
 
 
+def first_beta(schedule: ScheduleConfig, step: int, n_steps: int) -> float | None:
+    """Return what the schedule makes of Adam's first beta at one step, or None where it leaves it alone."""
+    if not isinstance(schedule, OneCycleSchedule) or schedule.betas is None:
+        return None
+    high, low = schedule.betas
+    return one_cycle(schedule, step, n_steps, (high, low, high))
+
+
+def one_cycle(schedule: OneCycleSchedule, step: int, n_steps: int, values: tuple[float, float, float]) -> float:
+    """Return a value on its way, along half cosines, from the first of three to the second and on to the third."""
+    n_rising = schedule.rising_share * (schedule.total_steps or n_steps) - 1
+    n_falling = (schedule.total_steps or n_steps) - 1 - n_rising
+    done = step - 1  # the first step has the first value
+    if done <= n_rising:
+        start, end, share = values[0], values[1], done / n_rising if n_rising else 1.0
+    else:
+        start, end, share = values[1], values[2], min((done - n_rising) / n_falling, 1.0)
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
+
+
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer for all parameters of `model`; every `train_step` sets its learning rate."""
     # Fused: one pass over memory instead of about ten, a twentieth of a whole step on a CPU.
     settings = {"lr": 0.0, "betas": config.betas, "eps": config.eps, "fused": True}
     if config.name == "adam":
         return torch.optim.Adam(model.parameters(), weight_decay=config.weight_decay, **settings)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = {id(parameter) for parameter in decayed_parameters(model, config.decayed)}
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, **settings)
+
+
+def decayed_parameters(model: nn.Module, kind: str) -> list[nn.Parameter]:
+    if kind == "linear":
+        linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        return [parameter for name, parameter in model.named_parameters() if name in linear]
+    return [parameter for parameter in model.parameters() if parameter.ndim >= 2]
 
 
 def token_loss(logits_BTV: Tensor, targets_BT: Tensor, pad_id: int = 0) -> tuple[Tensor, int]:
@@ -86,9 +146,12 @@ def count_correct(logits_BTV: Tensor, targets_BT: Tensor, counts_BT: Tensor) -> 
     return int(((logits_BTV.argmax(dim=-1) == targets_BT) & counts_BT).sum())
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_rates(optimizer: torch.optim.Optimizer, rate: float, beta: float | None = None) -> None:
+    """Set the learning rate and, unless it is None, the first beta."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+        if beta is not None:
+            group["betas"] = (beta, group["betas"][1])
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_grad_norm: float | None) -> float:
@@ -97,43 +160,87 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_grad_norm: float | No
     return float(nn.utils.clip_grad_norm_(parameters, limit))
 
 
+def bare_model(model: nn.Module) -> Any:
+    """Return the model that a compiled one or one of several workers wraps."""
+    while (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None:
+        model = inner
+    return model
+
+
+def loss_parts(
+    model: nn.Module, tokens_BT: Tensor, *, step: int | None, pad_id: int = 0, mask_BT: Tensor | None = None
+) -> LossParts:
+    """Return the loss of any model on rows of ids, whose inputs are `tokens_BT[:, :-1]` and targets `tokens_BT[:, 1:]`.
+
+    Args:
+        model: bare or wrapped; it is called only once, as wrappers for several workers demand.
+        step: of schedules that belong to the model; None: their last one, and only the cross entropy matters.
+        mask_BT: of the shape of `tokens_BT`; a token counts as a target only where it is True. The first column is
+            never a target, padding neither.
+    """
+    bare = bare_model(model)
+    if isinstance(bare.config, VaeConfig):
+        return model(tokens_BT, wants_loss=True, step=step, mask_BT=mask_BT)
+    inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
+    counts_BT = targets_BT != pad_id
+    if mask_BT is not None:
+        counts_BT = counts_BT & mask_BT[:, 1:]
+    auxiliary = torch.zeros((), device=tokens_BT.device)
+    if step is not None and isinstance(bare.config, HourglassConfig) and bare.has_auxiliary_loss:
+        logits_BTV, hidden = model(inputs_BT, return_hidden=True)
+        auxiliary = bare.auxiliary_loss(hidden, inputs_BT)
+    else:
+        logits_BTV = model(inputs_BT)
+    nll_sum, n_targets = token_loss(logits_BTV, targets_BT.masked_fill(~counts_BT, pad_id), pad_id)
+    n_correct = count_correct(logits_BTV.detach(), targets_BT, counts_BT)
+    return LossParts(nll_sum, n_targets, n_correct, auxiliary * n_targets, torch.zeros_like(auxiliary))
+
+
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     tokens_BT: Tensor,
     *,
+    step: int,
     learning_rate: float,
     max_grad_norm: float | None,
     n_targets: float,
+    first_beta: float | None = None,
+    n_parts: int = 1,
     pad_id: int = 0,
     bf16: bool = False,
 ) -> StepMetrics:
     """Change the weights once; inputs are `tokens_BT[:, :-1]`, targets `tokens_BT[:, 1:]`.
 
     Args:
+        step: 1 for the first one.
         n_targets: targets of the whole batch of all workers, divided by the number of workers. Gradients that are
             averaged over the workers are then those of the mean loss over the whole batch, however unevenly its
             targets are spread.
+        first_beta: of Adam, at this step; None: as it is.
+        n_parts: the batch goes through the model in so many parts, one after the other, in as much less memory.
         bf16: run the forward pass in bfloat16 where torch holds that to be safe; weights and loss stay float32.
     """
     if n_targets <= 0:
         raise ValueError(f"n_targets={n_targets}: a batch without targets has no loss")
     model.train()
-    set_learning_rate(optimizer, learning_rate)
+    set_rates(optimizer, learning_rate, first_beta)
     optimizer.zero_grad(set_to_none=True)
-    inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
-    with torch.autocast(tokens_BT.device.type, dtype=torch.bfloat16, enabled=bf16):
-        logits_BTV = model(inputs_BT)
-    loss_sum, n_own_targets = token_loss(logits_BTV, targets_BT, pad_id)
-    (loss_sum / n_targets).backward()
+    sums = [0.0, 0, 0, 0.0]
+    for part_BT in tokens_BT.chunk(n_parts):
+        with torch.autocast(tokens_BT.device.type, dtype=torch.bfloat16, enabled=bf16):
+            parts = loss_parts(model, part_BT, step=step, pad_id=pad_id)
+        ((parts.nll_sum + parts.auxiliary_sum) / n_targets).backward()
+        seen = float(parts.nll_sum.detach()), parts.n_targets, parts.n_correct, float(parts.auxiliary_sum.detach())
+        sums = [total + value for total, value in zip(sums, seen, strict=True)]
     grad_norm = clip_gradients(model.parameters(), max_grad_norm)
     # One NaN gradient would destroy the weights for good. The norm is that of the averaged gradients, so all workers
     # skip the same steps.
     applied = math.isfinite(grad_norm)
     if applied:
         optimizer.step()
-    n_correct = count_correct(logits_BTV.detach(), targets_BT, targets_BT != pad_id)
-    return StepMetrics(float(loss_sum.detach()), n_own_targets, n_correct, grad_norm, applied)
+    loss_sum, n_own_targets, n_correct, auxiliary_sum = sums
+    return StepMetrics(loss_sum, int(n_own_targets), int(n_correct), auxiliary_sum, grad_norm, applied)
 
 
 def eval_step(
@@ -141,20 +248,17 @@ def eval_step(
 ) -> EvalMetrics:
     """Return loss and hits of one batch, without gradients and without dropout; the model's mode is restored.
 
+    Latents are the likeliest ones.
+
     Args:
         mask_BT: of the shape of `tokens_BT`; a token counts as a target only where it is True (for windows that
             overlap, so that no token counts twice). The first column is never a target, padding neither.
     """
-    inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
-    counts_BT = targets_BT != pad_id
-    if mask_BT is not None:
-        counts_BT = counts_BT & mask_BT[:, 1:]
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), torch.autocast(tokens_BT.device.type, dtype=torch.bfloat16, enabled=bf16):
-            logits_BTV = model(inputs_BT)
+            parts = loss_parts(model, tokens_BT, step=None, pad_id=pad_id, mask_BT=mask_BT)
     finally:
         model.train(was_training)
-    nll_sum, n_targets = token_loss(logits_BTV, targets_BT.masked_fill(~counts_BT, pad_id), pad_id)
-    return EvalMetrics(float(nll_sum), n_targets, count_correct(logits_BTV, targets_BT, counts_BT))
+    return EvalMetrics(float(parts.nll_sum), parts.n_targets, parts.n_correct, float(parts.kl_sum))

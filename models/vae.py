@@ -10,7 +10,7 @@ what the decoder has to write. Padding may only stand at a row's end.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,26 +19,9 @@ from torch.nn import functional
 from models.bottlenecks import Latent, build_bottleneck, compression_ratio, prior_latents
 from models.config import VaeConfig
 from models.dropout import Dropout
-from models.training import count_correct, token_loss
+from models.training import LossParts, count_correct, token_loss
 from models.vae_cache import LatentCache, check_cache
 from models.vae_layers import CausalStack, Encoder, build_table
-
-
-class LossParts(NamedTuple):
-    """Sums over the targets of a batch, all to be divided by one number of targets.
-
-    Attributes:
-        nll_sum: cross entropy of the tokens in nats.
-        n_targets, n_correct: tokens to predict, and those of them that are the likeliest by the model.
-        auxiliary_sum: the weighted divergence, of a size to be added to `nll_sum`.
-        kl_sum: the whole divergence in nats, neither weighted nor with free bits taken off.
-    """
-
-    nll_sum: Tensor
-    n_targets: int
-    n_correct: int
-    auxiliary_sum: Tensor
-    kl_sum: Tensor
 
 
 class Vae(nn.Module):
@@ -88,20 +71,27 @@ class Vae(nn.Module):
         return self.bottleneck.latent_shape
 
     def forward(
-        self, tokens_BT: Tensor, cache: LatentCache | None = None, *, step: int | None = None
+        self,
+        tokens_BT: Tensor,
+        cache: LatentCache | None = None,
+        *,
+        wants_loss: bool = False,
+        step: int | None = None,
+        mask_BT: Tensor | None = None,
     ) -> Tensor | LossParts:
-        """Return logits, or with `step` the parts of the loss.
+        """Return logits, or the parts of the loss.
 
         Args:
             tokens_BT: whole rows, which become latents and then logits of shape (B, T - 1, V) of all tokens but the
                 first. With a cache: what follows the tokens in it; the logits have shape (B, T, V) and are those of the
                 id after each one.
-            step: see `loss_parts`. It is an argument here because a wrapper for several workers knows no other call.
+            wants_loss, step, mask_BT: for `loss_parts`; arguments here because a wrapper for several workers knows no
+                other call.
         """
         if cache is not None:
             return self.continue_rows(tokens_BT, cache)
-        if step is not None:
-            return self.loss_parts(tokens_BT, step=step)
+        if wants_loss:
+            return self.loss_parts(tokens_BT, step=step, mask_BT=mask_BT)
         return self.logits(tokens_BT[:, :-1], self.latent(tokens_BT, sample=self.training))
 
     def encode(self, tokens_BT: Tensor) -> Latent:

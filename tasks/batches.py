@@ -43,6 +43,12 @@ class TokenStore:
     def n_tokens(self) -> int:
         return len(self.tokens)
 
+    def n_out_of_reach(self, window_tokens: int, kind: WindowKind) -> int:
+        """Return the number of tokens that no window of a kind ever holds."""
+        if kind in ("random", "packed"):
+            return 0
+        return int(np.maximum(np.diff(self.offsets) - window_tokens - 1, 0).sum())
+
     def batch(
         self, seed: int, step: int, batch_size: int, window_tokens: int, pad_id: int = 0, kind: WindowKind = "random"
     ) -> IntArray:

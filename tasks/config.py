@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from models.config import (
     DecoderConfig,
-    HourglassConfig,
     ModelConfig,
     NoamSchedule,
     OptimizerConfig,
@@ -165,6 +164,8 @@ class TrainConfig:
     windows: Literal["random", "whole", "start", "end", "packed"] = "random"  # how they are taken from rows of tokens
     seed: int = 0
     bf16: bool = False
+    compiled: bool = False  # by torch.compile, which needs a C++ compiler on the machine
+    n_parts: int = 1  # of a worker's share of a batch, one after the other; gradients add up, memory does not
     n_workers: int = 1  # Ray Train workers; gloo on CPU, NCCL on GPU
     cpus_per_worker: int = 0  # 0: the machine's cores shared among the workers
     validation_windows: int = 64
@@ -178,6 +179,7 @@ class TrainConfig:
         for name in (
             "n_steps",
             "batch_size",
+            "n_parts",
             "n_workers",
             "validation_windows",
             "evaluate_every",
@@ -187,16 +189,29 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1")
         for name in ("seed", "cpus_per_worker", "keep_periodic", "max_failures"):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} is below 0")
-        _require(not isinstance(self.model, VaeConfig), "model 'vae' is built, but the train flow cannot train it yet")
-        _require(
-            not isinstance(self.model, HourglassConfig) or self.model.hidden_loss == "none",
-            "model.hidden_loss is built, but the train flow does not add it yet; set it to none",
-        )
+        if isinstance(self.model, VaeConfig):
+            _require(
+                self.window_tokens == self.model.block,
+                f"window_tokens={self.window_tokens}, but model.block={self.model.block}: latents are of whole blocks",
+            )
+        if isinstance(self.model, DecoderConfig) and self.model.absolute_positions == "learned":
+            _require(
+                self.window_tokens <= self.model.max_positions,
+                f"window_tokens={self.window_tokens} is above model.max_positions={self.model.max_positions}",
+            )
         _require(self.window_tokens >= 8, f"window_tokens={self.window_tokens} is below 8")
         _require(
             self.batch_size % self.n_workers == 0,
             f"batch_size={self.batch_size} is not a multiple of n_workers={self.n_workers}",
         )
+        _require(
+            self.n_parts <= self.batch_size // self.n_workers,
+            f"n_parts={self.n_parts} is above the {self.batch_size // self.n_workers} windows of one worker",
+        )
+
+
+# Settings of a training run that are not part of what it is: they change neither its numbers nor its name.
+TRAIN_WITHOUT_EFFECT = ("n_workers", "cpus_per_worker", "max_failures", "keep_periodic", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,6 +243,8 @@ class GenerateConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompt: str = ""  # a MIDI file, or a folder of them, to continue; empty: unconditional
     prompt_tokens: int = 128  # of the prompt's encoding, <start> included
+    latents: Literal["prior", "prompt", "path"] = "prior"  # drawn, of the prompts, or on the way between two of them
+    prompt_to: str = ""  # where such a path ends
     max_note_seconds: float = 0.0  # a note still sounding after so long must end next; 0: as long as the model likes
     batch_size: int = 8
     n_workers: int = 1
@@ -240,8 +257,12 @@ class GenerateConfig:
         _require(self.max_note_seconds >= 0, f"max_note_seconds={self.max_note_seconds} is below 0")
         _require(self.prompt_tokens >= 2, f"prompt_tokens={self.prompt_tokens} is below 2")
         _require(
-            not self.prompt or self.prompt_tokens < self.sampling.max_tokens,
+            not self.prompt or self.latents != "prior" or self.prompt_tokens < self.sampling.max_tokens,
             f"prompt_tokens={self.prompt_tokens} leaves no room below sampling.max_tokens={self.sampling.max_tokens}",
+        )
+        _require(
+            not self.prompt_to or self.latents == "path",
+            f"prompt_to={self.prompt_to!r} is the end of a path, but latents={self.latents!r}",
         )
 
 

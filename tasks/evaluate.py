@@ -10,13 +10,17 @@ import numpy as np
 import torch
 
 from models.config import SamplingConfig
+from models.latents import LatentUse, latent_use
+from models.registry import Model
 from models.sampling import sample
 from models.training import eval_step
+from models.vae import Vae
 from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
 from tasks.config import EvaluateConfig
 from tasks.datasets import DatasetVersion
 from tasks.errors import CheckpointError
+from tasks.latent_pieces import FROM_PRIOR, with_latents
 from tasks.music.metrics import piece_statistics
 
 logger = logging.getLogger(__name__)
@@ -55,7 +59,12 @@ def evaluate_model(
     """Score a model on a split and compare free samples with it."""
     check_fits(loaded, dataset)
     store = TokenStore(dataset.token_shards(config.split), dataset.flat_tokens)
-    metrics = score_held_out(loaded, store, dataset.manifest["splits"][config.split], config, on_windows)
+    facts = dataset.manifest["splits"][config.split]
+    if isinstance(loaded.model, Vae):
+        metrics = score_latents(loaded, store, facts, config, on_windows)
+    else:
+        metrics = score_held_out(loaded, store, facts, config, on_windows)
+    metrics |= frequency_baseline(store, TokenStore(dataset.token_shards("train"), dataset.flat_tokens))
     held_out = [
         loaded.tokenizer.decode(store.tokens[a:b]) for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)
     ]
@@ -86,24 +95,98 @@ def score_held_out(
     bits per second of music.
     """
     device = next(loaded.model.parameters()).device
-    sums = np.zeros(3)
-    windows = store.sequential_windows(
-        config.window_tokens, config.window_tokens // 2, config.batch_size, loaded.tokenizer.pad_id
-    )
+    window_tokens = window_of(loaded.model, config.window_tokens)
+    sums = np.zeros(4)
+    windows = store.sequential_windows(window_tokens, window_tokens // 2, config.batch_size, loaded.tokenizer.pad_id)
     for tokens, mask in windows:
         batch, counted = torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)
         sums += np.array(eval_step(loaded.model, batch, pad_id=loaded.tokenizer.pad_id, mask_BT=counted))
         if on_windows:
             on_windows(len(tokens))
-    nll, n_targets, n_correct = sums
+    nll, n_targets, n_correct, _ = sums.tolist()
+    return likelihood_figures(nll, n_targets, n_correct, facts)
+
+
+def window_of(model: Model, wanted: int) -> int:
+    """Return as many tokens of a window as are wanted and as a model can read."""
+    limit = getattr(model, "max_length", None)
+    return wanted if limit is None else min(wanted, limit)
+
+
+def likelihood_figures(nll: float, n_targets: float, n_correct: float, facts: dict[str, Any]) -> dict[str, float]:
     bits = nll / math.log(2)
     return {
         "nll_per_token": nll / n_targets,
         "accuracy": n_correct / n_targets,
-        "perplexity": math.exp(nll / n_targets),
+        "perplexity": math.exp(min(nll / n_targets, 700.0)),  # e**710 is no float any more
         "bits_per_note": bits / facts["n_notes"],
         "bits_per_second": bits / facts["seconds"],
-        "n_tokens": float(n_targets),
+        "n_tokens": n_targets,
+    }
+
+
+def score_latents(
+    loaded: LoadedModel,
+    store: TokenStore,
+    facts: dict[str, Any],
+    config: EvaluateConfig,
+    on_windows: Callable[[int], None] | None = None,
+) -> dict[str, float]:
+    """Return figures of a model with latents over all tokens of a split, in blocks one after the other.
+
+    The likelihood is the evidence lower bound, with one latent drawn for each block: the loss of writing the block
+    from it, and what the latent diverges from the prior. So it compares with the likelihood of other models; what only
+    the writing costs is `reconstruction`. `latent/gain` is what a block's own latent saves over another's, in nats
+    per token.
+    """
+    model = loaded.model
+    assert isinstance(model, Vae)
+    block, pad_id = model.config.block, loaded.tokenizer.pad_id
+    generator = torch.Generator(model.embed.weight.device).manual_seed(config.seed)
+    sums, uses = np.zeros(4), list[tuple[int, LatentUse]]()
+    for tokens, mask in store.sequential_windows(block, block, max(config.batch_size, 2), pad_id):
+        batch = torch.from_numpy(tokens).to(generator.device)
+        with torch.no_grad():
+            parts = model.loss_parts(
+                batch, sample=True, generator=generator, mask_BT=torch.from_numpy(mask).to(generator.device)
+            )
+        sums += np.array([float(parts.nll_sum), parts.n_targets, parts.n_correct, float(parts.kl_sum)])
+        if len(batch) > 1:
+            uses.append((parts.n_targets, latent_use(model, batch)))
+        if on_windows:
+            on_windows(len(tokens))
+    nll, n_targets, n_correct, kl = sums.tolist()
+    figures = likelihood_figures(nll + kl, n_targets, n_correct, facts)
+    return figures | {"reconstruction": nll / n_targets, "kl": kl / n_targets} | latent_figures(uses)
+
+
+def latent_figures(uses: list[tuple[int, LatentUse]]) -> dict[str, float]:
+    """Return the means over batches, weighted by their targets; no figure where there was no batch of two rows."""
+    if not uses:
+        return {}
+    weights = np.array([n_targets for n_targets, _ in uses])
+    return {
+        f"latent/{name}": float(np.average([getattr(use, name) for _, use in uses], weights=weights))
+        for name in ("gain", "own_nll", "other_nll", "n_active", "n_numbers")
+    }
+
+
+def frequency_baseline(store: TokenStore, train: TokenStore) -> dict[str, float]:
+    """Return how often the training split's most frequent token is right, and the loss of its frequencies in nats.
+
+    What a model is worth that has learned nothing but how frequent each token is; ids that the training split lacks
+    count as if seen once.
+    """
+    is_target = np.ones(store.n_tokens, np.bool_)
+    is_target[store.offsets[:-1]] = False
+    targets = store.tokens[is_target]
+    seen = np.bincount(train.tokens, minlength=int(targets.max(initial=0)) + 1).astype(np.float64)
+    seen[train.tokens[train.offsets[0]]] = 0  # <start> is no target
+    held_out = np.bincount(targets, minlength=len(seen))
+    shares = np.maximum(seen, 1) / np.maximum(seen, 1).sum()
+    return {
+        "baseline/accuracy": float(held_out[seen.argmax()] / len(targets)),
+        "baseline/nll_per_token": float(-(held_out * np.log(shares)).sum() / len(targets)),
     }
 
 
@@ -112,12 +195,13 @@ def sample_freely(loaded: LoadedModel, config: EvaluateConfig) -> list[np.ndarra
     if not config.n_samples:
         return []
     tokenizer = loaded.tokenizer
+    pieces = range(config.n_samples)
     sampled = sample(
-        loaded.model,
+        with_latents(loaded.model, FROM_PRIOR, config.seed, pieces),
         [torch.tensor([tokenizer.start_id])] * config.n_samples,
-        piece_indices=list(range(config.n_samples)),
+        piece_indices=list(pieces),
         seed=config.seed,
-        config=SamplingConfig(max_tokens=config.sample_tokens),
+        config=SamplingConfig(max_tokens=window_of(loaded.model, config.sample_tokens)),
         grammar=None,
         end_id=tokenizer.end_id,
         pad_id=tokenizer.pad_id,
@@ -140,9 +224,18 @@ def report_markdown(evaluation: Evaluation, model: str, dataset: DatasetVersion,
         f"| nats per token | {m['nll_per_token']:.4f} |",
         f"| perplexity | {m['perplexity']:.3f} |",
         f"| accuracy | {m['accuracy']:.4f} |",
+        f"| accuracy of the most frequent token | {m['baseline/accuracy']:.4f} |",
+        f"| nats per token by frequency alone | {m['baseline/nll_per_token']:.4f} |",
         f"| bits per note | {m['bits_per_note']:.3f} |",
         f"| bits per second of music | {m['bits_per_second']:.2f} |",
     ]
+    if "latent/gain" in m:
+        lines += [
+            f"| of the nats per token: writing from the latent | {m['reconstruction']:.4f} |",
+            f"| of the nats per token: divergence of the latent | {m['kl']:.4f} |",
+            f"| nats per token that another block's latent costs | {m['latent/gain']:.4f} |",
+            f"| active numbers of the latent | {m['latent/n_active']:.0f} of {m['latent/n_numbers']:.0f} |",
+        ]
     if evaluation.n_samples:
         lines += [
             f"| grammar errors per token, sampled freely | {m['grammar_error_rate']:.5f} |",

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,20 @@ import numpy as np
 import torch
 
 from models.sampling import GrammarTables, sample
+from models.vae import Vae
 from tasks import cluster
 from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import GenerateConfig, digest, to_json
 from tasks.errors import BadScore, DatasetError, NotFound, OrchestrionError
 from tasks.gallery import GalleryPiece, RollNotes, build_gallery
 from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
+from tasks.latent_pieces import LatentPlan, check_latents, note_f1, with_latents
 from tasks.music.metrics import piece_statistics
 from tasks.music.notes import NoteBatch
 from tasks.music.pianoroll import draw_piano_roll
 from tasks.music.score import Score, read_midi, write_midi
 from tasks.music.synth import encode_audio, render
+from tasks.music.windows import cut_windows
 from tasks.sources.names import MIDI_SUFFIXES, is_midi, printable
 from tasks.tracking import ModelVersion, git_commit
 
@@ -37,6 +40,7 @@ class Prompt:
     name: str
     sha256: str
     ids: tuple[int, ...]  # <start> included
+    window: tuple[int, ...] = ()  # as much of it as a model with latents makes one of; else empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ class GenerateJob:
     checkpoint: Path
     indices: tuple[int, ...]
     prompts: tuple[Prompt, ...]  # one for each index
+    latents: LatentPlan
     config: GenerateConfig
     lineage: dict[str, str]
     folder: Path
@@ -69,12 +74,16 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig) -> list[Prompt]:
 
     Raises:
         NotFound, BadScore: a path that does not exist, or a file that is not usable MIDI.
+        ConfigError: latents of prompts are wanted that the model or the prompts do not give.
     """
     tokenizer = loaded.tokenizer
-    if not config.prompt:
+    named = [config.prompt, config.prompt_to] if config.prompt_to else [config.prompt]
+    files = [file for prompt in named if prompt for file in _prompt_files(Path(prompt))]
+    check_latents(loaded.model, config, len(files))
+    if not files:
         return [Prompt("", "", (tokenizer.start_id,))]
     prompts = []
-    for name, path in _prompt_files(Path(config.prompt)):
+    for name, path in files:
         try:
             data = path.read_bytes()
             score = read_midi(data, name)
@@ -82,10 +91,23 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig) -> list[Prompt]:
             raise NotFound(f"prompt {name}: {error.strerror} ({path})") from None
         except BadScore as error:
             raise BadScore(error.reason, f"prompt {name}: {error.detail}") from None
-        ids = tokenizer.encode(NoteBatch.from_scores([score])).ids
-        ids = ids[: min(config.prompt_tokens, len(ids) - 1)]  # a whole short piece: without its <end>
-        prompts.append(Prompt(name, hashlib.sha256(data).hexdigest(), tuple(int(i) for i in ids)))
+        prompts.append(_encode_prompt(loaded, config, name, data, score))
     return prompts
+
+
+def _encode_prompt(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes, score: Score) -> Prompt:
+    tokenizer, batch = loaded.tokenizer, NoteBatch.from_scores([score])
+    sha256 = hashlib.sha256(data).hexdigest()
+    if config.latents == "prior":
+        ids = tokenizer.encode(batch).ids
+        ids = ids[: min(config.prompt_tokens, len(ids) - 1)]  # a whole short piece: without its <end>
+        return Prompt(name, sha256, tuple(ids.tolist()))
+    assert isinstance(loaded.model, Vae)
+    bars = int(loaded.state["dataset"].get("window_bars", 0))
+    if bars:
+        batch = cut_windows(batch, bars, bars)[0].take(np.array([0]))
+    window = tokenizer.encode(batch).ids[: loaded.model.max_length]
+    return Prompt(name, sha256, (tokenizer.start_id,), tuple(window.tolist()))
 
 
 def _prompt_files(prompt: Path) -> list[tuple[str, Path]]:
@@ -105,7 +127,7 @@ def _prompt_files(prompt: Path) -> list[tuple[str, Path]]:
 def batch_name(model: ModelVersion, config: GenerateConfig, prompts: list[Prompt], checkpoint: Path) -> str:
     """Return the name that model, settings and prompts determine; what only changes the speed does not count."""
     settings = to_json(config)
-    for without_effect in ("batch_size", "n_workers", "prompt"):
+    for without_effect in ("batch_size", "n_workers", "prompt", "prompt_to"):
         settings.pop(without_effect)
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     identity = {
@@ -154,6 +176,8 @@ def generate_batch(
     temporary = home.generations / f".{name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "pieces").mkdir(parents=True)
+    names, windows = tuple(prompt.name for prompt in prompts), tuple(prompt.window for prompt in prompts)
+    latents = LatentPlan(config.latents, names, windows, config.n_pieces)
     lineage = {
         "batch": name,
         "model_version": model.reference,
@@ -162,7 +186,8 @@ def generate_batch(
         "code_commit": git_commit(),
     }
     try:
-        manifest = _compose(_cut_into_jobs(checkpoint, prompts, config, lineage, temporary), config, lineage, on_pieces)
+        jobs = _cut_into_jobs(checkpoint, prompts, latents, config, lineage, temporary)
+        manifest = _compose(jobs, config, lineage, on_pieces)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -191,7 +216,7 @@ def _compose(
         sidecars += [sidecar for done in made for sidecar in done]
     manifest = lineage | {
         "config": to_json(config)
-        | {"batch_size": None, "n_workers": None, "prompt": None},  # see each sidecar's prompt
+        | dict.fromkeys(("batch_size", "n_workers", "prompt", "prompt_to")),  # see each sidecar's prompt
         "n_pieces": len(sidecars),
         "n_ended": sum(piece["ended"] for piece in sidecars),
         "pieces": [{"name": piece["name"], "midi_sha256": piece["midi_sha256"]} for piece in sidecars],
@@ -207,12 +232,13 @@ def generate_pieces(job: GenerateJob) -> list[dict[str, Any]]:
     loaded = load_model(job.checkpoint)
     tokenizer = loaded.tokenizer
     max_open = round(job.config.max_note_seconds * tokenizer.units_per_second)
+    limit = loaded.model.max_length if isinstance(loaded.model, Vae) else job.config.sampling.max_tokens
     sampled = sample(
-        loaded.model,
+        with_latents(loaded.model, job.latents, job.config.seed, job.indices),
         [torch.tensor(prompt.ids) for prompt in job.prompts],
         piece_indices=list(job.indices),
         seed=job.config.seed,
-        config=job.config.sampling,
+        config=replace(job.config.sampling, max_tokens=min(job.config.sampling.max_tokens, limit)),
         grammar=GrammarTables.from_numpy(tokenizer.grammar, max_open=max_open),
         end_id=tokenizer.end_id,
         pad_id=tokenizer.pad_id,
@@ -235,7 +261,8 @@ def write_piece(job: GenerateJob, index: int, prompt: Prompt, ids: np.ndarray, t
         "index": index,
         "seed": job.config.seed,
         "sampling": to_json(job.config.sampling),
-        "prompt": _prompt_facts(prompt, tokenizer) if prompt.name else None,
+        "prompt": _prompt_facts(prompt, tokenizer) if prompt.name and not prompt.window else None,
+        "latent": _latent_facts(job, index, score, tokenizer) if job.config.latents != "prior" else None,
         "n_tokens": len(ids),
         "ended": bool(ids[-1] == tokenizer.end_id),
         "midi_sha256": hashlib.sha256(midi).hexdigest(),
@@ -261,6 +288,14 @@ def _prompt_facts(prompt: Prompt, tokenizer: Any) -> dict[str, Any]:
     return {"name": prompt.name, "sha256": prompt.sha256, "n_tokens": len(prompt.ids), "seconds": round(seconds, 3)}
 
 
+def _latent_facts(job: GenerateJob, index: int, score: Score, tokenizer: Any) -> dict[str, Any]:
+    """Return whose latent a piece was written from, and how many of that music's notes it has again."""
+    sources = job.latents.sources_of(index)
+    f1 = {name: round(note_f1(score, tokenizer.decode(np.array(ids))), 4) for name, ids in sources.items()}
+    share = {"share": job.latents.share_of(index)} if job.latents.kind == "path" else {}
+    return {"of": job.latents.kind, "note_f1": f1} | share
+
+
 def _check_readable(midi: bytes, score: Score, name: str) -> None:
     if not len(score.notes.pitch):
         return
@@ -270,14 +305,19 @@ def _check_readable(midi: bytes, score: Score, name: str) -> None:
 
 
 def _cut_into_jobs(
-    checkpoint: Path, prompts: list[Prompt], config: GenerateConfig, lineage: dict[str, str], folder: Path
+    checkpoint: Path,
+    prompts: list[Prompt],
+    latents: LatentPlan,
+    config: GenerateConfig,
+    lineage: dict[str, str],
+    folder: Path,
 ) -> list[GenerateJob]:
     per_job = max(1, min(config.batch_size, -(-config.n_pieces // config.n_workers)))
     jobs = []
     for first in range(0, config.n_pieces, per_job):
         indices = tuple(range(first, min(first + per_job, config.n_pieces)))
         chosen = tuple(prompts[index % len(prompts)] for index in indices)
-        jobs.append(GenerateJob(checkpoint, indices, chosen, config, lineage, folder))
+        jobs.append(GenerateJob(checkpoint, indices, chosen, latents, config, lineage, folder))
     return jobs
 
 

@@ -5,24 +5,33 @@ from typing import Any
 import torch
 
 from models.registry import build_model
-from tasks.music.tokenizers.registry import build_tokenizer
-from tasks.presets import PRESETS, SYSTEMS
+from tasks.music.tokenizers.registry import build_tokenizer, needs_vocabulary
+from tasks.presets import PRESETS, system_of
+
+# Of an encoding that learns its vocabulary from the data, as many words or characters as the published sizes are of.
+PUBLISHED_VOCABULARY = {"mmm": 320, "optimus_txt": 256}
 
 
 def preset_rows() -> list[dict[str, Any]]:
-    """Return one row for each preset; parameters are counted on shapes alone, without memory for them."""
+    """Return one row for each preset; parameters are counted on shapes alone, without memory for them.
+
+    Where the vocabulary is learned from the data, both sizes depend on it; here they are those of `PUBLISHED_VOCABULARY`.
+    """
     rows = []
     for name, preset in PRESETS.items():
         config = preset()
-        tokenizer = build_tokenizer(config.dataset.encoding)
+        encoding = config.dataset.encoding
+        tokenizer = build_tokenizer(encoding)
+        learns = needs_vocabulary(encoding)
+        vocab_size = PUBLISHED_VOCABULARY[encoding.name] if learns else tokenizer.vocab_size
         with torch.device("meta"):
-            model = build_model(config.train.model, tokenizer.vocab_size, tokenizer.pad_id)
+            model = build_model(config.train.model, vocab_size, tokenizer.pad_id)
         rows.append(
             {
                 "name": name,
-                "system": SYSTEMS[name],
+                "system": system_of(name),
                 "encoding": tokenizer.name,
-                "vocab_size": tokenizer.vocab_size,
+                "vocab_size": vocab_size,
                 "n_parameters": model.n_parameters,
             }
         )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -19,12 +20,13 @@ import torch
 import torch.distributed
 from torch import nn
 
+from models.config import VaeConfig
 from models.registry import build_model
-from models.training import build_optimizer, eval_step, learning_rate, train_step
+from models.training import bare_model, build_optimizer, eval_step, first_beta, learning_rate, train_step
 from tasks import cluster
 from tasks.batches import TokenStore
 from tasks.checkpoints import CheckpointFolder, read_state, restore
-from tasks.config import TrainConfig, digest, to_json
+from tasks.config import TRAIN_WITHOUT_EFFECT, TrainConfig, digest, to_json
 from tasks.datasets import DatasetVersion
 from tasks.errors import ConfigError, Interrupted, OrchestrionError
 from tasks.home import Home, write_atomically
@@ -70,8 +72,8 @@ class TrainResult:
 def run_dir_of(home: Home, config: TrainConfig, dataset: DatasetVersion) -> Path:
     """Return the folder of the run that (dataset version, settings) determine; the same call goes on there."""
     settings = to_json(config)
-    for without_effect in ("n_workers", "cpus_per_worker", "max_failures", "keep_periodic", "log_every"):
-        settings.pop(without_effect)
+    for name in TRAIN_WITHOUT_EFFECT:
+        settings.pop(name)
     identity = {"dataset": dataset.name, "dataset_version": dataset.version, "train": settings}
     return home.runs / f"{config.preset}-{digest(identity)[:12]}"
 
@@ -90,7 +92,11 @@ def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> Tra
         )
     return TrainJob(
         config=config,
-        dataset={"name": dataset.name, "version": dataset.version},
+        dataset={
+            "name": dataset.name,
+            "version": dataset.version,
+            "window_bars": dataset.manifest["config"]["windows"]["bars"],
+        },
         tokenizer=dataset.manifest["encoder"]["settings"],
         train_shards=dataset.token_shards("train"),
         validation_shards=dataset.token_shards("validation"),
@@ -114,8 +120,8 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
     cluster.connect()
     failure: list[BaseException] = []
     trainer = threading.Thread(target=_fit_in_thread, args=(job, failure), name="ray-train", daemon=True)
-    with _stop_on_signals(job) as received:
-        tail = _Tail(job.metrics)
+    with stop_on_signals(job.stop_request.touch) as received:
+        tail = MetricsTail(job.metrics)
         trainer.start()
         try:
             while trainer.is_alive():
@@ -132,9 +138,15 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
     if state["step"] < job.config.n_steps:
         by = received[0] if received else "request"
         raise Interrupted(f"training stopped by {by} at step {state['step']} of {job.config.n_steps}; saved")
-    best = CheckpointFolder(job.run_dir / "checkpoints").find("best")
+    return result_of(job.run_dir)
+
+
+def result_of(run_dir: Path) -> TrainResult:
+    """Return where a finished run ended."""
+    state = read_progress(run_dir)
+    best = CheckpointFolder(run_dir / "checkpoints").find("best")
     assert best is not None
-    return TrainResult(job.run_dir, best, state["step"], state["metrics"])
+    return TrainResult(run_dir, best, state["step"], state["metrics"])
 
 
 def read_progress(run_dir: Path) -> dict[str, Any]:
@@ -194,10 +206,14 @@ def run_steps(
     world_size: int = 1,
     device: torch.device | None = None,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
+    on_evaluation: Callable[[int, float], None] | None = None,
 ) -> None:
     """Run the steps that are left. Rank 0 writes checkpoints and `metrics.jsonl`.
 
     On CPU with one worker, a run that was stopped and taken up again ends with the same bits as one that was not.
+
+    Args:
+        on_evaluation: gets step and validation loss (nats) once they are written; it may raise to end the run there.
     """
     config = job.config
     torch.set_num_threads(job.n_threads)
@@ -208,10 +224,12 @@ def run_steps(
     checkpoints = CheckpointFolder(job.run_dir / "checkpoints")
     last = checkpoints.find("last")
     state = restore(last, bare, optimizer) if last else {"step": 0, "best_loss": None}
-    model = wrap(bare) if wrap else bare
+    model: Any = torch.compile(bare) if config.compiled else bare
+    model = wrap(model) if wrap else model
     reporter = _Reporter(job, rank, state["step"], state.get("unreported"))
     train = TokenStore(job.train_shards, job.flat_tokens)
     validation = TokenStore(job.validation_shards, job.flat_tokens)
+    reporter.constant = {"train/tokens_out_of_reach": train.n_out_of_reach(config.window_tokens, config.windows)}
     best_loss = state["best_loss"]
     for step in range(state["step"] + 1, config.n_steps + 1):
         batch = train.batch(
@@ -223,9 +241,12 @@ def run_steps(
             model,
             optimizer,
             torch.from_numpy(batch[rank::world_size]).to(device or "cpu"),
+            step=step,
             learning_rate=rate,
+            first_beta=first_beta(config.schedule, step, config.n_steps),
             max_grad_norm=config.optimizer.max_grad_norm,
             n_targets=int((batch[:, 1:] != tokenizer.pad_id).sum()) / world_size,
+            n_parts=config.n_parts,
             pad_id=tokenizer.pad_id,
             bf16=config.bf16,
         )
@@ -234,16 +255,18 @@ def run_steps(
         reporter.add(step, metrics, rate, int((batch != tokenizer.pad_id).sum()))
         if step % config.log_every == 0 or is_last:
             reporter.flush(world_size)
-        is_best = False
+        is_best, figures = False, None
         if step % config.evaluate_every == 0 or is_last:
-            loss, accuracy = _validate(model, validation, config, tokenizer.pad_id, rank, world_size, device)
-            is_best = best_loss is None or loss < best_loss
-            best_loss = loss if is_best else best_loss
-            reporter.write({"step": step, "val/loss": loss, "val/accuracy": accuracy})
+            figures = _validate(model, validation, config, tokenizer.pad_id, rank, world_size, device)
+            is_best = is_better(figures["val/loss"], best_loss)
+            best_loss = figures["val/loss"] if is_best else best_loss
+            reporter.write({"step": step} | figures)
         if is_best or is_last or stop or step % config.checkpoint_every == 0:
             saved = _state(job, step, best_loss, reporter, world_size, bare)
             if rank == 0:
                 checkpoints.save(bare, optimizer, saved, is_best, config.keep_periodic)
+        if on_evaluation and figures:
+            on_evaluation(step, figures["val/loss"])
         if stop:
             break
     if world_size > 1:
@@ -279,18 +302,28 @@ def _validate(
     rank: int,
     world_size: int,
     device: torch.device | None,
-) -> tuple[float, float]:
-    """Return mean loss (nats) and accuracy over the same windows of the validation split every time."""
-    windows = store.batch(_VALIDATION_SEED, 0, config.validation_windows, config.window_tokens, pad_id)[
-        rank::world_size
-    ]
-    sums = np.zeros(3)
-    bare = getattr(model, "module", model)
+) -> dict[str, float]:
+    """Return mean loss (nats) and accuracy over the same windows of the validation split every time.
+
+    The loss of a model with latents is the bound on the cross entropy of the music: that of writing it from its
+    likeliest latents, and what these diverge from the prior.
+    """
+    has_latents = isinstance(config.model, VaeConfig)
+    kind, step = (config.windows, 1) if has_latents else ("random", 0)
+    windows = store.batch(_VALIDATION_SEED, step, config.validation_windows, config.window_tokens, pad_id, kind)
+    windows = windows[rank::world_size]
+    sums = np.zeros(4)
     for start in range(0, len(windows), config.batch_size):
         tokens = torch.from_numpy(windows[start : start + config.batch_size]).to(device or "cpu")
-        sums += np.array(eval_step(bare, tokens, pad_id=pad_id, bf16=config.bf16))
-    nll, n_targets, n_correct = _sum_over_ranks(sums, world_size)
-    return float(nll / n_targets), float(n_correct / n_targets)
+        sums += np.array(eval_step(bare_model(model), tokens, pad_id=pad_id, bf16=config.bf16))
+    nll, n_targets, n_correct, kl = _sum_over_ranks(sums, world_size).tolist()
+    figures = {"val/loss": (nll + kl) / n_targets, "val/accuracy": n_correct / n_targets}
+    return figures | ({"val/reconstruction": nll / n_targets, "val/kl": kl / n_targets} if has_latents else {})
+
+
+def is_better(loss: float, best_loss: float | None) -> bool:
+    """Tell whether a loss is the lowest so far; one that is not a number is only better than none."""
+    return best_loss is None or loss < best_loss or (math.isnan(best_loss) and not math.isnan(loss))
 
 
 def _sum_over_ranks(values: np.ndarray, world_size: int) -> np.ndarray:
@@ -311,6 +344,7 @@ class _Reporter:
     def __init__(self, job: TrainJob, rank: int, step: int, unreported: list[float] | None) -> None:
         self.path, self.rank = job.metrics, rank
         self.latest: dict[str, float] = {}
+        self.constant: dict[str, float] = {}  # what holds for the whole run
         self._reset()
         if rank == 0:
             self.sums += unreported or 0.0
@@ -320,13 +354,13 @@ class _Reporter:
                 self.latest |= {key: value for key, value in point.items() if key != "step"}
 
     def _reset(self) -> None:
-        self.sums = np.zeros(4)  # loss, targets, hits, skipped steps since the last point
+        self.sums = np.zeros(5)  # loss, targets, hits, auxiliary loss, skipped steps since the last point
         self.n_tokens, self.started = 0, time.perf_counter()
 
     def add(self, step: int, metrics: Any, rate: float, n_tokens: int) -> None:
         # All ranks skip the same steps: one of them counts.
         skipped = self.rank == 0 and not metrics.applied
-        self.sums += np.array([metrics.loss_sum, metrics.n_targets, metrics.n_correct, skipped])
+        self.sums += np.array([*metrics[:4], skipped])
         self.n_tokens += n_tokens
         self.step, self.rate, self.grad_norm = step, rate, metrics.grad_norm
 
@@ -335,18 +369,20 @@ class _Reporter:
         return _sum_over_ranks(self.sums.copy(), world_size).tolist()
 
     def flush(self, world_size: int) -> None:
-        loss, n_targets, n_correct, n_skipped = _sum_over_ranks(self.sums, world_size)
+        loss, n_targets, n_correct, auxiliary, n_skipped = _sum_over_ranks(self.sums, world_size).tolist()
         seconds = time.perf_counter() - self.started
         self.write(
             {
                 "step": self.step,
-                "train/loss": float(loss / n_targets),
-                "train/accuracy": float(n_correct / n_targets),
+                "train/loss": loss / n_targets,
+                "train/accuracy": n_correct / n_targets,
                 "train/learning_rate": self.rate,
                 "train/grad_norm": self.grad_norm,
                 "train/tokens_per_second": self.n_tokens / seconds,
-                "train/skipped_steps": float(n_skipped),
+                "train/skipped_steps": n_skipped,
             }
+            | ({"train/auxiliary_loss": auxiliary / n_targets} if auxiliary else {})
+            | self.constant
         )
         self._reset()
 
@@ -357,7 +393,7 @@ class _Reporter:
                 handle.write(json.dumps(point) + "\n")
 
 
-class _Tail:
+class MetricsTail:
     """Reads the points that were appended to a file since the last look, each once, though a restart rewrites some."""
 
     def __init__(self, path: Path) -> None:
@@ -397,8 +433,8 @@ def read_points(path: Path) -> list[dict[str, float]]:
 
 
 @contextmanager
-def _stop_on_signals(job: TrainJob) -> Iterator[list[str]]:
-    """While open, SIGINT and SIGTERM ask the workers to save and stop; a second one gives up at once."""
+def stop_on_signals(request: Callable[[], object]) -> Iterator[list[str]]:
+    """While open, SIGINT and SIGTERM make the request to save and stop; a second one gives up at once."""
     received: list[str] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -409,7 +445,7 @@ def _stop_on_signals(job: TrainJob) -> Iterator[list[str]]:
             raise KeyboardInterrupt
         received.append(signal.Signals(number).name)
         logger.warning("%s: saving a checkpoint, then stopping (again: stop at once)", received[0])
-        job.stop_request.touch()
+        request()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

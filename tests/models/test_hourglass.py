@@ -465,10 +465,10 @@ def test_a_short_text_is_learned_by_heart() -> None:
     hourglass = Hourglass(config, VOCAB_SIZE)
     optimizer = build_optimizer(OptimizerConfig(), hourglass)
     tokens_BT = random_tokens(4, 24)
-    for _ in range(100):
-        metrics = train_step(
-            hourglass, optimizer, tokens_BT, learning_rate=3e-3, max_grad_norm=0.5, n_targets=tokens_BT[:, 1:].numel()
-        )
+    settings = {"learning_rate": 3e-3, "max_grad_norm": 0.5, "n_targets": tokens_BT[:, 1:].numel()}
+    for step in range(1, 101):
+        metrics = train_step(hourglass, optimizer, tokens_BT, step=step, **settings)
+    assert metrics.auxiliary_sum != 0.0
     assert metrics.n_correct > 0.97 * metrics.n_targets
 
 

@@ -31,7 +31,7 @@ def gradients(model: nn.Module) -> list[Tensor]:
 
 
 def step(model: Decoder, tokens_BT: Tensor, n_targets: float, **changes: object) -> object:
-    settings: dict[str, object] = {"learning_rate": 1e-3, "max_grad_norm": None, **changes}
+    settings: dict[str, object] = {"step": 1, "learning_rate": 1e-3, "max_grad_norm": None, **changes}
     optimizer = build_optimizer(OptimizerConfig(), model)
     return train_step(model, optimizer, tokens_BT, n_targets=n_targets, **settings)  # type: ignore[arg-type]
 
@@ -174,7 +174,7 @@ def test_adamw_decays_matrices_only() -> None:
 
 def test_a_restored_optimizer_goes_on_bit_for_bit() -> None:
     batches = [random_tokens(2, 12, seed=seed) for seed in range(6)]
-    settings = {"learning_rate": 1e-3, "max_grad_norm": 1.0, "n_targets": 22}
+    settings = {"step": 1, "learning_rate": 1e-3, "max_grad_norm": 1.0, "n_targets": 22}
     unbroken = build_decoder()
     optimizer = build_optimizer(OptimizerConfig(), unbroken)
     for tokens_BT in batches[:3]:
@@ -212,7 +212,7 @@ def train(model: Decoder, batches: list[Tensor], peak: float) -> None:
     for i, tokens_BT in enumerate(batches, start=1):
         rate = learning_rate(schedule, i, model.config.d_model, len(batches))
         n_targets = int((tokens_BT[:, 1:] != 0).sum())
-        train_step(model, optimizer, tokens_BT, learning_rate=rate, max_grad_norm=1.0, n_targets=n_targets)
+        train_step(model, optimizer, tokens_BT, step=i, learning_rate=rate, max_grad_norm=1.0, n_targets=n_targets)
 
 
 def test_a_tiny_decoder_memorises_a_phrase() -> None:

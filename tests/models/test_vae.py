@@ -190,7 +190,7 @@ def test_the_loss_is_made_of_the_parts_told(config: VaeConfig) -> None:
     torch.testing.assert_close(loss.kl_sum, latent.kl().sum())
     torch.testing.assert_close(loss.auxiliary_sum, 0.75 * latent.kl().sum())
     torch.testing.assert_close(model.loss_parts(tokens_BT).auxiliary_sum, latent.kl().sum())
-    torch.testing.assert_close(tuple(model(tokens_BT, step=5)), tuple(loss))
+    torch.testing.assert_close(tuple(model(tokens_BT, wants_loss=True, step=5)), tuple(loss))
 
 
 @torch.no_grad()
@@ -260,8 +260,8 @@ def test_bfloat16_is_near_float32(config: VaeConfig) -> None:
     model, tokens_BT = Vae(config, VOCAB_SIZE, PAD), rows(15, 9, 4)
     expected = model.eval().loss_parts(tokens_BT)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model(tokens_BT, step=config.kl_steps)
-        model.train()(tokens_BT, step=1).nll_sum.backward()
+        loss = model(tokens_BT, wants_loss=True, step=config.kl_steps)
+        model.train()(tokens_BT, wants_loss=True, step=1).nll_sum.backward()
     assert loss.kl_sum.dtype == loss.nll_sum.dtype == torch.float32
     torch.testing.assert_close(loss.nll_sum, expected.nll_sum, rtol=0.02, atol=0)
     torch.testing.assert_close(loss.kl_sum, expected.kl_sum, rtol=0.02, atol=0)
@@ -322,7 +322,7 @@ def train(model: Vae, tokens_BT: Tensor, n_steps: int, batch_size: int = 32) -> 
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1.0, step / 50)
         optimizer.zero_grad()
-        loss = model(batch_BT, step=step)
+        loss = model(batch_BT, wants_loss=True, step=step)
         ((loss.nll_sum + loss.auxiliary_sum) / loss.n_targets).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -38,7 +38,7 @@ def build(n_steps: int = 2, seed: int = 0, **model: Any) -> tuple[Model, torch.o
 
 def step(model: Model, optimizer: torch.optim.Optimizer) -> None:
     tokens = torch.randint(1, 400, (2, 9), generator=torch.Generator().manual_seed(5))
-    train_step(model, optimizer, tokens, learning_rate=1e-2, max_grad_norm=1.0, n_targets=16)
+    train_step(model, optimizer, tokens, step=1, learning_rate=1e-2, max_grad_norm=1.0, n_targets=16)
 
 
 def state_of(step: int, **model: Any) -> dict[str, Any]:

@@ -207,7 +207,7 @@ def test_the_state_holds_what_a_reader_needs(undisturbed: Path) -> None:
 
 
 OTHER_SETTINGS: dict[str, Any] = {
-    "windows": "start",
+    "windows": "start", "compiled": True, "n_parts": 2,
     "preset": "other", "model": replace(SMALL_MODEL, n_layers=3), "schedule": NoamSchedule(),
     "optimizer": OptimizerConfig(eps=1e-6), "n_steps": 13, "batch_size": 8, "window_tokens": 33, "seed": 1,
     "bf16": True, "validation_windows": 5, "evaluate_every": 7, "checkpoint_every": 5,
@@ -358,7 +358,7 @@ def test_what_the_training_raises_comes_out_of_fit(dataset: DatasetVersion, tmp_
 
 def test_the_tail_of_a_rewritten_file_gives_each_point_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    tail = train._Tail(path)
+    tail = train.MetricsTail(path)
     assert tail.new_points() == []
 
     def point(step: int, rate: float) -> str:

@@ -1,0 +1,112 @@
+"""Pieces from latents: drawn ones, those of prompts, or those on the way from one prompt to another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.latents import ConditionedDecoder, slerp
+from models.registry import Model
+from models.vae import Vae
+from tasks.config import GenerateConfig
+from tasks.errors import ConfigError
+from tasks.music.score import Score
+
+ONSET_TOLERANCE = 0.05  # seconds, as in the usual scores of transcription
+
+
+@dataclass(frozen=True, slots=True)
+class LatentPlan:
+    """Where the latents of a batch's pieces come from: ids of prompts, of which each piece takes one or all."""
+
+    kind: str
+    names: tuple[str, ...]  # of prompts
+    sources: tuple[tuple[int, ...], ...]  # their ids, in windows as those that the model was trained on
+    n_pieces: int
+
+    def share_of(self, index: int) -> float:
+        """Return how far along the path a piece lies, 0 to 1."""
+        return index / max(self.n_pieces - 1, 1)
+
+    def sources_of(self, index: int) -> dict[str, tuple[int, ...]]:
+        """Return the prompts, by name, that a piece's latent was made of."""
+        named = list(zip(self.names, self.sources, strict=True))
+        if self.kind == "path":
+            return dict(named)
+        return dict([named[index % len(named)]]) if self.kind == "prompt" else {}
+
+
+FROM_PRIOR = LatentPlan("prior", (), (), 0)
+
+
+def check_latents(model: Model, config: GenerateConfig, n_prompts: int) -> None:
+    """See that a model has latents where the settings speak of them, and that there are prompts for them.
+
+    Raises:
+        ConfigError: it does not, or there are not.
+    """
+    if config.latents == "prior":
+        return
+    if not isinstance(model, Vae):
+        raise ConfigError(f"latents={config.latents!r}, but a {model.config.name!r} model has no latents")
+    if n_prompts == 0:
+        raise ConfigError(f"latents={config.latents!r} are those of prompts; name some with --prompt")
+    if config.latents == "path" and n_prompts != 2:
+        raise ConfigError(f"latents='path' goes from one prompt to another, but {n_prompts} are given")
+
+
+def with_latents(model: Model, plan: LatentPlan, seed: int, indices: Sequence[int]) -> Model | ConditionedDecoder:
+    """Return what `sample` takes for some pieces of a batch: the model, with their latents if it has any."""
+    if not isinstance(model, Vae):
+        return model
+    if plan.kind == "prior":
+        return ConditionedDecoder(model, model.prior_latents(seed, indices))
+    with torch.no_grad():
+        if plan.kind == "prompt":
+            latents = [latent_of(model, source) for index in indices for source in plan.sources_of(index).values()]
+        else:
+            start, end = (latent_of(model, source) for source in plan.sources)
+            latents = [slerp(start, end, plan.share_of(index)) for index in indices]
+    return ConditionedDecoder(model, torch.stack(latents))
+
+
+def latent_of(model: Vae, ids: Sequence[int]) -> Tensor:
+    """Return the likeliest latent of one piece; alone, so that it is the same in every batch."""
+    return model.latent(torch.tensor([ids]))[0]
+
+
+def note_f1(found: Score, wanted: Score) -> float:
+    """Return the F1 score of notes: equal pitch and part, onsets at most 50 ms apart, each note matched once.
+
+    1 where both are empty. Source: onset-only note matching as in MIREX's multiple fundamental frequency tracks.
+    """
+    ours, theirs = _by_voice(found), _by_voice(wanted)
+    n_ours, n_theirs = sum(map(len, ours.values())), sum(map(len, theirs.values()))
+    if n_ours + n_theirs == 0:
+        return 1.0
+    n_matched = sum(_n_matched(ours[voice], theirs[voice]) for voice in ours.keys() & theirs.keys())
+    return 2 * n_matched / (n_ours + n_theirs)
+
+
+def _by_voice(score: Score) -> dict[tuple[Any, ...], list[float]]:
+    notes, voices = score.notes, dict[tuple[Any, ...], list[float]]()
+    order = np.argsort(notes.onset_seconds, kind="stable")
+    for pitch, program, is_drum, start in zip(
+        notes.pitch[order], notes.program[order], notes.is_drum[order], notes.onset_seconds[order], strict=True
+    ):
+        voices.setdefault((int(pitch), int(program), bool(is_drum)), []).append(float(start))
+    return voices
+
+
+def _n_matched(ours: list[float], theirs: list[float]) -> int:
+    """Return the most pairs of onsets that lie close enough; both lists rise, so the earliest partner is the best."""
+    n_matched = place = 0
+    for start in ours:
+        while place < len(theirs) and theirs[place] < start - ONSET_TOLERANCE:
+            place += 1
+        if place < len(theirs) and theirs[place] <= start + ONSET_TOLERANCE:
+            n_matched, place = n_matched + 1, place + 1
+    return n_matched

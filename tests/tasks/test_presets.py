@@ -1,0 +1,215 @@
+"""Presets: the published sizes and rates, and every small one through training, stopping, scoring and composing."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models.config import SamplingConfig
+from models.training import first_beta, learning_rate
+from tasks import train
+from tasks.checkpoints import CheckpointFolder, load_model
+from tasks.config import EvaluateConfig, GenerateConfig, PipelineConfig, TrainConfig
+from tasks.datasets import DatasetVersion
+from tasks.errors import BadScore, ConfigError
+from tasks.evaluate import evaluate_model
+from tasks.generate import generate_batch, read_prompts
+from tasks.home import Home
+from tasks.model_sizes import preset_rows
+from tasks.music.score import read_midi
+from tasks.presets import PRESETS, build_preset
+from tasks.tracking import ModelVersion
+from tests.samples import small_corpus, small_dataset
+
+TINY = [name for name in PRESETS if name.endswith("_tiny")]
+EVERY = pytest.mark.parametrize("name", TINY)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home.at(tmp_path_factory.mktemp("presets"))
+
+
+@pytest.fixture(scope="module")
+def corpus(home: Home) -> Path:
+    return small_corpus(home.root / "midi")
+
+
+def dataset_of(name: str, home: Home, corpus: Path) -> DatasetVersion:
+    config = build_preset(name).dataset
+    return small_dataset(
+        home, corpus, name=f"for_{name}", encoding=config.encoding, windows=config.windows, augment=config.augment
+    )
+
+
+def shortened(config: PipelineConfig, **changes: object) -> TrainConfig:
+    return replace(
+        config.train, n_steps=4, batch_size=2, validation_windows=2, evaluate_every=2, checkpoint_every=2, log_every=1,
+        cpus_per_worker=1, **changes,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def trained(home: Home, config: TrainConfig, dataset: DatasetVersion, folder: str) -> Path:
+    train.run_steps(train.make_job(config, dataset, home.root / folder / config.preset))
+    last = CheckpointFolder(home.root / folder / config.preset / "checkpoints").find("last")
+    assert last is not None
+    return last
+
+
+def test_sizes_are_the_published_ones() -> None:
+    rows = {row["name"]: row for row in preset_rows()}
+    sizes = {name: (row["vocab_size"], row["n_parameters"]) for name, row in rows.items()}
+    assert sizes["music_transformer"] == (416, 1_095_200)
+    assert sizes["music_transformer_large"] == (416, 6_525_344)
+    assert sizes["rga"] == sizes["rga_multi"] == (390, 10_785_792)
+    assert sizes["mmm_vae"] == (320, 1_747_338)
+    assert sizes["mmm_encoder_vae"] == (320, 1_550_474)
+    for name, n_parameters, at, each in (
+        ("char_gpt", 19_177_472, 0, 1024),
+        ("hourglass", 33_795_676, 348, 1537),
+        ("hourglass_flat", 58_047_324, 348, 1537),
+    ):  # fmt: skip
+        vocab_size, found = sizes[name]
+        assert found == n_parameters + (vocab_size - at) * each
+
+
+def test_each_preset_has_a_twin() -> None:
+    assert {name.removesuffix("_tiny") for name in TINY} == set(PRESETS) - set(TINY)
+    for name in TINY:
+        whole, twin = build_preset(name.removesuffix("_tiny")), build_preset(name)
+        assert (twin.dataset, type(twin.train.model)) == (whole.dataset, type(whole.train.model))
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "rate"),
+    [
+        ("rga", 4000, 6.98771e-04),
+        ("rga", 224_041, 9.336869e-05),
+        ("rga", 448_082, 6.602163e-05),
+        ("music_transformer", 2000, 1.97642e-3),
+        ("char_gpt", 1, 6e-4),
+        ("char_gpt", 10**6, 6e-4),
+        ("mmm_vae", 500, 5e-5),
+        ("mmm_vae", 1000, 1e-4),
+        ("mmm_vae", 50_000, 1e-5),
+        ("mmm_vae", 60_000, 1e-5),
+    ],
+)
+def test_learning_rates_are_the_published_ones(name: str, step: int, rate: float) -> None:
+    config = build_preset(name).train
+    assert learning_rate(config.schedule, step, config.model.d_model, config.n_steps) == pytest.approx(rate, rel=1e-5)
+
+
+def test_the_hourglass_goes_through_one_cycle() -> None:
+    schedule = build_preset("hourglass").train.schedule
+    rates = {step: learning_rate(schedule, step, 768, 80_000) for step in (1, 16_000, 80_000, 90_000)}
+    assert rates == pytest.approx({1: 1.2e-5, 16_000: 3e-4, 80_000: 1.2e-9, 90_000: 1.2e-9}, rel=1e-6)
+    betas = [first_beta(schedule, step, 80_000) for step in (1, 16_000, 80_000)]
+    assert betas == pytest.approx([0.95, 0.85, 0.95])
+
+
+def test_the_cycle_is_that_of_torch() -> None:
+    import torch
+
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.Adam([weight], lr=1.0)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-4, total_steps=57, pct_start=0.2)
+    schedule = build_preset("hourglass").train.schedule
+    for step in range(1, 58):
+        group = optimizer.param_groups[0]
+        assert learning_rate(schedule, step, 768, 57) == pytest.approx(group["lr"], rel=1e-9)
+        assert first_beta(schedule, step, 57) == pytest.approx(group["betas"][0], rel=1e-9)
+        optimizer.step()
+        if step < 57:
+            cycle.step()
+
+
+@pytest.mark.slow
+@EVERY
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(name: str, home: Home, corpus: Path) -> None:
+    dataset, config = dataset_of(name, home, corpus), shortened(build_preset(name))
+    whole = load_model(trained(home, config, dataset, "whole"))
+    # The same schedule, but the run ends in its middle; what a longer run finds there it goes on from.
+    half = replace(config, n_steps=2, schedule=replace(config.schedule, total_steps=4))  # type: ignore[call-arg]
+    whole_schedule = replace(config, schedule=half.schedule)
+    trained(home, half, dataset, "halves")
+    resumed = load_model(trained(home, whole_schedule, dataset, "halves"))
+    for (key, value), other in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
+        assert value.equal(other), key
+
+
+@pytest.mark.slow
+@EVERY
+def test_each_model_is_scored_and_composes(name: str, home: Home, corpus: Path) -> None:
+    dataset, config = dataset_of(name, home, corpus), build_preset(name)
+    checkpoint = trained(home, shortened(config), dataset, "used")
+    loaded = load_model(checkpoint)
+    scoring = EvaluateConfig(window_tokens=config.evaluate.window_tokens, n_samples=2, sample_tokens=24)
+    metrics = evaluate_model(loaded, dataset, scoring).metrics
+    assert all(math.isfinite(value) for value in metrics.values()), metrics
+    facts = dataset.manifest["splits"]["test"]
+    assert metrics["n_tokens"] == facts["n_tokens"] - facts["n_rows"]
+    assert metrics["nll_per_token"] < math.log(loaded.tokenizer.vocab_size) + 3
+    model = ModelVersion(
+        name=name, version="1", run_id="0" * 16, checkpoint=checkpoint, dataset=dataset.reference, preset=name,
+        model_id="m-1",
+    )  # fmt: skip
+    batches = [
+        generate_batch(
+            home, model, checkpoint, replace(config.generate, n_pieces=3, audio="none", batch_size=batch_size,
+            sampling=SamplingConfig(max_tokens=40)),
+        )
+        for batch_size in (3, 2)
+    ]  # fmt: skip
+    assert [batch.manifest for batch in batches[:1]] == [batch.manifest for batch in batches[1:]]
+    assert batches[0].manifest["n_pieces"] == 3
+
+
+def notes_of(midi: bytes) -> list[tuple[int, int]]:
+    try:
+        notes = read_midi(midi).notes
+    except BadScore as error:
+        return {"no_notes": []}[error.reason]
+    return list(zip(notes.onset.tolist(), notes.pitch.tolist(), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mmm_vae_tiny", "mmm_encoder_vae_tiny"])
+def test_pieces_are_written_from_latents_of_prompts(name: str, home: Home, corpus: Path) -> None:
+    dataset = dataset_of(name, home, corpus)
+    checkpoint = trained(home, shortened(build_preset(name)), dataset, "latents")
+    model = ModelVersion(
+        name=name, version="1", run_id="0" * 16, checkpoint=checkpoint, dataset=dataset.reference, preset=name,
+        model_id="m-1",
+    )  # fmt: skip
+    start, end = sorted(corpus.rglob("*.mid"))[:2]
+    settings = GenerateConfig(audio="none", sampling=SamplingConfig(max_tokens=64, greedy=True))
+
+    def compose(n_pieces: int, **changes: object) -> tuple[list[list[tuple[int, int]]], list[dict[str, object]]]:
+        config = replace(settings, n_pieces=n_pieces, **changes)  # type: ignore[arg-type]
+        folder = generate_batch(home, model, checkpoint, config).folder / "pieces"
+        latents = [json.loads(path.read_text())["latent"] for path in sorted(folder.glob("*.json"))]
+        return [notes_of(path.read_bytes()) for path in sorted(folder.glob("*.mid"))], latents
+
+    (first,), (facts,) = compose(1, prompt=str(start), latents="prompt")
+    (last,), _ = compose(1, prompt=str(end), latents="prompt")
+    path, steps = compose(4, prompt=str(start), prompt_to=str(end), latents="path", batch_size=3)
+    assert (path[0], path[-1]) == (first, last)
+    assert facts["of"] == "prompt"
+    assert list(facts["note_f1"]) == [start.name]
+    assert [step["share"] for step in steps] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert all(list(step["note_f1"]) == [start.name, end.name] for step in steps)
+    drawn, nothing = compose(2, sampling=SamplingConfig(max_tokens=300))
+    assert drawn[0] != drawn[1]
+    assert nothing == [None, None]
+
+
+def test_latents_of_nothing_are_refused(home: Home, corpus: Path) -> None:
+    dataset = dataset_of("music_transformer_tiny", home, corpus)
+    loaded = load_model(trained(home, shortened(build_preset("music_transformer_tiny")), dataset, "used"))
+    with pytest.raises(ConfigError, match="'decoder' model has no latents"):
+        read_prompts(loaded, GenerateConfig(latents="prompt", prompt=str(corpus)))
+    with pytest.raises(ValueError, match=r"prompt_to='a\.mid' is the end of a path, but latents='prior'"):
+        GenerateConfig(prompt_to="a.mid")
