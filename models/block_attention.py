@@ -24,6 +24,7 @@ ACCELERATOR_QUERY_BLOCK = 512
 softmax_backward = torch.ops.aten._softmax_backward_data
 
 
+@torch.compiler.disable  # views that overlap and loops over blocks are what a compiler would only undo, or fail at
 def attend_in_blocks(
     q_BHTK: Tensor,
     k_BHTK: Tensor,

@@ -3,8 +3,11 @@
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.registry import build_model
+from models.vae import Vae
+from tasks.config import TrainConfig
 from tasks.music.tokenizers.registry import build_tokenizer, needs_vocabulary
 from tasks.presets import PRESETS, system_of
 
@@ -15,7 +18,7 @@ PUBLISHED_VOCABULARY = {"mmm": 320, "optimus_txt": 256}
 def preset_rows() -> list[dict[str, Any]]:
     """Return one row for each preset; parameters are counted on shapes alone, without memory for them.
 
-    Where the vocabulary is learned from the data, both sizes depend on it; here they are those of `PUBLISHED_VOCABULARY`.
+    Where the vocabulary is learned from the data, both sizes depend on it; here: `PUBLISHED_VOCABULARY`.
     """
     rows = []
     for name, preset in PRESETS.items():
@@ -36,3 +39,15 @@ def preset_rows() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def forward_flops(config: TrainConfig, vocab_size: int) -> float:
+    """Return the floating-point operations of one forward pass over a whole window, per token; a product counts as 2.
+
+    Training costs about three times as much. Attention counts as what it computes, here about half of all pairs.
+    """
+    model = build_model(config.model, vocab_size).eval()
+    tokens = torch.ones(1, config.window_tokens + 1, dtype=torch.int64)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(tokens if isinstance(model, Vae) else tokens[:, :-1])
+    return counter.get_total_flops() / config.window_tokens

@@ -21,7 +21,7 @@ from torch import nn
 
 from models.config import NoamSchedule, OptimizerConfig, WarmupCosineSchedule
 from tasks import cluster, train
-from tasks.checkpoints import CheckpointFolder, read_state
+from tasks.checkpoints import CheckpointFolder, load_model, read_state
 from tasks.config import TrainConfig, to_json
 from tasks.datasets import DatasetVersion
 from tasks.errors import CheckpointError, ConfigError, Interrupted
@@ -122,6 +122,36 @@ def test_a_run_killed_and_taken_up_again_ends_with_the_same_bits(
     assert read_progress(tmp_path)["step"] == saved
     run_steps(job)
     assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"compiled": True}, {"compiled": True, "bf16": True}, {"bf16": True}], ids=str)
+def test_however_a_run_was_computed_its_checkpoint_loads(
+    dataset: DatasetVersion, undisturbed: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    run_steps(make_job(short_training(**settings), dataset, tmp_path))
+    losses = [[point["val/loss"] for point in curves(path) if "val/loss" in point] for path in (tmp_path, undisturbed)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+    names = [load_model(last_of(path)).model.state_dict().keys() for path in (tmp_path, undisturbed)]
+    assert names[0] == names[1]
+    run_steps(make_job(short_training(n_steps=14), dataset, tmp_path))  # goes on without these settings
+    assert read_progress(tmp_path)["step"] == 14
+
+
+def last_of(run_dir: Path) -> Path:
+    last = CheckpointFolder(run_dir / "checkpoints").find("last")
+    assert last is not None
+    return last
+
+
+@pytest.mark.parametrize("n_parts", [2, 3, 4])
+def test_a_batch_in_parts_is_the_same_batch(dataset: DatasetVersion, tmp_path: Path, n_parts: int) -> None:
+    model = replace(SMALL_MODEL, dropout=0.0)
+    runs = [tmp_path / "whole", tmp_path / "parts"]
+    for run_dir, changes in zip(runs, ({}, {"n_parts": n_parts}), strict=True):
+        run_steps(make_job(short_training(model=model, n_steps=4, **changes), dataset, run_dir))
+    points = [[point["train/loss"] for point in curves(run_dir) if "train/loss" in point] for run_dir in runs]
+    assert points[0] == pytest.approx(points[1], rel=1e-4)
 
 
 def test_another_seed_is_another_run(dataset: DatasetVersion, undisturbed: Path, tmp_path: Path) -> None:

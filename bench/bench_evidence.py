@@ -1,0 +1,216 @@
+"""How good are the presets, all on one data path, and does our own decoder beat them at equal compute?
+
+    PYTHONPATH=. python bench/bench_evidence.py --home /tmp/evidence --source ~/midi/js-fakes [--only rga_tiny ...]
+    PYTHONPATH=. python bench/bench_evidence.py --write-table
+
+Each row is a `rebuild`, a `train` and an `evaluate` by the command line, on the held-out test split. A published
+system's twin trains as its preset says; on the same tokens our own decoder, and the hourglass's flat counterpart, train
+for as many steps as cost the same arithmetic. A row that is in the results already is not run again. The last form
+writes docs/results.md from all rows.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import report
+
+from tasks.model_sizes import forward_flops
+from tasks.presets import build_preset
+
+PACKAGES = ("torch", "ray", "mlflow", "prefect", "numpy")
+OWN = "orchestrion_small_tiny"
+TWINS = ("music_transformer_tiny", "rga_tiny", "char_gpt_tiny", "mmm_vae_tiny", "hourglass_tiny")
+OTHERS = ("music_transformer_large_tiny", "rga_multi_tiny", "mmm_encoder_vae_tiny")
+AUGMENTATION = {"dataset.augment.transpositions": [-2, -1, 0, 1, 2], "dataset.augment.stretches": [1.0]}
+TABLE = report.ROOT / "docs" / "results.md"
+INTRODUCTION = """
+Written by `bench/bench_evidence.py` from `bench/results/evidence.json`, which has every figure, the machine, the
+versions and the commit of each row. All rows are of the small twins, on the test split, which is split by groups of
+near-duplicates and never augmented. Training pieces are transposed by -2 to 2 semitones. Every row can be run again by
+its command in the list below the tables, after `orchestrion rebuild --source FOLDER --preset PRESET`.
+
+Bits per note compare models on the same tokens. Encodings do not all hold the same of the music (`optimus_int` and
+`optimus_txt` for piano hold no velocities, `mmm` neither velocities nor the tempo), so between encodings they say how
+much there is to know as well as how much is known. For the models with latents they are a bound, the latent included.
+`baseline` is the accuracy of always naming the training split's most frequent token. MFLOP are of a forward pass, TFLOP
+of the whole training; both are counted, attention only where it is computed.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One run: a preset, on the tokens of another preset's encoding, with the compute of a third."""
+
+    preset: str
+    tokens_of: str
+    compute_of: str
+
+    @property
+    def name(self) -> str:
+        return self.preset if self.preset == self.compute_of else f"{self.preset} as {self.compute_of}"
+
+
+ROWS = (
+    *(Row(preset, preset, preset) for preset in (*TWINS, *OTHERS, OWN)),
+    *(Row(OWN, twin, twin) for twin in TWINS),
+    Row("hourglass_flat_tiny", "hourglass_tiny", "hourglass_tiny"),
+)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--home", type=Path, default=Path(".evidence"), help="folder of all that is built")
+    options.add_argument("--source", type=Path, nargs="*", default=[], help="folders of MIDI")
+    options.add_argument("--only", nargs="*", default=[], help="presets; by default all")
+    options.add_argument("--steps-share", type=float, default=1.0, help="of the presets' steps, for a trial")
+    options.add_argument("--set", nargs="*", default=[], dest="settings", help="settings of all trainings")
+    options.add_argument("--results", type=Path, default=report.RESULTS, help="folder for the JSON file")
+    options.add_argument("--write-table", action="store_true", help="write docs/results.md from all rows")
+    given = options.parse_args()
+    for source in given.source:
+        for row in ROWS:
+            case = f"{source.name}: {row.name}"
+            wanted = not given.only or row.preset in given.only
+            if wanted and case not in known_rows(given.results):
+                record = run_row(row, source, given)
+                report.save("evidence", case, record, given.results, PACKAGES)
+    if given.write_table:
+        TABLE.write_text(table(known_rows(given.results)))
+
+
+def known_rows(results: Path) -> dict[str, Any]:
+    path = results / "evidence.json"
+    return json.loads(path.read_text())["cases"] if path.exists() else {}
+
+
+def run_row(row: Row, source: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Build the dataset if need be, train and evaluate; return all figures."""
+    encoding = build_preset(row.tokens_of).dataset.encoding.name
+    name = f"{source.name}-{row.tokens_of.removesuffix('_tiny')}".lower().replace("_", "-")
+    augmentation = [f"{key}={json.dumps(value)}" for key, value in AUGMENTATION.items()]
+    built = orchestrion(
+        given.home, "rebuild", "--source", str(source), "--preset", row.tokens_of, "--name", name, *sets(augmentation)
+    )
+    vocab_size = json.loads(Path(built["manifest"]).read_text())["encoder"]["settings"]["vocab_size"]
+    flops = forward_flops(build_preset(row.preset).train, vocab_size)
+    n_steps = round(steps_at_equal_compute(row, vocab_size, flops) * given.steps_share)
+    changes = [*given.settings, *([] if row.preset == row.compute_of else [f"train.n_steps={n_steps}"])]
+    if given.steps_share != 1.0:
+        changes.append(f"train.n_steps={n_steps}")
+    arguments = ["train", "--preset", row.preset, "--dataset", name, *sets(changes)]
+    started = time.perf_counter()
+    trained = orchestrion(given.home, *arguments)
+    seconds = time.perf_counter() - started
+    scored = orchestrion(
+        given.home, "evaluate", "--model", trained["model_version"], "--preset", row.preset, "--dataset", name
+    )
+    config = build_preset(row.preset).train
+    n_tokens = n_steps * config.batch_size * config.window_tokens
+    metrics = {key: value for key, value in scored["metrics"].items() if not key.startswith(("held_out/", "samples/"))}
+    return {
+        "source": source.name,
+        "preset": row.preset,
+        "compute_of": row.compute_of,
+        "encoding": encoding,
+        "vocab_size": vocab_size,
+        "n_parameters": trained["n_parameters"],
+        "forward_mflop_per_token": round(flops / 1e6, 3),
+        "steps": n_steps,
+        "best_step": trained["step"],
+        "train_tokens": n_tokens,
+        "train_tflop": round(3 * flops * n_tokens / 1e12, 2),
+        "train_seconds": round(seconds, 1),
+        "train_tokens_per_second": round(trained["metrics"].get("train/tokens_per_second", n_tokens / seconds)),
+        "metrics": metrics,
+        "trained_by": "orchestrion " + shlex.join(arguments),
+        "run_id": trained["run_id"],
+        "dataset_version": built["dataset_version"],
+    }
+
+
+def steps_at_equal_compute(row: Row, vocab_size: int, flops: float) -> float:
+    """Return for how many steps a row trains: those of the preset that it shall cost as much as, in other steps."""
+    ours, theirs = build_preset(row.preset).train, build_preset(row.compute_of).train
+    tokens = theirs.n_steps * theirs.batch_size * theirs.window_tokens
+    their_flops = flops if row.preset == row.compute_of else forward_flops(theirs, vocab_size)
+    return tokens * their_flops / flops / (ours.batch_size * ours.window_tokens)
+
+
+def sets(changes: list[str]) -> list[str]:
+    return [word for change in changes for word in ("--set", change)]
+
+
+def orchestrion(home: Path, *arguments: str) -> dict[str, Any]:
+    """Run a command and return what it printed."""
+    command = [sys.executable, "-m", "flows.cli", *arguments, "--home", str(home), "--json", "-q"]
+    done = subprocess.run(command, cwd=report.ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{shlex.join(arguments)}: {done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(rows: dict[str, Any]) -> str:
+    """Return all rows as a page of Markdown, a table for each source."""
+    lines = ["# Results", "", *INTRODUCTION.strip().splitlines()]
+    for source in sorted({row["source"] for row in rows.values()}):
+        chosen = {name: row for name, row in rows.items() if row["source"] == source}
+        lines += ["", f"## {source}", "", *rows_of(chosen)]
+        lines += ["", *verdicts(chosen)]
+    lines += ["", "## Commands", ""]
+    lines += [f"- {name}: `{row['trained_by']}` (run `{row['run_id'][:8]}`)" for name, row in sorted(rows.items())]
+    return "\n".join(lines) + "\n"
+
+
+def rows_of(rows: dict[str, Any]) -> list[str]:
+    heads = (
+        "preset", "encoding", "parameters", "MFLOP/token", "TFLOP", "tokens/s", "nats/token", "bits/note",
+        "bits/s", "accuracy", "baseline",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    for name, row in sorted(rows.items(), key=lambda item: (item[1]["encoding"], item[1]["metrics"]["bits_per_note"])):
+        m = row["metrics"]
+        cells = (
+            f"`{name.partition(': ')[2]}`", f"`{row['encoding']}`", f"{row['n_parameters']:,}",
+            f"{row['forward_mflop_per_token']:.2f}", f"{row['train_tflop']:.1f}", f"{row['train_tokens_per_second']:,}",
+            f"{m['nll_per_token']:.3f}", f"{m['bits_per_note']:.2f}", f"{m['bits_per_second']:.1f}",
+            f"{m['accuracy']:.3f}", f"{m['baseline/accuracy']:.3f}",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def verdicts(rows: dict[str, Any]) -> list[str]:
+    """Say who won where two rows had the same tokens and the same compute."""
+    by_name = {name.partition(": ")[2]: row for name, row in rows.items()}
+    lines = []
+    for row in ROWS:
+        ours, theirs = by_name.get(row.name), by_name.get(row.compute_of)
+        if row.preset == row.compute_of or not ours or not theirs:
+            continue
+        bits = [side["metrics"]["bits_per_note"] for side in (ours, theirs)]
+        lines.append(
+            f"- `{row.preset}` against `{row.compute_of}` on the same tokens at equal compute:"
+            f" {bits[0]:.2f} to {bits[1]:.2f} bits per note ({100 * (bits[0] / bits[1] - 1):+.1f} %)."
+        )
+    for name, row in sorted(by_name.items()):
+        gain = row["metrics"].get("latent/gain")
+        if gain is not None and not math.isnan(gain):
+            active, of = row["metrics"]["latent/n_active"], row["metrics"]["latent/n_numbers"]
+            lines.append(
+                f"- `{name}`: another block's latent costs {gain:.2f} nats per token; {active:.0f} of {of:.0f} numbers"
+                f" are active; the bound is {row['metrics']['reconstruction']:.3f} nats of writing and"
+                f" {row['metrics']['kl']:.3f} of divergence per token."
+            )
+    return lines
+
+
+if __name__ == "__main__":
+    main()
