@@ -45,11 +45,18 @@ def models(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     print_list(rows, ("model_version", "aliases", "dataset", "run_id"), as_json, "models")
 
 
-@app.command(epilog="Example: orchestrion presets --json")
-def presets(as_json: JsonOption = False) -> None:
-    """List the presets with their encodings and sizes."""
-    from tasks.model_sizes import preset_rows
+@app.command(epilog="Example: orchestrion presets mmm_vae")
+def presets(
+    name: Annotated[str, typer.Argument(help="One preset, to see all its settings; by default all in short.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List the presets with their encodings and sizes, or show one with all its settings."""
+    from tasks.model_sizes import preset_facts, preset_rows
 
+    if name:
+        facts = preset_facts(name)
+        typer.echo(json.dumps(facts) if as_json else json.dumps(facts, indent=2))
+        return
     print_list(preset_rows(), ("name", "system", "encoding", "vocab_size", "n_parameters"), as_json, "")
 
 

@@ -22,6 +22,7 @@ from tasks.gallery import GalleryPiece, RollNotes, build_gallery
 from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
 from tasks.latent_pieces import LatentPlan, check_latents, note_f1, with_latents
 from tasks.music.metrics import piece_statistics
+from tasks.music.midi_statistics import midi_statistics
 from tasks.music.notes import NoteBatch
 from tasks.music.pianoroll import draw_piano_roll
 from tasks.music.score import Score, read_midi, write_midi
@@ -267,6 +268,7 @@ def write_piece(job: GenerateJob, index: int, prompt: Prompt, ids: np.ndarray, t
         "ended": bool(ids[-1] == tokenizer.end_id),
         "midi_sha256": hashlib.sha256(midi).hexdigest(),
         "statistics": piece_statistics(score),
+        "midi": midi_statistics(midi, name),
         "warnings": [],
     }
     pieces = job.folder / "pieces"

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.registry import build_model
+from models.registry import Model, build_model
 from models.vae import Vae
-from tasks.config import TrainConfig
+from tasks.config import TrainConfig, to_json
 from tasks.music.tokenizers.registry import build_tokenizer, needs_vocabulary
-from tasks.presets import PRESETS, system_of
+from tasks.presets import PRESETS, build_preset, system_of
 
 # Of an encoding that learns its vocabulary from the data, as many words or characters as the published sizes are of.
 PUBLISHED_VOCABULARY = {"mmm": 320, "optimus_txt": 256}
@@ -20,25 +20,37 @@ def preset_rows() -> list[dict[str, Any]]:
 
     Where the vocabulary is learned from the data, both sizes depend on it; here: `PUBLISHED_VOCABULARY`.
     """
-    rows = []
-    for name, preset in PRESETS.items():
-        config = preset()
-        encoding = config.dataset.encoding
-        tokenizer = build_tokenizer(encoding)
-        learns = needs_vocabulary(encoding)
-        vocab_size = PUBLISHED_VOCABULARY[encoding.name] if learns else tokenizer.vocab_size
-        with torch.device("meta"):
-            model = build_model(config.train.model, vocab_size, tokenizer.pad_id)
-        rows.append(
-            {
-                "name": name,
-                "system": system_of(name),
-                "encoding": tokenizer.name,
-                "vocab_size": vocab_size,
-                "n_parameters": model.n_parameters,
-            }
-        )
-    return rows
+    return [_row(name)[0] for name in PRESETS]
+
+
+def preset_facts(name: str) -> dict[str, Any]:
+    """Return all about one preset: its row, what it is, its settings, and the shapes of a model with latents.
+
+    Raises:
+        ConfigError: no preset has that name.
+    """
+    config = build_preset(name)
+    row, model = _row(name)
+    facts = row | {"about": PRESETS[name].__doc__, "settings": to_json(config)}
+    return facts | ({"shapes": model.summary()} if isinstance(model, Vae) else {})
+
+
+def _row(name: str) -> tuple[dict[str, Any], Model]:
+    config = build_preset(name)
+    encoding = config.dataset.encoding
+    tokenizer = build_tokenizer(encoding)
+    learns = needs_vocabulary(encoding)
+    vocab_size = PUBLISHED_VOCABULARY[encoding.name] if learns else tokenizer.vocab_size
+    with torch.device("meta"):
+        model = build_model(config.train.model, vocab_size, tokenizer.pad_id)
+    row = {
+        "name": name,
+        "system": system_of(name),
+        "encoding": tokenizer.name,
+        "vocab_size": vocab_size,
+        "n_parameters": model.n_parameters,
+    }
+    return row, model
 
 
 def forward_flops(config: TrainConfig, vocab_size: int) -> float:

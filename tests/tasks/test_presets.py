@@ -17,7 +17,7 @@ from tasks.errors import BadScore, ConfigError
 from tasks.evaluate import evaluate_model
 from tasks.generate import generate_batch, read_prompts
 from tasks.home import Home
-from tasks.model_sizes import preset_rows
+from tasks.model_sizes import preset_facts, preset_rows
 from tasks.music.score import read_midi
 from tasks.presets import PRESETS, build_preset
 from tasks.tracking import ModelVersion
@@ -73,6 +73,16 @@ def test_sizes_are_the_published_ones() -> None:
     ):  # fmt: skip
         vocab_size, found = sizes[name]
         assert found == n_parameters + (vocab_size - at) * each
+
+
+def test_one_preset_is_shown_whole() -> None:
+    facts = preset_facts("mmm_vae")
+    assert facts["settings"]["train"]["model"]["channels"] == [128, 256]
+    assert facts["shapes"]["compression_ratio"] == 0.5
+    assert facts["shapes"]["bottleneck_shape"] == [256, 128]
+    assert "shapes" not in preset_facts("rga")
+    with pytest.raises(ConfigError, match="unknown preset 'vae'"):
+        preset_facts("vae")
 
 
 def test_each_preset_has_a_twin() -> None:

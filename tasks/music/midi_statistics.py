@@ -1,0 +1,151 @@
+"""Fourteen facts about the events of a MIDI file: tracks, channels, programs, banks, pitches, length in ticks.
+
+The names are those that Optimus VIRTUOSO prints for its compositions.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.errors import BadScore
+from tasks.music import midi_events as events
+from tasks.music.midi_files import read_files
+from tasks.music.midi_writer import DRUM_CHANNEL
+from tasks.music.read_limits import ReadLimits
+
+_BANK_MSB, _BANK_LSB = 0, 32  # controllers
+_GM_MODE_OF = {1: 1, 2: 0, 3: 2}  # last number of the message -> mode
+
+
+def midi_statistics(data: bytes, where: str = "") -> dict[str, Any]:
+    """Return the statistics of a MIDI file, ready for JSON; what counts things by number has the number as text.
+
+    Channels are 0-15, of whatever port. Notes are those that are ended; tracks are the file's track chunks, a
+    conductor's without notes among them. Pitch ranges leave the drums of channel 9 out, whose pitch names an
+    instrument. Keys:
+
+    - bank_select: the distinct [MSB, LSB] (controllers 0 and 32), in order, that a track has chosen for a channel when
+      its program changes or the track ends; a half that was never sent is 0.
+    - channels_by_track, channels_total: sorted channels that have notes, of each track and of all.
+    - general_midi_mode: what system exclusive messages ask for, in order: 1 General MIDI on, 2 General MIDI 2, 0 off.
+    - nticks: end of the last note. ntracks, ticks_per_quarter: as in the file.
+    - num_notes_by_channel: channel -> notes.
+    - patch_changes_by_track: for each track, channel -> its last program; patch_changes_total: the sorted programs of
+      all program changes.
+    - percussion, pitches: pitch -> notes, on channel 9 and on all others.
+    - pitch_range_by_track: [lowest, highest] of each track, None without pitched notes; pitch_range_sum: the sum of
+      highest - lowest.
+
+    Raises:
+        BadScore: no MIDI file, or one too damaged for the project's own reader; a file without notes is none of that.
+    """
+    whole = np.frombuffer(data, np.uint8)
+    limits = ReadLimits()
+    batch = events.read_events(whole, np.array([0, len(data)]), limits.max_notes, limits.max_tracks)
+    facts = batch.facts[0]
+    if facts[events.CODE] not in (events.OK, events.NO_NOTES):
+        refusal = read_files([data], limits).refusals[0]
+        reason, detail = (refusal.reason, refusal.detail) if refusal else ("bad_event", "events that cannot be read")
+        raise BadScore(reason, f"{detail} ({where or 'bytes'})")
+    notes = _notes_of(batch)
+    n_tracks = int(facts[events.N_TRACKS])
+    ranges = [_pitch_range(notes, track) for track in range(n_tracks)]
+    controls = [_controls_of(whole, begin, end) for begin, end in _tracks_of(whole)]
+    is_drum = notes.channel == DRUM_CHANNEL
+    return {
+        "bank_select": [list(bank) for bank in dict.fromkeys(bank for c in controls for bank in c.banks)],
+        "channels_by_track": [np.unique(notes.channel[notes.track == track]).tolist() for track in range(n_tracks)],
+        "channels_total": np.unique(notes.channel).tolist(),
+        "general_midi_mode": [mode for c in controls for mode in c.modes],
+        "ntracks": n_tracks,
+        "nticks": int(notes.end.max(initial=0)),
+        "num_notes_by_channel": _histogram(notes.channel),
+        "patch_changes_by_track": [{str(channel): program for channel, program in c.last.items()} for c in controls],
+        "patch_changes_total": sorted({program for c in controls for program in c.programs}),
+        "percussion": _histogram(notes.pitch[is_drum]),
+        "pitches": _histogram(notes.pitch[~is_drum]),
+        "pitch_range_by_track": ranges,
+        "pitch_range_sum": sum(high - low for low, high in filter(None, ranges)),
+        "ticks_per_quarter": int(facts[events.TICKS_PER_QUARTER]),
+    }
+
+
+class _FileNotes(NamedTuple):
+    channel: NDArray[np.int64]
+    track: NDArray[np.int64]
+    pitch: NDArray[np.int64]
+    end: NDArray[np.int64]  # ticks
+
+
+def _notes_of(batch: events.EventBatch) -> _FileNotes:
+    n_notes = int(batch.offsets[1, 0])
+    is_ended = np.flatnonzero(batch.duration[:n_notes] != events.UNENDED)
+    key, track, pitch, onset, duration = (
+        column[is_ended].astype(np.int64)
+        for column in (batch.key, batch.track, batch.pitch, batch.onset, batch.duration)
+    )
+    return _FileNotes(key & 15, track, pitch, onset + duration)
+
+
+def _pitch_range(notes: _FileNotes, track: int) -> list[int] | None:
+    pitch = notes.pitch[(notes.track == track) & (notes.channel != DRUM_CHANNEL)]
+    return [int(pitch.min()), int(pitch.max())] if len(pitch) else None
+
+
+def _histogram(values: NDArray[np.int64]) -> dict[str, int]:
+    return {str(value): n for value, n in sorted(Counter(values.tolist()).items())}
+
+
+def _tracks_of(data: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
+    """Yield where the events of each track chunk begin and end."""
+    begin, file_end = 0, len(data)
+    if bytes(data[:4]) == b"RIFF":
+        begin, file_end = events._unwrap_riff(data, 0, file_end)
+    position = begin + 8 + events._big(data, begin + 4, 4)
+    while position + 8 <= file_end and bytes(data[position : position + 4]) != b"MThd":
+        end = min(position + 8 + events._big(data, position + 4, 4), file_end)
+        if bytes(data[position : position + 4]) == b"MTrk":
+            yield position + 8, end
+        position = end
+
+
+class _Controls(NamedTuple):
+    """What a track says besides its notes."""
+
+    banks: list[tuple[int, int]]
+    modes: list[int]
+    programs: list[int]
+    last: dict[int, int]  # channel -> program
+
+
+def _controls_of(data: NDArray[np.uint8], position: int, end: int) -> _Controls:
+    controls = _Controls([], [], [], {})
+    chosen: dict[int, dict[int, int]] = {}  # channel -> controller -> value, since its last program change
+    running = 0
+    while position < end:
+        code, _, status, _, body, position = events._next_event(data, position, end, running)
+        if code != events.OK:
+            break
+        if status < 0xF0:
+            running = status
+        channel, first = status & 15, min(int(data[body]), 127) if body < end else 0
+        if status & 0xF0 == 0xB0 and first in (_BANK_MSB, _BANK_LSB):
+            chosen.setdefault(channel, {})[first] = int(data[body + 1])
+        elif status & 0xF0 == 0xC0:
+            if channel in chosen:
+                controls.banks.append(_bank(chosen.pop(channel)))
+            controls.programs.append(first)
+            controls.last[channel] = first
+        elif status == 0xF0:
+            message = bytes(data[body:position])
+            if message[:1] == b"\x7e" and message[2:3] == b"\x09" and message[3:4] in (b"\x01", b"\x02", b"\x03"):
+                controls.modes.append(_GM_MODE_OF[message[3]])
+    controls.banks.extend(_bank(halves) for halves in chosen.values())
+    return controls
+
+
+def _bank(halves: dict[int, int]) -> tuple[int, int]:
+    return halves.get(_BANK_MSB, 0), halves.get(_BANK_LSB, 0)
