@@ -245,6 +245,7 @@ class GenerateConfig:
     prompt_tokens: int = 128  # of the prompt's encoding, <start> included
     latents: Literal["prior", "prompt", "path"] = "prior"  # drawn, of the prompts, or on the way between two of them
     prompt_to: str = ""  # where such a path ends
+    n_tracks: int = 0  # of a piece, for encodings that write one after the other; 0: as many as the model likes
     max_note_seconds: float = 0.0  # a note still sounding after so long must end next; 0: as long as the model likes
     batch_size: int = 8
     n_workers: int = 1
@@ -254,6 +255,7 @@ class GenerateConfig:
         for name in ("n_pieces", "batch_size", "n_workers"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1")
         _require(self.seed >= 0, f"seed={self.seed} is below 0")
+        _require(self.n_tracks >= 0, f"n_tracks={self.n_tracks} is below 0")
         _require(self.max_note_seconds >= 0, f"max_note_seconds={self.max_note_seconds} is below 0")
         _require(self.prompt_tokens >= 2, f"prompt_tokens={self.prompt_tokens} is below 2")
         _require(

@@ -17,16 +17,18 @@ from models.vae import Vae
 from tasks import cluster
 from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import GenerateConfig, digest, to_json
-from tasks.errors import BadScore, DatasetError, NotFound, OrchestrionError
+from tasks.errors import BadScore, ConfigError, DatasetError, NotFound, OrchestrionError
 from tasks.gallery import GalleryPiece, RollNotes, build_gallery
 from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
 from tasks.latent_pieces import LatentPlan, check_latents, note_f1, with_latents
+from tasks.music.grammar import Grammar
 from tasks.music.metrics import piece_statistics
 from tasks.music.midi_statistics import midi_statistics
 from tasks.music.notes import NoteBatch
 from tasks.music.pianoroll import draw_piano_roll
 from tasks.music.score import Score, read_midi, write_midi
 from tasks.music.synth import encode_audio, render
+from tasks.music.tokenizers.mmm import MmmTokenizer
 from tasks.music.windows import cut_windows
 from tasks.sources.names import MIDI_SUFFIXES, is_midi, printable
 from tasks.tracking import ModelVersion, git_commit
@@ -81,6 +83,7 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig) -> list[Prompt]:
     named = [config.prompt, config.prompt_to] if config.prompt_to else [config.prompt]
     files = [file for prompt in named if prompt for file in _prompt_files(Path(prompt))]
     check_latents(loaded.model, config, len(files))
+    grammar_of(tokenizer, config)  # a mistake is told before anything is sampled
     if not files:
         return [Prompt("", "", (tokenizer.start_id,))]
     prompts = []
@@ -240,7 +243,7 @@ def generate_pieces(job: GenerateJob) -> list[dict[str, Any]]:
         piece_indices=list(job.indices),
         seed=job.config.seed,
         config=replace(job.config.sampling, max_tokens=min(job.config.sampling.max_tokens, limit)),
-        grammar=GrammarTables.from_numpy(tokenizer.grammar, max_open=max_open),
+        grammar=GrammarTables.from_numpy(grammar_of(tokenizer, job.config), max_open=max_open),
         end_id=tokenizer.end_id,
         pad_id=tokenizer.pad_id,
         batch_size=job.config.batch_size,
@@ -249,6 +252,22 @@ def generate_pieces(job: GenerateJob) -> list[dict[str, Any]]:
         write_piece(job, index, prompt, ids.numpy(), tokenizer)
         for index, prompt, ids in zip(job.indices, job.prompts, sampled, strict=True)
     ]
+
+
+def grammar_of(tokenizer: Any, config: GenerateConfig) -> Grammar:
+    """Return what the pieces of a batch must obey.
+
+    Raises:
+        ConfigError: a number of tracks is wanted that the encoding cannot have.
+    """
+    if not config.n_tracks:
+        return tokenizer.grammar
+    if not isinstance(tokenizer, MmmTokenizer):
+        raise ConfigError(f"n_tracks={config.n_tracks}: encoding {tokenizer.name} does not write track by track")
+    try:
+        return tokenizer.grammar_of_tracks(config.n_tracks)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def write_piece(job: GenerateJob, index: int, prompt: Prompt, ids: np.ndarray, tokenizer: Any) -> dict[str, Any]:

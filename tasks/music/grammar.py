@@ -12,7 +12,7 @@ class Grammar:
     """A state machine with on/off slots; S states, V ids of the vocabulary.
 
     Args:
-        next_state_SV: int16[S, V], the state after an id, or -1 where the id is not allowed.
+        next_state_SV: int16[S, V] or int32, the state after an id, or -1 where the id is not allowed.
         opens_V: int16[V], the slot that an id opens, or -1; an open slot cannot be opened again.
         closes_V: int16[V], the slot that an id closes, or -1; a closed slot cannot be closed.
         needs_all_closed_V: bool[V], the id is allowed only while no slot is open.
@@ -21,7 +21,7 @@ class Grammar:
         start_state: the state before the first id.
     """
 
-    next_state_SV: NDArray[np.int16]
+    next_state_SV: NDArray[np.int16] | NDArray[np.int32]
     opens_V: NDArray[np.int16]
     closes_V: NDArray[np.int16]
     needs_all_closed_V: NDArray[np.bool_]

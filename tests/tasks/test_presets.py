@@ -216,10 +216,28 @@ def test_pieces_are_written_from_latents_of_prompts(name: str, home: Home, corpu
     assert nothing == [None, None]
 
 
+@pytest.mark.slow
+def test_tracks_are_written_in_turn(home: Home, corpus: Path) -> None:
+    name = "mmm_vae_tiny"
+    checkpoint = trained(home, shortened(build_preset(name)), dataset_of(name, home, corpus), "tracks")
+    model = ModelVersion(
+        name=name, version="1", run_id="0" * 16, checkpoint=checkpoint, dataset="d@1", preset=name, model_id="m-1"
+    )
+    settings = GenerateConfig(audio="none", n_pieces=3, n_tracks=2, sampling=SamplingConfig(max_tokens=337))
+    folder = generate_batch(home, model, checkpoint, settings).folder / "pieces"
+    sidecars = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    assert any(sidecar["ended"] for sidecar in sidecars)
+    loaded = load_model(checkpoint)
+    with pytest.raises(ConfigError, match="n_tracks=200 outside 1-128"):
+        read_prompts(loaded, GenerateConfig(n_tracks=200))
+
+
 def test_latents_of_nothing_are_refused(home: Home, corpus: Path) -> None:
     dataset = dataset_of("music_transformer_tiny", home, corpus)
     loaded = load_model(trained(home, shortened(build_preset("music_transformer_tiny")), dataset, "used"))
     with pytest.raises(ConfigError, match="'decoder' model has no latents"):
         read_prompts(loaded, GenerateConfig(latents="prompt", prompt=str(corpus)))
+    with pytest.raises(ConfigError, match="n_tracks=2: encoding oore does not write track by track"):
+        read_prompts(loaded, GenerateConfig(n_tracks=2))
     with pytest.raises(ValueError, match=r"prompt_to='a\.mid' is the end of a path, but latents='prior'"):
         GenerateConfig(prompt_to="a.mid")

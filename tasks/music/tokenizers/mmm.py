@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tasks.errors import ConfigError
+from tasks.music.grammar import Grammar
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
 from tasks.music.tokenizers.base import BLOCK_NOTES, TokenArray, TokenBatch, digest_of, require_ids, until_end
-from tasks.music.tokenizers.mmm_grammar import build_grammar
+from tasks.music.tokenizers.mmm_grammar import build_grammar, with_tracks
 from tasks.music.tokenizers.mmm_reader import read_words
 from tasks.music.tokenizers.mmm_words import (
     DRUMS,
@@ -155,6 +156,16 @@ class MmmTokenizer:
     def to_json(self) -> dict[str, Any]:
         """Return everything that decides what the ids mean, ready for JSON."""
         return {**asdict(self.config), "vocab_size": self.vocab_size, "revision": 1}
+
+    def grammar_of_tracks(self, n_tracks: int) -> Grammar:
+        """Return the grammar of pieces of just `n_tracks` tracks, 1 to `max_tracks`.
+
+        Raises:
+            ValueError: another number.
+        """
+        if not 1 <= n_tracks <= self.config.max_tracks:
+            raise ValueError(f"n_tracks={n_tracks} outside 1-{self.config.max_tracks}, max_tracks of the encoding")
+        return with_tracks(self.grammar, self.words, n_tracks)
 
     def token_name(self, token: int) -> str:
         """Return the word of an id, such as `NOTE_ON=60`; `TIME_DELTA=4` moves by 4 units."""

@@ -1,5 +1,6 @@
 """Which word of `mmm` may follow which, and how much of a bar is left after it."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,23 @@ def build_grammar(vocabulary: Vocabulary, units_per_quarter: int, longest_bar: i
         slots[ids] = vocabulary.value[ids]
     units = np.where(vocabulary.kind == Kind.TIME_DELTA, vocabulary.value, 0).astype(np.int16)
     return Grammar(next_state, opens, closes, vocabulary.kind == Kind.BAR_END, units, n_slots=128)
+
+
+def with_tracks(grammar: Grammar, vocabulary: Vocabulary, n_tracks: int) -> Grammar:
+    """Return the grammar of pieces of just so many tracks: a copy of all states for each number of tracks so far."""
+    n_states, n_ids = grammar.next_state_SV.shape
+    tables = np.full((n_tracks + 1, n_states, n_ids), -1, dtype=np.int32)
+    for n_done, table in enumerate(tables):
+        table[:] = np.where(grammar.next_state_SV < 0, -1, grammar.next_state_SV + n_done * n_states)
+        ends = vocabulary.of_kind(Kind.TRACK_END)
+        table[:, ends] += np.where(table[:, ends] < 0, 0, n_states)
+        if n_done < n_tracks:
+            table[:, [*vocabulary.of_kind(Kind.PIECE_END), END]] = -1
+        else:
+            table[:, vocabulary.of_kind(Kind.TRACK_START)] = -1
+    # Where all tracks are done no further one ends: its states are reached by nothing, and lead nowhere.
+    tables[tables >= (n_tracks + 1) * n_states] = -1
+    return replace(grammar, next_state_SV=tables.reshape(-1, n_ids))
 
 
 def _link_frame(next_state: StateArray, vocabulary: Vocabulary) -> None:

@@ -489,6 +489,20 @@ def test_the_grammar_of_meters_and_ties(words: str, place: int | None) -> None:
     assert TIED.grammar.first_violation(ids) == place
 
 
+@pytest.mark.parametrize("n_tracks", [1, 2, 5])
+def test_a_piece_has_just_as_many_tracks_as_are_asked_for(n_tracks: int) -> None:
+    grammar = CLOSED.grammar_of_tracks(n_tracks)
+    track = "TRACK_START INST=0 BAR_START NOTE_ON=60 TIME_DELTA=4 NOTE_OFF=60 BAR_END TRACK_END"
+    for n in (1, 2, 3, 5, 6):
+        words = " ".join(["[SOS] PIECE_START", *[track] * n, "[EOS]"]).split()
+        wrong = grammar.first_violation([CLOSED.token_id(word) for word in words])
+        ends = [place for place, word in enumerate(words) if word == "[EOS]"]
+        starts = [place for place, word in enumerate(words) if word == "TRACK_START"]
+        assert wrong == (None if n == n_tracks else ends[0] if n < n_tracks else starts[n_tracks])
+    with pytest.raises(ValueError, match="n_tracks=0 outside 1-128"):
+        CLOSED.grammar_of_tracks(0)
+
+
 def allowed(tokenizer: MmmTokenizer, state: int, is_open: np.ndarray) -> np.ndarray:
     """Return the ids that may come next."""
     grammar = tokenizer.grammar
