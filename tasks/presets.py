@@ -283,7 +283,7 @@ MODERN = DecoderConfig(
     norm="rms",
     qk_norm=True,
     relative_positions="rotary",
-    head="tied",
+    head="unbiased",
     initialisation="scaled",
 )
 
