@@ -1,5 +1,6 @@
 """The command line. Each command builds one config, then calls one flow; heavy imports wait until then."""
 
+import importlib
 import json
 import logging
 import os
@@ -12,14 +13,18 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from flows import cli_datasets, cli_look, environment
+from flows import cli_compose, cli_datasets, cli_look, environment
 from flows.cli_options import (
     DEFAULT_HOME,
     DEFAULT_PRESET,
     AugmentOption,
+    ConcurrentOption,
     DatasetOption,
+    DrawSeedOption,
+    EarlyStoppingOption,
     EncodingOption,
     FreshOption,
+    GridOption,
     HomeOption,
     JsonOption,
     LicenceOption,
@@ -28,13 +33,15 @@ from flows.cli_options import (
     NameOption,
     PresetOption,
     QuietOption,
+    SamplesOption,
+    SearchOption,
     SetOption,
     SourceOption,
     VerboseOption,
     prepare,
     print_result,
 )
-from tasks.errors import ConfigError, NotFound, OrchestrionError
+from tasks.errors import NotFound, OrchestrionError
 from tasks.home import Home, storage_problem
 
 INTERRUPTED = 130  # exit code
@@ -179,9 +186,14 @@ def demo(
     pipeline(source, "", None, "", "", DEFAULT_PRESET, overrides, False, home, as_json, verbose, quiet)
 
 
-@app.command(epilog="Example: orchestrion sweep --grid train.schedule.peak=0.001,0.003 --grid train.model.n_layers=2,3")
+@app.command(epilog="Example: orchestrion sweep --grid train.model.n_layers=2,3 --grid train.model.n_heads=4,8")
 def sweep(
-    grid: Annotated[list[str], typer.Option("--grid", metavar="KEY=A,B", help="A setting and its values. Repeatable.")],
+    grid: GridOption = None,
+    search: SearchOption = None,
+    samples: SamplesOption = 0,
+    seed: DrawSeedOption = 0,
+    early_stopping: EarlyStoppingOption = False,
+    concurrent: ConcurrentOption = 1,
     dataset: DatasetOption = "",
     preset: PresetOption = DEFAULT_PRESET,
     overrides: SetOption = None,
@@ -190,26 +202,32 @@ def sweep(
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train and evaluate every combination of some settings, and print one table."""
+    """Train and score every point of a grid or of a random search, and rank them in one table.
+
+    The same command again goes on where it was stopped. A point is the run that `train` makes with the same settings.
+    """
+    from tasks.sweep import SweepConfig, plan_points
+
     config = _config(preset, overrides or [])
-    for axis in grid:
-        key, equals, values = axis.partition("=")
-        if not equals or not values:
-            raise ConfigError(f"--grid {axis}: write it as key=a,b,c, for example train.schedule.peak=0.001,0.003")
-        for value in values.split(","):
-            _config(preset, [*(overrides or []), f"{key}={value}"])  # a typo is told before anything is trained
+    plan = SweepConfig(
+        grid=tuple(grid or ()), search=tuple(search or ()), samples=samples, seed=seed,
+        early_stopping=early_stopping, concurrent=concurrent,
+    )  # fmt: skip
+    plan_points(config, plan)  # a mistake is told before anything is started
     where = prepare(home, verbose, quiet)
     _check_dataset(where, dataset)
-    result = _run_flow(where, "sweep", config, grid, dataset)
+    result = _run_flow(where, "sweep", config, plan, dataset)
     if not as_json:
         from tasks.summaries import sweep_table
 
         typer.echo(sweep_table(result["runs"]))
-    print_result(result, as_json, ("run_id", "seconds"))
+    facts = ("sweep", "n_points", "n_finished", "n_stopped", "n_failed", "model_version", "metrics", "table", "plot")
+    print_result(result, as_json, (*facts, "run_id", "reused", "seconds"))
 
 
 app.registered_commands += cli_look.app.registered_commands
 app.add_typer(cli_datasets.app, name="datasets")
+app.add_typer(cli_compose.app, name="compose")
 
 
 @app.command(epilog="Example: orchestrion ui")
@@ -337,9 +355,9 @@ def _check_dataset(home: Home, reference: str) -> None:
 def _run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[str, Any]:
     wait_seconds = float(os.environ.get("ORCHESTRION_LOCK_WAIT_SECONDS", "0"))
     with home.locked(f"orchestrion {name.replace('_', '-')}", wait_seconds):
-        from flows import pipeline as flows
         from tasks import cluster
 
+        flows = importlib.import_module("flows.sweep" if name == "sweep" else "flows.pipeline")
         try:
             return getattr(flows, name)(*arguments, home=str(home.root), **options)
         finally:

@@ -51,6 +51,34 @@ AugmentOption = Annotated[
 ]
 DatasetOption = Annotated[str, typer.Option("--dataset", help="name or name@version; by default the newest.")]
 ModelOption = Annotated[str, typer.Option("--model", help="name, name@3 or name@champion; by default the newest.")]
+GridOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--grid",
+        metavar="KEY=A,B",
+        help="A setting and its values; all combinations are trained. Values that hold commas: KEY=[1,2];[3,4]."
+        " Repeatable.",
+    ),
+]
+SearchOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--search",
+        metavar="KEY=DRAW",
+        help="A setting that is drawn: uniform(a,b), loguniform(a,b), randint(a,b) with both ends, or choice(a;b)."
+        " Repeatable.",
+    ),
+]
+SamplesOption = Annotated[
+    int, typer.Option("--samples", help="Draws for --search; each is combined with every point of the grid.")
+]
+DrawSeedOption = Annotated[int, typer.Option("--seed", help="Of the draws; the same seed gives the same points.")]
+EarlyStoppingOption = Annotated[
+    bool, typer.Option("--early-stopping", help="Stop points that fall behind the others in validation loss (ASHA).")
+]
+ConcurrentOption = Annotated[
+    int, typer.Option("--concurrent", help="Points trained at the same time; they share the cores.")
+]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Do it anew even if the same is finished already.")]
 
 DEFAULT_HOME = ".orchestrion"

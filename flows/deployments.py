@@ -34,7 +34,7 @@ def build_deployments(home: Home, config: PipelineConfig, cron: str) -> list[Any
     """Return one deployment for each flow; the rebuild runs by `cron`, the others when triggered."""
     from prefect.types.entrypoint import EntrypointType
 
-    from flows import pipeline
+    from flows import pipeline, sweep
 
     root = str(home.root)
     parameters = {
@@ -43,6 +43,7 @@ def build_deployments(home: Home, config: PipelineConfig, cron: str) -> list[Any
         "evaluate": (pipeline.evaluate, {"config": to_json(config.evaluate)}),
         "generate": (pipeline.generate, {"config": to_json(config.generate)}),
         "pipeline": (pipeline.pipeline, {"config": to_json(config)}),
+        "sweep": (sweep.sweep, {"config": to_json(config), "dataset": ""}),
     }
     return [
         flow.to_deployment(

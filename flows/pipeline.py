@@ -1,9 +1,7 @@
 """The story of a run: rebuild, train, evaluate, generate, and the pipeline that chains them."""
 
-import itertools
 import os
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow
@@ -16,7 +14,6 @@ from tasks.config import (
     GenerateConfig,
     PipelineConfig,
     TrainConfig,
-    apply_overrides,
     to_json,
 )
 from tasks.datasets import resolve_dataset
@@ -36,7 +33,7 @@ def rebuild_dataset(config: DatasetConfig = DatasetConfig(), home: str = "", par
         parent_run_id: MLflow run this one belongs to.
     """
     where, started = Home.at(home), time.monotonic()
-    with where.locked("rebuild-dataset", _lock_wait()):
+    with where.locked("rebuild-dataset", lock_wait()):
         inputs = steps.find_inputs(config, where)
         dataset = steps.find_whole_version(where, inputs)
         if dataset and not dataset.report.exists():
@@ -44,7 +41,7 @@ def rebuild_dataset(config: DatasetConfig = DatasetConfig(), home: str = "", par
         reused = dataset is not None
         if dataset is None:
             with Tracker(where).open_run(
-                "orchestrion/datasets", f"rebuild-{inputs.config.name}", _tags(), parent_run_id
+                "orchestrion/datasets", f"rebuild-{inputs.config.name}", run_tags(), parent_run_id
             ) as run:
                 songs = steps.parse_songs(where, inputs)
                 ledger, leakage = steps.account_for_files(inputs, songs)
@@ -53,7 +50,7 @@ def rebuild_dataset(config: DatasetConfig = DatasetConfig(), home: str = "", par
                 summaries.log_dataset(run, dataset)
         steps.publish_summary(f"dataset-{summaries.artifact_key(dataset.name)}", summaries.dataset_card(dataset))
         steps.link_report(dataset)
-        return dataset.summary() | {"reused": reused, "seconds": _since(started)}
+        return dataset.summary() | {"reused": reused, "seconds": since(started)}
 
 
 @flow(name="train")
@@ -78,14 +75,14 @@ def train(
     from tasks.train import make_job
 
     where, started = Home.at(home), time.monotonic()
-    with where.locked("train", _lock_wait()):
+    with where.locked("train", lock_wait()):
         tracker, version = Tracker(where), resolve_dataset(where, dataset)
         claim = claim_run(where, config, version, tracker, fresh)
         job = make_job(config, version, claim.folder)
         model = finished_model(claim, tracker)
         reused = model is not None
         if model is None:
-            tags = _tags() | {"orchestrion.preset": config.preset}
+            tags = run_tags() | {"orchestrion.preset": config.preset}
             with tracker.open_run("orchestrion/training", claim.folder.name, tags, parent_run_id, claim.run_id) as run:
                 summaries.log_training_start(run, claim, config, version)
                 result = model_steps.fit_model(job, run)
@@ -94,7 +91,7 @@ def train(
                 summaries.log_training_end(run, model, result)
         summary = summaries.training_summary(where, model, claim.folder) | {
             "reused": reused,
-            "seconds": _since(started),
+            "seconds": since(started),
         }
         steps.publish_summary(f"train-{summaries.artifact_key(model.name)}", summaries.training_card(summary))
         return summary
@@ -120,12 +117,14 @@ def evaluate(
     from tasks import model_steps
 
     where, started = Home.at(home), time.monotonic()
-    with where.locked("evaluate", _lock_wait()):
+    with where.locked("evaluate", lock_wait()):
         tracker = Tracker(where)
         chosen = tracker.model(model)
         version = resolve_dataset(where, dataset or chosen.dataset)
         loaded = model_steps.load_registered(chosen, where)
-        with tracker.open_run("orchestrion/evaluation", f"evaluate-{chosen.reference}", _tags(), parent_run_id) as run:
+        with tracker.open_run(
+            "orchestrion/evaluation", f"evaluate-{chosen.reference}", run_tags(), parent_run_id
+        ) as run:
             run.log_params(to_json(config), "evaluate")
             run.use_dataset(version, "evaluation")
             run.use_model(chosen)
@@ -141,7 +140,7 @@ def evaluate(
             "run_id": run.run_id,
             "promoted": promoted,
             "metrics": result.metrics,
-            "seconds": _since(started),
+            "seconds": since(started),
         }
 
 
@@ -165,7 +164,7 @@ def generate(
     from tasks import model_steps
 
     where, started = Home.at(home), time.monotonic()
-    with where.locked("generate", _lock_wait()):
+    with where.locked("generate", lock_wait()):
         tracker = Tracker(where)
         chosen = tracker.model(model)
         batch = None if fresh else model_steps.find_same_batch(where, chosen, config)
@@ -173,14 +172,14 @@ def generate(
         run_id = ""
         if batch is None:
             with tracker.open_run(
-                "orchestrion/generation", f"generate-{chosen.reference}", _tags(), parent_run_id
+                "orchestrion/generation", f"generate-{chosen.reference}", run_tags(), parent_run_id
             ) as run:
                 run.log_params(to_json(config), "generate")
                 run.use_model(chosen)
                 batch = model_steps.compose_batch(where, chosen, config)
                 summaries.log_batch(run, batch)
             run_id = run.run_id
-        summary = summaries.batch_summary(batch) | {"run_id": run_id, "reused": reused, "seconds": _since(started)}
+        summary = summaries.batch_summary(batch) | {"run_id": run_id, "reused": reused, "seconds": since(started)}
         steps.publish_summary(f"generate-{summaries.artifact_key(chosen.name)}", summaries.batch_card(batch))
         return summary
 
@@ -196,8 +195,8 @@ def pipeline(config: PipelineConfig = PipelineConfig(), home: str = "", fresh: b
     """
     where, started = Home.at(home), time.monotonic()
     root = str(where.root)
-    with where.locked("pipeline", _lock_wait()):
-        tags = _tags() | {"orchestrion.preset": config.train.preset}
+    with where.locked("pipeline", lock_wait()):
+        tags = run_tags() | {"orchestrion.preset": config.train.preset}
         with Tracker(where).open_run("orchestrion/training", f"pipeline-{config.train.preset}", tags) as run:
             dataset = rebuild_dataset(config.dataset, root, run.run_id)
             reference = f"{dataset['dataset']}@{dataset['dataset_version']}"
@@ -207,44 +206,19 @@ def pipeline(config: PipelineConfig = PipelineConfig(), home: str = "", fresh: b
             summary = summaries.pipeline_summary(dataset, trained, evaluated, batch)
             summaries.log_pipeline(run, summary)
         steps.publish_summary("pipeline", summaries.pipeline_card(summary))
-        return summary | {"pipeline_run_id": run.run_id, "seconds": _since(started)}
+        return summary | {"pipeline_run_id": run.run_id, "seconds": since(started)}
 
 
-@flow(name="sweep")
-def sweep(
-    config: PipelineConfig = PipelineConfig(), grid: Sequence[str] = (), dataset: str = "", home: str = ""
-) -> Summary:
-    """Train and evaluate every combination of some settings; the best becomes the champion.
-
-    Args:
-        config: what all runs have in common.
-        grid: settings with their values, such as `train.schedule.peak=0.001,0.003`.
-        dataset: `name`, `name@version`, or empty for the newest.
-        home: folder of all results; empty: ORCHESTRION_HOME or `.orchestrion`.
-    """
-    where, started = Home.at(home), time.monotonic()
-    axes = [[f"{axis.partition('=')[0]}={value}" for value in axis.partition("=")[2].split(",")] for axis in grid]
-    points = [(overrides, apply_overrides(config, overrides)) for overrides in itertools.product(*axes)]
-    rows = []
-    with where.locked("sweep", _lock_wait()), Tracker(where).open_run("orchestrion/training", "sweep", _tags()) as run:
-        for overrides, point in points:
-            trained = train(point.train, dataset, str(where.root), run.run_id)
-            scored = evaluate(point.evaluate, trained["model_version"], "", str(where.root), run.run_id)
-            rows.append(summaries.sweep_row(overrides, trained, scored))
-        rows.sort(key=lambda row: row["bits_per_note"])
-        summaries.log_sweep(run, rows)
-    steps.publish_summary("sweep", summaries.sweep_table(rows))
-    return {"run_id": run.run_id, "runs": rows, "best": rows[0], "seconds": _since(started)}
-
-
-def _tags() -> dict[str, str]:
+def run_tags() -> dict[str, str]:
+    """Return the tags that lead from a run in the tracker to its flow run."""
     return {"prefect.flow_run_id": str(flow_run.id or ""), "prefect.flow_run_name": str(flow_run.name or "")}
 
 
-def _since(started: float) -> float:
+def since(started: float) -> float:
+    """Return the seconds from a reading of the monotonic clock to now."""
     return round(time.monotonic() - started, 2)
 
 
-def _lock_wait() -> float:
-    """Seconds to wait for a busy home: none for a person at a terminal, long for runs that a schedule started."""
+def lock_wait() -> float:
+    """Return the seconds to wait for a busy home: none for a person at a terminal, long for runs of a schedule."""
     return float(os.environ.get("ORCHESTRION_LOCK_WAIT_SECONDS", "0"))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.compiling import uncompiled
 from models.dropout import keep_mask
 
 CPU_QUERY_BLOCK = 64
@@ -24,7 +25,7 @@ ACCELERATOR_QUERY_BLOCK = 512
 softmax_backward = torch.ops.aten._softmax_backward_data
 
 
-@torch.compiler.disable  # views that overlap and loops over blocks are what a compiler would only undo, or fail at
+@uncompiled  # views that overlap and loops over blocks are what a compiler would only undo, or fail at
 def attend_in_blocks(
     q_BHTK: Tensor,
     k_BHTK: Tensor,

@@ -345,29 +345,45 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingConfig:
-    """How ids are drawn: divide by the temperature, keep the `top_k` likeliest, keep the `top_p` nucleus, draw.
+    """How ids are drawn: divide by the temperature, keep the likeliest by `top_k`, `top_p` and `min_p`, draw.
 
     Args:
         temperature: above 0; below 1 favours likely ids.
         top_k: ids to keep; None: all.
         top_p: keep the smallest set of likeliest ids with at least this probability, above 0 to 1; None: all.
-        greedy: always take the likeliest id; the three above have no effect.
+        min_p: keep ids with at least this share of the likeliest one's probability, above 0 to 1; None: all. Source:
+            Nguyen et al. 2024.
+        greedy: always take the likeliest id; the four above have no effect.
         max_tokens: longest piece, its prompt included.
+        context_tokens: most tokens that the model looks back on, 2 or more; None: the model's own limit, or all.
+        kept_tokens: a context that is full starts anew with at most so many of its last tokens, from the beginning of
+            a note on where the grammar tells it; fewer than `context_tokens`. None: half of the context.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
     greedy: bool = False
     max_tokens: int = 1024
+    context_tokens: int | None = None
+    kept_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
         check_top_k(self.top_k)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} is outside above 0 to 1")
+        if self.min_p is not None and not 0 < self.min_p <= 1:
+            raise ValueError(f"min_p={self.min_p} is outside above 0 to 1")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens={self.max_tokens} is below 1")
+        if self.context_tokens is not None and self.context_tokens < 2:
+            raise ValueError(f"context_tokens={self.context_tokens} is below 2")
+        if self.kept_tokens is not None and self.kept_tokens < 1:
+            raise ValueError(f"kept_tokens={self.kept_tokens} is below 1")
+        if self.kept_tokens is not None and self.kept_tokens >= (self.context_tokens or math.inf):
+            raise ValueError(f"kept_tokens={self.kept_tokens} is not below context_tokens={self.context_tokens}")
 
 
 def check_choices(config: Any) -> None:

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.compiling import uncompiled
 
-@torch.compiler.disable  # a draw of bits, seen as bytes; compiled it would be another stream of random numbers
+
+@uncompiled  # a draw of bits, seen as bytes; compiled it would be another stream of random numbers
 def keep_mask(like: Tensor, dropout: float) -> Tensor:
     """Return a tensor of zeros, with probability `dropout` each, and ones; shape, dtype and device are those of `like`.
 

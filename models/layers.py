@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.block_attention import attend_in_blocks, distance_scores
+from models.compiling import uncompiled
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -27,8 +28,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class KVCache:
     """Keys and values of the tokens seen so far; `length_B` of them are valid in each row.
 
-    Whatever lies behind a row's length is masked and is overwritten by that row's next tokens. Keys lie with time
-    innermost, so that a step reads them in order: reading memory is most of a step with many tokens behind it.
+    Whatever lies behind a row's length is masked and is overwritten by that row's next tokens. In memory a token's key
+    lies in one piece, as its value does, so that a step writes few places and reads all others in order: reading memory
+    is most of a step with many tokens behind it.
     """
 
     keys_LBHKJ: Tensor
@@ -40,9 +42,7 @@ class KVCache:
         """Return a cache of no tokens, of the dtype and on the device of `like`; J is the room of each row."""
         # Zeros, not uninitialised memory: a masked key has weight 0, and 0 times a leftover NaN is NaN.
         length_B = torch.zeros(shape_LBHJK[1], dtype=torch.long, device=like.device)
-        n_layers, batch_size, n_heads, max_length, d_head = shape_LBHJK
-        keys_LBHKJ = like.new_zeros(n_layers, batch_size, n_heads, d_head, max_length)
-        return cls(keys_LBHKJ, like.new_zeros(shape_LBHJK), length_B)
+        return cls(like.new_zeros(shape_LBHJK).transpose(-1, -2), like.new_zeros(shape_LBHJK), length_B)
 
     @property
     def max_length(self) -> int:
@@ -80,27 +80,34 @@ class CachePlan:
         position_BT: where each new token stands in its row.
         n_keys: keys that the call looks at, old and new.
         n_distances: rows of a relative table, from its end, that the call needs.
-        relative_index_BTJ: which of these rows belongs to each pair.
-        bias_B1TJ: 0 where a query sees a key, -inf elsewhere.
+        start: the place of the first new token, where it is the same in all rows; else None.
+        relative_index_BTJ: which of these rows belongs to each pair; None: one token in each row and the same
+            distances in all, so that the last key has the last row, and so on backwards.
+        bias_B1TJ: 0 where a query sees a key, -inf elsewhere; None: each sees all.
     """
 
     position_BT: Tensor
     n_keys: int
     n_distances: int
-    relative_index_BTJ: Tensor
-    bias_B1TJ: Tensor
+    start: int | None
+    relative_index_BTJ: Tensor | None
+    bias_B1TJ: Tensor | None
 
     @classmethod
     def of(cls, length_B: Tensor, n_new: int, max_relative_distance: int, dtype: torch.dtype) -> "CachePlan":
         """Plan a call that adds `n_new` tokens to rows that hold `length_B`."""
         position_BT = length_B[:, None] + torch.arange(n_new, device=length_B.device)
-        n_keys = int(length_B.max()) + n_new
-        distance_BTJ = position_BT[:, :, None] - torch.arange(n_keys, device=length_B.device)
+        shortest, longest = torch.stack(length_B.aminmax()).tolist()
+        n_keys = longest + n_new
         n_distances = min(max_relative_distance, n_keys)
+        start = longest if shortest == longest else None
+        if start is not None and n_new == 1:
+            return cls(position_BT, n_keys, n_distances, start, None, None)
+        distance_BTJ = position_BT[:, :, None] - torch.arange(n_keys, device=length_B.device)
         bias_BTJ = torch.zeros(distance_BTJ.shape, dtype=dtype, device=length_B.device)
         bias_BTJ.masked_fill_(distance_BTJ < 0, -math.inf)
         relative_index_BTJ = n_distances - 1 - distance_BTJ.clamp(0, n_distances - 1)
-        return cls(position_BT, n_keys, n_distances, relative_index_BTJ, bias_BTJ[:, None])
+        return cls(position_BT, n_keys, n_distances, start, relative_index_BTJ, bias_BTJ[:, None])
 
 
 @dataclass(slots=True, eq=False)
@@ -129,6 +136,7 @@ def causal_bias(hidden_BT: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(blocked_11TJ.shape, dtype=dtype, device=hidden_BT.device).masked_fill_(blocked_11TJ, -math.inf)
 
 
+@uncompiled  # a branch on data
 def padding_before_token(hidden_BT: Tensor) -> bool:
     """Return whether any row has padding before a token; padding behind all tokens needs no mask but the causal one."""
     return hidden_BT.shape[1] > 1 and bool((hidden_BT[:, :-1] & ~hidden_BT[:, 1:]).any())
@@ -217,10 +225,14 @@ class SelfAttention(nn.Module):
             cache.values_BHJK[:, :, : x_BTD.shape[1]] = v_BHTK
             y_BHTK = self.attend(q_BHTK, k_BHTK, v_BHTK, bias_B1TJ)
         else:
-            row_B1 = torch.arange(x_BTD.shape[0], device=x_BTD.device)[:, None]
-            cache.keys_BHKJ[row_B1, :, :, cache.plan.position_BT] = k_BHTK.transpose(1, 2)
-            cache.values_BHJK[row_B1, :, cache.plan.position_BT] = v_BHTK.transpose(1, 2)
-            n_keys = cache.plan.n_keys
+            start, n_keys = cache.plan.start, cache.plan.n_keys
+            if start is None:
+                row_B1 = torch.arange(x_BTD.shape[0], device=x_BTD.device)[:, None]
+                cache.keys_BHKJ[row_B1, :, :, cache.plan.position_BT] = k_BHTK.transpose(1, 2)
+                cache.values_BHJK[row_B1, :, cache.plan.position_BT] = v_BHTK.transpose(1, 2)
+            else:
+                cache.keys_BHKJ[..., start:n_keys] = k_BHTK.transpose(-1, -2)
+                cache.values_BHJK[:, :, start:n_keys] = v_BHTK
             y_BHTK = self.attend_to_cache(
                 q_BHTK, cache.keys_BHKJ[..., :n_keys], cache.values_BHJK[:, :, :n_keys], cache.plan
             )
@@ -249,10 +261,15 @@ class SelfAttention(nn.Module):
         scores_BHTJ = q_BHTK @ k_BHKJ
         table = self.relative_rows(plan.n_distances)
         if table is not None:
-            relative_HBTR = distance_scores(q_BHTK.transpose(0, 1), table)
-            index_BHTJ = plan.relative_index_BTJ[:, None].expand(-1, self.n_heads, -1, -1)
-            scores_BHTJ += relative_HBTR.transpose(0, 1).gather(-1, index_BHTJ)
-        scores_BHTJ += plan.bias_B1TJ
+            relative_BHTR = distance_scores(q_BHTK.transpose(0, 1), table).transpose(0, 1)
+            if plan.relative_index_BTJ is None:
+                scores_BHTJ[..., -plan.n_distances :] += relative_BHTR
+                scores_BHTJ[..., : -plan.n_distances] += relative_BHTR[..., :1]
+            else:
+                index_BHTJ = plan.relative_index_BTJ[:, None].expand(-1, self.n_heads, -1, -1)
+                scores_BHTJ += relative_BHTR.gather(-1, index_BHTJ)
+        if plan.bias_B1TJ is not None:
+            scores_BHTJ += plan.bias_B1TJ
         return scores_BHTJ.softmax(-1) @ v_BHJK
 
 

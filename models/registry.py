@@ -5,9 +5,11 @@ from collections.abc import Callable
 from models.config import DecoderConfig, HourglassConfig, ModelConfig, VaeConfig
 from models.decoder import Decoder
 from models.hourglass import Hourglass
+from models.latents import ConditionedDecoder
 from models.vae import Vae
 
 Model = Decoder | Hourglass | Vae
+SampledModel = Model | ConditionedDecoder
 
 MODELS: dict[type, Callable[..., Model]] = {DecoderConfig: Decoder, HourglassConfig: Hourglass, VaeConfig: Vae}
 

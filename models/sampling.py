@@ -1,15 +1,14 @@
-"""Batched sampling with a key/value cache: temperature, top-k, top-p and a grammar mask. Shape letters: see layers.py.
+"""Batched sampling with a key/value cache: settings of the choice, a grammar, and pieces of any length.
 
-Why float64: a piece must be the same, id for id, alone and in any batch. Matrix products of other shapes add in
-another order, so logits of the same row differ in their last bits with the batch. Such a difference changes an id
-only when its uniform number falls within the rounding error of a boundary between two ids: in float32 about once in
-1e5 tokens, in float64 about once in 1e12. A step takes up to twice as long for it.
+Steps run in float32, and each id is nevertheless the one that float64 gives for the piece alone: see
+sampling_precision.py. Pieces longer than a model's context: see sliding_context.py. Shape letters: see layers.py.
 """
 
 import copy
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,173 +16,211 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.config import SamplingConfig, check_temperature, check_top_k
+from models.config import SamplingConfig, VaeConfig
 from models.grammar_mask import GrammarArrays, GrammarRows, GrammarTables
-from models.registry import Model
+from models.registry import SampledModel
+from models.sampling_choice import Chooser
+from models.sampling_precision import CheckSchedule, ErrorGauge, ExactLogits, PrecisionLostError, rounded
+from models.sliding_context import Place, SlidingContext
 
-# Logits are rounded to this step before they are compared, so that ids which tie in exact arithmetic tie in every
-# batch, and the lowest of them wins.
-LOGIT_STEP = 2.0**-32
+UNIFORMS_AT_ONCE = 1024  # a multiple of 4
+PREFILL_TOKENS = 8192  # in one pass over several prompts
 
 
-def piece_uniforms(seed: int, piece_index: int, n: int) -> NDArray[np.float64]:
-    """Return the first `n` numbers, 0 to below 1, of the stream that belongs to one piece of one seed.
+def piece_uniforms(seed: int, piece_index: int, n: int, first: int = 0) -> NDArray[np.float64]:
+    """Return `n` numbers, 0 to below 1, from number `first` on of the stream that belongs to one piece of one seed.
 
     The number at index i decides the id at index i of the piece. So a piece cut anywhere and given back as its own
     prompt ends as before.
 
     Args:
         seed, piece_index: 0 to 2**64 - 1; each pair has a stream of its own.
+        first: a multiple of 4.
     Source: Philox4x64 of Salmon et al. 2011. Its raw output is used, for numpy keeps that stable across versions.
     """
     for name, value in (("seed", seed), ("piece_index", piece_index)):
         if not 0 <= value < 2**64:
             raise ValueError(f"{name}={value} is outside 0 to 2**64 - 1")
-    philox = np.random.Philox(key=np.array([seed, piece_index], dtype=np.uint64))
+    if first % 4:
+        raise ValueError(f"first={first} is not a multiple of 4")
+    philox = np.random.Philox(key=np.array([seed, piece_index], dtype=np.uint64)).advance(first // 4)
     return (philox.random_raw(n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def keep_likeliest(logits_BV: Tensor, top_k_B: Tensor | None, top_p: float | None) -> Tensor:
-    """Return the logits with -inf for all ids outside the top k of each row, then for those outside its nucleus."""
-    sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)  # stable: of equals, the lowest id first
-    drop_BV = torch.zeros_like(sorted_BV, dtype=torch.bool)
-    if top_k_B is not None:
-        rank_V = torch.arange(logits_BV.shape[1], device=logits_BV.device)
-        drop_BV = rank_V >= top_k_B[:, None]
-        sorted_BV = sorted_BV.masked_fill(drop_BV, -math.inf)
-    if top_p is not None:
-        before_BV = sorted_BV.softmax(dim=-1).cumsum(dim=-1).roll(1, dims=-1)
-        before_BV[:, 0] = 0.0  # the likeliest id always stays
-        drop_BV = drop_BV | (before_BV >= top_p)
-    return logits_BV.masked_fill(torch.zeros_like(drop_BV).scatter(1, order_BV, drop_BV), -math.inf)
-
-
-def draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """Return for each row the id at which the running sum of probabilities, in order of ids, passes `uniform_B`."""
-    running_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)).exp().cumsum(dim=-1)
-    total_B = running_BV[:, -1]
-    # The product may round up to the total itself, which no id passes.
-    threshold_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
-    return torch.searchsorted(running_BV, threshold_B[:, None], right=True)[:, 0]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class Chooser:
-    """Logits and uniforms to ids, with settings that may depend on the length of a piece."""
+class Request:
+    """What all rows of a batch have in common."""
 
-    temperature_J: Tensor
-    top_k_J: Tensor | None
-    top_p: float | None
-    greedy: bool
-
-    @classmethod
-    def of(
-        cls,
-        config: SamplingConfig,
-        vocab_size: int,
-        *,
-        device: torch.device,
-        temperature: Callable[[int], float] | None,
-        top_k: Callable[[int], int | None] | None,
-    ) -> "Chooser":
-        # One value for each length, told beforehand; index 0 is never used, for a prompt has at least one id.
-        lengths = range(1, config.max_tokens)
-        temperatures, top_ks = [config.temperature] * config.max_tokens, [config.top_k] * config.max_tokens
-        if temperature is not None:
-            temperatures[1:] = [check_temperature(temperature(n), f" at length {n}") for n in lengths]
-        if top_k is not None:
-            top_ks[1:] = [check_top_k(top_k(n), f" at length {n}") for n in lengths]
-        top_k_J = torch.tensor([min(k or vocab_size, vocab_size) for k in top_ks], device=device)
-        return cls(
-            temperature_J=torch.tensor(temperatures, dtype=torch.float64, device=device),
-            top_k_J=top_k_J if bool((top_k_J < vocab_size).any()) else None,
-            top_p=None if config.top_p == 1.0 else config.top_p,
-            greedy=config.greedy,
-        )
-
-    def choose(self, logits_BV: Tensor, length_B: Tensor, uniform_B: Tensor) -> Tensor:
-        """Return one id a row; -inf marks ids that are not allowed."""
-        if self.greedy:
-            return logits_BV.argmax(dim=-1)  # the first, so the lowest, of equals
-        logits_BV = logits_BV / self.temperature_J[length_B, None]
-        if self.top_k_J is not None or self.top_p is not None:
-            top_k_B = None if self.top_k_J is None else self.top_k_J[length_B]
-            logits_BV = keep_likeliest(logits_BV, top_k_B, self.top_p)
-        return draw(logits_BV, uniform_B)
+    chooser: Chooser
+    grammar: GrammarTables | None
+    context: SlidingContext
+    seed: int
+    max_tokens: int
+    end_id: int
+    pad_id: int
+    with_entropies: bool
 
 
 class Sampler:
-    """The rows of a running batch; row `i` works on piece `piece_of_row[i]`, and rows in use stand at the front."""
+    """The rows of a running batch, those in use at the front; what belongs to a row has its number everywhere.
 
-    def __init__(
-        self,
-        model: Model,
-        chooser: Chooser,
-        grammar: GrammarTables | None,
-        *,
-        batch_size: int,
-        max_tokens: int,
-        end_id: int,
-        pad_id: int,
-    ) -> None:
-        device = model.embed.weight.device
-        self.model = model
-        self.chooser = chooser
-        self.grammar = None if grammar is None else GrammarRows(grammar, batch_size)
-        self.max_tokens = max_tokens
-        self.end_id = end_id
-        self.pad_id = pad_id
-        self.cache = model.new_cache(batch_size, max_tokens)
-        self.ids_BJ = torch.full((batch_size, max_tokens), pad_id, dtype=torch.long, device=device)
-        self.uniform_BJ = torch.zeros((batch_size, max_tokens), dtype=torch.float64, device=device)
-        self.row_B = torch.arange(batch_size, device=device)
+    Ids and all that is counted stay on the CPU: a step moves only its last ids, uniforms and choices.
+
+    Args:
+        is_exact: run in float64 from the start.
+    """
+
+    def __init__(self, model: SampledModel, request: Request, batch_size: int, is_exact: bool) -> None:
+        self.request = request
+        self.device = model.embed.weight.device
+        self.model = (copy.deepcopy(model).double() if is_exact else copy.deepcopy(model).float()).eval()
+        self.gauge = None if is_exact else ErrorGauge()
+        self.schedule = CheckSchedule()
+        room = min(request.context.limit, request.max_tokens)
+        self.exact = None if is_exact else ExactLogits(model, room)
+        self.cache = self.model.new_cache(batch_size, room)
+        self.grammar = None if request.grammar is None else GrammarRows(request.grammar, batch_size)
+        self.pad_V = torch.arange(model.vocab_size, device=self.device) == request.pad_id
+        # Memory that is not written to costs nothing yet.
+        self.ids_BJ = torch.empty((batch_size, request.max_tokens), dtype=torch.long)
+        self.entropy_BJ = torch.empty(self.ids_BJ.shape if request.with_entropies else (batch_size, 0))
+        self.uniform_BJ = torch.zeros((batch_size, UNIFORMS_AT_ONCE), dtype=torch.float64)
+        self.length_B = np.zeros(batch_size, dtype=np.int64)
+        self.key_B = [0] * batch_size
+        self.place_B = [Place()] * batch_size
+        self.is_waiting_B = np.zeros(batch_size, dtype=bool)
         self.piece_of_row: list[int] = []
 
-    def start(self, row: int, piece: int, prompt: list[int], uniforms: NDArray[np.float64]) -> None:
+    def start(self, row: int, piece: int, piece_index: int, prompt: Tensor) -> None:
         """Put a piece into a row that is free or the next unused one."""
-        device = self.ids_BJ.device
         if row == len(self.piece_of_row):
             self.piece_of_row.append(piece)
         self.piece_of_row[row] = piece
+        self.ids_BJ[row, : len(prompt)] = prompt
+        self.length_B[row], self.key_B[row] = len(prompt), piece_index
+        self.read_uniforms(row)
         if self.grammar is not None:
-            self.grammar.walk(row, prompt)
-        self.ids_BJ[row, : len(prompt)] = torch.tensor(prompt, device=device)
-        self.uniform_BJ[row] = torch.from_numpy(uniforms).to(device)
-        self.cache.start_row(row, piece)
-        # The last id of the prompt is the first one of `step`, so a row's state is the same at every step.
-        if len(prompt) > 1:
-            self.model(self.ids_BJ[row : row + 1, : len(prompt) - 1], self.cache.rows(row, row + 1))
+            self.grammar.walk(row, prompt.tolist())
+        self.begin_context(row, self.request.context.after_prompt(prompt.numpy()))
+
+    def begin_context(self, row: int, place: Place) -> None:
+        """Empty the cache of a row, to be filled from another place on."""
+        self.place_B[row] = place
+        self.is_waiting_B[row] = True
+        self.cache.start_row(row, self.piece_of_row[row])
+
+    def read_uniforms(self, row: int) -> None:
+        first = int(self.length_B[row]) // UNIFORMS_AT_ONCE * UNIFORMS_AT_ONCE
+        uniforms = piece_uniforms(self.request.seed, self.key_B[row], UNIFORMS_AT_ONCE, first)
+        self.uniform_BJ[row] = torch.from_numpy(uniforms)
+
+    def context_ids(self, row: int) -> Tensor:
+        return self.ids_BJ[row, self.place_B[row].index : int(self.length_B[row])]
+
+    def fill_caches(self) -> None:
+        """Give the rows that wait for it all ids of their contexts but the last.
+
+        The last one is the first of `step`, so a row's state is the same at every step.
+        """
+        for first, end in runs(self.is_waiting_B[: len(self.piece_of_row)]):
+            contexts = [self.context_ids(row)[:-1] for row in range(first, end)]
+            longest = max(map(len, contexts))
+            n_rows = max(PREFILL_TOKENS // max(longest, 1), 1)
+            for start in range(0, end - first, n_rows):
+                some = contexts[start : start + n_rows]
+                tokens_BT = torch.full((len(some), max(map(len, some))), self.model.pad_id)
+                for tokens_T, ids in zip(tokens_BT, some, strict=True):
+                    tokens_T[: len(ids)] = ids
+                if tokens_BT.shape[1]:
+                    rows = self.cache.rows(first + start, first + start + len(some))
+                    self.model(tokens_BT.to(self.device), rows)
+        self.is_waiting_B[:] = False
+
+    def prepare(self) -> None:
+        """See to it that each row has room in its cache and a uniform for one more id."""
+        n = len(self.piece_of_row)
+        context = self.request.context
+        for row in range(n):
+            length = int(self.length_B[row])
+            if length % UNIFORMS_AT_ONCE == 0:
+                self.read_uniforms(row)
+            if context.is_full(length, self.place_B[row]):
+                self.begin_context(row, context.moved(self.ids_BJ[row, :length].numpy(), self.place_B[row]))
+        if self.is_waiting_B[:n].any():
+            self.fill_caches()
 
     def step(self) -> list[int]:
         """Add one id to every row in use; return the rows whose pieces are complete."""
+        self.prepare()
         n = len(self.piece_of_row)
-        row_B, cache = self.row_B[:n], self.cache.rows(0, n)
-        last_B = cache.length_B.clone()  # index of the last id; the model's call moves the cache's own lengths on
-        logits_BV = self.model(self.ids_BJ[row_B, last_B][:, None], cache)[:, 0].double()
-        logits_BV = (logits_BV / LOGIT_STEP).round_() * LOGIT_STEP
-        logits_BV[:, self.pad_id] = -math.inf
+        row_B, length_B = torch.arange(n), torch.from_numpy(self.length_B[:n].copy())
+        last_B1 = self.ids_BJ[row_B, length_B - 1][:, None].to(self.device)
+        logits_BV = self.model(last_B1, self.cache.rows(0, n))[:, 0].double()
+        if self.gauge is None:
+            logits_BV = rounded(logits_BV)
+        if self.request.with_entropies:
+            self.entropy_BJ[row_B, length_B] = entropy(logits_BV).float().cpu()
+        chosen_B = self.choose(logits_BV)
         if self.grammar is not None:
-            logits_BV.masked_fill_(self.grammar.forbidden(n), -math.inf)
-        if not bool(logits_BV.amax(dim=-1).isfinite().all()):
-            self.explain_dead_end(logits_BV)
-        length_B = last_B + 1
-        ids_B = self.chooser.choose(logits_BV, length_B, self.uniform_BJ[row_B, length_B])
+            self.grammar.advance(chosen_B)
+        ids_B = chosen_B.cpu()
         self.ids_BJ[row_B, length_B] = ids_B
-        if self.grammar is not None:
-            self.grammar.advance(ids_B)
-        complete_B = (ids_B == self.end_id) | (length_B + 1 >= self.max_tokens)
-        return complete_B.nonzero()[:, 0].tolist()
+        self.length_B[:n] += 1
+        is_complete_B = (ids_B == self.request.end_id) | (length_B + 1 >= self.request.max_tokens)
+        return is_complete_B.nonzero()[:, 0].tolist()
 
-    def explain_dead_end(self, logits_BV: Tensor) -> None:
-        row = int((~logits_BV.amax(dim=-1).isfinite()).nonzero()[0, 0])
-        where = f"piece {self.piece_of_row[row]}, position {int(self.cache.length_B[row])}"
+    def choose(self, logits_BV: Tensor) -> Tensor:
+        """Return an id for each row, by exact logits where these are too close."""
+        n = len(logits_BV)
+        lengths = self.length_B[:n]
+        uniform_B = self.uniform_BJ[torch.arange(n), torch.from_numpy(lengths % UNIFORMS_AT_ONCE)].to(self.device)
+        forbidden_BV = self.pad_V[None] if self.grammar is None else self.grammar.forbidden(n) | self.pad_V
+        masked_BV = logits_BV.masked_fill(forbidden_BV, -math.inf)
+        margin = None
+        if self.gauge is not None:
+            if self.schedule.is_due():
+                self.check_finite(masked_BV)
+                self.gauge.observe(logits_BV[0], self.exact_logits(0))
+            margin = self.gauge.margin
+        ids_B, is_sure_B = self.request.chooser.choose(masked_BV, lengths, uniform_B, margin)
+        is_good_B = is_sure_B & masked_BV.amax(dim=-1).isfinite()
+        if bool(is_good_B.all()):
+            return ids_B
+        self.check_finite(masked_BV)
+        for row in (~is_sure_B).nonzero()[:, 0].tolist():
+            ids_B[row] = self.choose_exactly(row, logits_BV[row], forbidden_BV.expand(n, -1)[row], uniform_B)
+        return ids_B
+
+    def choose_exactly(self, row: int, fast_V: Tensor, forbidden_V: Tensor, uniform_B: Tensor) -> Tensor:
+        assert self.gauge is not None
+        exact_V = self.exact_logits(row)
+        self.gauge.observe(fast_V, exact_V)
+        masked_1V = exact_V.masked_fill(forbidden_V, -math.inf)[None]
+        one = slice(row, row + 1)
+        return self.request.chooser.choose(masked_1V, self.length_B[one], uniform_B[one]).ids_B[0]
+
+    def exact_logits(self, row: int) -> Tensor:
+        assert self.exact is not None
+        return self.exact.of(self.piece_of_row[row], self.context_ids(row))
+
+    def check_finite(self, logits_BV: Tensor) -> None:
+        """Raise ValueError where a row has nothing to choose from."""
+        is_dead_B = ~logits_BV.amax(dim=-1).isfinite()
+        if not bool(is_dead_B.any()):
+            return
+        row = int(is_dead_B.nonzero()[0, 0])
+        where = f"piece {self.piece_of_row[row]}, position {int(self.length_B[row])}"
         if bool((logits_BV[row] == -math.inf).all()):
             raise ValueError(f"the grammar allows no id here ({where})")
         raise ValueError(f"the model's logits are not finite; its weights are damaged or it has diverged ({where})")
 
     def piece(self, row: int) -> Tensor:
-        """Return a copy of the ids of one row so far, on the CPU."""
-        return self.ids_BJ[row, : int(self.cache.length_B[row]) + 1].cpu().clone()
+        """Return a copy of the ids of one row so far."""
+        return self.ids_BJ[row, : int(self.length_B[row])].clone()
+
+    def entropies(self, row: int, n_prompt: int) -> NDArray[np.float32]:
+        """Return a copy of the entropies of one row behind its prompt."""
+        return self.entropy_BJ[row, n_prompt : int(self.length_B[row])].numpy().copy()
 
     def drop(self, row: int) -> None:
         """Free a row by moving the last row in use into its place."""
@@ -192,16 +229,32 @@ class Sampler:
         if row == last:
             return
         self.piece_of_row[row] = piece
-        self.ids_BJ[row] = self.ids_BJ[last]
+        length = int(self.length_B[last])
+        for table in (self.ids_BJ, self.entropy_BJ):
+            table[row, :length] = table[last, :length]
         self.uniform_BJ[row] = self.uniform_BJ[last]
+        self.length_B[row], self.is_waiting_B[row] = length, self.is_waiting_B[last]
+        self.key_B[row], self.place_B[row] = self.key_B[last], self.place_B[last]
         self.cache.copy_row(last, row)
         if self.grammar is not None:
             self.grammar.copy_row(last, row)
 
 
+def entropy(logits_BV: Tensor) -> Tensor:
+    """Return the entropy of each row in nats."""
+    log_share_BV = logits_BV.log_softmax(-1)
+    return -(log_share_BV.exp() * log_share_BV).sum(dim=-1)
+
+
+def runs(is_in_B: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Yield the first row of each run of True and the one behind its last."""
+    edges = np.flatnonzero(np.diff(is_in_B, prepend=False, append=False)).tolist()
+    return zip(edges[::2], edges[1::2], strict=True)
+
+
 @torch.inference_mode()
 def sample(
-    model: Model,
+    model: SampledModel,
     prompts: Sequence[Tensor],
     piece_indices: Sequence[int],
     seed: int,
@@ -214,23 +267,31 @@ def sample(
     temperature: Callable[[int], float] | None = None,
     top_k: Callable[[int], int | None] | None = None,
     on_step: Callable[[int], bool | None] | None = None,
+    entropies: list[NDArray[np.float32]] | None = None,
 ) -> list[Tensor]:
-    """Continue each prompt until `end_id` or `config.max_tokens`; each piece is the same for any `batch_size`.
+    """Continue each prompt until `end_id` or `config.max_tokens`.
+
+    A piece depends on the weights, its prompt, the settings, `seed` and its piece index alone, not on `batch_size` or
+    on the pieces beside it: every id is the one that the model gives in float64.
 
     Args:
-        model: in any dtype, on any device; it is copied to float64 and left as it is.
-        prompts: one int64 vector of at least one id a piece; of any lengths.
-        piece_indices: names the random stream of each piece; see `piece_uniforms`.
-        grammar: only ids that it allows are drawn, and prompts must obey it; `pad_id` is never drawn.
+        model: runs in evaluation mode on the device of its weights; these stay as they are.
+        prompts: int64 vectors of at least one id, shorter than `max_tokens`, without `pad_id` and `end_id`.
+        piece_indices: keys of the pieces' random streams, one for each prompt.
+        grammar: masks ids that would break it; prompts must obey it. None: every id but padding may come. Tables
+            that stand on the model's device already are not copied.
+        end_id, pad_id: the id behind the last one, and the one that is never drawn.
         batch_size: rows in work at once; a row whose piece is complete takes the next prompt.
         temperature, top_k: functions of the number of ids so far, in place of the settings in `config`.
         on_step: called after each step with the number of ids drawn so far, in all pieces; True stops, and pieces
-            are returned as far as they are.
+            are returned as far as they are. The number may once begin anew: see sampling_precision.py.
+        entropies: is filled, in the order of `prompts`, with float32 vectors: for each id drawn the entropy in nats of
+            the model's distribution over all ids, before the grammar and the settings change it.
     Returns:
         int64 vectors on the CPU in the order of `prompts`, the prompt and a drawn `end_id` included.
     Raises:
-        ValueError: a prompt that is empty, complete, too long or forbidden; a grammar without a way on; a model whose
-            logits are not finite.
+        ValueError: a prompt that is empty, complete, too long or forbidden; a grammar without a way on; a context
+            that the model does not have; a model whose logits are not finite.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is below 1")
@@ -242,45 +303,83 @@ def sample(
         check_absent(prompt, f"prompt {i}", {"end": end_id, "padding": pad_id})
         if tables is not None:
             tables.follow(prompt.tolist(), f"prompt {i}: ")
-    device = model.embed.weight.device
-    pieces = [prompt.cpu().clone() for prompt in prompts]
-    sampler = Sampler(
-        copy.deepcopy(model).double().eval(),
-        Chooser.of(config, model.vocab_size, device=device, temperature=temperature, top_k=top_k),
-        tables,
-        batch_size=min(batch_size, max(len(prompts), 1)),
+    request = Request(
+        chooser=Chooser.of(config, model.vocab_size, temperature=temperature, top_k=top_k),
+        grammar=tables,
+        context=context_of(model, config, tables, end_id),
+        seed=seed,
         max_tokens=config.max_tokens,
         end_id=end_id,
         pad_id=pad_id,
+        with_entropies=entropies is not None,
     )
+    prompts = [prompt.cpu() for prompt in prompts]
+    n_rows = min(batch_size, max(len(prompts), 1))
+    pieces, found = None, []
+    if model.embed.weight.dtype != torch.float64:
+        with suppress(PrecisionLostError):  # which also frees the memory of the first attempt
+            pieces, found = write(Sampler(model, request, n_rows, is_exact=False), prompts, piece_indices, on_step)
+    if pieces is None:
+        pieces, found = write(Sampler(model, request, n_rows, is_exact=True), prompts, piece_indices, on_step)
+    if entropies is not None:
+        entropies[:] = found
+    return pieces
+
+
+def write(
+    sampler: Sampler,
+    prompts: Sequence[Tensor],
+    piece_indices: Sequence[int],
+    on_step: Callable[[int], bool | None] | None,
+) -> tuple[list[Tensor], list[NDArray[np.float32]]]:
+    """Return the pieces that begin with `prompts`, and the entropies of their ids if they are wanted."""
+    pieces = [prompt.clone() for prompt in prompts]
+    entropies = [np.empty(0, dtype=np.float32) for _ in prompts]
     waiting = deque(range(len(prompts)))
 
     def start_next(row: int) -> None:
         piece = waiting.popleft()
-        uniforms = piece_uniforms(seed, piece_indices[piece], config.max_tokens)
-        sampler.start(row, piece, pieces[piece].tolist(), uniforms)
+        sampler.start(row, piece, piece_indices[piece], prompts[piece])
 
-    for row in range(sampler.cache.batch_size):
-        if waiting:
-            start_next(row)
+    def keep(row: int) -> None:
+        piece = sampler.piece_of_row[row]
+        pieces[piece] = sampler.piece(row)
+        entropies[piece] = sampler.entropies(row, len(prompts[piece]))
+
+    for row in range(min(sampler.cache.batch_size, len(prompts))):
+        start_next(row)
     n_drawn = 0
     while sampler.piece_of_row:
         n_drawn += len(sampler.piece_of_row)
         # From the last row down: the row that `drop` moves is then never one that is complete itself.
         for row in reversed(sampler.step()):
-            pieces[sampler.piece_of_row[row]] = sampler.piece(row)
+            keep(row)
             if waiting:
                 start_next(row)
             else:
                 sampler.drop(row)
         if on_step is not None and on_step(n_drawn):
             break
-    for row, piece in enumerate(sampler.piece_of_row):
-        pieces[piece] = sampler.piece(row)
-    return pieces
+    for row in range(len(sampler.piece_of_row)):
+        keep(row)
+    return pieces, entropies
 
 
-def tables_for(model: Model, grammar: GrammarTables | GrammarArrays) -> GrammarTables:
+def context_of(
+    model: SampledModel, config: SamplingConfig, grammar: GrammarTables | None, end_id: int
+) -> SlidingContext:
+    if not isinstance(model.config, VaeConfig):
+        return SlidingContext.of(config, getattr(model, "max_length", None), grammar, end_id)
+    # Its latent stands for the tokens of one block, which cannot begin anew.
+    if config.context_tokens is not None and config.context_tokens < config.max_tokens:
+        raise ValueError(
+            f"context_tokens={config.context_tokens} is below max_tokens={config.max_tokens}, but a model with latents"
+            " looks back on its whole block"
+        )
+    return SlidingContext(config.max_tokens, config.max_tokens)
+
+
+def tables_for(model: SampledModel, grammar: GrammarTables | GrammarArrays) -> GrammarTables:
     device = model.embed.weight.device
     tables = grammar.to(device) if isinstance(grammar, GrammarTables) else GrammarTables.from_numpy(grammar, device)
     if tables.vocab_size != model.vocab_size:

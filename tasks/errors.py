@@ -46,6 +46,12 @@ class HomeError(OrchestrionError):
     exit_code = 1
 
 
+class SweepFailed(OrchestrionError):
+    """A sweep of which no point came to a result."""
+
+    exit_code = 1
+
+
 class Interrupted(OrchestrionError):
     """The user or the scheduler asked for a stop; what was done is saved."""
 

@@ -46,6 +46,10 @@ class Home:
         return self.root / "runs"
 
     @property
+    def sweeps(self) -> Path:
+        return self.root / "sweeps"
+
+    @property
     def generations(self) -> Path:
         return self.root / "generations"
 

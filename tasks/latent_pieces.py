@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.latents import ConditionedDecoder, slerp
-from models.registry import Model
+from models.registry import Model, SampledModel
 from models.vae import Vae
 from tasks.config import GenerateConfig
 from tasks.errors import ConfigError
@@ -58,7 +58,7 @@ def check_latents(model: Model, config: GenerateConfig, n_prompts: int) -> None:
         raise ConfigError(f"latents='path' goes from one prompt to another, but {n_prompts} are given")
 
 
-def with_latents(model: Model, plan: LatentPlan, seed: int, indices: Sequence[int]) -> Model | ConditionedDecoder:
+def with_latents(model: Model, plan: LatentPlan, seed: int, indices: Sequence[int]) -> SampledModel:
     """Return what `sample` takes for some pieces of a batch: the model, with their latents if it has any."""
     if not isinstance(model, Vae):
         return model

@@ -2,13 +2,16 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import EvaluateConfig, TrainConfig
 from tasks.dataset_card import dataset_card, table
 from tasks.datasets import DatasetVersion
-from tasks.home import Home, json_bytes, read_json
+from tasks.home import Home, json_bytes, read_json, write_atomically
+from tasks.sweep import FAILED, FINISHED, STOPPED, Row, SweepFolder
+from tasks.sweep_plot import draw_sweep
 from tasks.tracking import ModelVersion, Run
 
 if TYPE_CHECKING:  # these bring torch, which a rebuild can do without
@@ -198,33 +201,52 @@ def log_pipeline(run: Run, summary: Summary) -> None:
     run.describe(pipeline_card(summary))
 
 
-def sweep_row(overrides: Sequence[str], trained: Summary, scored: Summary) -> Summary:
-    """Return one line of a sweep's table."""
+def sweep_table(rows: Sequence[Row]) -> str:
+    """Return a sweep as Markdown, in the order of its rows."""
+    keys = list(rows[0]["values"])
+    header = ("point", *keys, "status", "step", "val loss", "bits per note", "nats per token", "accuracy", "model")
+    cells = []
+    for row in rows:
+        status = row["status"] + (f": {row['reason']}" if row["reason"] else "")
+        values = [str(row["values"][key]) for key in keys]
+        figures = [
+            "" if row[name] is None else f"{row[name]:.4f}"
+            for name in ("val_loss", "bits_per_note", "nll_per_token", "accuracy")
+        ]
+        line = (row["point"], *values, status, row["step"], *figures, row["model_version"])
+        cells.append([str(cell).replace("|", "\\|") for cell in line])
+    return table(cells, header) + "\n"
+
+
+def log_sweep(run: Run, folder: SweepFolder, rows: Sequence[Row]) -> list[Row]:
+    """Write a sweep's table and picture, send them to its run, and return the rows best first."""
+    ranked = folder.write_rows(rows)
+    if ranked[0]["status"] == FINISHED:
+        write_atomically(folder.picture, draw_sweep(folder.root.name, ranked))
+        run.log_file(folder.picture)
+        run.log_metrics({"sweep/best_bits_per_note": ranked[0]["bits_per_note"]})
+    run.log_file(folder.results)
+    run.log_file(folder.table)
+    run.log_text(sweep_table(ranked), "sweep.md")
+    run.describe(sweep_table(ranked))
+    return ranked
+
+
+def sweep_summary(folder: SweepFolder, run: Run, dataset: DatasetVersion, rows: Sequence[Row]) -> Summary:
+    """Return ids, paths and rows of a sweep, best first."""
+    counts = Counter(row["status"] for row in rows)
     return {
-        "settings": ", ".join(overrides),
-        "model_version": trained["model_version"],
-        "run_id": trained["run_id"],
-        **{key: scored["metrics"][key] for key in ("nll_per_token", "bits_per_note", "accuracy")},
+        "sweep": folder.root.name,
+        "sweep_dir": str(folder.root),
+        "results": str(folder.results),
+        "table": str(folder.table),
+        "plot": str(folder.picture),
+        "dataset_version": dataset.version,
+        "model_version": rows[0]["model_version"],
+        "metrics": {name: rows[0][name] for name in ("bits_per_note", "nll_per_token", "accuracy")},
+        "run_id": run.run_id,
+        "n_points": len(rows),
+        **{f"n_{status}": counts[status] for status in (FINISHED, STOPPED, FAILED)},
+        "runs": list(rows),
+        "best": rows[0],
     }
-
-
-def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a sweep as Markdown, best first."""
-    cells = [
-        (
-            row["settings"],
-            row["model_version"],
-            f"{row['bits_per_note']:.3f}",
-            f"{row['nll_per_token']:.4f}",
-            f"{row['accuracy']:.4f}",
-        )
-        for row in rows
-    ]
-    return table(cells, ("settings", "model", "bits per note", "nats per token", "accuracy")) + "\n"
-
-
-def log_sweep(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Send a sweep's table to its parent run."""
-    run.log_text(sweep_table(rows), "sweep.md")
-    run.log_metrics({"sweep/best_bits_per_note": rows[0]["bits_per_note"]})
-    run.describe(sweep_table(rows))

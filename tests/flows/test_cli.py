@@ -13,7 +13,7 @@ from tests.samples import small_corpus
 HEAVY = ("torch", "ray", "prefect", "mlflow")
 COMMANDS = [
     "rebuild", "train", "evaluate", "generate", "pipeline", "demo", "sweep", "datasets", "runs", "models", "presets",
-    "encode", "decode", "doctor", "ui", "deploy",
+    "encode", "decode", "doctor", "ui", "deploy", "compose",
 ]  # fmt: skip
 
 
@@ -25,7 +25,14 @@ def test_help_has_an_example(command: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["train", "--set", "train.n_step=1"], ["rebuild", "--nonsense"]]
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["train", "--set", "train.n_step=1"],
+        ["rebuild", "--nonsense"],
+        ["sweep", "--grid", "train.n_step=1,2"],
+    ],
 )
 def test_help_and_mistakes_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -45,6 +52,12 @@ def test_help_and_mistakes_import_nothing_heavy(arguments: list[str]) -> None:
         (["train", "--preset", "huge"], "unknown preset 'huge'"),
         (["sweep", "--grid", "train.n_steps"], "write it as key=a,b,c"),
         (["sweep", "--grid", "train.n_step=1,2"], "unknown key 'train.n_step'"),
+        (["sweep"], "nothing to sweep: give --grid"),
+        (["sweep", "--grid", "dataset.split_seed=1,2"], "dataset.split_seed cannot be swept: a sweep trains on one"),
+        (["sweep", "--grid", "train.model.n_heads=4,5"], "train.model.n_heads=5: train.model: d_model=128 is not a"),
+        (["sweep", "--search", "train.schedule.peak=uniform(0,1)"], "say with --samples how many"),
+        (["sweep", "--grid", "train.seed=1,2", "--concurrent", "0"], "concurrent=0 is below 1"),
+        (["sweep", "--grid", "train.seed=1,2"], "holds no dataset yet"),
         (["nonsense"], "No such command 'nonsense'"),
         (["generate", "-n", "0"], "n_pieces=0 is below 1"),
         (["rebuild", "--source", "/nowhere"], "source /nowhere does not exist"),

@@ -78,7 +78,7 @@ def test_a_scheduled_rebuild_and_a_triggered_training_run_finish(
     wait_for("finished rebuild", lambda: runs_of(address, "rebuild", "COMPLETED"), process, 180)
     assert list((home.datasets / "small" / "versions").glob("*/manifest.json"))
     deployments = call(address, "/deployments/filter", {})
-    assert {entry["name"] for entry in deployments} == {"rebuild", "train", "evaluate", "generate", "pipeline"}
+    assert {entry["name"] for entry in deployments} == {"rebuild", "train", "evaluate", "generate", "pipeline", "sweep"}
     train = next(entry for entry in deployments if entry["name"] == "train")
     schema = train["parameter_openapi_schema"]
     assert "n_layers" in json.dumps(schema)  # Prefect's form shows the nested settings

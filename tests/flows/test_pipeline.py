@@ -115,16 +115,6 @@ def test_a_prompt_is_continued(finished: Finished, tmp_path: Path) -> None:
     assert batch.name != summary["batch"]
 
 
-def test_a_sweep_ranks_its_runs(finished: Finished) -> None:
-    home, _, _ = finished
-    done = orchestrion(
-        home, "sweep", "--home", str(home), "--dataset", "small", "--json", *SETTINGS, "--grid", "train.n_steps=1,12"
-    )
-    result = last_json(done)
-    assert [row["settings"] for row in result["runs"]] == ["train.n_steps=12", "train.n_steps=1"]
-    assert result["best"]["bits_per_note"] < result["runs"][1]["bits_per_note"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

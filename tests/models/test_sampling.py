@@ -9,75 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from models.config import DecoderConfig, SamplingConfig
+from models.config import SamplingConfig
 from models.decoder import Decoder
 from models.grammar_mask import GrammarRows, GrammarTables
-from models.sampling import draw, keep_likeliest, piece_uniforms, sample
+from models.sampling import piece_uniforms, sample
+from models.sampling_choice import draw, keep_likeliest
 from tasks.music.tokenizers.oore import OoreTokenizer
-
-# A toy of music: 0 pads, 1 starts, 2 ends, 14 with 3-6 behind it opens slots 0-3, 7-10 close them, 11-13 are free.
-PAD, START, END, VOCAB_SIZE = 0, 1, 2, 15
-TINY = DecoderConfig(d_model=16, n_heads=4, n_layers=2, d_ff=32, max_relative_distance=12)
-
-
-def build_grammar(**changes: Any) -> Any:
-    next_state_SV = np.full((4, VOCAB_SIZE), -1, np.int16)  # before the start, body, behind 14, behind the end
-    next_state_SV[0, START] = 1
-    next_state_SV[1, 7:14] = 1
-    next_state_SV[1, 14] = 2
-    next_state_SV[1, END] = 3
-    next_state_SV[2, 3:7] = next_state_SV[2, 13] = 1
-    next_state_SV[3, PAD] = 3
-    opens_V, closes_V = np.full(VOCAB_SIZE, -1, np.int16), np.full(VOCAB_SIZE, -1, np.int16)
-    opens_V[3:7] = closes_V[7:11] = np.arange(4)
-    tables = {
-        "next_state_SV": next_state_SV,
-        "opens_V": opens_V,
-        "closes_V": closes_V,
-        "needs_all_closed_V": np.arange(VOCAB_SIZE) == END,
-        "time_V": np.where((np.arange(VOCAB_SIZE) >= 11) & (np.arange(VOCAB_SIZE) < 13), np.arange(VOCAB_SIZE) - 10, 0),
-        "n_slots": 4,
-        "start_state": 0,
-    }
-    return SimpleNamespace(**{**tables, **changes})
-
-
-def allowed_ids(grammar: SimpleNamespace, ids: list[int]) -> list[int]:
-    """The ids that may follow `ids`, by the rules themselves rather than by masks."""
-    state, open_slots = grammar.start_state, set[int]()
-    for token in ids:
-        state = int(grammar.next_state_SV[state, token])
-        assert state >= 0, f"id {token} in {ids}"
-        open_slots.discard(int(grammar.closes_V[token]))
-        if grammar.opens_V[token] >= 0:
-            open_slots.add(int(grammar.opens_V[token]))
-    return [
-        token
-        for token in range(len(grammar.opens_V))
-        if grammar.next_state_SV[state, token] >= 0
-        and int(grammar.opens_V[token]) not in open_slots
-        and (grammar.closes_V[token] < 0 or int(grammar.closes_V[token]) in open_slots)
-        and not (grammar.needs_all_closed_V[token] and open_slots)
-    ]
-
-
-def build_decoder(config: DecoderConfig = TINY, vocab_size: int = VOCAB_SIZE) -> Decoder:
-    torch.manual_seed(0)
-    decoder = Decoder(config, vocab_size)
-    torch.nn.init.normal_(decoder.embed.weight, std=0.3)
-    torch.nn.init.normal_(decoder.head.weight)  # decided opinions, so that a wrong position or distance shows
-    torch.nn.init.constant_(decoder.head.bias[END], -2.0)  # pieces of many lengths, some longer than the limits here
-    for name, parameter in decoder.named_parameters():
-        if name.endswith("relative_MD"):
-            torch.nn.init.normal_(parameter)
-    return decoder
-
-
-def build_prompts(n: int) -> list[Tensor]:
-    """Prompts of 1 to 7 ids that the toy grammar allows."""
-    return [torch.tensor([START, 11, 14, 3, 12, 7, 13][: 1 + 3 * i % 7]) for i in range(n)]
+from tests.models.toy_music import (
+    END,
+    PAD,
+    TINY,
+    VOCAB_SIZE,
+    allowed_ids,
+    build_decoder,
+    build_grammar,
+    build_prompts,
+)
 
 
 def run(
@@ -120,7 +68,8 @@ def choose_slowly(config: SamplingConfig, logits: dict[int, float], uniform: flo
     weights = {token: math.exp((logits[token] - logits[ranked[0]]) / config.temperature) for token in ranked}
     total, kept, mass = sum(weights.values()), [], 0.0
     for token in ranked:
-        if config.top_p is None or mass < config.top_p:
+        is_in_nucleus = config.top_p is None or mass < config.top_p
+        if is_in_nucleus and weights[token] >= (config.min_p or 0.0) * weights[ranked[0]]:
             kept.append(token)
         mass += weights[token] / total
     target, passed = uniform * sum(weights[token] for token in kept), 0.0
@@ -136,6 +85,8 @@ CONFIGS = [
     SamplingConfig(max_tokens=40, temperature=0.6, top_k=5),
     SamplingConfig(max_tokens=40, temperature=1.7, top_p=0.8),
     SamplingConfig(max_tokens=40, top_k=8, top_p=0.9),
+    SamplingConfig(max_tokens=40, temperature=1.3, min_p=0.1),
+    SamplingConfig(max_tokens=40, top_k=9, top_p=0.95, min_p=0.02),
     SamplingConfig(max_tokens=40, greedy=True),
 ]
 
@@ -147,7 +98,7 @@ def test_pieces_are_those_of_a_slow_sampler_without_a_cache(config: SamplingConf
     assert run(config, grammar=grammar, batch_size=4) == sample_slowly(config, 6, grammar)
 
 
-@pytest.mark.parametrize("config", CONFIGS[:4], ids=str)
+@pytest.mark.parametrize("config", CONFIGS[:-1], ids=str)
 def test_a_piece_is_the_same_in_any_batch(config: SamplingConfig) -> None:
     config = replace(config, max_tokens=60)
     grammar = build_grammar()
@@ -288,6 +239,9 @@ def test_uniforms_are_a_stable_stream_of_their_piece() -> None:
     assert uniforms.dtype == np.float64
     assert ((uniforms >= 0) & (uniforms < 1)).all()
     assert np.array_equal(piece_uniforms(3, 7, 10), uniforms[:10])
+    assert np.array_equal(piece_uniforms(3, 7, 10, first=500), uniforms[500:510])
+    with pytest.raises(ValueError, match="first=2 is not a multiple of 4"):
+        piece_uniforms(3, 7, 1, first=2)
     assert abs(uniforms.mean() - 0.5) < 0.05
     streams = {piece_uniforms(*key, 4).tobytes() for key in [(3, 7), (7, 3), (3, 8), (4, 7), (0, 0), (2**64 - 1, 0)]}
     assert len(streams) == 6
@@ -300,21 +254,22 @@ def test_uniforms_are_a_stable_stream_of_their_piece() -> None:
 
 def test_equal_logits_are_ranked_by_id() -> None:
     logits_BV = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]], dtype=torch.float64)
-    kept_BV = keep_likeliest(logits_BV, torch.tensor([2]), None).isfinite()
+    kept_BV = keep_likeliest(logits_BV, torch.tensor([2]))[0].isfinite()
     assert kept_BV.tolist() == [[False, True, True, False, False]]
 
 
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p() -> None:
     logits_BV = torch.tensor([[0.1, 0.5, 0.15, 0.25]], dtype=torch.float64).log()
     for top_p, kept in ((0.4, {1}), (0.6, {1, 3}), (0.76, {1, 3, 2}), (0.95, {0, 1, 2, 3})):
-        assert set(keep_likeliest(logits_BV, None, top_p).isfinite()[0].nonzero()[:, 0].tolist()) == kept
+        kept_BV = keep_likeliest(logits_BV, top_p=top_p)[0].isfinite()
+        assert set(kept_BV[0].nonzero()[:, 0].tolist()) == kept
 
 
 def test_draws_follow_the_running_sum_and_never_hit_what_is_forbidden() -> None:
     logits_BV = torch.tensor([-math.inf, 0.25, 0.5, -math.inf, 0.25, -math.inf], dtype=torch.float64)
     logits_BV = torch.where(logits_BV > 0, logits_BV.log(), logits_BV).expand(6, -1)
     uniform_B = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53], dtype=torch.float64)
-    assert draw(logits_BV, uniform_B).tolist() == [1, 1, 2, 2, 4, 4]
+    assert draw(logits_BV, uniform_B).ids_B.tolist() == [1, 1, 2, 2, 4, 4]
 
 
 def test_no_pieces_is_no_work() -> None:
@@ -385,7 +340,11 @@ def test_a_grammar_for_another_vocabulary_is_refused() -> None:
         (lambda: SamplingConfig(temperature=math.nan), "temperature=nan"),
         (lambda: SamplingConfig(top_k=0), "top_k=0 is below 1"),
         (lambda: SamplingConfig(top_p=0.0), "top_p=0.0 is outside"),
+        (lambda: SamplingConfig(min_p=1.1), "min_p=1.1 is outside"),
         (lambda: SamplingConfig(max_tokens=0), "max_tokens=0 is below 1"),
+        (lambda: SamplingConfig(context_tokens=1), "context_tokens=1 is below 2"),
+        (lambda: SamplingConfig(kept_tokens=0), "kept_tokens=0 is below 1"),
+        (lambda: SamplingConfig(context_tokens=8, kept_tokens=8), "kept_tokens=8 is not below context_tokens=8"),
     ],
 )
 def test_impossible_settings_are_refused(build: Callable[[], SamplingConfig], message: str) -> None:

@@ -198,7 +198,7 @@ def test_curves_have_a_point_for_each_interval(dataset: DatasetVersion, tmp_path
         (3, False), (5, True), (6, False), (7, False), (7, True),
     ]  # fmt: skip
     assert set(points[0]) == {"step", *(f"train/{name}" for name in (
-        "loss", "accuracy", "learning_rate", "grad_norm", "tokens_per_second", "skipped_steps",
+        "loss", "accuracy", "learning_rate", "grad_norm", "tokens_per_second", "skipped_steps", "tokens_out_of_reach",
     ))}  # fmt: skip
     assert all(np.isfinite(list(point.values())).all() for point in points)
 

@@ -1,0 +1,270 @@
+"""The commands of the composer: a piece made block by block, where each command is one step of a stored session."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows import environment
+from flows.cli_look import find_model, tracker_of
+from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, ModelOption, print_list
+from tasks.errors import ConfigError, NotFound
+from tasks.home import Home
+
+app = typer.Typer(
+    help="Make a piece block by block: a model proposes, you listen, accept, ask again or undo.",
+    no_args_is_help=True,
+    epilog="Example: orchestrion compose start tune --prompt theme.mid && orchestrion compose propose tune",
+)
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the session.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed and steps give the same piece.")]
+PromptOption = Annotated[str, typer.Option("--prompt", help="A MIDI file to go on from.")]
+PrimeOption = Annotated[
+    str,
+    typer.Option(
+        "--prime", help="Without --prompt, begin with: start (nothing), dataset (an excerpt), random (notes)."
+    ),
+]
+PrimeTokensOption = Annotated[int, typer.Option("--prime-tokens", min=8, help="Length of such a beginning, about.")]
+BlockTokensOption = Annotated[
+    int | None, typer.Option("--block-tokens", help="Length of a block, at least; up to the next note boundary.")
+]
+BlockNotesOption = Annotated[int | None, typer.Option("--block-notes", help="Length of a block in notes instead.")]
+ContextOption = Annotated[
+    int | None, typer.Option("--context-tokens", help="How far back the model looks, 0: as far as it can.")
+]
+TemperatureOption = Annotated[float | None, typer.Option("--temperature", help="Above 1 is wilder, below 1 tamer.")]
+TopKOption = Annotated[int | None, typer.Option("--top-k", help="Draw from the likeliest so many tokens.")]
+TopPOption = Annotated[float | None, typer.Option("--top-p", help="Draw from the likeliest with this probability.")]
+OutOption = Annotated[
+    Path | None, typer.Option("-o", "--out", help="MIDI file to write; by default piece.mid in the session's folder.")
+]
+
+_STEPS = ("seed", "propose", "accept", "undo", "save")
+
+
+@app.command(epilog="Example: orchestrion compose start tune --seed 7 --prompt theme.mid --block-notes 64")
+def start(
+    name: NameArgument,
+    model: ModelOption = "",
+    seed: SeedOption = 0,
+    prompt: PromptOption = "",
+    prime: PrimeOption = "start",
+    prime_tokens: PrimeTokensOption = 256,
+    block_tokens: BlockTokensOption = None,
+    block_notes: BlockNotesOption = None,
+    context_tokens: ContextOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Begin a session: choose a model, and what the piece begins with."""
+    config = _config(
+        None, seed=seed, block_tokens=block_tokens, block_notes=block_notes, context_tokens=context_tokens,
+        temperature=temperature, top_k=top_k, top_p=top_p,
+    )  # fmt: skip
+    with _locked(home, name, "start", create=True) as session:
+        begun = _start(session, model, config, prime, prompt, prime_tokens)
+        _print_state(session.describe(begun), as_json)
+
+
+@app.command(epilog="Example: orchestrion compose propose tune --temperature 1.1")
+def propose(
+    name: NameArgument,
+    block_tokens: BlockTokensOption = None,
+    block_notes: BlockNotesOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Let the model write the next block, or another in its place, as MIDI to listen to; options are for it only."""
+    given = {
+        "block_tokens": block_tokens, "block_notes": block_notes, "temperature": temperature, "top_k": top_k,
+        "top_p": top_p,
+    }  # fmt: skip
+    with _locked(home, name, "propose") as session:
+        proposed = session.propose(_config(session.read().config, **given))
+        _print_state(session.describe(proposed), as_json)
+
+
+@app.command(epilog="Example: orchestrion compose accept tune")
+def accept(name: NameArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Make the proposal part of the piece."""
+    with _locked(home, name, "accept") as session:
+        _print_state(session.describe(session.accept()), as_json)
+
+
+@app.command(epilog="Example: orchestrion compose undo tune")
+def undo(name: NameArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Take the last accepted block away again; any number of times."""
+    with _locked(home, name, "undo") as session:
+        _print_state(session.describe(session.undo()), as_json)
+
+
+@app.command(epilog="Example: orchestrion compose save tune -o tune.mid")
+def save(
+    name: NameArgument, out: OutOption = None, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False
+) -> None:
+    """Write the accepted piece as MIDI, and beside it where it comes from as JSON."""
+    with _locked(home, name, "save") as session:
+        _print_saved(session.save(out), as_json)
+
+
+@app.command(epilog="Example: orchestrion compose show tune")
+def show(name: NameArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show a session: its piece, its blocks, what is proposed."""
+    from tasks.composer_sessions import SessionFolder
+
+    session = SessionFolder(Home.at(home), name)
+    _print_state(session.describe(session.read()), as_json)
+
+
+@app.command("list", epilog="Example: orchestrion compose list --json")
+def list_all(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """List the sessions; one that cannot be read is listed with what is wrong."""
+    from tasks.composer_sessions import SessionFolder, list_sessions
+    from tasks.errors import OrchestrionError
+
+    where = Home.at(home)
+    rows: list[dict[str, Any]] = []
+    for name in list_sessions(where):
+        try:
+            session = SessionFolder(where, name).read()
+        except OrchestrionError as error:
+            rows.append({"session": name, "problem": str(error)})
+        else:
+            pending = session.proposal is not None
+            facts = {"model_version": session.model.reference, "n_blocks": len(session.blocks), "pending": pending}
+            rows.append({"session": name, **facts, "n_tokens": len(session.ids), "problem": ""})
+    columns = ("session", "model_version", "n_blocks", "n_tokens", "pending", "problem")
+    rows = rows if as_json else [dict.fromkeys(columns, "-") | row for row in rows]
+    print_list(rows, columns, as_json, "sessions")
+
+
+@app.command(epilog='Example: orchestrion compose run tune "seed propose propose accept accept undo save"')
+def run(
+    name: NameArgument,
+    script: Annotated[
+        str,
+        typer.Argument(
+            metavar="STEPS",
+            help="seed (start the session), propose, accept (proposes first where nothing waits), undo, save.",
+        ),
+    ],
+    model: ModelOption = "",
+    seed: SeedOption = 0,
+    prompt: PromptOption = "",
+    prime: PrimeOption = "start",
+    prime_tokens: PrimeTokensOption = 256,
+    block_tokens: BlockTokensOption = None,
+    block_notes: BlockNotesOption = None,
+    context_tokens: ContextOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    out: OutOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Take several steps in one process; options are those of start, and count for seed."""
+    steps = script.split()
+    unknown = [step for step in steps if step not in _STEPS]
+    if unknown or not steps:
+        raise ConfigError(f"unknown step {' '.join(unknown[:1])!r}; known: {', '.join(_STEPS)}")
+    config = _config(
+        None, seed=seed, block_tokens=block_tokens, block_notes=block_notes, context_tokens=context_tokens,
+        temperature=temperature, top_k=top_k, top_p=top_p,
+    )  # fmt: skip
+    saved = None
+    with _locked(home, name, "run", create="seed" in steps) as session:
+        for step in steps:
+            if step == "seed":
+                _start(session, model, config, prime, prompt, prime_tokens)
+            elif step == "save":
+                saved = session.save(out)
+            else:
+                if step == "accept" and session.read().proposal is None:
+                    session.propose()
+                getattr(session, step)()
+        if saved and steps[-1] == "save":
+            _print_saved(saved, as_json)
+        else:
+            _print_state(session.describe(session.read()), as_json)
+
+
+def _locked(home: str, name: str, command: str, create: bool = False) -> Any:
+    from tasks.composer_sessions import locked_session
+
+    environment.configure_logging(0)
+    environment.set_defaults()  # before torch: its threads must not wait for each other in a busy loop
+    return locked_session(Home.at(home), name, f"orchestrion compose {command} {name}", create)
+
+
+def _config(base: Any, **given: Any) -> Any:
+    """Return `base`, or the default settings, with what was given on the command line."""
+    import dataclasses
+
+    from tasks.composer import ComposerConfig
+
+    changes = {key: value for key, value in given.items() if value is not None}
+    if "block_tokens" in changes and "block_notes" not in changes:
+        changes["block_notes"] = 0  # of a session with blocks in notes, this one in tokens
+    try:
+        return dataclasses.replace(base or ComposerConfig(), **changes)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _start(session: Any, reference: str, config: Any, prime: str, prompt: str, prime_tokens: int) -> Any:
+    if prime not in ("start", "dataset", "random"):
+        raise ConfigError(f"--prime {prime}: known are start, dataset, random")
+    if prompt and prime != "start":
+        raise ConfigError(f"--prompt {prompt} and --prime {prime} are two beginnings; give one of them")
+    if prompt and not Path(prompt).exists():
+        raise NotFound(f"prompt {prompt} does not exist")
+    model = find_model(session.home, reference)
+    tracker = tracker_of(session.home)
+    assert tracker is not None  # `find_model` would have said so
+    return session.start(model, tracker.fetch(model), config, "midi" if prompt else prime, prompt, prime_tokens)
+
+
+def _print_saved(saved: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(saved))
+    else:
+        typer.echo(f"{saved['path']}: {saved['n_notes']} notes, {saved['seconds']:g} s, {len(saved['blocks'])} blocks")
+
+
+def _print_state(state: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(state))
+        return
+    primer, pending, statistics = state["primer"], state["pending"], state["statistics"]
+    begins = " ".join(filter(None, (primer["kind"], primer["name"])))
+    lines = {
+        "session": state["session"],
+        "model": f"{state['model_version']} ({state['encoding']})",
+        "piece": f"{state['n_notes']} notes, {state['seconds']:g} s, {state['n_tokens']} tokens"
+        + (", ended" if state["ended"] else ""),
+        "begins with": f"{begins}: {primer['n_notes']} notes",
+    }
+    for block in state["blocks"]:
+        lines[f"block {block['number']}"] = _block_line(block)
+    if pending:
+        ends = ", ends the piece" if pending["ends"] else ""
+        lines["proposed"] = f"{_block_line(pending)}, to {pending['seconds']:g} s{ends}"
+        lines["listen to"] = f"{pending['midi']} or, alone, {pending['block_midi']}"
+    shown = ("notes_per_second", "polyphony", "pitch_min", "pitch_max", "scale_consistency")
+    lines["statistics"] = ", ".join(f"{key} {statistics[key]:.4g}" for key in shown)
+    for label, text in lines.items():
+        typer.echo(f"{label:>12}  {text}")
+
+
+def _block_line(block: dict[str, Any]) -> str:
+    return f"{block['n_notes']} notes, {block['n_tokens']} tokens (proposal {block['proposal']})"

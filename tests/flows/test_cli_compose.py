@@ -1,0 +1,134 @@
+"""The composer from the command line: each command is one step, and a script takes several."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tasks.checkpoints import exported
+from tasks.home import Home
+from tasks.music.score import read_midi, write_midi
+from tasks.music.tokenizers.oore import OoreConfig
+from tasks.tracking import Tracker
+from tests.builders import make_score, note_rows
+from tests.flows.conftest import last_json, orchestrion
+from tests.tasks.test_composer import random_checkpoint
+
+THEME = [(0, 480, 60, 64), (480, 480, 64, 72), (960, 480, 67, 80)]  # C4 E4 G4, on the encoding's grid
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, quiet_environment: Path) -> Path:
+    """A home with one registered model that has learned nothing."""
+    where = Home.at(tmp_path_factory.mktemp("compose") / "home")
+    where.prepare()
+    checkpoint = random_checkpoint(where.root, OoreConfig())
+    path = str(checkpoint.relative_to(where.root))
+    facts = {"preset": "small", "dataset": "small@0123456789abcdef", "checkpoint": path}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with Tracker(where).open_run("orchestrion/training", "r") as run, exported(checkpoint, facts) as folder:
+            run.register_model("small", folder, facts)
+    return where.root
+
+
+def theme(folder: Path) -> str:
+    path = folder / "theme.mid"
+    path.write_bytes(write_midi(make_score(THEME)))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_one_command_is_one_step(home: Path, tmp_path: Path) -> None:
+    def step(*arguments: str) -> dict:
+        return last_json(orchestrion(tmp_path, "compose", *arguments, "--home", str(home), "--json"))
+
+    begun = step("start", "tune", "--seed", "7", "--prompt", theme(tmp_path), "--block-notes", "8")
+    assert (begun["model_version"], begun["n_notes"], begun["blocks"], begun["pending"]) == ("small@1", 3, [], None)
+    first, second = step("propose", "tune")["pending"], step("propose", "tune", "--temperature", "0.8")["pending"]
+    assert (first["proposal"], second["proposal"]) == (0, 1)
+    assert second["config"]["temperature"] == 0.8
+    assert min(first["n_notes"], second["n_notes"]) >= 8
+    heard = read_midi(Path(second["midi"]))
+    accepted = step("accept", "tune")
+    assert accepted["n_notes"] == len(heard.notes.pitch) == 3 + second["n_notes"]
+    out = tmp_path / "tune.mid"
+    saved = step("save", "tune", "-o", str(out))
+    assert saved["midi_sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    written = note_rows(read_midi(out))
+    assert Counter(note_rows(heard)) == Counter(written)
+    assert Counter(THEME) <= Counter(written)
+    assert step("undo", "tune")["n_tokens"] == begun["n_tokens"]
+    assert step("show", "tune")["n_steps"] == 5
+    listed = step("list")["sessions"]
+    assert [row["session"] for row in listed if not row["problem"]] == ["tune"]
+    shown = orchestrion(tmp_path, "compose", "show", "tune", "--home", str(home)).stdout
+    assert "midi theme.mid: 3 notes" in shown
+
+
+@pytest.mark.slow
+def test_a_script_is_many_steps_and_gives_the_same_bytes_again(home: Path, tmp_path: Path) -> None:
+    written = []
+    for name in ("one", "one-again"):
+        where, out = tmp_path / name, tmp_path / name / "x.mid"
+        where.mkdir()
+        saved = last_json(
+            orchestrion(
+                tmp_path, "compose", "run", name, "seed propose propose accept accept undo save", "--seed", "3",
+                "--block-tokens", "32", "-o", str(out), "--home", str(home), "--json",
+            )
+        )  # fmt: skip
+        assert [(block["number"], block["proposal"]) for block in saved["blocks"]] == [(0, 1)]
+        written.append(note_rows(read_midi(out)))
+    assert written[0] == written[1] != []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["accept", "nobody"], "no session 'nobody'"),
+        (["show", "nobody"], "no session 'nobody'"),
+        (["start", "a/b"], "session name 'a/b' is not"),
+        (["start", "x", "--model", "huge"], "no model 'huge'"),
+        (["start", "x", "--prompt", "/nowhere.mid"], "prompt /nowhere.mid does not exist"),
+        (["start", "x", "--prime", "noise"], "known are start, dataset, random"),
+        (["start", "x", "--block-tokens", "0"], "block_tokens=0 is outside 1-"),
+        (["start", "x", "--temperature", "0"], "temperature=0"),
+        (["run", "x", "seed dance"], "unknown step 'dance'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes_end_with_one_line_and_leave_no_session(
+    home: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    done = orchestrion(tmp_path, "compose", *arguments, "--home", str(home))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert not (home / "sessions" / "x").exists()
+
+
+@pytest.mark.slow
+def test_a_damaged_session_is_listed_with_what_is_wrong(home: Path, tmp_path: Path) -> None:
+    broken = home / "sessions" / "broken"
+    broken.mkdir(parents=True)
+    (broken / "session.json").write_text('{"format": 1')
+    rows = last_json(orchestrion(tmp_path, "compose", "list", "--home", str(home), "--json"))["sessions"]
+    assert "is damaged" in {row["session"]: row["problem"] for row in rows}["broken"]
+    done = orchestrion(tmp_path, "compose", "propose", "broken", "--home", str(home))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_gone_comes_from_the_registry(home: Path, tmp_path: Path) -> None:
+    script = ["compose", "run", "lone", "--home", str(home), "--block-tokens", "16", "--json"]
+    last_json(orchestrion(tmp_path, *script, "seed"))
+    (home / "runs").rename(tmp_path / "runs")
+    try:
+        assert last_json(orchestrion(tmp_path, *script, "propose"))["pending"]["n_tokens"] >= 16
+    finally:
+        (tmp_path / "runs").rename(home / "runs")
