@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ class Prompt:
     name: str
     sha256: str
     ids: tuple[int, ...]  # <start> included
+    n_whole: int = 0  # tokens of the whole of it
     window: tuple[int, ...] = ()  # as much of it as a model with latents makes one of; else empty
 
 
@@ -57,6 +59,16 @@ class GenerateJob:
     config: GenerateConfig
     lineage: dict[str, str]
     folder: Path
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MadePiece:
+    """A finished piece: its sidecar, what it continues, and what was measured while it was sampled."""
+
+    sidecar: dict[str, Any]
+    prompt: Prompt
+    entropies: np.ndarray
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +116,17 @@ def _encode_prompt(loaded: LoadedModel, config: GenerateConfig, name: str, data:
     sha256 = hashlib.sha256(data).hexdigest()
     if config.latents == "prior":
         ids = tokenizer.encode(batch).ids
-        ids = ids[: min(config.prompt_tokens, len(ids) - 1)]  # a whole short piece: without its <end>
-        return Prompt(name, sha256, tuple(ids.tolist()))
+        n_whole, ids = (
+            len(ids),
+            ids[: min(config.prompt_tokens, len(ids) - 1)],
+        )  # a whole short piece: without its <end>
+        return Prompt(name, sha256, tuple(ids.tolist()), n_whole)
     assert isinstance(loaded.model, Vae)
     bars = int(loaded.state["dataset"].get("window_bars", 0))
     if bars:
         batch = cut_windows(batch, bars, bars)[0].take(np.array([0]))
-    window = tokenizer.encode(batch).ids[: loaded.model.max_length]
-    return Prompt(name, sha256, (tokenizer.start_id,), tuple(window.tolist()))
+    ids = tokenizer.encode(batch).ids
+    return Prompt(name, sha256, (tokenizer.start_id,), len(ids), tuple(ids[: loaded.model.max_length].tolist()))
 
 
 def _prompt_files(prompt: Path) -> list[tuple[str, Path]]:
@@ -208,16 +223,17 @@ def _compose(
 ) -> dict[str, Any]:
     """Fill the jobs' folder with a batch; return its manifest, the last file written."""
     folder = jobs[0].folder
-    sidecars: list[dict[str, Any]] = []
+    made: list[MadePiece] = []
     if config.n_workers == 1:
         for job in jobs:
-            sidecars += generate_pieces(job)
+            made += generate_pieces(job)
             if on_pieces:
                 on_pieces(len(job.indices))
     else:
         report = on_pieces or (lambda n: None)
-        made = cluster.run_over(generate_pieces, jobs, lambda done: report(len(done)), max_in_flight=config.n_workers)
-        sidecars += [sidecar for done in made for sidecar in done]
+        done = cluster.run_over(generate_pieces, jobs, lambda some: report(len(some)), max_in_flight=config.n_workers)
+        made += [piece for some in done for piece in some]
+    sidecars = [piece.sidecar for piece in made]
     manifest = lineage | {
         "config": to_json(config)
         | dict.fromkeys(("batch_size", "n_workers", "prompt", "prompt_to")),  # see each sidecar's prompt
@@ -227,16 +243,48 @@ def _compose(
         "statistics": _means([piece["statistics"] for piece in sidecars]),
     }
     write_atomically(folder / "gallery.html", _gallery(folder, sidecars, manifest).encode())
+    write_atomically(folder / "results.json", json_bytes(results_of(made)))
     write_atomically(folder / "manifest.json", json_bytes(manifest))
     return manifest
 
 
-def generate_pieces(job: GenerateJob) -> list[dict[str, Any]]:
-    """Sample some pieces and write their files; return their sidecars."""
+def results_of(made: list[MadePiece]) -> dict[str, Any]:
+    """Return lengths, entropies and times; measured, so that they are not the same bytes in every run of a batch.
+
+    Lengths are in tokens: `original_length` of all of a prompt's file, `prompt_length` of what was taken of it.
+    Entropies are in nats, of the model's distribution at each token drawn. `generation_time` is a piece's share of the
+    seconds that its job took to sample.
+    """
+    rows = [
+        {
+            "piece": piece.sidecar["name"],
+            "prompt": piece.prompt.name or None,
+            "prompt_length": len(piece.prompt.ids),
+            "generated_length": len(piece.entropies),
+            "original_length": piece.prompt.n_whole or None,
+            "ended_with_eos": piece.sidecar["ended"],
+            "entropy": round(float(np.mean(piece.entropies)), 4) if len(piece.entropies) else None,
+            "generation_time": round(piece.seconds, 4),
+            "entropies": [round(float(entropy), 3) for entropy in piece.entropies],
+        }
+        for piece in made
+    ]
+    means = [row["entropy"] for row in rows if row["entropy"] is not None]
+    return {
+        "mean_entropy": round(float(np.mean(means)), 4) if means else None,
+        "mean_generation_time": round(float(np.mean([row["generation_time"] for row in rows])), 4),
+        "pieces": rows,
+    }
+
+
+def generate_pieces(job: GenerateJob) -> list[MadePiece]:
+    """Sample some pieces and write their files."""
+    started = time.perf_counter()
     loaded = load_model(job.checkpoint)
     tokenizer = loaded.tokenizer
     max_open = round(job.config.max_note_seconds * tokenizer.units_per_second)
     limit = loaded.model.max_length if isinstance(loaded.model, Vae) else job.config.sampling.max_tokens
+    entropies: list[np.ndarray] = []
     sampled = sample(
         with_latents(loaded.model, job.latents, job.config.seed, job.indices),
         [torch.tensor(prompt.ids) for prompt in job.prompts],
@@ -247,10 +295,12 @@ def generate_pieces(job: GenerateJob) -> list[dict[str, Any]]:
         end_id=tokenizer.end_id,
         pad_id=tokenizer.pad_id,
         batch_size=job.config.batch_size,
+        entropies=entropies,
     )
+    seconds = (time.perf_counter() - started) / len(sampled)
     return [
-        write_piece(job, index, prompt, ids.numpy(), tokenizer)
-        for index, prompt, ids in zip(job.indices, job.prompts, sampled, strict=True)
+        MadePiece(write_piece(job, index, prompt, ids.numpy(), tokenizer), prompt, entropy, seconds)
+        for index, prompt, ids, entropy in zip(job.indices, job.prompts, sampled, entropies, strict=True)
     ]
 
 

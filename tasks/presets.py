@@ -302,8 +302,8 @@ def orchestrion_small() -> PipelineConfig:
 
 def orchestrion_small_tiny() -> PipelineConfig:
     """The twin of `orchestrion_small` for two minutes on two cores."""
-    model = replace(MODERN, d_model=128, n_heads=4, n_layers=3, d_ff=256, dropout=0.0)
-    config = tiny(orchestrion_small(), "orchestrion_small_tiny", model, n_steps=1300, peak=6e-3)
+    model = replace(MODERN, d_model=128, n_heads=4, n_layers=2, d_ff=256, dropout=0.0)
+    config = tiny(orchestrion_small(), "orchestrion_small_tiny", model, n_steps=1900, peak=6e-3)
     return replace(config, generate=replace(config.generate, max_note_seconds=5.0))
 
 

@@ -68,10 +68,11 @@ def config_of(**settings: Any) -> GenerateConfig:
 
 
 def files_of(folder: Path) -> dict[str, str]:
+    """Return a digest of each file but the one with what was measured."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != "results.json"
     }
 
 
@@ -102,6 +103,27 @@ def test_every_file_is_the_same_for_any_batch_size(home: Home, setup: Setup) -> 
         other = compose(home, setup, batch_size=batch_size, prompt=str(setup.prompts))
         assert other.name == first.name
         assert files_of(other.folder) == files
+
+
+def test_results_tell_lengths_entropies_and_times(home: Home, setup: Setup) -> None:
+    batch = silent(home, setup, prompt=str(setup.prompts), prompt_tokens=20)
+    results = json.loads((batch.folder / "results.json").read_text())
+    sidecars = sidecars_of(batch)
+    assert [row["piece"] for row in results["pieces"]] == [sidecar["name"] for sidecar in sidecars]
+    for row, sidecar in zip(results["pieces"], sidecars, strict=True):
+        assert row["prompt"] == sidecar["prompt"]["name"]
+        assert row["prompt_length"] == sidecar["prompt"]["n_tokens"] <= 20
+        assert row["prompt_length"] < row["original_length"]
+        assert row["prompt_length"] + row["generated_length"] == sidecar["n_tokens"]
+        assert row["ended_with_eos"] == sidecar["ended"]
+        assert len(row["entropies"]) == row["generated_length"]
+        assert row["entropy"] == pytest.approx(np.mean(row["entropies"]), abs=1e-3)
+        assert 0 < row["entropy"] < np.log(416)
+        assert row["generation_time"] > 0
+    assert results["mean_entropy"] == pytest.approx(np.mean([row["entropy"] for row in results["pieces"]]), abs=1e-4)
+    alone = silent(home, setup)
+    rows = json.loads((alone.folder / "results.json").read_text())["pieces"]
+    assert {(row["prompt"], row["original_length"], row["prompt_length"]) for row in rows} == {(None, None, 1)}
 
 
 @pytest.mark.slow
