@@ -11,8 +11,8 @@ from models.config import SamplingConfig
 from models.training import first_beta, learning_rate
 from tasks import train
 from tasks.checkpoints import CheckpointFolder, load_model
-from tasks.config import EvaluateConfig, GenerateConfig, PipelineConfig, TrainConfig
-from tasks.datasets import DatasetVersion
+from tasks.config import EvaluateConfig, GenerateConfig, PipelineConfig, TrainConfig, digest
+from tasks.datasets import DatasetVersion, resolve_dataset
 from tasks.errors import BadScore, ConfigError
 from tasks.evaluate import evaluate_model
 from tasks.generate import generate_batch, read_prompts
@@ -38,9 +38,13 @@ def corpus(home: Home) -> Path:
 
 
 def dataset_of(name: str, home: Home, corpus: Path) -> DatasetVersion:
+    """Return the dataset of a preset, built once for all that share it."""
     config = build_preset(name).dataset
+    built = f"for_{digest(config)[:8]}"
+    if (home.datasets / built).exists():
+        return resolve_dataset(home, built)
     return small_dataset(
-        home, corpus, name=f"for_{name}", encoding=config.encoding, windows=config.windows, augment=config.augment
+        home, corpus, name=built, encoding=config.encoding, windows=config.windows, augment=config.augment
     )
 
 
