@@ -93,6 +93,24 @@ def propose(
         _print_state(session.describe(proposed), as_json)
 
 
+@app.command(epilog="Example: orchestrion compose grow tune --blocks 300")
+def grow(
+    name: NameArgument,
+    blocks: Annotated[int, typer.Option("--blocks", min=1, help="How many blocks to add.")] = 10,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Let the model add block after block, all accepted; Ctrl-C stops, and what is there is kept."""
+    with _locked(home, name, "grow") as session:
+        primer = session.read().primer
+
+        def tell(grown: Any) -> None:
+            n_notes = primer.n_notes + sum(block.n_notes for block in grown.blocks)
+            typer.echo(f"block {len(grown.blocks)}: {len(grown.ids)} tokens, {n_notes} notes", err=as_json)
+
+        _print_state(session.describe(session.grow(blocks, tell)), as_json)
+
+
 @app.command(epilog="Example: orchestrion compose accept tune")
 def accept(name: NameArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Make the proposal part of the piece."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from models.config import SamplingConfig
 from tasks.errors import OrchestrionError
+from tasks.music.grammar import Grammar
 from tasks.music.note_boundaries import boundary_places
 from tasks.music.tokenizers.base import Tokenizer
 
@@ -155,13 +156,16 @@ class Session:
         return bool(self.blocks) and self.blocks[-1].ids[-1] == end_id
 
 
-def propose(session: Session, loaded: "LoadedModel", config: ComposerConfig | None = None) -> Session:
+def propose(
+    session: Session, loaded: "LoadedModel", config: ComposerConfig | None = None, may_end: bool = True
+) -> Session:
     """Return the session with a new proposal for the next block, in place of the one that waited.
 
     The ids depend on the model, the accepted ids, the settings, the block's number and the proposal's number.
 
     Args:
         config: for this proposal only; the session's by default.
+        may_end: let the model end the piece with the block.
     Raises:
         OrchestrionError: the piece has ended, or the model finds no note boundary, or too few notes.
     """
@@ -175,7 +179,7 @@ def propose(session: Session, loaded: "LoadedModel", config: ComposerConfig | No
         raise OrchestrionError(f"session {session.name}: no more than {_LIMIT} blocks and proposals")
     counts[number] += 1
     before = session.ids
-    ids = _BlockWriter(loaded, before, config, number, proposal).write()
+    ids = _BlockWriter(loaded, before, config, number, proposal, may_end).write()
     n_notes = count_notes(tokenizer, [*before, *ids]) - count_notes(tokenizer, before)
     block = Block(number=number, proposal=proposal, n_notes=n_notes, config=config, ids=tuple(ids))
     return _after(replace(session, proposal=block, n_proposals=tuple(counts)), "propose", block)
@@ -209,6 +213,13 @@ def _after(session: Session, step: Literal["propose", "accept", "undo"], block: 
     return replace(session, history=(*session.history, event))
 
 
+def without_end(grammar: Grammar, end_id: int) -> Grammar:
+    """Return the grammar of pieces that never end."""
+    next_state = grammar.next_state_SV.copy()
+    next_state[:, end_id] = -1
+    return replace(grammar, next_state_SV=next_state)
+
+
 def count_notes(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
     """Return the notes in ids, those that still sound included."""
     return len(tokenizer.decode(np.array(ids)).notes.pitch)
@@ -218,12 +229,19 @@ class _BlockWriter:
     """Lets a model go on from some ids until it has written enough, and cuts where no note is torn."""
 
     def __init__(
-        self, loaded: "LoadedModel", ids: Sequence[int], config: ComposerConfig, number: int, proposal: int
+        self,
+        loaded: "LoadedModel",
+        ids: Sequence[int],
+        config: ComposerConfig,
+        number: int,
+        proposal: int,
+        may_end: bool,
     ) -> None:
         from models.sampling import GrammarTables
 
         self.loaded, self.tokenizer, self.grammar = loaded, loaded.tokenizer, loaded.tokenizer.grammar
-        self.tables = GrammarTables.from_numpy(self.grammar)
+        self.rules = self.grammar if may_end else without_end(self.grammar, self.tokenizer.end_id)
+        self.tables = GrammarTables.from_numpy(self.rules)
         self.config, self.number, self.proposal = config, number, proposal
         self.ids, self.begin = list(ids), len(ids)
         self.n_notes_before = count_notes(self.tokenizer, ids) if config.block_notes else 0
@@ -300,7 +318,7 @@ class _BlockWriter:
         longest = max(round(_LONGEST_SECONDS * self.tokenizer.units_per_second), 1)
         for _ in range(_CLOSING_CALLS):
             # At 1, all that sounds is ended as soon as time passes.
-            self.extend(_SLACK, GrammarTables.from_numpy(self.grammar, max_open=longest))
+            self.extend(_SLACK, GrammarTables.from_numpy(self.rules, max_open=longest))
             place = self.first_end()
             if place is not None:
                 return place

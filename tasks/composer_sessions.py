@@ -7,7 +7,7 @@ refused meanwhile.
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -216,6 +216,19 @@ class SessionFolder:
         self.write(session)
         write_atomically(self.proposal_path, write_midi(after, self.name))
         write_atomically(self.block_path, write_midi(added_notes(before, after), f"{self.name} block"))
+        return session
+
+    def grow(self, n_blocks: int, on_block: Callable[[Session], None]) -> Session:
+        """Add blocks one after the other, each of which is the session's own once it is told to `on_block`.
+
+        The model does not end the piece. Memory does not grow with it but for the ids. Killed at any time, the session
+        holds all blocks that were told.
+        """
+        session = self.read()
+        self._drop_midi()
+        for _ in range(n_blocks):
+            session = self.write(composer.accept(composer.propose(session, self.loaded, may_end=False)))
+            on_block(session)
         return session
 
     def accept(self) -> Session:

@@ -257,6 +257,32 @@ def test_an_ended_piece_is_opened_again_by_undo(home: Home) -> None:
     assert session.propose().proposal.ids
 
 
+@pytest.mark.parametrize("encoding", [OptimusIntConfig(), OoreConfig()], ids=lambda config: config.name)
+def test_a_piece_grows_by_blocks_and_keeps_what_it_has_when_stopped(home: Home, encoding: Any) -> None:
+    limited = replace(TINY, absolute_positions="learned", max_positions=40)
+    checkpoint = random_checkpoint(home.root, encoding, limited)
+    whole, stopped = (begin(home, checkpoint, name=name) for name in ("whole", "stopped"))
+    lengths: list[int] = []
+    grown = whole.grow(8, lambda session: lengths.append(len(session.ids)))
+    assert len(grown.blocks) == 8
+    assert np.diff(lengths).min() >= CONFIG.block_tokens
+    tokenizer = whole.tokenizer_of(grown)
+    assert tokenizer.end_id not in grown.ids
+    assert {*np.cumsum([1, *(len(block.ids) for block in grown.blocks)])[1:].tolist()} <= {
+        *boundary_places(tokenizer.grammar, grown.ids, tokenizer.end_id).tolist()
+    }
+
+    def stop(session: Session) -> None:
+        if len(session.blocks) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped.grow(8, stop)
+    again = SessionFolder(home, "stopped")
+    assert len(again.read().blocks) == 3
+    assert again.grow(5, lambda _: None).ids == grown.ids
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda config: config.name)
 def test_a_random_beginning_obeys_the_grammar_and_holds_notes(home: Home, encoding: Any) -> None:
     loaded = load_model(random_checkpoint(home.root, encoding))
