@@ -354,6 +354,7 @@ class SamplingConfig:
         min_p: keep ids with at least this share of the likeliest one's probability, above 0 to 1; None: all. Source:
             Nguyen et al. 2024.
         greedy: always take the likeliest id; the four above have no effect.
+        beams: keep so many beginnings and return the likeliest pieces; nothing is drawn then. 0: no beam search.
         max_tokens: longest piece, its prompt included.
         context_tokens: most tokens that the model looks back on, 2 or more; None: the model's own limit, or all.
         kept_tokens: a context that is full starts anew with at most so many of its last tokens, from the beginning of
@@ -365,6 +366,7 @@ class SamplingConfig:
     top_p: float | None = None
     min_p: float | None = None
     greedy: bool = False
+    beams: int = 0
     max_tokens: int = 1024
     context_tokens: int | None = None
     kept_tokens: int | None = None
@@ -376,6 +378,8 @@ class SamplingConfig:
             raise ValueError(f"top_p={self.top_p} is outside above 0 to 1")
         if self.min_p is not None and not 0 < self.min_p <= 1:
             raise ValueError(f"min_p={self.min_p} is outside above 0 to 1")
+        if not 0 <= self.beams <= 1024:
+            raise ValueError(f"beams={self.beams} is outside 0-1024")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens={self.max_tokens} is below 1")
         if self.context_tokens is not None and self.context_tokens < 2:

@@ -6,31 +6,28 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from models.sampling import GrammarTables, sample
 from models.vae import Vae
 from tasks import cluster
 from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import GenerateConfig, digest, to_json
-from tasks.errors import BadScore, ConfigError, DatasetError, NotFound, OrchestrionError
+from tasks.errors import BadScore, DatasetError, NotFound, OrchestrionError
 from tasks.gallery import GalleryPiece, RollNotes, build_gallery
 from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
-from tasks.latent_pieces import LatentPlan, check_latents, note_f1, with_latents
-from tasks.music.grammar import Grammar
+from tasks.latent_pieces import LatentPlan, note_f1
 from tasks.music.metrics import piece_statistics
 from tasks.music.midi_statistics import midi_statistics
 from tasks.music.notes import NoteBatch
 from tasks.music.pianoroll import draw_piano_roll
 from tasks.music.score import Score, read_midi, write_midi
 from tasks.music.synth import encode_audio, render
-from tasks.music.tokenizers.mmm import MmmTokenizer
 from tasks.music.windows import cut_windows
+from tasks.piece_ids import check_request, write_ids
 from tasks.sources.names import MIDI_SUFFIXES, is_midi, printable
 from tasks.tracking import ModelVersion, git_commit
 
@@ -94,8 +91,7 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig) -> list[Prompt]:
     tokenizer = loaded.tokenizer
     named = [config.prompt, config.prompt_to] if config.prompt_to else [config.prompt]
     files = [file for prompt in named if prompt for file in _prompt_files(Path(prompt))]
-    check_latents(loaded.model, config, len(files))
-    grammar_of(tokenizer, config)  # a mistake is told before anything is sampled
+    check_request(loaded, config, len(files))
     if not files:
         return [Prompt("", "", (tokenizer.start_id,))]
     prompts = []
@@ -260,7 +256,7 @@ def results_of(made: list[MadePiece]) -> dict[str, Any]:
             "piece": piece.sidecar["name"],
             "prompt": piece.prompt.name or None,
             "prompt_length": len(piece.prompt.ids),
-            "generated_length": len(piece.entropies),
+            "generated_length": piece.sidecar["n_tokens"] - len(piece.prompt.ids),
             "original_length": piece.prompt.n_whole or None,
             "ended_with_eos": piece.sidecar["ended"],
             "entropy": round(float(np.mean(piece.entropies)), 4) if len(piece.entropies) else None,
@@ -281,43 +277,12 @@ def generate_pieces(job: GenerateJob) -> list[MadePiece]:
     """Sample some pieces and write their files."""
     started = time.perf_counter()
     loaded = load_model(job.checkpoint)
-    tokenizer = loaded.tokenizer
-    max_open = round(job.config.max_note_seconds * tokenizer.units_per_second)
-    limit = loaded.model.max_length if isinstance(loaded.model, Vae) else job.config.sampling.max_tokens
-    entropies: list[np.ndarray] = []
-    sampled = sample(
-        with_latents(loaded.model, job.latents, job.config.seed, job.indices),
-        [torch.tensor(prompt.ids) for prompt in job.prompts],
-        piece_indices=list(job.indices),
-        seed=job.config.seed,
-        config=replace(job.config.sampling, max_tokens=min(job.config.sampling.max_tokens, limit)),
-        grammar=GrammarTables.from_numpy(grammar_of(tokenizer, job.config), max_open=max_open),
-        end_id=tokenizer.end_id,
-        pad_id=tokenizer.pad_id,
-        batch_size=job.config.batch_size,
-        entropies=entropies,
-    )
-    seconds = (time.perf_counter() - started) / len(sampled)
+    written, entropies = write_ids(loaded, [prompt.ids for prompt in job.prompts], job.indices, job.latents, job.config)
+    seconds = (time.perf_counter() - started) / len(written)
     return [
-        MadePiece(write_piece(job, index, prompt, ids.numpy(), tokenizer), prompt, entropy, seconds)
-        for index, prompt, ids, entropy in zip(job.indices, job.prompts, sampled, entropies, strict=True)
+        MadePiece(write_piece(job, index, prompt, ids, loaded.tokenizer), prompt, entropy, seconds)
+        for index, prompt, ids, entropy in zip(job.indices, job.prompts, written, entropies, strict=True)
     ]
-
-
-def grammar_of(tokenizer: Any, config: GenerateConfig) -> Grammar:
-    """Return what the pieces of a batch must obey.
-
-    Raises:
-        ConfigError: a number of tracks is wanted that the encoding cannot have.
-    """
-    if not config.n_tracks:
-        return tokenizer.grammar
-    if not isinstance(tokenizer, MmmTokenizer):
-        raise ConfigError(f"n_tracks={config.n_tracks}: encoding {tokenizer.name} does not write track by track")
-    try:
-        return tokenizer.grammar_of_tracks(config.n_tracks)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
 
 
 def write_piece(job: GenerateJob, index: int, prompt: Prompt, ids: np.ndarray, tokenizer: Any) -> dict[str, Any]:

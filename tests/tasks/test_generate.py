@@ -16,10 +16,10 @@ import symusic
 import torch
 
 from models.config import SamplingConfig
-from tasks import generate
+from tasks import generate, piece_ids
 from tasks.checkpoints import load_model
 from tasks.config import GenerateConfig, to_json
-from tasks.errors import BadScore, DatasetError, NotFound
+from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
 from tasks.generate import batch_name, find_batch, generate_batch, read_prompts, resolve_batch
 from tasks.home import Home
 from tasks.music.metrics import piece_statistics
@@ -126,6 +126,23 @@ def test_results_tell_lengths_entropies_and_times(home: Home, setup: Setup) -> N
     assert {(row["prompt"], row["original_length"], row["prompt_length"]) for row in rows} == {(None, None, 1)}
 
 
+def test_beams_are_the_same_for_any_seed_and_batch_size(home: Home, setup: Setup) -> None:
+    beams = replace(SHORT, beams=3, max_tokens=30)
+    first, other = (
+        midi_of(silent(home, setup, sampling=beams, seed=seed, n_pieces=3, batch_size=batch_size))
+        for seed, batch_size in ((0, 3), (5, 2))
+    )
+    notes = [[read_midi(midi).notes.pitch.tolist() for midi in batch if b"\x90" in midi] for batch in (first, other)]
+    assert notes[0] == notes[1]
+    assert len({sidecar["midi_sha256"] for sidecar in sidecars_of(find_all(home)[-1])}) == 3
+    with pytest.raises(ConfigError, match="beams=3 give 3 pieces for each prompt, but n_pieces=4 are 4 for each"):
+        silent(home, setup, sampling=beams, n_pieces=4)
+
+
+def find_all(home: Home) -> list[generate.Batch]:
+    return [resolve_batch(home, path.parent.name) for path in sorted(home.generations.glob("*/manifest.json"))]
+
+
 @pytest.mark.slow
 def test_every_file_is_the_same_for_two_workers(home: Home, setup: Setup, ray: None) -> None:
     one = files_of(compose(home, setup).folder)
@@ -196,13 +213,13 @@ def test_the_prompt_comes_back_note_for_note(
     home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch, prompt_tokens: int
 ) -> None:
     sampled: list[torch.Tensor] = []
-    whole_sample = generate.sample
+    whole_sample = piece_ids.sample
 
     def spy(*args: Any, **settings: Any) -> list[torch.Tensor]:
         sampled.extend(whole_sample(*args, **settings))
         return sampled[-len(args[1]) :]
 
-    monkeypatch.setattr(generate, "sample", spy)
+    monkeypatch.setattr(piece_ids, "sample", spy)
     config = config_of(prompt=str(setup.prompts), prompt_tokens=prompt_tokens, n_pieces=3, audio="none")
     loaded = load_model(setup.checkpoint)
     prompts = read_prompts(loaded, config)

@@ -1,0 +1,114 @@
+"""The ids of a batch's pieces: drawn or found by beam search, under the encoding's grammar and what is asked for."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.beam_search import beam_search
+from models.sampling import GrammarTables, sample
+from models.vae import Vae
+from tasks.checkpoints import LoadedModel
+from tasks.config import GenerateConfig
+from tasks.errors import ConfigError
+from tasks.latent_pieces import LatentPlan, check_latents, with_latents
+from tasks.music.grammar import Grammar
+from tasks.music.tokenizers.mmm import MmmTokenizer
+
+
+def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -> None:
+    """See that a model can do what a batch asks for, before anything is sampled.
+
+    Args:
+        n_prompts: files to go on from; 0: none.
+    Raises:
+        ConfigError: it cannot.
+    """
+    check_latents(loaded.model, config, n_prompts)
+    grammar_of(loaded.tokenizer, config)
+    n_ranks = -(-config.n_pieces // max(n_prompts, 1))
+    beams = config.sampling.beams
+    if beams and beams < n_ranks and not isinstance(loaded.model, Vae):
+        raise ConfigError(
+            f"sampling.beams={beams} give {beams} pieces for each prompt, but n_pieces={config.n_pieces}"
+            f" are {n_ranks} for each"
+        )
+
+
+def grammar_of(tokenizer: Any, config: GenerateConfig) -> Grammar:
+    """Return what the pieces of a batch must obey.
+
+    Raises:
+        ConfigError: a number of tracks is wanted that the encoding cannot have.
+    """
+    if not config.n_tracks:
+        return tokenizer.grammar
+    if not isinstance(tokenizer, MmmTokenizer):
+        raise ConfigError(f"n_tracks={config.n_tracks}: encoding {tokenizer.name} does not write track by track")
+    try:
+        return tokenizer.grammar_of_tracks(config.n_tracks)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def write_ids(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    indices: Sequence[int],
+    latents: LatentPlan,
+    config: GenerateConfig,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the ids of some pieces of a batch, and the entropies in nats at each id drawn (none of a beam search).
+
+    Args:
+        prompts: what each piece begins with.
+        indices: the pieces' places in the batch.
+    """
+    tokenizer = loaded.tokenizer
+    max_open = round(config.max_note_seconds * tokenizer.units_per_second)
+    grammar = GrammarTables.from_numpy(grammar_of(tokenizer, config), max_open=max_open)
+    ends = {"end_id": tokenizer.end_id, "pad_id": tokenizer.pad_id}
+    max_tokens = config.sampling.max_tokens
+    limit = getattr(loaded.model, "max_length", None)
+    if limit is not None and (config.sampling.beams or isinstance(loaded.model, Vae)):
+        max_tokens = min(max_tokens, limit)  # no context can slide there
+    if config.sampling.beams:
+        found = [
+            _of_rank(loaded, prompt, index, latents, config, max_tokens, grammar, ends)
+            for prompt, index in zip(prompts, indices, strict=True)
+        ]
+        return found, [np.empty(0, np.float32) for _ in found]
+    entropies: list[np.ndarray] = []
+    drawn = sample(
+        with_latents(loaded.model, latents, config.seed, indices),
+        [torch.tensor(prompt) for prompt in prompts],
+        piece_indices=list(indices),
+        seed=config.seed,
+        config=replace(config.sampling, max_tokens=max_tokens),
+        grammar=grammar,
+        batch_size=config.batch_size,
+        entropies=entropies,
+        **ends,
+    )
+    return [ids.numpy() for ids in drawn], entropies
+
+
+def _of_rank(
+    loaded: LoadedModel,
+    prompt: Sequence[int],
+    index: int,
+    latents: LatentPlan,
+    config: GenerateConfig,
+    max_tokens: int,
+    grammar: GrammarTables,
+    ends: dict[str, int],
+) -> np.ndarray:
+    """Return the likeliest continuation of a piece's prompt that no earlier piece of the batch has taken."""
+    beams = config.sampling.beams
+    # With latents, each piece has one of its own, and so a best continuation of its own.
+    rank = 0 if isinstance(loaded.model, Vae) else index // len(latents.names)
+    model = with_latents(loaded.model, latents, config.seed, [index] * beams)
+    found = beam_search(model, torch.tensor(prompt), beams, max_tokens, grammar, **ends)
+    return found[min(rank, len(found) - 1)].ids.numpy()
