@@ -272,6 +272,9 @@ def _print_state(state: dict[str, Any], as_json: bool) -> None:
         + (", ended" if state["ended"] else ""),
         "begins with": f"{begins}: {primer['n_notes']} notes",
     }
+    if primer["dropped"]:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in primer["dropped"].items())
+        lines["not held"] = f"of {primer['n_file_notes']} notes in the file, by {state['encoding']}: {reasons}"
     for block in state["blocks"]:
         lines[f"block {block['number']}"] = _block_line(block)
     if pending:

@@ -31,7 +31,7 @@ def piece_uniforms(seed: int, piece_index: int, n: int, first: int = 0) -> NDArr
     """Return `n` numbers, 0 to below 1, from number `first` on of the stream that belongs to one piece of one seed.
 
     The number at index i decides the id at index i of the piece. So a piece cut anywhere and given back as its own
-    prompt ends as before.
+    prompt ends as before, unless its grammar limits how long slots stay open: a prompt's clocks begin behind it.
 
     Args:
         seed, piece_index: 0 to 2**64 - 1; each pair has a stream of its own.

@@ -244,13 +244,18 @@ def train_step(
 
 
 def eval_step(
-    model: nn.Module, tokens_BT: Tensor, *, pad_id: int = 0, mask_BT: Tensor | None = None, bf16: bool = False
+    model: nn.Module,
+    tokens_BT: Tensor,
+    *,
+    pad_id: int = 0,
+    mask_BT: Tensor | None = None,
+    bf16: bool = False,
+    draw_latents_by: torch.Generator | None = None,
 ) -> EvalMetrics:
     """Return loss and hits of one batch, without gradients and without dropout; the model's mode is restored.
 
-    Latents are the likeliest ones.
-
     Args:
+        draw_latents_by: for a model with latents; None: they are the likeliest ones.
         mask_BT: of the shape of `tokens_BT`; a token counts as a target only where it is True (for windows that
             overlap, so that no token counts twice). The first column is never a target, padding neither.
     """
@@ -258,7 +263,11 @@ def eval_step(
     model.eval()
     try:
         with torch.no_grad(), torch.autocast(tokens_BT.device.type, dtype=torch.bfloat16, enabled=bf16):
-            parts = loss_parts(model, tokens_BT, step=None, pad_id=pad_id, mask_BT=mask_BT)
+            if draw_latents_by is None:
+                parts = loss_parts(model, tokens_BT, step=None, pad_id=pad_id, mask_BT=mask_BT)
+            else:
+                bare = bare_model(model)
+                parts = bare.loss_parts(tokens_BT, sample=True, generator=draw_latents_by, mask_BT=mask_BT)
     finally:
         model.train(was_training)
     return EvalMetrics(float(parts.nll_sum), parts.n_targets, parts.n_correct, float(parts.kl_sum))

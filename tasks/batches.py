@@ -43,6 +43,11 @@ class TokenStore:
     def n_tokens(self) -> int:
         return len(self.tokens)
 
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest row, the first of which is given and not predicted."""
+        return int(np.diff(self.offsets).max()) - 1
+
     def n_out_of_reach(self, window_tokens: int, kind: WindowKind) -> int:
         """Return the number of tokens that no window of a kind ever holds."""
         if kind in ("random", "packed"):
@@ -117,8 +122,7 @@ class TokenStore:
         """
         if not 1 <= stride <= window_tokens:
             raise ValueError(f"stride={stride} outside 1-{window_tokens}, the window's tokens")
-        beyond_first = np.maximum(np.diff(self.offsets) - window_tokens - 1, 0)
-        borders = offsets_of(1 + -(-beyond_first // stride))  # of each row's windows among all
+        borders = self._window_borders(window_tokens, stride)
         for low in range(0, int(borders[-1]), batch_size):
             window = np.arange(low, min(low + batch_size, int(borders[-1])))
             row = np.searchsorted(borders, window, side="right") - 1
@@ -129,6 +133,15 @@ class TokenStore:
             position = starts[:, None] + np.arange(window_tokens + 1)
             counts = (position >= counted_from[:, None]) & (position < self.offsets[row + 1][:, None])
             yield self._windows(starts, self.offsets[row + 1], window_tokens, pad_id), counts
+
+    def n_sequential_windows(self, window_tokens: int, stride: int) -> int:
+        """Return the number of windows that `sequential_windows` yields."""
+        return int(self._window_borders(window_tokens, stride)[-1])
+
+    def _window_borders(self, window_tokens: int, stride: int) -> IntArray:
+        """Return where each row's windows begin among all, and their number."""
+        beyond_first = np.maximum(np.diff(self.offsets) - window_tokens - 1, 0)
+        return offsets_of(1 + -(-beyond_first // stride))
 
     def _random_windows(
         self, rng: np.random.Generator, batch_size: int, window_tokens: int

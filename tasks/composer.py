@@ -95,12 +95,16 @@ class Primer:
         name: of the MIDI file, or of the dataset's row; empty for the other kinds.
         sha256: of the MIDI file.
         n_notes: that `ids` hold.
+        n_file_notes: of the MIDI file.
+        dropped: notes of it that the encoding left out or changed, by reason.
     """
 
     kind: PrimerKind = "start"
     name: str = ""
     sha256: str = ""
     n_notes: int = 0
+    n_file_notes: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
     ids: tuple[int, ...]
 
 

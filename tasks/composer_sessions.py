@@ -29,6 +29,7 @@ from tasks.music.tokenizers.registry import tokenizer_from_json
 
 if TYPE_CHECKING:
     from tasks.checkpoints import LoadedModel
+    from tasks.generate import Prompt
     from tasks.tracking import ModelVersion
 
 PRIME_TOKENS = 256
@@ -264,6 +265,9 @@ class SessionFolder:
         path = out or self.folder / "piece.mid"
         if path.suffix.lower() not in MIDI_SUFFIXES:
             raise ConfigError(f"{path} is not named as one of {' '.join(MIDI_SUFFIXES)}")
+        own = (self.state_path, self.proposal_path, self.block_path)
+        if {path.resolve(), path.with_suffix(".json").resolve()} & {kept.resolve() for kept in own}:
+            raise ConfigError(f"{path} would overwrite the session's own files; give another name")
         session = self.read()
         midi = write_midi(self._score(session), self.name)
         sidecar = self._facts(session) | {
@@ -308,6 +312,8 @@ class SessionFolder:
                 "sha256": primer.sha256,
                 "n_tokens": len(primer.ids),
                 "n_notes": primer.n_notes,
+                "n_file_notes": primer.n_file_notes,
+                "dropped": primer.dropped,
             },
             "blocks": [_block_facts(block) for block in session.blocks],
             "n_tokens": len(session.ids),
@@ -356,8 +362,10 @@ def make_primer(home: Home, loaded: "LoadedModel", kind: PrimerKind, prompt: str
     tokenizer = loaded.tokenizer
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, _PRIMER_STREAM], np.uint64)))
     name = sha256 = ""
+    n_file_notes, dropped = 0, dict[str, int]()
     if kind == "midi":
-        name, sha256, ids = _read_prompt(loaded, prompt)
+        read = _read_prompt(loaded, prompt)
+        name, sha256, ids, n_file_notes, dropped = read.name, read.sha256, read.ids, read.n_notes, read.dropped
     elif kind == "dataset":
         name, ids = _excerpt(home, loaded, rng, n_tokens)
     elif kind == "random":
@@ -366,10 +374,12 @@ def make_primer(home: Home, loaded: "LoadedModel", kind: PrimerKind, prompt: str
         ids = [tokenizer.start_id]
     ids = without_ending(tokenizer.grammar, ids, tokenizer.end_id, tokenizer.pad_id)
     n_notes = composer.count_notes(tokenizer, ids)
-    return Primer(kind=kind, name=name, sha256=sha256, n_notes=n_notes, ids=tuple(ids))
+    return Primer(
+        kind=kind, name=name, sha256=sha256, n_notes=n_notes, n_file_notes=n_file_notes, dropped=dropped, ids=tuple(ids)
+    )
 
 
-def _read_prompt(loaded: "LoadedModel", prompt: str) -> tuple[str, str, Sequence[int]]:
+def _read_prompt(loaded: "LoadedModel", prompt: str) -> "Prompt":
     from tasks.config import GenerateConfig
     from tasks.generate import read_prompts
 
@@ -378,7 +388,7 @@ def _read_prompt(loaded: "LoadedModel", prompt: str) -> tuple[str, str, Sequence
     everything = 2**62
     sampling = SamplingConfig(max_tokens=everything + 1)
     (read,) = read_prompts(loaded, GenerateConfig(prompt=prompt, prompt_tokens=everything, sampling=sampling))
-    return read.name, read.sha256, list(read.ids)
+    return read
 
 
 def _excerpt(home: Home, loaded: "LoadedModel", rng: np.random.Generator, n_tokens: int) -> tuple[str, Sequence[int]]:

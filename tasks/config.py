@@ -194,12 +194,16 @@ class TrainConfig:
                 self.window_tokens == self.model.block,
                 f"window_tokens={self.window_tokens}, but model.block={self.model.block}: latents are of whole blocks",
             )
+            _require(
+                self.model.kl_reduction != "sum" or self.n_workers == self.n_parts == 1,
+                "model.kl_reduction='sum' is over a whole batch: it needs n_workers=1 and n_parts=1",
+            )
         if isinstance(self.model, DecoderConfig) and self.model.absolute_positions == "learned":
             _require(
                 self.window_tokens <= self.model.max_positions,
                 f"window_tokens={self.window_tokens} is above model.max_positions={self.model.max_positions}",
             )
-        _require(self.window_tokens >= 8, f"window_tokens={self.window_tokens} is below 8")
+        _require(8 <= self.window_tokens <= 2**20, f"window_tokens={self.window_tokens} is outside 8 to {2**20}")
         _require(
             self.batch_size % self.n_workers == 0,
             f"batch_size={self.batch_size} is not a multiple of n_workers={self.n_workers}",
@@ -211,6 +215,7 @@ class TrainConfig:
 
 
 # Settings of a training run that are not part of what it is: they change neither its numbers nor its name.
+# But for the draws of dropout and latents, which belong to a worker's rank.
 TRAIN_WITHOUT_EFFECT = ("n_workers", "cpus_per_worker", "max_failures", "keep_periodic", "log_every")
 
 

@@ -129,11 +129,16 @@ def _read_rows(shard: TokenShard) -> _Sequences:
     batch = read_notes(shard.songs, tuple(pieces))
     if not shard.windows.bars:
         return _Sequences(batch, pieces, np.zeros(len(pieces), np.int64), 0)
-    units = shard.encoding.units_per_quarter if isinstance(shard.encoding, MmmConfig) else 0
+    units = grid_of(shard.encoding)
     hop = shard.windows.hop_bars or shard.windows.bars
     batch, piece, n_cut = cut_windows(batch, shard.windows.bars, hop, units)
     first = np.searchsorted(piece, piece)
     return _Sequences(batch, [pieces[place] for place in piece], np.arange(len(piece)) - first, int(n_cut.sum()))
+
+
+def grid_of(encoding: TokenizerConfig) -> int:
+    """Return the units per quarter to which an encoding rounds before it looks for bars; 0: it does not."""
+    return encoding.units_per_quarter if isinstance(encoding, MmmConfig) else 0
 
 
 def read_counts(path: Path) -> TokenShardCounts:

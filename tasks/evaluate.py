@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from models.config import SamplingConfig
-from models.latents import LatentUse, latent_use
+from models.latents import latent_use
 from models.registry import Model
 from models.sampling import sample
 from models.training import eval_step
@@ -25,6 +25,9 @@ from tasks.music.metrics import piece_statistics
 
 logger = logging.getLogger(__name__)
 
+LATENT_ROWS = 1024  # on which the use of latents is measured
+COUNTED_AT_ONCE = 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -32,6 +35,7 @@ class Evaluation:
 
     metrics: dict[str, float]
     statistics: dict[str, tuple[float, float]]  # name -> (mean over held-out pieces, mean over samples)
+    least_context: int  # tokens before each predicted one, if the piece has as many; 0: blocks one after the other
     n_held_out: int
     n_samples: int
 
@@ -61,9 +65,10 @@ def evaluate_model(
     store = TokenStore(dataset.token_shards(config.split), dataset.flat_tokens)
     facts = dataset.manifest["splits"][config.split]
     if isinstance(loaded.model, Vae):
-        metrics = score_latents(loaded, store, facts, config, on_windows)
+        metrics, least_context = score_latents(loaded, store, facts, config, on_windows), 0
     else:
         metrics = score_held_out(loaded, store, facts, config, on_windows)
+        least_context = scoring_stride(loaded.model, store, config)[1]
     metrics |= frequency_baseline(store, TokenStore(dataset.token_shards("train"), dataset.flat_tokens))
     held_out = [
         loaded.tokenizer.decode(store.tokens[a:b]) for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)
@@ -78,7 +83,7 @@ def evaluate_model(
         statistics = {name: (real[name], ours[name]) for name in real}
         for name, (real_mean, our_mean) in statistics.items():
             metrics[f"held_out/{name}"], metrics[f"samples/{name}"] = real_mean, our_mean
-    return Evaluation(metrics, statistics, len(held_out), len(samples))
+    return Evaluation(metrics, statistics, least_context, len(held_out), len(samples))
 
 
 def score_held_out(
@@ -95,9 +100,9 @@ def score_held_out(
     bits per second of music.
     """
     device = next(loaded.model.parameters()).device
-    window_tokens = window_of(loaded.model, config.window_tokens)
+    window_tokens, stride = scoring_stride(loaded.model, store, config)
     sums = np.zeros(4)
-    windows = store.sequential_windows(window_tokens, window_tokens // 2, config.batch_size, loaded.tokenizer.pad_id)
+    windows = store.sequential_windows(window_tokens, stride, config.batch_size, loaded.tokenizer.pad_id)
     for tokens, mask in windows:
         batch, counted = torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)
         sums += np.array(eval_step(loaded.model, batch, pad_id=loaded.tokenizer.pad_id, mask_BT=counted))
@@ -111,6 +116,12 @@ def window_of(model: Model, wanted: int) -> int:
     """Return as many tokens of a window as are wanted and as a model can read."""
     limit = getattr(model, "max_length", None)
     return wanted if limit is None else min(wanted, limit)
+
+
+def scoring_stride(model: Model, store: TokenStore, config: EvaluateConfig) -> tuple[int, int]:
+    """Return the tokens of a window that a model can read and a piece can fill, and how far windows are apart."""
+    window_tokens = max(min(window_of(model, config.window_tokens), store.longest_row), 2)
+    return window_tokens, window_tokens // 2
 
 
 def likelihood_figures(nll: float, n_targets: float, n_correct: float, facts: dict[str, Any]) -> dict[str, float]:
@@ -136,39 +147,37 @@ def score_latents(
 
     The likelihood is the evidence lower bound, with one latent drawn for each block: the loss of writing the block
     from it, and what the latent diverges from the prior. So it compares with the likelihood of other models; what only
-    the writing costs is `reconstruction`. `latent/gain` is what a block's own latent saves over another's, in nats
-    per token.
+    the writing costs is `reconstruction`. `latent/gain` is what a block's own latent saves over that of a block half a
+    split away, in nats per token, and `latent/n_active` counts numbers that vary; both over `LATENT_ROWS` blocks at
+    most.
     """
     model = loaded.model
     assert isinstance(model, Vae)
     block, pad_id = model.config.block, loaded.tokenizer.pad_id
     generator = torch.Generator(model.embed.weight.device).manual_seed(config.seed)
-    sums, uses = np.zeros(4), list[tuple[int, LatentUse]]()
-    for tokens, mask in store.sequential_windows(block, block, max(config.batch_size, 2), pad_id):
+    sums, kept = np.zeros(4), list[np.ndarray]()
+    every = -(-store.n_sequential_windows(block, block) // LATENT_ROWS)
+    n_seen = 0
+    for tokens, mask in store.sequential_windows(block, block, config.batch_size, pad_id):
         batch = torch.from_numpy(tokens).to(generator.device)
         with torch.no_grad():
             parts = model.loss_parts(
                 batch, sample=True, generator=generator, mask_BT=torch.from_numpy(mask).to(generator.device)
             )
         sums += np.array([float(parts.nll_sum), parts.n_targets, parts.n_correct, float(parts.kl_sum)])
-        if len(batch) > 1:
-            uses.append((parts.n_targets, latent_use(model, batch)))
+        kept.append(tokens[(np.arange(n_seen, n_seen + len(tokens)) % every) == 0])
+        n_seen += len(tokens)
         if on_windows:
             on_windows(len(tokens))
     nll, n_targets, n_correct, kl = sums.tolist()
     figures = likelihood_figures(nll + kl, n_targets, n_correct, facts)
-    return figures | {"reconstruction": nll / n_targets, "kl": kl / n_targets} | latent_figures(uses)
-
-
-def latent_figures(uses: list[tuple[int, LatentUse]]) -> dict[str, float]:
-    """Return the means over batches, weighted by their targets; no figure where there was no batch of two rows."""
-    if not uses:
-        return {}
-    weights = np.array([n_targets for n_targets, _ in uses])
-    return {
-        f"latent/{name}": float(np.average([getattr(use, name) for _, use in uses], weights=weights))
-        for name in ("gain", "own_nll", "other_nll", "n_active", "n_numbers")
-    }
+    figures |= {"reconstruction": nll / n_targets, "kl": kl / n_targets}
+    rows = np.concatenate(kept)
+    if len(rows) < 2:
+        return figures
+    use = latent_use(model, torch.from_numpy(rows).to(generator.device))
+    names = ("gain", "own_nll", "other_nll", "n_active", "n_numbers")
+    return figures | {f"latent/{name}": float(getattr(use, name)) for name in names}
 
 
 def frequency_baseline(store: TokenStore, train: TokenStore) -> dict[str, float]:
@@ -180,7 +189,11 @@ def frequency_baseline(store: TokenStore, train: TokenStore) -> dict[str, float]
     is_target = np.ones(store.n_tokens, np.bool_)
     is_target[store.offsets[:-1]] = False
     targets = store.tokens[is_target]
-    seen = np.bincount(train.tokens, minlength=int(targets.max(initial=0)) + 1).astype(np.float64)
+    n_ids = int(targets.max(initial=0)) + 1
+    seen = np.zeros(max(n_ids, 1 + np.iinfo(np.uint16).max))
+    for begin in range(0, train.n_tokens, COUNTED_AT_ONCE):  # counting makes wide integers of them
+        seen += np.bincount(train.tokens[begin : begin + COUNTED_AT_ONCE], minlength=len(seen))
+    seen = seen[: max(n_ids, int(seen.nonzero()[0].max(initial=0)) + 1)]
     seen[train.tokens[train.offsets[0]]] = 0  # <start> is no target
     held_out = np.bincount(targets, minlength=len(seen))
     shares = np.maximum(seen, 1) / np.maximum(seen, 1).sum()
@@ -216,8 +229,12 @@ def report_markdown(evaluation: Evaluation, model: str, dataset: DatasetVersion,
     lines = [
         f"# {model} on {dataset.name}@{dataset.version}, {config.split}",
         "",
-        f"{int(m['n_tokens'])} tokens of {evaluation.n_held_out} held-out pieces, each predicted once with at least"
-        f" {config.window_tokens - config.window_tokens // 2} tokens before it.",
+        f"{int(m['n_tokens'])} tokens of {evaluation.n_held_out} held-out pieces, each predicted once,"
+        + (
+            f" with at least {evaluation.least_context} tokens before it."
+            if evaluation.least_context
+            else " in blocks."
+        ),
         "",
         "| figure | value |",
         "|---|---:|",

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,20 @@ from models.vae import Vae
 from tasks import cluster
 from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import GenerateConfig, digest, to_json
+from tasks.encode import grid_of
 from tasks.errors import BadScore, DatasetError, NotFound, OrchestrionError
 from tasks.gallery import GalleryPiece, RollNotes, build_gallery
 from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
-from tasks.latent_pieces import LatentPlan, note_f1
+from tasks.latent_pieces import LatentPlan, LatentSource, note_f1
 from tasks.music.metrics import piece_statistics
 from tasks.music.midi_statistics import midi_statistics
 from tasks.music.notes import NoteBatch
 from tasks.music.pianoroll import draw_piano_roll
 from tasks.music.score import Score, read_midi, write_midi
 from tasks.music.synth import encode_audio, render
+from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.windows import cut_windows
-from tasks.piece_ids import check_request, write_ids
+from tasks.piece_ids import check_prompt_ids, check_request, write_ids
 from tasks.sources.names import MIDI_SUFFIXES, is_midi, printable
 from tasks.tracking import ModelVersion, git_commit
 
@@ -41,8 +43,10 @@ class Prompt:
     name: str
     sha256: str
     ids: tuple[int, ...]  # <start> included
-    n_whole: int = 0  # tokens of the whole of it
+    n_whole: int = 0  # tokens of the whole of it, or of its first window where that is what a latent is made of
     window: tuple[int, ...] = ()  # as much of it as a model with latents makes one of; else empty
+    n_notes: int = 0  # of the file
+    dropped: dict[str, int] = field(default_factory=dict)  # notes that the encoding left out or changed, by reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,25 +108,29 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig) -> list[Prompt]:
         except BadScore as error:
             raise BadScore(error.reason, f"prompt {name}: {error.detail}") from None
         prompts.append(_encode_prompt(loaded, config, name, data, score))
+        check_prompt_ids(loaded, config, prompts[-1].ids, name)
     return prompts
 
 
 def _encode_prompt(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes, score: Score) -> Prompt:
     tokenizer, batch = loaded.tokenizer, NoteBatch.from_scores([score])
-    sha256 = hashlib.sha256(data).hexdigest()
+    sha256, n_notes = hashlib.sha256(data).hexdigest(), len(score.notes.pitch)
     if config.latents == "prior":
-        ids = tokenizer.encode(batch).ids
-        n_whole, ids = (
-            len(ids),
-            ids[: min(config.prompt_tokens, len(ids) - 1)],
-        )  # a whole short piece: without its <end>
-        return Prompt(name, sha256, tuple(ids.tolist()), n_whole)
+        tokens = tokenizer.encode(batch)
+        ids = tokens.ids[: min(config.prompt_tokens, len(tokens.ids) - 1)]  # a whole short piece: without its <end>
+        return Prompt(name, sha256, tuple(ids.tolist()), len(tokens.ids), (), n_notes, losses(tokens))
     assert isinstance(loaded.model, Vae)
     bars = int(loaded.state["dataset"].get("window_bars", 0))
     if bars:
-        batch = cut_windows(batch, bars, bars)[0].take(np.array([0]))
-    ids = tokenizer.encode(batch).ids
-    return Prompt(name, sha256, (tokenizer.start_id,), len(ids), tuple(ids[: loaded.model.max_length].tolist()))
+        batch = cut_windows(batch, bars, bars, grid_of(tokenizer.config))[0].take(np.array([0]))
+    tokens = tokenizer.encode(batch)
+    window = tuple(tokens.ids[: loaded.model.max_length].tolist())
+    return Prompt(name, sha256, (tokenizer.start_id,), len(tokens.ids), window, n_notes, losses(tokens))
+
+
+def losses(tokens: TokenBatch) -> dict[str, int]:
+    """Return the notes that an encoding left out or changed, by reason."""
+    return {reason: n for reason, counts in tokens.dropped.items() if (n := int(counts.sum()))}
 
 
 def _prompt_files(prompt: Path) -> list[tuple[str, Path]]:
@@ -191,8 +199,8 @@ def generate_batch(
     temporary = home.generations / f".{name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "pieces").mkdir(parents=True)
-    names, windows = tuple(prompt.name for prompt in prompts), tuple(prompt.window for prompt in prompts)
-    latents = LatentPlan(config.latents, names, windows, config.n_pieces)
+    sources = tuple(LatentSource(p.name, p.sha256, p.window, p.n_whole - len(p.window)) for p in prompts)
+    latents = LatentPlan(config.latents, sources, config.n_pieces)
     lineage = {
         "batch": name,
         "model_version": model.reference,
@@ -303,14 +311,14 @@ def write_piece(job: GenerateJob, index: int, prompt: Prompt, ids: np.ndarray, t
         "midi_sha256": hashlib.sha256(midi).hexdigest(),
         "statistics": piece_statistics(score),
         "midi": midi_statistics(midi, name),
-        "warnings": [],
+        "warnings": _track_warnings(job.config, ids, tokenizer),
     }
     pieces = job.folder / "pieces"
     write_atomically(pieces / f"{name}.mid", midi)
     write_atomically(pieces / f"{name}.png", draw_piano_roll(score))
     if job.config.audio != "none":
         sound = render(score)
-        sidecar["warnings"] = list(sound.warnings)
+        sidecar["warnings"] = [*sidecar["warnings"], *sound.warnings]
         write_atomically(
             pieces / f"{name}.{job.config.audio}", encode_audio(sound.samples, sound.sample_rate, job.config.audio)
         )
@@ -321,15 +329,38 @@ def write_piece(job: GenerateJob, index: int, prompt: Prompt, ids: np.ndarray, t
 def _prompt_facts(prompt: Prompt, tokenizer: Any) -> dict[str, Any]:
     score = tokenizer.decode(np.array(prompt.ids))
     seconds = float(score.notes.end_seconds.max(initial=0.0))
-    return {"name": prompt.name, "sha256": prompt.sha256, "n_tokens": len(prompt.ids), "seconds": round(seconds, 3)}
+    return {
+        "name": prompt.name,
+        "sha256": prompt.sha256,
+        "n_tokens": len(prompt.ids),
+        "seconds": round(seconds, 3),
+        "n_file_notes": prompt.n_notes,
+        "dropped": prompt.dropped,
+    }
+
+
+def _track_warnings(config: GenerateConfig, ids: np.ndarray, tokenizer: Any) -> list[str]:
+    if not config.n_tracks:
+        return []
+    n_tracks = int((ids == tokenizer.token_id("TRACK_END")).sum())
+    limit = f"cut at {len(ids)} tokens: {n_tracks} of {config.n_tracks} tracks are whole"
+    return [limit] if n_tracks < config.n_tracks else []
 
 
 def _latent_facts(job: GenerateJob, index: int, score: Score, tokenizer: Any) -> dict[str, Any]:
     """Return whose latent a piece was written from, and how many of that music's notes it has again."""
-    sources = job.latents.sources_of(index)
-    f1 = {name: round(note_f1(score, tokenizer.decode(np.array(ids))), 4) for name, ids in sources.items()}
+    sources = [
+        {
+            "name": source.name,
+            "sha256": source.sha256,
+            "n_tokens": len(source.ids),
+            "n_tokens_cut": source.n_tokens_cut,
+            "note_f1": round(note_f1(score, tokenizer.decode(np.array(source.ids))), 4),
+        }
+        for source in job.latents.sources_of(index)
+    ]
     share = {"share": job.latents.share_of(index)} if job.latents.kind == "path" else {}
-    return {"of": job.latents.kind, "note_f1": f1} | share
+    return {"of": job.latents.kind, "sources": sources} | share
 
 
 def _check_readable(midi: bytes, score: Score, name: str) -> None:

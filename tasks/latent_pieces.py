@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.latents import ConditionedDecoder, slerp
+from models.latents import ConditionedDecoder, interpolate
 from models.registry import Model, SampledModel
 from models.vae import Vae
 from tasks.config import GenerateConfig
@@ -19,27 +19,35 @@ ONSET_TOLERANCE = 0.05  # seconds, as in the usual scores of transcription
 
 
 @dataclass(frozen=True, slots=True)
+class LatentSource:
+    """A prompt of which a latent is made: its first window, cut as those that the model was trained on."""
+
+    name: str
+    sha256: str
+    ids: tuple[int, ...]
+    n_tokens_cut: int  # of the window, beyond what the model reads
+
+
+@dataclass(frozen=True, slots=True)
 class LatentPlan:
-    """Where the latents of a batch's pieces come from: ids of prompts, of which each piece takes one or all."""
+    """Where the latents of a batch's pieces come from: prompts, of which each piece takes one or all."""
 
     kind: str
-    names: tuple[str, ...]  # of prompts
-    sources: tuple[tuple[int, ...], ...]  # their ids, in windows as those that the model was trained on
+    sources: tuple[LatentSource, ...]
     n_pieces: int
 
     def share_of(self, index: int) -> float:
         """Return how far along the path a piece lies, 0 to 1."""
         return index / max(self.n_pieces - 1, 1)
 
-    def sources_of(self, index: int) -> dict[str, tuple[int, ...]]:
-        """Return the prompts, by name, that a piece's latent was made of."""
-        named = list(zip(self.names, self.sources, strict=True))
+    def sources_of(self, index: int) -> tuple[LatentSource, ...]:
+        """Return the prompts that a piece's latent was made of."""
         if self.kind == "path":
-            return dict(named)
-        return dict([named[index % len(named)]]) if self.kind == "prompt" else {}
+            return self.sources
+        return (self.sources[index % len(self.sources)],) if self.kind == "prompt" else ()
 
 
-FROM_PRIOR = LatentPlan("prior", (), (), 0)
+FROM_PRIOR = LatentPlan("prior", (), 0)
 
 
 def check_latents(model: Model, config: GenerateConfig, n_prompts: int) -> None:
@@ -66,11 +74,11 @@ def with_latents(model: Model, plan: LatentPlan, seed: int, indices: Sequence[in
         return ConditionedDecoder(model, model.prior_latents(seed, indices))
     with torch.no_grad():
         if plan.kind == "prompt":
-            latents = [latent_of(model, source) for index in indices for source in plan.sources_of(index).values()]
+            latents = torch.stack([latent_of(model, plan.sources_of(index)[0].ids) for index in indices])
         else:
-            start, end = (latent_of(model, source) for source in plan.sources)
-            latents = [slerp(start, end, plan.share_of(index)) for index in indices]
-    return ConditionedDecoder(model, torch.stack(latents))
+            start, end = (latent_of(model, source.ids) for source in plan.sources)
+            latents = interpolate(start, end, max(plan.n_pieces, 2))[list(indices)]
+    return ConditionedDecoder(model, latents)
 
 
 def latent_of(model: Vae, ids: Sequence[int]) -> Tensor:

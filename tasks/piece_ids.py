@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from models.beam_search import beam_search
-from models.sampling import GrammarTables, sample
+from models.registry import Model
+from models.sampling import GrammarTables, context_of, sample
 from models.vae import Vae
 from tasks.checkpoints import LoadedModel
 from tasks.config import GenerateConfig
@@ -28,6 +29,10 @@ def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -
     """
     check_latents(loaded.model, config, n_prompts)
     grammar_of(loaded.tokenizer, config)
+    try:
+        context_of(loaded.model, replace(config.sampling, max_tokens=longest_piece(loaded.model, config)), None, 0)
+    except ValueError as error:
+        raise ConfigError(f"generate.sampling: {error}") from None
     n_ranks = -(-config.n_pieces // max(n_prompts, 1))
     beams = config.sampling.beams
     if beams and beams < n_ranks and not isinstance(loaded.model, Vae):
@@ -35,6 +40,38 @@ def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -
             f"sampling.beams={beams} give {beams} pieces for each prompt, but n_pieces={config.n_pieces}"
             f" are {n_ranks} for each"
         )
+
+
+def check_prompt_ids(loaded: LoadedModel, config: GenerateConfig, ids: Sequence[int], name: str) -> None:
+    """See that a model can go on from a prompt.
+
+    Raises:
+        ConfigError: it is too long, or against what the batch asks for.
+    """
+    longest = longest_piece(loaded.model, config)
+    if len(ids) >= longest:
+        raise ConfigError(
+            f"prompt {name}: its {len(ids)} tokens leave none to draw of {longest}, the longest piece by"
+            f" sampling.max_tokens={config.sampling.max_tokens} and the model; lower prompt_tokens"
+        )
+    try:
+        grammar_tables(loaded.tokenizer, config).follow(ids, f"prompt {name}: ")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def longest_piece(model: Model, config: GenerateConfig) -> int:
+    """Return the most tokens of a piece; where no context can slide, no more than the model reads."""
+    limit = getattr(model, "max_length", None)
+    if limit is None or not (config.sampling.beams or isinstance(model, Vae)):
+        return config.sampling.max_tokens
+    return min(config.sampling.max_tokens, limit)
+
+
+def grammar_tables(tokenizer: Any, config: GenerateConfig) -> GrammarTables:
+    """Return the tables of `grammar_of`, with the longest time that a note may sound."""
+    units = config.max_note_seconds * tokenizer.units_per_second
+    return GrammarTables.from_numpy(grammar_of(tokenizer, config), max_open=max(round(units), 1) if units else 0)
 
 
 def grammar_of(tokenizer: Any, config: GenerateConfig) -> Grammar:
@@ -67,13 +104,9 @@ def write_ids(
         indices: the pieces' places in the batch.
     """
     tokenizer = loaded.tokenizer
-    max_open = round(config.max_note_seconds * tokenizer.units_per_second)
-    grammar = GrammarTables.from_numpy(grammar_of(tokenizer, config), max_open=max_open)
+    grammar = grammar_tables(tokenizer, config)
     ends = {"end_id": tokenizer.end_id, "pad_id": tokenizer.pad_id}
-    max_tokens = config.sampling.max_tokens
-    limit = getattr(loaded.model, "max_length", None)
-    if limit is not None and (config.sampling.beams or isinstance(loaded.model, Vae)):
-        max_tokens = min(max_tokens, limit)  # no context can slide there
+    max_tokens = longest_piece(loaded.model, config)
     if config.sampling.beams:
         found = [
             _of_rank(loaded, prompt, index, latents, config, max_tokens, grammar, ends)
@@ -108,7 +141,7 @@ def _of_rank(
     """Return the likeliest continuation of a piece's prompt that no earlier piece of the batch has taken."""
     beams = config.sampling.beams
     # With latents, each piece has one of its own, and so a best continuation of its own.
-    rank = 0 if isinstance(loaded.model, Vae) else index // len(latents.names)
+    rank = 0 if isinstance(loaded.model, Vae) else index // len(latents.sources)
     model = with_latents(loaded.model, latents, config.seed, [index] * beams)
     found = beam_search(model, torch.tensor(prompt), beams, max_tokens, grammar, **ends)
     return found[min(rank, len(found) - 1)].ids.numpy()

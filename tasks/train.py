@@ -82,8 +82,10 @@ def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> Tra
     """Put together what the workers need.
 
     Raises:
-        ConfigError: more workers than the machine or cluster has cores for.
+        ConfigError: more workers than the machine or cluster has cores for, or a model that does not go with the
+            dataset's encoding.
     """
+    check_model(config, dataset)
     n_cores = cluster.n_cluster_cpus()
     n_threads = config.cpus_per_worker or max(1, n_cores // config.n_workers)
     if config.n_workers * n_threads > n_cores:
@@ -104,6 +106,27 @@ def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> Tra
         run_dir=run_dir,
         n_threads=n_threads,
     )
+
+
+def check_model(config: TrainConfig, dataset: DatasetVersion) -> None:
+    """See that the model can be built for a dataset; on shapes alone, without memory for it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    tokenizer = tokenizer_from_json(dataset.manifest["encoder"]["settings"])
+    model = config.model
+    word = model.token_dropout_by if isinstance(model, VaeConfig) and model.token_dropout else "all"
+    if word != "all" and tokenizer.name != "mmm":
+        raise ConfigError(
+            f"train.model.token_dropout_by={word} is a word of mmm, but the dataset is in"
+            f" {tokenizer.name}; set it to all, or train.model.token_dropout to 0"
+        )
+    try:
+        with torch.device("meta"):
+            build_model(model, tokenizer.vocab_size, tokenizer.pad_id)
+    except ValueError as error:
+        raise ConfigError(f"train.model: {error}") from None
 
 
 def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> TrainResult:
@@ -156,9 +179,9 @@ def read_progress(run_dir: Path) -> dict[str, Any]:
 
 
 def _own_error(failure: BaseException) -> BaseException:
-    """Return what a worker raised, where it is an error of ours that Ray Train wrapped; else `failure` itself."""
+    """Return what a worker raised, errors of ours first, out of what Ray Train wrapped it in; else `failure` itself."""
     causes = [getattr(error, "_base_exc", error) for error in getattr(failure, "worker_failures", {}).values()]
-    return next((error for error in causes if isinstance(error, OrchestrionError)), failure)
+    return next((error for error in causes if isinstance(error, OrchestrionError)), (causes or [failure])[0])
 
 
 def _fit_in_thread(job: TrainJob, failure: list[BaseException]) -> None:
@@ -305,8 +328,8 @@ def _validate(
 ) -> dict[str, float]:
     """Return mean loss (nats) and accuracy over the same windows of the validation split every time.
 
-    The loss of a model with latents is the bound on the cross entropy of the music: that of writing it from its
-    likeliest latents, and what these diverge from the prior.
+    The loss of a model with latents is the bound on the cross entropy of the music: that of writing it from latents
+    that are drawn, the same every time, and what these diverge from the prior.
     """
     has_latents = isinstance(config.model, VaeConfig)
     kind, step = (config.windows, 1) if has_latents else ("random", 0)
@@ -315,7 +338,10 @@ def _validate(
     sums = np.zeros(4)
     for start in range(0, len(windows), config.batch_size):
         tokens = torch.from_numpy(windows[start : start + config.batch_size]).to(device or "cpu")
-        sums += np.array(eval_step(bare_model(model), tokens, pad_id=pad_id, bf16=config.bf16))
+        generator = torch.Generator(tokens.device).manual_seed(_VALIDATION_SEED + start) if has_latents else None
+        sums += np.array(
+            eval_step(bare_model(model), tokens, pad_id=pad_id, bf16=config.bf16, draw_latents_by=generator)
+        )
     nll, n_targets, n_correct, kl = _sum_over_ranks(sums, world_size).tolist()
     figures = {"val/loss": (nll + kl) / n_targets, "val/accuracy": n_correct / n_targets}
     return figures | ({"val/reconstruction": nll / n_targets, "val/kl": kl / n_targets} if has_latents else {})

@@ -219,6 +219,8 @@ def test_a_model_that_ignores_latents_is_found_out() -> None:
     model = build_vae(replace(TINY, bottleneck="cnn"))
     for stage in model.bottleneck.up.parameters():  # type: ignore[union-attr]
         torch.nn.init.zeros_(stage)
+    for batch_size in (1, 2):
+        assert latent_use(model, rows(20, 12, 7), batch_size).gain == pytest.approx(0, abs=1e-5)
     assert latent_use(model, rows(20, 12, 7)).gain == pytest.approx(0, abs=1e-5)
 
 

@@ -117,6 +117,17 @@ def test_start_and_end_occur_only_where_a_piece_starts_or_ends(store: TokenStore
             assert not row[places[0] + 1 :].any() if len(places) else (row != PAD).all()
 
 
+def test_tokens_beyond_the_windows_are_counted(store: TokenStore) -> None:
+    lengths = np.diff(store.offsets)
+    assert store.longest_row == lengths.max() - 1
+    for window_tokens in (3, 8, 100):
+        beyond = sum(max(int(length) - window_tokens - 1, 0) for length in lengths)
+        assert store.n_out_of_reach(window_tokens, "whole") == store.n_out_of_reach(window_tokens, "end") == beyond
+        assert store.n_out_of_reach(window_tokens, "random") == store.n_out_of_reach(window_tokens, "packed") == 0
+        windows = [len(tokens) for tokens, _ in store.sequential_windows(window_tokens, window_tokens, 3)]
+        assert store.n_sequential_windows(window_tokens, window_tokens) == sum(windows)
+
+
 def padded(row: list[int], length: int) -> tuple[int, ...]:
     return (*row, *[PAD] * (length - len(row)))
 

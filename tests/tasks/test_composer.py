@@ -241,6 +241,18 @@ def test_saving_twice_gives_the_same_bytes_and_where_they_come_from(home: Home, 
     assert str(tmp_path) not in (tmp_path / "a.json").read_text()
     with pytest.raises(ConfigError, match="is not named as one of"):
         session.save(tmp_path / "a.wav")
+    for own in ("session.mid", "proposal.mid", "block.mid"):
+        with pytest.raises(ConfigError, match="would overwrite the session's own files"):
+            session.save(session.folder / own)
+
+
+def test_what_the_encoding_does_not_hold_of_a_prompt_is_told(home: Home, tmp_path: Path) -> None:
+    path = tmp_path / "theme.mid"
+    path.write_bytes(write_midi(make_score([*PROMPT_NOTES, (2000, 200_000, 60, 64)])))
+    session = begin(home, random_checkpoint(home.root, OptimusIntConfig()), prime="midi", prompt=str(path))
+    primer = session.describe(session.read())["primer"]
+    assert primer["n_file_notes"] == 5
+    assert primer["dropped"] == {"long_notes_clamped": 1}
 
 
 def test_an_ended_piece_is_opened_again_by_undo(home: Home) -> None:

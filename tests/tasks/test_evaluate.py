@@ -102,6 +102,18 @@ def test_the_number_of_tokens_is_exact_and_the_batch_makes_no_difference(setup: 
             assert score(setup, window_tokens=window_tokens, batch_size=batch_size) == pytest.approx(first, rel=1e-5)
 
 
+def test_the_baseline_is_what_counting_says(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "COUNTED_AT_ONCE", 1000)
+    train, held_out = (rows_of(setup[0], split) for split in ("train", "test"))
+    seen = np.bincount(np.concatenate([row[1:] for row in train]), minlength=416)
+    targets = np.concatenate([row[1:] for row in held_out])
+    stores = [TokenStore(setup[0].token_shards(split)) for split in ("test", "train")]
+    found = evaluation.frequency_baseline(*stores)
+    assert found["baseline/accuracy"] == pytest.approx(np.mean(targets == seen.argmax()))
+    shares = np.maximum(seen, 1) / np.maximum(seen, 1).sum()
+    assert found["baseline/nll_per_token"] == pytest.approx(-np.log(shares[targets]).mean(), rel=1e-3)
+
+
 def test_progress_counts_every_window(setup: Setup) -> None:
     dataset, loaded = setup
     seen: list[int] = []

@@ -139,6 +139,27 @@ def test_beams_are_the_same_for_any_seed_and_batch_size(home: Home, setup: Setup
         silent(home, setup, sampling=beams, n_pieces=4)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sampling": replace(SHORT, beams=8, max_tokens=20), "prompt_tokens": 19}, None),
+        ({"sampling": replace(SHORT, context_tokens=16, kept_tokens=15)}, None),
+        ({"n_tracks": 2}, "n_tracks=2: encoding oore does not write track by track"),
+        ({"latents": "prompt"}, "a 'decoder' model has no latents"),
+    ],
+    ids=str,
+)
+def test_what_a_model_cannot_do_is_told_before_it_is_sampled(
+    setup: Setup, changes: dict[str, Any], said: str | None
+) -> None:
+    loaded, config = load_model(setup.checkpoint), config_of(prompt=str(setup.prompts), **changes)
+    if said is None:
+        assert len(read_prompts(loaded, config)) == 2
+        return
+    with pytest.raises(ConfigError, match=said):
+        read_prompts(loaded, config)
+
+
 def find_all(home: Home) -> list[generate.Batch]:
     return [resolve_batch(home, path.parent.name) for path in sorted(home.generations.glob("*/manifest.json"))]
 
@@ -239,6 +260,7 @@ def test_the_prompt_comes_back_note_for_note(
         data = (setup.prompts / prompt.name).read_bytes()
         assert sidecar["prompt"] | {"seconds": 0} == {
             "name": prompt.name, "sha256": hashlib.sha256(data).hexdigest(), "n_tokens": len(prompt.ids), "seconds": 0,
+                "n_file_notes": len(read_midi(data).notes.pitch), "dropped": prompt.dropped,
         }  # fmt: skip
 
 

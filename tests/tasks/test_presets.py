@@ -1,5 +1,6 @@
 """Presets: the published sizes and rates, and every small one through training, stopping, scoring and composing."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -212,9 +213,11 @@ def test_pieces_are_written_from_latents_of_prompts(name: str, home: Home, corpu
     path, steps = compose(4, prompt=str(start), prompt_to=str(end), latents="path", batch_size=3)
     assert (path[0], path[-1]) == (first, last)
     assert facts["of"] == "prompt"
-    assert list(facts["note_f1"]) == [start.name]
+    assert [source["name"] for source in facts["sources"]] == [start.name]
+    assert facts["sources"][0]["sha256"] == hashlib.sha256(start.read_bytes()).hexdigest()
     assert [step["share"] for step in steps] == pytest.approx([0, 1 / 3, 2 / 3, 1])
-    assert all(list(step["note_f1"]) == [start.name, end.name] for step in steps)
+    assert all([source["name"] for source in step["sources"]] == [start.name, end.name] for step in steps)
+    assert all(0 <= source["note_f1"] <= 1 for step in steps for source in step["sources"])
     drawn, nothing = compose(2, sampling=SamplingConfig(max_tokens=300))
     assert drawn[0] != drawn[1]
     assert nothing == [None, None]
@@ -231,9 +234,28 @@ def test_tracks_are_written_in_turn(home: Home, corpus: Path) -> None:
     folder = generate_batch(home, model, checkpoint, settings).folder / "pieces"
     sidecars = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     assert any(sidecar["ended"] for sidecar in sidecars)
-    loaded = load_model(checkpoint)
-    with pytest.raises(ConfigError, match="n_tracks=200 outside 1-128"):
-        read_prompts(loaded, GenerateConfig(n_tracks=200))
+    assert all(sidecar["ended"] or "of 2 tracks are whole" in sidecar["warnings"][0] for sidecar in sidecars)
+    loaded, prompt = load_model(checkpoint), str(next(corpus.rglob("*.mid")))
+    for settings, said in (
+        (GenerateConfig(n_tracks=200), "n_tracks=200 outside 1-128"),
+        (GenerateConfig(sampling=SamplingConfig(context_tokens=100)), "generate.sampling: context_tokens=100 is below"),
+        (GenerateConfig(prompt=prompt, prompt_tokens=400), "400 tokens leave none to draw of 337, the longest piece"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            read_prompts(loaded, settings)
+
+
+def test_models_that_do_not_go_with_a_dataset_are_refused(home: Home, corpus: Path) -> None:
+    dataset = dataset_of("music_transformer_tiny", home, corpus)
+    vae = shortened(build_preset("mmm_vae_tiny"))
+    with pytest.raises(ConfigError, match="token_dropout_by=4 is a word of mmm, but the dataset is in oore"):
+        train.make_job(vae, dataset, home.root / "x")
+    words = dataset_of("mmm_vae_tiny", home, corpus)
+    model = replace(vae.model, token_dropout_by=60_000)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match=r"train\.model: token_dropout_by=60000 is neither"):
+        train.make_job(replace(vae, model=model), words, home.root / "x")
+    with pytest.raises(ValueError, match="kl_reduction='sum' is over a whole batch"):
+        replace(vae, n_parts=2, model=replace(vae.model, kl_reduction="sum"))  # type: ignore[call-arg]
 
 
 def test_latents_of_nothing_are_refused(home: Home, corpus: Path) -> None:

@@ -261,8 +261,9 @@ def test_tags_of_a_version_come_back(tracker: Tracker, register: Callable[[str],
 def score(
     tracker: Tracker, model: ModelVersion, dataset: DatasetVersion, bits_per_note: float, **settings: Any
 ) -> bool:
-    figures = dict.fromkeys(("nll_per_token", "accuracy", "perplexity", "bits_per_second", "n_tokens"), 1.0)
-    result = Evaluation(figures | {"bits_per_note": bits_per_note}, {}, n_held_out=1, n_samples=0)
+    names = ("nll_per_token", "accuracy", "perplexity", "bits_per_second", "n_tokens")
+    figures = dict.fromkeys((*names, "baseline/accuracy", "baseline/nll_per_token"), 1.0)
+    result = Evaluation(figures | {"bits_per_note": bits_per_note}, {}, least_context=1, n_held_out=1, n_samples=0)
     with tracker.open_run(EVALUATION, "score") as run:
         return summaries.log_evaluation(run, result, model, dataset, EvaluateConfig(**settings))
 
