@@ -84,6 +84,11 @@ class Batch:
     def gallery(self) -> Path:
         return self.folder / "gallery.html"
 
+    @property
+    def results(self) -> Path:
+        """What `results_of` says; beside the folder, for measured times are not the same bytes every time."""
+        return self.folder.with_name(f"{self.name}.results.json")
+
 
 def read_prompts(loaded: LoadedModel, config: GenerateConfig) -> list[Prompt]:
     """Return the prompts that `config` names, in order of path; none means one that is only <start>.
@@ -210,13 +215,15 @@ def generate_batch(
     }
     try:
         jobs = _cut_into_jobs(checkpoint, prompts, latents, config, lineage, temporary)
-        manifest = _compose(jobs, config, lineage, on_pieces)
+        manifest, results = _compose(jobs, config, lineage, on_pieces)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(final, ignore_errors=True)  # asked for anew: the same bytes again
+    batch = Batch(name, final, manifest)
+    write_atomically(batch.results, json_bytes(results))
     publish_folder(temporary, final)
-    return Batch(name, final, manifest)
+    return batch
 
 
 def _compose(
@@ -224,8 +231,8 @@ def _compose(
     config: GenerateConfig,
     lineage: dict[str, str],
     on_pieces: Callable[[int], None] | None,
-) -> dict[str, Any]:
-    """Fill the jobs' folder with a batch; return its manifest, the last file written."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fill the jobs' folder with a batch; return its manifest, the last file written, and what was measured."""
     folder = jobs[0].folder
     made: list[MadePiece] = []
     if config.n_workers == 1:
@@ -247,9 +254,8 @@ def _compose(
         "statistics": _means([piece["statistics"] for piece in sidecars]),
     }
     write_atomically(folder / "gallery.html", _gallery(folder, sidecars, manifest).encode())
-    write_atomically(folder / "results.json", json_bytes(results_of(made)))
     write_atomically(folder / "manifest.json", json_bytes(manifest))
-    return manifest
+    return manifest, results_of(made)
 
 
 def results_of(made: list[MadePiece]) -> dict[str, Any]:

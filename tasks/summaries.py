@@ -146,10 +146,11 @@ def log_batch(run: Run, batch: "Batch") -> None:
     name, _, version = batch.manifest["dataset_version"].partition("@")
     run.log_tags({"orchestrion.batch": batch.name, "orchestrion.dataset": name, "orchestrion.dataset_version": version})
     run.log_metrics({f"batch/{name}": value for name, value in batch.manifest["statistics"].items()})
-    results = read_json(batch.folder / "results.json")
+    results = read_json(batch.results)
     means = {name: results[name] for name in ("mean_entropy", "mean_generation_time") if results[name] is not None}
     run.log_metrics({f"batch/{name}": value for name, value in means.items()})
     run.log_folder(batch.folder)
+    run.log_file(batch.results)
     run.describe(batch_card(batch))
 
 

@@ -68,11 +68,10 @@ def config_of(**settings: Any) -> GenerateConfig:
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    """Return a digest of each file but the one with what was measured."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "results.json"
+        if path.is_file()
     }
 
 
@@ -107,7 +106,7 @@ def test_every_file_is_the_same_for_any_batch_size(home: Home, setup: Setup) -> 
 
 def test_results_tell_lengths_entropies_and_times(home: Home, setup: Setup) -> None:
     batch = silent(home, setup, prompt=str(setup.prompts), prompt_tokens=20)
-    results = json.loads((batch.folder / "results.json").read_text())
+    results = json.loads(batch.results.read_text())
     sidecars = sidecars_of(batch)
     assert [row["piece"] for row in results["pieces"]] == [sidecar["name"] for sidecar in sidecars]
     for row, sidecar in zip(results["pieces"], sidecars, strict=True):
@@ -122,7 +121,7 @@ def test_results_tell_lengths_entropies_and_times(home: Home, setup: Setup) -> N
         assert row["generation_time"] > 0
     assert results["mean_entropy"] == pytest.approx(np.mean([row["entropy"] for row in results["pieces"]]), abs=1e-4)
     alone = silent(home, setup)
-    rows = json.loads((alone.folder / "results.json").read_text())["pieces"]
+    rows = json.loads(alone.results.read_text())["pieces"]
     assert {(row["prompt"], row["original_length"], row["prompt_length"]) for row in rows} == {(None, None, 1)}
 
 
@@ -395,7 +394,7 @@ def test_what_a_kill_left_does_not_get_into_the_batch(home: Home, setup: Setup) 
     (leftover / "0007.mid").write_bytes(b"half")
     (first.folder / "pieces" / "0009.mid").write_bytes(b"not of this batch")
     assert files_of(silent(home, setup, n_pieces=2).folder) == files
-    assert [path.name for path in home.generations.iterdir()] == [first.name]
+    assert {path.name for path in home.generations.iterdir()} == {first.name, first.results.name}
 
 
 def test_batches_are_found_by_name_and_path(home: Home, setup: Setup) -> None:
