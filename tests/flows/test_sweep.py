@@ -71,6 +71,12 @@ def weights(home: Home) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in home.runs.rglob("*.safetensors")}
 
 
+@pytest.fixture(autouse=True)
+def home_of_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let trackers in this process look into the home, as those of the commands do."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 Swept = tuple[Home, dict[str, Any], dict[str, int], dict[str, int]]
 
 
