@@ -35,6 +35,7 @@ OTHERS = {
     OWN: "music_transformer_tiny",
 }  # and on whose tokens
 AUGMENTATION = {"dataset.augment.transpositions": [-2, -1, 0, 1, 2], "dataset.augment.stretches": [1.0]}
+RATIO_MEANS = "accuracy on held-out tokens over that of always naming the most frequent one"
 TABLE = report.ROOT / "docs" / "results.md"
 INTRODUCTION = """
 Written by `bench/bench_evidence.py` from `bench/results/evidence.json`, which has every figure, the machine, the
@@ -122,6 +123,8 @@ def run_row(row: Row, source: Path, given: argparse.Namespace) -> dict[str, Any]
     n_tokens = n_steps * config.batch_size * config.window_tokens
     metrics = {key: value for key, value in scored["metrics"].items() if not key.startswith(("held_out/", "samples/"))}
     return {
+        "ratio": round(metrics["accuracy"] / metrics["baseline/accuracy"], 2),
+        "ratio_means": RATIO_MEANS,
         "source": source.name,
         "preset": row.preset,
         "compute_of": row.compute_of,
