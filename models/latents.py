@@ -108,7 +108,7 @@ class LatentUse:
 
     Args:
         own_nll: with each piece's own latent.
-        other_nll: with that of another piece.
+        other_nll: with that of another row.
         kl: divergence of the latents from the prior, per token.
         n_active: numbers of the latent whose mu varies over the pieces by more than `ACTIVE_VARIANCE`.
         n_numbers: all numbers of the latent.

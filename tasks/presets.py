@@ -1,7 +1,7 @@
 """Whole-run configs as functions, by name; `orchestrion presets` lists them.
 
 Each published system stands as it was described, with its schedule and its sizes, and has a twin that learns something
-audible in about two minutes on two cores. Where the originals' defects were part of their settings, ours differ:
+audible in minutes on two cores. Where the originals' defects were part of their settings, ours differ:
 windows are taken from anywhere in a piece, and all scores are held out.
 """
 
@@ -45,7 +45,7 @@ def tiny(
     """Return a config with a small model, trained for minutes with settings that suit small models on small data.
 
     Args:
-        n_steps: as many as take about two minutes on two cores.
+        n_steps: as many as take minutes on two cores.
         peak: highest learning rate.
         train: other settings of the training.
     """
@@ -84,7 +84,7 @@ def music_transformer_large() -> PipelineConfig:
 
 
 def music_transformer_tiny() -> PipelineConfig:
-    """A Music Transformer that learns something audible in about two minutes on two cores."""
+    """A Music Transformer that learns something audible in minutes on two cores."""
     model = DecoderConfig(d_model=128, n_heads=4, n_layers=2, d_ff=256, dropout=0.0, max_relative_distance=256)
     config = tiny(music_transformer(), "music_transformer_tiny", model, n_steps=2000, peak=6e-3)
     # So small a model forgets notes that it began more than a window ago; without a limit they ring to the end.
@@ -142,12 +142,12 @@ def rga_multi() -> PipelineConfig:
 
 
 def rga_tiny() -> PipelineConfig:
-    """The twin of `rga` for two minutes on two cores."""
+    """The twin of `rga` for minutes on two cores."""
     return tiny(rga(), "rga_tiny", RGA_TINY, n_steps=1800, peak=4e-3)
 
 
 def rga_multi_tiny() -> PipelineConfig:
-    """The twin of `rga_multi` for two minutes on two cores."""
+    """The twin of `rga_multi` for minutes on two cores."""
     return tiny(rga_multi(), "rga_multi_tiny", RGA_TINY, n_steps=1800, peak=4e-3)
 
 
@@ -174,7 +174,7 @@ def char_gpt() -> PipelineConfig:
 
 
 def char_gpt_tiny() -> PipelineConfig:
-    """The twin of `char_gpt` for two minutes on two cores."""
+    """The twin of `char_gpt` for minutes on two cores."""
     model = replace(
         CHAR_GPT, d_model=128, n_heads=4, n_layers=3, d_ff=512, dropout=0.0, attention_dropout=0.0, max_positions=256
     )
@@ -214,7 +214,7 @@ VAE_TINY = VaeConfig(block=336, d_model=64, channels=(64, 32), kl_steps=300, tok
 
 
 def mmm_vae_tiny() -> PipelineConfig:
-    """The twin of `mmm_vae` for two minutes on two cores."""
+    """The twin of `mmm_vae` for minutes on two cores."""
     config = tiny(
         mmm_vae(), "mmm_vae_tiny", VAE_TINY, n_steps=1000, peak=2e-3, window_tokens=336, windows="whole",
         validation_windows=64,
@@ -223,7 +223,7 @@ def mmm_vae_tiny() -> PipelineConfig:
 
 
 def mmm_encoder_vae_tiny() -> PipelineConfig:
-    """The twin of `mmm_encoder_vae` for two minutes on two cores."""
+    """The twin of `mmm_encoder_vae` for minutes on two cores."""
     config = mmm_vae_tiny()
     model = replace(VAE_TINY, family="encoder", token_dropout=0.0)
     return replace(config, train=replace(config.train, preset="mmm_encoder_vae_tiny", model=model))
@@ -264,7 +264,7 @@ HOURGLASS_TINY = HourglassConfig(
 
 
 def hourglass_tiny() -> PipelineConfig:
-    """The twin of `hourglass` for two minutes on two cores: the middle has more layers and a quarter of the length."""
+    """The twin of `hourglass` for minutes on two cores: the middle has more layers and a quarter of the length."""
     return tiny(hourglass(), "hourglass_tiny", HOURGLASS_TINY, n_steps=900, peak=3e-3)
 
 
@@ -301,7 +301,7 @@ def orchestrion_small() -> PipelineConfig:
 
 
 def orchestrion_small_tiny() -> PipelineConfig:
-    """The twin of `orchestrion_small` for two minutes on two cores."""
+    """The twin of `orchestrion_small` for minutes on two cores."""
     model = replace(MODERN, d_model=128, n_heads=4, n_layers=2, d_ff=256, dropout=0.0)
     config = tiny(orchestrion_small(), "orchestrion_small_tiny", model, n_steps=1900, peak=6e-3)
     return replace(config, generate=replace(config.generate, max_note_seconds=5.0))

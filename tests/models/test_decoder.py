@@ -13,23 +13,9 @@ from models.config import DecoderConfig
 from models.decoder import Decoder
 from models.layers import RelativeAttention
 from models.registry import build_model
+from tasks.presets import CHAR_GPT, RGA
 
 TINY = DecoderConfig(d_model=24, n_heads=4, n_layers=2, d_ff=40, max_relative_distance=10)
-RGA = DecoderConfig(
-    d_model=512,
-    n_heads=8,
-    n_layers=6,
-    d_ff=512,
-    attention_dropout=0.1,
-    activation="gelu",
-    norm_eps=1e-5,
-    relative_positions="shared",
-    absolute_positions="learned",
-    embedding_scale=False,
-    head="unbiased",
-    initialisation="rga",
-)
-CHAR_GPT = replace(RGA, d_ff=2048, relative_positions="none", max_positions=512, initialisation="gpt")
 MODERN = DecoderConfig(
     feed_forward="gated",
     activation="silu",
