@@ -221,9 +221,9 @@ TRAIN_WITHOUT_EFFECT = ("n_workers", "cpus_per_worker", "max_failures", "keep_pe
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
-    """Held-out scores of a model, and its free samples against held-out music."""
+    """Scores of a model on a split, held out as a rule, and its free samples against that music."""
 
-    split: Literal["validation", "test"] = "test"
+    split: Literal["train", "validation", "test"] = "test"  # on `train` it shows what was memorised; never a champion
     window_tokens: int = 1024
     batch_size: int = 8  # windows at once
     n_samples: int = 8  # pieces sampled without the grammar, for the grammar error rate and the statistics

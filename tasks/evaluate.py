@@ -229,7 +229,7 @@ def report_markdown(evaluation: Evaluation, model: str, dataset: DatasetVersion,
     lines = [
         f"# {model} on {dataset.name}@{dataset.version}, {config.split}",
         "",
-        f"{int(m['n_tokens'])} tokens of {evaluation.n_held_out} held-out pieces, each predicted once,"
+        f"{int(m['n_tokens'])} tokens of {evaluation.n_held_out} pieces of the split, each predicted once,"
         + (
             f" with at least {evaluation.least_context} tokens before it."
             if evaluation.least_context
@@ -257,9 +257,9 @@ def report_markdown(evaluation: Evaluation, model: str, dataset: DatasetVersion,
         lines += [
             f"| grammar errors per token, sampled freely | {m['grammar_error_rate']:.5f} |",
             "",
-            f"Means over {evaluation.n_held_out} held-out pieces and {evaluation.n_samples} free samples:",
+            f"Means over the {evaluation.n_held_out} pieces of the split and {evaluation.n_samples} free samples:",
             "",
-            "| statistic | held out | samples |",
+            f"| statistic | {config.split} | samples |",
             "|---|---:|---:|",
         ]
         lines += [f"| {name} | {real:.3f} | {ours:.3f} |" for name, (real, ours) in evaluation.statistics.items()]

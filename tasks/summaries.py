@@ -91,12 +91,15 @@ def log_evaluation(
     """Send an evaluation to the tracker; return whether the model became the champion of its name.
 
     A champion gives way only to a lower figure on the same dataset version and split; one that was scored on another
-    version gives way too, since the two figures cannot be compared.
+    version gives way too, since the two figures cannot be compared. Scores on music that the model was trained on say
+    nothing of that, so they are only shown.
     """
     run.log_metrics({f"{config.split}/{name}": value for name, value in result.metrics.items()})
     run.log_text(evaluation_card(result, model, dataset, config), "report.md")
     run.log_text(json_bytes(result.metrics).decode(), "metrics.json")
     run.describe(evaluation_card(result, model, dataset, config))
+    if config.split == "train":
+        return False
     scored_on = f"{dataset.reference}/{config.split}"
     bits = result.metrics["bits_per_note"]
     run.tracker.set_model_tags(model, {"scored_on": scored_on, "bits_per_note": f"{bits:.6f}"})

@@ -53,12 +53,13 @@ def score(setup: Setup, split: str = "validation", **settings: Any) -> dict[str,
     return score_held_out(loaded, TokenStore(dataset.token_shards(split)), dataset.manifest["splits"][split], config)
 
 
-def test_whole_pieces_in_one_window_score_as_a_plain_loop_says(setup: Setup) -> None:
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_whole_pieces_in_one_window_score_as_a_plain_loop_says(setup: Setup, split: str) -> None:
     dataset, loaded = setup
-    facts = dataset.manifest["splits"]["validation"]
-    costs, hits = zip(*(target_nll(loaded, row) for row in rows_of(dataset, "validation")), strict=True)
+    facts = dataset.manifest["splits"][split]
+    costs, hits = zip(*(target_nll(loaded, row) for row in rows_of(dataset, split)), strict=True)
     nll, n_tokens = float(np.concatenate(costs).sum()), sum(map(len, costs))
-    assert score(setup, window_tokens=facts["max_tokens"], batch_size=2) == pytest.approx(
+    assert score(setup, split, window_tokens=facts["max_tokens"], batch_size=2) == pytest.approx(
         {
             "nll_per_token": nll / n_tokens,
             "accuracy": np.concatenate(hits).mean(),

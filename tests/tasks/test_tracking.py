@@ -307,6 +307,17 @@ def test_figures_of_another_dataset_version_or_split_are_not_compared(
     assert champion.version == "1"
 
 
+def test_scores_on_the_training_split_make_no_champion_and_leave_its_figure(
+    tracker: Tracker, register: Callable[[str], ModelVersion], dataset: DatasetVersion
+) -> None:
+    model = register("memory")
+    assert not score(tracker, model, dataset, 0.1, split="train")
+    assert tracker.champion("memory") is None
+    assert score(tracker, model, dataset, 5.0)
+    assert not score(tracker, model, dataset, 0.1, split="train")
+    assert tracker.model_tags(model)["bits_per_note"] == "5.000000"
+
+
 def test_models_of_other_names_do_not_compete(
     tracker: Tracker, register: Callable[[str], ModelVersion], dataset: DatasetVersion
 ) -> None:
