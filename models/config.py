@@ -345,15 +345,20 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingConfig:
-    """How ids are drawn: divide by the temperature, keep the likeliest by `top_k`, `top_p` and `min_p`, draw.
+    """How ids are drawn: take penalties off, divide by the temperature, keep the likeliest by `top_k`, `top_p` and
+    `min_p`, draw.
 
     Args:
         temperature: above 0; below 1 favours likely ids.
+        final_temperature: that of a piece of `max_tokens`, to which it goes evenly from `temperature` at its first id;
+            None: the same all along.
         top_k: ids to keep; None: all.
         top_p: keep the smallest set of likeliest ids with at least this probability, above 0 to 1; None: all.
         min_p: keep ids with at least this share of the likeliest one's probability, above 0 to 1; None: all. Source:
             Nguyen et al. 2024.
-        greedy: always take the likeliest id; the four above have no effect.
+        presence_penalty, frequency_penalty: what is taken off the logit of an id that is among the last
+            `penalty_tokens` of its piece: once, and for each time that it is there. 0 or more.
+        greedy: always take the likeliest id; temperatures and what is kept have no effect.
         beams: keep so many beginnings and return the likeliest pieces; nothing is drawn then. 0: no beam search.
         max_tokens: longest piece, its prompt included.
         context_tokens: most tokens that the model looks back on, 2 or more; None: the model's own limit, or all.
@@ -362,9 +367,13 @@ class SamplingConfig:
     """
 
     temperature: float = 1.0
+    final_temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_tokens: int = 64
     greedy: bool = False
     beams: int = 0
     max_tokens: int = 1024
@@ -373,7 +382,14 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
+        if self.final_temperature is not None:
+            check_temperature(self.final_temperature, " as final_temperature")
         check_top_k(self.top_k)
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} is not a number from 0 on")
+        if self.penalty_tokens < 1:
+            raise ValueError(f"penalty_tokens={self.penalty_tokens} is below 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} is outside above 0 to 1")
         if self.min_p is not None and not 0 < self.min_p <= 1:

@@ -6,6 +6,7 @@ sampling_precision.py. Pieces longer than a model's context: see sliding_context
 
 import copy
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -19,12 +20,13 @@ from torch import Tensor
 from models.config import SamplingConfig, VaeConfig
 from models.grammar_mask import GrammarArrays, GrammarRows, GrammarTables
 from models.registry import SampledModel
-from models.sampling_choice import Chooser
+from models.sampling_choice import Chooser, Penalty
 from models.sampling_precision import CheckSchedule, ErrorGauge, ExactLogits, PrecisionLostError, rounded
 from models.sliding_context import Place, SlidingContext
 
 UNIFORMS_AT_ONCE = 1024  # a multiple of 4
 PREFILL_TOKENS = 8192  # in one pass over several prompts
+FULL_EVERY = 64  # ids of a piece between two questions whether it is full
 
 
 def piece_uniforms(seed: int, piece_index: int, n: int, first: int = 0) -> NDArray[np.float64]:
@@ -52,6 +54,7 @@ class Request:
     """What all rows of a batch have in common."""
 
     chooser: Chooser
+    penalty: Penalty | None
     grammar: GrammarTables | None
     context: SlidingContext
     seed: int
@@ -80,6 +83,7 @@ class Sampler:
         self.exact = None if is_exact else ExactLogits(model, room)
         self.cache = self.model.new_cache(batch_size, room)
         self.grammar = None if request.grammar is None else GrammarRows(request.grammar, batch_size)
+        self.penalty_BV: Tensor | None = None  # of the step at hand
         self.pad_V = torch.arange(model.vocab_size, device=self.device) == request.pad_id
         # Memory that is not written to costs nothing yet.
         self.ids_BJ = torch.empty((batch_size, request.max_tokens), dtype=torch.long)
@@ -160,6 +164,9 @@ class Sampler:
             logits_BV = rounded(logits_BV)
         if self.request.with_entropies:
             self.entropy_BJ[row_B, length_B] = entropy(logits_BV).float().cpu()
+        if self.request.penalty is not None:
+            self.penalty_BV = self.request.penalty.on(self.ids_BJ[:n], length_B, len(self.pad_V)).to(self.device)
+            logits_BV = logits_BV - self.penalty_BV
         chosen_B = self.choose(logits_BV)
         if self.grammar is not None:
             self.grammar.advance(chosen_B)
@@ -201,7 +208,8 @@ class Sampler:
 
     def exact_logits(self, row: int) -> Tensor:
         assert self.exact is not None
-        return self.exact.of(self.piece_of_row[row], self.context_ids(row))
+        logits_V = self.exact.of(self.piece_of_row[row], self.context_ids(row))
+        return logits_V if self.penalty_BV is None else logits_V - self.penalty_BV[row]
 
     def check_finite(self, logits_BV: Tensor) -> None:
         """Raise ValueError where a row has nothing to choose from."""
@@ -252,6 +260,31 @@ def runs(is_in_B: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     return zip(edges[::2], edges[1::2], strict=True)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Written:
+    """A piece, complete or as far as it is.
+
+    Attributes:
+        place: of its prompt among all prompts.
+        entropies: as for `sample`; empty where they are not wanted.
+        seconds: its share of the time of the steps that it took part in.
+    """
+
+    place: int
+    ids: Tensor
+    entropies: NDArray[np.float32]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a caller of `sample` is told or asked."""
+
+    on_step: Callable[[int], bool | None] | None
+    on_piece: Callable[[Written], None] | None
+    is_full: Callable[[int, Tensor], bool] | None
+
+
 @torch.inference_mode()
 def sample(
     model: SampledModel,
@@ -267,9 +300,11 @@ def sample(
     temperature: Callable[[int], float] | None = None,
     top_k: Callable[[int], int | None] | None = None,
     on_step: Callable[[int], bool | None] | None = None,
+    on_piece: Callable[[Written], None] | None = None,
+    is_full: Callable[[int, Tensor], bool] | None = None,
     entropies: list[NDArray[np.float32]] | None = None,
 ) -> list[Tensor]:
-    """Continue each prompt until `end_id` or `config.max_tokens`.
+    """Continue each prompt until `end_id`, `config.max_tokens` or until it is full.
 
     A piece depends on the weights, its prompt, the settings, `seed` and its piece index alone, not on `batch_size` or
     on the pieces beside it: every id is the one that the model gives in float64.
@@ -285,6 +320,9 @@ def sample(
         temperature, top_k: functions of the number of ids so far, in place of the settings in `config`.
         on_step: called after each step with the number of ids drawn so far, in all pieces; True stops, and pieces
             are returned as far as they are. The number may once begin anew: see sampling_precision.py.
+        on_piece: called with each piece that is complete, in any order. When the number of `on_step` begins anew, they
+            come again, and what came before is void.
+        is_full: asked with the place of a prompt and the ids of its piece at each `FULL_EVERY` ids drawn; True ends it.
         entropies: is filled, in the order of `prompts`, with float32 vectors: for each id drawn the entropy in nats of
             the model's distribution over all ids, before the grammar and the settings change it.
     Returns:
@@ -305,6 +343,7 @@ def sample(
             tables.follow(prompt.tolist(), f"prompt {i}: ")
     request = Request(
         chooser=Chooser.of(config, model.vocab_size, temperature=temperature, top_k=top_k),
+        penalty=Penalty.of(config),
         grammar=tables,
         context=context_of(model, config, tables, end_id),
         seed=seed,
@@ -315,54 +354,61 @@ def sample(
     )
     prompts = [prompt.cpu() for prompt in prompts]
     n_rows = min(batch_size, max(len(prompts), 1))
-    pieces, found = None, []
+    hooks, written = Hooks(on_step, on_piece, is_full), None
     if model.embed.weight.dtype != torch.float64:
         with suppress(PrecisionLostError):  # which also frees the memory of the first attempt
-            pieces, found = write(Sampler(model, request, n_rows, is_exact=False), prompts, piece_indices, on_step)
-    if pieces is None:
-        pieces, found = write(Sampler(model, request, n_rows, is_exact=True), prompts, piece_indices, on_step)
+            written = write(Sampler(model, request, n_rows, is_exact=False), prompts, piece_indices, hooks)
+    if written is None:
+        written = write(Sampler(model, request, n_rows, is_exact=True), prompts, piece_indices, hooks)
     if entropies is not None:
-        entropies[:] = found
-    return pieces
+        entropies[:] = [piece.entropies for piece in written]
+    return [piece.ids for piece in written]
 
 
-def write(
-    sampler: Sampler,
-    prompts: Sequence[Tensor],
-    piece_indices: Sequence[int],
-    on_step: Callable[[int], bool | None] | None,
-) -> tuple[list[Tensor], list[NDArray[np.float32]]]:
-    """Return the pieces that begin with `prompts`, and the entropies of their ids if they are wanted."""
-    pieces = [prompt.clone() for prompt in prompts]
-    entropies = [np.empty(0, dtype=np.float32) for _ in prompts]
+def write(sampler: Sampler, prompts: Sequence[Tensor], piece_indices: Sequence[int], hooks: Hooks) -> list[Written]:
+    """Return the pieces that begin with `prompts`, in their order."""
+    pieces = [Written(i, prompt.clone(), np.empty(0, np.float32), 0.0) for i, prompt in enumerate(prompts)]
     waiting = deque(range(len(prompts)))
+    seconds = np.zeros(len(prompts))
 
     def start_next(row: int) -> None:
         piece = waiting.popleft()
         sampler.start(row, piece, piece_indices[piece], prompts[piece])
 
-    def keep(row: int) -> None:
+    def keep(row: int) -> Written:
         piece = sampler.piece_of_row[row]
-        pieces[piece] = sampler.piece(row)
-        entropies[piece] = sampler.entropies(row, len(prompts[piece]))
+        found = sampler.entropies(row, len(prompts[piece]))
+        pieces[piece] = Written(piece, sampler.piece(row), found, float(seconds[piece]))
+        return pieces[piece]
+
+    def is_full(row: int) -> bool:
+        piece = sampler.piece_of_row[row]
+        n_drawn = int(sampler.length_B[row]) - len(prompts[piece])
+        return hooks.is_full is not None and n_drawn % FULL_EVERY == 0 and hooks.is_full(piece, sampler.piece(row))
 
     for row in range(min(sampler.cache.batch_size, len(prompts))):
         start_next(row)
     n_drawn = 0
     while sampler.piece_of_row:
-        n_drawn += len(sampler.piece_of_row)
+        n_rows = len(sampler.piece_of_row)
+        n_drawn += n_rows
+        started = time.perf_counter()
+        is_complete = sampler.step()
+        seconds[sampler.piece_of_row] += (time.perf_counter() - started) / n_rows
         # From the last row down: the row that `drop` moves is then never one that is complete itself.
-        for row in reversed(sampler.step()):
-            keep(row)
+        for row in sorted({*is_complete, *filter(is_full, range(n_rows))}, reverse=True):
+            piece = keep(row)
+            if hooks.on_piece is not None:
+                hooks.on_piece(piece)
             if waiting:
                 start_next(row)
             else:
                 sampler.drop(row)
-        if on_step is not None and on_step(n_drawn):
+        if hooks.on_step is not None and hooks.on_step(n_drawn):
             break
     for row in range(len(sampler.piece_of_row)):
         keep(row)
-    return pieces, entropies
+    return pieces
 
 
 def context_of(

@@ -106,6 +106,35 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, margin_B: Tensor | None = None) -
     return Choice(ids_B1[:, 0], ((uniform_B[:, None] - shares_B2).abs() >= margin_B[:, None] * spread_B2).all(dim=1))
 
 
+@dataclass(frozen=True, slots=True)
+class Penalty:
+    """What is taken off the logits of ids that were there lately; exact, so it leaves the margin as it is."""
+
+    presence: float
+    frequency: float
+    n_tokens: int  # looked back on
+
+    @classmethod
+    def of(cls, config: SamplingConfig) -> "Penalty | None":
+        """Return None where there is none."""
+        if not (config.presence_penalty or config.frequency_penalty):
+            return None
+        return cls(config.presence_penalty, config.frequency_penalty, config.penalty_tokens)
+
+    def on(self, ids_BJ: Tensor, length_B: Tensor, vocab_size: int) -> Tensor:
+        """Return what to take off, float64 (B, V).
+
+        Args:
+            ids_BJ: of each row; those from `length_B` on mean nothing.
+            length_B: 1 or more.
+        """
+        place_BC = length_B[:, None] - 1 - torch.arange(self.n_tokens)
+        is_there_BC = (place_BC >= 0).double()
+        recent_BC = ids_BJ.gather(1, place_BC.clamp_min(0))
+        count_BV = torch.zeros((len(ids_BJ), vocab_size), dtype=torch.float64).scatter_add_(1, recent_BC, is_there_BC)
+        return self.frequency * count_BV + self.presence * (count_BV > 0)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Chooser:
     """Logits and uniforms to ids, with settings that may depend on the length of a piece.
@@ -136,6 +165,8 @@ class Chooser:
         if temperature is not None:
             values = (check_temperature(temperature(n), f" at length {n}") for n in lengths)
             temperatures = np.concatenate((temperatures, np.fromiter(values, np.float64)))
+        elif config.final_temperature is not None:
+            temperatures = np.linspace(config.temperature, config.final_temperature, config.max_tokens)
         if top_k is not None:
             counts = (min(check_top_k(top_k(n), f" at length {n}") or vocab_size, vocab_size) for n in lengths)
             top_ks = np.concatenate((top_ks, np.fromiter(counts, np.int64)))

@@ -95,11 +95,17 @@ def _dead_servers() -> list[str]:
     return [name for name in dead if name in ("gcs_server", "raylet")]  # it does without the others
 
 
+def _require_servers() -> None:
+    if dead := _dead_servers():
+        raise RayLost(f"Ray is gone: its {' and '.join(dead)} died")
+
+
 def run_over(
     function: Callable[[Chunk], Result],
     chunks: Iterable[Chunk],
     on_result: Callable[[Result], None] | None = None,
     max_in_flight: int = 0,
+    on_wait: Callable[[], None] | None = None,
 ) -> list[Result]:
     """Run `function` over `chunks` on Ray and return the results in the order of the chunks.
 
@@ -107,6 +113,7 @@ def run_over(
         function: importable, so that a worker finds it; its results must be small (paths, counts).
         on_result: called in the driver as each result arrives, in any order; for progress.
         max_in_flight: chunks handed out at once, 0 for two a core; the rest wait in the driver.
+        on_wait: called in the driver about once a second, for progress within the chunks.
     Raises:
         what `function` raised, as the same class. A worker that dies is retried twice.
         RayLost: the Ray of this process died under the work; `connect` starts another.
@@ -136,8 +143,9 @@ def run_over(
             if not pending:
                 break
             done, _ = ray.wait(list(pending), num_returns=1, timeout=1.0)
-            if dead := _dead_servers():
-                raise RayLost(f"Ray is gone: its {' and '.join(dead)} died")
+            if on_wait:
+                on_wait()
+            _require_servers()
             for reference in done:
                 index = pending.pop(reference)
                 results[index] = _get(reference)

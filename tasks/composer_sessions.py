@@ -29,7 +29,7 @@ from tasks.music.tokenizers.registry import tokenizer_from_json
 
 if TYPE_CHECKING:
     from tasks.checkpoints import LoadedModel
-    from tasks.generate import Prompt
+    from tasks.prompts import Prompt
     from tasks.tracking import ModelVersion
 
 PRIME_TOKENS = 256
@@ -381,7 +381,7 @@ def make_primer(home: Home, loaded: "LoadedModel", kind: PrimerKind, prompt: str
 
 def _read_prompt(loaded: "LoadedModel", prompt: str) -> "Prompt":
     from tasks.config import GenerateConfig
-    from tasks.generate import read_prompts
+    from tasks.prompts import read_prompts
 
     if Path(prompt).is_dir():
         raise ConfigError(f"prompt {prompt} is a folder; a session goes on from one file")

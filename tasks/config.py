@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import re
 import typing
 from collections.abc import Sequence
@@ -239,6 +240,9 @@ class EvaluateConfig:
         _require(self.seed >= 0, f"seed={self.seed} is below 0")
 
 
+MAX_PIECES = 10_000  # of a batch, which has one page
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateConfig:
     """A batch of compositions. `batch_size` and `n_workers` change the speed, never the bytes."""
@@ -246,8 +250,14 @@ class GenerateConfig:
     n_pieces: int = 8
     seed: int = 0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    prompt: str = ""  # a MIDI file, or a folder of them, to continue; empty: unconditional
-    prompt_tokens: int = 128  # of the prompt's encoding, <start> included
+    prompt: str = ""  # to continue: a MIDI file, a folder of them, or `split:test` of the dataset; empty: nothing
+    prompt_tokens: int = 128  # of the prompt's encoding, <start> included; how much of it is taken, if not said below
+    prompt_notes: int = 0  # its first notes,
+    prompt_bars: int = 0  # the notes that begin in its first bars
+    prompt_seconds: float = 0.0  # or in its first seconds; 0: not so
+    max_notes: int = 0  # a piece ends after so many notes,
+    max_bars: int = 0  # with its last bar
+    max_seconds: float = 0.0  # or after so long, its prompt included; 0: only by its tokens
     latents: Literal["prior", "prompt", "path"] = "prior"  # drawn, of the prompts, or on the way between two of them
     prompt_to: str = ""  # where such a path ends
     n_tracks: int = 0  # of a piece, for encodings that write one after the other; 0: as many as the model likes
@@ -259,12 +269,17 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         for name in ("n_pieces", "batch_size", "n_workers"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1")
+        _require(self.n_pieces <= MAX_PIECES, f"n_pieces={self.n_pieces} is above {MAX_PIECES}; make several batches")
         _require(self.seed >= 0, f"seed={self.seed} is below 0")
         _require(self.n_tracks >= 0, f"n_tracks={self.n_tracks} is below 0")
         _require(self.max_note_seconds >= 0, f"max_note_seconds={self.max_note_seconds} is below 0")
         _require(self.prompt_tokens >= 2, f"prompt_tokens={self.prompt_tokens} is below 2")
+        for name in ("prompt_notes", "prompt_bars", "prompt_seconds", "max_notes", "max_bars", "max_seconds"):
+            _require(0 <= getattr(self, name) < math.inf, f"{name}={getattr(self, name)} is not a number from 0 on")
+        parts = [name for name in ("prompt_notes", "prompt_bars", "prompt_seconds") if getattr(self, name)]
+        _require(len(parts) <= 1, f"{' and '.join(parts)} both say how much of a prompt is taken; set one")
         _require(
-            not self.prompt or self.latents != "prior" or self.prompt_tokens < self.sampling.max_tokens,
+            not self.prompt or self.latents != "prior" or bool(parts) or self.prompt_tokens < self.sampling.max_tokens,
             f"prompt_tokens={self.prompt_tokens} leaves no room below sampling.max_tokens={self.sampling.max_tokens}",
         )
         _require(

@@ -2,74 +2,37 @@
 
 import hashlib
 import logging
-import os
 import shutil
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from models.vae import Vae
 from tasks import cluster
-from tasks.checkpoints import LoadedModel, load_model
+from tasks.checkpoints import load_model
 from tasks.config import GenerateConfig, digest, to_json
-from tasks.encode import grid_of
-from tasks.errors import BadScore, DatasetError, NotFound, OrchestrionError
+from tasks.errors import NotFound
 from tasks.gallery import GalleryPiece, RollNotes, build_gallery
 from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
-from tasks.latent_pieces import LatentPlan, LatentSource, note_f1
-from tasks.music.metrics import piece_statistics
-from tasks.music.midi_statistics import midi_statistics
-from tasks.music.notes import NoteBatch
-from tasks.music.pianoroll import draw_piano_roll
-from tasks.music.score import Score, read_midi, write_midi
-from tasks.music.synth import encode_audio, render
-from tasks.music.tokenizers.base import TokenBatch
-from tasks.music.windows import cut_windows
-from tasks.piece_ids import check_prompt_ids, check_request, write_ids
-from tasks.sources.names import MIDI_SUFFIXES, is_midi, printable
+from tasks.latent_pieces import LatentPlan, LatentSource
+from tasks.music.score import read_midi
+from tasks.piece_work import (
+    Candidate,
+    RenderJob,
+    WriteJob,
+    batch_folder,
+    is_written,
+    pieces_folder,
+    read_candidate,
+    render_pieces,
+    write_candidates,
+)
+from tasks.prompts import Prompt, read_prompts
 from tasks.tracking import ModelVersion, git_commit
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """The beginning that a piece continues."""
-
-    name: str
-    sha256: str
-    ids: tuple[int, ...]  # <start> included
-    n_whole: int = 0  # tokens of the whole of it, or of its first window where that is what a latent is made of
-    window: tuple[int, ...] = ()  # as much of it as a model with latents makes one of; else empty
-    n_notes: int = 0  # of the file
-    dropped: dict[str, int] = field(default_factory=dict)  # notes that the encoding left out or changed, by reason
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateJob:
-    """Some pieces of a batch; a worker needs nothing else."""
-
-    checkpoint: Path
-    indices: tuple[int, ...]
-    prompts: tuple[Prompt, ...]  # one for each index
-    latents: LatentPlan
-    config: GenerateConfig
-    lineage: dict[str, str]
-    folder: Path
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MadePiece:
-    """A finished piece: its sidecar, what it continues, and what was measured while it was sampled."""
-
-    sidecar: dict[str, Any]
-    prompt: Prompt
-    entropies: np.ndarray
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,72 +53,10 @@ class Batch:
         return self.folder.with_name(f"{self.name}.results.json")
 
 
-def read_prompts(loaded: LoadedModel, config: GenerateConfig) -> list[Prompt]:
-    """Return the prompts that `config` names, in order of path; none means one that is only <start>.
-
-    Raises:
-        NotFound, BadScore: a path that does not exist, or a file that is not usable MIDI.
-        ConfigError: latents of prompts are wanted that the model or the prompts do not give.
-    """
-    tokenizer = loaded.tokenizer
-    named = [config.prompt, config.prompt_to] if config.prompt_to else [config.prompt]
-    files = [file for prompt in named if prompt for file in _prompt_files(Path(prompt))]
-    check_request(loaded, config, len(files))
-    if not files:
-        return [Prompt("", "", (tokenizer.start_id,))]
-    prompts = []
-    for name, path in files:
-        try:
-            data = path.read_bytes()
-            score = read_midi(data, name)
-        except OSError as error:
-            raise NotFound(f"prompt {name}: {error.strerror} ({path})") from None
-        except BadScore as error:
-            raise BadScore(error.reason, f"prompt {name}: {error.detail}") from None
-        prompts.append(_encode_prompt(loaded, config, name, data, score))
-        check_prompt_ids(loaded, config, prompts[-1].ids, name)
-    return prompts
-
-
-def _encode_prompt(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes, score: Score) -> Prompt:
-    tokenizer, batch = loaded.tokenizer, NoteBatch.from_scores([score])
-    sha256, n_notes = hashlib.sha256(data).hexdigest(), len(score.notes.pitch)
-    if config.latents == "prior":
-        tokens = tokenizer.encode(batch)
-        ids = tokens.ids[: min(config.prompt_tokens, len(tokens.ids) - 1)]  # a whole short piece: without its <end>
-        return Prompt(name, sha256, tuple(ids.tolist()), len(tokens.ids), (), n_notes, losses(tokens))
-    assert isinstance(loaded.model, Vae)
-    bars = int(loaded.state["dataset"].get("window_bars", 0))
-    if bars:
-        batch = cut_windows(batch, bars, bars, grid_of(tokenizer.config))[0].take(np.array([0]))
-    tokens = tokenizer.encode(batch)
-    window = tuple(tokens.ids[: loaded.model.max_length].tolist())
-    return Prompt(name, sha256, (tokenizer.start_id,), len(tokens.ids), window, n_notes, losses(tokens))
-
-
-def losses(tokens: TokenBatch) -> dict[str, int]:
-    """Return the notes that an encoding left out or changed, by reason."""
-    return {reason: n for reason, counts in tokens.dropped.items() if (n := int(counts.sum()))}
-
-
-def _prompt_files(prompt: Path) -> list[tuple[str, Path]]:
-    """Return (name, path) of the prompt, or of the MIDI files below it, in order of name."""
-    if not prompt.exists():
-        raise NotFound(f"prompt {prompt} does not exist")
-    if prompt.is_file():
-        if not is_midi(os.fsencode(prompt.name)):
-            raise DatasetError(f"prompt {prompt} is neither a folder nor a {' '.join(MIDI_SUFFIXES)} file")
-        return [(printable(prompt.name), prompt)]
-    files = [path for path in prompt.rglob("*") if is_midi(os.fsencode(path.name))]
-    if not files:
-        raise DatasetError(f"prompt {prompt} holds no MIDI file ({', '.join(MIDI_SUFFIXES)})")
-    return sorted((printable(str(path.relative_to(prompt))), path) for path in files)
-
-
 def batch_name(model: ModelVersion, config: GenerateConfig, prompts: list[Prompt], checkpoint: Path) -> str:
     """Return the name that model, settings and prompts determine; what only changes the speed does not count."""
     settings = to_json(config)
-    for without_effect in ("batch_size", "n_workers", "prompt", "prompt_to"):
+    for without_effect in ("batch_size", "n_workers", "prompt", "prompt_to"):  # prompts count by their contents
         settings.pop(without_effect)
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     identity = {
@@ -196,16 +97,11 @@ def generate_batch(
     """Compose a batch and publish it in one step.
 
     The bytes depend on the model, the settings and the prompts; `batch_size` and `n_workers` change only the speed.
+    What ends it early keeps the pieces that are written, and the same call goes on with the others.
     """
     loaded = load_model(checkpoint)
-    prompts = read_prompts(loaded, config)
+    prompts = read_prompts(loaded, config, home)
     name = batch_name(model, config, prompts, checkpoint)
-    final = home.generations / name
-    temporary = home.generations / f".{name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "pieces").mkdir(parents=True)
-    sources = tuple(LatentSource(p.name, p.sha256, p.window, p.n_whole - len(p.window)) for p in prompts)
-    latents = LatentPlan(config.latents, sources, config.n_pieces)
     lineage = {
         "batch": name,
         "model_version": model.reference,
@@ -213,38 +109,107 @@ def generate_batch(
         "dataset_version": "{name}@{version}".format(**loaded.state["dataset"]),
         "code_commit": git_commit(),
     }
-    try:
-        jobs = _cut_into_jobs(checkpoint, prompts, latents, config, lineage, temporary)
-        manifest, results = _compose(jobs, config, lineage, on_pieces)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(final, ignore_errors=True)  # asked for anew: the same bytes again
-    batch = Batch(name, final, manifest)
-    write_atomically(batch.results, json_bytes(results))
-    publish_folder(temporary, final)
+    folder = open_unfinished(home, lineage)
+    chosen = _write_all(WritePlan(checkpoint, prompts, config, lineage, folder), on_pieces)
+    _render_all(chosen, config, folder)
+    manifest = _write_manifest(folder, config, lineage)
+    batch = Batch(name, home.generations / name, manifest)
+    write_atomically(batch.results, json_bytes(results_of(chosen, folder)))
+    publish_folder(batch_folder(folder), batch.folder)  # asked for anew: the same bytes again
+    shutil.rmtree(folder, ignore_errors=True)
     return batch
 
 
-def _compose(
-    jobs: list[GenerateJob],
-    config: GenerateConfig,
-    lineage: dict[str, str],
-    on_pieces: Callable[[int], None] | None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fill the jobs' folder with a batch; return its manifest, the last file written, and what was measured."""
-    folder = jobs[0].folder
-    made: list[MadePiece] = []
+def open_unfinished(home: Home, lineage: dict[str, str]) -> Path:
+    """Return the folder of an unfinished batch: one that was left, or an empty one.
+
+    What other code has begun is not gone on with, for its pieces might differ.
+    """
+    folder = home.generations / f".{lineage['batch']}.unfinished"
+    told = folder / "lineage.json"
+    if told.exists() and read_json(told) != lineage:
+        logger.info("an unfinished batch of other code is thrown away: %s", folder)
+        shutil.rmtree(folder)
+    for part in (folder / "candidates", pieces_folder(folder)):
+        part.mkdir(parents=True, exist_ok=True)
+    write_atomically(told, json_bytes(lineage))
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class WritePlan:
+    """What all write jobs of a batch have in common."""
+
+    checkpoint: Path
+    prompts: list[Prompt]
+    config: GenerateConfig
+    lineage: dict[str, str]
+    folder: Path
+
+    def jobs(self, candidates: Sequence[Candidate]) -> list[WriteJob]:
+        """Deal candidates of one attempt out to the workers, who each keep all their rows in use while any is left."""
+        sources = tuple(LatentSource(p.name, p.sha256, p.window, p.n_whole - len(p.window)) for p in self.prompts)
+        latents = LatentPlan(self.config.latents, sources, self.config.n_pieces)
+        shares = [tuple(candidates[worker :: self.config.n_workers]) for worker in range(self.config.n_workers)]
+        return [
+            WriteJob(
+                self.checkpoint, share, tuple(self.prompts[c.index % len(self.prompts)] for c in share), latents,
+                self.config, self.lineage, self.folder,
+            )
+            for share in shares if share
+        ]  # fmt: skip
+
+
+def _write_all(plan: WritePlan, on_pieces: Callable[[int], None] | None) -> list[Candidate]:
+    """Write all candidates and return the chosen one of each piece."""
+    candidates = [Candidate(index) for index in range(plan.config.n_pieces)]
+    report = Countdown(plan.folder, candidates, on_pieces)
+    report()
+    jobs = plan.jobs(report.left)
+    if plan.config.n_workers == 1:
+        for job in jobs:
+            write_candidates(job, report.count_one)
+    else:
+        cluster.run_over(write_candidates, jobs, max_in_flight=len(jobs), on_wait=report)
+        report()
+    return candidates
+
+
+class Countdown:
+    """Tells how many more candidates are written than when it was last asked."""
+
+    def __init__(self, folder: Path, candidates: Sequence[Candidate], on_pieces: Callable[[int], None] | None) -> None:
+        self.folder, self.left, self.on_pieces = folder, list(candidates), on_pieces
+
+    def __call__(self) -> None:
+        left = [candidate for candidate in self.left if not is_written(candidate, self.folder)]
+        if self.on_pieces and len(left) < len(self.left):
+            self.on_pieces(len(self.left) - len(left))
+        self.left = left
+
+    def count_one(self) -> None:
+        if self.on_pieces:
+            self.on_pieces(1)
+
+
+def _render_all(chosen: Sequence[Candidate], config: GenerateConfig, folder: Path) -> None:
+    lineage = read_json(folder / "lineage.json")
+    shares = [tuple(chosen[worker :: config.n_workers]) for worker in range(config.n_workers)]
+    jobs = [
+        RenderJob(share, tuple(lineage | {"name": c.name, "index": c.index} for c in share), config, folder)
+        for share in shares if share
+    ]  # fmt: skip
     if config.n_workers == 1:
         for job in jobs:
-            made += generate_pieces(job)
-            if on_pieces:
-                on_pieces(len(job.indices))
+            render_pieces(job)
     else:
-        report = on_pieces or (lambda n: None)
-        done = cluster.run_over(generate_pieces, jobs, lambda some: report(len(some)), max_in_flight=config.n_workers)
-        made += [piece for some in done for piece in some]
-    sidecars = [piece.sidecar for piece in made]
+        cluster.run_over(render_pieces, jobs, max_in_flight=len(jobs))
+
+
+def _write_manifest(folder: Path, config: GenerateConfig, lineage: dict[str, str]) -> dict[str, Any]:
+    """Write the page and, last, the manifest of a batch; return the latter."""
+    target = batch_folder(folder)
+    sidecars = [read_json(path) for path in sorted(pieces_folder(folder).glob("*.json"))]
     manifest = lineage | {
         "config": to_json(config)
         | dict.fromkeys(("batch_size", "n_workers", "prompt", "prompt_to")),  # see each sidecar's prompt
@@ -253,145 +218,25 @@ def _compose(
         "pieces": [{"name": piece["name"], "midi_sha256": piece["midi_sha256"]} for piece in sidecars],
         "statistics": _means([piece["statistics"] for piece in sidecars]),
     }
-    write_atomically(folder / "gallery.html", _gallery(folder, sidecars, manifest).encode())
-    write_atomically(folder / "manifest.json", json_bytes(manifest))
-    return manifest, results_of(made)
+    write_atomically(target / "gallery.html", _gallery(target, sidecars, manifest).encode())
+    write_atomically(target / "manifest.json", json_bytes(manifest))
+    return manifest
 
 
-def results_of(made: list[MadePiece]) -> dict[str, Any]:
+def results_of(chosen: Sequence[Candidate], folder: Path) -> dict[str, Any]:
     """Return lengths, entropies and times; measured, so that they are not the same bytes in every run of a batch.
 
     Lengths are in tokens: `original_length` of all of a prompt's file, `prompt_length` of what was taken of it.
     Entropies are in nats, of the model's distribution at each token drawn. `generation_time` is a piece's share of the
-    seconds that its job took to sample.
+    seconds of the steps that sampled it.
     """
-    rows = [
-        {
-            "piece": piece.sidecar["name"],
-            "prompt": piece.prompt.name or None,
-            "prompt_length": len(piece.prompt.ids),
-            "generated_length": piece.sidecar["n_tokens"] - len(piece.prompt.ids),
-            "original_length": piece.prompt.n_whole or None,
-            "ended_with_eos": piece.sidecar["ended"],
-            "entropy": round(float(np.mean(piece.entropies)), 4) if len(piece.entropies) else None,
-            "generation_time": round(piece.seconds, 4),
-            "entropies": [round(float(entropy), 3) for entropy in piece.entropies],
-        }
-        for piece in made
-    ]
+    rows = [{"piece": candidate.name} | read_candidate(candidate, folder)["measured"] for candidate in chosen]
     means = [row["entropy"] for row in rows if row["entropy"] is not None]
     return {
         "mean_entropy": round(float(np.mean(means)), 4) if means else None,
         "mean_generation_time": round(float(np.mean([row["generation_time"] for row in rows])), 4),
         "pieces": rows,
     }
-
-
-def generate_pieces(job: GenerateJob) -> list[MadePiece]:
-    """Sample some pieces and write their files."""
-    started = time.perf_counter()
-    loaded = load_model(job.checkpoint)
-    written, entropies = write_ids(loaded, [prompt.ids for prompt in job.prompts], job.indices, job.latents, job.config)
-    seconds = (time.perf_counter() - started) / len(written)
-    return [
-        MadePiece(write_piece(job, index, prompt, ids, loaded.tokenizer), prompt, entropy, seconds)
-        for index, prompt, ids, entropy in zip(job.indices, job.prompts, written, entropies, strict=True)
-    ]
-
-
-def write_piece(job: GenerateJob, index: int, prompt: Prompt, ids: np.ndarray, tokenizer: Any) -> dict[str, Any]:
-    """Write one piece's MIDI, sidecar, picture and sound; return the sidecar."""
-    name = f"{index:04d}"
-    score = tokenizer.decode(ids)
-    midi = write_midi(score, f"{job.lineage['batch']} {name}")
-    _check_readable(midi, score, name)
-    sidecar = job.lineage | {
-        "name": name,
-        "index": index,
-        "seed": job.config.seed,
-        "sampling": to_json(job.config.sampling),
-        "prompt": _prompt_facts(prompt, tokenizer) if prompt.name and not prompt.window else None,
-        "latent": _latent_facts(job, index, score, tokenizer) if job.config.latents != "prior" else None,
-        "n_tokens": len(ids),
-        "ended": bool(ids[-1] == tokenizer.end_id),
-        "midi_sha256": hashlib.sha256(midi).hexdigest(),
-        "statistics": piece_statistics(score),
-        "midi": midi_statistics(midi, name),
-        "warnings": _track_warnings(job.config, ids, tokenizer),
-    }
-    pieces = job.folder / "pieces"
-    write_atomically(pieces / f"{name}.mid", midi)
-    write_atomically(pieces / f"{name}.png", draw_piano_roll(score))
-    if job.config.audio != "none":
-        sound = render(score)
-        sidecar["warnings"] = [*sidecar["warnings"], *sound.warnings]
-        write_atomically(
-            pieces / f"{name}.{job.config.audio}", encode_audio(sound.samples, sound.sample_rate, job.config.audio)
-        )
-    write_atomically(pieces / f"{name}.json", json_bytes(sidecar))
-    return sidecar
-
-
-def _prompt_facts(prompt: Prompt, tokenizer: Any) -> dict[str, Any]:
-    score = tokenizer.decode(np.array(prompt.ids))
-    seconds = float(score.notes.end_seconds.max(initial=0.0))
-    return {
-        "name": prompt.name,
-        "sha256": prompt.sha256,
-        "n_tokens": len(prompt.ids),
-        "seconds": round(seconds, 3),
-        "n_file_notes": prompt.n_notes,
-        "dropped": prompt.dropped,
-    }
-
-
-def _track_warnings(config: GenerateConfig, ids: np.ndarray, tokenizer: Any) -> list[str]:
-    if not config.n_tracks:
-        return []
-    n_tracks = int((ids == tokenizer.token_id("TRACK_END")).sum())
-    limit = f"cut at {len(ids)} tokens: {n_tracks} of {config.n_tracks} tracks are whole"
-    return [limit] if n_tracks < config.n_tracks else []
-
-
-def _latent_facts(job: GenerateJob, index: int, score: Score, tokenizer: Any) -> dict[str, Any]:
-    """Return whose latent a piece was written from, and how many of that music's notes it has again."""
-    sources = [
-        {
-            "name": source.name,
-            "sha256": source.sha256,
-            "n_tokens": len(source.ids),
-            "n_tokens_cut": source.n_tokens_cut,
-            "note_f1": round(note_f1(score, tokenizer.decode(np.array(source.ids))), 4),
-        }
-        for source in job.latents.sources_of(index)
-    ]
-    share = {"share": job.latents.share_of(index)} if job.latents.kind == "path" else {}
-    return {"of": job.latents.kind, "sources": sources} | share
-
-
-def _check_readable(midi: bytes, score: Score, name: str) -> None:
-    if not len(score.notes.pitch):
-        return
-    n_read = len(read_midi(midi, name).notes.pitch)
-    if n_read != len(score.notes.pitch):
-        raise OrchestrionError(f"piece {name}: wrote {len(score.notes.pitch)} notes, reading back gives {n_read}")
-
-
-def _cut_into_jobs(
-    checkpoint: Path,
-    prompts: list[Prompt],
-    latents: LatentPlan,
-    config: GenerateConfig,
-    lineage: dict[str, str],
-    folder: Path,
-) -> list[GenerateJob]:
-    per_job = max(1, min(config.batch_size, -(-config.n_pieces // config.n_workers)))
-    jobs = []
-    for first in range(0, config.n_pieces, per_job):
-        indices = tuple(range(first, min(first + per_job, config.n_pieces)))
-        chosen = tuple(prompts[index % len(prompts)] for index in indices)
-        jobs.append(GenerateJob(checkpoint, indices, chosen, latents, config, lineage, folder))
-    return jobs
 
 
 def _means(pieces: list[dict[str, float]]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from tasks.checkpoints import LoadedModel, exported, load_model
 from tasks.config import EvaluateConfig, GenerateConfig, TrainConfig
 from tasks.datasets import DatasetVersion
 from tasks.home import Home
+from tasks.prompts import read_prompts
 from tasks.steps import HEALS, show_progress
 from tasks.tracking import ModelVersion, Run, Tracker
 
@@ -68,7 +69,7 @@ def score_model(loaded: LoadedModel, dataset: DatasetVersion, config: EvaluateCo
 def find_same_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> generate.Batch | None:
     """Return the batch if the very same was composed already."""
     checkpoint = Tracker(home).fetch(model)
-    prompts = generate.read_prompts(load_model(checkpoint), config)
+    prompts = read_prompts(load_model(checkpoint), config, home)
     return generate.find_batch(home, generate.batch_name(model, config, prompts, checkpoint))
 
 

@@ -1,11 +1,14 @@
 """The ids of a batch's pieces: drawn or found by beam search, under the encoding's grammar and what is asked for."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.beam_search import beam_search
 from models.registry import Model
@@ -90,42 +93,72 @@ def grammar_of(tokenizer: Any, config: GenerateConfig) -> Grammar:
         raise ConfigError(str(error)) from None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class WrittenIds:
+    """The ids of a piece.
+
+    Args:
+        place: among the pieces asked for.
+        entropies: float32, nats, of the model's distribution at each id drawn; empty where beam search found them.
+        seconds: its share of the time.
+    """
+
+    place: int
+    ids: np.ndarray
+    entropies: np.ndarray
+    seconds: float
+
+
+def attempt_seed(seed: int, attempt: int) -> int:
+    """Return the seed of the pieces' random streams for one attempt at a batch; of the first it is the batch's own."""
+    if attempt == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed} {attempt}".encode()).digest()[:8], "little")
+
+
 def write_ids(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
     indices: Sequence[int],
     latents: LatentPlan,
     config: GenerateConfig,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the ids of some pieces of a batch, and the entropies in nats at each id drawn (none of a beam search).
+    on_piece: Callable[[WrittenIds], None],
+    *,
+    attempt: int = 0,
+    is_full: Callable[[int, Tensor], bool] | None = None,
+) -> None:
+    """Write some pieces of a batch and hand over each as soon as it is complete.
+
+    A piece may come a second time, and its first is void then; see `models.sampling.sample`.
 
     Args:
         prompts: what each piece begins with.
         indices: the pieces' places in the batch.
+        is_full: asked with the place of a piece and its ids so far whether it shall end there.
     """
-    tokenizer = loaded.tokenizer
+    tokenizer, seed = loaded.tokenizer, attempt_seed(config.seed, attempt)
     grammar = grammar_tables(tokenizer, config)
     ends = {"end_id": tokenizer.end_id, "pad_id": tokenizer.pad_id}
     max_tokens = longest_piece(loaded.model, config)
     if config.sampling.beams:
-        found = [
-            _of_rank(loaded, prompt, index, latents, config, max_tokens, grammar, ends)
-            for prompt, index in zip(prompts, indices, strict=True)
-        ]
-        return found, [np.empty(0, np.float32) for _ in found]
-    entropies: list[np.ndarray] = []
-    drawn = sample(
-        with_latents(loaded.model, latents, config.seed, indices),
+        for place, (prompt, index) in enumerate(zip(prompts, indices, strict=True)):
+            started = time.perf_counter()
+            ids = _of_rank(loaded, prompt, index, latents, config, max_tokens, grammar, ends)
+            on_piece(WrittenIds(place, ids, np.empty(0, np.float32), time.perf_counter() - started))
+        return
+    sample(
+        with_latents(loaded.model, latents, seed, indices),
         [torch.tensor(prompt) for prompt in prompts],
         piece_indices=list(indices),
-        seed=config.seed,
+        seed=seed,
         config=replace(config.sampling, max_tokens=max_tokens),
         grammar=grammar,
         batch_size=config.batch_size,
-        entropies=entropies,
+        on_piece=lambda piece: on_piece(WrittenIds(piece.place, piece.ids.numpy(), piece.entropies, piece.seconds)),
+        is_full=is_full,
+        entropies=[],
         **ends,
     )
-    return [ids.numpy() for ids in drawn], entropies
 
 
 def _of_rank(

@@ -1,6 +1,7 @@
 """Sampling: the same pieces in any batch, the grammar, the limits, and a slow sampler without a cache as the judge."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import torch
 from models.config import SamplingConfig
 from models.decoder import Decoder
 from models.grammar_mask import GrammarRows, GrammarTables
-from models.sampling import piece_uniforms, sample
+from models.sampling import FULL_EVERY, piece_uniforms, sample
 from models.sampling_choice import draw, keep_likeliest
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tests.models.toy_music import (
@@ -55,7 +56,14 @@ def sample_slowly(config: SamplingConfig, n: int, grammar: SimpleNamespace | Non
             with torch.no_grad():
                 logits = decoder(torch.tensor([ids]))[0, -1].tolist()
             allowed = allowed_ids(grammar, ids) if grammar else [token for token in range(VOCAB_SIZE) if token != PAD]
-            ids.append(choose_slowly(config, {token: logits[token] for token in allowed}, uniforms[len(ids)]))
+            for token, n_there in Counter(ids[-config.penalty_tokens :]).items():
+                logits[token] -= config.presence_penalty + n_there * config.frequency_penalty
+            at_length = config
+            if config.final_temperature is not None:
+                share = len(ids) / (config.max_tokens - 1)
+                now = config.temperature + share * (config.final_temperature - config.temperature)
+                at_length = replace(config, temperature=now)
+            ids.append(choose_slowly(at_length, {token: logits[token] for token in allowed}, uniforms[len(ids)]))
         pieces.append(ids)
     return pieces
 
@@ -87,6 +95,8 @@ CONFIGS = [
     SamplingConfig(max_tokens=40, top_k=8, top_p=0.9),
     SamplingConfig(max_tokens=40, temperature=1.3, min_p=0.1),
     SamplingConfig(max_tokens=40, top_k=9, top_p=0.95, min_p=0.02),
+    SamplingConfig(max_tokens=40, presence_penalty=0.7, frequency_penalty=0.4, penalty_tokens=9),
+    SamplingConfig(max_tokens=40, temperature=0.3, final_temperature=1.9, frequency_penalty=0.2),
     SamplingConfig(max_tokens=40, greedy=True),
 ]
 
@@ -122,6 +132,39 @@ def test_float32_weights_stay_untouched_and_give_the_pieces_of_their_float64_cop
     assert decoder.training
     assert decoder.head.weight.dtype == torch.float32
     assert run(SamplingConfig(max_tokens=30), decoder=build_decoder().double()) == pieces
+
+
+def test_pieces_are_handed_over_as_they_are_complete() -> None:
+    seen: list[Any] = []
+    pieces = run(SamplingConfig(max_tokens=60), n=20, grammar=build_grammar(), batch_size=3, on_piece=seen.append)
+    assert sorted(piece.place for piece in seen) == list(range(20))
+    assert [piece.place for piece in seen] != list(range(20))  # short ones come before long ones begun earlier
+    for piece in seen:
+        assert piece.ids.tolist() == pieces[piece.place]
+        assert piece.seconds > 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_piece_ends_where_it_is_said_to_be_full(batch_size: int) -> None:
+    asked: dict[int, list[int]] = {}
+
+    def is_full(place: int, ids: torch.Tensor) -> bool:
+        asked.setdefault(place, []).append(len(ids))
+        return place == 2 and len(ids) > FULL_EVERY + 20
+
+    prompts, config = build_prompts(4), SamplingConfig(max_tokens=3 * FULL_EVERY)
+    settings: dict[str, Any] = {"n": 4, "prompts": prompts, "batch_size": batch_size, "decoder": endless()}
+    free, pieces = run(config, **settings), run(config, **settings, is_full=is_full)
+    for place, (prompt, whole, piece) in enumerate(zip(prompts, free, pieces, strict=True)):
+        assert len(whole) == config.max_tokens
+        assert piece == (whole[: len(prompt) + 2 * FULL_EVERY] if place == 2 else whole)
+        assert asked[place] == [len(prompt) + FULL_EVERY * (i + 1) for i in range(len(asked[place]))]
+
+
+def endless() -> Decoder:
+    decoder = build_decoder()
+    decoder.head.bias.data[END] = -1000.0
+    return decoder
 
 
 def test_a_piece_given_back_as_its_own_prompt_ends_as_before() -> None:

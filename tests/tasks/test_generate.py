@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -16,14 +17,17 @@ import symusic
 import torch
 
 from models.config import SamplingConfig
-from tasks import generate, piece_ids
+from tasks import generate, piece_ids, piece_work
+from tasks.batches import TokenStore
 from tasks.checkpoints import load_model
 from tasks.config import GenerateConfig, to_json
+from tasks.datasets import resolve_dataset
 from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
-from tasks.generate import batch_name, find_batch, generate_batch, read_prompts, resolve_batch
+from tasks.generate import batch_name, find_batch, generate_batch, resolve_batch
 from tasks.home import Home
 from tasks.music.metrics import piece_statistics
 from tasks.music.score import read_midi, write_midi
+from tasks.prompts import read_prompts
 from tasks.tracking import ModelVersion
 from tests.builders import make_score
 from tests.samples import small_corpus, small_dataset, small_model
@@ -235,9 +239,8 @@ def test_the_prompt_comes_back_note_for_note(
     sampled: list[torch.Tensor] = []
     whole_sample = piece_ids.sample
 
-    def spy(*args: Any, **settings: Any) -> list[torch.Tensor]:
+    def spy(*args: Any, **settings: Any) -> None:
         sampled.extend(whole_sample(*args, **settings))
-        return sampled[-len(args[1]) :]
 
     monkeypatch.setattr(piece_ids, "sample", spy)
     config = config_of(prompt=str(setup.prompts), prompt_tokens=prompt_tokens, n_pieces=3, audio="none")
@@ -372,29 +375,128 @@ def test_a_prompt_that_cannot_be_used_is_said_in_one_line_and_leaves_nothing(
     assert list(home.generations.glob("*")) == []
 
 
-def test_a_failure_half_way_leaves_nothing(home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = generate.write_piece
+def test_a_failure_half_way_keeps_what_is_written_and_the_same_call_goes_on(
+    home: Home, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, written = piece_work._write_candidate, list[int]()
 
-    def fail_at_third(job: Any, index: int, *rest: Any) -> Any:
-        if index == 3:
+    def fail_at_third(job: Any, candidate: Any, *rest: Any) -> None:
+        if len(written) == 2:
             raise OSError(28, "No space left on device")
-        return whole(job, index, *rest)
+        whole(job, candidate, *rest)
+        written.append(candidate.index)
 
-    monkeypatch.setattr(generate, "write_piece", fail_at_third)
+    monkeypatch.setattr(piece_work, "_write_candidate", fail_at_third)
     with pytest.raises(OSError, match="No space left"):
         silent(home, setup, batch_size=2)
-    assert list(home.generations.glob("*")) == []
+    assert find_all(home) == []
+    monkeypatch.setattr(
+        piece_work, "_write_candidate", lambda job, candidate, *rest: (
+            written.append(candidate.index), whole(job, candidate, *rest)
+        )
+    )  # fmt: skip
+    seen: list[int] = []
+    config = config_of(audio="none", batch_size=3)
+    batch = generate_batch(home, setup.model, setup.checkpoint, config, seen.append)
+    assert sorted(written) == [0, 1, 2, 3, 4]
+    assert sum(seen) == 5
+    assert files_of(batch.folder) == files_of(silent(Home.at(tmp_path / "other"), setup).folder)
+    assert {path.name for path in home.generations.iterdir()} == {batch.name, batch.results.name}
+
+
+def test_what_other_code_began_is_not_gone_on_with(home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "_render_all", refuse)
+    with pytest.raises(KeyboardInterrupt):
+        silent(home, setup, n_pieces=2)
+    monkeypatch.undo()
+    (unfinished,) = home.generations.iterdir()
+    candidate = unfinished / "candidates" / "0000-0.json"
+    assert candidate.exists()
+    candidate.write_text("{}")  # stands for what other code would have made of it
+    monkeypatch.setattr(generate, "git_commit", lambda: "0" * 40)
+    batch = silent(home, setup, n_pieces=2)
+    assert batch.manifest["code_commit"] == "0" * 40
+    assert len(batch.manifest["pieces"]) == 2
 
 
 def test_what_a_kill_left_does_not_get_into_the_batch(home: Home, setup: Setup) -> None:
     first = silent(home, setup, n_pieces=2)
     files = files_of(first.folder)
-    leftover = home.generations / f".{first.name}.tmp" / "pieces"
+    leftover = home.generations / f".{first.name}.unfinished" / "candidates"
     leftover.mkdir(parents=True)
-    (leftover / "0007.mid").write_bytes(b"half")
+    (leftover / "0001-0.mid").write_bytes(b"half")
     (first.folder / "pieces" / "0009.mid").write_bytes(b"not of this batch")
     assert files_of(silent(home, setup, n_pieces=2).folder) == files
     assert {path.name for path in home.generations.iterdir()} == {first.name, first.results.name}
+
+
+@pytest.mark.parametrize(
+    ("limit", "measure"),
+    [
+        ({"max_notes": 7}, lambda score: len(score.notes.pitch)),
+        ({"max_seconds": 2.5}, lambda score: score.notes.end_seconds.max()),
+        ({"max_bars": 2}, lambda score: (score.notes.onset + score.notes.duration).max() / (4 * score.ticks_per_quarter)),
+    ],
+)
+def test_pieces_end_at_the_limit(home: Home, setup: Setup, limit: dict[str, float], measure: Any) -> None:
+    long = SamplingConfig(max_tokens=200)
+    free = [read_midi(midi) for midi in midi_of(silent(home, setup, sampling=long))]
+    batch = silent(home, setup, sampling=long, **limit)
+    (wanted,) = limit.values()
+    n_cut = 0
+    for midi, sidecar, whole in zip(midi_of(batch), sidecars_of(batch), free, strict=True):
+        score = read_midi(midi)
+        assert measure(score) <= wanted
+        np.testing.assert_array_equal(score.notes.pitch, whole.notes.pitch[: len(score.notes.pitch)])
+        np.testing.assert_array_equal(score.notes.onset, whole.notes.onset[: len(score.notes.onset)])
+        assert (sidecar["ended_by"] == "limit") == (len(score.notes.pitch) < len(whole.notes.pitch))
+        n_cut += sidecar["ended_by"] == "limit"
+    assert n_cut
+    assert files_of(silent(home, setup, sampling=long, batch_size=1, **limit).folder) == files_of(batch.folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "n_notes"),
+    [({"prompt_notes": 3}, 3), ({"prompt_bars": 1}, 4), ({"prompt_seconds": 0.8}, 2), ({"prompt_notes": 99}, 4)],
+)
+def test_a_prompt_is_cut_by_notes_bars_or_seconds(setup: Setup, part: dict[str, Any], n_notes: int) -> None:
+    loaded = load_model(setup.checkpoint)
+    (prompt,) = read_prompts(loaded, config_of(prompt=str(setup.prompts / "a chord.mid"), **part))
+    notes = loaded.tokenizer.decode(np.array(prompt.ids)).notes
+    assert notes.pitch.tolist() == [pitch for _, _, pitch, _ in PROMPT_NOTES[:n_notes]]
+    assert prompt.ids[-1] != loaded.tokenizer.end_id
+
+
+def test_pieces_of_a_split_are_prompts(home: Home, setup: Setup) -> None:
+    loaded = load_model(setup.checkpoint)
+    data = Home.at(setup.checkpoint.parents[3])
+    dataset = resolve_dataset(data, setup.model.dataset)
+    store = TokenStore(dataset.token_shards("validation"))
+    prompts = read_prompts(loaded, config_of(prompt="split:validation", n_pieces=2, prompt_notes=5), data)
+    assert len(prompts) == min(2, len(store.offsets) - 1)
+    for row, prompt in enumerate(prompts):
+        whole = loaded.tokenizer.decode(store.tokens[store.offsets[row] : store.offsets[row + 1]])
+        assert prompt.name == f"validation/{row:04d}"
+        assert loaded.tokenizer.decode(np.array(prompt.ids)).notes.pitch.tolist() == whole.notes.pitch[:5].tolist()
+    with pytest.raises(ConfigError, match="prompt=split:tests: no such split; one of train, validation, test"):
+        read_prompts(loaded, config_of(prompt="split:tests"), data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"n_pieces": 10_001}, "n_pieces=10001 is above 10000"),
+        ({"prompt_bars": 2, "prompt_notes": 3}, "prompt_notes and prompt_bars both say how much"),
+        ({"max_bars": -1}, "max_bars=-1 is not a number from 0 on"),
+        ({"max_seconds": math.inf}, "max_seconds=inf is not a number from 0 on"),
+    ],
+)
+def test_impossible_requests_are_told(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        config_of(**settings)
 
 
 def test_batches_are_found_by_name_and_path(home: Home, setup: Setup) -> None:

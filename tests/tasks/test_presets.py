@@ -16,11 +16,12 @@ from tasks.config import EvaluateConfig, GenerateConfig, PipelineConfig, TrainCo
 from tasks.datasets import DatasetVersion, resolve_dataset
 from tasks.errors import BadScore, ConfigError
 from tasks.evaluate import evaluate_model
-from tasks.generate import generate_batch, read_prompts
+from tasks.generate import generate_batch
 from tasks.home import Home
 from tasks.model_sizes import preset_facts, preset_rows
 from tasks.music.score import read_midi
 from tasks.presets import PRESETS, build_preset
+from tasks.prompts import read_prompts
 from tasks.tracking import ModelVersion
 from tests.samples import small_corpus, small_dataset
 

@@ -1,0 +1,88 @@
+"""The beginning of a piece: so many notes, bars or seconds of it."""
+
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import numpy as np
+
+from tasks.music.bars import bar_lines
+from tasks.music.notes import BoolArray
+from tasks.music.score import KeySignatures, Score, Tempos, TimeSignatures, build_score, ticks_at
+
+Changes = TypeVar("Changes", Tempos, TimeSignatures, KeySignatures)
+
+_COLUMNS = ("onset", "duration", "pitch", "velocity", "program", "is_drum", "track")
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much of a piece: notes in the order of a score, bars as `tasks.music.bars` counts them, seconds; 0: all."""
+
+    n_notes: int = 0
+    n_bars: int = 0
+    seconds: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.n_notes or self.n_bars or self.seconds)
+
+    def holds(self, score: Score) -> BoolArray:
+        """Return which notes begin within the extent."""
+        notes = score.notes
+        is_in = np.ones(len(notes.pitch), np.bool_)
+        if self.n_bars:
+            lines = bar_lines(score.time_signatures, score.ticks_per_quarter)
+            is_in &= lines.place(notes.onset * lines.units_per_tick)[0] < self.n_bars
+        if self.seconds:
+            is_in &= notes.onset_seconds < self.seconds
+        if self.n_notes:
+            is_in[self.n_notes :] = False
+        return is_in
+
+    def end_tick(self, score: Score) -> int | None:
+        """Return where the bars or seconds end, whichever are fewer; None where there is no limit to either."""
+        ends = list[int]()
+        if self.n_bars:
+            lines = bar_lines(score.time_signatures, score.ticks_per_quarter)
+            run = int(np.searchsorted(lines.first_bar, self.n_bars, side="right")) - 1
+            units = lines.start[run] + (self.n_bars - lines.first_bar[run]) * lines.length[run]
+            ends.append(int(-(-units // lines.units_per_tick)))
+        if self.seconds:
+            ends.append(int(ticks_at(score.tempos, score.ticks_per_quarter, np.array([self.seconds]))[0]))
+        return min(ends) if ends else None
+
+    def is_passed_by(self, score: Score) -> bool:
+        """Tell whether a piece goes on beyond the extent."""
+        return bool(self) and not self.holds(score).all()
+
+
+def beginning(score: Score, extent: Extent, *, cut: bool = False) -> Score:
+    """Return a piece as far as `extent` reaches, all of it where it is shorter.
+
+    Args:
+        cut: end notes and pedal spans that sound beyond its last bar or second there; else they keep their length.
+    """
+    is_in, end = extent.holds(score), extent.end_tick(score) if cut else None
+    columns = {name: getattr(score.notes, name)[is_in] for name in _COLUMNS}
+    last = end if end is not None else int((columns["onset"] + columns["duration"]).max(initial=0))
+    if end is not None:
+        columns["duration"] = np.minimum(columns["duration"], np.maximum(end - columns["onset"], 1))
+    pedals = score.pedals
+    is_down = pedals.onset < last
+    spans = {name: getattr(pedals, name)[is_down] for name in ("onset", "end", "track")}
+    spans["end"] = np.minimum(spans["end"], last)
+    return build_score(
+        score.ticks_per_quarter,
+        columns,
+        tempos=_before(score.tempos, last),
+        time_signatures=_before(score.time_signatures, last),
+        key_signatures=_before(score.key_signatures, last),
+        pedals=spans,
+        n_tracks=score.n_tracks,
+        dropped=score.dropped,
+    )
+
+
+def _before(changes: Changes, end: int) -> Changes:
+    """Return the changes before a tick, and one at the very beginning in any case."""
+    counts = changes.tick < max(end, 1)
+    return type(changes)(*(getattr(changes, field.name)[counts] for field in fields(changes)))

@@ -1,0 +1,165 @@
+"""What pieces begin with: files, folders of files or a split of the model's dataset, cut as the settings say."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from models.vae import Vae
+from tasks.batches import TokenStore
+from tasks.checkpoints import LoadedModel
+from tasks.config import GenerateConfig
+from tasks.datasets import DatasetVersion, resolve_dataset
+from tasks.encode import grid_of
+from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
+from tasks.home import Home
+from tasks.music.excerpt import Extent, beginning
+from tasks.music.note_boundaries import without_ending
+from tasks.music.notes import NoteBatch
+from tasks.music.score import Score, read_midi, write_midi
+from tasks.music.tokenizers.base import TokenBatch
+from tasks.music.windows import cut_windows
+from tasks.piece_ids import check_prompt_ids, check_request
+from tasks.sources.names import MIDI_SUFFIXES, is_midi, printable
+from tasks.split import SPLITS
+
+SPLIT_MARK = "split:"  # before the name of a split
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The beginning that a piece continues."""
+
+    name: str
+    sha256: str
+    ids: tuple[int, ...]  # <start> included
+    n_whole: int = 0  # tokens of the whole of it, or of its first window where that is what a latent is made of
+    window: tuple[int, ...] = ()  # as much of it as a model with latents makes one of; else empty
+    n_notes: int = 0  # of the file
+    dropped: dict[str, int] = field(default_factory=dict)  # notes that the encoding left out or changed, by reason
+
+
+def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None = None) -> list[Prompt]:
+    """Return the prompts that `config` names, in order of path or piece; none means one that is only <start>.
+
+    Args:
+        home: where the model's dataset is, for prompts that are one of its splits.
+    Raises:
+        NotFound, BadScore: a path that does not exist, or a file that is not usable MIDI.
+        ConfigError: latents of prompts are wanted that the model or the prompts do not give; a prompt is too long, or
+            the part of it that is wanted has no note.
+    """
+    named = [config.prompt, config.prompt_to] if config.prompt_to else [config.prompt]
+    given = [found for prompt in named if prompt for found in _contents(prompt, loaded, config, home)]
+    check_request(loaded, config, len(given))
+    if not given:
+        return [Prompt("", "", (loaded.tokenizer.start_id,))]
+    prompts = []
+    for name, data in given:
+        try:
+            score = read_midi(data, name)
+        except BadScore as error:
+            raise BadScore(error.reason, f"prompt {name}: {error.detail}") from None
+        prompts.append(_encode(loaded, config, name, data, score))
+        check_prompt_ids(loaded, config, prompts[-1].ids, name)
+    return prompts
+
+
+def prompt_extent(config: GenerateConfig) -> Extent:
+    """Return how much of a prompt is taken, where that is not said in tokens."""
+    return Extent(config.prompt_notes, config.prompt_bars, config.prompt_seconds)
+
+
+def losses(tokens: TokenBatch) -> dict[str, int]:
+    """Return the notes that an encoding left out or changed, by reason."""
+    return {reason: n for reason, counts in tokens.dropped.items() if (n := int(counts.sum()))}
+
+
+def _encode(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes, score: Score) -> Prompt:
+    sha256, n_notes = hashlib.sha256(data).hexdigest(), len(score.notes.pitch)
+    if config.latents == "prior":
+        ids, tokens = _first_ids(loaded, config, name, score)
+        return Prompt(name, sha256, ids, len(tokens.ids), (), n_notes, losses(tokens))
+    assert isinstance(loaded.model, Vae)
+    tokenizer, batch = loaded.tokenizer, NoteBatch.from_scores([score])
+    bars = int(loaded.state["dataset"].get("window_bars", 0))
+    if bars:
+        batch = cut_windows(batch, bars, bars, grid_of(tokenizer.config))[0].take(np.array([0]))
+    tokens = tokenizer.encode(batch)
+    window = tuple(tokens.ids[: loaded.model.max_length].tolist())
+    return Prompt(name, sha256, (tokenizer.start_id,), len(tokens.ids), window, n_notes, losses(tokens))
+
+
+def _first_ids(
+    loaded: LoadedModel, config: GenerateConfig, name: str, score: Score
+) -> tuple[tuple[int, ...], TokenBatch]:
+    """Return the ids of the part of a prompt that is wanted, and the tokens of all of it."""
+    tokenizer = loaded.tokenizer
+    tokens = tokenizer.encode(NoteBatch.from_scores([score]))
+    if not int(tokens.n_notes[0]):
+        reasons = ", ".join(f"{n} {reason}" for reason, n in losses(tokens).items())
+        raise ConfigError(f"prompt {name}: encoding {tokenizer.name} holds none of its notes ({reasons} dropped)")
+    extent = prompt_extent(config)
+    if not extent:
+        ids = tokens.ids[: min(config.prompt_tokens, len(tokens.ids) - 1)]  # a whole short piece: without its <end>
+        return tuple(ids.tolist()), tokens
+    part = tokenizer.encode(NoteBatch.from_scores([beginning(score, extent)]))
+    if not int(part.n_notes[0]):
+        raise ConfigError(f"prompt {name}: no note begins in its {_said(extent)}")
+    ids = without_ending(tokenizer.grammar, part.ids.tolist(), tokenizer.end_id, tokenizer.pad_id)
+    return tuple(ids), tokens
+
+
+def _said(extent: Extent) -> str:
+    return f"first {extent.n_bars} bars" if extent.n_bars else f"first {extent.seconds} seconds"
+
+
+def _contents(
+    prompt: str, loaded: LoadedModel, config: GenerateConfig, home: Home | None
+) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, MIDI) of the file, of the files below the folder, or of the pieces of a split."""
+    if prompt.startswith(SPLIT_MARK):
+        yield from _pieces_of_split(prompt.removeprefix(SPLIT_MARK), loaded, config, home)
+        return
+    for name, path in _prompt_files(Path(prompt)):
+        try:
+            yield name, path.read_bytes()
+        except OSError as error:
+            raise NotFound(f"prompt {name}: {error.strerror} ({path})") from None
+
+
+def _prompt_files(prompt: Path) -> list[tuple[str, Path]]:
+    """Return (name, path) of the prompt, or of the MIDI files below it, in order of name."""
+    if not prompt.exists():
+        raise NotFound(f"prompt {prompt} does not exist")
+    if prompt.is_file():
+        if not is_midi(os.fsencode(prompt.name)):
+            raise DatasetError(f"prompt {prompt} is neither a folder nor a {' '.join(MIDI_SUFFIXES)} file")
+        return [(printable(prompt.name), prompt)]
+    files = [path for path in prompt.rglob("*") if is_midi(os.fsencode(path.name))]
+    if not files:
+        raise DatasetError(f"prompt {prompt} holds no MIDI file ({', '.join(MIDI_SUFFIXES)})")
+    return sorted((printable(str(path.relative_to(prompt))), path) for path in files)
+
+
+def dataset_of(loaded: LoadedModel, home: Home) -> DatasetVersion:
+    """Return the dataset version that a model was trained on; NotFound where it is gone."""
+    return resolve_dataset(home, "{name}@{version}".format(**loaded.state["dataset"]))
+
+
+def _pieces_of_split(
+    split: str, loaded: LoadedModel, config: GenerateConfig, home: Home | None
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the first pieces of a split of the model's dataset, as its encoding holds them."""
+    if split not in SPLITS:
+        raise ConfigError(f"prompt={SPLIT_MARK}{split}: no such split; one of {', '.join(SPLITS)}")
+    if home is None:
+        raise ConfigError(f"prompt={SPLIT_MARK}{split}: no home to find the dataset in")
+    dataset = dataset_of(loaded, home)
+    store = TokenStore(dataset.token_shards(split), dataset.flat_tokens)
+    for row in range(min(config.n_pieces, len(store.offsets) - 1)):
+        ids = store.tokens[store.offsets[row] : store.offsets[row + 1]]
+        yield f"{split}/{row:04d}", write_midi(loaded.tokenizer.decode(ids), f"{dataset.reference} {split} {row}")
