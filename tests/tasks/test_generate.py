@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -175,6 +177,32 @@ def test_every_file_is_the_same_for_two_workers(home: Home, setup: Setup, ray: N
     two = generate_batch(home, setup.model, setup.checkpoint, config, seen.append)
     assert files_of(two.folder) == one
     assert sum(seen) == 5
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_only_time(home: Home, setup: Setup, ray: None, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_one(n: int) -> None:
+        workers = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/comm") if is_writer(path)]
+        if not killed and len(workers) == 2:
+            os.kill(workers[0], signal.SIGKILL)
+            killed.append(workers[0])
+
+    long = config_of(n_workers=2, batch_size=2, n_pieces=12, audio="none", sampling=SamplingConfig(max_tokens=400))
+    batch = generate_batch(home, setup.model, setup.checkpoint, long, kill_one)
+    assert len(killed) == 1
+    alone = generate_batch(
+        Home.at(tmp_path / "other"), setup.model, setup.checkpoint, replace(long, n_workers=1, batch_size=12)
+    )
+    assert files_of(batch.folder) == files_of(alone.folder)
+
+
+def is_writer(comm: Path) -> bool:
+    try:
+        return comm.read_text().startswith("ray::write_cand")
+    except OSError:  # it has just ended
+        return False
 
 
 CHILD = """
@@ -438,7 +466,7 @@ def test_what_a_kill_left_does_not_get_into_the_batch(home: Home, setup: Setup) 
     [
         ({"max_notes": 7}, lambda score: len(score.notes.pitch)),
         ({"max_seconds": 2.5}, lambda score: score.notes.end_seconds.max()),
-        ({"max_bars": 2}, lambda score: (score.notes.onset + score.notes.duration).max() / (4 * score.ticks_per_quarter)),
+        ({"max_bars": 2}, lambda s: (s.notes.onset + s.notes.duration).max() / (4 * s.ticks_per_quarter)),
     ],
 )
 def test_pieces_end_at_the_limit(home: Home, setup: Setup, limit: dict[str, float], measure: Any) -> None:
