@@ -46,7 +46,8 @@ its command in the list below the tables, after `orchestrion rebuild --source FO
 Bits per note compare models on the same tokens. Encodings do not all hold the same of the music (`optimus_int` and
 `optimus_txt` for piano hold no velocities, `mmm` neither velocities nor the tempo), so between encodings they say how
 much there is to know as well as how much is known. For the models with latents they are a bound, the latent included.
-`baseline` is the accuracy of always naming the training split's most frequent token. MFLOP are of a forward pass, TFLOP
+`baseline` is the accuracy of always naming the training split's most frequent token. Other work ran on the machine at
+the same time, so `tokens/s` says little; compute is what the rows are made equal by. MFLOP are of a forward pass, TFLOP
 of the whole training; both are counted, attention only where it is computed.
 """
 
