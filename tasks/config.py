@@ -262,13 +262,19 @@ class GenerateConfig:
     prompt_to: str = ""  # where such a path ends
     n_tracks: int = 0  # of a piece, for encodings that write one after the other; 0: as many as the model likes
     max_note_seconds: float = 0.0  # a note still sounding after so long must end next; 0: as long as the model likes
+    best_of: int = 1  # attempts at each piece, of which one is kept
+    best_by: Literal["typicality", "originality"] = "typicality"  # see `tasks.critic`
+    reject_copies: bool = False  # write a piece anew that shares a longer run with train than people's pieces do
     batch_size: int = 8
     n_workers: int = 1
     audio: Literal["mp3", "none"] = "mp3"
+    soundfont: str = ""  # an SF2 or SF3 file, or `none` for the built-in sounds; empty: one that is found
+    musicxml: bool = False  # write a score for notation programs too
 
     def __post_init__(self) -> None:
         for name in ("n_pieces", "batch_size", "n_workers"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1")
+        _require(1 <= self.best_of <= 1000, f"best_of={self.best_of} is outside 1-1000")
         _require(self.n_pieces <= MAX_PIECES, f"n_pieces={self.n_pieces} is above {MAX_PIECES}; make several batches")
         _require(self.seed >= 0, f"seed={self.seed} is below 0")
         _require(self.n_tracks >= 0, f"n_tracks={self.n_tracks} is below 0")

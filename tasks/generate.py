@@ -10,25 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from tasks import cluster
+from tasks.batch_page import batch_page
 from tasks.checkpoints import load_model
+from tasks.choose import Choice, WritePlan, choose_pieces, render_all
 from tasks.config import GenerateConfig, digest, to_json
+from tasks.critic import Critic, batch_flags
 from tasks.errors import NotFound
-from tasks.gallery import GalleryPiece, RollNotes, build_gallery
 from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
-from tasks.latent_pieces import LatentPlan, LatentSource
-from tasks.music.score import read_midi
-from tasks.piece_work import (
-    Candidate,
-    RenderJob,
-    WriteJob,
-    batch_folder,
-    is_written,
-    pieces_folder,
-    read_candidate,
-    render_pieces,
-    write_candidates,
-)
+from tasks.music.soundfont import find_player
+from tasks.music.validity import Validity, share_valid
+from tasks.piece_work import Candidate, batch_folder, pieces_folder, read_candidate
 from tasks.prompts import Prompt, read_prompts
 from tasks.tracking import ModelVersion, git_commit
 
@@ -56,8 +47,8 @@ class Batch:
 def batch_name(model: ModelVersion, config: GenerateConfig, prompts: list[Prompt], checkpoint: Path) -> str:
     """Return the name that model, settings and prompts determine; what only changes the speed does not count."""
     settings = to_json(config)
-    for without_effect in ("batch_size", "n_workers", "prompt", "prompt_to"):  # prompts count by their contents
-        settings.pop(without_effect)
+    for by_contents in ("batch_size", "n_workers", "prompt", "prompt_to", "soundfont"):
+        settings.pop(by_contents)
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     identity = {
         "model": model.reference,
@@ -65,6 +56,8 @@ def batch_name(model: ModelVersion, config: GenerateConfig, prompts: list[Prompt
         "config": settings,
         "prompts": [(p.name, p.sha256) for p in prompts],
     }
+    if config.audio != "none":
+        identity |= {"player": find_player(config.soundfont).identity}
     return f"{model.name}-v{model.version}-{digest(identity)[:10]}"
 
 
@@ -96,11 +89,16 @@ def generate_batch(
 ) -> Batch:
     """Compose a batch and publish it in one step.
 
-    The bytes depend on the model, the settings and the prompts; `batch_size` and `n_workers` change only the speed.
-    What ends it early keeps the pieces that are written, and the same call goes on with the others.
+    The bytes depend on the model and its dataset, the settings and the prompts; `batch_size` and `n_workers` change
+    only the speed. What ends it early keeps the pieces that are written, and the same call goes on with the others.
+
+    Args:
+        on_pieces: called with the number of attempts that are written since the last time.
     """
+    player = find_player(config.soundfont)
     loaded = load_model(checkpoint)
     prompts = read_prompts(loaded, config, home)
+    critic = Critic.of(home, loaded, config)
     name = batch_name(model, config, prompts, checkpoint)
     lineage = {
         "batch": name,
@@ -110,11 +108,12 @@ def generate_batch(
         "code_commit": git_commit(),
     }
     folder = open_unfinished(home, lineage)
-    chosen = _write_all(WritePlan(checkpoint, prompts, config, lineage, folder), on_pieces)
-    _render_all(chosen, config, folder)
-    manifest = _write_manifest(folder, config, lineage)
+    plan = WritePlan(checkpoint, prompts, config, lineage, folder, critic)
+    choices = choose_pieces(plan, on_pieces)
+    render_all(plan, choices, player)
+    manifest = _write_manifest(plan, choices)
     batch = Batch(name, home.generations / name, manifest)
-    write_atomically(batch.results, json_bytes(results_of(chosen, folder)))
+    write_atomically(batch.results, json_bytes(results_of([choice.candidate for choice in choices], folder)))
     publish_folder(batch_folder(folder), batch.folder)  # asked for anew: the same bytes again
     shutil.rmtree(folder, ignore_errors=True)
     return batch
@@ -136,89 +135,29 @@ def open_unfinished(home: Home, lineage: dict[str, str]) -> Path:
     return folder
 
 
-@dataclass(frozen=True, slots=True)
-class WritePlan:
-    """What all write jobs of a batch have in common."""
-
-    checkpoint: Path
-    prompts: list[Prompt]
-    config: GenerateConfig
-    lineage: dict[str, str]
-    folder: Path
-
-    def jobs(self, candidates: Sequence[Candidate]) -> list[WriteJob]:
-        """Deal candidates of one attempt out to the workers, who each keep all their rows in use while any is left."""
-        sources = tuple(LatentSource(p.name, p.sha256, p.window, p.n_whole - len(p.window)) for p in self.prompts)
-        latents = LatentPlan(self.config.latents, sources, self.config.n_pieces)
-        shares = [tuple(candidates[worker :: self.config.n_workers]) for worker in range(self.config.n_workers)]
-        return [
-            WriteJob(
-                self.checkpoint, share, tuple(self.prompts[c.index % len(self.prompts)] for c in share), latents,
-                self.config, self.lineage, self.folder,
-            )
-            for share in shares if share
-        ]  # fmt: skip
-
-
-def _write_all(plan: WritePlan, on_pieces: Callable[[int], None] | None) -> list[Candidate]:
-    """Write all candidates and return the chosen one of each piece."""
-    candidates = [Candidate(index) for index in range(plan.config.n_pieces)]
-    report = Countdown(plan.folder, candidates, on_pieces)
-    report()
-    jobs = plan.jobs(report.left)
-    if plan.config.n_workers == 1:
-        for job in jobs:
-            write_candidates(job, report.count_one)
-    else:
-        cluster.run_over(write_candidates, jobs, max_in_flight=len(jobs), on_wait=report)
-        report()
-    return candidates
-
-
-class Countdown:
-    """Tells how many more candidates are written than when it was last asked."""
-
-    def __init__(self, folder: Path, candidates: Sequence[Candidate], on_pieces: Callable[[int], None] | None) -> None:
-        self.folder, self.left, self.on_pieces = folder, list(candidates), on_pieces
-
-    def __call__(self) -> None:
-        left = [candidate for candidate in self.left if not is_written(candidate, self.folder)]
-        if self.on_pieces and len(left) < len(self.left):
-            self.on_pieces(len(self.left) - len(left))
-        self.left = left
-
-    def count_one(self) -> None:
-        if self.on_pieces:
-            self.on_pieces(1)
-
-
-def _render_all(chosen: Sequence[Candidate], config: GenerateConfig, folder: Path) -> None:
-    lineage = read_json(folder / "lineage.json")
-    shares = [tuple(chosen[worker :: config.n_workers]) for worker in range(config.n_workers)]
-    jobs = [
-        RenderJob(share, tuple(lineage | {"name": c.name, "index": c.index} for c in share), config, folder)
-        for share in shares if share
-    ]  # fmt: skip
-    if config.n_workers == 1:
-        for job in jobs:
-            render_pieces(job)
-    else:
-        cluster.run_over(render_pieces, jobs, max_in_flight=len(jobs))
-
-
-def _write_manifest(folder: Path, config: GenerateConfig, lineage: dict[str, str]) -> dict[str, Any]:
+def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any]:
     """Write the page and, last, the manifest of a batch; return the latter."""
-    target = batch_folder(folder)
-    sidecars = [read_json(path) for path in sorted(pieces_folder(folder).glob("*.json"))]
-    manifest = lineage | {
+    target, config = batch_folder(plan.folder), plan.config
+    sidecars = [read_json(pieces_folder(plan.folder) / f"{choice.candidate.name}.json") for choice in choices]
+    validities = [Validity(piece["validity"]["problems"]) for piece in sidecars]
+    manifest = plan.lineage | {
         "config": to_json(config)
-        | dict.fromkeys(("batch_size", "n_workers", "prompt", "prompt_to")),  # see each sidecar's prompt
+        | dict.fromkeys(("batch_size", "n_workers", "prompt", "prompt_to", "soundfont")),  # see each sidecar's prompt
         "n_pieces": len(sidecars),
         "n_ended": sum(piece["ended"] for piece in sidecars),
-        "pieces": [{"name": piece["name"], "midi_sha256": piece["midi_sha256"]} for piece in sidecars],
+        "n_attempts": sum(choice.n_attempts for choice in choices),
+        "n_rejected_as_copies": sum(len(choice.rejected) for choice in choices),
+        "pieces": [
+            {"name": piece["name"], "midi_sha256": piece["midi_sha256"], "chosen_from": piece["chosen_from"]}
+            for piece in sidecars
+        ],
         "statistics": _means([piece["statistics"] for piece in sidecars]),
+        "validity": share_valid(validities),
+        **plan.critic.verdict(sidecars),
     }
-    write_atomically(target / "gallery.html", _gallery(target, sidecars, manifest).encode())
+    manifest["flags"] = batch_flags(manifest)
+    page = batch_page(plan.critic, pieces_folder(plan.folder), sidecars, manifest)
+    write_atomically(target / "gallery.html", page.encode())
     write_atomically(target / "manifest.json", json_bytes(manifest))
     return manifest
 
@@ -241,39 +180,3 @@ def results_of(chosen: Sequence[Candidate], folder: Path) -> dict[str, Any]:
 
 def _means(pieces: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([piece[name] for piece in pieces])) for name in pieces[0]}
-
-
-def _gallery(folder: Path, sidecars: list[dict[str, Any]], manifest: dict[str, Any]) -> str:
-    pieces = [_gallery_piece(folder / "pieces", sidecar) for sidecar in sidecars]
-    sampling = ", ".join(f"{key} {value}" for key, value in manifest["config"]["sampling"].items() if value is not None)
-    facts = {
-        "model": manifest["model_version"],
-        "dataset": manifest["dataset_version"],
-        "run": manifest["model_run_id"],
-        "code": manifest["code_commit"],
-        "seed": str(manifest["config"]["seed"]),
-        "sampling": sampling,
-    }
-    subtitle = f"{manifest['n_pieces']} pieces, {manifest['n_ended']} of them ended by themselves"
-    return build_gallery(manifest["batch"], subtitle, pieces, facts)
-
-
-def _gallery_piece(pieces: Path, sidecar: dict[str, Any]) -> GalleryPiece:
-    midi = (pieces / f"{sidecar['name']}.mid").read_bytes()
-    notes = RollNotes.from_score(read_midi(midi)) if sidecar["statistics"]["n_notes"] else RollNotes.empty()
-    audio = pieces / f"{sidecar['name']}.mp3"
-    return GalleryPiece(
-        name=sidecar["name"],
-        midi=midi,
-        notes=notes,
-        audio=audio.read_bytes() if audio.exists() else None,
-        png=(pieces / f"{sidecar['name']}.png").read_bytes(),
-        statistics=sidecar["statistics"],
-        lineage=[
-            f"{sidecar['n_tokens']} tokens, {'ended by itself' if sidecar['ended'] else 'cut at the limit'}",
-            f"midi sha256 {sidecar['midi_sha256']}",
-        ],
-        prompt=sidecar["prompt"]["name"] if sidecar["prompt"] else None,
-        prompt_seconds=sidecar["prompt"]["seconds"] if sidecar["prompt"] else None,
-        warnings=sidecar["warnings"],
-    )

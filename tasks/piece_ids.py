@@ -1,6 +1,5 @@
 """The ids of a batch's pieces: drawn or found by beam search, under the encoding's grammar and what is asked for."""
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -109,22 +108,14 @@ class WrittenIds:
     seconds: float
 
 
-def attempt_seed(seed: int, attempt: int) -> int:
-    """Return the seed of the pieces' random streams for one attempt at a batch; of the first it is the batch's own."""
-    if attempt == 0:
-        return seed
-    return int.from_bytes(hashlib.sha256(f"{seed} {attempt}".encode()).digest()[:8], "little")
-
-
 def write_ids(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
     indices: Sequence[int],
+    attempts: Sequence[int],
     latents: LatentPlan,
     config: GenerateConfig,
     on_piece: Callable[[WrittenIds], None],
-    *,
-    attempt: int = 0,
     is_full: Callable[[int, Tensor], bool] | None = None,
 ) -> None:
     """Write some pieces of a batch and hand over each as soon as it is complete.
@@ -134,9 +125,11 @@ def write_ids(
     Args:
         prompts: what each piece begins with.
         indices: the pieces' places in the batch.
+        attempts: at each of them, from 0 on; each has a random stream of its own.
         is_full: asked with the place of a piece and its ids so far whether it shall end there.
     """
-    tokenizer, seed = loaded.tokenizer, attempt_seed(config.seed, attempt)
+    tokenizer = loaded.tokenizer
+    streams = [index + (attempt << 32) for index, attempt in zip(indices, attempts, strict=True)]
     grammar = grammar_tables(tokenizer, config)
     ends = {"end_id": tokenizer.end_id, "pad_id": tokenizer.pad_id}
     max_tokens = longest_piece(loaded.model, config)
@@ -147,10 +140,10 @@ def write_ids(
             on_piece(WrittenIds(place, ids, np.empty(0, np.float32), time.perf_counter() - started))
         return
     sample(
-        with_latents(loaded.model, latents, seed, indices),
+        with_latents(loaded.model, latents, config.seed, streams if latents.kind == "prior" else indices),
         [torch.tensor(prompt) for prompt in prompts],
-        piece_indices=list(indices),
-        seed=seed,
+        piece_indices=streams,
+        seed=config.seed,
         config=replace(config.sampling, max_tokens=max_tokens),
         grammar=grammar,
         batch_size=config.batch_size,

@@ -15,16 +15,19 @@ from torch import Tensor
 
 from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import GenerateConfig, to_json
-from tasks.errors import OrchestrionError
+from tasks.copying import CopyIndex
 from tasks.home import json_bytes, read_json, write_atomically
 from tasks.latent_pieces import LatentPlan, note_f1
 from tasks.music.excerpt import Extent, beginning
 from tasks.music.metrics import piece_statistics
 from tasks.music.midi_statistics import midi_statistics
+from tasks.music.musicxml import write_musicxml
 from tasks.music.pianoroll import draw_piano_roll
 from tasks.music.score import Score, build_score, read_midi, write_midi
-from tasks.music.synth import encode_audio, render
+from tasks.music.soundfont import Player
+from tasks.music.synth import encode_audio
 from tasks.music.tokenizers.mmm import MmmTokenizer
+from tasks.music.validity import check_validity
 from tasks.piece_ids import WrittenIds, write_ids
 from tasks.prompts import Prompt
 
@@ -52,12 +55,13 @@ class WriteJob:
     """Candidates to sample; a worker needs nothing else."""
 
     checkpoint: Path
-    candidates: tuple[Candidate, ...]  # of one attempt
+    candidates: tuple[Candidate, ...]
     prompts: tuple[Prompt, ...]  # one for each candidate
     latents: LatentPlan
     config: GenerateConfig
     lineage: dict[str, str]
     folder: Path  # of the unfinished batch
+    dataset_folder: Path | None  # of the version with the index of copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ class RenderJob:
     facts: tuple[dict[str, Any], ...]  # what the sidecar of each says beyond what is known of the candidate
     config: GenerateConfig
     folder: Path
+    player: Player
 
 
 def piece_limit(config: GenerateConfig) -> Extent:
@@ -94,10 +99,11 @@ def write_candidates(job: WriteJob, on_candidate: Callable[[], None] | None = No
     if not left:
         return 0
     loaded = load_model(job.checkpoint)
+    copies = CopyIndex.open(job.dataset_folder) if job.dataset_folder else None
 
     def keep(piece: WrittenIds) -> None:
         place = left[piece.place]
-        _write_candidate(job, job.candidates[place], job.prompts[place], piece, loaded)
+        _write_candidate(job, job.candidates[place], job.prompts[place], piece, loaded, copies)
         if on_candidate:
             on_candidate()
 
@@ -105,11 +111,11 @@ def write_candidates(job: WriteJob, on_candidate: Callable[[], None] | None = No
         loaded,
         [job.prompts[place].ids for place in left],
         [job.candidates[place].index for place in left],
+        [job.candidates[place].attempt for place in left],
         job.latents,
         job.config,
         keep,
-        attempt=job.candidates[left[0]].attempt,
-        is_full=_fullness(job.config, loaded.tokenizer),
+        _fullness(job.config, loaded.tokenizer),
     )
     return len(left)
 
@@ -123,7 +129,12 @@ def _fullness(config: GenerateConfig, tokenizer: Any) -> Callable[[int, Tensor],
 
 
 def _write_candidate(
-    job: WriteJob, candidate: Candidate, prompt: Prompt, piece: WrittenIds, loaded: LoadedModel
+    job: WriteJob,
+    candidate: Candidate,
+    prompt: Prompt,
+    piece: WrittenIds,
+    loaded: LoadedModel,
+    copies: CopyIndex | None,
 ) -> None:
     tokenizer, limit = loaded.tokenizer, piece_limit(job.config)
     score = tokenizer.decode(piece.ids)
@@ -131,13 +142,13 @@ def _write_candidate(
     if is_cut:
         score = beginning(score, limit, cut=True)
     midi = write_midi(score, f"{job.lineage['batch']} {candidate.name}")
-    _check_readable(midi, score, candidate.name)
+    given = _prompt_facts(prompt, tokenizer) if prompt.name and not prompt.window else None
     has_ended = bool(piece.ids[-1] == tokenizer.end_id) and not is_cut
     facts = {
         "seed": job.config.seed,
         "attempt": candidate.attempt,
         "sampling": to_json(job.config.sampling),
-        "prompt": _prompt_facts(prompt, tokenizer) if prompt.name and not prompt.window else None,
+        "prompt": given,
         "latent": _latent_facts(job, candidate.index, score, tokenizer) if job.config.latents != "prior" else None,
         "n_tokens": len(piece.ids),
         "ended": has_ended,
@@ -145,6 +156,8 @@ def _write_candidate(
         "midi_sha256": hashlib.sha256(midi).hexdigest(),
         "statistics": piece_statistics(score),
         "midi": midi_statistics(midi, candidate.name),
+        "validity": check_validity(midi, score).to_json(),
+        "copying": copies.check(score, given["seconds"] if given else 0.0).as_json() if copies else None,
         "warnings": _track_warnings(job.config, piece.ids, tokenizer),
     }
     measured = {
@@ -186,10 +199,14 @@ def _render_piece(job: RenderJob, candidate: Candidate, more: dict[str, Any], si
     write_atomically(sidecar.with_suffix(".mid"), midi)
     write_atomically(sidecar.with_suffix(".png"), draw_piano_roll(score))
     if job.config.audio != "none":
-        sound = render(score)
-        facts["warnings"] = [*facts["warnings"], *sound.warnings]
+        sound = job.player.render(score)
+        facts |= {"warnings": [*facts["warnings"], *sound.warnings], "played_by": sound.made_with}
         audio = encode_audio(sound.samples, sound.sample_rate, job.config.audio)
         write_atomically(sidecar.with_suffix(f".{job.config.audio}"), audio)
+    if job.config.musicxml:
+        page = write_musicxml(score, facts["name"])
+        facts["musicxml_losses"] = page.losses
+        write_atomically(sidecar.with_suffix(".mxl"), page.packed)
     write_atomically(sidecar, json_bytes(facts))
 
 
@@ -228,11 +245,3 @@ def _latent_facts(job: WriteJob, index: int, score: Score, tokenizer: Any) -> di
     ]
     share = {"share": job.latents.share_of(index)} if job.latents.kind == "path" else {}
     return {"of": job.latents.kind, "sources": sources} | share
-
-
-def _check_readable(midi: bytes, score: Score, name: str) -> None:
-    if not len(score.notes.pitch):
-        return
-    n_read = len(read_midi(midi, name).notes.pitch)
-    if n_read != len(score.notes.pitch):
-        raise OrchestrionError(f"piece {name}: wrote {len(score.notes.pitch)} notes, reading back gives {n_read}")

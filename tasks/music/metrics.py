@@ -1,4 +1,4 @@
-"""Statistics of one piece, each a finite number for every input.
+"""Statistics of one piece, each a finite number for every input; those in bars are in `tasks.music.bar_metrics`.
 
 Pitch statistics leave drums out, whose pitch names an instrument; times are seconds through the tempo map. Where a
 statistic divides by nothing (no notes, no pitched notes, no time), it is 0.
@@ -7,18 +7,23 @@ statistic divides by nothing (no notes, no pitched notes, no time), it is 0.
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.music.notes import ByteArray, FloatArray
+from tasks.music.bar_metrics import bar_statistics
+from tasks.music.notes import ByteArray, FloatArray, IntArray
 from tasks.music.score import Score
 
 MAJOR_SCALE = np.array([0, 2, 4, 5, 7, 9, 11])
 
 
 def piece_statistics(score: Score) -> dict[str, float]:
-    """Return the statistics of a piece by name; all 0 for a piece without notes, but `empty_share`, which is 1.
+    """Return the statistics of a piece by name, those of `bar_statistics` too.
+
+    All are 0 for a piece without notes, but `empty_share`, `empty_bar_rate` and `empty_beat_rate`, which are 1.
 
     Names without a function of their own: `n_notes`; `seconds` (end of the last note); `notes_per_second`
-    (n_notes / seconds); `pitch_min`, `pitch_max`, `pitch_mean` and `n_pitches`, `n_pitch_classes` (different ones) of
-    pitched notes; `velocity_mean`, `velocity_std` and `duration_mean_seconds` of all notes; `drum_share` (of notes).
+    (n_notes / seconds); `pitch_min`, `pitch_max`, `pitch_range` (their difference in semitones), `pitch_mean` and
+    `n_pitches`, `n_pitch_classes` (different ones) of pitched notes; `velocity_mean`, `velocity_std` and
+    `duration_mean_seconds` of all notes; `drum_share` (of notes). Unlike in muspy (pitch_range) drums alone have the
+    range 0, not -127.
     """
     notes = score.notes
     pitch = notes.pitch[~notes.is_drum]
@@ -32,6 +37,7 @@ def piece_statistics(score: Score) -> dict[str, float]:
         "empty_share": empty_share(notes.onset_seconds, notes.end_seconds),
         "pitch_min": float(pitch.min(initial=127)) if len(pitch) else 0.0,
         "pitch_max": float(pitch.max(initial=0)),
+        "pitch_range": float(np.ptp(pitch)) if len(pitch) else 0.0,
         "pitch_mean": _mean(pitch),
         "n_pitches": float(len(np.unique(pitch))),
         "n_pitch_classes": float(len(np.unique(pitch % 12))),
@@ -42,6 +48,9 @@ def piece_statistics(score: Score) -> dict[str, float]:
         "velocity_std": float(notes.velocity.std()) if len(notes.velocity) else 0.0,
         "duration_mean_seconds": _mean(notes.end_seconds - notes.onset_seconds),
         "drum_share": _mean(notes.is_drum),
+        "onset_gap_mean_seconds": onset_gap_mean(notes.onset_seconds),
+        "melodic_interval_mean": melodic_interval_mean(notes.onset[~notes.is_drum], pitch),
+        **bar_statistics(score),
     }
 
 
@@ -89,6 +98,34 @@ def polyphony_rate(onset: FloatArray, end: FloatArray, pitch: ByteArray) -> floa
     n_sounding = np.cumsum(steps[order])[:-1]
     shared = np.diff(moments[order])[n_sounding >= 2].sum() if len(moments) else 0.0
     return _ratio(float(shared), _sounding_seconds(onset, end))
+
+
+def onset_gap_mean(onset: FloatArray) -> float:
+    """Return the mean time from one moment in which notes begin to the next, in seconds; 0 with fewer than two moments.
+
+    Source: Yang and Lerch 2020, average inter-onset interval; there chords have gaps of 0 between their notes.
+
+    Args:
+        onset: seconds, sorted.
+    """
+    n_gaps = int(np.count_nonzero(np.diff(onset) > 0))
+    return float(onset[-1] - onset[0]) / n_gaps if n_gaps else 0.0
+
+
+def melodic_interval_mean(onset: IntArray, pitch: ByteArray) -> float:
+    """Return the mean size of the steps of the upper line, in semitones (0-127); 0 with fewer than two moments.
+
+    The upper line is the highest note of each moment in which pitched notes begin. Source: Yang and Lerch 2020, average
+    pitch interval; there between all notes that follow one another, in whatever order chords stand.
+
+    Args:
+        onset: ticks, sorted.
+    """
+    if not len(onset):
+        return 0.0
+    first = np.flatnonzero(np.append(True, onset[1:] != onset[:-1]))
+    upper = np.maximum.reduceat(pitch.astype(np.int64), first)
+    return _mean(np.abs(np.diff(upper)))
 
 
 def empty_share(onset: FloatArray, end: FloatArray) -> float:

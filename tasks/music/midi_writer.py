@@ -1,10 +1,12 @@
 """Scores to MIDI files of format 1; the same score always gives the same bytes."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tasks.music import midi_bytes
+from tasks.music.notes import IntArray
 
 if TYPE_CHECKING:
     from tasks.music.score import Score  # score.py imports this file
@@ -13,7 +15,9 @@ DRUM_CHANNEL = 9
 PITCHED_CHANNELS = [channel for channel in range(16) if channel != DRUM_CHANNEL]
 
 
-def write_midi(score: "Score", name: str = "") -> bytes:
+def write_midi(
+    score: "Score", name: str = "", part_names: Sequence[str] = (), *, ends_on_bar_line: bool = False
+) -> bytes:
     """Return a MIDI file of format 1: a conductor track, then one track for each part; the same score, the same bytes.
 
     Each part has a channel of its own, drums on channel 10. Parts beyond 15, and drum parts beyond the first, go to
@@ -21,9 +25,12 @@ def write_midi(score: "Score", name: str = "") -> bytes:
 
     Args:
         name: title in the conductor track.
+        part_names: name of the track of each part, or none.
+        ends_on_bar_line: end every track where the last bar ends (4/4 without a time signature), as sequencers loop and
+            append files by the end of their tracks; else each track ends with its last event.
 
     Raises:
-        ValueError: ticks or values that a file cannot hold.
+        ValueError: ticks or values that a file cannot hold, or names for some of the parts only.
     """
     if not 1 <= score.ticks_per_quarter <= 0x7FFF:
         raise ValueError(f"ticks_per_quarter {score.ticks_per_quarter} outside 1-32767")
@@ -31,8 +38,29 @@ def write_midi(score: "Score", name: str = "") -> bytes:
         values = getattr(score.notes, field)
         if len(values) and not low <= values.min() <= values.max() <= high:
             raise ValueError(f"{field} {values.min()} to {values.max()} of a note outside {low}-{high}")
-    parts = [_write_part(score, track, *place) for track, place in enumerate(_places(score))]
-    return midi_bytes.build_file(score.ticks_per_quarter, [_write_conductor(score, name), *parts])
+    if part_names and len(part_names) != score.n_tracks:
+        raise ValueError(f"{len(part_names)} names for {score.n_tracks} parts")
+    end = _end_of_last_bar(score) if ends_on_bar_line else 0
+    names = part_names or [""] * score.n_tracks
+    parts = [_write_part(score, track, *place, names[track], end) for track, place in enumerate(_places(score))]
+    return midi_bytes.build_file(score.ticks_per_quarter, [_write_conductor(score, name, end), *parts])
+
+
+def _end_of_last_bar(score: "Score") -> int:
+    """Return the first bar line, in ticks, behind which nothing happens."""
+    meters = score.time_signatures
+    changes = (score.tempos.tick, meters.tick, score.key_signatures.tick)
+    last = max(int(ticks.max(initial=0)) for ticks in (*changes, _ends(score), score.pedals.end))
+    start, numerator, denominator = 0, 4, 4
+    if len(meters.tick):
+        start, numerator, denominator = (int(v[-1]) for v in (meters.tick, meters.numerator, meters.denominator))
+    bar = 4 * score.ticks_per_quarter * numerator  # times `denominator`, which need not divide it
+    n_bars = -(-(last - start) * denominator // bar)
+    return start + -(-n_bars * bar // denominator)
+
+
+def _ends(score: "Score") -> IntArray:
+    return score.notes.onset + score.notes.duration
 
 
 def _places(score: "Score") -> list[tuple[int, int]]:
@@ -48,7 +76,7 @@ def _places(score: "Score") -> list[tuple[int, int]]:
     return places
 
 
-def _write_conductor(score: "Score", name: str) -> bytes:
+def _write_conductor(score: "Score", name: str, end: int) -> bytes:
     events = [(0, 0, 0x03, name.encode())] if name else []
     events += [
         (int(tick), 1, 0x51, int(tempo).to_bytes(3))
@@ -63,11 +91,17 @@ def _write_conductor(score: "Score", name: str) -> bytes:
         (int(tick), 3, 0x59, int(key).to_bytes(1, signed=True) + bytes([int(is_minor)]))
         for tick, key, is_minor in zip(keys.tick, keys.key, keys.is_minor, strict=True)
     ]
-    metas = midi_bytes.build_metas([(tick, kind, data) for tick, _, kind, data in sorted(events)])
-    return metas + b"\0" + midi_bytes.END_OF_TRACK
+    events.sort()
+    metas = midi_bytes.build_metas([(tick, kind, data) for tick, _, kind, data in events])
+    return metas + _end_of_track(events[-1][0] if events else 0, end)
 
 
-def _write_part(score: "Score", track: int, port: int, channel: int) -> bytes:
+def _end_of_track(last: int, end: int) -> bytes:
+    """Return the bytes that end a track at tick `end`, or at its last event where that is later."""
+    return midi_bytes.build_metas([(max(end - last, 0), 0x2F, b"")])
+
+
+def _write_part(score: "Score", track: int, port: int, channel: int, name: str, end: int) -> bytes:
     notes, pedals = score.notes, score.pedals
     of_part, of_pedal = notes.track == track, pedals.track == track
     onset, duration, pitch, velocity = (
@@ -90,5 +124,7 @@ def _write_part(score: "Score", track: int, port: int, channel: int) -> bytes:
     )
     order = np.argsort(ticks, kind="stable")
     program = int(notes.program[of_part][0]) if len(onset) else 0
-    head = (b"\0\xff\x21\x01" + bytes([port]) if port else b"") + bytes([0, 0xC0 | channel, program])
-    return head + midi_bytes.build_messages(ticks[order], messages[order]) + b"\0" + midi_bytes.END_OF_TRACK
+    head = midi_bytes.build_metas([(0, 0x03, name.encode())]) if name else b""
+    head += (b"\0\xff\x21\x01" + bytes([port]) if port else b"") + bytes([0, 0xC0 | channel, program])
+    last = int(ticks.max(initial=0))
+    return head + midi_bytes.build_messages(ticks[order], messages[order]) + _end_of_track(last, end)

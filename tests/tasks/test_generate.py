@@ -436,7 +436,7 @@ def test_what_other_code_began_is_not_gone_on_with(home: Home, setup: Setup, mon
     def refuse(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "_render_all", refuse)
+    monkeypatch.setattr(generate, "render_all", refuse)
     with pytest.raises(KeyboardInterrupt):
         silent(home, setup, n_pieces=2)
     monkeypatch.undo()

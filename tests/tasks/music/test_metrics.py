@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.music.bar_metrics import bar_statistics
 from tasks.music.metrics import entropy, piece_statistics, scale_consistency
 from tests.builders import DRUMS, make_score
 
@@ -21,7 +22,9 @@ def test_a_small_piece_by_hand() -> None:
         ],
         programs=(0, DRUMS),
     )
-    assert piece_statistics(score) == pytest.approx(
+    statistics = piece_statistics(score)
+    statistics = {name: value for name, value in statistics.items() if name not in bar_statistics(score)}
+    assert statistics == pytest.approx(
         {
             "n_notes": 4,
             "seconds": 4,
@@ -31,6 +34,7 @@ def test_a_small_piece_by_hand() -> None:
             "empty_share": 1.5 / 4,
             "pitch_min": 60,
             "pitch_max": 72,
+            "pitch_range": 12,
             "pitch_mean": 196 / 3,
             "n_pitches": 3,
             "n_pitch_classes": 2,
@@ -41,13 +45,15 @@ def test_a_small_piece_by_hand() -> None:
             "velocity_std": math.sqrt((10**2 + 10**2 + 30**2 + 30**2) / 4),
             "duration_mean_seconds": 1,
             "drum_share": 1 / 4,
+            "onset_gap_mean_seconds": 3 / 2,
+            "melodic_interval_mean": (4 + 8) / 2,
         }
     )
 
 
 def test_silence() -> None:
     statistics = piece_statistics(make_score([]))
-    assert statistics.pop("empty_share") == 1
+    assert [statistics.pop(name) for name in ("empty_share", "empty_bar_rate", "empty_beat_rate")] == [1, 1, 1]
     assert set(statistics.values()) == {0.0}
 
 
@@ -63,6 +69,13 @@ def test_a_pitch_that_two_parts_share_counts_once() -> None:
     statistics = piece_statistics(make_score([(0, 100, 60, 80), (0, 100, 60, 80, 1)], programs=(0, 1)))
     assert statistics["polyphony"] == pytest.approx(1)
     assert statistics["polyphony_rate"] == pytest.approx(0)
+
+
+def test_the_upper_line_and_the_gaps_between_onsets() -> None:
+    chords = [(0, 100, 60, 80), (0, 100, 72, 80), (500, 100, 60, 80), (500, 100, 65, 80), (2000, 100, 67, 80)]
+    statistics = piece_statistics(make_score([*chords, (3000, 100, 36, 80, 1)], programs=(0, DRUMS)))
+    assert statistics["melodic_interval_mean"] == pytest.approx((7 + 2) / 2)  # C5 F4 G4, without the drum
+    assert statistics["onset_gap_mean_seconds"] == pytest.approx(1)  # 0.5, 1.5 and 1 s
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 import hashlib
 import io
+import itertools
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +12,7 @@ import soundfile
 
 from tasks.errors import ConfigError
 from tasks.music import synth
+from tasks.music.ogg_pages import set_serial
 from tasks.music.score import read_midi
 from tasks.music.sounds import DRUMS, PROGRAM_TIMBRES, TIMBRES
 from tests.conftest import real_data
@@ -145,12 +148,13 @@ def test_two_processes_write_the_same_bytes():
 
 @pytest.mark.parametrize("rate", synth.SAMPLE_RATES)
 @pytest.mark.parametrize("is_stereo", [True, False])
-def test_mp3_is_small_and_gives_the_sound_back(rate: int, is_stereo: bool):
+@pytest.mark.parametrize("format", ["mp3", "ogg"])
+def test_compressed_sound_is_small_and_gives_the_sound_back(format: str, rate: int, is_stereo: bool):
     score = millisecond_score([(400 * i, 390, 48 + 3 * i, 80) for i in range(12)])
     samples = synth.render(score, rate).samples
     samples = samples if is_stereo else samples.mean(axis=1)
-    data = synth.encode_audio(samples, rate)
-    assert len(data) < 8200 * len(samples) / rate + 2000
+    data = synth.encode_audio(samples, rate, format)
+    assert len(data) < (8200 if format == "mp3" else 11_000) * len(samples) / rate + 5000
     decoded, decoded_rate = soundfile.read(io.BytesIO(data), dtype="float32")
     assert (decoded.shape, decoded_rate) == (samples.shape, rate)
     assert np.sum((decoded - samples) ** 2) < 0.1 * np.sum(samples**2)
@@ -164,8 +168,8 @@ def test_lossless_formats_keep_sixteen_bits(format: str):
 
 
 def test_an_unknown_format_is_refused():
-    with pytest.raises(ConfigError, match="'ogg' is none of mp3"):
-        synth.encode_audio(np.zeros(10, np.float32), RATE, "ogg")
+    with pytest.raises(ConfigError, match="'aac' is none of ogg, mp3"):
+        synth.encode_audio(np.zeros(10, np.float32), RATE, "aac")
 
 
 def test_a_minute_of_dense_music_is_rendered_in_a_moment():
@@ -184,3 +188,58 @@ def test_real_pieces_are_heard_and_never_clip():
         assert np.isfinite(rendering.samples).all(), path
         assert np.abs(rendering.samples).max() <= synth.CEILING, path
         assert loudness(rendering.samples, 0, 30) > 0.001 or rendering.n_notes_cut, path
+
+
+def test_an_ogg_file_has_one_serial_number_and_right_checksums():
+    samples = synth.render(millisecond_score([(0, 3000, 60, 80)])).samples
+    data = synth.encode_audio(samples, RATE, "ogg")
+    assert set_serial(data, synth.OGG_SERIAL) == data
+    other = set_serial(data, 1)
+    assert other != data
+    assert set_serial(other, synth.OGG_SERIAL) == data
+    starts = [match.start() for match in re.finditer(b"OggS\0", data)]
+    assert len(starts) > 3
+    for start, end in itertools.pairwise([*starts, len(data)]):
+        page = bytearray(data[start:end])
+        stated = int.from_bytes(page[22:26], "little")
+        page[22:26] = bytes(4)
+        assert crc_bit_by_bit(bytes(page[:60])) == crc_of(bytes(page[:60]))
+        assert stated == crc_of(bytes(page))
+
+
+def crc_bit_by_bit(data: bytes) -> int:
+    """The checksum as RFC 3533 defines it: polynomial 0x04c11db7, highest bit first, from 0."""
+    crc = 0
+    for byte in data:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x04C11DB7 if crc & 0x80000000 else 0)) & 0xFFFFFFFF
+    return crc
+
+
+def crc_of(data: bytes) -> int:
+    """The same, a byte at a time."""
+    table = [crc_bit_by_bit(bytes([byte])) for byte in range(256)]
+    crc = 0
+    for byte in data:
+        crc = (crc << 8 & 0xFFFFFFFF) ^ table[crc >> 24 ^ byte]
+    return crc
+
+
+@pytest.mark.parametrize("cut", [1, 27, 30, 5000])
+def test_what_is_no_ogg_file_is_refused(cut: int):
+    data = synth.encode_audio(np.zeros((RATE, 2), np.float32), RATE, "ogg")
+    with pytest.raises(ValueError, match="Ogg page"):
+        set_serial(data[: min(cut, len(data) - 1)], 1)
+
+
+def test_a_piece_is_levelled_and_dies_away():
+    """Loudness by measurement: the loudest 0.4 s, no offset, and silence soon after the last note."""
+    for program in (0, 24, 40, 56, 73, 80):
+        score = millisecond_score([(400 * i, 380, 48 + 3 * i, 80, program, False, 0) for i in range(12)])
+        samples = synth.render(score).samples
+        edges = np.arange(0, len(samples) - round(0.4 * RATE), round(0.4 * RATE))
+        loudest = max(loudness(samples, edge / RATE, edge / RATE + 0.4) for edge in edges)
+        assert loudest == pytest.approx(synth.LEVEL_RMS, rel=0.25), program
+        assert abs(samples.mean()) < 0.001, program
+        assert loudness(samples, 5.7, 5.95) < 0.05 * loudest, program

@@ -1,0 +1,146 @@
+"""What judges the pieces of a batch: held-out music of the model's dataset, and how much people copy of its training
+split."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tasks.batches import TokenStore
+from tasks.checkpoints import LoadedModel
+from tasks.config import GenerateConfig
+from tasks.copying import CopyIndex, CopyMatch, copy_index, source_notes
+from tasks.datasets import DatasetVersion
+from tasks.errors import ConfigError, DatasetError, NotFound
+from tasks.home import Home
+from tasks.music.judgement import judge_pieces, typicality
+from tasks.music.metrics import piece_statistics
+from tasks.music.score import Score
+from tasks.originality import judge_batch
+from tasks.prompts import dataset_of
+from tasks.split import SPLITS
+
+logger = logging.getLogger(__name__)
+
+MOST_HELD_OUT = 200  # pieces that a batch is judged against
+COPIED, INVALID = "copy suspected", "invalid file"
+HEADLINES = (
+    "notes_per_second", "polyphony", "pitch_entropy", "pitch_class_entropy", "scale_consistency", "groove_consistency",
+    "empty_bar_rate", "duration_mean_seconds", "velocity_std",
+)  # fmt: skip  # what the head of the page shows of all statistics
+
+Facts = Mapping[str, Any]  # what is known of a candidate
+
+
+@dataclass(frozen=True, eq=False)
+class Critic:
+    """Held-out music to judge by.
+
+    Args:
+        dataset: of the model; None where it is gone.
+        index: over its training split, for copies.
+        reason: why there is nothing to judge by; else empty.
+    """
+
+    loaded: LoadedModel
+    max_tokens: int  # of a piece; so much of a held-out piece is compared
+    dataset: DatasetVersion | None = None
+    index: CopyIndex | None = None
+    reason: str = ""
+
+    @classmethod
+    def of(cls, home: Home, loaded: LoadedModel, config: GenerateConfig) -> "Critic":
+        """Return the critic of a model's pieces; making the index of a dataset takes some seconds for the first time.
+
+        Raises:
+            ConfigError: pieces shall be chosen or rejected by what is not there.
+        """
+        try:
+            dataset = dataset_of(loaded, home)
+            critic = cls(loaded, config.sampling.max_tokens, dataset, copy_index(dataset))
+        except (NotFound, DatasetError) as error:
+            what = "not there" if isinstance(error, NotFound) else "damaged"
+            reason = "its dataset {name}@{version} is ".format(**loaded.state["dataset"]) + what
+            critic = cls(loaded, config.sampling.max_tokens, reason=reason)
+            logger.warning("pieces are not compared with real music: %s", error)
+        if critic.index is None and (config.reject_copies or config.best_of > 1):
+            wish = "reject_copies=true" if config.reject_copies else f"best_of={config.best_of}"
+            raise ConfigError(f"{wish} needs what the model was trained on, but {critic.reason}")
+        return critic
+
+    @cached_property
+    def held_out(self) -> list[dict[str, float]]:
+        """Statistics of the beginnings of held-out pieces, as the encoding holds them."""
+        assert self.dataset is not None
+        rows: list[np.ndarray] = []
+        for split in SPLITS[1:]:
+            store = TokenStore(self.dataset.token_shards(split), self.dataset.flat_tokens)
+            rows += [store.tokens[a:b] for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
+        chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_HELD_OUT)).round().astype(int))
+        return [piece_statistics(self.loaded.tokenizer.decode(rows[i][: self.max_tokens])) for i in chosen]
+
+    def scores(self, facts: Sequence[Facts]) -> list[dict[str, float]]:
+        """Return for each candidate how typical it is of held-out music and how little of it is one copied run, 0-1."""
+        if self.index is None:
+            return [{} for _ in facts]
+        typical = typicality([piece["statistics"] for piece in facts], self.held_out)
+        return [
+            {"typicality": round(float(share), 4), "originality": round(1.0 - copied_share(piece), 4)}
+            for share, piece in zip(typical, facts, strict=True)
+        ]
+
+    def verdict(self, sidecars: Sequence[Facts]) -> dict[str, Any]:
+        """Return what a manifest says of a batch: statistics against held-out music, and copying against people's."""
+        if self.index is None:
+            return {"judgement": None, "copying": None, "unjudged": self.reason}
+        judgement = judge_pieces([piece["statistics"] for piece in sidecars], self.held_out)
+        runs = [(piece["copying"]["n_notes"], longest_run(piece)) for piece in sidecars]
+        copying = judge_batch(self.index.human, runs).as_json() | {"human": self.index.human.as_json()}
+        return {"judgement": judgement, "copying": copying, "unjudged": ""}
+
+    def source_of(self, facts: Facts) -> tuple[CopyMatch, Score] | None:
+        """Return the longest run that a piece shares with a training piece, and that passage of it."""
+        match = (facts["copying"] or {}).get("match")
+        if match is None or self.dataset is None:
+            return None
+        found = CopyMatch(**match)
+        return found, source_notes(self.dataset, found)
+
+
+def longest_run(facts: Facts) -> int:
+    """Return the notes of the longest run that a piece shares with train, 0 without one."""
+    match = (facts["copying"] or {}).get("match")
+    return match["n_notes"] if match else 0
+
+
+def copied_share(facts: Facts) -> float:
+    match = (facts["copying"] or {}).get("match")
+    return match["share"] if match else 0.0
+
+
+def is_copy(facts: Facts) -> bool:
+    """Tell whether a piece shares a longer run with train than people's pieces do; False where nobody can tell."""
+    return bool((facts["copying"] or {}).get("is_beyond"))
+
+
+def flags_of(facts: Facts) -> list[str]:
+    """Return what a listener should know of a piece before all else."""
+    return [COPIED] * is_copy(facts) + [INVALID] * (not facts["validity"]["ok"])
+
+
+def batch_flags(manifest: Facts) -> list[str]:
+    """Return what a listener should know of a batch before all else."""
+    lines, copying, validity = [], manifest["copying"], manifest["validity"]
+    if copying and copying["is_beyond"]:
+        lines.append(
+            f"{copying['n_beyond']} of {copying['n_judged']} pieces share a longer run with the training split than"
+            f" 95 % of held-out human pieces do (p = {copying['p_value']:.2g}): this batch copies"
+        )
+    if validity["n_valid"] < validity["n_files"]:
+        lines.append(f"{validity['n_files'] - validity['n_valid']} of {validity['n_files']} files are not valid")
+    if manifest["unjudged"]:
+        lines.append(f"not compared with real music: {manifest['unjudged']}")
+    return lines

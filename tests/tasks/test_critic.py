@@ -1,0 +1,189 @@
+"""Judged batches: copies caught with their source and written anew, the best of several attempts kept."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.config import SamplingConfig
+from tasks import piece_work
+from tasks.batches import TokenStore
+from tasks.config import GenerateConfig
+from tasks.copying import copy_index, human_path
+from tasks.datasets import DatasetVersion
+from tasks.errors import ConfigError
+from tasks.generate import Batch, generate_batch
+from tasks.home import Home, json_bytes
+from tasks.music.judgement import typicality
+from tasks.originality import HumanRange
+from tasks.piece_ids import WrittenIds
+from tests.samples import small_corpus, small_dataset, small_model
+from tests.tasks.test_generate import files_of, model_of
+
+
+@dataclass(frozen=True)
+class Studio:
+    """A model with the dataset that it was trained on, of which people copy no more than 13 notes."""
+
+    home: Home
+    dataset: DatasetVersion
+    checkpoint: Path
+
+    def compose(self, **settings: Any) -> Batch:
+        given = {"n_pieces": 3, "audio": "none", "sampling": SamplingConfig(max_tokens=160)} | settings
+        model = model_of(self.checkpoint, self.dataset.reference)
+        return generate_batch(self.home, model, self.checkpoint, GenerateConfig(**given))
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    folder = tmp_path_factory.mktemp("studio")
+    home = Home.at(folder / "home")
+    dataset = small_dataset(home, small_corpus(folder / "midi", n_pieces=16))
+    copy_index(dataset)
+    human = HumanRange(40, 40, {length: {5: 40} for length in (32, 64, 128, 256, 512, 1024)})
+    human_path(dataset.version_folder).write_bytes(json_bytes(human.as_json()))
+    return Studio(home, dataset, small_model(home, dataset))
+
+
+def sidecars_of(batch: Batch) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((batch.folder / "pieces").glob("*.json"))]
+
+
+@pytest.fixture
+def planting(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """Make the first attempt at piece 1 a training piece, three semitones up; return its ids."""
+    store = TokenStore(studio.dataset.token_shards("train"))
+    lengths = np.diff(store.offsets)
+    row = int(np.argmax(lengths))
+    whole = store.tokens[store.offsets[row] : store.offsets[row + 1]]
+    from tasks.checkpoints import load_model
+
+    planted = load_model(studio.checkpoint).tokenizer.transpose_ids(whole, 3)
+    assert planted is not None
+    real = piece_work.write_ids
+
+    def write(loaded: Any, prompts: Any, indices: Any, attempts: Any, latents: Any, config: Any, on_piece: Any,
+              is_full: Any) -> None:  # fmt: skip
+        def swap(piece: WrittenIds) -> None:
+            is_chosen = (indices[piece.place], attempts[piece.place]) == (1, 0)
+            on_piece(replace(piece, ids=planted.astype(np.int64)) if is_chosen else piece)
+
+        real(loaded, prompts, indices, attempts, latents, config, swap, is_full)
+
+    monkeypatch.setattr(piece_work, "write_ids", write)
+    return planted
+
+
+def test_a_batch_is_set_beside_held_out_music(studio: Studio) -> None:
+    batch = studio.compose()
+    judgement, copying = batch.manifest["judgement"], batch.manifest["copying"]
+    assert judgement["n_generated"] == 3
+    assert judgement["n_held_out"] == len(
+        [row for split in ("validation", "test") for row in TokenStore(studio.dataset.token_shards(split)).offsets[1:]]
+    )
+    assert judgement["fd_feat"]["features"] == "v1"
+    assert copying["n_pieces"] == 3
+    assert not copying["is_beyond"]
+    assert batch.manifest["validity"]["n_files"] == 3
+    assert batch.manifest["unjudged"] == ""
+    for sidecar in sidecars_of(batch):
+        assert 0 <= sidecar["scores"]["typicality"] <= 1
+        assert sidecar["scores"]["originality"] == pytest.approx(
+            1 - (sidecar["copying"]["match"] or {"share": 0})["share"], abs=1e-4
+        )
+        assert sidecar["chosen_from"] is None
+        assert sidecar["copying"]["human_limit"] in (13, None)
+    page = batch.gallery.read_text()
+    assert "typicality" in page
+    assert "pitch class entropy" in page
+
+
+def test_a_planted_training_piece_is_caught_with_its_source(studio: Studio, planting: np.ndarray) -> None:
+    batch = studio.compose(seed=1)
+    one = sidecars_of(batch)[1]
+    match = one["copying"]["match"]
+    assert one["flags"][0] == "copy suspected"
+    assert one["copying"]["is_beyond"]
+    assert match["transposition"] in (2, 3)  # the row itself may be a variant, a semitone up
+    assert match["share"] > 0.5
+    assert match["source_file"].endswith(".mid")
+    page = batch.gallery.read_text()
+    assert "copy suspected" in page
+    assert match["source_file"] in page
+    assert "copy suspected" not in [flag for piece in (0, 2) for flag in sidecars_of(batch)[piece]["flags"]]
+
+
+def test_a_copy_is_written_anew_where_copies_are_not_wanted(studio: Studio, planting: np.ndarray) -> None:
+    batch = studio.compose(seed=1, reject_copies=True)
+    kept = sidecars_of(batch)
+    assert [piece["attempt"] for piece in kept] == [0, 1, 0]
+    assert kept[1]["chosen_from"]["rejected_as_copies"] == [0]
+    assert not any(piece["copying"]["is_beyond"] for piece in kept)
+    assert (batch.manifest["n_attempts"], batch.manifest["n_rejected_as_copies"]) == (4, 1)
+    again = studio.compose(seed=1, reject_copies=True, batch_size=1)
+    assert files_of(again.folder) == files_of(batch.folder)
+
+
+@pytest.mark.parametrize("by", ["typicality", "originality"])
+def test_the_best_of_several_attempts_is_kept(studio: Studio, by: str) -> None:
+    single = studio.compose(seed=2)
+    batch = studio.compose(seed=2, best_of=3, best_by=by)
+    assert batch.name != single.name
+    assert batch.manifest["n_attempts"] == 9
+    for one, kept in zip(sidecars_of(single), sidecars_of(batch), strict=True):
+        scores = kept["chosen_from"]["scores"]
+        assert list(scores) == ["0", "1", "2"]
+        assert kept["chosen_from"]["by"] == by
+        assert kept["scores"][by] == scores[str(kept["attempt"])] == max(scores.values())
+        assert scores["0"] == one["scores"][by]
+        if kept["attempt"] == 0:
+            assert kept["statistics"] == one["statistics"]
+    assert any(piece["attempt"] for piece in sidecars_of(batch)) or by == "originality"
+
+
+def test_typicality_is_of_the_same_excerpts_of_held_out_pieces(studio: Studio) -> None:
+    batch = studio.compose(seed=3)
+    pieces = sidecars_of(batch)
+    store_rows = []
+    for split in ("validation", "test"):
+        store = TokenStore(studio.dataset.token_shards(split))
+        store_rows += [store.tokens[a:b][:160] for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
+    from tasks.checkpoints import load_model
+    from tasks.music.metrics import piece_statistics
+
+    tokenizer = load_model(studio.checkpoint).tokenizer
+    held_out = [piece_statistics(tokenizer.decode(row)) for row in store_rows]
+    wanted = typicality([piece["statistics"] for piece in pieces], held_out)
+    assert [piece["scores"]["typicality"] for piece in pieces] == pytest.approx(list(wanted), abs=1e-4)
+
+
+@pytest.mark.parametrize("wish", [{"best_of": 2}, {"reject_copies": True}], ids=str)
+def test_without_the_dataset_nothing_is_judged_and_that_is_told(
+    studio: Studio, tmp_path: Path, wish: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = replace(studio, home=Home.at(tmp_path / "elsewhere"))
+    batch = elsewhere.compose()
+    said = f"its dataset {studio.dataset.reference} is not there"
+    assert (batch.manifest["judgement"], batch.manifest["unjudged"]) == (None, said)
+    assert batch.manifest["flags"] == [f"not compared with real music: {said}"]
+    assert [piece["scores"] for piece in sidecars_of(batch)] == [{}] * 3
+    with pytest.raises(ConfigError, match=said):
+        elsewhere.compose(**wish)
+
+
+def test_music_xml_is_written_on_request(studio: Studio) -> None:
+    batch = studio.compose(seed=4, musicxml=True)
+    pages = sorted((batch.folder / "pieces").glob("*.mxl"))
+    assert [page.stem for page in pages] == ["0000", "0001", "0002"]
+    assert all(page.read_bytes()[:2] == b"PK" for page in pages)
+    assert all("musicxml_losses" in piece for piece in sidecars_of(batch))
+
+
+def test_a_soundfont_that_is_not_there_is_told_before_anything_is_written(studio: Studio) -> None:
+    with pytest.raises(ConfigError, match=r"soundfont='/gone\.sf2'"):
+        studio.compose(seed=5, soundfont="/gone.sf2", audio="mp3")
+    assert not list(studio.home.generations.glob(".*"))
