@@ -45,6 +45,26 @@ def models(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     print_list(rows, ("model_version", "aliases", "dataset", "run_id"), as_json, "models")
 
 
+@app.command(epilog="Example: orchestrion lineage .orchestrion/generations/BATCH/pieces/0003.mid")
+def lineage(
+    target: Annotated[
+        str, typer.Argument(help="A generated file, a batch, a run id, model@version or dataset@version.")
+    ],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell where something comes from, back to the training files and their licences, and what was made of it."""
+    from tasks.lineage import Lineage, lineage_rows
+
+    where = Home.at(home)
+    facts = Lineage(where, tracker_of(where)).of(target)
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for label, text in lineage_rows(facts):
+        typer.echo(f"{label:>30}  {text}")
+
+
 @app.command(epilog="Example: orchestrion presets mmm_vae")
 def presets(
     name: Annotated[str, typer.Argument(help="One preset, to see all its settings; by default all in short.")] = "",

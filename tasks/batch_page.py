@@ -72,13 +72,16 @@ def _piece(pieces: Path, sidecar: dict[str, Any], critic: Critic | None) -> Gall
 
     midi = (pieces / f"{sidecar['name']}.mid").read_bytes()
     notes = RollNotes.from_score(read_midi(midi)) if sidecar["statistics"]["n_notes"] else RollNotes.empty()
+    mp3, ogg = file("mp3"), file("ogg")
+    audio, is_mp3 = (mp3, True) if mp3 else (ogg, False)
     marks, comparisons = _nearest(sidecar, critic)
     chosen, prompt = sidecar["chosen_from"], sidecar["prompt"]
     return GalleryPiece(
         name=sidecar["name"],
         midi=midi,
         notes=notes,
-        audio=file("mp3"),
+        audio=audio,
+        audio_mime="audio/mpeg" if is_mp3 else "audio/ogg",
         png=file("png"),
         musicxml=file("mxl"),
         statistics=sidecar["statistics"],

@@ -267,7 +267,7 @@ class GenerateConfig:
     reject_copies: bool = False  # write a piece anew that shares a longer run with train than people's pieces do
     batch_size: int = 8
     n_workers: int = 1
-    audio: Literal["mp3", "none"] = "mp3"
+    audio: Literal["ogg", "mp3", "none"] = "ogg"  # an MP3 takes four times as long; browsers before 2024 may need it
     soundfont: str = ""  # an SF2 or SF3 file, or `none` for the built-in sounds; empty: one that is found
     musicxml: bool = False  # write a score for notation programs too
 

@@ -22,7 +22,7 @@ from tasks.music.excerpt import Extent, beginning
 from tasks.music.metrics import piece_statistics
 from tasks.music.midi_statistics import midi_statistics
 from tasks.music.musicxml import write_musicxml
-from tasks.music.pianoroll import draw_piano_roll
+from tasks.music.pianoroll import draw_piano_roll, part_labels
 from tasks.music.score import Score, build_score, read_midi, write_midi
 from tasks.music.soundfont import Player
 from tasks.music.synth import encode_audio
@@ -141,7 +141,8 @@ def _write_candidate(
     is_cut = limit.is_passed_by(score)
     if is_cut:
         score = beginning(score, limit, cut=True)
-    midi = write_midi(score, f"{job.lineage['batch']} {candidate.name}")
+    title = f"{job.lineage['batch']} {candidate.name}"
+    midi = write_midi(score, title, part_names=part_labels(score), ends_on_bar_line=True)
     given = _prompt_facts(prompt, tokenizer) if prompt.name and not prompt.window else None
     has_ended = bool(piece.ids[-1] == tokenizer.end_id) and not is_cut
     facts = {

@@ -241,20 +241,20 @@ class Tracker:
             return []
         names = {e.experiment_id: e.name for e in experiments}
         runs = self.client.search_runs(list(names), order_by=["attributes.start_time DESC"], max_results=limit)
-        return [
-            {
-                "run_id": run.info.run_id,
-                "experiment": names[run.info.experiment_id],
-                "experiment_id": run.info.experiment_id,
-                "name": run.info.run_name,
-                "status": run.info.status,
-                "started": run.info.start_time,
-                "seconds": round(((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000, 1),
-                "tags": {k: v for k, v in run.data.tags.items() if k.startswith(("orchestrion.", "prefect."))},
-                "metrics": dict(run.data.metrics),
-            }
-            for run in runs
-        ]
+        return [_run_facts(run, names[run.info.experiment_id]) for run in runs]
+
+    def find_runs(self, beginning: str) -> list[dict[str, Any]]:
+        """Return the runs whose id begins so, as `recent_runs` does."""
+        experiments = [found for name in EXPERIMENTS if (found := self.client.get_experiment_by_name(name))]
+        names = {e.experiment_id: e.name for e in experiments}
+        found, page = [], None
+        while experiments:
+            runs = self.client.search_runs(list(names), max_results=1000, page_token=page)
+            found += [run for run in runs if run.info.run_id.startswith(beginning)]
+            page = runs.token
+            if not page:
+                break
+        return [_run_facts(run, names[run.info.experiment_id]) for run in found]
 
     def models(self) -> list[ModelVersion]:
         """Return every registered model version, newest first."""
@@ -322,6 +322,20 @@ class Tracker:
     def model_tags(self, model: ModelVersion) -> dict[str, str]:
         """Return the tags of a registered version."""
         return dict(self.client.get_model_version(model.name, model.version).tags)
+
+
+def _run_facts(run: Any, experiment: str) -> dict[str, Any]:
+    return {
+        "run_id": run.info.run_id,
+        "experiment": experiment,
+        "experiment_id": run.info.experiment_id,
+        "name": run.info.run_name,
+        "status": run.info.status,
+        "started": run.info.start_time,
+        "seconds": round(((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000, 1),
+        "tags": {k: v for k, v in run.data.tags.items() if k.startswith(("orchestrion.", "prefect."))},
+        "metrics": dict(run.data.metrics),
+    }
 
 
 def _as_model_version(entry: Any, aliases: tuple[str, ...]) -> ModelVersion:

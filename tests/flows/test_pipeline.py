@@ -42,7 +42,7 @@ def test_every_composition_is_valid_midi_with_its_lineage(finished: Finished) ->
         assert sidecar["model_version"] == summary["model_version"]
         assert sidecar["dataset_version"].endswith(summary["dataset_version"])
         assert sidecar["model_run_id"] == summary["run_id"]
-        for suffix in (".png", ".mp3"):
+        for suffix in (".png", ".ogg"):
             assert path.with_suffix(suffix).stat().st_size > 500
 
 

@@ -102,7 +102,7 @@ def test_every_file_is_the_same_for_any_batch_size(home: Home, setup: Setup) -> 
     files = files_of(first.folder)
     stems = [f"pieces/{index:04d}" for index in range(5)]
     assert sorted(files) == sorted(
-        ["manifest.json", "gallery.html", *(f"{s}.{kind}" for s in stems for kind in ("mid", "json", "png", "mp3"))]
+        ["manifest.json", "gallery.html", *(f"{s}.{kind}" for s in stems for kind in ("mid", "json", "png", "ogg"))]
     )
     for batch_size in (1, 3):
         other = compose(home, setup, batch_size=batch_size, prompt=str(setup.prompts))
