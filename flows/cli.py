@@ -41,10 +41,11 @@ from flows.cli_options import (
     prepare,
     print_result,
 )
-from tasks.errors import NotFound, OrchestrionError
+from tasks.errors import ConfigError, NotFound, OrchestrionError
 from tasks.home import Home, storage_problem
 
 INTERRUPTED = 130  # exit code
+BATCH_FACTS = ("batch", "model_version", "n_pieces", "flags", "batch_dir", "gallery", "reused", "seconds")
 
 app = typer.Typer(
     name="orchestrion",
@@ -121,7 +122,17 @@ def generate(
     model: ModelOption = "",
     n_pieces: Annotated[int | None, typer.Option("-n", "--n-pieces", help="Pieces to compose.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same bytes.")] = None,
-    prompt: Annotated[str, typer.Option("--prompt", help="A MIDI file, or a folder of them, to continue.")] = "",
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="To continue: a MIDI file, a folder of them, or split:test of the dataset.")
+    ] = "",
+    best_of: Annotated[int | None, typer.Option("--best-of", help="Attempts at each piece; the best is kept.")] = None,
+    reject_copies: Annotated[
+        bool,
+        typer.Option("--reject-copies", help="Write anew what shares more with the training music than people do."),
+    ] = False,
+    request: Annotated[
+        Path | None, typer.Option("--request", help="A TOML or JSON file that describes several batches.")
+    ] = None,
     preset: ModelPresetOption = "",
     overrides: SetOption = None,
     fresh: FreshOption = False,
@@ -130,17 +141,47 @@ def generate(
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compose a batch of pieces with a page to review them."""
-    given = {"n_pieces": n_pieces, "seed": seed, "prompt": str(Path(prompt).absolute()) if prompt else None}
+    """Compose a batch of pieces with a page to review them; Ctrl-C keeps what is written, the same command goes on."""
+    given = {
+        "n_pieces": n_pieces, "seed": seed, "prompt": _absolute_prompt(prompt) or None, "best_of": best_of,
+        "reject_copies": reject_copies or None,
+    }  # fmt: skip
     settings = [f"generate.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     settings += overrides or []
-    wanted = _config(preset or DEFAULT_PRESET, settings).generate.prompt
-    if wanted and not Path(wanted).exists():
-        raise NotFound(f"prompt {wanted} does not exist")
+    if request is not None:
+        if settings or model or preset:
+            raise ConfigError(f"--request {request.name} says all; leave out --model, --preset and all settings")
+        _generate_all(request, prepare(home, verbose, quiet), fresh, as_json)
+        return
+    _check_prompt(_config(preset or DEFAULT_PRESET, settings).generate.prompt)
     where = prepare(home, verbose, quiet)
     config = _config(preset or cli_look.find_model(where, model).preset, settings)
-    result = _run_flow(where, "generate", config.generate, model, fresh=fresh)
-    print_result(result, as_json, ("batch", "model_version", "n_pieces", "batch_dir", "gallery", "reused", "seconds"))
+    print_result(_run_flow(where, "generate", config.generate, model, fresh=fresh), as_json, BATCH_FACTS)
+
+
+def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> None:
+    """Compose all batches of a request file, once all of them are known to be possible."""
+    from flows.requests import read_request
+
+    jobs = read_request(request, lambda model: _config(cli_look.find_model(where, model).preset, ()).generate)
+    for job in jobs:
+        _check_prompt(job.config.prompt)
+    results = []
+    for job in jobs:
+        results.append({"name": job.name} | _run_flow(where, "generate", job.config, job.model, fresh=fresh))
+        if not as_json:
+            print_result(results[-1], as_json, ("name", *BATCH_FACTS))
+    if as_json:
+        typer.echo(json.dumps({"jobs": results}))
+
+
+def _absolute_prompt(prompt: str) -> str:
+    return prompt if not prompt or prompt.startswith("split:") else str(Path(prompt).absolute())
+
+
+def _check_prompt(prompt: str) -> None:
+    if prompt and not prompt.startswith("split:") and not Path(prompt).exists():
+        raise NotFound(f"prompt {prompt} does not exist")
 
 
 @app.command(epilog="Example: orchestrion pipeline --source ~/midi --preset music_transformer_tiny --json")

@@ -103,6 +103,8 @@ def print_result(result: dict[str, Any], as_json: bool, shown: Sequence[str]) ->
         value = result.get(key)
         if isinstance(value, dict):
             value = ", ".join(f"{name} {number:.4g}" for name, number in value.items())
+        elif isinstance(value, list):
+            value = "; ".join(map(str, value)) or "none"
         typer.echo(f"{key:>16}  {value}")
 
 

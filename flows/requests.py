@@ -1,0 +1,99 @@
+"""Request files: several batches of compositions, described in TOML or JSON."""
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.config import GenerateConfig, from_json, to_json
+from tasks.errors import ConfigError, NotFound
+from tasks.prompts import SPLIT_MARK
+
+TOP_KEYS, JOB_KEYS = ("model", "defaults", "jobs"), ("name", "model")
+PATHS = ("prompt", "prompt_to", "soundfont")  # relative to the file's folder
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedBatch:
+    """One job of a request file."""
+
+    name: str
+    model: str  # reference; empty: the newest
+    config: GenerateConfig
+
+
+def read_request(path: Path, settings_of: Callable[[str], GenerateConfig]) -> list[RequestedBatch]:
+    """Return the jobs of a request file.
+
+    The file holds `model`, for jobs that name none; `defaults`, settings for all jobs; and `jobs`, each with a `name`,
+    a `model` if it likes, and settings as below `generate.`. Paths are relative to the file.
+
+    Args:
+        settings_of: what a model's preset composes with, by the model's reference; the request changes these.
+    Raises:
+        NotFound: no such file.
+        ConfigError: it is no TOML or JSON, or a key or value is wrong; the message names the job.
+    """
+    form = _read(path)
+    _only(form, TOP_KEYS, path.name)
+    jobs, defaults = form.get("jobs", []), form.get("defaults", {})
+    if not isinstance(jobs, list) or not jobs or not all(isinstance(job, dict) for job in jobs):
+        raise ConfigError(f"{path.name}: jobs is no list of tables, or an empty one; each [[jobs]] is a batch")
+    if not isinstance(defaults, dict):
+        raise ConfigError(f"{path.name}: defaults is no table")
+    requested = []
+    for place, job in enumerate(jobs):
+        name, model = (str(job.get(key, "")) for key in JOB_KEYS)
+        where = f"{path.name}: jobs[{place}]" + (f" ({name})" if name else "")
+        model = model or str(form.get("model", ""))
+        wanted = _merged(defaults, {key: value for key, value in job.items() if key not in JOB_KEYS})
+        values = _merged(to_json(settings_of(model)), _from_folder(wanted, path.parent))
+        requested.append(RequestedBatch(name or f"job {place}", model, from_json(GenerateConfig, values, where)))
+    names = [job.name for job in requested]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ConfigError(f"{path.name}: two jobs are named {twice!r}")
+    return requested
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise NotFound(f"request {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path.name} is no text in UTF-8") from None
+    try:
+        form = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
+        raise ConfigError(f"{path.name} is no {kind}: {error}") from None
+    if not isinstance(form, dict):
+        raise ConfigError(f"{path.name} holds no table, but {type(form).__name__}")
+    return form
+
+
+def _only(form: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in form:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}; known here: {', '.join(known)}")
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(one)
+    for key, value in other.items():
+        inner = both.get(key)
+        both[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return both
+
+
+def _from_folder(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return settings whose paths stand on their own."""
+    changed = dict(settings)
+    for key in PATHS:
+        value = settings.get(key)
+        if isinstance(value, str) and value and not value.startswith(SPLIT_MARK) and value != "none":
+            changed[key] = str((folder / Path(value).expanduser()).absolute())
+    return changed

@@ -1,0 +1,88 @@
+"""Request files: jobs with settings of their own, and every mistake told with its place."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.requests import read_request
+from tasks.config import GenerateConfig
+from tasks.errors import ConfigError, NotFound
+from tasks.presets import build_preset
+
+TOML = """
+model = "mine@champion"
+
+[defaults]
+n_pieces = 4
+sampling.temperature = 0.9
+
+[[jobs]]
+name = "preludes"
+sampling.top_p = 0.95
+
+[[jobs]]
+name = "answers"
+model = "other@2"
+n_pieces = 2
+prompt = "themes/a.mid"
+sampling.temperature = 1.1
+"""
+JSON = """{"model": "mine@champion", "defaults": {"n_pieces": 4, "sampling": {"temperature": 0.9}}, "jobs": [
+  {"name": "preludes", "sampling": {"top_p": 0.95}},
+  {"name": "answers", "model": "other@2", "n_pieces": 2, "prompt": "themes/a.mid", "sampling": {"temperature": 1.1}}
+]}"""
+
+
+def settings_of(model: str) -> GenerateConfig:
+    assert model in ("mine@champion", "other@2", "")
+    return build_preset("music_transformer_tiny").generate
+
+
+@pytest.mark.parametrize(("name", "text"), [("r.toml", TOML), ("r.json", JSON)])
+def test_jobs_have_the_defaults_and_their_own_settings(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    one, other = read_request(tmp_path / name, settings_of)
+    base = settings_of("").sampling
+    assert (one.name, one.model, other.name, other.model) == ("preludes", "mine@champion", "answers", "other@2")
+    assert (one.config.n_pieces, other.config.n_pieces) == (4, 2)
+    assert (one.config.sampling.temperature, one.config.sampling.top_p) == (0.9, 0.95)
+    assert (other.config.sampling.temperature, other.config.sampling.top_p) == (1.1, base.top_p)
+    assert one.config.sampling.max_tokens == base.max_tokens
+    assert (one.config.prompt, other.config.prompt) == ("", str(tmp_path / "themes" / "a.mid"))
+
+
+def test_splits_and_whole_paths_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('[[jobs]]\nprompt = "split:test"\n[[jobs]]\nprompt = "/music/b.mid"\nsoundfont = "none"\n')
+    one, other = read_request(path, settings_of)
+    assert (one.config.prompt, other.config.prompt, other.config.soundfont) == ("split:test", "/music/b.mid", "none")
+    assert (one.name, other.name) == ("job 0", "job 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("jobs = [", "r.toml is no TOML"),
+        ("", "jobs is no list of tables, or an empty one"),
+        ("[jobs]\nn_pieces = 2", "jobs is no list of tables"),
+        ("[[job]]\nn_pieces = 2", "r.toml: unknown key 'job'; known here: model, defaults, jobs"),
+        ('[[jobs]]\nname = "a"\ntemperatur = 1', r"r.toml: jobs\[0\] \(a\): unknown key 'temperatur'; known here: n_p"),
+        ("[[jobs]]\nsampling.top_p = 2", r"jobs\[0\]: sampling: top_p=2.0 is outside"),
+        ('[[jobs]]\nn_pieces = "many"', r"jobs\[0\]: n_pieces: .*got 'many'"),
+        ("[[jobs]]\nn_pieces = 0", r"jobs\[0\]: .*n_pieces=0 is below 1"),
+        ('[[jobs]]\nname = "a"\n[[jobs]]\nname = "a"', "two jobs are named 'a'"),
+    ],
+)
+def test_every_mistake_is_told_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_request(path, settings_of)
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="No such file"):
+        read_request(tmp_path / "gone.toml", settings_of)
+    (tmp_path / "r.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="no text in UTF-8"):
+        read_request(tmp_path / "r.json", settings_of)
