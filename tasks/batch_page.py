@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.config import SamplingConfig
+from tasks.config import to_json
 from tasks.critic import COPIED, HEADLINES, Critic
 from tasks.gallery import BatchFigure, GalleryPiece, Mark, Passage, RollNotes, build_gallery
 from tasks.music.score import read_midi
@@ -20,7 +22,12 @@ def batch_page(critic: Critic, pieces: Path, sidecars: Sequence[dict[str, Any]],
     shown = [
         _piece(pieces, sidecar, critic if place < MOST_SOURCES else None) for place, sidecar in enumerate(sidecars)
     ]
-    sampling = ", ".join(f"{key} {value}" for key, value in manifest["config"]["sampling"].items() if value)
+    usual = to_json(SamplingConfig())
+    sampling = ", ".join(
+        f"{key} {value}"
+        for key, value in manifest["config"]["sampling"].items()
+        if value != usual[key] or key in ("temperature", "max_tokens")
+    )
     facts = {
         "model": manifest["model_version"],
         "dataset": manifest["dataset_version"],
