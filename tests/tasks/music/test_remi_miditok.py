@@ -230,6 +230,6 @@ def test_a_tenth_of_all_real_files(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_real_file() -> None:
-    counts = compare("hourglass", every=1)
+def test_a_fifth_of_all_real_files() -> None:  # all of them held too, in six minutes
+    counts = compare("hourglass", every=5)
     assert counts["same"] >= 0.95 * counts.total(), counts
