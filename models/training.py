@@ -271,3 +271,24 @@ def eval_step(
     finally:
         model.train(was_training)
     return EvalMetrics(float(parts.nll_sum), parts.n_targets, parts.n_correct, float(parts.kl_sum))
+
+
+def row_losses(
+    model: nn.Module, tokens_BT: Tensor, *, pad_id: int = 0, mask_BT: Tensor | None = None
+) -> tuple[Tensor, int, int]:
+    """Return the cross entropy of each row of a batch, for a model without latents in evaluation mode.
+
+    Args:
+        mask_BT: as for `eval_step`.
+    Returns:
+        float64 (B,), nats summed over the row's targets; the number of targets, and of those that are the likeliest.
+    """
+    inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
+    counts_BT = targets_BT != pad_id
+    if mask_BT is not None:
+        counts_BT = counts_BT & mask_BT[:, 1:]
+    with torch.no_grad():
+        logits_BTV = model(inputs_BT)
+        loss_BT = functional.cross_entropy(logits_BTV.float().transpose(1, 2), targets_BT, reduction="none")
+    nats_B = loss_BT.double().masked_fill(~counts_BT, 0.0).sum(dim=1)
+    return nats_B, int(counts_BT.sum()), count_correct(logits_BTV, targets_BT, counts_BT)

@@ -138,6 +138,10 @@ class TokenStore:
         """Return the number of windows that `sequential_windows` yields."""
         return int(self._window_borders(window_tokens, stride)[-1])
 
+    def rows_of_windows(self, window_tokens: int, stride: int) -> IntArray:
+        """Return the row of each window that `sequential_windows` yields."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self._window_borders(window_tokens, stride)))
+
     def _window_borders(self, window_tokens: int, stride: int) -> IntArray:
         """Return where each row's windows begin among all, and their number."""
         beyond_first = np.maximum(np.diff(self.offsets) - window_tokens - 1, 0)

@@ -231,6 +231,7 @@ class EvaluateConfig:
     sample_tokens: int = 512
     seed: int = 0
     promote: bool = True  # give the alias `champion` to the model if it beats the present one on this dataset version
+    promote_by: Literal["interval", "figure"] = "interval"  # beyond noise: the 95 % interval; or by any difference
 
     def __post_init__(self) -> None:
         _require(self.window_tokens >= 8, f"window_tokens={self.window_tokens} is below 8")

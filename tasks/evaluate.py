@@ -13,7 +13,7 @@ from models.config import SamplingConfig
 from models.latents import latent_use
 from models.registry import Model
 from models.sampling import sample
-from models.training import eval_step
+from models.training import row_losses
 from models.vae import Vae
 from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
@@ -22,6 +22,7 @@ from tasks.datasets import DatasetVersion
 from tasks.errors import CheckpointError
 from tasks.latent_pieces import FROM_PRIOR, with_latents
 from tasks.music.metrics import piece_statistics
+from tasks.music.notes import FloatArray
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Evaluation:
     least_context: int  # tokens before each predicted one, if the piece has as many; 0: blocks one after the other
     n_held_out: int
     n_samples: int
+    piece_nats: tuple[float, ...] = ()  # of each held-out piece; none for a model with latents, which are drawn
 
 
 def check_fits(loaded: LoadedModel, dataset: DatasetVersion) -> None:
@@ -64,10 +66,11 @@ def evaluate_model(
     check_fits(loaded, dataset)
     store = TokenStore(dataset.token_shards(config.split), dataset.flat_tokens)
     facts = dataset.manifest["splits"][config.split]
+    piece_nats = np.zeros(0)
     if isinstance(loaded.model, Vae):
         metrics, least_context = score_latents(loaded, store, facts, config, on_windows), 0
     else:
-        metrics = score_held_out(loaded, store, facts, config, on_windows)
+        metrics, piece_nats = score_held_out(loaded, store, facts, config, on_windows)
         least_context = scoring_stride(loaded.model, store, config)[1]
     metrics |= frequency_baseline(store, TokenStore(dataset.token_shards("train"), dataset.flat_tokens))
     held_out = [
@@ -83,7 +86,9 @@ def evaluate_model(
         statistics = {name: (real[name], ours[name]) for name in real}
         for name, (real_mean, our_mean) in statistics.items():
             metrics[f"held_out/{name}"], metrics[f"samples/{name}"] = real_mean, our_mean
-    return Evaluation(metrics, statistics, least_context, len(held_out), len(samples))
+    return Evaluation(
+        metrics, statistics, least_context, len(held_out), len(samples), tuple(piece_nats.round(6).tolist())
+    )
 
 
 def score_held_out(
@@ -92,24 +97,25 @@ def score_held_out(
     facts: dict[str, Any],
     config: EvaluateConfig,
     on_windows: Callable[[int], None] | None = None,
-) -> dict[str, float]:
-    """Return likelihood figures over all tokens of a split, each predicted once.
+) -> tuple[dict[str, float], FloatArray]:
+    """Return likelihood figures over all tokens of a split, each predicted once, and the nats of each piece.
 
     Windows of `window_tokens` overlap by half, so every token but a piece's first ones has at least half a window of
-    context. Returns nats per token, accuracy, perplexity, bits per note (all tokens' bits over the number of notes) and
-    bits per second of music.
+    context. The figures are nats per token, accuracy, perplexity, bits per note (all tokens' bits over the number of
+    notes) and bits per second of music.
     """
     device = next(loaded.model.parameters()).device
     window_tokens, stride = scoring_stride(loaded.model, store, config)
-    sums = np.zeros(4)
-    windows = store.sequential_windows(window_tokens, stride, config.batch_size, loaded.tokenizer.pad_id)
-    for tokens, mask in windows:
+    pad_id, rows = loaded.tokenizer.pad_id, store.rows_of_windows(window_tokens, stride)
+    piece_nats, n_targets, n_correct, n_seen = np.zeros(len(store.offsets) - 1), 0, 0, 0
+    for tokens, mask in store.sequential_windows(window_tokens, stride, config.batch_size, pad_id):
         batch, counted = torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)
-        sums += np.array(eval_step(loaded.model, batch, pad_id=loaded.tokenizer.pad_id, mask_BT=counted))
+        nats, n_new, n_hit = row_losses(loaded.model, batch, pad_id=pad_id, mask_BT=counted)
+        np.add.at(piece_nats, rows[n_seen : n_seen + len(tokens)], nats.cpu().numpy())
+        n_targets, n_correct, n_seen = n_targets + n_new, n_correct + n_hit, n_seen + len(tokens)
         if on_windows:
             on_windows(len(tokens))
-    nll, n_targets, n_correct, _ = sums.tolist()
-    return likelihood_figures(nll, n_targets, n_correct, facts)
+    return likelihood_figures(float(piece_nats.sum()), n_targets, n_correct, facts), piece_nats
 
 
 def window_of(model: Model, wanted: int) -> int:

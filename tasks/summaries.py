@@ -1,18 +1,18 @@
 """What each flow says at its end: to MLflow, to Prefect as a card, and to the command line as figures."""
 
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tasks.champions import against_champion, scored_on
 from tasks.config import EvaluateConfig, TrainConfig
 from tasks.dataset_card import dataset_card, table
 from tasks.datasets import DatasetVersion
 from tasks.home import Home, json_bytes, read_json, write_atomically
 from tasks.sweep import FAILED, FINISHED, STOPPED, Row, SweepFolder
 from tasks.sweep_plot import draw_sweep
-from tasks.tracking import ModelVersion, Run
+from tasks.tracking import PIECE_SCORES, ModelVersion, Run
 
 if TYPE_CHECKING:  # these bring torch, which a rebuild can do without
     from tasks.evaluate import Evaluation
@@ -90,26 +90,25 @@ def log_evaluation(
 ) -> bool:
     """Send an evaluation to the tracker; return whether the model became the champion of its name.
 
-    A champion gives way only to a lower figure on the same dataset version and split; one that was scored on another
-    version gives way too, since the two figures cannot be compared. Scores on music that the model was trained on say
-    nothing of that, so they are only shown.
+    A champion gives way to a lower figure on the same dataset version and split, and where both models' pieces were
+    scored and `promote_by` is `interval`, only if the 95 % interval of the difference, over pieces, is below 0. One
+    that was scored on another version gives way, since the two figures cannot be compared. Scores on music that the
+    model was trained on say nothing of that, so they are only shown.
     """
+    rivalry = None if config.split == "train" else against_champion(run.tracker, result, model, dataset, config)
+    card = evaluation_card(result, model, dataset, config) + (rivalry.said if rivalry else "")
     run.log_metrics({f"{config.split}/{name}": value for name, value in result.metrics.items()})
-    run.log_text(evaluation_card(result, model, dataset, config), "report.md")
+    run.log_text(card, "report.md")
     run.log_text(json_bytes(result.metrics).decode(), "metrics.json")
-    run.describe(evaluation_card(result, model, dataset, config))
-    if config.split == "train":
+    run.log_text(json_bytes({"nats": result.piece_nats}).decode(), PIECE_SCORES)
+    run.describe(card)
+    if rivalry is None:
         return False
-    scored_on = f"{dataset.reference}/{config.split}"
     bits = result.metrics["bits_per_note"]
-    run.tracker.set_model_tags(model, {"scored_on": scored_on, "bits_per_note": f"{bits:.6f}"})
-    if not config.promote or not math.isfinite(bits):
+    facts = {"scored_on": scored_on(dataset, config), "bits_per_note": f"{bits:.6f}", "scored_by": run.run_id}
+    run.tracker.set_model_tags(model, facts)
+    if not config.promote or not rivalry.is_won:
         return False
-    champion = run.tracker.champion(model.name)
-    if champion is not None and champion.version != model.version:
-        tags = run.tracker.model_tags(champion)
-        if tags.get("scored_on") == scored_on and float(tags["bits_per_note"]) <= bits:
-            return False
     run.tracker.promote(model)
     return True
 

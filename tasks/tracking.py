@@ -1,5 +1,6 @@
 """What is remembered about a run: parameters, curves, files, lineage, registered models. Sole import of mlflow."""
 
+import json
 import logging
 import os
 import subprocess
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 EXPERIMENTS = ("orchestrion/datasets", "orchestrion/training", "orchestrion/evaluation", "orchestrion/generation")
 CHAMPION, LATEST = "champion", "latest"  # MLflow reserves `latest` and means the highest version by it
+PIECE_SCORES = "pieces.json"  # artifact of an evaluation
 _MAX_PARAM_LENGTH = 6000
 
 
@@ -318,6 +320,18 @@ class Tracker:
         """Set tags on a registered version, for the model's page and for later comparisons."""
         for key, value in tags.items():
             self.client.set_model_version_tag(model.name, model.version, key, value)
+
+    def piece_scores(self, run_id: str) -> list[float]:
+        """Return the nats of each piece that an evaluation run has scored; none where it kept none."""
+        import mlflow.artifacts
+
+        if not run_id or not self.has_run(run_id):
+            return []
+        try:
+            text = mlflow.artifacts.load_text(f"runs:/{run_id}/{PIECE_SCORES}")
+        except Exception:  # the store's own classes, many of them: a run of before, or one whose artifacts are gone
+            return []
+        return [float(nats) for nats in json.loads(text)["nats"]]
 
     def model_tags(self, model: ModelVersion) -> dict[str, str]:
         """Return the tags of a registered version."""

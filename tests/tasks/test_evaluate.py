@@ -50,7 +50,10 @@ def target_nll(loaded: LoadedModel, ids: np.ndarray) -> tuple[np.ndarray, np.nda
 def score(setup: Setup, split: str = "validation", **settings: Any) -> dict[str, float]:
     dataset, loaded = setup
     config = EvaluateConfig(split=split, **settings)  # type: ignore[arg-type]
-    return score_held_out(loaded, TokenStore(dataset.token_shards(split)), dataset.manifest["splits"][split], config)
+    store = TokenStore(dataset.token_shards(split))
+    figures, nats = score_held_out(loaded, store, dataset.manifest["splits"][split], config)
+    assert nats.sum() / figures["n_tokens"] == pytest.approx(figures["nll_per_token"])
+    return figures
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -69,6 +72,17 @@ def test_whole_pieces_in_one_window_score_as_a_plain_loop_says(setup: Setup, spl
             "n_tokens": n_tokens,
         },
         rel=1e-5,
+    )
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_each_piece_has_its_own_nats(setup: Setup, batch_size: int) -> None:
+    dataset, loaded = setup
+    facts, store = dataset.manifest["splits"]["test"], TokenStore(dataset.token_shards("test"))
+    config = EvaluateConfig(window_tokens=facts["max_tokens"], batch_size=batch_size)
+    _, nats = score_held_out(loaded, store, facts, config)
+    assert nats.tolist() == pytest.approx(
+        [target_nll(loaded, row)[0].sum() for row in rows_of(dataset, "test")], rel=1e-4
     )
 
 

@@ -259,11 +259,16 @@ def test_tags_of_a_version_come_back(tracker: Tracker, register: Callable[[str],
 
 
 def score(
-    tracker: Tracker, model: ModelVersion, dataset: DatasetVersion, bits_per_note: float, **settings: Any
+    tracker: Tracker,
+    model: ModelVersion,
+    dataset: DatasetVersion,
+    bits_per_note: float,
+    piece_nats: tuple[float, ...] = (),
+    **settings: Any,
 ) -> bool:
     names = ("nll_per_token", "accuracy", "perplexity", "bits_per_second", "n_tokens")
     figures = dict.fromkeys((*names, "baseline/accuracy", "baseline/nll_per_token"), 1.0)
-    result = Evaluation(figures | {"bits_per_note": bits_per_note}, {}, least_context=1, n_held_out=1, n_samples=0)
+    result = Evaluation(figures | {"bits_per_note": bits_per_note}, {}, 1, 1, 0, piece_nats)
     with tracker.open_run(EVALUATION, "score") as run:
         return summaries.log_evaluation(run, result, model, dataset, EvaluateConfig(**settings))
 
@@ -293,6 +298,23 @@ def test_the_champion_gives_way_only_to_a_better_model(
     assert score(tracker, third, dataset, 9.8)
     assert champion() == "3"
     assert tracker.model_tags(third)["bits_per_note"] == "9.800000"
+
+
+@pytest.mark.parametrize(("promote_by", "wins"), [("interval", False), ("figure", True)])
+def test_a_lower_figure_within_noise_makes_no_champion(
+    tracker: Tracker, register: Callable[[str], ModelVersion], dataset: DatasetVersion, promote_by: str, wins: bool
+) -> None:
+    name = f"noisy-{promote_by}"
+    first, second, third = (register(name) for _ in range(3))
+    nats = (100.0, 90.0, 110.0, 95.0, 105.0, 100.0)
+    assert score(tracker, first, dataset, 8.0, nats)
+    lucky = (20.0, 91.0, 111.0, 96.0, 106.0, 101.0)  # one piece makes all the difference
+    assert score(tracker, second, dataset, 7.0, lucky, promote_by=promote_by) is wins
+    better = tuple(0.8 * n for n in nats)
+    assert score(tracker, third, dataset, 6.4, better, promote_by=promote_by)
+    description = tracker.client.get_run(tracker.recent_runs(1)[0]["run_id"]).data.tags["mlflow.note.content"]
+    assert f"Champion {name}@" in description
+    assert ("(95 %)" in description) is not wins
 
 
 def test_figures_of_another_dataset_version_or_split_are_not_compared(
