@@ -164,6 +164,7 @@ def render_all(plan: WritePlan, choices: Sequence[Choice], player: Player) -> No
             config=config,
             folder=plan.folder,
             player=player,
+            n_threads=max(cluster.n_cpus() // config.n_workers, 1),
         )
         for share in deal(choices, config.n_workers)
     ]

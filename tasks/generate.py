@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,14 +110,32 @@ def generate_batch(
     }
     folder = open_unfinished(home, lineage)
     plan = WritePlan(checkpoint, prompts, config, lineage, folder, critic)
+    clock = Clock()
     choices = choose_pieces(plan, on_pieces)
+    clock.stop("writing")
     render_all(plan, choices, player)
+    clock.stop("rendering")
     manifest = _write_manifest(plan, choices)
+    clock.stop("judging")
     batch = Batch(name, home.generations / name, manifest)
-    write_atomically(batch.results, json_bytes(results_of([choice.candidate for choice in choices], folder)))
+    results = results_of([choice.candidate for choice in choices], folder) | {"stage_seconds": clock.seconds}
+    write_atomically(batch.results, json_bytes(results))
     publish_folder(batch_folder(folder), batch.folder)  # asked for anew: the same bytes again
     shutil.rmtree(folder, ignore_errors=True)
     return batch
+
+
+class Clock:
+    """Seconds of the stages of some work, one after the other."""
+
+    def __init__(self) -> None:
+        self.seconds = dict[str, float]()
+        self.begun = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        """Say that a stage is over and the next one begins."""
+        now = time.perf_counter()
+        self.seconds[stage], self.begun = round(now - self.begun, 3), now
 
 
 def open_unfinished(home: Home, lineage: dict[str, str]) -> Path:
@@ -167,7 +186,7 @@ def results_of(chosen: Sequence[Candidate], folder: Path) -> dict[str, Any]:
 
     Lengths are in tokens: `original_length` of all of a prompt's file, `prompt_length` of what was taken of it.
     Entropies are in nats, of the model's distribution at each token drawn. `generation_time` is a piece's share of the
-    seconds of the steps that sampled it.
+    seconds of the steps that sampled it, `scoring_time` what its MIDI, statistics and checks took.
     """
     rows = [{"piece": candidate.name} | read_candidate(candidate, folder)["measured"] for candidate in chosen]
     means = [row["entropy"] for row in rows if row["entropy"] is not None]

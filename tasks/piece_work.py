@@ -5,9 +5,12 @@ worker, the candidates with both files are finished, and whoever comes next goes
 """
 
 import hashlib
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,7 @@ from tasks.piece_ids import WrittenIds, write_ids
 from tasks.prompts import Prompt
 
 _COLUMNS: tuple[str, ...] = ("onset", "duration", "pitch", "velocity", "program", "is_drum", "track")
+DRAWING = Lock()  # matplotlib is not made for several threads
 EMPTY_SCORE = build_score(480, {name: np.zeros(0, np.int64) for name in _COLUMNS})  # no file without notes is read
 
 
@@ -73,6 +77,7 @@ class RenderJob:
     config: GenerateConfig
     folder: Path
     player: Player
+    n_threads: int
 
 
 def piece_limit(config: GenerateConfig) -> Extent:
@@ -136,7 +141,7 @@ def _write_candidate(
     loaded: LoadedModel,
     copies: CopyIndex | None,
 ) -> None:
-    tokenizer, limit = loaded.tokenizer, piece_limit(job.config)
+    started, tokenizer, limit = time.perf_counter(), loaded.tokenizer, piece_limit(job.config)
     score = tokenizer.decode(piece.ids)
     is_cut = limit.is_passed_by(score)
     if is_cut:
@@ -169,6 +174,7 @@ def _write_candidate(
         "ended_with_eos": bool(piece.ids[-1] == tokenizer.end_id),
         "entropy": round(float(np.mean(piece.entropies)), 4) if len(piece.entropies) else None,
         "generation_time": round(piece.seconds, 4),
+        "scoring_time": round(time.perf_counter() - started, 4),
         "entropies": [round(float(entropy), 3) for entropy in piece.entropies],
     }
     write_atomically(candidate.path(job.folder, "mid"), midi)
@@ -180,17 +186,19 @@ def read_candidate(candidate: Candidate, folder: Path) -> dict[str, Any]:
     return read_json(candidate.path(folder, "json"))
 
 
-def render_pieces(job: RenderJob, on_piece: Callable[[], None] | None = None) -> int:
-    """Write the MIDI, picture, sound and sidecar of those pieces that have none yet; return their number."""
-    n_rendered = 0
-    for candidate, more in zip(job.chosen, job.facts, strict=True):
-        sidecar = pieces_folder(job.folder) / f"{candidate.name}.json"
-        if not sidecar.exists():
-            _render_piece(job, candidate, more, sidecar)
-            n_rendered += 1
-        if on_piece:
-            on_piece()
-    return n_rendered
+def render_pieces(job: RenderJob) -> None:
+    """Write the MIDI, picture, sound and sidecar of those pieces that have none yet."""
+    left = [
+        (candidate, facts, sidecar)
+        for candidate, facts in zip(job.chosen, job.facts, strict=True)
+        if not (sidecar := pieces_folder(job.folder) / f"{candidate.name}.json").exists()
+    ]
+    pool = ThreadPoolExecutor(job.n_threads)  # most of the work is in compiled code, which others may run beside
+    try:
+        for done in [pool.submit(_render_piece, job, *piece) for piece in left]:
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _render_piece(job: RenderJob, candidate: Candidate, more: dict[str, Any], sidecar: Path) -> None:
@@ -198,7 +206,9 @@ def _render_piece(job: RenderJob, candidate: Candidate, more: dict[str, Any], si
     facts = read_candidate(candidate, job.folder)["facts"] | more
     score = read_midi(midi, candidate.name) if facts["statistics"]["n_notes"] else EMPTY_SCORE
     write_atomically(sidecar.with_suffix(".mid"), midi)
-    write_atomically(sidecar.with_suffix(".png"), draw_piano_roll(score))
+    with DRAWING:
+        picture = draw_piano_roll(score)
+    write_atomically(sidecar.with_suffix(".png"), picture)
     if job.config.audio != "none":
         sound = job.player.render(score)
         facts |= {"warnings": [*facts["warnings"], *sound.warnings], "played_by": sound.made_with}
