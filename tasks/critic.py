@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
 from tasks.config import GenerateConfig
 from tasks.copying import CopyIndex, CopyMatch, copy_index, source_notes
 from tasks.datasets import DatasetVersion
 from tasks.errors import ConfigError, DatasetError, NotFound
+from tasks.held_out import held_out_statistics
 from tasks.home import Home
 from tasks.music.judgement import judge_pieces, typicality
-from tasks.music.metrics import piece_statistics
 from tasks.music.score import Score
 from tasks.originality import judge_batch
 from tasks.prompts import dataset_of
@@ -25,7 +22,6 @@ from tasks.split import SPLITS
 
 logger = logging.getLogger(__name__)
 
-MOST_HELD_OUT = 200  # pieces that a batch is judged against
 COPIED, INVALID = "copy suspected", "invalid file"
 HEADLINES = (
     "notes_per_second", "polyphony", "pitch_entropy", "pitch_class_entropy", "scale_consistency", "groove_consistency",
@@ -75,12 +71,7 @@ class Critic:
     def held_out(self) -> list[dict[str, float]]:
         """Statistics of the beginnings of held-out pieces, as the encoding holds them."""
         assert self.dataset is not None
-        rows: list[np.ndarray] = []
-        for split in SPLITS[1:]:
-            store = TokenStore(self.dataset.token_shards(split), self.dataset.flat_tokens)
-            rows += [store.tokens[a:b] for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
-        chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_HELD_OUT)).round().astype(int))
-        return [piece_statistics(self.loaded.tokenizer.decode(rows[i][: self.max_tokens])) for i in chosen]
+        return held_out_statistics(self.loaded.tokenizer, self.dataset, SPLITS[1:], self.max_tokens)
 
     def scores(self, facts: Sequence[Facts]) -> list[dict[str, float]]:
         """Return for each candidate how typical it is of held-out music and how little of it is one copied run, 0-1."""

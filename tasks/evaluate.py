@@ -2,8 +2,9 @@
 
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,12 @@ from models.vae import Vae
 from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
 from tasks.config import EvaluateConfig
+from tasks.copying import copy_index
 from tasks.datasets import DatasetVersion
 from tasks.errors import CheckpointError
+from tasks.held_out import held_out_statistics
 from tasks.latent_pieces import FROM_PRIOR, with_latents
+from tasks.music.judgement import judge_pieces
 from tasks.music.metrics import piece_statistics
 from tasks.music.notes import FloatArray
 
@@ -40,6 +44,8 @@ class Evaluation:
     n_held_out: int
     n_samples: int
     piece_nats: tuple[float, ...] = ()  # of each held-out piece; none for a model with latents, which are drawn
+    judgement: dict[str, Any] | None = None  # of the samples; see `tasks.music.judgement`
+    tokens_per_second: float = field(default=0.0, compare=False)  # sampled, as measured
 
 
 def check_fits(loaded: LoadedModel, dataset: DatasetVersion) -> None:
@@ -73,22 +79,47 @@ def evaluate_model(
         metrics, piece_nats = score_held_out(loaded, store, facts, config, on_windows)
         least_context = scoring_stride(loaded.model, store, config)[1]
     metrics |= frequency_baseline(store, TokenStore(dataset.token_shards("train"), dataset.flat_tokens))
-    held_out = [
-        loaded.tokenizer.decode(store.tokens[a:b]) for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)
-    ]
+    started = time.perf_counter()
     samples = sample_freely(loaded, config)
-    statistics: dict[str, tuple[float, float]] = {}
-    if samples:
-        n_wrong = sum(loaded.tokenizer.grammar.n_violations(ids) for ids in samples)
-        metrics["grammar_error_rate"] = n_wrong / max(1, sum(len(ids) - 1 for ids in samples))
-        real = _mean_statistics([piece_statistics(score) for score in held_out])
-        ours = _mean_statistics([piece_statistics(loaded.tokenizer.decode(ids)) for ids in samples])
-        statistics = {name: (real[name], ours[name]) for name in real}
-        for name, (real_mean, our_mean) in statistics.items():
-            metrics[f"held_out/{name}"], metrics[f"samples/{name}"] = real_mean, our_mean
-    return Evaluation(
-        metrics, statistics, least_context, len(held_out), len(samples), tuple(piece_nats.round(6).tolist())
+    n_drawn = sum(len(ids) - 1 for ids in samples)
+    evaluation = Evaluation(
+        metrics=metrics,
+        statistics={},
+        least_context=least_context,
+        n_held_out=len(store.offsets) - 1,
+        n_samples=len(samples),
+        piece_nats=tuple(piece_nats.round(6).tolist()),
+        tokens_per_second=round(n_drawn / (time.perf_counter() - started), 1),
     )
+    return _with_samples(evaluation, loaded, dataset, config, samples) if samples else evaluation
+
+
+def _with_samples(
+    evaluation: Evaluation,
+    loaded: LoadedModel,
+    dataset: DatasetVersion,
+    config: EvaluateConfig,
+    samples: Sequence[np.ndarray],
+) -> Evaluation:
+    """Return an evaluation with what free samples show: mistakes, statistics beside held-out excerpts, copies."""
+    scores = [loaded.tokenizer.decode(ids) for ids in samples]
+    ours = [piece_statistics(score) for score in scores]
+    real = held_out_statistics(loaded.tokenizer, dataset, [config.split], config.sample_tokens)
+    judgement = judge_pieces(ours, real)
+    index = copy_index(dataset)
+    checks = [index.check(score) for score in scores]
+    n_wrong = sum(loaded.tokenizer.grammar.n_violations(ids) for ids in samples)
+    means = {name: (_mean(real, name), _mean(ours, name)) for name in real[0]}
+    metrics = evaluation.metrics | {
+        "grammar_error_rate": n_wrong / max(1, sum(len(ids) - 1 for ids in samples)),
+        "samples/typicality": judgement["typicality"]["generated"]["value"],
+        "samples/longest_copied_run": float(max(check.n_run_notes for check in checks)),
+        "samples/share_beyond_human_copying": index.judge(checks).share_beyond,
+        **{f"{side}/{name}": mean[i] for name, mean in means.items() for i, side in enumerate(("held_out", "samples"))},
+    }
+    if judgement["fd_feat"]["value"] is not None:
+        metrics["samples/fd_feat"] = judgement["fd_feat"]["value"]
+    return replace(evaluation, metrics=metrics, statistics=means, judgement=judgement)
 
 
 def score_held_out(
@@ -262,15 +293,29 @@ def report_markdown(evaluation: Evaluation, model: str, dataset: DatasetVersion,
     if evaluation.n_samples:
         lines += [
             f"| grammar errors per token, sampled freely | {m['grammar_error_rate']:.5f} |",
+            f"| how typical the samples are, 0 to 1 | {m['samples/typicality']:.3f} |",
+            f"| longest run of notes that a sample shares with train | {m['samples/longest_copied_run']:.0f} |",
+            f"| tokens sampled per second | {evaluation.tokens_per_second:,.0f} |",
             "",
-            f"Means over the {evaluation.n_held_out} pieces of the split and {evaluation.n_samples} free samples:",
+            f"Means over {evaluation.n_samples} free samples of at most {config.sample_tokens} tokens and over as long"
+            " beginnings of pieces of the split; the overlap of their densities, 0 to 1, with its 95 % interval:",
             "",
-            f"| statistic | {config.split} | samples |",
-            "|---|---:|---:|",
+            f"| statistic | {config.split} | samples | overlap |",
+            "|---|---:|---:|---:|",
         ]
-        lines += [f"| {name} | {real:.3f} | {ours:.3f} |" for name, (real, ours) in evaluation.statistics.items()]
+        lines += [
+            f"| {name} | {real:.3f} | {ours:.3f} | {_overlap(evaluation.judgement, name)} |"
+            for name, (real, ours) in evaluation.statistics.items()
+        ]
     return "\n".join(lines) + "\n"
 
 
-def _mean_statistics(pieces: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([piece[name] for piece in pieces])) for name in pieces[0]}
+def _overlap(judgement: Mapping[str, Any] | None, name: str) -> str:
+    figure = judgement["metrics"][name]["overlap"] if judgement else {}
+    if figure.get("value") is None:
+        return ""
+    return f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
+
+
+def _mean(pieces: Sequence[Mapping[str, float]], name: str) -> float:
+    return float(np.mean([piece[name] for piece in pieces]))

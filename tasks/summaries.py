@@ -98,8 +98,11 @@ def log_evaluation(
     rivalry = None if config.split == "train" else against_champion(run.tracker, result, model, dataset, config)
     card = evaluation_card(result, model, dataset, config) + (rivalry.said if rivalry else "")
     run.log_metrics({f"{config.split}/{name}": value for name, value in result.metrics.items()})
+    if result.tokens_per_second:
+        run.log_metrics({"samples_tokens_per_second": result.tokens_per_second})
     run.log_text(card, "report.md")
     run.log_text(json_bytes(result.metrics).decode(), "metrics.json")
+    run.log_text(json_bytes(result.judgement).decode(), "judgement.json")
     run.log_text(json_bytes({"nats": result.piece_nats}).decode(), PIECE_SCORES)
     run.describe(card)
     if rivalry is None:
