@@ -45,6 +45,45 @@ def models(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     print_list(rows, ("model_version", "aliases", "dataset", "run_id"), as_json, "models")
 
 
+@app.command(epilog="Example: orchestrion compare mine-rga@champion mine-rga@4 mine-orchestrion_small")
+def compare(
+    model: Annotated[list[str], typer.Argument(help="Two to eight models: name, name@3 or name@champion.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Page to write.")] = Path("comparison.html"),
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Set models side by side: figures with intervals, curves, pieces to listen to; also an artifact in MLflow."""
+    from tasks.comparison import build_comparison, difference_of, gather_contestants
+    from tasks.home import write_atomically
+
+    where = Home.at(home)
+    tracker = tracker_of(where)
+    if tracker is None:
+        raise NotFound(f"home {home} holds no trained model yet; run `orchestrion train` first")
+    contestants = gather_contestants(where, tracker, model)
+    page = build_comparison(contestants)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, page.encode())
+    names = [contestant.model.reference for contestant in contestants]
+    with tracker.open_run("orchestrion/evaluation", f"compare-{'-'.join(names)}"[:200]) as run:
+        run.log_tags({"orchestrion.compared": ", ".join(names)})
+        run.log_text(page, "comparison.html")
+    rows = [
+        {
+            "model_version": contestant.model.reference,
+            "scored_on": contestant.scored_on,
+            "bits_per_note": contestant.metrics.get("bits_per_note"),
+            "above_the_first": difference_of(contestant, contestants[0]),
+        }
+        for contestant in contestants
+    ]
+    if as_json:
+        typer.echo(json.dumps({"page": str(out.absolute()), "run_id": run.run_id, "models": rows}))
+        return
+    print_list(rows, ("model_version", "scored_on", "bits_per_note", "above_the_first"), False, "models")
+    typer.echo(f"page: {out}")
+
+
 @app.command(epilog="Example: orchestrion lineage .orchestrion/generations/BATCH/pieces/0003.mid")
 def lineage(
     target: Annotated[

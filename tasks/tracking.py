@@ -258,6 +258,21 @@ class Tracker:
                 break
         return [_run_facts(run, names[run.info.experiment_id]) for run in found]
 
+    def curve(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        """Return (step, value) of a metric of a run, each step once; none where the run has no such metric."""
+        return sorted({point.step: point.value for point in self.client.get_metric_history(run_id, key)}.items())
+
+    def evaluations(self, model: ModelVersion) -> list[dict[str, Any]]:
+        """Return the finished evaluations of a model version, newest first, as `recent_runs` does."""
+        experiment = self.client.get_experiment_by_name(EXPERIMENTS[2])
+        if experiment is None:
+            return []
+        wanted = f"tags.`orchestrion.model_version` = '{model.reference}' and attributes.status = 'FINISHED'"
+        runs = self.client.search_runs(
+            [experiment.experiment_id], wanted, order_by=["attributes.start_time DESC"], max_results=100
+        )
+        return [_run_facts(run, experiment.name) for run in runs]
+
     def models(self) -> list[ModelVersion]:
         """Return every registered model version, newest first."""
         found = []

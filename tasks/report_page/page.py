@@ -5,10 +5,7 @@ titles, and what folds is a `details` element. Nothing is fetched, and a policy 
 """
 
 import base64
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +20,7 @@ from tasks.report_page.charts import (
     draw_stack,
     instrument_families,
 )
+from tasks.report_page.frame import assemble_page
 from tasks.report_page.markup import (
     MAX_EXAMPLES,
     MAX_LISTED,
@@ -48,9 +46,6 @@ ROLL_SECONDS = 60.0  # of each sample
 
 def build_page(facts: "ReportFacts") -> str:
     """Return the whole page as HTML text."""
-    page = resources.files("tasks") / "report_page"
-    style = (page / "page.css").read_text(encoding="utf-8")
-    digest = f"'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'"
     sections = [
         ("files", "Files", _files(facts)),
         ("notes", "Notes", _notes(facts)),
@@ -63,24 +58,8 @@ def build_page(facts: "ReportFacts") -> str:
         ("samples", "Samples", _samples(facts)),
         ("origin", "Origin", _origin(facts)),
     ]
-    problems = facts.problems()
-    parts = {
-        "policy": f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; style-src {digest}",
-        "title": f"{escape(facts.name)}: dataset report",
-        "name": escape(facts.name),
-        "version": escape(facts.version),
-        "figures": figure_list(facts.headline()),
-        "warnings": bullet_list(map(escape, problems), "note") if problems else "",
-        "links": "".join(f'<li><a href="#{label}">{title}</a></li>' for label, title, _ in sections),
-        "sections": "\n".join(
-            f'<section id="{label}" aria-labelledby="{label}-title"><h2 id="{label}-title">{title}</h2>{body}</section>'
-            for label, title, body in sections
-        ),
-        "style": style,
-    }
-    frame = (page / "page.html").read_text(encoding="utf-8")
-    # One pass, so that nothing inside a value is taken for a marker.
-    return re.sub("@@([a-z]+)@@", lambda marker: parts[marker[1]], frame)
+    subtitle = f"version <code>{escape(facts.version)}</code>"
+    return assemble_page("Dataset report", facts.name, subtitle, facts.headline(), facts.problems(), sections)
 
 
 def _files(facts: "ReportFacts") -> str:
