@@ -55,6 +55,7 @@ class Request:
 
     chooser: Chooser
     penalty: Penalty | None
+    bias_V: Tensor | None
     grammar: GrammarTables | None
     context: SlidingContext
     seed: int
@@ -83,7 +84,7 @@ class Sampler:
         self.exact = None if is_exact else ExactLogits(model, room)
         self.cache = self.model.new_cache(batch_size, room)
         self.grammar = None if request.grammar is None else GrammarRows(request.grammar, batch_size)
-        self.penalty_BV: Tensor | None = None  # of the step at hand
+        self.added_BV: Tensor | None = None  # to the logits of the step at hand
         self.pad_V = torch.arange(model.vocab_size, device=self.device) == request.pad_id
         # Memory that is not written to costs nothing yet.
         self.ids_BJ = torch.empty((batch_size, request.max_tokens), dtype=torch.long)
@@ -164,9 +165,9 @@ class Sampler:
             logits_BV = rounded(logits_BV)
         if self.request.with_entropies:
             self.entropy_BJ[row_B, length_B] = entropy(logits_BV).float().cpu()
-        if self.request.penalty is not None:
-            self.penalty_BV = self.request.penalty.on(self.ids_BJ[:n], length_B, len(self.pad_V)).to(self.device)
-            logits_BV = logits_BV - self.penalty_BV
+        self.added_BV = self.added(length_B)
+        if self.added_BV is not None:
+            logits_BV = logits_BV + self.added_BV
         chosen_B = self.choose(logits_BV)
         if self.grammar is not None:
             self.grammar.advance(chosen_B)
@@ -175,6 +176,15 @@ class Sampler:
         self.length_B[:n] += 1
         is_complete_B = (ids_B == self.request.end_id) | (length_B + 1 >= self.request.max_tokens)
         return is_complete_B.nonzero()[:, 0].tolist()
+
+    def added(self, length_B: Tensor) -> Tensor | None:
+        """Return what is added to the logits of each row, exactly known, so it leaves the margin as it is."""
+        penalty, bias_V = self.request.penalty, self.request.bias_V
+        added_BV = None if bias_V is None else bias_V.expand(len(length_B), -1)
+        if penalty is None:
+            return added_BV
+        penalty_BV = penalty.on(self.ids_BJ[: len(length_B)], length_B, len(self.pad_V)).to(self.device)
+        return -penalty_BV if added_BV is None else added_BV - penalty_BV
 
     def choose(self, logits_BV: Tensor) -> Tensor:
         """Return an id for each row, by exact logits where these are too close."""
@@ -209,7 +219,7 @@ class Sampler:
     def exact_logits(self, row: int) -> Tensor:
         assert self.exact is not None
         logits_V = self.exact.of(self.piece_of_row[row], self.context_ids(row))
-        return logits_V if self.penalty_BV is None else logits_V - self.penalty_BV[row]
+        return logits_V if self.added_BV is None else logits_V + self.added_BV[row]
 
     def check_finite(self, logits_BV: Tensor) -> None:
         """Raise ValueError where a row has nothing to choose from."""
@@ -302,6 +312,7 @@ def sample(
     on_step: Callable[[int], bool | None] | None = None,
     on_piece: Callable[[Written], None] | None = None,
     is_full: Callable[[int, Tensor], bool] | None = None,
+    bias_V: Tensor | None = None,
     entropies: list[NDArray[np.float32]] | None = None,
 ) -> list[Tensor]:
     """Continue each prompt until `end_id`, `config.max_tokens` or until it is full.
@@ -323,6 +334,7 @@ def sample(
         on_piece: called with each piece that is complete, in any order. When the number of `on_step` begins anew, they
             come again, and what came before is void.
         is_full: asked with the place of a prompt and the ids of its piece at each `FULL_EVERY` ids drawn; True ends it.
+        bias_V: is added to the logits of every step, before the settings change them; float64, one for each id.
         entropies: is filled, in the order of `prompts`, with float32 vectors: for each id drawn the entropy in nats of
             the model's distribution over all ids, before the grammar and the settings change it.
     Returns:
@@ -344,6 +356,7 @@ def sample(
     request = Request(
         chooser=Chooser.of(config, model.vocab_size, temperature=temperature, top_k=top_k),
         penalty=Penalty.of(config),
+        bias_V=None if bias_V is None else bias_V.to(model.embed.weight.device, torch.float64),
         grammar=tables,
         context=context_of(model, config, tables, end_id),
         seed=seed,

@@ -261,6 +261,10 @@ class GenerateConfig:
     max_seconds: float = 0.0  # or after so long, its prompt included; 0: only by its tokens
     latents: Literal["prior", "prompt", "path"] = "prior"  # drawn, of the prompts, or on the way between two of them
     prompt_to: str = ""  # where such a path ends
+    key: str = ""  # such as `C`, `F# minor`: notes outside of it are all but never drawn
+    programs: tuple[int, ...] = ()  # General MIDI, 0-127: others are all but never drawn
+    tempo: float = 0.0  # beats a minute, for encodings that write it: the nearest one that they have
+    density: float = 0.0  # added to the logits of notes; above 0 is denser, below 0 thinner
     n_tracks: int = 0  # of a piece, for encodings that write one after the other; 0: as many as the model likes
     max_note_seconds: float = 0.0  # a note still sounding after so long must end next; 0: as long as the model likes
     best_of: int = 1  # attempts at each piece, of which one is kept
@@ -283,6 +287,10 @@ class GenerateConfig:
         _require(self.prompt_tokens >= 2, f"prompt_tokens={self.prompt_tokens} is below 2")
         for name in ("prompt_notes", "prompt_bars", "prompt_seconds", "max_notes", "max_bars", "max_seconds"):
             _require(0 <= getattr(self, name) < math.inf, f"{name}={getattr(self, name)} is not a number from 0 on")
+        for program in self.programs:
+            _require(0 <= program <= 127, f"programs: {program} is outside 0-127")
+        _require(self.tempo >= 0, f"tempo={self.tempo} is below 0")
+        _require(math.isfinite(self.density), f"density={self.density} is no finite number")
         parts = [name for name in ("prompt_notes", "prompt_bars", "prompt_seconds") if getattr(self, name)]
         _require(len(parts) <= 1, f"{' and '.join(parts)} both say how much of a prompt is taken; set one")
         _require(

@@ -15,6 +15,7 @@ from models.sampling import GrammarTables, context_of, sample
 from models.vae import Vae
 from tasks.checkpoints import LoadedModel
 from tasks.config import GenerateConfig
+from tasks.constraints import token_bias
 from tasks.errors import ConfigError
 from tasks.latent_pieces import LatentPlan, check_latents, with_latents
 from tasks.music.grammar import Grammar
@@ -31,6 +32,7 @@ def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -
     """
     check_latents(loaded.model, config, n_prompts)
     grammar_of(loaded.tokenizer, config)
+    token_bias(loaded.tokenizer, config)
     try:
         context_of(loaded.model, replace(config.sampling, max_tokens=longest_piece(loaded.model, config)), None, 0)
     except ValueError as error:
@@ -139,6 +141,7 @@ def write_ids(
             ids = _of_rank(loaded, prompt, index, latents, config, max_tokens, grammar, ends)
             on_piece(WrittenIds(place, ids, np.empty(0, np.float32), time.perf_counter() - started))
         return
+    bias = token_bias(tokenizer, config)
     sample(
         with_latents(loaded.model, latents, config.seed, streams if latents.kind == "prior" else indices),
         [torch.tensor(prompt) for prompt in prompts],
@@ -149,6 +152,7 @@ def write_ids(
         batch_size=config.batch_size,
         on_piece=lambda piece: on_piece(WrittenIds(piece.place, piece.ids.numpy(), piece.entropies, piece.seconds)),
         is_full=is_full,
+        bias_V=None if bias is None else torch.from_numpy(bias),
         entropies=[],
         **ends,
     )
