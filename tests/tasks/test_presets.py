@@ -19,11 +19,12 @@ from tasks.evaluate import evaluate_model
 from tasks.generate import generate_batch
 from tasks.home import Home
 from tasks.model_sizes import preset_facts, preset_rows
-from tasks.music.score import read_midi
+from tasks.music.score import read_midi, write_midi
 from tasks.presets import PRESETS, build_preset
 from tasks.prompts import read_prompts
 from tasks.tracking import ModelVersion
-from tests.samples import small_corpus, small_dataset
+from tests.builders import make_score
+from tests.samples import short_training, small_corpus, small_dataset
 
 TINY = [name for name in PRESETS if name.endswith("_tiny")]
 EVERY = pytest.mark.parametrize("name", TINY)
@@ -244,6 +245,31 @@ def test_tracks_are_written_in_turn(home: Home, corpus: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             read_prompts(loaded, settings)
+
+
+def test_a_melody_is_accompanied_by_more_tracks(home: Home, corpus: Path, tmp_path: Path) -> None:
+    dataset = dataset_of("mmm_vae_tiny", home, corpus)
+    checkpoint = trained(home, short_training(n_steps=2), dataset, "accompaniment")
+    model = ModelVersion(
+        name="d", version="1", run_id="0" * 16, checkpoint=checkpoint, dataset="d@1", preset="d", model_id="m-1"
+    )
+    melody = tmp_path / "melody.mid"
+    melody.write_bytes(
+        write_midi(make_score([(480 * i, 480, 60 + i % 5, 90) for i in range(12)], ticks_per_quarter=480))
+    )
+    settings = GenerateConfig(
+        audio="none", n_pieces=2, prompt=str(melody), prompt_notes=1000, n_tracks=3,
+        sampling=SamplingConfig(max_tokens=2000),
+    )  # fmt: skip
+    folder = generate_batch(home, model, checkpoint, settings).folder / "pieces"
+    for path in sorted(folder.glob("*.mid")):
+        piece, sidecar = read_midi(path.read_bytes()), json.loads(path.with_suffix(".json").read_text())
+        first = piece.notes.track == 0
+        onsets = piece.notes.onset[first] / piece.ticks_per_quarter
+        assert piece.notes.pitch[first].tolist() == [60 + i % 5 for i in range(12)]
+        assert onsets.tolist() == list(range(12))
+        assert sidecar["prompt"]["n_file_notes"] == 12
+        assert sidecar["ended"] or "of 3 tracks are whole" in sidecar["warnings"][0]
 
 
 def test_models_that_do_not_go_with_a_dataset_are_refused(home: Home, corpus: Path) -> None:
