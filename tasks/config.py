@@ -256,6 +256,7 @@ class GenerateConfig:
     prompt_notes: int = 0  # its first notes,
     prompt_bars: int = 0  # the notes that begin in its first bars
     prompt_seconds: float = 0.0  # or in its first seconds; 0: not so
+    infill_bars: tuple[int, int] | None = None  # first and last bar of the prompt to write anew, the rest is kept
     max_notes: int = 0  # a piece ends after so many notes,
     max_bars: int = 0  # with its last bar
     max_seconds: float = 0.0  # or after so long, its prompt included; 0: only by its tokens
@@ -268,7 +269,7 @@ class GenerateConfig:
     n_tracks: int = 0  # of a piece, for encodings that write one after the other; 0: as many as the model likes
     max_note_seconds: float = 0.0  # a note still sounding after so long must end next; 0: as long as the model likes
     best_of: int = 1  # attempts at each piece, of which one is kept
-    best_by: Literal["typicality", "originality"] = "typicality"  # see `tasks.critic`
+    best_by: Literal["typicality", "originality", "join"] = "typicality"  # see `tasks.critic`; `join` is of infill_bars
     reject_copies: bool = False  # write a piece anew that shares a longer run with train than people's pieces do
     batch_size: int = 8
     n_workers: int = 1
@@ -287,6 +288,7 @@ class GenerateConfig:
         _require(self.prompt_tokens >= 2, f"prompt_tokens={self.prompt_tokens} is below 2")
         for name in ("prompt_notes", "prompt_bars", "prompt_seconds", "max_notes", "max_bars", "max_seconds"):
             _require(0 <= getattr(self, name) < math.inf, f"{name}={getattr(self, name)} is not a number from 0 on")
+        self._check_infill()
         for program in self.programs:
             _require(0 <= program <= 127, f"programs: {program} is outside 0-127")
         _require(self.tempo >= 0, f"tempo={self.tempo} is below 0")
@@ -301,6 +303,21 @@ class GenerateConfig:
             not self.prompt_to or self.latents == "path",
             f"prompt_to={self.prompt_to!r} is the end of a path, but latents={self.latents!r}",
         )
+
+    def _check_infill(self) -> None:
+        _require(
+            self.best_by != "join" or self.infill_bars is not None, "best_by='join' is of infill_bars, which is not set"
+        )
+        if self.infill_bars is None:
+            return
+        first, last = self.infill_bars
+        _require(
+            1 <= first <= last, f"infill_bars={list(self.infill_bars)}: the first bar is 1, and the last no earlier"
+        )
+        _require(bool(self.prompt), f"infill_bars={list(self.infill_bars)} are bars of a prompt, and there is none")
+        others = ("prompt_notes", "prompt_bars", "prompt_seconds", "max_notes", "max_bars", "max_seconds")
+        given = [name for name in others if getattr(self, name)]
+        _require(not given, f"{' and '.join(given)} and infill_bars both say where a piece is cut; set one")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

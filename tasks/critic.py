@@ -62,7 +62,7 @@ class Critic:
             reason = "its dataset {name}@{version} is ".format(**loaded.state["dataset"]) + what
             critic = cls(loaded, config.sampling.max_tokens, reason=reason)
             logger.warning("pieces are not compared with real music: %s", error)
-        if critic.index is None and (config.reject_copies or config.best_of > 1):
+        if critic.index is None and (config.reject_copies or (config.best_of > 1 and config.best_by != "join")):
             wish = "reject_copies=true" if config.reject_copies else f"best_of={config.best_of}"
             raise ConfigError(f"{wish} needs what the model was trained on, but {critic.reason}")
         return critic
@@ -74,13 +74,17 @@ class Critic:
         return held_out_statistics(self.loaded.tokenizer, self.dataset, SPLITS[1:], self.max_tokens)
 
     def scores(self, facts: Sequence[Facts]) -> list[dict[str, float]]:
-        """Return for each candidate how typical it is of held-out music and how little of it is one copied run, 0-1."""
+        """Return for each candidate how typical it is of held-out music and how little of it is one copied run, 0-1.
+
+        Of filled bars also `join`: minus the nats per token of the music behind them.
+        """
+        joins = [{"join": -piece["infill"]["join_nats_per_token"]} if piece["infill"] else {} for piece in facts]
         if self.index is None:
-            return [{} for _ in facts]
+            return joins
         typical = typicality([piece["statistics"] for piece in facts], self.held_out)
         return [
-            {"typicality": round(float(share), 4), "originality": round(1.0 - copied_share(piece), 4)}
-            for share, piece in zip(typical, facts, strict=True)
+            {"typicality": round(float(share), 4), "originality": round(1.0 - copied_share(piece), 4)} | join
+            for share, piece, join in zip(typical, facts, joins, strict=True)
         ]
 
     def verdict(self, sidecars: Sequence[Facts]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ worker, the candidates with both files are finished, and whoever comes next goes
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import GenerateConfig, to_json
 from tasks.copying import CopyIndex
 from tasks.home import json_bytes, read_json, write_atomically
+from tasks.infill import Gap, join_nats
 from tasks.latent_pieces import LatentPlan, note_f1
 from tasks.music.excerpt import Extent, beginning
 from tasks.music.metrics import piece_statistics
@@ -120,17 +121,19 @@ def write_candidates(job: WriteJob, on_candidate: Callable[[], None] | None = No
         job.latents,
         job.config,
         keep,
-        _fullness(job.config, loaded.tokenizer),
+        _fullness(job.config, [job.prompts[place].gap for place in left], loaded.tokenizer),
     )
     return len(left)
 
 
-def _fullness(config: GenerateConfig, tokenizer: Any) -> Callable[[int, Tensor], bool] | None:
-    """Return what tells whether ids go on beyond the limit; None where they need not be asked before their end."""
-    limit = piece_limit(config)
-    if not limit or isinstance(tokenizer, MmmTokenizer):  # which comes back to the first bar for each track
+def _fullness(
+    config: GenerateConfig, gaps: Sequence[Gap | None], tokenizer: Any
+) -> Callable[[int, Tensor], bool] | None:
+    """Return what tells whether ids go on beyond their limit; None where they need not be asked before their end."""
+    limits = [gap.extent if gap else piece_limit(config) for gap in gaps]
+    if not any(limits) or isinstance(tokenizer, MmmTokenizer):  # which comes back to the first bar for each track
         return None
-    return lambda _, ids: limit.is_passed_by(tokenizer.decode(ids.numpy()))
+    return lambda place, ids: limits[place].is_passed_by(tokenizer.decode(ids.numpy()))
 
 
 def _write_candidate(
@@ -141,10 +144,13 @@ def _write_candidate(
     loaded: LoadedModel,
     copies: CopyIndex | None,
 ) -> None:
-    started, tokenizer, limit = time.perf_counter(), loaded.tokenizer, piece_limit(job.config)
+    started, tokenizer, gap = time.perf_counter(), loaded.tokenizer, prompt.gap
+    limit = gap.extent if gap else piece_limit(job.config)
     score = tokenizer.decode(piece.ids)
     is_cut = limit.is_passed_by(score)
-    if is_cut:
+    if gap:
+        score = gap.filled(score)
+    elif is_cut:
         score = beginning(score, limit, cut=True)
     title = f"{job.lineage['batch']} {candidate.name}"
     midi = write_midi(score, title, part_names=part_labels(score), ends_on_bar_line=True)
@@ -156,6 +162,7 @@ def _write_candidate(
         "sampling": to_json(job.config.sampling),
         "prompt": given,
         "latent": _latent_facts(job, candidate.index, score, tokenizer) if job.config.latents != "prior" else None,
+        "infill": _infill_facts(job.config, gap, score, loaded) if gap else None,
         "n_tokens": len(piece.ids),
         "ended": has_ended,
         "ended_by": "itself" if has_ended else "limit" if is_cut else "tokens",
@@ -231,6 +238,15 @@ def _prompt_facts(prompt: Prompt, tokenizer: Any) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "n_file_notes": prompt.n_notes,
         "dropped": prompt.dropped,
+    }
+
+
+def _infill_facts(config: GenerateConfig, gap: Gap, filled: Score, loaded: LoadedModel) -> dict[str, Any]:
+    return {
+        "bars": config.infill_bars,
+        "start_seconds": round(gap.start_seconds, 3),
+        "end_seconds": round(gap.end_seconds, 3),
+        "join_nats_per_token": round(join_nats(loaded, gap, filled), 4),
     }
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from tasks.datasets import DatasetVersion, resolve_dataset
 from tasks.encode import grid_of
 from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
 from tasks.home import Home
+from tasks.infill import Gap, find_gap
 from tasks.music.excerpt import Extent, beginning
 from tasks.music.note_boundaries import without_ending
 from tasks.music.notes import NoteBatch
@@ -40,6 +42,7 @@ class Prompt:
     window: tuple[int, ...] = ()  # as much of it as a model with latents makes one of; else empty
     n_notes: int = 0  # of the file
     dropped: dict[str, int] = field(default_factory=dict)  # notes that the encoding left out or changed, by reason
+    gap: Gap | None = None  # bars to be written anew
 
 
 def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None = None) -> list[Prompt]:
@@ -81,8 +84,8 @@ def losses(tokens: TokenBatch) -> dict[str, int]:
 def _encode(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes, score: Score) -> Prompt:
     sha256, n_notes = hashlib.sha256(data).hexdigest(), len(score.notes.pitch)
     if config.latents == "prior":
-        ids, tokens = _first_ids(loaded, config, name, score)
-        return Prompt(name, sha256, ids, len(tokens.ids), (), n_notes, losses(tokens))
+        ids, tokens, gap = _first_ids(loaded, config, name, score)
+        return Prompt(name, sha256, ids, len(tokens.ids), (), n_notes, losses(tokens), gap)
     assert isinstance(loaded.model, Vae)
     tokenizer, batch = loaded.tokenizer, NoteBatch.from_scores([score])
     bars = int(loaded.state["dataset"].get("window_bars", 0))
@@ -95,22 +98,32 @@ def _encode(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes,
 
 def _first_ids(
     loaded: LoadedModel, config: GenerateConfig, name: str, score: Score
-) -> tuple[tuple[int, ...], TokenBatch]:
-    """Return the ids of the part of a prompt that is wanted, and the tokens of all of it."""
+) -> tuple[tuple[int, ...], TokenBatch, Gap | None]:
+    """Return the ids of the part of a prompt that is wanted, the tokens of all of it, and what is to be filled."""
     tokenizer = loaded.tokenizer
     tokens = tokenizer.encode(NoteBatch.from_scores([score]))
     if not int(tokens.n_notes[0]):
         reasons = ", ".join(f"{n} {reason}" for reason, n in losses(tokens).items())
         raise ConfigError(f"prompt {name}: encoding {tokenizer.name} holds none of its notes ({reasons} dropped)")
+    if config.infill_bars:
+        gap, before = find_gap(loaded, config, name, score)
+        return _ids_of(tokenizer, before), tokens, gap
     extent = prompt_extent(config)
     if not extent:
         ids = tokens.ids[: min(config.prompt_tokens, len(tokens.ids) - 1)]  # a whole short piece: without its <end>
-        return tuple(ids.tolist()), tokens
-    part = tokenizer.encode(NoteBatch.from_scores([beginning(score, extent)]))
-    if not int(part.n_notes[0]):
+        return tuple(ids.tolist()), tokens, None
+    ids = _ids_of(tokenizer, beginning(score, extent))
+    if len(ids) == 1:
         raise ConfigError(f"prompt {name}: no note begins in its {_said(extent)}")
-    ids = without_ending(tokenizer.grammar, part.ids.tolist(), tokenizer.end_id, tokenizer.pad_id)
-    return tuple(ids), tokens
+    return ids, tokens, None
+
+
+def _ids_of(tokenizer: Any, score: Score) -> tuple[int, ...]:
+    """Return the ids of some music without those that end it; <start> alone where the encoding holds none of it."""
+    part = tokenizer.encode(NoteBatch.from_scores([score]))
+    if not int(part.n_notes[0]):
+        return (tokenizer.start_id,)
+    return tuple(without_ending(tokenizer.grammar, part.ids.tolist(), tokenizer.end_id, tokenizer.pad_id))
 
 
 def _said(extent: Extent) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from tasks.comparison import Contestant, Heard, build_comparison, difference_of
 from tasks.report_page.curves import draw_curves, round_step
-from tests.tasks.test_generate import model_of
+from tests.studio import model_of
 
 
 def contestant(version: str, nats: tuple[float, ...], **more: object) -> Contestant:

@@ -12,7 +12,7 @@ from tasks.errors import ConfigError
 from tasks.music.score import read_midi
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tasks.music.tokenizers.registry import build_tokenizer, default_config
-from tests.tasks.test_critic import Studio, studio  # noqa: F401
+from tests.studio import Studio
 
 
 def bias_of(encoding: str, **wishes: Any) -> dict[str, float]:
@@ -82,7 +82,7 @@ def test_impossible_wishes_are_told(wishes: dict[str, Any], said: str) -> None:
         GenerateConfig(**wishes)
 
 
-def test_pieces_keep_to_their_key_whatever_the_batch(studio: Studio) -> None:  # noqa: F811
+def test_pieces_keep_to_their_key_whatever_the_batch(studio: Studio) -> None:
     free, bound, alone = (
         [read_midi(path.read_bytes()).notes.pitch for path in sorted((batch.folder / "pieces").glob("*.mid"))]
         for batch in (
@@ -98,6 +98,6 @@ def test_pieces_keep_to_their_key_whatever_the_batch(studio: Studio) -> None:  #
         np.testing.assert_array_equal(one, other)
 
 
-def test_density_makes_more_notes(studio: Studio) -> None:  # noqa: F811
+def test_density_makes_more_notes(studio: Studio) -> None:
     thin, dense = (studio.compose(seed=7, density=density).manifest["statistics"] for density in (-1.0, 2.0))
     assert dense["notes_per_second"] > thin["notes_per_second"]

@@ -1,56 +1,20 @@
 """Judged batches: copies caught with their source and written anew, the best of several attempts kept."""
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from models.config import SamplingConfig
 from tasks import piece_work
 from tasks.batches import TokenStore
-from tasks.config import GenerateConfig
-from tasks.copying import copy_index, human_path
-from tasks.datasets import DatasetVersion
 from tasks.errors import ConfigError
-from tasks.generate import Batch, generate_batch
-from tasks.home import Home, json_bytes
+from tasks.home import Home
 from tasks.music.judgement import typicality
-from tasks.originality import HumanRange
 from tasks.piece_ids import WrittenIds
-from tests.samples import small_corpus, small_dataset, small_model
-from tests.tasks.test_generate import files_of, model_of
-
-
-@dataclass(frozen=True)
-class Studio:
-    """A model with the dataset that it was trained on, of which people copy no more than 13 notes."""
-
-    home: Home
-    dataset: DatasetVersion
-    checkpoint: Path
-
-    def compose(self, **settings: Any) -> Batch:
-        given = {"n_pieces": 3, "audio": "none", "sampling": SamplingConfig(max_tokens=160)} | settings
-        model = model_of(self.checkpoint, self.dataset.reference)
-        return generate_batch(self.home, model, self.checkpoint, GenerateConfig(**given))
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    folder = tmp_path_factory.mktemp("studio")
-    home = Home.at(folder / "home")
-    dataset = small_dataset(home, small_corpus(folder / "midi", n_pieces=16))
-    copy_index(dataset)
-    human = HumanRange(40, 40, {length: {5: 40} for length in (32, 64, 128, 256, 512, 1024)})
-    human_path(dataset.version_folder).write_bytes(json_bytes(human.as_json()))
-    return Studio(home, dataset, small_model(home, dataset))
-
-
-def sidecars_of(batch: Batch) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted((batch.folder / "pieces").glob("*.json"))]
+from tests.studio import Studio, sidecars_of
+from tests.tasks.test_generate import files_of
 
 
 @pytest.fixture

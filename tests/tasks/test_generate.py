@@ -33,6 +33,7 @@ from tasks.prompts import read_prompts
 from tasks.tracking import ModelVersion
 from tests.builders import make_score
 from tests.samples import small_corpus, small_dataset, small_model
+from tests.studio import model_of, sidecars_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHORT = SamplingConfig(max_tokens=48)
@@ -62,13 +63,6 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     return Setup(checkpoint, model, prompts)
 
 
-def model_of(checkpoint: Path, dataset: str) -> ModelVersion:
-    return ModelVersion(
-        name="small-small", version="1", run_id="0123456789abcdef", checkpoint=checkpoint, dataset=dataset,
-        preset="small", model_id="m-1",
-    )  # fmt: skip
-
-
 def config_of(**settings: Any) -> GenerateConfig:
     return GenerateConfig(**{"n_pieces": 5, "sampling": SHORT, "prompt_tokens": 24} | settings)
 
@@ -87,10 +81,6 @@ def compose(home: Home, setup: Setup, **settings: Any) -> generate.Batch:
 
 def silent(home: Home, setup: Setup, **settings: Any) -> generate.Batch:
     return compose(home, setup, audio="none", **settings)
-
-
-def sidecars_of(batch: generate.Batch) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted((batch.folder / "pieces").glob("*.json"))]
 
 
 def midi_of(batch: generate.Batch) -> list[bytes]:
@@ -210,7 +200,8 @@ import sys
 from pathlib import Path
 from tasks.generate import generate_batch
 from tasks.home import Home
-from tests.tasks.test_generate import config_of, model_of
+from tests.studio import model_of
+from tests.tasks.test_generate import config_of
 home, checkpoint, dataset, prompts = sys.argv[1:]
 model = model_of(Path(checkpoint), dataset)
 generate_batch(Home.at(home), model, Path(checkpoint), config_of(batch_size=2, prompt=prompts))

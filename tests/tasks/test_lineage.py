@@ -17,7 +17,7 @@ from tasks.generate import Batch, generate_batch
 from tasks.home import Home
 from tasks.lineage import Lineage, lineage_rows
 from tests.samples import small_corpus, small_dataset, small_model
-from tests.tasks.test_generate import model_of
+from tests.studio import model_of
 
 
 @dataclass(frozen=True)
