@@ -160,7 +160,7 @@ def generate(
 
 
 def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> None:
-    """Compose all batches of a request file, once all of them are known to be possible."""
+    """Compose all batches of a request file, once all its settings, models and prompts are known to be there."""
     from flows.requests import read_request
 
     jobs = read_request(request, lambda model: _config(cli_look.find_model(where, model).preset, ()).generate)

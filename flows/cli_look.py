@@ -45,7 +45,7 @@ def models(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     print_list(rows, ("model_version", "aliases", "dataset", "run_id"), as_json, "models")
 
 
-@app.command(epilog="Example: orchestrion compare mine-rga@champion mine-rga@4 mine-orchestrion_small")
+@app.command(epilog="Example: orchestrion compare mine-music_transformer@champion mine-music_transformer@4")
 def compare(
     model: Annotated[list[str], typer.Argument(help="Two to eight models: name, name@3 or name@champion.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Page to write.")] = Path("comparison.html"),

@@ -169,16 +169,17 @@ def generate(
         chosen = tracker.model(model)
         batch = None if fresh else model_steps.find_same_batch(where, chosen, config)
         reused = batch is not None
-        run_id = ""
-        if batch is None:
+        run_id = batch.logged_run() if batch else ""
+        if batch is None or not run_id:
             with tracker.open_run(
                 "orchestrion/generation", f"generate-{chosen.reference}", run_tags(), parent_run_id
             ) as run:
                 run.log_params(to_json(config), "generate")
                 run.use_model(chosen)
-                batch = model_steps.compose_batch(where, chosen, config)
+                batch = batch or model_steps.compose_batch(where, chosen, config, fresh)
                 summaries.log_batch(run, batch)
             run_id = run.run_id
+            batch.note_run(run_id)
         summary = summaries.batch_summary(batch) | {"run_id": run_id, "reused": reused, "seconds": since(started)}
         steps.publish_summary(f"generate-{summaries.artifact_key(chosen.name)}", summaries.batch_card(batch))
         return summary

@@ -49,7 +49,11 @@ def read_request(path: Path, settings_of: Callable[[str], GenerateConfig]) -> li
         where = f"{path.name}: jobs[{place}]" + (f" ({name})" if name else "")
         model = model or str(form.get("model", ""))
         wanted = _merged(defaults, {key: value for key, value in job.items() if key not in JOB_KEYS})
-        values = _merged(to_json(settings_of(model)), _from_folder(wanted, path.parent))
+        try:
+            settings = to_json(settings_of(model))
+        except NotFound as error:
+            raise NotFound(f"{where}: {error}") from None
+        values = _merged(settings, _from_folder(wanted, path.parent))
         requested.append(RequestedBatch(name or f"job {place}", model, from_json(GenerateConfig, values, where)))
     names = [job.name for job in requested]
     twice = next((name for name in names if names.count(name) > 1), None)

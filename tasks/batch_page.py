@@ -7,7 +7,7 @@ from typing import Any
 from models.config import SamplingConfig
 from tasks.config import to_json
 from tasks.critic import COPIED, HEADLINES, Critic
-from tasks.gallery import BatchFigure, GalleryPiece, Mark, Passage, RollNotes, build_gallery
+from tasks.gallery import MAX_AUDIO_BYTES, BatchFigure, GalleryPiece, Mark, Passage, RollNotes, build_gallery
 from tasks.music.score import read_midi
 
 MOST_SOURCES = 200  # pieces that are shown with the passage they are most like, for each is read from the dataset
@@ -19,9 +19,10 @@ def batch_page(critic: Critic, pieces: Path, sidecars: Sequence[dict[str, Any]],
     Args:
         pieces: folder of the pieces' files.
     """
-    shown = [
-        _piece(pieces, sidecar, critic if place < MOST_SOURCES else None) for place, sidecar in enumerate(sidecars)
-    ]
+    shown, n_bytes = [], 0
+    for place, sidecar in enumerate(sidecars):
+        shown.append(_piece(pieces, sidecar, critic if place < MOST_SOURCES else None, n_bytes <= MAX_AUDIO_BYTES))
+        n_bytes += len(shown[-1].audio or b"")
     usual = to_json(SamplingConfig())
     sampling = ", ".join(
         f"{key} {value}"
@@ -72,14 +73,14 @@ def _interval(figure: Mapping[str, Any]) -> str:
     return f"95 %: {figure['low']:.3g} to {figure['high']:.3g}"
 
 
-def _piece(pieces: Path, sidecar: dict[str, Any], critic: Critic | None) -> GalleryPiece:
+def _piece(pieces: Path, sidecar: dict[str, Any], critic: Critic | None, with_sound: bool) -> GalleryPiece:
     def file(suffix: str) -> bytes | None:
         path = pieces / f"{sidecar['name']}.{suffix}"
         return path.read_bytes() if path.exists() else None
 
     midi = (pieces / f"{sidecar['name']}.mid").read_bytes()
     notes = RollNotes.from_score(read_midi(midi)) if sidecar["statistics"]["n_notes"] else RollNotes.empty()
-    mp3, ogg = file("mp3"), file("ogg")
+    mp3, ogg = (file("mp3"), file("ogg")) if with_sound else (None, None)
     audio, is_mp3 = (mp3, True) if mp3 else (ogg, False)
     marks, comparisons = _nearest(sidecar, critic)
     chosen, prompt = sidecar["chosen_from"], sidecar["prompt"]

@@ -23,7 +23,7 @@ class Rivalry:
 
 def scored_on(dataset: DatasetVersion, config: EvaluateConfig) -> str:
     """Return what figures must have in common to be compared."""
-    return f"{dataset.reference}/{config.split}"
+    return f"{dataset.reference}/{config.split}/{config.window_tokens}"
 
 
 def against_champion(

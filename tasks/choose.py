@@ -56,7 +56,7 @@ class Choice:
     Args:
         scores: of the attempt that is kept.
         of_attempts: the score by which it was chosen, of each attempt.
-        rejected: attempts that were taken for copies.
+        rejected: other attempts that were taken for copies.
     """
 
     candidate: Candidate
@@ -120,7 +120,8 @@ def _choose(plan: WritePlan, attempts: Mapping[int, Sequence[int]]) -> list[Choi
         by = {c: scores[c].get(plan.config.best_by, 0.0) for c in mine}
         best = max(mine, key=lambda c: (c not in refused, by[c], -c.attempt))
         of_attempts = {c.attempt: by[c] for c in mine} if len(mine) > 1 else {}
-        choices.append(Choice(best, facts[best], scores[best], of_attempts, tuple(c.attempt for c in refused)))
+        rejected = tuple(c.attempt for c in refused if c != best)
+        choices.append(Choice(best, facts[best], scores[best], of_attempts, rejected))
     return choices
 
 

@@ -58,7 +58,7 @@ def scale_of(key: str) -> list[int]:
     if found is None:
         raise ConfigError(f"generate.key={key!r} is no key; write it like C, F# minor or Bb major")
     letter, accidental, mode = found.groups()
-    tonic = LETTERS[letter.upper()] + {"#": 1, "b": -1, None: 0}[accidental]
+    tonic = LETTERS[letter.upper()] + {"#": 1, "b": -1, None: 0}[accidental and accidental.lower()]
     is_minor = mode == "m" or (mode or "").lower() == "minor"
     return sorted((tonic + step) % 12 for step in (MINOR if is_minor else MAJOR))
 

@@ -7,21 +7,26 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
+
 from tasks.checkpoints import LoadedModel
 from tasks.config import GenerateConfig
 from tasks.copying import CopyIndex, CopyMatch, copy_index, source_notes
 from tasks.datasets import DatasetVersion
-from tasks.errors import ConfigError, DatasetError, NotFound
+from tasks.errors import ConfigError, DatasetError, HomeError, NotFound
 from tasks.held_out import held_out_statistics
 from tasks.home import Home
+from tasks.music.excerpt import Extent
 from tasks.music.judgement import judge_pieces, typicality
 from tasks.music.score import Score
 from tasks.originality import judge_batch
-from tasks.prompts import dataset_of
+from tasks.piece_ids import longest_piece
+from tasks.prompts import dataset_of, piece_limit
 from tasks.split import SPLITS
 
 logger = logging.getLogger(__name__)
 
+MANY_NOTES = 1 << 30
 COPIED, INVALID = "copy suspected", "invalid file"
 HEADLINES = (
     "notes_per_second", "polyphony", "pitch_entropy", "pitch_class_entropy", "scale_consistency", "groove_consistency",
@@ -42,7 +47,8 @@ class Critic:
     """
 
     loaded: LoadedModel
-    max_tokens: int  # of a piece; so much of a held-out piece is compared
+    max_tokens: int  # of a piece, and
+    limit: Extent  # by which it ends: so much of a held-out piece is compared
     dataset: DatasetVersion | None = None
     index: CopyIndex | None = None
     reason: str = ""
@@ -54,24 +60,32 @@ class Critic:
         Raises:
             ConfigError: pieces shall be chosen or rejected by what is not there.
         """
+        length = (longest_piece(loaded.model, config), piece_limit(config))
         try:
             dataset = dataset_of(loaded, home)
-            critic = cls(loaded, config.sampling.max_tokens, dataset, copy_index(dataset))
-        except (NotFound, DatasetError) as error:
-            what = "not there" if isinstance(error, NotFound) else "damaged"
-            reason = "its dataset {name}@{version} is ".format(**loaded.state["dataset"]) + what
-            critic = cls(loaded, config.sampling.max_tokens, reason=reason)
+            critic = cls(loaded, *length, dataset, copy_index(dataset))
+            _ = critic.held_out  # now, not after all has been sampled
+        except (NotFound, DatasetError, HomeError, OSError, pa.ArrowException) as error:
+            what = {NotFound: "is not there", HomeError: "cannot be written to"}.get(type(error), "is damaged")
+            critic = cls(
+                loaded, *length, reason="its dataset {name}@{version} ".format(**loaded.state["dataset"]) + what
+            )
             logger.warning("pieces are not compared with real music: %s", error)
         if critic.index is None and (config.reject_copies or (config.best_of > 1 and config.best_by != "join")):
             wish = "reject_copies=true" if config.reject_copies else f"best_of={config.best_of}"
             raise ConfigError(f"{wish} needs what the model was trained on, but {critic.reason}")
+        if critic.index and config.reject_copies and critic.index.human.length_for(MANY_NOTES) is None:
+            raise ConfigError(
+                f"reject_copies=true needs at least 19 held-out pieces to tell what people share, but"
+                f" {dataset.reference} has {critic.index.human.n_held_out}"
+            )
         return critic
 
     @cached_property
     def held_out(self) -> list[dict[str, float]]:
         """Statistics of the beginnings of held-out pieces, as the encoding holds them."""
         assert self.dataset is not None
-        return held_out_statistics(self.loaded.tokenizer, self.dataset, SPLITS[1:], self.max_tokens)
+        return held_out_statistics(self.loaded.tokenizer, self.dataset, SPLITS[1:], self.max_tokens, self.limit)
 
     def scores(self, facts: Sequence[Facts]) -> list[dict[str, float]]:
         """Return for each candidate how typical it is of held-out music and how little of it is one copied run, 0-1.
@@ -83,7 +97,7 @@ class Critic:
             return joins
         typical = typicality([piece["statistics"] for piece in facts], self.held_out)
         return [
-            {"typicality": round(float(share), 4), "originality": round(1.0 - copied_share(piece), 4)} | join
+            {"typicality": round(float(share), 4), "originality": originality(piece)} | join
             for share, piece, join in zip(typical, facts, joins, strict=True)
         ]
 
@@ -102,7 +116,11 @@ class Critic:
         if match is None or self.dataset is None:
             return None
         found = CopyMatch(**match)
-        return found, source_notes(self.dataset, found)
+        try:
+            return found, source_notes(self.dataset, found)
+        except (NotFound, OSError, pa.ArrowException) as error:
+            logger.warning("%s cannot be shown: %s", found.source_file, error)
+            return None
 
 
 def longest_run(facts: Facts) -> int:
@@ -111,9 +129,12 @@ def longest_run(facts: Facts) -> int:
     return match["n_notes"] if match else 0
 
 
-def copied_share(facts: Facts) -> float:
-    match = (facts["copying"] or {}).get("match")
-    return match["share"] if match else 0.0
+def originality(facts: Facts) -> float:
+    """Return the share of a piece's own notes outside of the longest run that it shares with train; 0 without notes."""
+    copying = facts["copying"]
+    if not copying or not copying["n_notes"]:
+        return 0.0
+    return round(1.0 - (copying["match"]["share"] if copying["match"] else 0.0), 4)
 
 
 def is_copy(facts: Facts) -> bool:

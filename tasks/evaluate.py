@@ -21,12 +21,13 @@ from tasks.checkpoints import LoadedModel
 from tasks.config import EvaluateConfig
 from tasks.copying import copy_index
 from tasks.datasets import DatasetVersion
-from tasks.errors import CheckpointError
+from tasks.errors import CheckpointError, DatasetError, HomeError
 from tasks.held_out import held_out_statistics
 from tasks.latent_pieces import FROM_PRIOR, with_latents
 from tasks.music.judgement import judge_pieces
 from tasks.music.metrics import piece_statistics
 from tasks.music.notes import FloatArray
+from tasks.music.score import Score
 
 logger = logging.getLogger(__name__)
 
@@ -104,22 +105,32 @@ def _with_samples(
     """Return an evaluation with what free samples show: mistakes, statistics beside held-out excerpts, copies."""
     scores = [loaded.tokenizer.decode(ids) for ids in samples]
     ours = [piece_statistics(score) for score in scores]
-    real = held_out_statistics(loaded.tokenizer, dataset, [config.split], config.sample_tokens)
+    real = held_out_statistics(loaded.tokenizer, dataset, [config.split], window_of(loaded.model, config.sample_tokens))
     judgement = judge_pieces(ours, real)
-    index = copy_index(dataset)
-    checks = [index.check(score) for score in scores]
     n_wrong = sum(loaded.tokenizer.grammar.n_violations(ids) for ids in samples)
     means = {name: (_mean(real, name), _mean(ours, name)) for name in real[0]}
     metrics = evaluation.metrics | {
         "grammar_error_rate": n_wrong / max(1, sum(len(ids) - 1 for ids in samples)),
         "samples/typicality": judgement["typicality"]["generated"]["value"],
-        "samples/longest_copied_run": float(max(check.n_run_notes for check in checks)),
-        "samples/share_beyond_human_copying": index.judge(checks).share_beyond,
+        **_copying(dataset, scores),
         **{f"{side}/{name}": mean[i] for name, mean in means.items() for i, side in enumerate(("held_out", "samples"))},
     }
     if judgement["fd_feat"]["value"] is not None:
         metrics["samples/fd_feat"] = judgement["fd_feat"]["value"]
     return replace(evaluation, metrics=metrics, statistics=means, judgement=judgement)
+
+
+def _copying(dataset: DatasetVersion, scores: Sequence[Score]) -> dict[str, float]:
+    """Return what samples share with train; nothing where the index cannot be made, which is only side information."""
+    try:
+        index = copy_index(dataset)
+    except (DatasetError, HomeError) as error:
+        logger.warning("samples are not compared with the training split: %s", error)
+        return {}
+    checks = [index.check(score) for score in scores]
+    verdict = index.judge(checks)
+    longest = {"samples/longest_copied_run": float(max(check.n_run_notes for check in checks))}
+    return longest | ({"samples/share_beyond_human_copying": verdict.share_beyond} if verdict.n_judged else {})
 
 
 def score_held_out(
@@ -294,7 +305,11 @@ def report_markdown(evaluation: Evaluation, model: str, dataset: DatasetVersion,
         lines += [
             f"| grammar errors per token, sampled freely | {m['grammar_error_rate']:.5f} |",
             f"| how typical the samples are, 0 to 1 | {m['samples/typicality']:.3f} |",
-            f"| longest run of notes that a sample shares with train | {m['samples/longest_copied_run']:.0f} |",
+            *(
+                f"| longest run of notes that a sample shares with train | {m[name]:.0f} |"
+                for name in ("samples/longest_copied_run",)
+                if name in m
+            ),
             f"| tokens sampled per second | {evaluation.tokens_per_second:,.0f} |",
             "",
             f"Means over {evaluation.n_samples} free samples of at most {config.sample_tokens} tokens and over as long"

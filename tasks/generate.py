@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,18 @@ class Batch:
     def results(self) -> Path:
         """What `results_of` says; beside the folder, for measured times are not the same bytes every time."""
         return self.folder.with_name(f"{self.name}.results.json")
+
+    @property
+    def _run_note(self) -> Path:
+        return self.folder.with_name(f"{self.name}.run.json")
+
+    def logged_run(self) -> str:
+        """Return the run in the tracker that holds the batch, empty if there is none yet."""
+        return read_json(self._run_note)["run_id"] if self._run_note.exists() else ""
+
+    def note_run(self, run_id: str) -> None:
+        """Remember that a run holds the batch."""
+        write_atomically(self._run_note, json_bytes({"run_id": run_id}))
 
 
 def batch_name(model: ModelVersion, config: GenerateConfig, prompts: list[Prompt], checkpoint: Path) -> str:
@@ -87,6 +100,7 @@ def generate_batch(
     checkpoint: Path,
     config: GenerateConfig,
     on_pieces: Callable[[int], None] | None = None,
+    fresh: bool = False,
 ) -> Batch:
     """Compose a batch and publish it in one step.
 
@@ -95,6 +109,7 @@ def generate_batch(
 
     Args:
         on_pieces: called with the number of attempts that are written since the last time.
+        fresh: begin anew even where some of it is written already.
     """
     player = find_player(config.soundfont)
     loaded = load_model(checkpoint)
@@ -108,7 +123,8 @@ def generate_batch(
         "dataset_version": "{name}@{version}".format(**loaded.state["dataset"]),
         "code_commit": git_commit(),
     }
-    folder = open_unfinished(home, lineage)
+    told = lineage | {"code": code_digest(), "unjudged": critic.reason, "player": player.identity}
+    folder = open_unfinished(home, name, told, fresh)
     plan = WritePlan(checkpoint, prompts, config, lineage, folder, critic)
     clock = Clock()
     choices = choose_pieces(plan, on_pieces)
@@ -120,6 +136,8 @@ def generate_batch(
     batch = Batch(name, home.generations / name, manifest)
     results = results_of([choice.candidate for choice in choices], folder) | {"stage_seconds": clock.seconds}
     write_atomically(batch.results, json_bytes(results))
+    for left_by_a_kill in batch_folder(folder).rglob(".*.tmp"):
+        left_by_a_kill.unlink()
     publish_folder(batch_folder(folder), batch.folder)  # asked for anew: the same bytes again
     shutil.rmtree(folder, ignore_errors=True)
     return batch
@@ -138,20 +156,34 @@ class Clock:
         self.seconds[stage], self.begun = round(now - self.begun, 3), now
 
 
-def open_unfinished(home: Home, lineage: dict[str, str]) -> Path:
+def open_unfinished(home: Home, name: str, told: dict[str, Any], fresh: bool) -> Path:
     """Return the folder of an unfinished batch: one that was left, or an empty one.
 
-    What other code has begun is not gone on with, for its pieces might differ.
+    Args:
+        told: what its files depend on beside the batch's name; what was begun otherwise is thrown away.
+        fresh: throw it away in any case.
     """
-    folder = home.generations / f".{lineage['batch']}.unfinished"
-    told = folder / "lineage.json"
-    if told.exists() and read_json(told) != lineage:
-        logger.info("an unfinished batch of other code is thrown away: %s", folder)
+    folder = home.generations / f".{name}.unfinished"
+    note = folder / "told.json"
+    is_ours = note.exists() and read_json(note) == told and not fresh
+    if folder.exists() and not is_ours:
+        logger.info("what was begun of the batch by other code or otherwise is thrown away: %s", folder)
+        note.unlink(missing_ok=True)  # first, so that whatever stops the rest leaves nothing that looks like ours
         shutil.rmtree(folder)
     for part in (folder / "candidates", pieces_folder(folder)):
         part.mkdir(parents=True, exist_ok=True)
-    write_atomically(told, json_bytes(lineage))
+    write_atomically(note, json_bytes(told))
     return folder
+
+
+@cache
+def code_digest() -> str:
+    """Return a digest of the code that makes pieces: a commit says nothing of a changed tree."""
+    root, digest_of_all = Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for folder in ("models", "tasks"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest_of_all.update(path.read_bytes())
+    return digest_of_all.hexdigest()
 
 
 def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any]:

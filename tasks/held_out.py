@@ -7,19 +7,23 @@ import numpy as np
 
 from tasks.batches import TokenStore
 from tasks.datasets import DatasetVersion
+from tasks.music.excerpt import Extent, beginning
 from tasks.music.metrics import piece_statistics
 
 MOST_PIECES = 200
+ALL = Extent()
 
 
 def held_out_statistics(
-    tokenizer: Any, dataset: DatasetVersion, splits: Sequence[str], max_tokens: int
+    tokenizer: Any, dataset: DatasetVersion, splits: Sequence[str], max_tokens: int, limit: Extent = ALL
 ) -> list[dict[str, float]]:
-    """Return the statistics of the first `max_tokens` tokens of pieces of some splits, as the encoding holds them.
+    """Return the statistics of the beginnings of pieces of some splits, as the encoding holds them.
 
-    There are `MOST_PIECES` at most, evenly spread over the splits in their order.
+    A beginning has `max_tokens` tokens and is within `limit` at most. There are `MOST_PIECES` at most, evenly spread
+    over the splits in their order.
     """
     stores = [TokenStore(dataset.token_shards(split), dataset.flat_tokens) for split in splits]
     rows = [store.tokens[a:b] for store in stores for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_PIECES)).round().astype(int))
-    return [piece_statistics(tokenizer.decode(rows[place][:max_tokens])) for place in chosen]
+    scores = (tokenizer.decode(rows[place][:max_tokens]) for place in chosen)
+    return [piece_statistics(beginning(score, limit, cut=True) if limit else score) for score in scores]

@@ -58,9 +58,8 @@ class Lineage:
         path = Path(target)
         if not path.is_file():
             return None
-        sidecar = path.with_suffix(".json")
-        if sidecar.is_file() and "midi_sha256" in (facts := _dict_of(sidecar)):
-            return self._piece(facts, sidecar)
+        if path.suffix == ".json" and {"midi_sha256", "batch", "copying"} <= (facts := _dict_of(path)).keys():
+            return self._piece(facts, path)
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         for manifest in self._manifests():
             for piece in manifest["pieces"]:

@@ -74,7 +74,7 @@ def find_same_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> 
 
 
 @task(name="compose-batch", **HEALS)
-def compose_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> generate.Batch:
+def compose_batch(home: Home, model: ModelVersion, config: GenerateConfig, fresh: bool = False) -> generate.Batch:
     """Compose, render and publish a batch."""
     with show_progress("composing", config.n_pieces * config.best_of, "pieces") as progress:
-        return generate.generate_batch(home, model, Tracker(home).fetch(model), config, progress.advance)
+        return generate.generate_batch(home, model, Tracker(home).fetch(model), config, progress.advance, fresh)

@@ -39,6 +39,14 @@ def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -
         raise ConfigError(f"generate.sampling: {error}") from None
     n_ranks = -(-config.n_pieces // max(n_prompts, 1))
     beams = config.sampling.beams
+    is_fixed = beams or (config.sampling.greedy and not isinstance(loaded.model, Vae))
+    if is_fixed and (config.best_of > 1 or config.reject_copies):
+        raise ConfigError(
+            "best_of and reject_copies choose among attempts, but beams and greedy make them all the same"
+        )
+    limits = [name for name in ("max_notes", "max_bars", "max_seconds") if getattr(config, name)]
+    if beams and limits:
+        raise ConfigError(f"{' and '.join(limits)}: beam search ends at <end> and sampling.max_tokens alone")
     if beams and beams < n_ranks and not isinstance(loaded.model, Vae):
         raise ConfigError(
             f"sampling.beams={beams} give {beams} pieces for each prompt, but n_pieces={config.n_pieces}"

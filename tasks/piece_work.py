@@ -6,6 +6,7 @@ worker, the candidates with both files are finished, and whoever comes next goes
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from tasks.copying import CopyIndex
 from tasks.home import json_bytes, read_json, write_atomically
 from tasks.infill import Gap, join_nats
 from tasks.latent_pieces import LatentPlan, note_f1
-from tasks.music.excerpt import Extent, beginning
+from tasks.music.excerpt import beginning
 from tasks.music.metrics import piece_statistics
 from tasks.music.midi_statistics import midi_statistics
 from tasks.music.musicxml import write_musicxml
@@ -33,7 +34,7 @@ from tasks.music.synth import encode_audio
 from tasks.music.tokenizers.mmm import MmmTokenizer
 from tasks.music.validity import check_validity
 from tasks.piece_ids import WrittenIds, write_ids
-from tasks.prompts import Prompt
+from tasks.prompts import Prompt, piece_limit
 
 _COLUMNS: tuple[str, ...] = ("onset", "duration", "pitch", "velocity", "program", "is_drum", "track")
 DRAWING = Lock()  # matplotlib is not made for several threads
@@ -79,11 +80,6 @@ class RenderJob:
     folder: Path
     player: Player
     n_threads: int
-
-
-def piece_limit(config: GenerateConfig) -> Extent:
-    """Return where pieces end if they have not ended before."""
-    return Extent(config.max_notes, config.max_bars, config.max_seconds)
 
 
 def batch_folder(folder: Path) -> Path:
@@ -150,8 +146,8 @@ def _write_candidate(
     is_cut = limit.is_passed_by(score)
     if gap:
         score = gap.filled(score)
-    elif is_cut:
-        score = beginning(score, limit, cut=True)
+    elif limit:
+        score = beginning(score, limit, cut=True)  # also what sounds on beyond it
     title = f"{job.lineage['batch']} {candidate.name}"
     midi = write_midi(score, title, part_names=part_labels(score), ends_on_bar_line=True)
     given = _prompt_facts(prompt, tokenizer) if prompt.name and not prompt.window else None
@@ -170,7 +166,7 @@ def _write_candidate(
         "statistics": piece_statistics(score),
         "midi": midi_statistics(midi, candidate.name),
         "validity": check_validity(midi, score).to_json(),
-        "copying": copies.check(score, given["seconds"] if given else 0.0).as_json() if copies else None,
+        "copying": copies.check(written_notes(score, prompt, tokenizer)).as_json() if copies else None,
         "warnings": _track_warnings(job.config, piece.ids, tokenizer),
     }
     measured = {
@@ -239,6 +235,27 @@ def _prompt_facts(prompt: Prompt, tokenizer: Any) -> dict[str, Any]:
         "n_file_notes": prompt.n_notes,
         "dropped": prompt.dropped,
     }
+
+
+def written_notes(score: Score, prompt: Prompt, tokenizer: Any) -> Score:
+    """Return a piece without the notes that its prompt gave it; all else stays where it is."""
+    if prompt.gap:
+        onset = score.notes.onset_seconds
+        is_new = (onset >= prompt.gap.start_seconds) & (onset < prompt.gap.end_seconds)
+    else:
+        given = Counter(_places_of(tokenizer.decode(np.array(prompt.ids))))
+        is_new = np.ones(len(score.notes.pitch), np.bool_)
+        for note, place in enumerate(_places_of(score)):
+            if given[place]:
+                given[place] -= 1
+                is_new[note] = False
+    columns = {name: getattr(score.notes, name)[is_new] for name in _COLUMNS}
+    return build_score(score.ticks_per_quarter, columns, tempos=score.tempos, n_tracks=score.n_tracks)
+
+
+def _places_of(score: Score) -> list[tuple[int, ...]]:
+    notes = score.notes
+    return list(zip(*(values.tolist() for values in (notes.onset, notes.pitch, notes.track)), strict=True))
 
 
 def _infill_facts(config: GenerateConfig, gap: Gap, filled: Score, loaded: LoadedModel) -> dict[str, Any]:

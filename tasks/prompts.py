@@ -68,7 +68,19 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None 
             raise BadScore(error.reason, f"prompt {name}: {error.detail}") from None
         prompts.append(_encode(loaded, config, name, data, score))
         check_prompt_ids(loaded, config, prompts[-1].ids, name)
+        _check_room(loaded, config, prompts[-1])
     return prompts
+
+
+def _check_room(loaded: LoadedModel, config: GenerateConfig, prompt: Prompt) -> None:
+    limit = piece_limit(config)
+    if limit and limit.is_filled_by(loaded.tokenizer.decode(np.array(prompt.ids))):
+        raise ConfigError(f"prompt {prompt.name}: it already fills the {limit} that pieces may have; take less of it")
+
+
+def piece_limit(config: GenerateConfig) -> Extent:
+    """Return where pieces end if they have not ended before."""
+    return Extent(config.max_notes, config.max_bars, config.max_seconds)
 
 
 def prompt_extent(config: GenerateConfig) -> Extent:
@@ -114,7 +126,8 @@ def _first_ids(
         return tuple(ids.tolist()), tokens, None
     ids = _ids_of(tokenizer, beginning(score, extent))
     if len(ids) == 1:
-        raise ConfigError(f"prompt {name}: no note begins in its {_said(extent)}")
+        what = "its first notes" if extent.n_notes else f"the {_said(extent)}"
+        raise ConfigError(f"prompt {name}: {what} hold no note that encoding {tokenizer.name} keeps")
     return ids, tokens, None
 
 
@@ -127,7 +140,7 @@ def _ids_of(tokenizer: Any, score: Score) -> tuple[int, ...]:
 
 
 def _said(extent: Extent) -> str:
-    return f"first {extent.n_bars} bars" if extent.n_bars else f"first {extent.seconds} seconds"
+    return f"first {extent.n_bars} bars" if extent.n_bars else f"first {extent.seconds:g} seconds"
 
 
 def _contents(

@@ -146,7 +146,7 @@ def batch_verdict(batch: "Batch") -> dict[str, float]:
         figures |= {
             "fd_feat": judgement["fd_feat"]["value"],
             "typicality": judgement["typicality"]["generated"]["value"],
-            "share_beyond_human_copying": copying["share_beyond"],
+            "share_beyond_human_copying": copying["share_beyond"] if copying["n_judged"] else None,
         }
     return {name: float(value) for name, value in figures.items() if value is not None}
 

@@ -50,6 +50,17 @@ class Extent:
             ends.append(int(ticks_at(score.tempos, score.ticks_per_quarter, np.array([self.seconds]))[0]))
         return min(ends) if ends else None
 
+    def __str__(self) -> str:
+        parts = [(self.n_notes, "notes"), (self.n_bars, "bars"), (self.seconds, "seconds")]
+        return " or ".join(f"{n:g} {unit}" for n, unit in parts if n)
+
+    def is_filled_by(self, score: Score) -> bool:
+        """Tell whether no note can begin in the extent behind the last one of a piece."""
+        if self.is_passed_by(score) or (self.n_notes and len(score.notes.pitch) >= self.n_notes):
+            return True
+        end = self.end_tick(score)
+        return end is not None and int((score.notes.onset + score.notes.duration).max(initial=0)) >= end
+
     def is_passed_by(self, score: Score) -> bool:
         """Tell whether a piece goes on beyond the extent."""
         return bool(self) and not self.holds(score).all()

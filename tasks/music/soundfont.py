@@ -7,9 +7,11 @@
 FluidSynth runs as a program of its own, so that a broken SoundFont cannot take the worker down with it.
 """
 
+import errno
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass, replace
@@ -107,16 +109,23 @@ class Player:
             done = subprocess.run(
                 command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True,
                 timeout=START_SECONDS + seconds / SPEED_MIN, env={"HOME": str(folder)}, check=False,
+                start_new_session=True,  # Ctrl-C is for us: a piece would get another sound, and keep it
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise _CannotPlay(f"FluidSynth took more than {error.timeout:.0f} s") from None
         except OSError as error:
             raise _CannotPlay(f"FluidSynth does not start: {error.strerror}") from None
+        if -done.returncode in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            raise OSError(f"FluidSynth was ended by signal {-done.returncode}")
         sound = folder / "sound.raw"
         n_bytes = sound.stat().st_size // 8 * 8 if sound.exists() else 0
         if done.returncode or n_bytes < 8:
             said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
             raise _CannotPlay(f"FluidSynth fails with status {done.returncode}{': ' + said[-1] if said else ''}")
+        if n_bytes // 8 < round(seconds * sample_rate):  # it says so only in passing, and ends well
+            raise OSError(
+                errno.ENOSPC, f"FluidSynth wrote {n_bytes} bytes of sound, less than the music lasts", str(folder)
+            )
         n_wanted = round((seconds + TAIL_SECONDS) * sample_rate)
         return np.fromfile(sound, "<f4", min(n_bytes // 8, n_wanted) * 2).reshape(-1, 2)
 

@@ -31,6 +31,7 @@ def bias_of(encoding: str, **wishes: Any) -> dict[str, float]:
         ("Bb major", [0, 2, 3, 5, 7, 9, 10]),
         ("f# minor", [1, 2, 4, 5, 6, 8, 9, 11]),
         ("Cb", [1, 3, 4, 6, 8, 10, 11]),
+        ("EB", [0, 2, 3, 5, 7, 8, 10]),
     ],
 )
 def test_keys_have_their_scales(key: str, pitch_classes: list[int]) -> None:

@@ -9,9 +9,11 @@ import pytest
 
 from tasks import piece_work
 from tasks.batches import TokenStore
+from tasks.copying import human_path
 from tasks.errors import ConfigError
-from tasks.home import Home
+from tasks.home import Home, json_bytes
 from tasks.music.judgement import typicality
+from tasks.originality import HumanRange
 from tasks.piece_ids import WrittenIds
 from tests.studio import Studio, sidecars_of
 from tests.tasks.test_generate import files_of
@@ -137,6 +139,28 @@ def test_without_the_dataset_nothing_is_judged_and_that_is_told(
     assert [piece["scores"] for piece in sidecars_of(batch)] == [{}] * 3
     with pytest.raises(ConfigError, match=said):
         elsewhere.compose(**wish)
+
+
+def test_copies_cannot_be_rejected_where_nobody_knows_what_people_share(studio: Studio) -> None:
+    path = human_path(studio.dataset.version_folder)
+    known = path.read_bytes()
+    path.write_bytes(json_bytes(HumanRange(3, 3, {32: {5: 3}}).as_json()))
+    try:
+        with pytest.raises(ConfigError, match=r"reject_copies=true needs at least 19 held-out pieces .* has 3"):
+            studio.compose(reject_copies=True)
+        batch = studio.compose(seed=8)
+    finally:
+        path.write_bytes(known)
+    assert batch.manifest["copying"]["n_judged"] == 0
+    assert all(piece["copying"]["is_beyond"] is None for piece in sidecars_of(batch))
+
+
+def test_the_notes_of_a_prompt_are_no_copies(studio: Studio) -> None:
+    own = studio.compose(seed=9, n_pieces=2, prompt="split:train", prompt_notes=40)
+    for sidecar in sidecars_of(own):
+        assert sidecar["prompt"]["name"].startswith("train/")
+        assert sidecar["copying"]["n_notes"] <= sidecar["statistics"]["n_notes"] - 30
+        assert not sidecar["copying"]["is_beyond"]
 
 
 def test_music_xml_is_written_on_request(studio: Studio) -> None:

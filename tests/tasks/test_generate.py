@@ -441,6 +441,38 @@ def test_what_other_code_began_is_not_gone_on_with(home: Home, setup: Setup, mon
     assert len(batch.manifest["pieces"]) == 2
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_an_interrupted_batch_is_gone_on_with_unless_it_shall_be_fresh(
+    home: Home, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    def stop(plan: Any, *_: Any) -> None:
+        (piece_work.pieces_folder(plan.folder) / ".0001.png.77-1.tmp").write_bytes(b"half a picture")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "render_all", stop)
+    with pytest.raises(KeyboardInterrupt):
+        silent(home, setup, n_pieces=2)
+    monkeypatch.undo()
+    written: list[int] = []
+    whole = piece_work._write_candidate
+    monkeypatch.setattr(
+        piece_work, "_write_candidate", lambda job, c, *rest: (written.append(c.index), whole(job, c, *rest))
+    )
+    config = config_of(audio="none", n_pieces=2)
+    batch = generate_batch(home, setup.model, setup.checkpoint, config, fresh=fresh)
+    assert sorted(written) == ([0, 1] if fresh else [])
+    assert files_of(batch.folder) == files_of(silent(Home.at(tmp_path / "other"), setup, n_pieces=2).folder)
+
+
+def test_a_batch_remembers_the_run_that_holds_it(home: Home, setup: Setup) -> None:
+    batch = silent(home, setup, n_pieces=1)
+    assert batch.logged_run() == ""
+    batch.note_run("ab" * 16)
+    found = find_batch(home, batch.name)
+    assert found is not None
+    assert found.logged_run() == "ab" * 16
+
+
 def test_what_a_kill_left_does_not_get_into_the_batch(home: Home, setup: Setup) -> None:
     first = silent(home, setup, n_pieces=2)
     files = files_of(first.folder)
@@ -487,6 +519,28 @@ def test_a_prompt_is_cut_by_notes_bars_or_seconds(setup: Setup, part: dict[str, 
     notes = loaded.tokenizer.decode(np.array(prompt.ids)).notes
     assert notes.pitch.tolist() == [pitch for _, _, pitch, _ in PROMPT_NOTES[:n_notes]]
     assert prompt.ids[-1] != loaded.tokenizer.end_id
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [({"max_notes": 4}, "4 notes"), ({"max_seconds": 1.0}, "1 seconds"), ({"max_bars": 1}, "1 bars")],
+)
+def test_a_prompt_that_leaves_no_room_is_told(setup: Setup, limit: dict[str, Any], said: str) -> None:
+    config = config_of(prompt=str(setup.prompts / "a chord.mid"), prompt_notes=4, **limit)
+    with pytest.raises(ConfigError, match=f"it already fills the {said} that pieces may have; take less of it"):
+        read_prompts(load_model(setup.checkpoint), config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"best_of": 2, "sampling": replace(SHORT, greedy=True)}, "beams and greedy make them all the same"),
+        ({"max_bars": 2, "sampling": replace(SHORT, beams=2), "n_pieces": 2}, "max_bars: beam search ends at"),
+    ],
+)
+def test_wishes_that_would_have_no_effect_are_told(setup: Setup, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read_prompts(load_model(setup.checkpoint), config_of(**changes))
 
 
 def test_pieces_of_a_split_are_prompts(home: Home, setup: Setup) -> None:
