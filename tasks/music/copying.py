@@ -18,6 +18,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from tasks.music.fingerprint import mix_bits
+
 if TYPE_CHECKING:
     from tasks.music.notes import BoolArray, ByteArray, IntArray
 
@@ -179,20 +181,13 @@ def _insert(i: int, begin: int, end: int, pitch: Any, line: Any, note: Any) -> i
 
 
 @njit(cache=True, nogil=True)
-def _mix(value: Any) -> Any:  # the finalizer of MurmurHash3 (Appleby, public domain): every bit moves every bit
-    value = (value ^ (value >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-    value = (value ^ (value >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return value ^ (value >> np.uint64(33))
-
-
-@njit(cache=True, nogil=True)
 def _hash_seed(pitch: Any, i: Any) -> Any:
     """The hash of the intervals after note i, 32 bits."""
     state = np.uint64(SEED_INTERVALS)
     for k in range(i, i + SEED_INTERVALS):
         step = np.uint64(np.int64(pitch[k + 1]) - np.int64(pitch[k]) + 128)
         state = state * np.uint64(0x9E3779B97F4A7C15) + step
-    return _mix(state) >> np.uint64(32)
+    return mix_bits(state) >> np.uint64(32)
 
 
 @njit(cache=True, nogil=True)

@@ -128,7 +128,8 @@ _SHIFTS = (_splitmix(2 * N_PERMUTATIONS)[N_PERMUTATIONS:] >> np.uint64(32)).asty
 
 
 @njit(cache=True, nogil=True)
-def _mix(value: Any) -> Any:  # the finalizer of MurmurHash3 (Appleby, public domain): every bit moves every bit
+def mix_bits(value: Any) -> Any:
+    """Return a 64-bit number of which every bit depends on every bit: the finalizer of MurmurHash3 (Appleby)."""
     value = (value ^ (value >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     value = (value ^ (value >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
     return value ^ (value >> np.uint64(33))
@@ -210,13 +211,13 @@ def _peak_shingles(line: Any, sign: int, peaks: Any, n_peaks: int, shingles: Any
         for k in range(middle + 1, last):
             lowest = min(lowest, line[k])
         one, two = np.int64(line[middle]) - line[first], np.int64(line[last]) - line[middle]
-        state = _add(_add(_mix(np.uint64(sign + 2)), one), two)
+        state = _add(_add(mix_bits(np.uint64(sign + 2)), one), two)
         if one == 0 or two == 0:  # repeated notes are in all music: longer, or not at all
             if one == two or i + 3 >= n_peaks:
                 continue
             state = _add(state, np.int64(line[peaks[i + 3]]) - line[last])
         state = _add(state, np.int64(line[first]) - min(here, lowest))
-        shingles[count] = np.uint32(_mix(state) >> np.uint64(32))
+        shingles[count] = np.uint32(mix_bits(state) >> np.uint64(32))
         count += 1
     return count
 
@@ -224,10 +225,10 @@ def _peak_shingles(line: Any, sign: int, peaks: Any, n_peaks: int, shingles: Any
 @njit(cache=True, nogil=True)
 def _stroke_shingles(line: Any, n: int, shingles: Any) -> int:
     for i in range(n - _STROKES + 1):
-        state = _mix(np.uint64(7))
+        state = mix_bits(np.uint64(7))
         for k in range(i, i + _STROKES):
             state = _add(state, line[k])
-        shingles[i] = np.uint32(_mix(state) >> np.uint64(32))
+        shingles[i] = np.uint32(mix_bits(state) >> np.uint64(32))
     return max(0, n - _STROKES + 1)
 
 
@@ -255,12 +256,12 @@ def _distinct(shingles: Any, n: int, seen: Any) -> int:
 @njit(cache=True, nogil=True)
 def _content(line: Any, n: int, strokes: Any, n_strokes: int) -> Any:
     """A hash of all intervals and strokes, for a piece with too few to tell in parts."""
-    state = _mix(np.uint64(n))
+    state = mix_bits(np.uint64(n))
     for i in range(1, n):
-        state = _mix(_add(state, np.int64(line[i]) - line[i - 1]))
-    state = _mix(_add(state, np.int64(1000)))
+        state = mix_bits(_add(state, np.int64(line[i]) - line[i - 1]))
+    state = mix_bits(_add(state, np.int64(1000)))
     for i in range(n_strokes):
-        state = _mix(_add(state, strokes[i]))
+        state = mix_bits(_add(state, strokes[i]))
     return np.uint32(state >> np.uint64(32))
 
 
@@ -343,7 +344,7 @@ def _grams(offsets: Any, onset: Any, pitch: Any, is_drum: Any, kit: Any, gram_of
         for i in range(min(GRAM_NOTES - 1, n)):
             state = state * base + steps[i]
         for i in range(GRAM_NOTES - 1, n + 1):
-            value = _mix(state)
+            value = mix_bits(state)
             grams[total] = value
             total += value % np.uint64(SAMPLE) == 0
             if i < n:
