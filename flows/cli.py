@@ -45,6 +45,7 @@ from tasks.errors import ConfigError, NotFound, OrchestrionError
 from tasks.home import Home, storage_problem
 
 INTERRUPTED = 130  # exit code
+SAID_INTERRUPTED = "interrupted; nothing half-done is left in the home, and the same command goes on"
 BATCH_FACTS = ("batch", "model_version", "n_pieces", "flags", "batch_dir", "gallery", "reused", "seconds")
 
 app = typer.Typer(
@@ -327,17 +328,34 @@ def _run(arguments: list[str]) -> int:
         _complain(getattr(error, "format_message", error.__str__)())
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; nothing half-done is left in the home")
+        _complain(SAID_INTERRUPTED)
         return INTERRUPTED
     except OrchestrionError as error:
         _complain(str(error))
         return error.exit_code
     except Exception as error:
-        if {"-v", "--verbose"} & set(arguments):
-            logging.getLogger("flows").exception("failed")
-        said = str(error).strip().splitlines() or ["no message"]
-        _complain(storage_problem(error) or f"failed: {type(error).__name__}: {said[0]} (-v shows where)")
-        return 1
+        return _explain(error, is_verbose=bool({"-v", "--verbose"} & set(arguments)))
+
+
+def _explain(error: Exception, is_verbose: bool) -> int:
+    """Say in one line what went wrong that nobody thought of, and return the exit code."""
+    if _was_interrupted(error):
+        _complain(SAID_INTERRUPTED)
+        return INTERRUPTED
+    if is_verbose:
+        logging.getLogger("flows").error("failed", exc_info=error)
+    said = str(error).strip().splitlines() or ["no message"]
+    _complain(storage_problem(error) or f"failed: {type(error).__name__}: {said[0]} (-v shows where)")
+    return 1
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Tell whether an error arose while Ctrl-C was dealt with, which reaches Prefect's server too and ends it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _complain(message: str) -> None:

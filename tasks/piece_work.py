@@ -28,6 +28,7 @@ from tasks.music.metrics import piece_statistics
 from tasks.music.midi_statistics import midi_statistics
 from tasks.music.musicxml import write_musicxml
 from tasks.music.pianoroll import draw_piano_roll, part_labels
+from tasks.music.retrigger import end_at_next
 from tasks.music.score import Score, build_score, read_midi, write_midi
 from tasks.music.soundfont import Player
 from tasks.music.synth import encode_audio
@@ -148,6 +149,7 @@ def _write_candidate(
         score = gap.filled(score)
     elif limit:
         score = beginning(score, limit, cut=True)  # also what sounds on beyond it
+    score, n_shortened = end_at_next(score)
     title = f"{job.lineage['batch']} {candidate.name}"
     midi = write_midi(score, title, part_names=part_labels(score), ends_on_bar_line=True)
     given = _prompt_facts(prompt, tokenizer) if prompt.name and not prompt.window else None
@@ -160,6 +162,7 @@ def _write_candidate(
         "latent": _latent_facts(job, candidate.index, score, tokenizer) if job.config.latents != "prior" else None,
         "infill": _infill_facts(job.config, gap, score, loaded) if gap else None,
         "n_tokens": len(piece.ids),
+        "n_notes_shortened": n_shortened,
         "ended": has_ended,
         "ended_by": "itself" if has_ended else "limit" if is_cut else "tokens",
         "midi_sha256": hashlib.sha256(midi).hexdigest(),
