@@ -416,6 +416,7 @@ def _run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[st
     with home.locked(f"orchestrion {name.replace('_', '-')}", wait_seconds):
         from tasks import cluster
 
+        environment.shield_temporary_server()
         flows = importlib.import_module("flows.sweep" if name == "sweep" else "flows.pipeline")
         try:
             return getattr(flows, name)(*arguments, home=str(home.root), **options)
