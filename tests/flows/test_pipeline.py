@@ -2,6 +2,12 @@
 
 import hashlib
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +15,7 @@ import mido
 import pyarrow.parquet as pq
 import pytest
 
-from tests.flows.conftest import SETTINGS, last_json, orchestrion
+from tests.flows.conftest import SETTINGS, clean_environment, last_json, orchestrion
 
 pytestmark = pytest.mark.slow
 
@@ -136,3 +142,48 @@ def test_a_mistake_is_one_line_and_an_exit_code(finished: Finished, arguments: l
     assert len(complaints) == 1
     assert said in complaints[0]
     assert "Traceback" not in done.stderr
+
+
+def test_lineage_leads_from_a_piece_and_from_its_runs_to_the_ledger(finished: Finished) -> None:
+    home, _, summary = finished
+    piece = Path(summary["batch_dir"]) / "pieces" / "0000.mid"
+    for target in (str(piece), summary["batch"], summary["model_version"], summary["run_id"][:8]):
+        facts = last_json(orchestrion(home, "lineage", target, "--home", str(home), "--json"))
+        assert facts["model"]["model_version"] == summary["model_version"]
+        assert facts["dataset"]["ledger"] == summary["ledger"]
+        assert facts["dataset"]["n_training_files"] > 0
+
+
+def test_ctrl_c_is_answered_soon_and_the_same_command_goes_on(finished: Finished) -> None:
+    home, _, _ = finished
+    arguments = ["generate", "--home", str(home), "--seed", "77", "-n", "400", "--set", "generate.audio=none"]
+    arguments += ["--set", "generate.batch_size=1", "--set", "generate.sampling.max_tokens=64"]
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=clean_environment(home), start_new_session=True
+    )
+    candidates = [*home.glob("generations/.*/candidates/*.json")]
+    for _ in range(600):
+        if candidates or process.poll() is not None:
+            break
+        time.sleep(0.1)
+        candidates = [*home.glob("generations/.*.unfinished/candidates/*.json")]
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Prefect's server and all others are in the group
+    said = process.communicate(timeout=40)[1]
+    assert process.returncode == 130
+    assert said.splitlines()[-1].startswith("orchestrion: interrupted;")
+    written = {path: path.stat().st_mtime_ns for path in home.glob("generations/.*.unfinished/candidates/*.json")}
+    assert written
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=clean_environment(home), start_new_session=True
+    )
+    first = next(iter(written))
+    for _ in range(600):
+        now = [*first.parent.glob("*.json")]
+        if len(now) > len(written) or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert {path: path.stat().st_mtime_ns for path in written} == written  # gone on with, not begun anew
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=40)
+    shutil.rmtree(first.parents[1])
