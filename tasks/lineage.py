@@ -1,15 +1,11 @@
 """Where something comes from, and what came of it: for a file, a batch, a run, a model or a dataset version."""
 
-# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
-# pyright: reportAttributeAccessIssue=false
-
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import pyarrow.compute as pc
 
 from tasks.datasets import DatasetVersion, list_datasets, resolve_dataset
 from tasks.errors import NotFound, OrchestrionError
@@ -159,18 +155,17 @@ class Lineage:
             dataset = resolve_dataset(self.home, reference)
         except OrchestrionError:
             return {"dataset": {"dataset_version": reference, "is_there": False}}
-        ledger = read_table(dataset.ledger, ["path", "status", "split", "licence"])
-        counts = pc.and_(pc.equal(ledger.column("status"), "accepted"), pc.equal(ledger.column("split"), "train"))
-        train = ledger.filter(counts)
-        licences = train.column("licence").value_counts().to_pylist()
+        ledger = read_table(dataset.ledger, ["path", "status", "split", "licence"], use_threads=False)
+        rows = zip(*(ledger.column(name).to_pylist() for name in ledger.column_names), strict=True)
+        train = [(path, licence) for path, status, split, licence in rows if (status, split) == ("accepted", "train")]
         facts = {
             "dataset_version": dataset.reference,
             "is_there": True,
             "manifest": str(dataset.manifest_path),
             "ledger": str(dataset.ledger),
-            "n_training_files": train.num_rows,
-            "training_files": sorted(train.column("path").to_pylist())[:SHOWN_FILES],
-            "licences": {row["values"] or "not stated": row["counts"] for row in licences},
+            "n_training_files": len(train),
+            "training_files": sorted(path for path, _ in train)[:SHOWN_FILES],
+            "licences": dict(Counter(licence or "not stated" for _, licence in train)),
         }
         return {"dataset": facts}
 

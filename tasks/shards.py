@@ -182,7 +182,7 @@ _TOKENS = "tokens.list.element"
 _UNIQUE = ("piece", "content_hash")  # a dictionary of values that differ in every row is only work
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file, or some of its columns."""
+def read_table(path: Path, columns: list[str] | None = None, use_threads: bool = True) -> pa.Table:
+    """Read one Parquet file, or some of its columns; without threads where the process may end right after it."""
     with path.open("rb") as handle:  # a file, not a path: `split=train` in a folder's name must not become a column
-        return pq.read_table(handle, columns=columns)
+        return pq.read_table(handle, columns=columns, use_threads=use_threads, pre_buffer=use_threads)
