@@ -23,7 +23,7 @@ class Rivalry:
 
 def scored_on(dataset: DatasetVersion, config: EvaluateConfig) -> str:
     """Return what figures must have in common to be compared."""
-    return f"{dataset.reference}/{config.split}/{config.window_tokens}"
+    return f"{dataset.reference}/{config.split}"
 
 
 def against_champion(
