@@ -155,7 +155,7 @@ class Lineage:
             dataset = resolve_dataset(self.home, reference)
         except OrchestrionError:
             return {"dataset": {"dataset_version": reference, "is_there": False}}
-        ledger = read_table(dataset.ledger, ["path", "status", "split", "licence"], use_threads=False)
+        ledger = read_table(dataset.ledger, ["path", "status", "split", "licence"])
         rows = zip(*(ledger.column(name).to_pylist() for name in ledger.column_names), strict=True)
         train = [(path, licence) for path, status, split, licence in rows if (status, split) == ("accepted", "train")]
         facts = {

@@ -182,7 +182,9 @@ _TOKENS = "tokens.list.element"
 _UNIQUE = ("piece", "content_hash")  # a dictionary of values that differ in every row is only work
 
 
-def read_table(path: Path, columns: list[str] | None = None, use_threads: bool = True) -> pa.Table:
-    """Read one Parquet file, or some of its columns; without threads where the process may end right after it."""
-    with path.open("rb") as handle:  # a file, not a path: `split=train` in a folder's name must not become a column
-        return pq.read_table(handle, columns=columns, use_threads=use_threads, pre_buffer=use_threads)
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read one Parquet file, or some of its columns."""
+    # An open file, not a path: `split=train` in a folder's name must not become a column. And Arrow's own file, not
+    # Python's: its threads may let go of it after the interpreter has ended, which then would abort.
+    with pa.OSFile(str(path)) as handle:
+        return pq.read_table(handle, columns=columns)
