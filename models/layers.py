@@ -17,6 +17,7 @@ from torch.nn import functional
 from models.block_attention import attend_in_blocks, distance_scores
 from models.compiling import uncompiled
 
+UNEQUAL_ROWS = 1.25  # keys of the longest row for each over keys that rows have, from which on rows go one by one
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
@@ -84,6 +85,7 @@ class CachePlan:
         relative_index_BTJ: which of these rows belongs to each pair; None: one token in each row and the same
             distances in all, so that the last key has the last row, and so on backwards.
         bias_B1TJ: 0 where a query sees a key, -inf elsewhere; None: each sees all.
+        row_keys: the keys of each row, where rows are so unequal that each had better be attended to alone; else None.
     """
 
     position_BT: Tensor
@@ -92,6 +94,7 @@ class CachePlan:
     start: int | None
     relative_index_BTJ: Tensor | None
     bias_B1TJ: Tensor | None
+    row_keys: list[int] | None = None
 
     @classmethod
     def of(cls, length_B: Tensor, n_new: int, max_relative_distance: int, dtype: torch.dtype) -> "CachePlan":
@@ -103,6 +106,11 @@ class CachePlan:
         start = longest if shortest == longest else None
         if start is not None and n_new == 1:
             return cls(position_BT, n_keys, n_distances, start, None, None)
+        # On a CPU a step is as long as the memory it reads; an accelerator prefers one large kernel.
+        if n_new == 1 and length_B.device.type == "cpu":
+            row_keys = (length_B + 1).tolist()
+            if n_keys * len(row_keys) > UNEQUAL_ROWS * sum(row_keys):
+                return cls(position_BT, n_keys, n_distances, None, None, None, row_keys)
         distance_BTJ = position_BT[:, :, None] - torch.arange(n_keys, device=length_B.device)
         bias_BTJ = torch.zeros(distance_BTJ.shape, dtype=dtype, device=length_B.device)
         bias_BTJ.masked_fill_(distance_BTJ < 0, -math.inf)
@@ -258,6 +266,8 @@ class SelfAttention(nn.Module):
         return attend_in_blocks(q_BHTK, k_BHTK, v_BHTK, table, bias_B1TJ, dropout)
 
     def attend_to_cache(self, q_BHTK: Tensor, k_BHKJ: Tensor, v_BHJK: Tensor, plan: CachePlan) -> Tensor:
+        if plan.row_keys is not None:
+            return self.attend_row_by_row(q_BHTK, k_BHKJ, v_BHJK, plan.row_keys)
         scores_BHTJ = q_BHTK @ k_BHKJ
         table = self.relative_rows(plan.n_distances)
         if table is not None:
@@ -271,6 +281,18 @@ class SelfAttention(nn.Module):
         if plan.bias_B1TJ is not None:
             scores_BHTJ += plan.bias_B1TJ
         return scores_BHTJ.softmax(-1) @ v_BHJK
+
+    def attend_row_by_row(self, q_BHTK: Tensor, k_BHKJ: Tensor, v_BHJK: Tensor, row_keys: list[int]) -> Tensor:
+        """Attend to the keys that each row has, and read no others."""
+        rows = []
+        table = self.relative_rows(k_BHKJ.shape[-1])
+        relative_HBTJ = None if table is None else distance_scores(q_BHTK.transpose(0, 1), table)
+        for row, n_keys in enumerate(row_keys):
+            scores_HTJ = q_BHTK[row] @ k_BHKJ[row, ..., :n_keys]
+            if relative_HBTJ is not None:
+                scores_HTJ += relative_HBTJ[:, row, :, -n_keys:]
+            rows.append(scores_HTJ.softmax(-1) @ v_BHJK[row, :, :n_keys])
+        return torch.stack(rows)
 
 
 class RelativeAttention(SelfAttention):

@@ -103,11 +103,15 @@ def test_gradients_are_those_of_the_formula(shared: bool) -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("max_relative_distance", [1, 4, 100])
-def test_ragged_steps_with_a_cache_are_the_formula(max_relative_distance: int, shared: bool) -> None:
+@pytest.mark.parametrize(
+    ("lengths", "n_new", "goes_row_by_row"), [([2, 7, 0], 4, False), ([2, 7, 0], 1, True), ([6, 7, 5], 1, False)]
+)
+def test_ragged_steps_with_a_cache_are_the_formula(
+    lengths: list[int], n_new: int, goes_row_by_row: bool, max_relative_distance: int, shared: bool
+) -> None:
     attention = build_attention(max_relative_distance, shared)
-    B, T, n_new = 3, 11, 4
+    B, T = 3, 11
     x_BTD = torch.randn(B, T, 12, dtype=torch.float64)
-    lengths = [2, 7, 0]
     stale_BHJK = torch.full((B, 3, T, 4), 99.0, dtype=torch.float64)
     cache = LayerCache(stale_BHJK.transpose(-1, -2).contiguous(), stale_BHJK, None)
     for row, length in enumerate(lengths):
@@ -115,6 +119,7 @@ def test_ragged_steps_with_a_cache_are_the_formula(max_relative_distance: int, s
             own = LayerCache(cache.keys_BHKJ[row : row + 1], cache.values_BHJK[row : row + 1], None)
             attention(x_BTD[row : row + 1, :length], bias_for(length), own)
     cache.plan = CachePlan.of(torch.tensor(lengths), n_new, max_relative_distance, torch.float64)
+    assert (cache.plan.row_keys is not None) == goes_row_by_row
     new_BTD = torch.stack([x_BTD[row, length : length + n_new] for row, length in enumerate(lengths)])
     y_BTD = attention(new_BTD, cache.plan.bias_B1TJ, cache)
     for row, length in enumerate(lengths):
