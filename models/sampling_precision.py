@@ -21,7 +21,7 @@ from models.registry import SampledModel
 from models.sampling_choice import share_spread
 
 SLACK = 16.0
-LEAST_ERROR = 1e-8  # what one lucky measurement could fall below
+LEAST_ERROR = 2e-6  # a usual one; a lucky measurement below it must not make the next one look like a loss
 GREATEST_ERROR = 1e-4  # beyond this most choices would be too close
 LEAST_SPREAD = 1e-8  # below this, errors of shares are lost among the roundings of float64
 # Logits in float64 are rounded to this step before they are compared, so that ids which tie in exact arithmetic tie

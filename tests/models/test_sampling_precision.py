@@ -165,11 +165,11 @@ def test_the_gauge_keeps_the_largest_error_and_refuses_a_jump() -> None:
     noise_V = torch.randn(50, dtype=torch.float64)
     gauge.observe(exact_V, exact_V)
     assert gauge.error == LEAST_ERROR
-    gauge.observe(exact_V + 2e-8 * noise_V, exact_V)
-    assert 1e-8 < gauge.error < 1e-7
+    gauge.observe(exact_V + 2 * LEAST_ERROR * noise_V, exact_V)
+    assert LEAST_ERROR < gauge.error < 4 * LEAST_ERROR
     assert gauge.margin == sampling_precision.SLACK * gauge.error
     with pytest.raises(PrecisionLostError):
-        gauge.observe(exact_V + 1e-6 * noise_V, exact_V)
+        gauge.observe(exact_V + 20 * LEAST_ERROR * noise_V, exact_V)
     with pytest.raises(PrecisionLostError):
         ErrorGauge().observe(exact_V + noise_V, exact_V)
 
