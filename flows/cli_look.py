@@ -65,7 +65,7 @@ def compare(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, page.encode())
     names = [contestant.model.reference for contestant in contestants]
-    with tracker.open_run("orchestrion/evaluation", f"compare-{'-'.join(names)}"[:200]) as run:
+    with tracker.open_run("orchestrion/evaluation", f"compare-{names[0]}-and-{len(names) - 1}-more") as run:
         run.log_tags({"orchestrion.compared": ", ".join(names)})
         run.log_text(page, "comparison.html")
     rows = [
