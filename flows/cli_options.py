@@ -116,7 +116,11 @@ def print_list(rows: list[dict[str, Any]], columns: Sequence[str], as_json: bool
     if not rows:
         typer.echo(f"no {key} yet")
         return
-    cells = [[str(row[c] if not isinstance(row[c], list) else ",".join(row[c])) for c in columns] for row in rows]
+    cells = [[_cell(row[column]) for column in columns] for row in rows]
     widths = [max(len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)]
     for line in [list(columns), *cells]:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list) else f"{value:.6g}" if isinstance(value, float) else str(value)
