@@ -9,6 +9,8 @@ import typer
 from flows import environment
 from tasks.home import Home
 
+SHOWN_FIGURES = 8  # of a result's metrics; all are in MLflow and in --json
+
 HomeOption = Annotated[
     str, typer.Option("--home", help="Folder of all results.", envvar="ORCHESTRION_HOME", show_envvar=True)
 ]
@@ -102,7 +104,9 @@ def print_result(result: dict[str, Any], as_json: bool, shown: Sequence[str]) ->
     for key in shown:
         value = result.get(key)
         if isinstance(value, dict):
-            value = ", ".join(f"{name} {number:.4g}" for name, number in value.items())
+            figures = [f"{name} {number:.4g}" for name, number in value.items()]
+            more = [f"and {len(figures) - SHOWN_FIGURES} more"] if len(figures) > SHOWN_FIGURES else []
+            value = ", ".join(figures[:SHOWN_FIGURES] + more)
         elif isinstance(value, list):
             value = "; ".join(map(str, value)) or "none"
         typer.echo(f"{key:>16}  {value}")
