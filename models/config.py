@@ -361,6 +361,7 @@ class SamplingConfig:
         greedy: always take the likeliest id; temperatures and what is kept have no effect.
         beams: keep so many beginnings and return the likeliest pieces; nothing is drawn then. 0: no beam search.
         max_tokens: longest piece, its prompt included.
+        min_new_tokens: a piece does not end before so many are drawn behind its prompt, unless nothing else is allowed.
         context_tokens: most tokens that the model looks back on, 2 or more; None: the model's own limit, or all.
         kept_tokens: a context that is full starts anew with at most so many of its last tokens, from the beginning of
             a note on where the grammar tells it; fewer than `context_tokens`. None: half of the context.
@@ -377,6 +378,7 @@ class SamplingConfig:
     greedy: bool = False
     beams: int = 0
     max_tokens: int = 1024
+    min_new_tokens: int = 0
     context_tokens: int | None = None
     kept_tokens: int | None = None
 
@@ -390,14 +392,21 @@ class SamplingConfig:
                 raise ValueError(f"{name}={getattr(self, name)} is not a number from 0 on")
         if self.penalty_tokens < 1:
             raise ValueError(f"penalty_tokens={self.penalty_tokens} is below 1")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} is outside above 0 to 1")
-        if self.min_p is not None and not 0 < self.min_p <= 1:
-            raise ValueError(f"min_p={self.min_p} is outside above 0 to 1")
+        for name in ("top_p", "min_p"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share <= 1:
+                raise ValueError(f"{name}={share} is outside above 0 to 1")
         if not 0 <= self.beams <= 1024:
             raise ValueError(f"beams={self.beams} is outside 0-1024")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens={self.max_tokens} is below 1")
+        if not 0 <= self.min_new_tokens < self.max_tokens:
+            raise ValueError(f"min_new_tokens={self.min_new_tokens} is not 0 to below max_tokens={self.max_tokens}")
+        if self.min_new_tokens and self.beams:
+            raise ValueError(f"min_new_tokens={self.min_new_tokens} is for drawing, but beams={self.beams} draw none")
+        self._check_context()
+
+    def _check_context(self) -> None:
         if self.context_tokens is not None and self.context_tokens < 2:
             raise ValueError(f"context_tokens={self.context_tokens} is below 2")
         if self.kept_tokens is not None and self.kept_tokens < 1:

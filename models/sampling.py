@@ -26,6 +26,7 @@ from models.sliding_context import Place, SlidingContext
 
 UNIFORMS_AT_ONCE = 1024  # a multiple of 4
 PREFILL_TOKENS = 8192  # in one pass over several prompts
+TOO_EARLY = -100.0  # added to the logit of an end that is not wanted yet; where nothing else is allowed, it is drawn
 FULL_EVERY = 64  # ids of a piece between two questions whether it is full
 
 
@@ -60,6 +61,7 @@ class Request:
     context: SlidingContext
     seed: int
     max_tokens: int
+    min_new_tokens: int
     end_id: int
     pad_id: int
     with_entropies: bool
@@ -91,6 +93,7 @@ class Sampler:
         self.entropy_BJ = torch.empty(self.ids_BJ.shape if request.with_entropies else (batch_size, 0))
         self.uniform_BJ = torch.zeros((batch_size, UNIFORMS_AT_ONCE), dtype=torch.float64)
         self.length_B = np.zeros(batch_size, dtype=np.int64)
+        self.n_prompt_B = np.zeros(batch_size, dtype=np.int64)
         self.key_B = [0] * batch_size
         self.place_B = [Place()] * batch_size
         self.is_waiting_B = np.zeros(batch_size, dtype=bool)
@@ -102,7 +105,7 @@ class Sampler:
             self.piece_of_row.append(piece)
         self.piece_of_row[row] = piece
         self.ids_BJ[row, : len(prompt)] = prompt
-        self.length_B[row], self.key_B[row] = len(prompt), piece_index
+        self.length_B[row], self.n_prompt_B[row], self.key_B[row] = len(prompt), len(prompt), piece_index
         self.read_uniforms(row)
         if self.grammar is not None:
             self.grammar.walk(row, prompt.tolist())
@@ -181,10 +184,16 @@ class Sampler:
         """Return what is added to the logits of each row, exactly known, so it leaves the margin as it is."""
         penalty, bias_V = self.request.penalty, self.request.bias_V
         added_BV = None if bias_V is None else bias_V.expand(len(length_B), -1)
-        if penalty is None:
-            return added_BV
-        penalty_BV = penalty.on(self.ids_BJ[: len(length_B)], length_B, len(self.pad_V)).to(self.device)
-        return -penalty_BV if added_BV is None else added_BV - penalty_BV
+        if penalty is not None:
+            penalty_BV = penalty.on(self.ids_BJ[: len(length_B)], length_B, len(self.pad_V)).to(self.device)
+            added_BV = -penalty_BV if added_BV is None else added_BV - penalty_BV
+        n_drawn_B = self.length_B[: len(length_B)] - self.n_prompt_B[: len(length_B)]
+        is_early_B = n_drawn_B < self.request.min_new_tokens
+        if is_early_B.any() and 0 <= self.request.end_id < len(self.pad_V):
+            shape_BV, on = (len(length_B), len(self.pad_V)), {"dtype": torch.float64, "device": self.device}
+            added_BV = torch.zeros(shape_BV, **on) if added_BV is None else added_BV.clone()
+            added_BV[torch.from_numpy(is_early_B).to(self.device), self.request.end_id] += TOO_EARLY
+        return added_BV
 
     def choose(self, logits_BV: Tensor) -> Tensor:
         """Return an id for each row, by exact logits where these are too close."""
@@ -251,7 +260,8 @@ class Sampler:
         for table in (self.ids_BJ, self.entropy_BJ):
             table[row, :length] = table[last, :length]
         self.uniform_BJ[row] = self.uniform_BJ[last]
-        self.length_B[row], self.is_waiting_B[row] = length, self.is_waiting_B[last]
+        self.length_B[row], self.n_prompt_B[row] = length, self.n_prompt_B[last]
+        self.is_waiting_B[row] = self.is_waiting_B[last]
         self.key_B[row], self.place_B[row] = self.key_B[last], self.place_B[last]
         self.cache.copy_row(last, row)
         if self.grammar is not None:
@@ -361,6 +371,7 @@ def sample(
         context=context_of(model, config, tables, end_id),
         seed=seed,
         max_tokens=config.max_tokens,
+        min_new_tokens=config.min_new_tokens,
         end_id=end_id,
         pad_id=pad_id,
         with_entropies=entropies is not None,

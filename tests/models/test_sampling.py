@@ -58,6 +58,8 @@ def sample_slowly(config: SamplingConfig, n: int, grammar: SimpleNamespace | Non
             allowed = allowed_ids(grammar, ids) if grammar else [token for token in range(VOCAB_SIZE) if token != PAD]
             for token, n_there in Counter(ids[-config.penalty_tokens :]).items():
                 logits[token] -= config.presence_penalty + n_there * config.frequency_penalty
+            if len(ids) - len(prompt) < config.min_new_tokens:
+                logits[END] -= 100.0
             at_length = config
             if config.final_temperature is not None:
                 share = len(ids) / (config.max_tokens - 1)
@@ -97,6 +99,7 @@ CONFIGS = [
     SamplingConfig(max_tokens=40, top_k=9, top_p=0.95, min_p=0.02),
     SamplingConfig(max_tokens=40, presence_penalty=0.7, frequency_penalty=0.4, penalty_tokens=9),
     SamplingConfig(max_tokens=40, temperature=0.3, final_temperature=1.9, frequency_penalty=0.2),
+    SamplingConfig(max_tokens=40, min_new_tokens=12, frequency_penalty=0.2),
     SamplingConfig(max_tokens=40, greedy=True),
 ]
 
@@ -116,6 +119,19 @@ def test_a_piece_is_the_same_in_any_batch(config: SamplingConfig) -> None:
     assert len({len(piece) for piece in alone}) >= 3  # rows do become free at different steps
     for batch_size in (3, 8, 100):
         assert run(config, n=20, grammar=grammar, batch_size=batch_size) == alone
+
+
+def test_no_piece_ends_before_it_may() -> None:
+    prompts = build_prompts(20)
+    lengths = [
+        [len(piece) - len(prompt) for piece, prompt in zip(run(config, n=20), prompts, strict=True)]
+        for config in (SamplingConfig(max_tokens=60), SamplingConfig(max_tokens=60, min_new_tokens=20))
+    ]
+    assert min(lengths[0]) < 20 <= min(lengths[1])
+    with pytest.raises(ValueError, match="min_new_tokens=60 is not 0 to below max_tokens=60"):
+        SamplingConfig(max_tokens=60, min_new_tokens=60)
+    with pytest.raises(ValueError, match="min_new_tokens=5 is for drawing, but beams=2 draw none"):
+        SamplingConfig(min_new_tokens=5, beams=2)
 
 
 def test_a_piece_is_the_same_whatever_pieces_are_asked_for() -> None:
