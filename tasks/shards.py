@@ -1,6 +1,8 @@
 """Parquet as this project writes it: the schemas of song, token and ledger files, and whole-file writes."""
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -186,5 +188,13 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file, or some of its columns."""
     # An open file, not a path: `split=train` in a folder's name must not become a column. And Arrow's own file, not
     # Python's: its threads may let go of it after the interpreter has ended, which then would abort.
-    with pa.OSFile(str(path)) as handle:
+    with _opened(path) as handle:
         return pq.read_table(handle, columns=columns)
+
+
+def _opened(path: Path) -> pa.OSFile:
+    try:
+        return pa.OSFile(str(path))
+    except OSError as error:
+        number = error.errno or errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from None  # Arrow's error names no file
