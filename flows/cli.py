@@ -115,7 +115,9 @@ def evaluate(
     where = prepare(home, verbose, quiet)
     config = _config(preset or cli_look.find_model(where, model).preset, overrides or [])
     result = _run_flow(where, "evaluate", config.evaluate, model, dataset)
-    print_result(result, as_json, ("model_version", "dataset_version", "promoted", "metrics", "run_id", "seconds"))
+    print_result(
+        result, as_json, ("model_version", "dataset_version", "promoted", "metrics", "report", "run_id", "seconds")
+    )
 
 
 @app.command(epilog="Example: orchestrion generate --model mine-music_transformer@champion -n 16 --prompt theme.mid")
@@ -126,6 +128,10 @@ def generate(
     prompt: Annotated[
         str, typer.Option("--prompt", help="To continue: a MIDI file, a folder of them, or split:test of the dataset.")
     ] = "",
+    variation: Annotated[
+        float | None,
+        typer.Option("--variation", help="Share of the prompt's bars to write anew, other ones in each piece; 0-1."),
+    ] = None,
     best_of: Annotated[int | None, typer.Option("--best-of", help="Attempts at each piece; the best is kept.")] = None,
     reject_copies: Annotated[
         bool,
@@ -144,8 +150,8 @@ def generate(
 ) -> None:
     """Compose a batch of pieces with a page to review them; Ctrl-C keeps what is written, the same command goes on."""
     given = {
-        "n_pieces": n_pieces, "seed": seed, "prompt": _absolute_prompt(prompt) or None, "best_of": best_of,
-        "reject_copies": reject_copies or None,
+        "n_pieces": n_pieces, "seed": seed, "prompt": _absolute_prompt(prompt) or None, "variation": variation,
+        "best_of": best_of, "reject_copies": reject_copies or None,
     }  # fmt: skip
     settings = [f"generate.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     settings += overrides or []

@@ -108,7 +108,7 @@ def evaluate(
     """Score a model on held-out music, and make it the champion of its name if it is the best so far.
 
     Args:
-        config: split, windows and number of free samples.
+        config: split, windows, numbers of free samples and of continuations.
         model: `name`, `name@3`, `name@champion`, or empty for the newest.
         dataset: `name`, `name@version`, or empty for the one the model was trained on.
         home: folder of all results; empty: ORCHESTRION_HOME or `.orchestrion`.
@@ -138,6 +138,7 @@ def evaluate(
             "model_version": chosen.reference,
             "dataset_version": version.version,
             "run_id": run.run_id,
+            "report": summaries.report_address(run),
             "promoted": promoted,
             "metrics": result.metrics,
             "seconds": since(started),

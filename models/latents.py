@@ -109,14 +109,12 @@ class LatentUse:
     Args:
         own_nll: with each piece's own latent.
         other_nll: with that of another row.
-        kl: divergence of the latents from the prior, per token.
         n_active: numbers of the latent whose mu varies over the pieces by more than `ACTIVE_VARIANCE`.
         n_numbers: all numbers of the latent.
     """
 
     own_nll: float
     other_nll: float
-    kl: float
     n_active: int
     n_numbers: int
 
@@ -142,8 +140,7 @@ def latent_use(model: Vae, tokens_BT: Tensor, batch_size: int = 64) -> LatentUse
     was_training = model.training
     model.eval()
     try:
-        latents = [model.encode(part_BT) for part_BT in tokens_BT.split(batch_size)]
-        mu_BZ = torch.cat([latent.mu_BZ for latent in latents])
+        mu_BZ = torch.cat([model.encode(part_BT).mu_BZ for part_BT in tokens_BT.split(batch_size)])
         sums = [
             [
                 token_loss(model.logits(part_BT[:, :-1], z_BZ), part_BT[:, 1:], model.pad_id)
@@ -158,7 +155,6 @@ def latent_use(model: Vae, tokens_BT: Tensor, batch_size: int = 64) -> LatentUse
     return LatentUse(
         own_nll=own_sum / n_targets,
         other_nll=other_sum / n_targets,
-        kl=sum(float(latent.kl().sum()) for latent in latents) / n_targets,
         n_active=int((mu_BZ.var(dim=0) > ACTIVE_VARIANCE).sum()),
         n_numbers=mu_BZ[0].numel(),
     )

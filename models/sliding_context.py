@@ -91,16 +91,18 @@ class SlidingContext:
 
 def ids_to_end(next_state_SV: NDArray[np.int64], end_id: int) -> NDArray[np.int32]:
     """Return for each state the least number of ids that end a piece from there; slots do not count."""
-    to_end_S = np.full(len(next_state_SV), NEVER, np.int32)
+    n_states = len(next_state_SV)
+    to_end_S = np.full(n_states, NEVER, np.int32)
     if not 0 <= end_id < next_state_SV.shape[1]:
         return to_end_S
-    # A state that does not exist, for ids that are not allowed, never leads anywhere.
-    reached_S = np.append(next_state_SV[:, end_id] >= 0, False)
-    distance = 1
-    while True:
-        to_end_S[reached_S[:-1] & (to_end_S == NEVER)] = distance
-        further_S = reached_S[:-1] | reached_S[next_state_SV].any(axis=1)
-        if (further_S == reached_S[:-1]).all():
-            return to_end_S
-        reached_S[:-1] = further_S
-        distance += 1
+    # Backwards along steps from state to state, far fewer than ids in states.
+    is_allowed_SV = next_state_SV >= 0
+    steps = np.unique(is_allowed_SV.nonzero()[0] * n_states + next_state_SV[is_allowed_SV])
+    from_state, to_state = np.divmod(steps, n_states)
+    reached_S, distance = is_allowed_SV[:, end_id], 1
+    while reached_S.any():
+        to_end_S[reached_S] = distance
+        before_S = np.zeros(n_states, dtype=bool)
+        before_S[from_state[reached_S[to_state]]] = True
+        reached_S, distance = before_S & (to_end_S == NEVER), distance + 1
+    return to_end_S

@@ -34,11 +34,12 @@ class WritePlan:
     lineage: dict[str, str]
     folder: Path  # of the unfinished batch
     critic: Critic
+    latents: str  # where they come from, see `latents_of`
 
     def jobs(self, candidates: Sequence[Candidate]) -> list[WriteJob]:
         """Deal candidates out to the workers, who each keep all their rows in use while any is left."""
         sources = tuple(LatentSource(p.name, p.sha256, p.window, p.n_whole - len(p.window)) for p in self.prompts)
-        latents = LatentPlan(self.config.latents, sources, self.config.n_pieces)
+        latents = LatentPlan(self.latents, sources, self.config.n_pieces, self.config.variation)
         dataset_folder = self.critic.index.folder if self.critic.index else None
         return [
             WriteJob(
@@ -92,10 +93,11 @@ def deal(items: Sequence[Any], n_workers: int) -> list[tuple[Any, ...]]:
 
 
 def choose_pieces(plan: WritePlan, on_pieces: Callable[[int], None] | None = None) -> list[Choice]:
-    """Write `best_of` attempts at each piece, more where all are copies and these are not wanted, and choose."""
+    """Write attempts at each piece, more where all are copies and these are not wanted, and choose."""
     config = plan.config
-    attempts = {index: list(range(config.best_of)) for index in range(config.n_pieces)}
-    write_all(plan, [Candidate(index, attempt) for attempt in range(config.best_of) for index in attempts], on_pieces)
+    n_attempts = config.best_of // config.n_tries
+    attempts = {index: list(range(n_attempts)) for index in range(config.n_pieces)}
+    write_all(plan, [Candidate(index, attempt) for attempt in range(n_attempts) for index in attempts], on_pieces)
     choices = _choose(plan, attempts)
     for _ in range(MORE_ATTEMPTS if config.reject_copies else 0):
         copies = [choice.candidate.index for choice in choices if is_copy(choice.facts)]

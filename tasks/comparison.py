@@ -28,6 +28,8 @@ FIGURES = (
     ("samples/typicality", "typicality of samples", 3),
     ("samples/fd_feat", "Fréchet distance of features", 2),
     ("samples/longest_copied_run", "longest copied run", 0),
+    ("continuation/mean_entropy", "entropy of continuations, nats", 3),
+    ("continuation/pitch_class_distance", "distance of continuations in pitch classes", 3),
 )  # metric, label, digits
 
 

@@ -228,7 +228,9 @@ class EvaluateConfig:
     window_tokens: int = 1024
     batch_size: int = 8  # windows at once
     n_samples: int = 8  # pieces sampled without the grammar, for the grammar error rate and the statistics
-    sample_tokens: int = 512
+    sample_tokens: int = 512  # of a sample, and behind the prompt of a continuation, at most
+    n_continuations: int = 8  # pieces of the split whose beginning is gone on from, under the grammar; 0: none
+    prompt_tokens: int = 64  # of such a beginning, <start> included
     seed: int = 0
     promote: bool = True  # give the alias `champion` to the model if it beats the present one on this dataset version
     promote_by: Literal["interval", "figure"] = "interval"  # beyond noise: the 95 % interval; or by any difference
@@ -238,6 +240,8 @@ class EvaluateConfig:
         _require(self.batch_size >= 1, f"batch_size={self.batch_size} is below 1")
         _require(self.n_samples >= 0, f"n_samples={self.n_samples} is below 0")
         _require(self.sample_tokens >= 8, f"sample_tokens={self.sample_tokens} is below 8")
+        _require(self.n_continuations >= 0, f"n_continuations={self.n_continuations} is below 0")
+        _require(self.prompt_tokens >= 2, f"prompt_tokens={self.prompt_tokens} is below 2")
         _require(self.seed >= 0, f"seed={self.seed} is below 0")
 
 
@@ -257,6 +261,7 @@ class GenerateConfig:
     prompt_bars: int = 0  # the notes that begin in its first bars
     prompt_seconds: float = 0.0  # or in its first seconds; 0: not so
     infill_bars: tuple[int, int] | None = None  # first and last bar of the prompt to write anew, the rest is kept
+    variation: float = 0.0  # share of the prompt's bars, drawn for each piece, to write anew; of latents, how far to go
     max_notes: int = 0  # a piece ends after so many notes,
     max_bars: int = 0  # with its last bar
     max_seconds: float = 0.0  # or after so long, its prompt included; 0: only by its tokens
@@ -269,7 +274,7 @@ class GenerateConfig:
     n_tracks: int = 0  # of a piece, for encodings that write one after the other; 0: as many as the model likes
     max_note_seconds: float = 0.0  # a note still sounding after so long must end next; 0: as long as the model likes
     best_of: int = 1  # attempts at each piece, of which one is kept
-    best_by: Literal["typicality", "originality", "join"] = "typicality"  # see `tasks.critic`; `join` is of infill_bars
+    best_by: Literal["typicality", "originality", "join"] = "typicality"  # see `tasks.critic`; `join`: of new bars
     reject_copies: bool = False  # write a piece anew that shares a longer run with train than people's pieces do
     batch_size: int = 8
     n_workers: int = 1
@@ -288,15 +293,16 @@ class GenerateConfig:
         _require(self.prompt_tokens >= 2, f"prompt_tokens={self.prompt_tokens} is below 2")
         for name in ("prompt_notes", "prompt_bars", "prompt_seconds", "max_notes", "max_bars", "max_seconds"):
             _require(0 <= getattr(self, name) < math.inf, f"{name}={getattr(self, name)} is not a number from 0 on")
-        self._check_infill()
+        self._check_new_bars()
         for program in self.programs:
             _require(0 <= program <= 127, f"programs: {program} is outside 0-127")
         _require(self.tempo >= 0, f"tempo={self.tempo} is below 0")
         _require(math.isfinite(self.density), f"density={self.density} is no finite number")
         parts = [name for name in ("prompt_notes", "prompt_bars", "prompt_seconds") if getattr(self, name)]
         _require(len(parts) <= 1, f"{' and '.join(parts)} both say how much of a prompt is taken; set one")
+        takes_tokens = self.prompt and self.latents == "prior" and not (parts or self.infill_bars or self.variation)
         _require(
-            not self.prompt or self.latents != "prior" or bool(parts) or self.prompt_tokens < self.sampling.max_tokens,
+            not takes_tokens or self.prompt_tokens < self.sampling.max_tokens,
             f"prompt_tokens={self.prompt_tokens} leaves no room below sampling.max_tokens={self.sampling.max_tokens}",
         )
         _require(
@@ -304,20 +310,32 @@ class GenerateConfig:
             f"prompt_to={self.prompt_to!r} is the end of a path, but latents={self.latents!r}",
         )
 
-    def _check_infill(self) -> None:
+    @property
+    def n_tries(self) -> int:
+        """Attempts at each gap of a variation, of which the best one is kept before the next gap is filled."""
+        return self.best_of if self.variation and self.best_by == "join" else 1
+
+    def _check_new_bars(self) -> None:
+        _require(0 <= self.variation <= 1, f"variation={self.variation} is outside 0-1")
         _require(
-            self.best_by != "join" or self.infill_bars is not None, "best_by='join' is of infill_bars, which is not set"
+            self.best_by != "join" or self.infill_bars is not None or self.variation > 0,
+            "best_by='join' is of bars written anew, but neither infill_bars nor variation is set",
         )
-        if self.infill_bars is None:
+        if self.infill_bars is None and not self.variation:
             return
-        first, last = self.infill_bars
-        _require(
-            1 <= first <= last, f"infill_bars={list(self.infill_bars)}: the first bar is 1, and the last no earlier"
-        )
-        _require(bool(self.prompt), f"infill_bars={list(self.infill_bars)} are bars of a prompt, and there is none")
-        others = ("prompt_notes", "prompt_bars", "prompt_seconds", "max_notes", "max_bars", "max_seconds")
+        wish = f"variation={self.variation}"
+        if self.infill_bars is not None:
+            _require(not self.variation, "infill_bars and variation both say which bars are written anew; set one")
+            first, last = self.infill_bars
+            wish = f"infill_bars={list(self.infill_bars)}"
+            _require(1 <= first <= last, f"{wish}: the first bar is 1, and the last no earlier")
+        _require(bool(self.prompt), f"{wish} is of a prompt, and there is none")
+        is_path = bool(self.variation) and self.latents == "path"
+        _require(not is_path, f"{wish} is of one prompt, but latents='path' goes between two")
+        others = ["prompt_notes", "prompt_bars", "prompt_seconds"]
+        others += [] if self.variation else ["max_notes", "max_bars", "max_seconds"]  # see `check_request` of these
         given = [name for name in others if getattr(self, name)]
-        _require(not given, f"{' and '.join(given)} and infill_bars both say where a piece is cut; set one")
+        _require(not given, f"{' and '.join(given)} and {wish} both say where a piece is cut; set one")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

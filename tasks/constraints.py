@@ -3,17 +3,29 @@
 An id that is unwanted keeps a chance of e^-100: it is drawn only where the grammar leaves nothing else, so that no wish
 can make a piece impossible. Where an encoding has the same ids for drums as for pitches (`oore`, `mmm`), a key binds
 drums too.
+
+In `optimus_int` and `optimus_txt` an id is a time, a pitch or a channel by its place in a note. There keys and programs
+are bans in the states of the grammar before pitches and channels, which always leave others to draw; a prompt need not
+obey them. Drums are told apart in `optimus_int` alone, where the channel stands before the pitch. Density is how many
+notes begin together, where no channel has the same id.
 """
 
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from models.grammar_mask import GrammarTables
 from tasks.config import GenerateConfig
 from tasks.errors import ConfigError
+from tasks.music.grammar import Grammar
+from tasks.music.tokenizers.optimus_int import OptimusIntTokenizer
+from tasks.music.tokenizers.optimus_txt import OptimusTxtTokenizer
+from tasks.music.value_states import bound_grammar
 
 UNWANTED = -100.0
 PITCH = re.compile(r"(?:note_on_|Pitch_|NOTE_ON=)(\d+)$")
@@ -37,19 +49,80 @@ def token_bias(tokenizer: Any, config: GenerateConfig) -> NDArray[np.float64] | 
         raise ConfigError("key, programs, tempo and density change how ids are drawn, but sampling.beams draws none")
     bias = np.zeros(tokenizer.vocab_size)
     names = [tokenizer.token_name(token) for token in range(tokenizer.vocab_size)]
-    if config.density:
+    if config.density and knows_places(tokenizer) and tokenizer.together_id is not None:
+        bias[tokenizer.together_id] += config.density
+    elif config.density:
         bias[_numbers(names, BEGINNING, "density", tokenizer) >= 0] += config.density
-    if config.key:
-        pitches = _numbers(names, PITCH, "key", tokenizer)
-        _refuse(bias, pitches, np.isin(pitches % 12, scale_of(config.key)), "key", config.key)
-    if config.programs:
-        programs = _numbers(names, PROGRAM, "programs", tokenizer)
-        _refuse(bias, programs, np.isin(programs, config.programs), "programs", config.programs)
+    if config.key and not knows_places(tokenizer):
+        bias[unwanted(_numbers(names, PITCH, "key", tokenizer), "pitch", config)] = UNWANTED
+    if config.programs and not knows_places(tokenizer):
+        bias[unwanted(_numbers(names, PROGRAM, "programs", tokenizer), "program", config)] = UNWANTED
     if config.tempo:
         tempos = _numbers(names, TEMPO, "tempo", tokenizer, float)
         nearest = tempos[np.argmin(np.where(tempos >= 0, np.abs(tempos - config.tempo), np.inf))]
-        _refuse(bias, tempos, tempos == nearest, "tempo", config.tempo)
+        bias[(tempos >= 0) & (tempos != nearest)] = UNWANTED
     return bias
+
+
+def knows_places(tokenizer: Any) -> TypeGuard[OptimusIntTokenizer | OptimusTxtTokenizer]:
+    """Tell whether what an id means depends on its place in a note, which the tokenizer's grammar knows."""
+    return isinstance(tokenizer, OptimusIntTokenizer | OptimusTxtTokenizer)
+
+
+def bind(tokenizer: Any, grammar: Grammar, config: GenerateConfig) -> Grammar | None:
+    """Return a grammar in which what is drawn keeps to a key and programs; None where ids alone tell what they are.
+
+    Its second half is for what is drawn, see `bound_grammar`.
+
+    Raises:
+        ConfigError: the encoding has no places of the kind, or no id that is wanted; or no such key is known.
+    """
+    if not knows_places(tokenizer) or not (config.key or config.programs):
+        return None
+    bans = []
+    kinds: tuple[tuple[Literal["pitch", "program"], str], ...] = (("pitch", "key"), ("program", "programs"))
+    for kind, wish in kinds:
+        if getattr(config, wish):
+            found = [states for states in tokenizer.value_states if states.kind == kind]
+            if not found:
+                raise _deaf(wish, tokenizer)
+            bans += [(states, unwanted(states.values, kind, config)) for states in found]
+    return bound_grammar(grammar, bans)
+
+
+class BoundTables(GrammarTables):
+    """A grammar of `bind`: a prompt walks through its first half, and what is drawn behind it through the second."""
+
+    __slots__ = ()
+
+    def follow(self, ids: Sequence[int], where: str = "") -> tuple[int, set[int]]:
+        """Return the state of what is drawn, and the open slots, after the ids of a prompt; see the class above."""
+        state, open_slots = super().follow(ids, where)
+        return state + len(self.next_state_SV) // 2, open_slots
+
+    def to(self, device: torch.device | str) -> "BoundTables":
+        """Return the same grammar on another device."""
+        moved = super().to(device)
+        return BoundTables(*(getattr(moved, field.name) for field in fields(moved)))
+
+
+def unwanted(values: NDArray[Any], kind: Literal["pitch", "program"], config: GenerateConfig) -> NDArray[np.bool_]:
+    """Return which ids are pitches outside of the key, or programs other than those wanted.
+
+    Args:
+        values: the pitch or program of each id, -1 for none.
+    Raises:
+        ConfigError: all of them are unwanted.
+    """
+    if kind == "pitch":
+        is_wanted, wish = np.isin(values % 12, scale_of(config.key)), f"key={config.key}"
+    else:
+        is_wanted, wish = np.isin(values, config.programs), f"programs={config.programs}"
+    is_of_kind = values >= 0
+    if not np.any(is_of_kind & is_wanted):
+        known = ", ".join(f"{value:g}" for value in np.unique(values[is_of_kind]))
+        raise ConfigError(f"generate.{wish}: no id of the encoding is that; known: {known}")
+    return is_of_kind & ~is_wanted
 
 
 def scale_of(key: str) -> list[int]:
@@ -69,15 +142,9 @@ def _numbers(
     """Return the number in the name of each id of a kind, -1 for all others."""
     found = [pattern.match(name) for name in names]
     if not any(found):
-        raise ConfigError(f"generate.{wish}: encoding {tokenizer.name} has no ids that say it")
+        raise _deaf(wish, tokenizer)
     return np.array([kind(match[1]) if match else -1 for match in found])
 
 
-def _refuse(
-    bias: NDArray[np.float64], numbers: NDArray[Any], is_wanted: NDArray[np.bool_], wish: str, value: Any
-) -> None:
-    is_of_kind = numbers >= 0
-    if not np.any(is_of_kind & is_wanted):
-        known = ", ".join(f"{number:g}" for number in np.unique(numbers[is_of_kind]))
-        raise ConfigError(f"generate.{wish}={value}: no id of the encoding is that; known: {known}")
-    bias[is_of_kind & ~is_wanted] = UNWANTED
+def _deaf(wish: str, tokenizer: Any) -> ConfigError:
+    return ConfigError(f"generate.{wish}: encoding {tokenizer.name} has no ids that say it")

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +18,7 @@ from models.vae import Vae
 from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
 from tasks.config import EvaluateConfig
+from tasks.continuations import ContinuationTest, continue_pieces
 from tasks.copying import copy_index
 from tasks.datasets import DatasetVersion
 from tasks.errors import CheckpointError, DatasetError, HomeError
@@ -28,6 +28,7 @@ from tasks.music.judgement import judge_pieces
 from tasks.music.metrics import piece_statistics
 from tasks.music.notes import FloatArray
 from tasks.music.score import Score
+from tasks.results import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,12 @@ class Evaluation:
     n_samples: int
     piece_nats: tuple[float, ...] = ()  # of each held-out piece; none for a model with latents, which are drawn
     judgement: dict[str, Any] | None = None  # of the samples; see `tasks.music.judgement`
+    values: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)  # of each held-out piece, sample
+    copying: dict[str, Any] | None = None  # what samples share with train; see `copying_of`
+    about: dict[str, Any] = field(default_factory=dict)  # the model and what it was trained on
+    continuations: ContinuationTest | None = field(default=None, compare=False)  # its times differ
     tokens_per_second: float = field(default=0.0, compare=False)  # sampled, as measured
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)  # of each stage
 
 
 def check_fits(loaded: LoadedModel, dataset: DatasetVersion) -> None:
@@ -69,8 +75,9 @@ def evaluate_model(
     config: EvaluateConfig,
     on_windows: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Score a model on a split and compare free samples with it."""
+    """Score a model on a split, compare free samples with it, and let it go on from some of its pieces."""
     check_fits(loaded, dataset)
+    clock = Clock()
     store = TokenStore(dataset.token_shards(config.split), dataset.flat_tokens)
     facts = dataset.manifest["splits"][config.split]
     piece_nats = np.zeros(0)
@@ -80,19 +87,41 @@ def evaluate_model(
         metrics, piece_nats = score_held_out(loaded, store, facts, config, on_windows)
         least_context = scoring_stride(loaded.model, store, config)[1]
     metrics |= frequency_baseline(store, TokenStore(dataset.token_shards("train"), dataset.flat_tokens))
-    started = time.perf_counter()
+    clock.stop("scoring")
     samples = sample_freely(loaded, config)
-    n_drawn = sum(len(ids) - 1 for ids in samples)
+    clock.stop("sampling")
+    test = continue_pieces(loaded, dataset, store, config) if config.n_continuations else None
+    clock.stop("continuing")
     evaluation = Evaluation(
-        metrics=metrics,
+        metrics=metrics | (test.metrics if test else {}),
         statistics={},
         least_context=least_context,
         n_held_out=len(store.offsets) - 1,
         n_samples=len(samples),
         piece_nats=tuple(piece_nats.round(6).tolist()),
-        tokens_per_second=round(n_drawn / (time.perf_counter() - started), 1),
+        about=_about(loaded),
+        continuations=test,
+        tokens_per_second=_per_second(sum(len(ids) - 1 for ids in samples), clock.seconds["sampling"]),
     )
-    return _with_samples(evaluation, loaded, dataset, config, samples) if samples else evaluation
+    if samples:
+        evaluation = _with_samples(evaluation, loaded, dataset, config, samples)
+    clock.stop("judging")
+    return replace(evaluation, seconds=clock.seconds)
+
+
+def _about(loaded: LoadedModel) -> dict[str, Any]:
+    state, tokenizer = loaded.state, loaded.tokenizer
+    return {
+        "architecture": loaded.model.config.name,
+        "n_parameters": state["n_parameters"],
+        "step": state["step"],
+        "trained_on": "{name}@{version}".format(**state["dataset"]),
+        "encoding": f"{tokenizer.name}-{tokenizer.digest[:12]}",
+    }
+
+
+def _per_second(n_tokens: int, seconds: float) -> float:
+    return round(n_tokens / seconds, 1) if seconds else 0.0
 
 
 def _with_samples(
@@ -108,29 +137,46 @@ def _with_samples(
     real = held_out_statistics(loaded.tokenizer, dataset, [config.split], window_of(loaded.model, config.sample_tokens))
     judgement = judge_pieces(ours, real)
     n_wrong = sum(loaded.tokenizer.grammar.n_violations(ids) for ids in samples)
-    means = {name: (_mean(real, name), _mean(ours, name)) for name in real[0]}
+    values = {name: ([piece[name] for piece in real], [piece[name] for piece in ours]) for name in real[0]}
+    means = {name: (float(np.mean(theirs)), float(np.mean(mine))) for name, (theirs, mine) in values.items()}
+    copying = copying_of(dataset, scores)
     metrics = evaluation.metrics | {
         "grammar_error_rate": n_wrong / max(1, sum(len(ids) - 1 for ids in samples)),
         "samples/typicality": judgement["typicality"]["generated"]["value"],
-        **_copying(dataset, scores),
+        **_copying_figures(copying),
         **{f"{side}/{name}": mean[i] for name, mean in means.items() for i, side in enumerate(("held_out", "samples"))},
     }
     if judgement["fd_feat"]["value"] is not None:
         metrics["samples/fd_feat"] = judgement["fd_feat"]["value"]
-    return replace(evaluation, metrics=metrics, statistics=means, judgement=judgement)
+    return replace(evaluation, metrics=metrics, statistics=means, judgement=judgement, values=values, copying=copying)
 
 
-def _copying(dataset: DatasetVersion, scores: Sequence[Score]) -> dict[str, float]:
-    """Return what samples share with train; nothing where the index cannot be made, which is only side information."""
+def copying_of(dataset: DatasetVersion, scores: Sequence[Score]) -> dict[str, Any] | None:
+    """Return what samples share with the training split, ready for JSON.
+
+    Returns:
+        `pieces`: what the index says of each sample; `verdict` on all of them; `human`: how long the runs are that
+        held-out pieces share, by length. None where the index cannot be made, for it is only side information.
+    """
     try:
         index = copy_index(dataset)
     except (DatasetError, HomeError) as error:
         logger.warning("samples are not compared with the training split: %s", error)
-        return {}
+        return None
     checks = [index.check(score) for score in scores]
-    verdict = index.judge(checks)
-    longest = {"samples/longest_copied_run": float(max(check.n_run_notes for check in checks))}
-    return longest | ({"samples/share_beyond_human_copying": verdict.share_beyond} if verdict.n_judged else {})
+    return {
+        "pieces": [check.as_json() for check in checks],
+        "verdict": index.judge(checks).as_json(),
+        "human": index.human.as_json(),
+    }
+
+
+def _copying_figures(copying: Mapping[str, Any] | None) -> dict[str, float]:
+    if copying is None:
+        return {}
+    runs = [piece["match"]["n_notes"] if piece["match"] else 0 for piece in copying["pieces"]]
+    verdict, longest = copying["verdict"], {"samples/longest_copied_run": float(max(runs))}
+    return longest | ({"samples/share_beyond_human_copying": verdict["share_beyond"]} if verdict["n_judged"] else {})
 
 
 def score_held_out(
@@ -258,7 +304,7 @@ def sample_freely(loaded: LoadedModel, config: EvaluateConfig) -> list[np.ndarra
     tokenizer = loaded.tokenizer
     pieces = range(config.n_samples)
     sampled = sample(
-        with_latents(loaded.model, FROM_PRIOR, config.seed, pieces),
+        with_latents(loaded.model, FROM_PRIOR, config.seed, pieces, pieces),
         [torch.tensor([tokenizer.start_id])] * config.n_samples,
         piece_indices=list(pieces),
         seed=config.seed,
@@ -269,68 +315,3 @@ def sample_freely(loaded: LoadedModel, config: EvaluateConfig) -> list[np.ndarra
         batch_size=config.n_samples,
     )
     return [ids.numpy() for ids in sampled]
-
-
-def report_markdown(evaluation: Evaluation, model: str, dataset: DatasetVersion, config: EvaluateConfig) -> str:
-    """Return the evaluation as a page of Markdown."""
-    m = evaluation.metrics
-    lines = [
-        f"# {model} on {dataset.name}@{dataset.version}, {config.split}",
-        "",
-        f"{int(m['n_tokens'])} tokens of {evaluation.n_held_out} pieces of the split, each predicted once,"
-        + (
-            f" with at least {evaluation.least_context} tokens before it."
-            if evaluation.least_context
-            else " in blocks."
-        ),
-        "",
-        "| figure | value |",
-        "|---|---:|",
-        f"| nats per token | {m['nll_per_token']:.4f} |",
-        f"| perplexity | {m['perplexity']:.3f} |",
-        f"| accuracy | {m['accuracy']:.4f} |",
-        f"| accuracy of the most frequent token | {m['baseline/accuracy']:.4f} |",
-        f"| nats per token by frequency alone | {m['baseline/nll_per_token']:.4f} |",
-        f"| bits per note | {m['bits_per_note']:.3f} |",
-        f"| bits per second of music | {m['bits_per_second']:.2f} |",
-    ]
-    if "latent/gain" in m:
-        lines += [
-            f"| of the nats per token: writing from the latent | {m['reconstruction']:.4f} |",
-            f"| of the nats per token: divergence of the latent | {m['kl']:.4f} |",
-            f"| nats per token that another block's latent costs | {m['latent/gain']:.4f} |",
-            f"| active numbers of the latent | {m['latent/n_active']:.0f} of {m['latent/n_numbers']:.0f} |",
-        ]
-    if evaluation.n_samples:
-        lines += [
-            f"| grammar errors per token, sampled freely | {m['grammar_error_rate']:.5f} |",
-            f"| how typical the samples are, 0 to 1 | {m['samples/typicality']:.3f} |",
-            *(
-                f"| longest run of notes that a sample shares with train | {m[name]:.0f} |"
-                for name in ("samples/longest_copied_run",)
-                if name in m
-            ),
-            f"| tokens sampled per second | {evaluation.tokens_per_second:,.0f} |",
-            "",
-            f"Means over {evaluation.n_samples} free samples of at most {config.sample_tokens} tokens and over as long"
-            " beginnings of pieces of the split; the overlap of their densities, 0 to 1, with its 95 % interval:",
-            "",
-            f"| statistic | {config.split} | samples | overlap |",
-            "|---|---:|---:|---:|",
-        ]
-        lines += [
-            f"| {name} | {real:.3f} | {ours:.3f} | {_overlap(evaluation.judgement, name)} |"
-            for name, (real, ours) in evaluation.statistics.items()
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _overlap(judgement: Mapping[str, Any] | None, name: str) -> str:
-    figure = judgement["metrics"][name]["overlap"] if judgement else {}
-    if figure.get("value") is None:
-        return ""
-    return f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
-
-
-def _mean(pieces: Sequence[Mapping[str, float]], name: str) -> float:
-    return float(np.mean([piece[name] for piece in pieces]))

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,10 +18,12 @@ from tasks.config import GenerateConfig, digest, to_json
 from tasks.critic import Critic, batch_flags
 from tasks.errors import NotFound
 from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
+from tasks.latent_pieces import latents_of
 from tasks.music.soundfont import find_player
 from tasks.music.validity import Validity, share_valid
-from tasks.piece_work import Candidate, batch_folder, pieces_folder, read_candidate
-from tasks.prompts import Prompt, read_prompts
+from tasks.piece_work import batch_folder, pieces_folder, read_candidate
+from tasks.prompts import Prompt, read_prompts, with_room
+from tasks.results import Clock, results_of
 from tasks.tracking import ModelVersion, git_commit
 
 logger = logging.getLogger(__name__)
@@ -114,8 +115,9 @@ def generate_batch(
     player = find_player(config.soundfont)
     loaded = load_model(checkpoint)
     prompts = read_prompts(loaded, config, home)
-    critic = Critic.of(home, loaded, config)
     name = batch_name(model, config, prompts, checkpoint)
+    config = with_room(config, prompts)
+    critic = Critic.of(home, loaded, config)
     lineage = {
         "batch": name,
         "model_version": model.reference,
@@ -125,7 +127,7 @@ def generate_batch(
     }
     told = lineage | {"code": code_digest(), "unjudged": critic.reason, "player": player.identity}
     folder = open_unfinished(home, name, told, fresh)
-    plan = WritePlan(checkpoint, prompts, config, lineage, folder, critic)
+    plan = WritePlan(checkpoint, prompts, config, lineage, folder, critic, latents_of(loaded.model, config))
     clock = Clock()
     choices = choose_pieces(plan, on_pieces)
     clock.stop("writing")
@@ -134,26 +136,15 @@ def generate_batch(
     manifest = _write_manifest(plan, choices)
     clock.stop("judging")
     batch = Batch(name, home.generations / name, manifest)
-    results = results_of([choice.candidate for choice in choices], folder) | {"stage_seconds": clock.seconds}
+    kept = [choice.candidate for choice in choices]
+    rows = [{"piece": candidate.name} | read_candidate(candidate, folder)["measured"] for candidate in kept]
+    results = results_of(rows) | {"stage_seconds": clock.seconds}
     write_atomically(batch.results, json_bytes(results))
     for left_by_a_kill in batch_folder(folder).rglob(".*.tmp"):
         left_by_a_kill.unlink()
     publish_folder(batch_folder(folder), batch.folder)  # asked for anew: the same bytes again
     shutil.rmtree(folder, ignore_errors=True)
     return batch
-
-
-class Clock:
-    """Seconds of the stages of some work, one after the other."""
-
-    def __init__(self) -> None:
-        self.seconds = dict[str, float]()
-        self.begun = time.perf_counter()
-
-    def stop(self, stage: str) -> None:
-        """Say that a stage is over and the next one begins."""
-        now = time.perf_counter()
-        self.seconds[stage], self.begun = round(now - self.begun, 3), now
 
 
 def open_unfinished(home: Home, name: str, told: dict[str, Any], fresh: bool) -> Path:
@@ -200,6 +191,7 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any
         "n_rejected_as_copies": sum(len(choice.rejected) for choice in choices),
         "pieces": [
             {"name": piece["name"], "midi_sha256": piece["midi_sha256"], "chosen_from": piece["chosen_from"]}
+            | ({"new_bars": piece["infill"]["bars"]} if piece["infill"] else {})
             for piece in sidecars
         ],
         "statistics": _means([piece["statistics"] for piece in sidecars]),
@@ -211,22 +203,6 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any
     write_atomically(target / "gallery.html", page.encode())
     write_atomically(target / "manifest.json", json_bytes(manifest))
     return manifest
-
-
-def results_of(chosen: Sequence[Candidate], folder: Path) -> dict[str, Any]:
-    """Return lengths, entropies and times; measured, so that they are not the same bytes in every run of a batch.
-
-    Lengths are in tokens: `original_length` of all of a prompt's file, `prompt_length` of what was taken of it.
-    Entropies are in nats, of the model's distribution at each token drawn. `generation_time` is a piece's share of the
-    seconds of the steps that sampled it, `scoring_time` what its MIDI, statistics and checks took.
-    """
-    rows = [{"piece": candidate.name} | read_candidate(candidate, folder)["measured"] for candidate in chosen]
-    means = [row["entropy"] for row in rows if row["entropy"] is not None]
-    return {
-        "mean_entropy": round(float(np.mean(means)), 4) if means else None,
-        "mean_generation_time": round(float(np.mean([row["generation_time"] for row in rows])), 4),
-        "pieces": rows,
-    }
 
 
 def _means(pieces: list[dict[str, float]]) -> dict[str, float]:

@@ -1,96 +1,221 @@
 """Bars in the middle of a piece written anew: what stands before is the prompt, what stands behind is put back.
 
-A decoder sees only what comes before. So an attempt knows nothing of its ending, and how well the music behind the gap
+A decoder sees only what comes before. So an attempt knows nothing of its ending, and how well the music behind a gap
 follows from it is measured afterwards, by the model itself; of several attempts the one that leads there best is kept.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from models.sampling import piece_uniforms
 from models.training import row_losses
 from models.vae import Vae
 from tasks.checkpoints import LoadedModel
 from tasks.config import GenerateConfig
 from tasks.errors import ConfigError
 from tasks.evaluate import window_of
+from tasks.music.bars import bar_lines
 from tasks.music.excerpt import Extent, beginning
-from tasks.music.notes import NoteBatch
-from tasks.music.score import Score, Tempos, build_score, seconds_at
+from tasks.music.note_boundaries import without_ending
+from tasks.music.notes import BoolArray, FloatArray, IntArray, NoteBatch
+from tasks.music.score import Score, Tempos, TimeSignatures, build_score, seconds_at, ticks_at
 from tasks.music.tokenizers.mmm import MmmTokenizer
 
-_COLUMNS = ("pitch", "velocity", "program", "is_drum", "track")
-_MILLISECOND = Tempos(np.zeros(1, np.int64), np.array([500_000]))  # at 500 ticks a quarter
 CONTEXT_TOKENS = 1024  # before and behind the join, at most
+GAP_BARS = 4  # of a variation, where enough bars are kept to stand between
+MAX_GAPS = 2000
+FINE_TICKS = 480  # a quarter, at least: new notes need not lie on the grid of those around them
+EARLY = 0.006  # seconds by which a note may stand before the bar line that it belongs to, as encodings round times
+PLACES = 1 << 63  # added to the number of a piece: the stream of the places of its gaps, apart from all those of ids
+
+_TICKS = ("onset", "duration")
+_SOUNDS = ("pitch", "velocity", "program", "is_drum")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Some bars, the first of a piece being 1, and where they begin and end in the piece as the encoding holds it."""
+
+    first_bar: int
+    last_bar: int
+    start_seconds: float
+    end_seconds: float
+
+    def holds(self, score: Score) -> BoolArray:
+        """Return which notes begin in the bars."""
+        onset = score.notes.onset_seconds + EARLY
+        return (onset >= self.start_seconds) & (onset < self.end_seconds)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Canvas:
+    """A piece of which bars shall be written anew.
+
+    Args:
+        whole: the piece, as the encoding holds it.
+        line_seconds: float64[n + 1], where bars 1 to n begin and the last one ends; the last note begins in bar n.
+        first_bar: in which the first note begins.
+    """
+
+    whole: Score
+    line_seconds: FloatArray
+    first_bar: int
+
+    @property
+    def n_bars(self) -> int:
+        """Bars from that of the first note to that of the last one."""
+        return len(self.line_seconds) - self.first_bar
+
+    def spans(self, config: GenerateConfig, index: int) -> tuple[Span, ...]:
+        """Return the bars that a piece of a batch has anew, in order; between any two and behind the last are others.
+
+        Args:
+            index: of the piece in its batch.
+        """
+        if config.infill_bars:
+            return (self._span(*config.infill_bars),)
+        before = self.first_bar - 1
+        gaps = draw_gaps(self.n_bars, config.variation, config.seed, index)
+        return tuple(self._span(before + first, before + last) for first, last in gaps)
+
+    def _span(self, first: int, last: int) -> Span:
+        return Span(first, last, float(self.line_seconds[first - 1]), float(self.line_seconds[last]))
+
+
+def draw_gaps(n_bars: int, share: float, seed: int, index: int) -> list[tuple[int, int]]:
+    """Return the first and last bar of each gap of a variation, in order, the first bar being 1.
+
+    The share of bars is rounded, to one at least, and the last bar is always kept, for a filling is judged by what
+    stands behind it. Gaps are as equal as can be, of at most `GAP_BARS` bars as long as there are bars to keep between.
+
+    Args:
+        n_bars: 2 or more.
+        share: of the bars, above 0 to 1.
+        seed, index: each piece of each seed has places of its own.
+    """
+    n_new = min(max(round(share * n_bars), 1), n_bars - 1)
+    n_kept = n_bars - n_new
+    n_gaps = min(-(-n_new // GAP_BARS), n_kept, MAX_GAPS)
+    uniforms = piece_uniforms(seed, PLACES + index, n_kept + n_gaps)
+    behind = np.sort(np.argsort(uniforms[:n_kept])[:n_gaps])  # the kept bars that stand behind a gap
+    size = np.full(n_gaps, n_new // n_gaps)
+    size[np.argsort(uniforms[n_kept:])[: n_new % n_gaps]] += 1
+    last = behind + np.cumsum(size)
+    return list(zip((last - size + 1).tolist(), last.tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gap:
-    """The part of a piece to be written anew.
-
-    Args:
-        whole: the piece, as the encoding holds it.
-        start_seconds, end_seconds: where the bars begin and end, by the piece's own meters and tempos.
-    """
+    """Bars to be written anew, and the piece around them as it is by now."""
 
     whole: Score
-    start_seconds: float
-    end_seconds: float
+    span: Span
 
     @property
     def extent(self) -> Extent:
         """How far an attempt goes."""
-        return Extent(seconds=self.end_seconds)
+        return Extent(seconds=self.span.end_seconds)
+
+    def prompt_ids(self, tokenizer: Any) -> tuple[int, ...]:
+        """Return the ids of all before the gap, <start> alone where there is nothing."""
+        if self.span.start_seconds <= EARLY:
+            return (tokenizer.start_id,)
+        return ids_of(tokenizer, beginning(self.whole, Extent(seconds=self.span.start_seconds - EARLY)))
 
     def filled(self, attempt: Score) -> Score:
-        """Return the piece with the gap as an attempt fills it, cut where the gap ends.
+        """Return the piece with the gap as an attempt fills it, cut where the gap ends; all other notes as they are."""
+        new, kept = beginning(attempt, self.extent, cut=True), self.whole.notes
+        is_new, is_kept = self.span.holds(new), ~self.span.holds(self.whole)
+        factor = max(FINE_TICKS // self.whole.ticks_per_quarter, 1)
+        ticks_per_quarter = self.whole.ticks_per_quarter * factor
+        tempos = Tempos(self.whole.tempos.tick * factor, self.whole.tempos.microseconds_per_quarter)
+        seconds = np.stack([new.notes.onset_seconds[is_new], new.notes.end_seconds[is_new]])
+        onset, end = ticks_at(tempos, ticks_per_quarter, seconds)
+        ticks = {"onset": onset, "duration": np.maximum(end - onset, 1)}
+        track, n_tracks = _tracks_in(self.whole, new)
+        columns = {name: [getattr(kept, name)[is_kept], getattr(new.notes, name)[is_new]] for name in _SOUNDS}
+        columns |= {name: [getattr(kept, name)[is_kept] * factor, ticks[name]] for name in _TICKS}
+        columns |= {"track": [kept.track[is_kept], track[is_new]]}
+        meters = self.whole.time_signatures
+        return build_score(
+            ticks_per_quarter,
+            {name: np.concatenate(parts) for name, parts in columns.items()},
+            tempos=tempos,
+            time_signatures=TimeSignatures(meters.tick * factor, meters.numerator, meters.denominator),
+            n_tracks=n_tracks,
+        )
 
-        A tick of the result is a millisecond: the beats of the parts need not meet.
-        """
-        cut, own = beginning(attempt, self.extent, cut=True), self.whole.notes.onset_seconds
-        is_new = cut.notes.onset_seconds >= self.start_seconds
-        return _joined([(self.whole, own < self.start_seconds), (cut, is_new), (self.whole, own >= self.end_seconds)])
+
+def _tracks_in(whole: Score, new: Score) -> tuple[IntArray, int]:
+    """Return for each new note the part of a piece with its instrument, or a further part; and how many there are."""
+    voices, first = np.unique(_voice(whole), return_index=True)
+    track_of = dict(zip(voices.tolist(), whole.notes.track[first].tolist(), strict=True))
+    n_tracks = whole.n_tracks
+    for voice in np.unique(_voice(new)).tolist():
+        if voice not in track_of:
+            track_of[voice], n_tracks = n_tracks, n_tracks + 1
+    return np.array([track_of[voice] for voice in _voice(new).tolist()], np.int64), n_tracks
 
 
-def _joined(parts: list[tuple[Score, Any]]) -> Score:
-    columns = {name: np.concatenate([getattr(score.notes, name)[is_in] for score, is_in in parts]) for name in _COLUMNS}
-    onset = np.concatenate([np.rint(1000 * score.notes.onset_seconds[is_in]) for score, is_in in parts])
-    end = np.concatenate([np.rint(1000 * score.notes.end_seconds[is_in]) for score, is_in in parts])
-    times = {"onset": onset.astype(np.int64), "duration": np.maximum(end - onset, 1).astype(np.int64)}
-    n_tracks = max(score.n_tracks for score, _ in parts)
-    return build_score(500, columns | times, tempos=_MILLISECOND, n_tracks=n_tracks)
+def _voice(score: Score) -> IntArray:
+    return score.notes.program.astype(np.int64) | score.notes.is_drum.astype(np.int64) << 7
 
 
-def find_gap(loaded: LoadedModel, config: GenerateConfig, name: str, score: Score) -> tuple[Gap, Score]:
-    """Return the gap that `infill_bars` names in a prompt, and the music before it.
+def ids_of(tokenizer: Any, score: Score) -> tuple[int, ...]:
+    """Return the ids of some music without those that end it; <start> alone where the encoding holds none of it."""
+    part = tokenizer.encode(NoteBatch.from_scores([score]))
+    if not int(part.n_notes[0]):
+        return (tokenizer.start_id,)
+    return tuple(without_ending(tokenizer.grammar, part.ids.tolist(), tokenizer.end_id, tokenizer.pad_id))
+
+
+def make_canvas(loaded: LoadedModel, config: GenerateConfig, name: str, score: Score) -> Canvas:
+    """Return a prompt as a canvas for the bars that `infill_bars` names, or that `variation` will draw.
 
     Raises:
         ConfigError: the model or encoding cannot do it, or the piece has no notes behind these bars.
     """
-    assert config.infill_bars is not None
-    first, last = config.infill_bars
-    if isinstance(loaded.tokenizer, MmmTokenizer) or isinstance(loaded.model, Vae) or config.sampling.beams:
-        raise ConfigError(
-            f"infill_bars=[{first}, {last}]: bars are filled by decoders on encodings that follow time, and by drawing"
-        )
     tokenizer = loaded.tokenizer
+    if isinstance(tokenizer, MmmTokenizer) or isinstance(loaded.model, Vae) or config.sampling.beams:
+        raise ConfigError(f"{_said(config)}: bars are filled by decoders on encodings that follow time, and by drawing")
     whole = tokenizer.decode(tokenizer.encode(NoteBatch.from_scores([score])).ids)
-    ticks = [Extent(n_bars=n).end_tick(score) if n else 0 for n in (first - 1, last)]
-    bounds = seconds_at(score.tempos, score.ticks_per_quarter, np.array(ticks))
-    # Encodings may leave out silence before the first note.
-    moved = whole.notes.onset_seconds.min(initial=np.inf) - score.notes.onset_seconds.min(initial=np.inf)
-    start, end = (bounds + np.nan_to_num(moved)).tolist()
-    if not np.any(whole.notes.onset_seconds >= end):
+    has_bars = len(whole.time_signatures.tick) > 0  # else the encoding knows seconds alone, and the file knows bars
+    line_seconds = _line_seconds(whole if has_bars else score)
+    if not has_bars:  # encodings may leave out silence before the first note
+        line_seconds += whole.notes.onset_seconds.min() - score.notes.onset_seconds.min()
+    first = int(np.searchsorted(line_seconds, whole.notes.onset_seconds.min() + EARLY, side="right"))
+    canvas = Canvas(whole, line_seconds, min(max(first, 1), len(line_seconds) - 1))
+    n_bars = len(line_seconds) - 1
+    if config.infill_bars and config.infill_bars[1] >= n_bars:
+        first, last = config.infill_bars
         raise ConfigError(f"prompt {name}: nothing stands behind bar {last}; prompt_bars={first - 1} goes on freely")
-    return Gap(whole, start, end), beginning(whole, Extent(seconds=max(start, 1e-9)))
+    if config.variation and canvas.n_bars < 2:
+        raise ConfigError(f"prompt {name}: {_said(config)} keeps the last bar, and there is no other")
+    return canvas
+
+
+def _said(config: GenerateConfig) -> str:
+    return f"infill_bars={list(config.infill_bars)}" if config.infill_bars else f"variation={config.variation:g}"
+
+
+def _line_seconds(score: Score) -> FloatArray:
+    """Return where each bar begins, up to that of the last note, and where that one ends."""
+    lines = bar_lines(score.time_signatures, score.ticks_per_quarter)
+    last = int(lines.place(score.notes.onset[-1:] * lines.units_per_tick)[0][0])
+    bars: IntArray = np.arange(last + 2)
+    run = np.searchsorted(lines.first_bar, bars, side="right") - 1
+    units = lines.start[run] + (bars - lines.first_bar[run]) * lines.length[run]
+    return seconds_at(score.tempos, score.ticks_per_quarter, -(-units // lines.units_per_tick))
 
 
 def join_nats(loaded: LoadedModel, gap: Gap, filled: Score) -> float:
     """Return the nats per token that the music behind a gap costs after what fills it."""
     tokenizer = loaded.tokenizer
-    before = beginning(filled, gap.extent)
+    before = beginning(filled, Extent(seconds=gap.span.end_seconds - EARLY))
     n_before = len(tokenizer.encode(NoteBatch.from_scores([before])).ids) - 1  # without its <end>
     ids = tokenizer.encode(NoteBatch.from_scores([filled])).ids.astype(np.int64)
     half = window_of(loaded.model, CONTEXT_TOKENS) // 2
@@ -103,3 +228,8 @@ def join_nats(loaded: LoadedModel, gap: Gap, filled: Score) -> float:
         mask_BT=torch.from_numpy(mask)[None],
     )
     return float(nats[0]) / max(n_targets, 1)
+
+
+def new_notes(score: Score, spans: Sequence[Span]) -> BoolArray:
+    """Return which notes begin in any of some bars."""
+    return np.logical_or.reduce([span.holds(score) for span in spans])

@@ -1,4 +1,4 @@
-"""Pieces from latents: drawn ones, those of prompts, or those on the way from one prompt to another."""
+"""Pieces from latents: drawn ones, those of prompts, those near them, or on the way from one prompt to another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.latents import ConditionedDecoder, interpolate
+from models.latents import ConditionedDecoder, interpolate, slerp
 from models.registry import Model, SampledModel
 from models.vae import Vae
 from tasks.config import GenerateConfig
@@ -30,11 +30,16 @@ class LatentSource:
 
 @dataclass(frozen=True, slots=True)
 class LatentPlan:
-    """Where the latents of a batch's pieces come from: prompts, of which each piece takes one or all."""
+    """Where the latents of a batch's pieces come from: prompts, of which each piece takes one or all.
+
+    Args:
+        variation: how far each piece's latent lies on the way from that of its prompt to one that is drawn, 0 to 1.
+    """
 
     kind: str
     sources: tuple[LatentSource, ...]
     n_pieces: int
+    variation: float = 0.0
 
     def share_of(self, index: int) -> float:
         """Return how far along the path a piece lies, 0 to 1."""
@@ -50,13 +55,20 @@ class LatentPlan:
 FROM_PRIOR = LatentPlan("prior", (), 0)
 
 
+def latents_of(model: Model, config: GenerateConfig) -> str:
+    """Return `latents` as the settings mean it: a variation, by a model with latents, is of those of its prompt."""
+    return "prompt" if config.variation and isinstance(model, Vae) else config.latents
+
+
 def check_latents(model: Model, config: GenerateConfig, n_prompts: int) -> None:
     """See that a model has latents where the settings speak of them, and that there are prompts for them.
 
     Raises:
         ConfigError: it does not, or there are not.
     """
-    if config.latents == "prior":
+    if config.variation and config.best_by == "join" and isinstance(model, Vae):
+        raise ConfigError("best_by='join' judges bars written anew, but a model with latents writes whole pieces")
+    if latents_of(model, config) == "prior":
         return
     if not isinstance(model, Vae):
         raise ConfigError(f"latents={config.latents!r}, but a {model.config.name!r} model has no latents")
@@ -66,15 +78,25 @@ def check_latents(model: Model, config: GenerateConfig, n_prompts: int) -> None:
         raise ConfigError(f"latents='path' goes from one prompt to another, but {n_prompts} are given")
 
 
-def with_latents(model: Model, plan: LatentPlan, seed: int, indices: Sequence[int]) -> SampledModel:
-    """Return what `sample` takes for some pieces of a batch: the model, with their latents if it has any."""
+def with_latents(
+    model: Model, plan: LatentPlan, seed: int, indices: Sequence[int], streams: Sequence[int]
+) -> SampledModel:
+    """Return what `sample` takes for some pieces of a batch: the model, with their latents if it has any.
+
+    Args:
+        indices: the pieces' places in the batch.
+        streams: of each attempt at them, for what is drawn.
+    """
     if not isinstance(model, Vae):
         return model
     if plan.kind == "prior":
-        return ConditionedDecoder(model, model.prior_latents(seed, indices))
+        return ConditionedDecoder(model, model.prior_latents(seed, streams))
     with torch.no_grad():
         if plan.kind == "prompt":
             latents = torch.stack([latent_of(model, plan.sources_of(index)[0].ids) for index in indices])
+            if plan.variation:
+                drawn = model.prior_latents(seed, streams)
+                latents = torch.stack([slerp(*ends, plan.variation) for ends in zip(latents, drawn, strict=True)])
         else:
             start, end = (latent_of(model, source.ids) for source in plan.sources)
             latents = interpolate(start, end, max(plan.n_pieces, 2))[list(indices)]

@@ -15,7 +15,7 @@ from models.sampling import GrammarTables, context_of, sample
 from models.vae import Vae
 from tasks.checkpoints import LoadedModel
 from tasks.config import GenerateConfig
-from tasks.constraints import token_bias
+from tasks.constraints import BoundTables, bind, token_bias
 from tasks.errors import ConfigError
 from tasks.latent_pieces import LatentPlan, check_latents, with_latents
 from tasks.music.grammar import Grammar
@@ -31,20 +31,23 @@ def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -
         ConfigError: it cannot.
     """
     check_latents(loaded.model, config, n_prompts)
-    grammar_of(loaded.tokenizer, config)
     token_bias(loaded.tokenizer, config)
+    bind(loaded.tokenizer, grammar_of(loaded.tokenizer, config), config)
     try:
         context_of(loaded.model, replace(config.sampling, max_tokens=longest_piece(loaded.model, config)), None, 0)
     except ValueError as error:
         raise ConfigError(f"generate.sampling: {error}") from None
     n_ranks = -(-config.n_pieces // max(n_prompts, 1))
     beams = config.sampling.beams
-    is_fixed = beams or (config.sampling.greedy and not isinstance(loaded.model, Vae))
+    draws_latents = isinstance(loaded.model, Vae) and (config.variation or config.latents == "prior")
+    is_fixed = beams or (config.sampling.greedy and not draws_latents)
     if is_fixed and (config.best_of > 1 or config.reject_copies):
         raise ConfigError(
             "best_of and reject_copies choose among attempts, but beams and greedy make them all the same"
         )
     limits = [name for name in ("max_notes", "max_bars", "max_seconds") if getattr(config, name)]
+    if limits and config.variation and not isinstance(loaded.model, Vae):
+        raise ConfigError(f"{' and '.join(limits)} and variation: pieces are as long as their prompts; set one")
     if beams and limits:
         raise ConfigError(f"{' and '.join(limits)}: beam search ends at <end> and sampling.max_tokens alone")
     if beams and beams < n_ranks and not isinstance(loaded.model, Vae):
@@ -81,9 +84,13 @@ def longest_piece(model: Model, config: GenerateConfig) -> int:
 
 
 def grammar_tables(tokenizer: Any, config: GenerateConfig) -> GrammarTables:
-    """Return the tables of `grammar_of`, with the longest time that a note may sound."""
+    """Return the tables of `grammar_of`, bound to what is wished for, with the longest time that a note may sound."""
     units = config.max_note_seconds * tokenizer.units_per_second
-    return GrammarTables.from_numpy(grammar_of(tokenizer, config), max_open=max(round(units), 1) if units else 0)
+    max_open, grammar = max(round(units), 1) if units else 0, grammar_of(tokenizer, config)
+    bound = bind(tokenizer, grammar, config)
+    if bound is not None:
+        return BoundTables.from_numpy(bound, max_open=max_open)
+    return GrammarTables.from_numpy(grammar, max_open=max_open)
 
 
 def grammar_of(tokenizer: Any, config: GenerateConfig) -> Grammar:
@@ -151,7 +158,7 @@ def write_ids(
         return
     bias = token_bias(tokenizer, config)
     sample(
-        with_latents(loaded.model, latents, config.seed, streams if latents.kind == "prior" else indices),
+        with_latents(loaded.model, latents, config.seed, indices, streams),
         [torch.tensor(prompt) for prompt in prompts],
         piece_indices=streams,
         seed=config.seed,
@@ -180,6 +187,6 @@ def _of_rank(
     beams = config.sampling.beams
     # With latents, each piece has one of its own, and so a best continuation of its own.
     rank = 0 if isinstance(loaded.model, Vae) else index // len(latents.sources)
-    model = with_latents(loaded.model, latents, config.seed, [index] * beams)
+    model = with_latents(loaded.model, latents, config.seed, [index] * beams, [index] * beams)
     found = beam_search(model, torch.tensor(prompt), beams, max_tokens, grammar, **ends)
     return found[min(rank, len(found) - 1)].ids.numpy()

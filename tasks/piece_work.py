@@ -7,7 +7,7 @@ worker, the candidates with both files are finished, and whoever comes next goes
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,9 @@ from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import GenerateConfig, to_json
 from tasks.copying import CopyIndex
 from tasks.home import json_bytes, read_json, write_atomically
-from tasks.infill import Gap, join_nats
+from tasks.infill import new_notes
 from tasks.latent_pieces import LatentPlan, note_f1
-from tasks.music.excerpt import beginning
+from tasks.music.excerpt import Extent, beginning
 from tasks.music.metrics import piece_statistics
 from tasks.music.midi_statistics import midi_statistics
 from tasks.music.musicxml import write_musicxml
@@ -36,6 +36,8 @@ from tasks.music.tokenizers.mmm import MmmTokenizer
 from tasks.music.validity import check_validity
 from tasks.piece_ids import WrittenIds, write_ids
 from tasks.prompts import Prompt, piece_limit
+from tasks.results import result_row
+from tasks.rewriting import Rewritten, rewrite
 
 _COLUMNS: tuple[str, ...] = ("onset", "duration", "pitch", "velocity", "program", "is_drum", "track")
 DRAWING = Lock()  # matplotlib is not made for several threads
@@ -104,33 +106,30 @@ def write_candidates(job: WriteJob, on_candidate: Callable[[], None] | None = No
     loaded = load_model(job.checkpoint)
     copies = CopyIndex.open(job.dataset_folder) if job.dataset_folder else None
 
-    def keep(piece: WrittenIds) -> None:
+    def keep(piece: WrittenIds, new: Rewritten | None = None) -> None:
         place = left[piece.place]
-        _write_candidate(job, job.candidates[place], job.prompts[place], piece, loaded, copies)
+        _write_candidate(job, job.candidates[place], job.prompts[place], piece, loaded, copies, new)
         if on_candidate:
             on_candidate()
 
-    write_ids(
-        loaded,
-        [job.prompts[place].ids for place in left],
-        [job.candidates[place].index for place in left],
-        [job.candidates[place].attempt for place in left],
-        job.latents,
-        job.config,
-        keep,
-        _fullness(job.config, [job.prompts[place].gap for place in left], loaded.tokenizer),
-    )
+    prompts = [job.prompts[place] for place in left]
+    indices = [job.candidates[place].index for place in left]
+    attempts = [job.candidates[place].attempt for place in left]
+    canvases = [prompt.canvas for prompt in prompts if prompt.canvas]
+    if canvases:
+        rewrite(loaded, canvases, indices, attempts, job.config, lambda new: keep(new.written, new))
+    else:
+        ids, fullness = [prompt.ids for prompt in prompts], _fullness(job.config, loaded.tokenizer)
+        write_ids(loaded, ids, indices, attempts, job.latents, job.config, keep, fullness)
     return len(left)
 
 
-def _fullness(
-    config: GenerateConfig, gaps: Sequence[Gap | None], tokenizer: Any
-) -> Callable[[int, Tensor], bool] | None:
+def _fullness(config: GenerateConfig, tokenizer: Any) -> Callable[[int, Tensor], bool] | None:
     """Return what tells whether ids go on beyond their limit; None where they need not be asked before their end."""
-    limits = [gap.extent if gap else piece_limit(config) for gap in gaps]
-    if not any(limits) or isinstance(tokenizer, MmmTokenizer):  # which comes back to the first bar for each track
+    limit = piece_limit(config)
+    if not limit or isinstance(tokenizer, MmmTokenizer):  # which comes back to the first bar for each track
         return None
-    return lambda place, ids: limits[place].is_passed_by(tokenizer.decode(ids.numpy()))
+    return lambda _, ids: limit.is_passed_by(tokenizer.decode(ids.numpy()))
 
 
 def _write_candidate(
@@ -140,51 +139,46 @@ def _write_candidate(
     piece: WrittenIds,
     loaded: LoadedModel,
     copies: CopyIndex | None,
+    new: Rewritten | None,
 ) -> None:
-    started, tokenizer, gap = time.perf_counter(), loaded.tokenizer, prompt.gap
-    limit = gap.extent if gap else piece_limit(job.config)
-    score = tokenizer.decode(piece.ids)
-    is_cut = limit.is_passed_by(score)
-    if gap:
-        score = gap.filled(score)
-    elif limit:
-        score = beginning(score, limit, cut=True)  # also what sounds on beyond it
+    started, tokenizer = time.perf_counter(), loaded.tokenizer
+    score, ended_by = (new.score, new.ended_by) if new else _ended(piece, piece_limit(job.config), tokenizer)
     score, n_shortened = end_at_next(score)
     title = f"{job.lineage['batch']} {candidate.name}"
     midi = write_midi(score, title, part_names=part_labels(score), ends_on_bar_line=True)
     given = _prompt_facts(prompt, tokenizer) if prompt.name and not prompt.window else None
-    has_ended = bool(piece.ids[-1] == tokenizer.end_id) and not is_cut
     facts = {
         "seed": job.config.seed,
         "attempt": candidate.attempt,
         "sampling": to_json(job.config.sampling),
         "prompt": given,
-        "latent": _latent_facts(job, candidate.index, score, tokenizer) if job.config.latents != "prior" else None,
-        "infill": _infill_facts(job.config, gap, score, loaded) if gap else None,
+        "latent": _latent_facts(job, candidate.index, score, tokenizer) if job.latents.kind != "prior" else None,
+        "infill": new.to_json(job.config.variation) if new else None,
         "n_tokens": len(piece.ids),
         "n_notes_shortened": n_shortened,
-        "ended": has_ended,
-        "ended_by": "itself" if has_ended else "limit" if is_cut else "tokens",
+        "ended": ended_by == "itself",
+        "ended_by": ended_by,
         "midi_sha256": hashlib.sha256(midi).hexdigest(),
         "statistics": piece_statistics(score),
         "midi": midi_statistics(midi, candidate.name),
         "validity": check_validity(midi, score).to_json(),
-        "copying": copies.check(written_notes(score, prompt, tokenizer)).as_json() if copies else None,
-        "warnings": _track_warnings(job.config, piece.ids, tokenizer),
+        "copying": copies.check(written_notes(score, prompt, tokenizer, new)).as_json() if copies else None,
+        "warnings": _track_warnings(job.config, piece.ids, tokenizer) + (new.warnings if new else []),
     }
-    measured = {
-        "prompt": prompt.name or None,
-        "prompt_length": len(prompt.ids),
-        "generated_length": len(piece.ids) - len(prompt.ids),
-        "original_length": prompt.n_whole or None,
-        "ended_with_eos": bool(piece.ids[-1] == tokenizer.end_id),
-        "entropy": round(float(np.mean(piece.entropies)), 4) if len(piece.entropies) else None,
-        "generation_time": round(piece.seconds, 4),
-        "scoring_time": round(time.perf_counter() - started, 4),
-        "entropies": [round(float(entropy), 3) for entropy in piece.entropies],
-    }
+    n_given = new.n_given if new else len(prompt.ids)
+    seconds = time.perf_counter() - started
+    measured = result_row(piece, prompt.name, n_given, prompt.n_whole, tokenizer.end_id, seconds)
     write_atomically(candidate.path(job.folder, "mid"), midi)
     write_atomically(candidate.path(job.folder, "json"), json_bytes({"facts": facts, "measured": measured}))
+
+
+def _ended(piece: WrittenIds, limit: Extent, tokenizer: Any) -> tuple[Score, str]:
+    """Return the music of a piece up to its limit, and what ended it: `itself`, the `limit` or the most `tokens`."""
+    score = tokenizer.decode(piece.ids)
+    is_cut, is_ended = limit.is_passed_by(score), piece.ids[-1] == tokenizer.end_id
+    if limit:
+        score = beginning(score, limit, cut=True)  # also what sounds on beyond it
+    return score, "limit" if is_cut else "itself" if is_ended else "tokens"
 
 
 def read_candidate(candidate: Candidate, folder: Path) -> dict[str, Any]:
@@ -240,11 +234,10 @@ def _prompt_facts(prompt: Prompt, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def written_notes(score: Score, prompt: Prompt, tokenizer: Any) -> Score:
+def written_notes(score: Score, prompt: Prompt, tokenizer: Any, new: Rewritten | None = None) -> Score:
     """Return a piece without the notes that its prompt gave it; all else stays where it is."""
-    if prompt.gap:
-        onset = score.notes.onset_seconds
-        is_new = (onset >= prompt.gap.start_seconds) & (onset < prompt.gap.end_seconds)
+    if new:
+        is_new = new_notes(score, new.spans)
     else:
         given = Counter(_places_of(tokenizer.decode(np.array(prompt.ids))))
         is_new = np.ones(len(score.notes.pitch), np.bool_)
@@ -259,15 +252,6 @@ def written_notes(score: Score, prompt: Prompt, tokenizer: Any) -> Score:
 def _places_of(score: Score) -> list[tuple[int, ...]]:
     notes = score.notes
     return list(zip(*(values.tolist() for values in (notes.onset, notes.pitch, notes.track)), strict=True))
-
-
-def _infill_facts(config: GenerateConfig, gap: Gap, filled: Score, loaded: LoadedModel) -> dict[str, Any]:
-    return {
-        "bars": config.infill_bars,
-        "start_seconds": round(gap.start_seconds, 3),
-        "end_seconds": round(gap.end_seconds, 3),
-        "join_nats_per_token": round(join_nats(loaded, gap, filled), 4),
-    }
 
 
 def _track_warnings(config: GenerateConfig, ids: np.ndarray, tokenizer: Any) -> list[str]:
@@ -291,4 +275,5 @@ def _latent_facts(job: WriteJob, index: int, score: Score, tokenizer: Any) -> di
         for source in job.latents.sources_of(index)
     ]
     share = {"share": job.latents.share_of(index)} if job.latents.kind == "path" else {}
-    return {"of": job.latents.kind, "sources": sources} | share
+    variation = {"variation": job.latents.variation} if job.latents.variation else {}
+    return {"of": job.latents.kind, "sources": sources} | share | variation

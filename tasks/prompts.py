@@ -2,10 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,9 +16,9 @@ from tasks.datasets import DatasetVersion, resolve_dataset
 from tasks.encode import grid_of
 from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
 from tasks.home import Home
-from tasks.infill import Gap, find_gap
+from tasks.infill import Canvas, Gap, ids_of, make_canvas
+from tasks.latent_pieces import latents_of
 from tasks.music.excerpt import Extent, beginning
-from tasks.music.note_boundaries import without_ending
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score, read_midi, write_midi
 from tasks.music.tokenizers.base import TokenBatch
@@ -42,7 +41,7 @@ class Prompt:
     window: tuple[int, ...] = ()  # as much of it as a model with latents makes one of; else empty
     n_notes: int = 0  # of the file
     dropped: dict[str, int] = field(default_factory=dict)  # notes that the encoding left out or changed, by reason
-    gap: Gap | None = None  # bars to be written anew
+    canvas: Canvas | None = None  # of which bars are written anew
 
 
 def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None = None) -> list[Prompt]:
@@ -67,9 +66,16 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None 
         except BadScore as error:
             raise BadScore(error.reason, f"prompt {name}: {error.detail}") from None
         prompts.append(_encode(loaded, config, name, data, score))
-        check_prompt_ids(loaded, config, prompts[-1].ids, name)
+        check_prompt_ids(loaded, with_room(config, prompts[-1:]), prompts[-1].ids, name)
         _check_room(loaded, config, prompts[-1])
     return prompts
+
+
+def with_room(config: GenerateConfig, prompts: Sequence[Prompt]) -> GenerateConfig:
+    """Return settings whose longest piece has room for each prompt of which bars are written anew, twice as dense."""
+    longest = max((prompt.n_whole for prompt in prompts if prompt.canvas), default=0)
+    max_tokens = max(config.sampling.max_tokens, 2 * longest)
+    return replace(config, sampling=replace(config.sampling, max_tokens=max_tokens))
 
 
 def _check_room(loaded: LoadedModel, config: GenerateConfig, prompt: Prompt) -> None:
@@ -95,9 +101,9 @@ def losses(tokens: TokenBatch) -> dict[str, int]:
 
 def _encode(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes, score: Score) -> Prompt:
     sha256, n_notes = hashlib.sha256(data).hexdigest(), len(score.notes.pitch)
-    if config.latents == "prior":
-        ids, tokens, gap = _first_ids(loaded, config, name, score)
-        return Prompt(name, sha256, ids, len(tokens.ids), (), n_notes, losses(tokens), gap)
+    if latents_of(loaded.model, config) == "prior":
+        ids, tokens, canvas = _first_ids(loaded, config, name, score)
+        return Prompt(name, sha256, ids, len(tokens.ids), (), n_notes, losses(tokens), canvas)
     assert isinstance(loaded.model, Vae)
     tokenizer, batch = loaded.tokenizer, NoteBatch.from_scores([score])
     bars = int(loaded.state["dataset"].get("window_bars", 0))
@@ -110,33 +116,31 @@ def _encode(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes,
 
 def _first_ids(
     loaded: LoadedModel, config: GenerateConfig, name: str, score: Score
-) -> tuple[tuple[int, ...], TokenBatch, Gap | None]:
-    """Return the ids of the part of a prompt that is wanted, the tokens of all of it, and what is to be filled."""
+) -> tuple[tuple[int, ...], TokenBatch, Canvas | None]:
+    """Return the ids of the part of a prompt that is wanted, the tokens of all of it, and what is to be filled.
+
+    Where bars are written anew, all before them is wanted, or all of it where each piece has other ones.
+    """
     tokenizer = loaded.tokenizer
     tokens = tokenizer.encode(NoteBatch.from_scores([score]))
     if not int(tokens.n_notes[0]):
         reasons = ", ".join(f"{n} {reason}" for reason, n in losses(tokens).items())
         raise ConfigError(f"prompt {name}: encoding {tokenizer.name} holds none of its notes ({reasons} dropped)")
-    if config.infill_bars:
-        gap, before = find_gap(loaded, config, name, score)
-        return _ids_of(tokenizer, before), tokens, gap
+    if config.infill_bars or config.variation:
+        canvas = make_canvas(loaded, config, name, score)
+        if config.variation:
+            return ids_of(tokenizer, canvas.whole), tokens, canvas
+        (span,) = canvas.spans(config, 0)
+        return Gap(canvas.whole, span).prompt_ids(tokenizer), tokens, canvas
     extent = prompt_extent(config)
     if not extent:
         ids = tokens.ids[: min(config.prompt_tokens, len(tokens.ids) - 1)]  # a whole short piece: without its <end>
         return tuple(ids.tolist()), tokens, None
-    ids = _ids_of(tokenizer, beginning(score, extent))
+    ids = ids_of(tokenizer, beginning(score, extent))
     if len(ids) == 1:
         what = "its first notes" if extent.n_notes else f"the {_said(extent)}"
         raise ConfigError(f"prompt {name}: {what} hold no note that encoding {tokenizer.name} keeps")
     return ids, tokens, None
-
-
-def _ids_of(tokenizer: Any, score: Score) -> tuple[int, ...]:
-    """Return the ids of some music without those that end it; <start> alone where the encoding holds none of it."""
-    part = tokenizer.encode(NoteBatch.from_scores([score]))
-    if not int(part.n_notes[0]):
-        return (tokenizer.start_id,)
-    return tuple(without_ending(tokenizer.grammar, part.ids.tolist(), tokenizer.end_id, tokenizer.pad_id))
 
 
 def _said(extent: Extent) -> str:

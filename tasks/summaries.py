@@ -1,26 +1,34 @@
 """What each flow says at its end: to MLflow, to Prefect as a card, and to the command line as figures."""
 
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from tasks.champions import against_champion, scored_on
 from tasks.config import EvaluateConfig, TrainConfig
 from tasks.dataset_card import dataset_card, table
 from tasks.datasets import DatasetVersion
+from tasks.evaluation_card import report_markdown
 from tasks.home import Home, json_bytes, read_json, write_atomically
+from tasks.report_page.evaluation import Decision, evaluation_page
 from tasks.sweep import FAILED, FINISHED, STOPPED, Row, SweepFolder
 from tasks.sweep_plot import draw_sweep
 from tasks.tracking import PIECE_SCORES, ModelVersion, Run
 
 if TYPE_CHECKING:  # these bring torch, which a rebuild can do without
+    from tasks.continuations import ContinuationTest
     from tasks.evaluate import Evaluation
     from tasks.generate import Batch
     from tasks.runs import Claim
     from tasks.train import TrainResult
 
 Summary = dict[str, Any]
+EVALUATION_PAGE = "evaluation.html"
 
 
 def artifact_key(name: str) -> str:
@@ -96,6 +104,7 @@ def log_evaluation(
     model was trained on say nothing of that, so they are only shown.
     """
     rivalry = None if config.split == "train" else against_champion(run.tracker, result, model, dataset, config)
+    is_promoted = bool(rivalry and rivalry.is_won and config.promote)
     card = evaluation_card(result, model, dataset, config) + (rivalry.said if rivalry else "")
     run.log_metrics({f"{config.split}/{name}": value for name, value in result.metrics.items()})
     if result.tokens_per_second:
@@ -104,22 +113,40 @@ def log_evaluation(
     run.log_text(json_bytes(result.metrics).decode(), "metrics.json")
     run.log_text(json_bytes(result.judgement).decode(), "judgement.json")
     run.log_text(json_bytes({"nats": result.piece_nats}).decode(), PIECE_SCORES)
+    run.log_text(json_bytes(result.copying).decode(), "copying.json")
+    if result.continuations:
+        _log_continuations(run, result.continuations, config)
+    decision = Decision(rivalry, is_promoted)
+    run.log_text(evaluation_page(result, model, dataset, config, decision, run.run_id), EVALUATION_PAGE)
     run.describe(card)
     if rivalry is None:
         return False
     bits = result.metrics["bits_per_note"]
     facts = {"scored_on": scored_on(dataset, config), "bits_per_note": f"{bits:.6f}", "scored_by": run.run_id}
     run.tracker.set_model_tags(model, facts)
-    if not config.promote or not rivalry.is_won:
-        return False
-    run.tracker.promote(model)
-    return True
+    if is_promoted:
+        run.tracker.promote(model)
+    return is_promoted
+
+
+def _log_continuations(run: Run, test: "ContinuationTest", config: EvaluateConfig) -> None:
+    run.log_text(json_bytes(test.to_json()).decode(), "continuations.json")
+    if not test.pieces:
+        return
+    run.log_metrics({f"{config.split}/{test.kind}/tokens_per_second": test.tokens_per_second})
+    with tempfile.TemporaryDirectory() as folder:
+        test.write_files(Path(folder))
+        run.log_folder(Path(folder), "continuations")
+
+
+def report_address(run: Run) -> str:
+    """Return where the page of an evaluation lies: its path, or where it is no file of this machine, its address."""
+    address = f"{run.tracker.client.get_run(run.run_id).info.artifact_uri}/{EVALUATION_PAGE}"
+    return url2pathname(urlsplit(address).path) if address.startswith("file://") else address
 
 
 def evaluation_card(result: "Evaluation", model: ModelVersion, dataset: DatasetVersion, config: EvaluateConfig) -> str:
     """Return an evaluation as Markdown."""
-    from tasks.evaluate import report_markdown
-
     return report_markdown(result, model.reference, dataset, config)
 
 

@@ -1,5 +1,6 @@
-"""A model with the dataset that it was trained on, for tests of batches that are judged."""
+"""A model with the dataset that it was trained on, and batches of it, for tests of batches."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +12,40 @@ from tasks.copying import copy_index, human_path
 from tasks.datasets import DatasetVersion
 from tasks.generate import Batch, generate_batch
 from tasks.home import Home, json_bytes
+from tasks.music.score import Score, read_midi, write_midi
 from tasks.originality import HumanRange
 from tasks.tracking import ModelVersion
+from tests.builders import make_score
 from tests.samples import small_corpus, small_dataset, small_model
+
+SHORT = SamplingConfig(max_tokens=48)
+PROMPT_NOTES = [(0, 480, 60, 64), (480, 480, 64, 72), (960, 480, 67, 80), (1440, 1500, 72, 88)]  # C4 E4 G4 C5
 
 
 @dataclass(frozen=True)
 class Studio:
-    """A model with the dataset that it was trained on, of which people copy no more than 13 notes."""
+    """A model with the dataset that it was trained on."""
 
     home: Home
     dataset: DatasetVersion
     checkpoint: Path
 
+    @property
+    def model(self) -> ModelVersion:
+        return model_of(self.checkpoint, self.dataset.reference)
+
     def compose(self, **settings: Any) -> Batch:
         given = {"n_pieces": 3, "audio": "none", "sampling": SamplingConfig(max_tokens=160)} | settings
-        model = model_of(self.checkpoint, self.dataset.reference)
-        return generate_batch(self.home, model, self.checkpoint, GenerateConfig(**given))
+        return generate_batch(self.home, self.model, self.checkpoint, GenerateConfig(**given))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A trained model, and prompts that begin in different ways; batches go into homes of their own."""
+
+    checkpoint: Path
+    model: ModelVersion
+    prompts: Path
 
 
 def model_of(checkpoint: Path, dataset: str) -> ModelVersion:
@@ -37,13 +55,56 @@ def model_of(checkpoint: Path, dataset: str) -> ModelVersion:
     )  # fmt: skip
 
 
-def build_studio(folder: Path) -> Studio:
+def train_studio(folder: Path, n_pieces: int = 12) -> Studio:
     home = Home.at(folder / "home")
-    dataset = small_dataset(home, small_corpus(folder / "midi", n_pieces=16))
-    copy_index(dataset)
-    human = HumanRange(40, 40, {length: {5: 40} for length in (32, 64, 128, 256, 512, 1024)})
-    human_path(dataset.version_folder).write_bytes(json_bytes(human.as_json()))
+    dataset = small_dataset(home, small_corpus(folder / "midi", n_pieces=n_pieces))
     return Studio(home, dataset, small_model(home, dataset))
+
+
+def build_studio(folder: Path) -> Studio:
+    """Return a studio of whose dataset people copy no more than 13 notes."""
+    studio = train_studio(folder, n_pieces=16)
+    copy_index(studio.dataset)
+    human = HumanRange(40, 40, {length: {5: 40} for length in (32, 64, 128, 256, 512, 1024)})
+    human_path(studio.dataset.version_folder).write_bytes(json_bytes(human.as_json()))
+    return studio
+
+
+def build_setup(folder: Path) -> Setup:
+    studio, prompts = train_studio(folder), folder / "prompts"
+    prompts.mkdir()
+    (prompts / "a chord.mid").write_bytes(write_midi(make_score(PROMPT_NOTES)))
+    (prompts / "b.mid").write_bytes(write_midi(make_score([(160 * i, 80, 50 + i, 60) for i in range(30)])))
+    return Setup(studio.checkpoint, studio.model, prompts)
+
+
+def config_of(**settings: Any) -> GenerateConfig:
+    return GenerateConfig(**{"n_pieces": 5, "sampling": SHORT, "prompt_tokens": 24} | settings)
+
+
+def compose(home: Home, setup: Setup, **settings: Any) -> Batch:
+    return generate_batch(home, setup.model, setup.checkpoint, config_of(**settings))
+
+
+def silent(home: Home, setup: Setup, **settings: Any) -> Batch:
+    return compose(home, setup, audio="none", **settings)
+
+
+def midi_of(batch: Batch) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((batch.folder / "pieces").glob("*.mid"))]
+
+
+def scores_of(batch: Batch) -> list[Score]:
+    return [read_midi(midi) for midi in midi_of(batch)]
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file below a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def sidecars_of(batch: Batch) -> list[dict[str, Any]]:

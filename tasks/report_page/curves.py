@@ -7,8 +7,12 @@ from tasks.report_page.charts import BELOW, HEIGHT, LEFT, WIDTH
 from tasks.report_page.markup import escape
 
 
-def draw_curves(title: str, curves: Sequence[Sequence[tuple[int, float]]]) -> str:
-    """Return a figure with one line for each curve of (step, value), in its model's colour; empty without points."""
+def draw_curves(title: str, curves: Sequence[Sequence[tuple[int, float]]], axis: str = "step") -> str:
+    """Return a figure with one line for each curve of (step, value), in its model's colour; empty without points.
+
+    Args:
+        axis: what is counted along the bottom, from 0.
+    """
     points = [(step, value) for curve in curves for step, value in curve if math.isfinite(value)]
     if not points:
         return ""
@@ -35,12 +39,12 @@ def draw_curves(title: str, curves: Sequence[Sequence[tuple[int, float]]]) -> st
         for i, curve in enumerate(curves)
         if curve
     )
-    axis = f'<text x="{LEFT}" y="{floor + 16}">0</text>'
-    axis += f'<text x="{right}" y="{floor + 16}" text-anchor="end">{last:,}</text>'
-    axis += f'<text x="{(LEFT + right) / 2:.1f}" y="{HEIGHT - 4}" text-anchor="middle">step</text>'
+    marks = f'<text x="{LEFT}" y="{floor + 16}">0</text>'
+    marks += f'<text x="{right}" y="{floor + 16}" text-anchor="end">{last:,}</text>'
+    marks += f'<text x="{(LEFT + right) / 2:.1f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(axis)}</text>'
     return (
         f'<figure><figcaption><h3>{escape(title)}</h3></figcaption><svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}"'
-        f' role="img" aria-label="{escape(title)}">{rules}{lines}{axis}</svg></figure>'
+        f' role="img" aria-label="{escape(title)}">{rules}{lines}{marks}</svg></figure>'
     )
 
 

@@ -63,7 +63,7 @@ def test_nothing_asked_for_is_no_bias() -> None:
 @pytest.mark.parametrize(
     ("encoding", "wishes", "said"),
     [
-        ("optimus_int", {"key": "C"}, "generate.key: encoding optimus_int has no ids that say it"),
+        ("optimus_int", {"tempo": 90.0}, "generate.tempo: encoding optimus_int has no ids that say it"),
         ("oore", {"programs": (1,)}, "generate.programs: encoding oore has no ids that say it"),
         ("oore", {"tempo": 90.0}, "generate.tempo: encoding oore has no ids that say it"),
         ("oore", {"key": "C", "sampling": SamplingConfig(beams=2)}, "but sampling.beams draws none"),

@@ -15,8 +15,7 @@ from tasks.home import Home, json_bytes
 from tasks.music.judgement import typicality
 from tasks.originality import HumanRange
 from tasks.piece_ids import WrittenIds
-from tests.studio import Studio, sidecars_of
-from tests.tasks.test_generate import files_of
+from tests.studio import Studio, files_of, sidecars_of
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import EvaluateConfig
 from tasks.datasets import DatasetVersion
 from tasks.errors import CheckpointError
-from tasks.evaluate import check_fits, evaluate_model, report_markdown, sample_freely, score_held_out
+from tasks.evaluate import check_fits, evaluate_model, sample_freely, score_held_out
+from tasks.evaluation_card import report_markdown
 from tasks.home import Home
 from tasks.music.metrics import piece_statistics
 from tasks.music.tokenizers.oore import OoreConfig

@@ -1,14 +1,13 @@
-"""Batches: the same bytes whatever the speed settings, prompts kept note for note, all of a batch or none of it."""
+"""Batches: the same bytes whatever the speed settings, and all of a batch or none of it."""
 
 import hashlib
 import io
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,75 +15,29 @@ import mido
 import numpy as np
 import pytest
 import symusic
-import torch
 
 from models.config import SamplingConfig
-from tasks import generate, piece_ids, piece_work
-from tasks.batches import TokenStore
+from tasks import generate, piece_work
 from tasks.checkpoints import load_model
-from tasks.config import GenerateConfig, to_json
-from tasks.datasets import resolve_dataset
-from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
+from tasks.config import to_json
+from tasks.errors import ConfigError, NotFound
 from tasks.generate import batch_name, find_batch, generate_batch, resolve_batch
 from tasks.home import Home
 from tasks.music.metrics import piece_statistics
-from tasks.music.score import read_midi, write_midi
+from tasks.music.score import read_midi
 from tasks.prompts import read_prompts
-from tasks.tracking import ModelVersion
-from tests.builders import make_score
-from tests.samples import small_corpus, small_dataset, small_model
-from tests.studio import model_of, sidecars_of
+from tests.studio import (
+    SHORT,
+    Setup,
+    compose,
+    config_of,
+    files_of,
+    midi_of,
+    sidecars_of,
+    silent,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SHORT = SamplingConfig(max_tokens=48)
-PROMPT_NOTES = [(0, 480, 60, 64), (480, 480, 64, 72), (960, 480, 67, 80), (1440, 1500, 72, 88)]  # C4 E4 G4 C5
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A trained model, and prompts that begin in different ways."""
-
-    checkpoint: Path
-    model: ModelVersion
-    prompts: Path
-
-
-@pytest.fixture(scope="module")
-def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
-    folder = tmp_path_factory.mktemp("generate")
-    home = Home.at(folder / "home")
-    dataset = small_dataset(home, small_corpus(folder / "midi"))
-    checkpoint = small_model(home, dataset)
-    model = model_of(checkpoint, dataset.reference)
-    prompts = folder / "prompts"
-    prompts.mkdir()
-    (prompts / "a chord.mid").write_bytes(write_midi(make_score(PROMPT_NOTES)))
-    (prompts / "b.mid").write_bytes(write_midi(make_score([(160 * i, 80, 50 + i, 60) for i in range(30)])))
-    return Setup(checkpoint, model, prompts)
-
-
-def config_of(**settings: Any) -> GenerateConfig:
-    return GenerateConfig(**{"n_pieces": 5, "sampling": SHORT, "prompt_tokens": 24} | settings)
-
-
-def files_of(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def compose(home: Home, setup: Setup, **settings: Any) -> generate.Batch:
-    return generate_batch(home, setup.model, setup.checkpoint, config_of(**settings))
-
-
-def silent(home: Home, setup: Setup, **settings: Any) -> generate.Batch:
-    return compose(home, setup, audio="none", **settings)
-
-
-def midi_of(batch: generate.Batch) -> list[bytes]:
-    return [path.read_bytes() for path in sorted((batch.folder / "pieces").glob("*.mid"))]
 
 
 def test_every_file_is_the_same_for_any_batch_size(home: Home, setup: Setup) -> None:
@@ -134,27 +87,6 @@ def test_beams_are_the_same_for_any_seed_and_batch_size(home: Home, setup: Setup
         silent(home, setup, sampling=beams, n_pieces=4)
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"sampling": replace(SHORT, beams=8, max_tokens=20), "prompt_tokens": 19}, None),
-        ({"sampling": replace(SHORT, context_tokens=16, kept_tokens=15)}, None),
-        ({"n_tracks": 2}, "n_tracks=2: encoding oore does not write track by track"),
-        ({"latents": "prompt"}, "a 'decoder' model has no latents"),
-    ],
-    ids=str,
-)
-def test_what_a_model_cannot_do_is_told_before_it_is_sampled(
-    setup: Setup, changes: dict[str, Any], said: str | None
-) -> None:
-    loaded, config = load_model(setup.checkpoint), config_of(prompt=str(setup.prompts), **changes)
-    if said is None:
-        assert len(read_prompts(loaded, config)) == 2
-        return
-    with pytest.raises(ConfigError, match=said):
-        read_prompts(loaded, config)
-
-
 def find_all(home: Home) -> list[generate.Batch]:
     return [resolve_batch(home, path.parent.name) for path in sorted(home.generations.glob("*/manifest.json"))]
 
@@ -200,8 +132,7 @@ import sys
 from pathlib import Path
 from tasks.generate import generate_batch
 from tasks.home import Home
-from tests.studio import model_of
-from tests.tasks.test_generate import config_of
+from tests.studio import config_of, model_of
 home, checkpoint, dataset, prompts = sys.argv[1:]
 model = model_of(Path(checkpoint), dataset)
 generate_batch(Home.at(home), model, Path(checkpoint), config_of(batch_size=2, prompt=prompts))
@@ -249,53 +180,6 @@ def test_what_changes_the_bytes_changes_the_name(home: Home, setup: Setup, tmp_p
         setup.model, config_of(), [], setup.checkpoint
     )
     assert all(found.startswith("small-small-v1-") for found in names)
-
-
-@pytest.mark.parametrize("prompt_tokens", [2, 9, 24, 40])
-def test_the_prompt_comes_back_note_for_note(
-    home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch, prompt_tokens: int
-) -> None:
-    sampled: list[torch.Tensor] = []
-    whole_sample = piece_ids.sample
-
-    def spy(*args: Any, **settings: Any) -> None:
-        sampled.extend(whole_sample(*args, **settings))
-
-    monkeypatch.setattr(piece_ids, "sample", spy)
-    config = config_of(prompt=str(setup.prompts), prompt_tokens=prompt_tokens, n_pieces=3, audio="none")
-    loaded = load_model(setup.checkpoint)
-    prompts = read_prompts(loaded, config)
-    assert [prompt.name for prompt in prompts] == ["a chord.mid", "b.mid"]
-    batch = generate_batch(home, setup.model, setup.checkpoint, config)
-    for index, (ids, midi, sidecar) in enumerate(zip(sampled, midi_of(batch), sidecars_of(batch), strict=True)):
-        prompt = prompts[index % 2]
-        assert len(prompt.ids) <= prompt_tokens
-        assert tuple(ids[: len(prompt.ids)].tolist()) == prompt.ids
-        assert len(ids) > len(prompt.ids)
-        given, made = loaded.tokenizer.decode(np.array(prompt.ids)).notes, read_midi(midi).notes
-        n = len(given.pitch)
-        for name in ("onset", "pitch", "velocity"):
-            np.testing.assert_array_equal(getattr(made, name)[:n], getattr(given, name))
-        ended = given.onset + given.duration < (given.onset + given.duration).max(initial=0)
-        np.testing.assert_array_equal(made.duration[:n][ended], given.duration[ended])
-        data = (setup.prompts / prompt.name).read_bytes()
-        assert sidecar["prompt"] | {"seconds": 0} == {
-            "name": prompt.name, "sha256": hashlib.sha256(data).hexdigest(), "n_tokens": len(prompt.ids), "seconds": 0,
-                "n_file_notes": len(read_midi(data).notes.pitch), "dropped": prompt.dropped,
-        }  # fmt: skip
-
-
-def test_a_short_prompt_is_continued_from_its_end(setup: Setup) -> None:
-    loaded = load_model(setup.checkpoint)
-    (prompt,) = read_prompts(loaded, config_of(prompt=str(setup.prompts / "a chord.mid"), prompt_tokens=40))
-    assert len(prompt.ids) < 40
-    assert prompt.ids[0] == loaded.tokenizer.start_id
-    assert loaded.tokenizer.end_id not in prompt.ids
-    notes = loaded.tokenizer.decode(np.array(prompt.ids)).notes
-    rows = zip(notes.onset, notes.duration, notes.pitch, notes.velocity, strict=True)
-    assert [tuple(int(value) for value in row) for row in rows] == [
-        (onset, -(-duration // 8) * 8, pitch, velocity) for onset, duration, pitch, velocity in PROMPT_NOTES
-    ]
 
 
 def test_pieces_read_the_same_in_mido_and_symusic(home: Home, setup: Setup) -> None:
@@ -359,39 +243,6 @@ def test_pieces_without_notes_make_a_batch_all_the_same(home: Home, setup: Setup
         assert sum(len(track.notes) for track in symusic.Score.from_midi(data).tracks) == 0
         assert mido.MidiFile(file=io.BytesIO(data)).tracks
     assert batch.gallery.stat().st_size > 10_000
-
-
-@pytest.mark.parametrize(
-    ("prompt", "kind", "said"),
-    [
-        ("gone.mid", NotFound, "gone.mid does not exist"),
-        ("nowhere", NotFound, "nowhere does not exist"),
-        ("empty", DatasetError, "empty holds no MIDI file"),
-        ("words.txt", DatasetError, "words.txt is neither a folder nor"),
-        ("words.mid", BadScore, "not_midi: prompt words.mid"),
-        ("silence.mid", BadScore, "no_notes: prompt silence.mid"),
-        ("zero.mid", BadScore, "empty_file: prompt zero.mid"),
-        ("mixed", BadScore, "not_midi: prompt sub/bad.mid"),
-        ("dangling", NotFound, "prompt link.mid: No such file"),
-    ],
-)
-def test_a_prompt_that_cannot_be_used_is_said_in_one_line_and_leaves_nothing(
-    home: Home, setup: Setup, tmp_path: Path, prompt: str, kind: type[Exception], said: str
-) -> None:
-    for folder in ("empty", "mixed/sub", "dangling"):
-        (tmp_path / folder).mkdir(parents=True)
-    for name in ("words.txt", "words.mid", "mixed/sub/bad.mid"):
-        (tmp_path / name).write_text("La la la, no MIDI here.")
-    (tmp_path / "silence.mid").write_bytes(write_midi(make_score([])))
-    (tmp_path / "zero.mid").touch()
-    (tmp_path / "mixed" / "a.mid").write_bytes((setup.prompts / "b.mid").read_bytes())
-    (tmp_path / "dangling" / "link.mid").symlink_to(tmp_path / "gone.mid")
-    with pytest.raises(kind) as error:
-        silent(home, setup, prompt=str(tmp_path / prompt))
-    assert said in str(error.value)
-    assert "prompt" in str(error.value)
-    assert "\n" not in str(error.value)
-    assert list(home.generations.glob("*")) == []
 
 
 def test_a_failure_half_way_keeps_what_is_written_and_the_same_call_goes_on(
@@ -482,94 +333,6 @@ def test_what_a_kill_left_does_not_get_into_the_batch(home: Home, setup: Setup) 
     (first.folder / "pieces" / "0009.mid").write_bytes(b"not of this batch")
     assert files_of(silent(home, setup, n_pieces=2).folder) == files
     assert {path.name for path in home.generations.iterdir()} == {first.name, first.results.name}
-
-
-@pytest.mark.parametrize(
-    ("limit", "measure"),
-    [
-        ({"max_notes": 7}, lambda score: len(score.notes.pitch)),
-        ({"max_seconds": 2.5}, lambda score: score.notes.end_seconds.max()),
-        ({"max_bars": 2}, lambda s: (s.notes.onset + s.notes.duration).max() / (4 * s.ticks_per_quarter)),
-    ],
-)
-def test_pieces_end_at_the_limit(home: Home, setup: Setup, limit: dict[str, float], measure: Any) -> None:
-    long = SamplingConfig(max_tokens=200)
-    free = [read_midi(midi) for midi in midi_of(silent(home, setup, sampling=long))]
-    batch = silent(home, setup, sampling=long, **limit)
-    (wanted,) = limit.values()
-    n_cut = 0
-    for midi, sidecar, whole in zip(midi_of(batch), sidecars_of(batch), free, strict=True):
-        score = read_midi(midi)
-        assert measure(score) <= wanted
-        np.testing.assert_array_equal(score.notes.pitch, whole.notes.pitch[: len(score.notes.pitch)])
-        np.testing.assert_array_equal(score.notes.onset, whole.notes.onset[: len(score.notes.onset)])
-        assert (sidecar["ended_by"] == "limit") == (len(score.notes.pitch) < len(whole.notes.pitch))
-        n_cut += sidecar["ended_by"] == "limit"
-    assert n_cut
-    assert files_of(silent(home, setup, sampling=long, batch_size=1, **limit).folder) == files_of(batch.folder)
-
-
-@pytest.mark.parametrize(
-    ("part", "n_notes"),
-    [({"prompt_notes": 3}, 3), ({"prompt_bars": 1}, 4), ({"prompt_seconds": 0.8}, 2), ({"prompt_notes": 99}, 4)],
-)
-def test_a_prompt_is_cut_by_notes_bars_or_seconds(setup: Setup, part: dict[str, Any], n_notes: int) -> None:
-    loaded = load_model(setup.checkpoint)
-    (prompt,) = read_prompts(loaded, config_of(prompt=str(setup.prompts / "a chord.mid"), **part))
-    notes = loaded.tokenizer.decode(np.array(prompt.ids)).notes
-    assert notes.pitch.tolist() == [pitch for _, _, pitch, _ in PROMPT_NOTES[:n_notes]]
-    assert prompt.ids[-1] != loaded.tokenizer.end_id
-
-
-@pytest.mark.parametrize(
-    ("limit", "said"),
-    [({"max_notes": 4}, "4 notes"), ({"max_seconds": 1.0}, "1 seconds"), ({"max_bars": 1}, "1 bars")],
-)
-def test_a_prompt_that_leaves_no_room_is_told(setup: Setup, limit: dict[str, Any], said: str) -> None:
-    config = config_of(prompt=str(setup.prompts / "a chord.mid"), prompt_notes=4, **limit)
-    with pytest.raises(ConfigError, match=f"it already fills the {said} that pieces may have; take less of it"):
-        read_prompts(load_model(setup.checkpoint), config)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"best_of": 2, "sampling": replace(SHORT, greedy=True)}, "beams and greedy make them all the same"),
-        ({"max_bars": 2, "sampling": replace(SHORT, beams=2), "n_pieces": 2}, "max_bars: beam search ends at"),
-    ],
-)
-def test_wishes_that_would_have_no_effect_are_told(setup: Setup, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        read_prompts(load_model(setup.checkpoint), config_of(**changes))
-
-
-def test_pieces_of_a_split_are_prompts(home: Home, setup: Setup) -> None:
-    loaded = load_model(setup.checkpoint)
-    data = Home.at(setup.checkpoint.parents[3])
-    dataset = resolve_dataset(data, setup.model.dataset)
-    store = TokenStore(dataset.token_shards("validation"))
-    prompts = read_prompts(loaded, config_of(prompt="split:validation", n_pieces=2, prompt_notes=5), data)
-    assert len(prompts) == min(2, len(store.offsets) - 1)
-    for row, prompt in enumerate(prompts):
-        whole = loaded.tokenizer.decode(store.tokens[store.offsets[row] : store.offsets[row + 1]])
-        assert prompt.name == f"validation/{row:04d}"
-        assert loaded.tokenizer.decode(np.array(prompt.ids)).notes.pitch.tolist() == whole.notes.pitch[:5].tolist()
-    with pytest.raises(ConfigError, match="prompt=split:tests: no such split; one of train, validation, test"):
-        read_prompts(loaded, config_of(prompt="split:tests"), data)
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"n_pieces": 10_001}, "n_pieces=10001 is above 10000"),
-        ({"prompt_bars": 2, "prompt_notes": 3}, "prompt_notes and prompt_bars both say how much"),
-        ({"max_bars": -1}, "max_bars=-1 is not a number from 0 on"),
-        ({"max_seconds": math.inf}, "max_seconds=inf is not a number from 0 on"),
-    ],
-)
-def test_impossible_requests_are_told(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        config_of(**settings)
 
 
 def test_batches_are_found_by_name_and_path(home: Home, setup: Setup) -> None:

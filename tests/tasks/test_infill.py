@@ -10,10 +10,10 @@ from models.config import SamplingConfig
 from tasks.checkpoints import load_model
 from tasks.config import GenerateConfig
 from tasks.errors import ConfigError
-from tasks.music.score import Score, read_midi, write_midi
+from tasks.music.score import Score, write_midi
 from tasks.prompts import read_prompts
 from tests.builders import make_score
-from tests.studio import Studio, sidecars_of
+from tests.studio import Studio, scores_of, sidecars_of
 
 NOTES = [(250 * i, 250, 60 + 7 * i % 12, 80) for i in range(64)]  # eight bars of two seconds
 
@@ -23,10 +23,6 @@ def song(tmp_path: Path) -> Path:
     path = tmp_path / "song.mid"
     path.write_bytes(write_midi(make_score(NOTES)))
     return path
-
-
-def scores_of(batch: Any) -> list[Score]:
-    return [read_midi(path.read_bytes()) for path in sorted((batch.folder / "pieces").glob("*.mid"))]
 
 
 def rows(score: Score, start: float, end: float) -> list[tuple[float, int]]:
@@ -48,8 +44,9 @@ def test_all_around_the_bars_stays(
     for score, sidecar in zip(scores_of(batch), sidecars_of(batch), strict=True):
         assert rows(score, 0, start) == [(a, pitch) for a, pitch in own if a < start]
         assert rows(score, end, 99) == [(a, pitch) for a, pitch in own if a >= end]
-        assert (sidecar["infill"]["start_seconds"], sidecar["infill"]["end_seconds"]) == (start, end)
-        assert sidecar["infill"]["join_nats_per_token"] > 0
+        (gap,) = sidecar["infill"]["gaps"]
+        assert (gap["bars"], gap["start_seconds"], gap["end_seconds"]) == (list(bars), start, end)
+        assert sidecar["infill"]["join_nats_per_token"] == gap["join_nats_per_token"] > 0
         crossing = (score.notes.onset_seconds < end - 0.005) & (score.notes.onset_seconds >= start)
         assert (score.notes.end_seconds[crossing] <= end + 0.001).all()
     filled = [rows(score, start, end) for score in scores_of(batch)]
@@ -74,8 +71,8 @@ def test_the_attempt_that_leads_on_best_is_kept(studio: Studio, song: Path) -> N
     [
         ({"infill_bars": (2, 1)}, r"infill_bars=\[2, 1\]: the first bar is 1, and the last no earlier"),
         ({"infill_bars": (0, 1)}, r"infill_bars=\[0, 1\]: the first bar is 1"),
-        ({"infill_bars": (1, 1), "max_bars": 4}, "max_bars and infill_bars both say where a piece is cut"),
-        ({"best_by": "join"}, "best_by='join' is of infill_bars, which is not set"),
+        ({"infill_bars": (1, 1), "max_bars": 4}, r"max_bars and infill_bars=\[1, 1\] both say where a piece is cut"),
+        ({"best_by": "join"}, "best_by='join' is of bars written anew, but neither infill_bars nor variation is set"),
     ],
 )
 def test_impossible_bars_are_told(wishes: dict[str, Any], said: str) -> None:
@@ -108,8 +105,8 @@ def test_a_piece_that_begins_late_keeps_its_bars(studio: Studio, tmp_path: Path)
     path = tmp_path / "late.mid"
     path.write_bytes(write_midi(make_score(late)))
     (prompt,) = read_prompts(load_model(studio.checkpoint), GenerateConfig(prompt=str(path), infill_bars=(5, 6)))
-    assert prompt.gap is not None
-    moved = float(prompt.gap.whole.notes.onset_seconds.min()) - 4.0
-    np.testing.assert_allclose(
-        [prompt.gap.start_seconds, prompt.gap.end_seconds], [8.0 + moved, 12.0 + moved], atol=0.01
-    )
+    assert prompt.canvas is not None
+    (span,) = prompt.canvas.spans(GenerateConfig(prompt=str(path), infill_bars=(5, 6)), 0)
+    moved = float(prompt.canvas.whole.notes.onset_seconds.min()) - 4.0
+    np.testing.assert_allclose([span.start_seconds, span.end_seconds], [8.0 + moved, 12.0 + moved], atol=0.01)
+    assert (prompt.canvas.first_bar, prompt.canvas.n_bars) == (3, 8)

@@ -10,14 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.config import SamplingConfig
-from tasks.config import GenerateConfig
 from tasks.datasets import DatasetVersion
 from tasks.errors import NotFound
-from tasks.generate import Batch, generate_batch
+from tasks.generate import Batch
 from tasks.home import Home
 from tasks.lineage import Lineage, lineage_rows
-from tests.samples import small_corpus, small_dataset, small_model
-from tests.studio import model_of
+from tests.studio import train_studio
 
 
 @dataclass(frozen=True)
@@ -34,13 +32,9 @@ class Made:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp("lineage")
-    home = Home.at(folder / "home")
-    dataset = small_dataset(home, small_corpus(folder / "midi"))
-    checkpoint = small_model(home, dataset)
-    config = GenerateConfig(n_pieces=2, seed=3, audio="none", sampling=SamplingConfig(max_tokens=60))
-    batch = generate_batch(home, model_of(checkpoint, dataset.reference), checkpoint, config)
-    return Made(home, dataset, batch)
+    studio = train_studio(tmp_path_factory.mktemp("lineage"))
+    batch = studio.compose(n_pieces=2, seed=3, sampling=SamplingConfig(max_tokens=60))
+    return Made(studio.home, studio.dataset, batch)
 
 
 def check_dataset(made: Made, facts: dict[str, Any]) -> None:

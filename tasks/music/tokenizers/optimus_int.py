@@ -25,7 +25,9 @@ from tasks.music.tokenizers.optimus_rows import (
     build_rows_score,
     check_settings,
     fields_of,
+    programs_of_channels,
 )
+from tasks.music.value_states import ValueStates, looked_up
 
 START, SEPARATOR, END, PAD = 0, 10, 388, 389
 VOCAB_SIZE = 390
@@ -68,7 +70,12 @@ class OptimusIntConfig:
 
 
 class OptimusIntTokenizer:
-    """Turns notes into groups of integers and back; a value stands as value + 33, and 10 ends a group."""
+    """Turns notes into groups of integers and back; a value stands as value + 33, and 10 ends a group.
+
+    Attributes:
+        value_states: where ids are pitches and programs.
+        together_id: says that a note begins with the one before, and nothing else but a pitch of 0; None: no id does.
+    """
 
     name = "optimus_int"
     vocab_size = VOCAB_SIZE
@@ -81,7 +88,8 @@ class OptimusIntTokenizer:
         self.config = config
         self.knows_drums = config.instruments
         self.units_per_second = 1000 / config.unit_milliseconds
-        self.grammar = _build_grammar(config)
+        self.grammar, self.value_states = _build_grammar(config)
+        self.together_id = None if config.instruments or config.long_notes == "split" else OFFSET
         self._width = _WIDTH_OF_INSTRUMENTS if config.instruments else _WIDTH_OF_PIANO
         self.digest = digest_of(self.to_json())
         self._rules = RowRules(
@@ -281,15 +289,18 @@ def _fill_groups(row_offsets: Any, delta: Any, key: Any, instruments: bool, head
         ids[at] = END
 
 
-def _build_grammar(config: OptimusIntConfig) -> Grammar:
-    """States: before <start>, between groups, after a rest, after <end>, after a delta of 354, then a state a field."""
+def _build_grammar(config: OptimusIntConfig) -> tuple[Grammar, tuple[ValueStates, ...]]:
+    """States: before <start>, between groups, after a rest, after <end>, after a delta of 354, then a state a field.
+
+    The last state, where there are instruments, is that before the pitch of a drum.
+    """
     before, between, rested, after, paused, first_field = range(6)
     shortest = 0 if config.long_notes == "split" else 1
     pitch, channel, velocity = (0, 127), (0, 15), (1, 127)
     fields = [(shortest, LONGEST), *([channel, pitch, velocity] if config.instruments else [pitch])]
     closing = first_field + len(fields)
     head = _HEAD_OF_INSTRUMENTS if config.instruments else _HEAD_OF_PIANO
-    next_state = np.full((closing + len(head), VOCAB_SIZE), -1, np.int16)
+    next_state = np.full((closing + len(head) + config.instruments, VOCAB_SIZE), -1, np.int16)
     for state in (between, rested):
         next_state[state, OFFSET:END] = first_field
         next_state[state, LONGEST + OFFSET] = paused
@@ -303,9 +314,17 @@ def _build_grammar(config: OptimusIntConfig) -> Grammar:
     states = [before, *range(closing + 1, closing + len(head)), between]
     for place, token in enumerate(head.tolist()):
         next_state[states[place], token] = states[place + 1]
+    values, before_pitch = np.arange(VOCAB_SIZE) - OFFSET, first_field + fields.index(pitch)
+    value_states = [ValueStates("pitch", (before_pitch,), looked_up(values, np.arange(128)))]
+    if config.instruments:
+        before_channel, before_drum = first_field + fields.index(channel), len(next_state) - 1
+        next_state[before_drum] = next_state[before_pitch]
+        next_state[before_channel, DRUM_CHANNEL + OFFSET] = before_drum
+        value_states.append(ValueStates("program", (before_channel,), looked_up(values, programs_of_channels())))
     no_slot = np.full(VOCAB_SIZE, -1, np.int16)
     nothing = np.zeros(VOCAB_SIZE, np.int16)
-    return Grammar(next_state, no_slot, no_slot, nothing.astype(np.bool_), nothing, n_slots=0)
+    grammar = Grammar(next_state, no_slot, no_slot, nothing.astype(np.bool_), nothing, n_slots=0)
+    return grammar, tuple(value_states)
 
 
 _NAMES = [f"value_{token - OFFSET}" if OFFSET <= token < END else f"unused_{token}" for token in range(VOCAB_SIZE)]

@@ -42,6 +42,13 @@ _IS_NEW = 1 << _NEW_BIT
 _NO_PIANO_BIT, _CHANGED_BIT = 1, 0  # the program is not that of a piano; it comes back as another one
 
 
+def programs_of_channels(marks_melody: bool = False) -> IntArray:
+    """Return the program of each channel as it is written, int64[16]; -1 for that of drums."""
+    channels = np.arange(16)
+    programs = PATCHES[_UNSHIFTED if marks_melody else channels].astype(np.int64)
+    return np.where(channels == DRUM_CHANNEL, -1, programs)
+
+
 def check_settings(unit_milliseconds: int, velocity: int) -> None:
     """Raise ValueError for a setting out of range, of those that both encodings have."""
     if not 1 <= unit_milliseconds <= 1000:

@@ -14,13 +14,8 @@ from tasks.music.notes import NoteBatch
 from tasks.music.score import Score, read_midi, write_midi
 from tasks.music.tokenizers import optimus_txt
 from tasks.music.tokenizers.base import TokenBatch
-from tasks.music.tokenizers.optimus_txt import (
-    MAX_VALUE,
-    OptimusTxtConfig,
-    OptimusTxtTokenizer,
-    from_code_points,
-    to_code_points,
-)
+from tasks.music.tokenizers.optimus_characters import MAX_VALUE, from_code_points, to_code_points
+from tasks.music.tokenizers.optimus_txt import OptimusTxtConfig, OptimusTxtTokenizer
 from tasks.music.transforms import transpose
 from tests.builders import DRUMS, make_score, note_rows
 from tests.conftest import real_data

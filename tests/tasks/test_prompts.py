@@ -1,0 +1,145 @@
+"""Prompts: kept note for note, cut as asked for, and every one that cannot be used told in one line."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tasks import piece_ids
+from tasks.batches import TokenStore
+from tasks.checkpoints import load_model
+from tasks.datasets import resolve_dataset
+from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
+from tasks.generate import generate_batch
+from tasks.home import Home
+from tasks.music.score import read_midi, write_midi
+from tasks.prompts import read_prompts
+from tests.builders import make_score
+from tests.studio import (
+    PROMPT_NOTES,
+    Setup,
+    config_of,
+    midi_of,
+    sidecars_of,
+    silent,
+)
+
+
+@pytest.mark.parametrize("prompt_tokens", [2, 9, 24, 40])
+def test_the_prompt_comes_back_note_for_note(
+    home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch, prompt_tokens: int
+) -> None:
+    sampled: list[torch.Tensor] = []
+    whole_sample = piece_ids.sample
+
+    def spy(*args: Any, **settings: Any) -> None:
+        sampled.extend(whole_sample(*args, **settings))
+
+    monkeypatch.setattr(piece_ids, "sample", spy)
+    config = config_of(prompt=str(setup.prompts), prompt_tokens=prompt_tokens, n_pieces=3, audio="none")
+    loaded = load_model(setup.checkpoint)
+    prompts = read_prompts(loaded, config)
+    assert [prompt.name for prompt in prompts] == ["a chord.mid", "b.mid"]
+    batch = generate_batch(home, setup.model, setup.checkpoint, config)
+    for index, (ids, midi, sidecar) in enumerate(zip(sampled, midi_of(batch), sidecars_of(batch), strict=True)):
+        prompt = prompts[index % 2]
+        assert len(prompt.ids) <= prompt_tokens
+        assert tuple(ids[: len(prompt.ids)].tolist()) == prompt.ids
+        assert len(ids) > len(prompt.ids)
+        given, made = loaded.tokenizer.decode(np.array(prompt.ids)).notes, read_midi(midi).notes
+        n = len(given.pitch)
+        for name in ("onset", "pitch", "velocity"):
+            np.testing.assert_array_equal(getattr(made, name)[:n], getattr(given, name))
+        ended = given.onset + given.duration < (given.onset + given.duration).max(initial=0)
+        np.testing.assert_array_equal(made.duration[:n][ended], given.duration[ended])
+        data = (setup.prompts / prompt.name).read_bytes()
+        assert sidecar["prompt"] | {"seconds": 0} == {
+            "name": prompt.name, "sha256": hashlib.sha256(data).hexdigest(), "n_tokens": len(prompt.ids), "seconds": 0,
+                "n_file_notes": len(read_midi(data).notes.pitch), "dropped": prompt.dropped,
+        }  # fmt: skip
+
+
+def test_a_short_prompt_is_continued_from_its_end(setup: Setup) -> None:
+    loaded = load_model(setup.checkpoint)
+    (prompt,) = read_prompts(loaded, config_of(prompt=str(setup.prompts / "a chord.mid"), prompt_tokens=40))
+    assert len(prompt.ids) < 40
+    assert prompt.ids[0] == loaded.tokenizer.start_id
+    assert loaded.tokenizer.end_id not in prompt.ids
+    notes = loaded.tokenizer.decode(np.array(prompt.ids)).notes
+    rows = zip(notes.onset, notes.duration, notes.pitch, notes.velocity, strict=True)
+    assert [tuple(int(value) for value in row) for row in rows] == [
+        (onset, -(-duration // 8) * 8, pitch, velocity) for onset, duration, pitch, velocity in PROMPT_NOTES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind", "said"),
+    [
+        ("gone.mid", NotFound, "gone.mid does not exist"),
+        ("nowhere", NotFound, "nowhere does not exist"),
+        ("empty", DatasetError, "empty holds no MIDI file"),
+        ("words.txt", DatasetError, "words.txt is neither a folder nor"),
+        ("words.mid", BadScore, "not_midi: prompt words.mid"),
+        ("silence.mid", BadScore, "no_notes: prompt silence.mid"),
+        ("zero.mid", BadScore, "empty_file: prompt zero.mid"),
+        ("mixed", BadScore, "not_midi: prompt sub/bad.mid"),
+        ("dangling", NotFound, "prompt link.mid: No such file"),
+    ],
+)
+def test_a_prompt_that_cannot_be_used_is_said_in_one_line_and_leaves_nothing(
+    home: Home, setup: Setup, tmp_path: Path, prompt: str, kind: type[Exception], said: str
+) -> None:
+    for folder in ("empty", "mixed/sub", "dangling"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("words.txt", "words.mid", "mixed/sub/bad.mid"):
+        (tmp_path / name).write_text("La la la, no MIDI here.")
+    (tmp_path / "silence.mid").write_bytes(write_midi(make_score([])))
+    (tmp_path / "zero.mid").touch()
+    (tmp_path / "mixed" / "a.mid").write_bytes((setup.prompts / "b.mid").read_bytes())
+    (tmp_path / "dangling" / "link.mid").symlink_to(tmp_path / "gone.mid")
+    with pytest.raises(kind) as error:
+        silent(home, setup, prompt=str(tmp_path / prompt))
+    assert said in str(error.value)
+    assert "prompt" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert list(home.generations.glob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "n_notes"),
+    [({"prompt_notes": 3}, 3), ({"prompt_bars": 1}, 4), ({"prompt_seconds": 0.8}, 2), ({"prompt_notes": 99}, 4)],
+)
+def test_a_prompt_is_cut_by_notes_bars_or_seconds(setup: Setup, part: dict[str, Any], n_notes: int) -> None:
+    loaded = load_model(setup.checkpoint)
+    (prompt,) = read_prompts(loaded, config_of(prompt=str(setup.prompts / "a chord.mid"), **part))
+    notes = loaded.tokenizer.decode(np.array(prompt.ids)).notes
+    assert notes.pitch.tolist() == [pitch for _, _, pitch, _ in PROMPT_NOTES[:n_notes]]
+    assert prompt.ids[-1] != loaded.tokenizer.end_id
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [({"max_notes": 4}, "4 notes"), ({"max_seconds": 1.0}, "1 seconds"), ({"max_bars": 1}, "1 bars")],
+)
+def test_a_prompt_that_leaves_no_room_is_told(setup: Setup, limit: dict[str, Any], said: str) -> None:
+    config = config_of(prompt=str(setup.prompts / "a chord.mid"), prompt_notes=4, **limit)
+    with pytest.raises(ConfigError, match=f"it already fills the {said} that pieces may have; take less of it"):
+        read_prompts(load_model(setup.checkpoint), config)
+
+
+def test_pieces_of_a_split_are_prompts(home: Home, setup: Setup) -> None:
+    loaded = load_model(setup.checkpoint)
+    data = Home.at(setup.checkpoint.parents[3])
+    dataset = resolve_dataset(data, setup.model.dataset)
+    store = TokenStore(dataset.token_shards("validation"))
+    prompts = read_prompts(loaded, config_of(prompt="split:validation", n_pieces=2, prompt_notes=5), data)
+    assert len(prompts) == min(2, len(store.offsets) - 1)
+    for row, prompt in enumerate(prompts):
+        whole = loaded.tokenizer.decode(store.tokens[store.offsets[row] : store.offsets[row + 1]])
+        assert prompt.name == f"validation/{row:04d}"
+        assert loaded.tokenizer.decode(np.array(prompt.ids)).notes.pitch.tolist() == whole.notes.pitch[:5].tolist()
+    with pytest.raises(ConfigError, match="prompt=split:tests: no such split; one of train, validation, test"):
+        read_prompts(loaded, config_of(prompt="split:tests"), data)
