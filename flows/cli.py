@@ -175,7 +175,12 @@ def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> Non
         _check_prompt(job.config.prompt)
     results = []
     for job in jobs:
-        results.append({"name": job.name} | _run_flow(where, "generate", job.config, job.model, fresh=fresh))
+        try:
+            result = _run_flow(where, "generate", job.config, job.model, fresh=fresh)
+        except OrchestrionError as error:
+            error.args = (f"{request.name}: {job.name}: {error.args[0]}", *error.args[1:])
+            raise
+        results.append({"name": job.name} | result)
         if not as_json:
             print_result(results[-1], as_json, ("name", *BATCH_FACTS))
     if as_json:

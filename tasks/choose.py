@@ -145,6 +145,7 @@ class Countdown:
 
     def __init__(self, folder: Path, candidates: Sequence[Candidate], on_pieces: Callable[[int], None] | None) -> None:
         self.folder, self.left, self.on_pieces = folder, list(candidates), on_pieces
+        self.counted = set[Candidate]()  # one may come twice: see `models.sampling.sample`
 
     def __call__(self) -> None:
         left = [candidate for candidate in self.left if not is_written(candidate, self.folder)]
@@ -152,9 +153,10 @@ class Countdown:
             self.on_pieces(len(self.left) - len(left))
         self.left = left
 
-    def count_one(self) -> None:
-        if self.on_pieces:
+    def count_one(self, candidate: Candidate) -> None:
+        if self.on_pieces and candidate not in self.counted:
             self.on_pieces(1)
+        self.counted.add(candidate)
 
 
 def render_all(plan: WritePlan, choices: Sequence[Choice], player: Player) -> None:

@@ -27,7 +27,7 @@ from tasks.split import SPLITS
 logger = logging.getLogger(__name__)
 
 MANY_NOTES = 1 << 30
-COPIED, INVALID = "copy suspected", "invalid file"
+COPIED, INVALID, NOTHING_NEW = "copy suspected", "invalid file", "nothing new"
 HEADLINES = (
     "notes_per_second", "polyphony", "pitch_entropy", "pitch_class_entropy", "scale_consistency", "groove_consistency",
     "empty_bar_rate", "duration_mean_seconds", "velocity_std",
@@ -144,7 +144,8 @@ def is_copy(facts: Facts) -> bool:
 
 def flags_of(facts: Facts) -> list[str]:
     """Return what a listener should know of a piece before all else."""
-    return [COPIED] * is_copy(facts) + [INVALID] * (not facts["validity"]["ok"])
+    adds_nothing = bool(facts["prompt"]) and not facts["n_new_notes"]
+    return [COPIED] * is_copy(facts) + [INVALID] * (not facts["validity"]["ok"]) + [NOTHING_NEW] * adds_nothing
 
 
 def batch_flags(manifest: Facts) -> list[str]:
@@ -157,6 +158,11 @@ def batch_flags(manifest: Facts) -> list[str]:
         )
     if validity["n_valid"] < validity["n_files"]:
         lines.append(f"{validity['n_files'] - validity['n_valid']} of {validity['n_files']} files are not valid")
+    if manifest["n_nothing_new"]:
+        lines.append(
+            f"{manifest['n_nothing_new']} of {manifest['n_pieces']} pieces add no note to their prompts;"
+            " sampling.min_new_tokens makes them go on"
+        )
     if manifest["unjudged"]:
         lines.append(f"not compared with real music: {manifest['unjudged']}")
     return lines

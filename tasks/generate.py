@@ -15,7 +15,7 @@ from tasks.batch_page import batch_page
 from tasks.checkpoints import load_model
 from tasks.choose import Choice, WritePlan, choose_pieces, render_all
 from tasks.config import GenerateConfig, digest, to_json
-from tasks.critic import Critic, batch_flags
+from tasks.critic import NOTHING_NEW, Critic, batch_flags
 from tasks.errors import NotFound
 from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
 from tasks.latent_pieces import latents_of
@@ -186,6 +186,7 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any
         "config": to_json(config)
         | dict.fromkeys(("batch_size", "n_workers", "prompt", "prompt_to", "soundfont")),  # see each sidecar's prompt
         "n_pieces": len(sidecars),
+        "n_nothing_new": sum(NOTHING_NEW in piece["flags"] for piece in sidecars),
         "n_ended": sum(piece["ended"] for piece in sidecars),
         "n_attempts": sum(choice.n_attempts for choice in choices),
         "n_rejected_as_copies": sum(len(choice.rejected) for choice in choices),

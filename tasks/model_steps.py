@@ -76,5 +76,6 @@ def find_same_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> 
 @task(name="compose-batch", **HEALS)
 def compose_batch(home: Home, model: ModelVersion, config: GenerateConfig, fresh: bool = False) -> generate.Batch:
     """Compose, render and publish a batch."""
-    with show_progress("composing", config.n_pieces * config.best_of, "pieces") as progress:
+    n_attempts = config.n_pieces * (config.best_of // config.n_tries)
+    with show_progress("composing", n_attempts, "pieces") as progress:
         return generate.generate_batch(home, model, Tracker(home).fetch(model), config, progress.advance, fresh)

@@ -98,7 +98,7 @@ def is_written(candidate: Candidate, folder: Path) -> bool:
     return candidate.path(folder, "json").exists()
 
 
-def write_candidates(job: WriteJob, on_candidate: Callable[[], None] | None = None) -> int:
+def write_candidates(job: WriteJob, on_candidate: Callable[[Candidate], None] | None = None) -> int:
     """Sample those candidates that are not there yet and write each as soon as it is complete; return their number."""
     left = [place for place, candidate in enumerate(job.candidates) if not is_written(candidate, job.folder)]
     if not left:
@@ -110,7 +110,7 @@ def write_candidates(job: WriteJob, on_candidate: Callable[[], None] | None = No
         place = left[piece.place]
         _write_candidate(job, job.candidates[place], job.prompts[place], piece, loaded, copies, new)
         if on_candidate:
-            on_candidate()
+            on_candidate(job.candidates[place])
 
     prompts = [job.prompts[place] for place in left]
     indices = [job.candidates[place].index for place in left]
@@ -146,6 +146,7 @@ def _write_candidate(
     score, n_shortened = end_at_next(score)
     title = f"{job.lineage['batch']} {candidate.name}"
     midi = write_midi(score, title, part_names=part_labels(score), ends_on_bar_line=True)
+    own = written_notes(score, prompt, tokenizer, new)
     given = _prompt_facts(prompt, tokenizer) if prompt.name and not prompt.window else None
     facts = {
         "seed": job.config.seed,
@@ -155,6 +156,7 @@ def _write_candidate(
         "latent": _latent_facts(job, candidate.index, score, tokenizer) if job.latents.kind != "prior" else None,
         "infill": new.to_json(job.config.variation) if new else None,
         "n_tokens": len(piece.ids),
+        "n_new_notes": len(own.notes.pitch),
         "n_notes_shortened": n_shortened,
         "ended": ended_by == "itself",
         "ended_by": ended_by,
@@ -162,7 +164,7 @@ def _write_candidate(
         "statistics": piece_statistics(score),
         "midi": midi_statistics(midi, candidate.name),
         "validity": check_validity(midi, score).to_json(),
-        "copying": copies.check(written_notes(score, prompt, tokenizer, new)).as_json() if copies else None,
+        "copying": copies.check(own).as_json() if copies else None,
         "warnings": _track_warnings(job.config, piece.ids, tokenizer) + (new.warnings if new else []),
     }
     n_given = new.n_given if new else len(prompt.ids)

@@ -1,7 +1,9 @@
 """What pieces begin with: files, folders of files or a split of the model's dataset, cut as the settings say."""
 
 import hashlib
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +28,8 @@ from tasks.music.windows import cut_windows
 from tasks.piece_ids import check_prompt_ids, check_request
 from tasks.sources.names import MIDI_SUFFIXES, is_midi, printable
 from tasks.split import SPLITS
+
+logger = logging.getLogger(__name__)
 
 SPLIT_MARK = "split:"  # before the name of a split
 
@@ -68,7 +72,24 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None 
         prompts.append(_encode(loaded, config, name, data, score))
         check_prompt_ids(loaded, with_room(config, prompts[-1:]), prompts[-1].ids, name)
         _check_room(loaded, config, prompts[-1])
+    _tell_losses(prompts, loaded.tokenizer.name)
     return prompts
+
+
+def _tell_losses(prompts: Sequence[Prompt], encoding: str) -> None:
+    lossy, lost = [prompt for prompt in prompts if prompt.dropped], Counter[str]()
+    for prompt in lossy:
+        lost.update(prompt.dropped)
+    if lossy:
+        logger.warning(
+            "%d of %d prompts hold notes that encoding %s leaves out or changes (%s of %d notes); the first: %s",
+            len(lossy),
+            len(prompts),
+            encoding,
+            ", ".join(f"{n} {reason}" for reason, n in sorted(lost.items())),
+            sum(prompt.n_notes for prompt in lossy),
+            lossy[0].name,
+        )
 
 
 def with_room(config: GenerateConfig, prompts: Sequence[Prompt]) -> GenerateConfig:
@@ -154,7 +175,10 @@ def _contents(
     if prompt.startswith(SPLIT_MARK):
         yield from _pieces_of_split(prompt.removeprefix(SPLIT_MARK), loaded, config, home)
         return
-    for name, path in _prompt_files(Path(prompt)):
+    files = _prompt_files(Path(prompt))
+    if len(files) > config.n_pieces:
+        logger.info("prompt %s: the first %d of %d files, one for each piece", prompt, config.n_pieces, len(files))
+    for name, path in files[: config.n_pieces]:
         try:
             yield name, path.read_bytes()
         except OSError as error:

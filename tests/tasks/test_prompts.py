@@ -1,6 +1,7 @@
 """Prompts: kept note for note, cut as asked for, and every one that cannot be used told in one line."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from tasks.generate import generate_batch
 from tasks.home import Home
 from tasks.music.score import read_midi, write_midi
 from tasks.prompts import read_prompts
-from tests.builders import make_score
+from tests.builders import DRUMS, make_score
 from tests.studio import (
     PROMPT_NOTES,
+    SHORT,
     Setup,
     config_of,
     midi_of,
@@ -143,3 +145,39 @@ def test_pieces_of_a_split_are_prompts(home: Home, setup: Setup) -> None:
         assert loaded.tokenizer.decode(np.array(prompt.ids)).notes.pitch.tolist() == whole.notes.pitch[:5].tolist()
     with pytest.raises(ConfigError, match="prompt=split:tests: no such split; one of train, validation, test"):
         read_prompts(loaded, config_of(prompt="split:tests"), data)
+
+
+def test_of_a_folder_as_many_files_are_read_as_pieces_are_wanted(
+    setup: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    loaded, config = load_model(setup.checkpoint), config_of(prompt=str(setup.prompts))
+    assert [prompt.name for prompt in read_prompts(loaded, replace(config, n_pieces=1))] == ["a chord.mid"]
+    assert "the first 1 of 2 files, one for each piece" in caplog.text
+    assert len(read_prompts(loaded, config)) == 2
+
+
+def test_notes_that_the_encoding_leaves_out_are_told(
+    setup: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    notes = [(480 * i, 400, 60 + i, 64, int(i >= 4)) for i in range(6)]
+    (tmp_path / "band.mid").write_bytes(write_midi(make_score(notes, programs=(0, DRUMS))))
+    (prompt,) = read_prompts(load_model(setup.checkpoint), config_of(prompt=str(tmp_path / "band.mid")))
+    assert prompt.dropped == {"drums": 2}
+    assert "1 of 1 prompts hold notes that encoding oore leaves out or changes (2 drums of 6 notes)" in caplog.text
+
+
+def test_a_piece_that_adds_no_note_to_its_prompt_is_flagged(home: Home, setup: Setup) -> None:
+    only_one_id = replace(SHORT, max_tokens=25)
+    batch = silent(home, setup, prompt=str(setup.prompts / "b.mid"), prompt_tokens=24, sampling=only_one_id, n_pieces=8)
+    sidecars = sidecars_of(batch)
+    n_nothing_new = sum(not sidecar["n_new_notes"] for sidecar in sidecars)
+    assert n_nothing_new
+    assert batch.manifest["n_nothing_new"] == n_nothing_new
+    assert all(("nothing new" in sidecar["flags"]) == (not sidecar["n_new_notes"]) for sidecar in sidecars)
+    assert f"{n_nothing_new} of 8 pieces add no note to their prompts" in batch.manifest["flags"][0]
+    longer = replace(SHORT, max_tokens=200, min_new_tokens=150)
+    for sidecar in sidecars_of(silent(home, setup, prompt=str(setup.prompts / "b.mid"), sampling=longer)):
+        assert sidecar["n_new_notes"]
+        assert "nothing new" not in sidecar["flags"]
+        assert sidecar["n_tokens"] >= sidecar["prompt"]["n_tokens"] + 150
