@@ -132,6 +132,7 @@ def test_a_filling_knows_those_before_it(studio: Studio, song: Path, half: Batch
         np.testing.assert_array_equal(np.sort(told.pitch), np.sort(final.pitch[before]))
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_batch(studio: Studio, song: Path, half: Batch) -> None:
     files = files_of(half.folder)
     for batch_size in (1, 3):
@@ -152,6 +153,7 @@ def test_the_bytes_do_not_depend_on_the_workers(studio: Studio, song: Path, half
     assert files_of(vary(studio, song, variation=0.5, n_workers=2).folder) == files
 
 
+@pytest.mark.slow
 def test_an_interrupted_batch_is_gone_on_with(studio: Studio, song: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"variation": 0.4, "best_of": 2, "best_by": "join", "batch_size": 2}
     whole = files_of(vary(studio, song, **settings).folder)
@@ -176,6 +178,7 @@ def test_an_interrupted_batch_is_gone_on_with(studio: Studio, song: Path, monkey
     assert len(drawn) == 8
 
 
+@pytest.mark.slow
 def test_of_several_tries_at_each_gap_the_best_is_kept(studio: Studio, song: Path) -> None:
     one = vary(studio, song, variation=0.6)
     best = vary(studio, song, variation=0.6, best_of=4, best_by="join")
