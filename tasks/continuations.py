@@ -21,6 +21,7 @@ from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
 from tasks.config import EvaluateConfig, GenerateConfig
 from tasks.datasets import DatasetVersion
+from tasks.held_out import pieces_of_rows
 from tasks.latent_pieces import FROM_PRIOR, LatentPlan, LatentSource
 from tasks.music.distances import Estimate, estimate, resample
 from tasks.music.notes import FloatArray, IntArray
@@ -65,13 +66,17 @@ class Continuation:
 
     def notes_of(self, score: Score) -> list[tuple[float, float, int, bool]]:
         """Return start and end in seconds and pitch of each note, and whether it was given."""
-        left = Counter((start, pitch) for start, _, pitch in _spans(self.given))
-        spans = list[tuple[float, float, int, bool]]()
-        for start, end, pitch in _spans(score):
-            is_given = left[start, pitch] > 0
-            left[start, pitch] -= is_given
-            spans.append((start, end, pitch, is_given))
-        return spans
+        return [(*span, is_given) for span, is_given in zip(_spans(score), are_given(score, self.given), strict=True)]
+
+
+def are_given(score: Score, given: Score) -> list[bool]:
+    """Tell of each note of a piece whether it is one of those that it was given; these may sound on in the piece."""
+    left = Counter((start, pitch) for start, _, pitch in _spans(given))
+    found = list[bool]()
+    for start, _, pitch in _spans(score):
+        found.append(left[start, pitch] > 0)
+        left[start, pitch] -= found[-1]
+    return found
 
 
 def _spans(score: Score) -> list[tuple[float, float, int]]:
@@ -184,17 +189,20 @@ def choose_openings(
     """Return the beginnings of some pieces, and how many pieces are too short to be among them.
 
     A piece is long enough if something but its end comes behind `prompt_tokens`. Of those, the ones are taken of which
-    a hash of the seed and the given tokens is lowest: more pieces asked for are the same ones and more.
+    a hash of the seed and the given tokens is lowest: more pieces asked for are the same ones and more. Of a piece that
+    is cut into windows it is the first one.
     """
     lengths = np.diff(store.offsets)
+    names = pieces_of_rows(dataset, config.split)
+    first_rows = np.array(list({name: row for row, name in reversed(list(enumerate(names)))}.values()))
     latent_ids = loaded.model.max_length if isinstance(loaded.model, Vae) else 0
     n_given = 1 if latent_ids else config.prompt_tokens
-    rows = np.flatnonzero(lengths >= n_given + 2)
+    rows = np.sort(first_rows[lengths[first_rows] >= n_given + 2])
     looked_at = latent_ids or config.prompt_tokens
     hashes = [_hash(config.seed, store.tokens[at : at + looked_at]) for at in store.offsets[rows]]
     chosen = [int(rows[place]) for place in sorted(range(len(rows)), key=lambda k: (hashes[k], k))]
     chosen = chosen[: config.n_continuations]
-    files = _files_of(dataset, config.split, chosen)
+    files = _files_of(dataset, [names[row] for row in chosen])
     n_compared = min(latent_ids or math.inf, config.prompt_tokens + config.sample_tokens)
     openings = [
         Opening(
@@ -206,28 +214,22 @@ def choose_openings(
         )
         for row, file in zip(chosen, files, strict=True)
     ]
-    return openings, len(lengths) - len(rows)
+    return openings, len(first_rows) - len(rows)
 
 
 def _hash(seed: int, ids: np.ndarray) -> bytes:
     return hashlib.blake2b(ids.astype("<u2").tobytes(), key=str(seed).encode(), digest_size=16).digest()
 
 
-def _files_of(dataset: DatasetVersion, split: str, rows: Sequence[int]) -> list[str]:
-    """Return the paths, as the ledger has them, of the pieces that some token rows of a split are of."""
-    if not rows:
-        return []
-    names = [
-        name for shard in dataset.token_shards(split) for name in read_table(shard, ["piece"])["piece"].to_pylist()
-    ]
-    wanted = [names[row] for row in rows]
+def _files_of(dataset: DatasetVersion, pieces: Sequence[str]) -> list[str]:
+    """Return the paths of some pieces, as the ledger has them."""
     ledger = read_table(dataset.ledger, ["piece", "path", "status"]).to_pydict()
     path_of = {
         piece: path
         for piece, path, status in zip(ledger["piece"], ledger["path"], ledger["status"], strict=True)
         if status == "accepted"
     }
-    return [path_of.get(piece, piece) for piece in wanted]
+    return [path_of.get(piece, piece) for piece in pieces]
 
 
 def _write(loaded: LoadedModel, openings: Sequence[Opening], config: EvaluateConfig) -> list[WrittenIds]:
@@ -263,14 +265,11 @@ def added(score: Score, given: Score, feature: str) -> FloatArray:
 
     Durations are in seconds, in half octaves from 16 ms to 16 s; shorter and longer ones are in the outermost bins.
     """
-    return np.maximum(_counts(score, feature) - _counts(given, feature), 0.0)
-
-
-def _counts(score: Score, feature: str) -> FloatArray:
-    notes = score.notes
+    notes, is_new = score.notes, ~np.array(are_given(score, given), np.bool_)
     if feature == "pitch_class":
-        return np.bincount(notes.pitch[~notes.is_drum] % 12, minlength=12).astype(np.float64)
-    seconds = np.clip(notes.end_seconds - notes.onset_seconds, DURATION_EDGES[0], DURATION_EDGES[-1])
+        return np.bincount(notes.pitch[is_new & ~notes.is_drum] % 12, minlength=12).astype(np.float64)
+    seconds = (notes.end_seconds - notes.onset_seconds)[is_new]
+    seconds = np.clip(seconds, DURATION_EDGES[0], DURATION_EDGES[-1])
     return np.histogram(seconds, DURATION_EDGES)[0].astype(np.float64)
 
 

@@ -22,7 +22,7 @@ from tasks.continuations import ContinuationTest, continue_pieces
 from tasks.copying import copy_index
 from tasks.datasets import DatasetVersion
 from tasks.errors import CheckpointError, DatasetError, HomeError
-from tasks.held_out import held_out_statistics
+from tasks.held_out import held_out_statistics, pieces_of_rows
 from tasks.latent_pieces import FROM_PRIOR, with_latents
 from tasks.music.judgement import judge_pieces
 from tasks.music.metrics import piece_statistics
@@ -80,11 +80,14 @@ def evaluate_model(
     clock = Clock()
     store = TokenStore(dataset.token_shards(config.split), dataset.flat_tokens)
     facts = dataset.manifest["splits"][config.split]
+    pieces: dict[str, int] = {}
+    piece_of_row = [pieces.setdefault(piece, len(pieces)) for piece in pieces_of_rows(dataset, config.split)]
     piece_nats = np.zeros(0)
     if isinstance(loaded.model, Vae):
         metrics, least_context = score_latents(loaded, store, facts, config, on_windows), 0
     else:
-        metrics, piece_nats = score_held_out(loaded, store, facts, config, on_windows)
+        metrics, row_nats = score_held_out(loaded, store, facts, config, on_windows)
+        piece_nats = np.bincount(piece_of_row, weights=row_nats)
         least_context = scoring_stride(loaded.model, store, config)[1]
     metrics |= frequency_baseline(store, TokenStore(dataset.token_shards("train"), dataset.flat_tokens))
     clock.stop("scoring")
@@ -96,7 +99,7 @@ def evaluate_model(
         metrics=metrics | (test.metrics if test else {}),
         statistics={},
         least_context=least_context,
-        n_held_out=len(store.offsets) - 1,
+        n_held_out=len(pieces),
         n_samples=len(samples),
         piece_nats=tuple(piece_nats.round(6).tolist()),
         about=_about(loaded),
@@ -186,7 +189,7 @@ def score_held_out(
     config: EvaluateConfig,
     on_windows: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, float], FloatArray]:
-    """Return likelihood figures over all tokens of a split, each predicted once, and the nats of each piece.
+    """Return likelihood figures over all tokens of a split, each predicted once, and the nats of each token row.
 
     Windows of `window_tokens` overlap by half, so every token but a piece's first ones has at least half a window of
     context. The figures are nats per token, accuracy, perplexity, bits per note (all tokens' bits over the number of
@@ -195,15 +198,15 @@ def score_held_out(
     device = next(loaded.model.parameters()).device
     window_tokens, stride = scoring_stride(loaded.model, store, config)
     pad_id, rows = loaded.tokenizer.pad_id, store.rows_of_windows(window_tokens, stride)
-    piece_nats, n_targets, n_correct, n_seen = np.zeros(len(store.offsets) - 1), 0, 0, 0
+    row_nats, n_targets, n_correct, n_seen = np.zeros(len(store.offsets) - 1), 0, 0, 0
     for tokens, mask in store.sequential_windows(window_tokens, stride, config.batch_size, pad_id):
         batch, counted = torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)
         nats, n_new, n_hit = row_losses(loaded.model, batch, pad_id=pad_id, mask_BT=counted)
-        np.add.at(piece_nats, rows[n_seen : n_seen + len(tokens)], nats.cpu().numpy())
+        np.add.at(row_nats, rows[n_seen : n_seen + len(tokens)], nats.cpu().numpy())
         n_targets, n_correct, n_seen = n_targets + n_new, n_correct + n_hit, n_seen + len(tokens)
         if on_windows:
             on_windows(len(tokens))
-    return likelihood_figures(float(piece_nats.sum()), n_targets, n_correct, facts), piece_nats
+    return likelihood_figures(float(row_nats.sum()), n_targets, n_correct, facts), row_nats
 
 
 def window_of(model: Model, wanted: int) -> int:

@@ -9,9 +9,16 @@ from tasks.batches import TokenStore
 from tasks.datasets import DatasetVersion
 from tasks.music.excerpt import Extent, beginning
 from tasks.music.metrics import piece_statistics
+from tasks.shards import read_table
 
 MOST_PIECES = 200
 ALL = Extent()
+
+
+def pieces_of_rows(dataset: DatasetVersion, split: str) -> list[str]:
+    """Return the piece that each token row of a split is of, or is a window of."""
+    shards = dataset.token_shards(split)
+    return [piece for shard in shards for piece in read_table(shard, ["piece"]).column("piece").to_pylist()]
 
 
 def held_out_statistics(

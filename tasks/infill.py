@@ -23,13 +23,15 @@ from tasks.music.excerpt import Extent, beginning
 from tasks.music.note_boundaries import without_ending
 from tasks.music.notes import BoolArray, FloatArray, IntArray, NoteBatch
 from tasks.music.score import Score, Tempos, TimeSignatures, build_score, seconds_at, ticks_at
+from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.tokenizers.mmm import MmmTokenizer
 
 CONTEXT_TOKENS = 1024  # before and behind the join, at most
 GAP_BARS = 4  # of a variation, where enough bars are kept to stand between
 MAX_GAPS = 2000
 FINE_TICKS = 480  # a quarter, at least: new notes need not lie on the grid of those around them
-EARLY = 0.006  # seconds by which a note may stand before the bar line that it belongs to, as encodings round times
+# Seconds by which a note may stand before the line of its bar, as encodings round times.
+ON_GRID_EARLY, MOST_EARLY = 0.006, 0.02
 PLACES = 1 << 63  # added to the number of a piece: the stream of the places of its gaps, apart from all those of ids
 
 _TICKS = ("onset", "duration")
@@ -38,16 +40,21 @@ _SOUNDS = ("pitch", "velocity", "program", "is_drum")
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Some bars, the first of a piece being 1, and where they begin and end in the piece as the encoding holds it."""
+    """Some bars, the first of a piece being 1, and where they begin and end in the piece as the encoding holds it.
+
+    Args:
+        early_seconds: by which a note may stand before the line of its bar.
+    """
 
     first_bar: int
     last_bar: int
     start_seconds: float
     end_seconds: float
+    early_seconds: float
 
     def holds(self, score: Score) -> BoolArray:
         """Return which notes begin in the bars."""
-        onset = score.notes.onset_seconds + EARLY
+        onset = score.notes.onset_seconds + self.early_seconds
         return (onset >= self.start_seconds) & (onset < self.end_seconds)
 
 
@@ -59,11 +66,13 @@ class Canvas:
         whole: the piece, as the encoding holds it.
         line_seconds: float64[n + 1], where bars 1 to n begin and the last one ends; the last note begins in bar n.
         first_bar: in which the first note begins.
+        early_seconds: see `Span`.
     """
 
     whole: Score
     line_seconds: FloatArray
     first_bar: int
+    early_seconds: float
 
     @property
     def n_bars(self) -> int:
@@ -83,7 +92,8 @@ class Canvas:
         return tuple(self._span(before + first, before + last) for first, last in gaps)
 
     def _span(self, first: int, last: int) -> Span:
-        return Span(first, last, float(self.line_seconds[first - 1]), float(self.line_seconds[last]))
+        start, end = float(self.line_seconds[first - 1]), float(self.line_seconds[last])
+        return Span(first, last, start, end, self.early_seconds)
 
 
 def draw_gaps(n_bars: int, share: float, seed: int, index: int) -> list[tuple[int, int]]:
@@ -122,9 +132,10 @@ class Gap:
 
     def prompt_ids(self, tokenizer: Any) -> tuple[int, ...]:
         """Return the ids of all before the gap, <start> alone where there is nothing."""
-        if self.span.start_seconds <= EARLY:
+        before = self.span.start_seconds - self.span.early_seconds
+        if before <= 0:
             return (tokenizer.start_id,)
-        return ids_of(tokenizer, beginning(self.whole, Extent(seconds=self.span.start_seconds - EARLY)))
+        return ids_of(tokenizer, beginning(self.whole, Extent(seconds=before)))
 
     def filled(self, attempt: Score) -> Score:
         """Return the piece with the gap as an attempt fills it, cut where the gap ends; all other notes as they are."""
@@ -182,14 +193,17 @@ def make_canvas(loaded: LoadedModel, config: GenerateConfig, name: str, score: S
     tokenizer = loaded.tokenizer
     if isinstance(tokenizer, MmmTokenizer) or isinstance(loaded.model, Vae) or config.sampling.beams:
         raise ConfigError(f"{_said(config)}: bars are filled by decoders on encodings that follow time, and by drawing")
-    whole = tokenizer.decode(tokenizer.encode(NoteBatch.from_scores([score])).ids)
+    tokens = tokenizer.encode(NoteBatch.from_scores([score]))
+    whole = tokenizer.decode(tokens.ids)
     has_bars = len(whole.time_signatures.tick) > 0  # else the encoding knows seconds alone, and the file knows bars
     line_seconds = _line_seconds(whole if has_bars else score)
-    if not has_bars:  # encodings may leave out silence before the first note
-        line_seconds += whole.notes.onset_seconds.min() - score.notes.onset_seconds.min()
-    first = int(np.searchsorted(line_seconds, whole.notes.onset_seconds.min() + EARLY, side="right"))
-    canvas = Canvas(whole, line_seconds, min(max(first, 1), len(line_seconds) - 1))
-    n_bars = len(line_seconds) - 1
+    early_seconds = ON_GRID_EARLY if has_bars else min(1 / tokenizer.units_per_second, MOST_EARLY)
+    if not has_bars and (silence := _silence_left_out(score, whole, tokens)) > early_seconds:
+        line_seconds -= silence
+    onset = whole.notes.onset_seconds + early_seconds
+    first, n_bars = (int(np.searchsorted(line_seconds, at, side="right")) for at in (onset.min(), onset.max()))
+    line_seconds = line_seconds[: n_bars + 1]
+    canvas = Canvas(whole, line_seconds, max(first, 1), early_seconds)
     if config.infill_bars and config.infill_bars[1] >= n_bars:
         first, last = config.infill_bars
         raise ConfigError(f"prompt {name}: nothing stands behind bar {last}; prompt_bars={first - 1} goes on freely")
@@ -198,15 +212,23 @@ def make_canvas(loaded: LoadedModel, config: GenerateConfig, name: str, score: S
     return canvas
 
 
+def _silence_left_out(score: Score, whole: Score, tokens: TokenBatch) -> float:
+    """Return the seconds before the first note that the encoding holds by which it holds it earlier than the file."""
+    is_held = np.ones(len(score.notes.pitch), np.bool_)
+    if tokens.dropped.get("drums", np.zeros(1)).any():
+        is_held = ~score.notes.is_drum
+    return float(score.notes.onset_seconds[is_held].min() - whole.notes.onset_seconds.min())
+
+
 def _said(config: GenerateConfig) -> str:
     return f"infill_bars={list(config.infill_bars)}" if config.infill_bars else f"variation={config.variation:g}"
 
 
 def _line_seconds(score: Score) -> FloatArray:
-    """Return where each bar begins, up to that of the last note, and where that one ends."""
+    """Return where each bar begins, up to one behind that of the last note, and where that one ends."""
     lines = bar_lines(score.time_signatures, score.ticks_per_quarter)
     last = int(lines.place(score.notes.onset[-1:] * lines.units_per_tick)[0][0])
-    bars: IntArray = np.arange(last + 2)
+    bars: IntArray = np.arange(last + 3)  # rounding may put a note behind the line that follows it
     run = np.searchsorted(lines.first_bar, bars, side="right") - 1
     units = lines.start[run] + (bars - lines.first_bar[run]) * lines.length[run]
     return seconds_at(score.tempos, score.ticks_per_quarter, -(-units // lines.units_per_tick))
@@ -215,8 +237,8 @@ def _line_seconds(score: Score) -> FloatArray:
 def join_nats(loaded: LoadedModel, gap: Gap, filled: Score) -> float:
     """Return the nats per token that the music behind a gap costs after what fills it."""
     tokenizer = loaded.tokenizer
-    before = beginning(filled, Extent(seconds=gap.span.end_seconds - EARLY))
-    n_before = len(tokenizer.encode(NoteBatch.from_scores([before])).ids) - 1  # without its <end>
+    before = beginning(filled, Extent(seconds=gap.span.end_seconds - gap.span.early_seconds))
+    n_before = len(ids_of(tokenizer, before))  # what ends notes that sound on comes among the music behind
     ids = tokenizer.encode(NoteBatch.from_scores([filled])).ids.astype(np.int64)
     half = window_of(loaded.model, CONTEXT_TOKENS) // 2
     begin, end = max(n_before - half, 0), min(n_before + half, len(ids))

@@ -126,6 +126,8 @@ def _encode(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes,
         ids, tokens, canvas = _first_ids(loaded, config, name, score)
         return Prompt(name, sha256, ids, len(tokens.ids), (), n_notes, losses(tokens), canvas)
     assert isinstance(loaded.model, Vae)
+    if config.infill_bars:
+        raise ConfigError(f"infill_bars={list(config.infill_bars)}: bars are filled by decoders, not from latents")
     tokenizer, batch = loaded.tokenizer, NoteBatch.from_scores([score])
     bars = int(loaded.state["dataset"].get("window_bars", 0))
     if bars:

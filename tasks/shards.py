@@ -189,12 +189,15 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     # An open file, not a path: `split=train` in a folder's name must not become a column. And Arrow's own file, not
     # Python's: its threads may let go of it after the interpreter has ended, which then would abort.
     with _opened(path) as handle:
-        return pq.read_table(handle, columns=columns)
+        try:
+            return pq.read_table(handle, columns=columns)
+        except pa.ArrowInvalid as error:
+            raise pa.ArrowInvalid(f"{path}: {error}") from None
 
 
 def _opened(path: Path) -> pa.OSFile:
     try:
-        return pa.OSFile(str(path))
+        return pa.OSFile(os.fsencode(path))
     except OSError as error:
         number = error.errno or errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from None  # Arrow's error names no file

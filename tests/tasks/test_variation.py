@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from tasks.config import GenerateConfig
 from tasks.errors import ConfigError
 from tasks.generate import Batch, generate_batch
 from tasks.home import Home
-from tasks.infill import GAP_BARS, Canvas, Gap, Span, draw_gaps
+from tasks.infill import GAP_BARS, Canvas, Gap, Span, draw_gaps, make_canvas
 from tasks.latent_pieces import LatentPlan, LatentSource, with_latents
 from tasks.music.score import write_midi
 from tasks.music.tokenizers.oore import OoreTokenizer
+from tasks.music.tokenizers.optimus_int import OptimusIntTokenizer
 from tasks.music.tokenizers.remi import RemiTokenizer
 from tasks.presets import build_preset
 from tasks.prompts import read_prompts
@@ -243,7 +245,7 @@ def test_a_filling_keeps_ticks_tempos_and_parts(tokenizer: Any) -> None:
     notes = [(240 * i, 240, 60, 80, i % 2) for i in range(32)]
     score = make_score(notes, programs=(DRUMS, 40), tempos=((0, 600_000), (960, 400_000)), ticks_per_quarter=240)
     attempt = make_score([(500 * i, 400, 70, 60) for i in range(40)], programs=(40,))
-    gap = Gap(score, Span(2, 2, 2.4, 4.0))
+    gap = Gap(score, Span(2, 2, 2.4, 4.0, 0.006))
     filled = gap.filled(attempt)
     assert filled.tempos.microseconds_per_quarter.tolist() == [600_000, 400_000]
     is_new = filled.notes.pitch == 70
@@ -254,8 +256,37 @@ def test_a_filling_keeps_ticks_tempos_and_parts(tokenizer: Any) -> None:
     assert (gap.prompt_ids(tokenizer)[0], tokenizer.end_id in gap.prompt_ids(tokenizer)) == (tokenizer.start_id, False)
 
 
+@pytest.mark.parametrize("tokenizer", [OoreTokenizer(), OptimusIntTokenizer()], ids=lambda tokenizer: tokenizer.name)
+def test_bars_are_those_of_the_file_whatever_the_encoding_leaves_out(tokenizer: Any) -> None:
+    """Drums begin and end the piece; the encoding holds neither, nor perhaps the silence that is left."""
+    drums = [(125 * i, 100, 38, 90, 1) for i in range(200)]
+    melody = [(2251 + 500 * i, 400, 60 + i % 12, 80) for i in range(32)]  # each 1 ms behind the beat
+    score = make_score(melody + drums, programs=(0, DRUMS))
+    loaded = SimpleNamespace(tokenizer=tokenizer, model=None)
+    canvas = make_canvas(loaded, GenerateConfig(prompt="x", variation=0.5), "x.mid", score)
+    moved = 2.251 - canvas.whole.notes.onset_seconds.min()
+    assert canvas.line_seconds[0] == pytest.approx(-moved if moved > 0.01 else 0.0, abs=0.005)
+    np.testing.assert_allclose(np.diff(canvas.line_seconds), 2.0)
+    assert canvas.first_bar == 2
+    assert len(canvas.line_seconds) - 1 == 9  # 2.251 + 31 * 0.5 = 17.751
+    last = canvas.whole.notes.onset_seconds.max()
+    assert canvas.line_seconds[-2] <= last < canvas.line_seconds[-1]
+
+
+@pytest.mark.parametrize("unit", [0.008, 0.01])
+def test_a_downbeat_is_of_its_bar_however_times_are_rounded(unit: float) -> None:
+    tokenizer = OoreTokenizer() if unit == 0.008 else OptimusIntTokenizer()
+    notes = [(2000 * i, 1900, 60 + i % 12, 80) for i in range(40)]  # bars of 2.125 s, no multiple of the unit
+    score = make_score(notes, tempos=((0, 531_250),))
+    loaded = SimpleNamespace(tokenizer=tokenizer, model=None)
+    canvas = make_canvas(loaded, GenerateConfig(prompt="x", variation=0.5), "x.mid", score)
+    for index in range(20):
+        for span in canvas.spans(GenerateConfig(prompt="x", variation=0.5), index):
+            assert span.holds(canvas.whole).sum() == span.last_bar - span.first_bar + 1
+
+
 def test_bars_are_counted_from_that_of_the_first_note() -> None:
-    canvas = Canvas(make_score(NOTES), np.arange(11) * 2.0, 3)
+    canvas = Canvas(make_score(NOTES), np.arange(11) * 2.0, 3, 0.006)
     assert canvas.n_bars == 8
     spans = [span for index in range(50) for span in canvas.spans(GenerateConfig(prompt="x", variation=0.5), index)]
     assert {bar for span in spans for bar in range(span.first_bar, span.last_bar + 1)} == set(range(3, 10))
