@@ -4,6 +4,7 @@ The names are those that Optimus VIRTUOSO prints for its compositions.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from tasks.errors import BadScore
 from tasks.music import midi_events as events
 from tasks.music.midi_files import read_files
-from tasks.music.midi_tracks import events_of, tracks_of
 from tasks.music.midi_writer import DRUM_CHANNEL
 from tasks.music.read_limits import ReadLimits
 
@@ -53,7 +53,7 @@ def midi_statistics(data: bytes, where: str = "") -> dict[str, Any]:
     notes = _notes_of(batch)
     n_tracks = int(facts[events.N_TRACKS])
     ranges = [_pitch_range(notes, track) for track in range(n_tracks)]
-    controls = [_controls_of(whole, begin, end) for begin, end in tracks_of(whole)]
+    controls = [_controls_of(whole, begin, end) for begin, end in _tracks_of(whole)]
     is_drum = notes.channel == DRUM_CHANNEL
     return {
         "bank_select": [list(bank) for bank in dict.fromkeys(bank for c in controls for bank in c.banks)],
@@ -99,6 +99,19 @@ def _histogram(values: NDArray[np.int64]) -> dict[str, int]:
     return {str(value): n for value, n in sorted(Counter(values.tolist()).items())}
 
 
+def _tracks_of(data: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
+    """Yield where the events of each track chunk begin and end."""
+    begin, file_end = 0, len(data)
+    if bytes(data[:4]) == b"RIFF":
+        begin, file_end = events._unwrap_riff(data, 0, file_end)
+    position = begin + 8 + events._big(data, begin + 4, 4)
+    while position + 8 <= file_end and bytes(data[position : position + 4]) != b"MThd":
+        end = min(position + 8 + events._big(data, position + 4, 4), file_end)
+        if bytes(data[position : position + 4]) == b"MTrk":
+            yield position + 8, end
+        position = end
+
+
 class _Controls(NamedTuple):
     """What a track says besides its notes."""
 
@@ -111,7 +124,13 @@ class _Controls(NamedTuple):
 def _controls_of(data: NDArray[np.uint8], position: int, end: int) -> _Controls:
     controls = _Controls([], [], [], {})
     chosen: dict[int, dict[int, int]] = {}  # channel -> controller -> value, since its last program change
-    for status, _, body, behind in events_of(data, position, end):
+    running = 0
+    while position < end:
+        code, _, status, _, body, position = events._next_event(data, position, end, running)
+        if code != events.OK:
+            break
+        if status < 0xF0:
+            running = status
         channel, first = status & 15, min(int(data[body]), 127) if body < end else 0
         if status & 0xF0 == 0xB0 and first in (_BANK_MSB, _BANK_LSB):
             chosen.setdefault(channel, {})[first] = int(data[body + 1])
@@ -121,7 +140,7 @@ def _controls_of(data: NDArray[np.uint8], position: int, end: int) -> _Controls:
             controls.programs.append(first)
             controls.last[channel] = first
         elif status == 0xF0:
-            message = bytes(data[body:behind])
+            message = bytes(data[body:position])
             if message[:1] == b"\x7e" and message[2:3] == b"\x09" and message[3:4] in (b"\x01", b"\x02", b"\x03"):
                 controls.modes.append(_GM_MODE_OF[message[3]])
     controls.banks.extend(_bank(halves) for halves in chosen.values())

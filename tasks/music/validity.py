@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from tasks.errors import BadScore
 from tasks.music import midi_events as events
 from tasks.music.bars import bar_lines
-from tasks.music.midi_tracks import events_of, tracks_of
 from tasks.music.read_limits import ReadLimits
 from tasks.music.score import Notes, Score, read_midi
 from tasks.music.second_reader import second_notes
@@ -166,11 +165,30 @@ def _event_problems(midi: bytes) -> dict[str, int]:
 @njit(cache=True, nogil=True)
 def _count_ends(data):
     """Return the note-offs of all tracks, and the tracks without End of Track, of a file that our reader accepts."""
+    begin, end = 0, len(data)
+    if events._is(data, 0, 82, 73, 70, 70):  # RIFF
+        begin, end = events._unwrap_riff(data, 0, end)
     n_note_offs, n_open_tracks = 0, 0
-    for begin, end in tracks_of(data):
-        has_end = False
-        for status, kind, body, _ in events_of(data, begin, end):
-            n_note_offs += status < 0x90 or (status < 0xA0 and data[body + 1] == 0)
-            has_end |= kind == 0x2F
-        n_open_tracks += not has_end
+    position = begin + 8 + events._big(data, begin + 4, 4)
+    while position + 8 <= end and not events._is(data, position, 77, 84, 104, 100):  # MThd
+        stop = min(position + 8 + events._big(data, position + 4, 4), end)
+        if events._is(data, position, 77, 84, 114, 107):  # MTrk
+            found, has_end = _count_track_ends(data, position + 8, stop)
+            n_note_offs += found
+            n_open_tracks += not has_end
+        position = stop
     return n_note_offs, n_open_tracks
+
+
+@njit(cache=True, nogil=True)
+def _count_track_ends(data, position, stop):
+    n_note_offs, running, has_end = 0, 0, False
+    while position < stop:
+        code, _, status, kind, body, position = events._next_event(data, position, stop, running)
+        if code != events.OK:
+            break
+        if status < 0xF0:
+            running = status
+        n_note_offs += status < 0x90 or (status < 0xA0 and data[body + 1] == 0)
+        has_end |= kind == 0x2F
+    return n_note_offs, has_end
