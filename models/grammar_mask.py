@@ -135,6 +135,9 @@ class GrammarRows:
         device = tables.next_state_SV.device
         self.tables = tables
         self.forbidden_SV = tables.next_state_SV < 0
+        only_opens_S = (self.forbidden_SV | (tables.opens_V < tables.n_slots)).all(dim=1)
+        # Ids behind which a slot must be opened: a dead end where none is left.
+        self.needs_a_slot_SV = only_opens_S[tables.next_state_SV.clamp_min(0)] & ~self.forbidden_SV
         self.state_B = torch.empty(batch_size, dtype=torch.long, device=device)
         self.open_BC = torch.empty((batch_size, tables.n_slots + 2), dtype=torch.bool, device=device)
         self.clock_B = torch.zeros(batch_size, dtype=torch.long, device=device)
@@ -157,6 +160,8 @@ class GrammarRows:
         if tables.n_slots:
             forbidden_BV |= open_BC.index_select(1, tables.opens_V)
             forbidden_BV |= ~open_BC.index_select(1, tables.closes_V)
+            is_full_B1 = open_BC[:, : tables.n_slots].all(dim=1, keepdim=True)
+            forbidden_BV |= self.needs_a_slot_SV[self.state_B[:n_rows]] & is_full_B1
             forbidden_BV |= tables.needs_all_closed_V & open_BC[:, : tables.n_slots].any(dim=1, keepdim=True)
         if tables.max_open:
             forbidden_BV |= self._not_closing(n_rows, forbidden_BV)

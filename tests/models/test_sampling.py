@@ -121,6 +121,21 @@ def test_a_piece_is_the_same_in_any_batch(config: SamplingConfig) -> None:
         assert run(config, n=20, grammar=grammar, batch_size=batch_size) == alone
 
 
+def test_a_velocity_is_not_drawn_where_every_pitch_sounds() -> None:
+    tokenizer = OoreTokenizer()
+    tables = GrammarTables.from_numpy(tokenizer.grammar)
+    rows = GrammarRows(tables, 1)
+    names = ["set_velocity_20", *(f"note_on_{pitch}" for pitch in range(127))]
+    ids = [tokenizer.start_id, *(tokenizer.token_id(name) for on in names[1:] for name in (names[0], on))]
+    velocity, last = tokenizer.token_id("set_velocity_20"), tokenizer.token_id("note_on_127")
+    rows.walk(0, ids)
+    assert not rows.forbidden(1)[0, velocity]
+    rows.walk(0, [*ids, velocity, last])
+    allowed = (~rows.forbidden(1)[0]).nonzero()[:, 0].tolist()
+    assert not {tokenizer.token_name(token) for token in allowed if "velocity" in tokenizer.token_name(token)}
+    assert any("note_off" in tokenizer.token_name(token) for token in allowed)
+
+
 def test_no_piece_ends_before_it_may() -> None:
     prompts = build_prompts(20)
     lengths = [
