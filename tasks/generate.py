@@ -22,7 +22,7 @@ from tasks.latent_pieces import latents_of
 from tasks.music.soundfont import find_player
 from tasks.music.validity import Validity, share_valid
 from tasks.piece_work import batch_folder, pieces_folder, read_candidate
-from tasks.prompts import Prompt, read_prompts, with_room
+from tasks.prompts import Prompt, read_prompts, tell_losses, with_room
 from tasks.results import Clock, results_of
 from tasks.tracking import ModelVersion, git_commit
 
@@ -115,6 +115,7 @@ def generate_batch(
     player = find_player(config.soundfont)
     loaded = load_model(checkpoint)
     prompts = read_prompts(loaded, config, home)
+    tell_losses(prompts, loaded.tokenizer.name)
     name = batch_name(model, config, prompts, checkpoint)
     config = with_room(config, prompts)
     critic = Critic.of(home, loaded, config)

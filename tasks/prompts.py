@@ -72,11 +72,11 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None 
         prompts.append(_encode(loaded, config, name, data, score))
         check_prompt_ids(loaded, with_room(config, prompts[-1:]), prompts[-1].ids, name)
         _check_room(loaded, config, prompts[-1])
-    _tell_losses(prompts, loaded.tokenizer.name)
     return prompts
 
 
-def _tell_losses(prompts: Sequence[Prompt], encoding: str) -> None:
+def tell_losses(prompts: Sequence[Prompt], encoding: str) -> None:
+    """Say in one line what an encoding leaves out of prompts, if anything."""
     lossy, lost = [prompt for prompt in prompts if prompt.dropped], Counter[str]()
     for prompt in lossy:
         lost.update(prompt.dropped)

@@ -17,7 +17,7 @@ from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
 from tasks.generate import generate_batch
 from tasks.home import Home
 from tasks.music.score import read_midi, write_midi
-from tasks.prompts import read_prompts
+from tasks.prompts import read_prompts, tell_losses
 from tests.builders import DRUMS, make_score
 from tests.studio import (
     PROMPT_NOTES,
@@ -164,6 +164,7 @@ def test_notes_that_the_encoding_leaves_out_are_told(
     (tmp_path / "band.mid").write_bytes(write_midi(make_score(notes, programs=(0, DRUMS))))
     (prompt,) = read_prompts(load_model(setup.checkpoint), config_of(prompt=str(tmp_path / "band.mid")))
     assert prompt.dropped == {"drums": 2}
+    tell_losses([prompt], "oore")
     assert "1 of 1 prompts hold notes that encoding oore leaves out or changes (2 drums of 6 notes)" in caplog.text
 
 
