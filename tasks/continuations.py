@@ -194,7 +194,7 @@ def choose_openings(
     """
     lengths = np.diff(store.offsets)
     names = pieces_of_rows(dataset, config.split)
-    first_rows = np.array(list({name: row for row, name in reversed(list(enumerate(names)))}.values()))
+    first_rows = np.unique(names, return_index=True)[1]
     latent_ids = loaded.model.max_length if isinstance(loaded.model, Vae) else 0
     n_given = 1 if latent_ids else config.prompt_tokens
     rows = np.sort(first_rows[lengths[first_rows] >= n_given + 2])
