@@ -149,6 +149,7 @@ def generate(
     quiet: QuietOption = False,
 ) -> None:
     """Compose a batch of pieces with a page to review them; Ctrl-C keeps what is written, the same command goes on."""
+    environment.set_defaults(environment.SAMPLING)
     given = {
         "n_pieces": n_pieces, "seed": seed, "prompt": _absolute_prompt(prompt) or None, "variation": variation,
         "best_of": best_of, "reject_copies": reject_copies or None,

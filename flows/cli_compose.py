@@ -220,7 +220,7 @@ def _locked(home: str, name: str, command: str, create: bool = False) -> Any:
     from tasks.composer_sessions import locked_session
 
     environment.configure_logging(0)
-    environment.set_defaults()  # before torch: its threads must not wait for each other in a busy loop
+    environment.set_defaults(environment.SAMPLING)  # before torch, which asks once how threads wait for each other
     return locked_session(Home.at(home), name, f"orchestrion compose {command} {name}", create)
 
 

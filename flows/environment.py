@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ DEFAULTS = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
+# What a command adds that samples in its own process. To wake a thread takes as long as a small product does, so
+# threads wait in a busy loop for some 50 us before they sleep. It does no harm where other programs need the cores:
+# sampling takes fewer threads then.
+SAMPLING: dict[str, str] = {"GOMP_SPINCOUNT": "1000"}
+
 
 def prepare(home: Home, verbosity: int = 0) -> None:
     """Set what is not set yet, before prefect, ray or mlflow is imported; a user's own value wins.
@@ -63,9 +69,9 @@ def prepare(home: Home, verbosity: int = 0) -> None:
         os.environ.setdefault("PREFECT_API_URL", address)
 
 
-def set_defaults() -> None:
-    """Set the variables of `DEFAULTS` that are not set; Ray reads its own once, when it is first imported."""
-    for name, value in DEFAULTS.items():
+def set_defaults(also: Mapping[str, str] | None = None) -> None:
+    """Set those of `DEFAULTS` and `also` that are not set; Ray reads its own once, when it is first imported."""
+    for name, value in {**DEFAULTS, **(also or {})}.items():
         os.environ.setdefault(name, value)
 
 

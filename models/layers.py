@@ -205,8 +205,8 @@ class SelfAttention(nn.Module):
         self.dropout = dropout
         self.to_qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
         self.to_out = nn.Linear(d_model, d_model, bias=bias)
-        self.q_norm = nn.LayerNorm(self.d_head, bias=False) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(self.d_head, bias=False) if qk_norm else nn.Identity()
+        self.q_norm = nn.LayerNorm(self.d_head, bias=False) if qk_norm else None
+        self.k_norm = nn.LayerNorm(self.d_head, bias=False) if qk_norm else None
 
     def forward(
         self,
@@ -222,7 +222,8 @@ class SelfAttention(nn.Module):
             rotation: how to `rotate` queries and keys.
         """
         q_BHTK, k_BHTK, v_BHTK = self.split_heads(self.to_qkv(x_BTD))
-        q_BHTK, k_BHTK = self.q_norm(q_BHTK), self.k_norm(k_BHTK)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BHTK, k_BHTK = self.q_norm(q_BHTK), self.k_norm(k_BHTK)
         if rotation is not None:
             q_BHTK, k_BHTK = rotate(q_BHTK, rotation), rotate(k_BHTK, rotation)
         q_BHTK = q_BHTK * self.d_head**-0.5
@@ -247,8 +248,9 @@ class SelfAttention(nn.Module):
         return self.to_out(y_BHTK.transpose(1, 2).flatten(2))
 
     def split_heads(self, qkv_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = qkv_BTD.unflatten(-1, (3, self.n_heads, self.d_head)).unbind(2)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        B, T, _ = qkv_BTD.shape
+        q, k, v = qkv_BTD.view(B, T, 3, self.n_heads, self.d_head).permute(2, 0, 3, 1, 4).unbind()
+        return q, k, v
 
     def relative_rows(self, n_rows: int) -> Tensor | None:
         """Return a vector for each of the distances `n_rows - 1` to 0, of shape (H, R, K) or (R, K); None: no such."""
@@ -268,16 +270,19 @@ class SelfAttention(nn.Module):
     def attend_to_cache(self, q_BHTK: Tensor, k_BHKJ: Tensor, v_BHJK: Tensor, plan: CachePlan) -> Tensor:
         if plan.row_keys is not None:
             return self.attend_row_by_row(q_BHTK, k_BHKJ, v_BHJK, plan.row_keys)
-        scores_BHTJ = q_BHTK @ k_BHKJ
         table = self.relative_rows(plan.n_distances)
-        if table is not None:
-            relative_BHTR = distance_scores(q_BHTK.transpose(0, 1), table).transpose(0, 1)
-            if plan.relative_index_BTJ is None:
-                scores_BHTJ[..., -plan.n_distances :] += relative_BHTR
-                scores_BHTJ[..., : -plan.n_distances] += relative_BHTR[..., :1]
-            else:
+        if table is None:
+            scores_BHTJ = q_BHTK @ k_BHKJ
+        else:
+            added_BHTJ = distance_scores(q_BHTK.transpose(0, 1), table).transpose(0, 1)
+            if plan.relative_index_BTJ is not None:
                 index_BHTJ = plan.relative_index_BTJ[:, None].expand(-1, self.n_heads, -1, -1)
-                scores_BHTJ += relative_BHTR.gather(-1, index_BHTJ)
+                added_BHTJ = added_BHTJ.gather(-1, index_BHTJ)
+            elif plan.n_distances < plan.n_keys:
+                oldest_BHTJ = added_BHTJ[..., :1].expand(-1, -1, -1, plan.n_keys - plan.n_distances)
+                added_BHTJ = torch.cat((oldest_BHTJ, added_BHTJ), dim=-1)
+            scores_XTJ = torch.baddbmm(added_BHTJ.flatten(0, 1), q_BHTK.flatten(0, 1), k_BHKJ.flatten(0, 1))
+            scores_BHTJ = scores_XTJ.unflatten(0, q_BHTK.shape[:2])
         if plan.bias_B1TJ is not None:
             scores_BHTJ += plan.bias_B1TJ
         return scores_BHTJ.softmax(-1) @ v_BHJK

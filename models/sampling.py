@@ -22,6 +22,7 @@ from models.grammar_mask import GrammarArrays, GrammarRows, GrammarTables
 from models.registry import SampledModel
 from models.sampling_choice import Chooser, Penalty
 from models.sampling_precision import CheckSchedule, ErrorGauge, ExactLogits, PrecisionLostError, rounded
+from models.sampling_threads import ThreadCount, tuned_threads
 from models.sliding_context import Place, SlidingContext
 
 UNIFORMS_AT_ONCE = 1024  # a multiple of 4
@@ -379,17 +380,20 @@ def sample(
     prompts = [prompt.cpu() for prompt in prompts]
     n_rows = min(batch_size, max(len(prompts), 1))
     hooks, written = Hooks(on_step, on_piece, is_full), None
-    if model.embed.weight.dtype != torch.float64:
-        with suppress(PrecisionLostError):  # which also frees the memory of the first attempt
-            written = write(Sampler(model, request, n_rows, is_exact=False), prompts, piece_indices, hooks)
-    if written is None:
-        written = write(Sampler(model, request, n_rows, is_exact=True), prompts, piece_indices, hooks)
+    with tuned_threads(model.embed.weight.device) as threads:
+        if model.embed.weight.dtype != torch.float64:
+            with suppress(PrecisionLostError):  # which also frees the memory of the first attempt
+                written = write(Sampler(model, request, n_rows, is_exact=False), threads, prompts, piece_indices, hooks)
+        if written is None:
+            written = write(Sampler(model, request, n_rows, is_exact=True), threads, prompts, piece_indices, hooks)
     if entropies is not None:
         entropies[:] = [piece.entropies for piece in written]
     return [piece.ids for piece in written]
 
 
-def write(sampler: Sampler, prompts: Sequence[Tensor], piece_indices: Sequence[int], hooks: Hooks) -> list[Written]:
+def write(
+    sampler: Sampler, threads: ThreadCount, prompts: Sequence[Tensor], piece_indices: Sequence[int], hooks: Hooks
+) -> list[Written]:
     """Return the pieces that begin with `prompts`, in their order."""
     pieces = [Written(i, prompt.clone(), np.empty(0, np.float32), 0.0) for i, prompt in enumerate(prompts)]
     waiting = deque(range(len(prompts)))
@@ -416,9 +420,12 @@ def write(sampler: Sampler, prompts: Sequence[Tensor], piece_indices: Sequence[i
     while sampler.piece_of_row:
         n_rows = len(sampler.piece_of_row)
         n_drawn += n_rows
+        threads.use()
         started = time.perf_counter()
         is_complete = sampler.step()
-        seconds[sampler.piece_of_row] += (time.perf_counter() - started) / n_rows
+        took = time.perf_counter() - started
+        threads.observe(took)
+        seconds[sampler.piece_of_row] += took / n_rows
         # From the last row down: the row that `drop` moves is then never one that is complete itself.
         for row in sorted({*is_complete, *filter(is_full, range(n_rows))}, reverse=True):
             piece = keep(row)
