@@ -179,7 +179,7 @@ def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> Non
         try:
             result = _run_flow(where, "generate", job.config, job.model, fresh=fresh)
         except OrchestrionError as error:
-            error.args = (f"{request.name}: {job.name}: {error.args[0]}", *error.args[1:])
+            error.put_before(f"{request.name}: {job.name}")
             raise
         results.append({"name": job.name} | result)
         if not as_json:

@@ -322,6 +322,7 @@ def sample(
     top_k: Callable[[int], int | None] | None = None,
     on_step: Callable[[int], bool | None] | None = None,
     on_piece: Callable[[Written], None] | None = None,
+    on_void: Callable[[], None] | None = None,
     is_full: Callable[[int, Tensor], bool] | None = None,
     bias_V: Tensor | None = None,
     entropies: list[NDArray[np.float32]] | None = None,
@@ -342,8 +343,9 @@ def sample(
         temperature, top_k: functions of the number of ids so far, in place of the settings in `config`.
         on_step: called after each step with the number of ids drawn so far, in all pieces; True stops, and pieces
             are returned as far as they are. The number may once begin anew: see sampling_precision.py.
-        on_piece: called with each piece that is complete, in any order. When the number of `on_step` begins anew, they
-            come again, and what came before is void.
+        on_piece: called with each piece that is complete, in any order.
+        on_void: called when all pieces are begun again, before the first step: those that came already come again, and
+            with other ids perhaps.
         is_full: asked with the place of a prompt and the ids of its piece at each `FULL_EVERY` ids drawn; True ends it.
         bias_V: is added to the logits of every step, before the settings change them; float64, one for each id.
         entropies: is filled, in the order of `prompts`, with float32 vectors: for each id drawn the entropy in nats of
@@ -384,6 +386,8 @@ def sample(
         if model.embed.weight.dtype != torch.float64:
             with suppress(PrecisionLostError):  # which also frees the memory of the first attempt
                 written = write(Sampler(model, request, n_rows, is_exact=False), threads, prompts, piece_indices, hooks)
+            if written is None and on_void is not None:
+                on_void()
         if written is None:
             written = write(Sampler(model, request, n_rows, is_exact=True), threads, prompts, piece_indices, hooks)
     if entropies is not None:

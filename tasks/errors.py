@@ -6,6 +6,10 @@ class OrchestrionError(ValueError):
 
     exit_code = 2
 
+    def put_before(self, place: str) -> None:
+        """Let the message begin with a place that only the caller knows."""
+        self.args = (f"{place}: {self.args[0]}", *self.args[1:])
+
 
 class ConfigError(OrchestrionError):
     """An unknown key, a wrong type or an impossible value in a config."""
@@ -30,6 +34,10 @@ class BadScore(OrchestrionError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+    def put_before(self, place: str) -> None:
+        self.detail = f"{place}: {self.detail}"
+        self.args = (self.reason, self.detail)
 
 
 class DatasetError(OrchestrionError):

@@ -134,16 +134,16 @@ def write_ids(
     config: GenerateConfig,
     on_piece: Callable[[WrittenIds], None],
     is_full: Callable[[int, Tensor], bool] | None = None,
+    on_void: Callable[[], None] | None = None,
 ) -> None:
     """Write some pieces of a batch and hand over each as soon as it is complete.
-
-    A piece may come a second time, and its first is void then; see `models.sampling.sample`.
 
     Args:
         prompts: what each piece begins with.
         indices: the pieces' places in the batch.
         attempts: at each of them, from 0 on; each has a random stream of its own.
         is_full: asked with the place of a piece and its ids so far whether it shall end there.
+        on_void: called when all that came so far is void and comes again; see `models.sampling.sample`.
     """
     tokenizer = loaded.tokenizer
     streams = [index + (attempt << 32) for index, attempt in zip(indices, attempts, strict=True)]
@@ -166,6 +166,7 @@ def write_ids(
         grammar=grammar,
         batch_size=config.batch_size,
         on_piece=lambda piece: on_piece(WrittenIds(piece.place, piece.ids.numpy(), piece.entropies, piece.seconds)),
+        on_void=on_void,
         is_full=is_full,
         bias_V=None if bias is None else torch.from_numpy(bias),
         entropies=[],

@@ -112,6 +112,10 @@ def write_candidates(job: WriteJob, on_candidate: Callable[[Candidate], None] | 
         if on_candidate:
             on_candidate(job.candidates[place])
 
+    def discard() -> None:
+        for place in left:
+            job.candidates[place].path(job.folder, "json").unlink(missing_ok=True)
+
     prompts = [job.prompts[place] for place in left]
     indices = [job.candidates[place].index for place in left]
     attempts = [job.candidates[place].attempt for place in left]
@@ -120,7 +124,7 @@ def write_candidates(job: WriteJob, on_candidate: Callable[[Candidate], None] | 
         rewrite(loaded, canvases, indices, attempts, job.config, lambda new: keep(new.written, new))
     else:
         ids, fullness = [prompt.ids for prompt in prompts], _fullness(job.config, loaded.tokenizer)
-        write_ids(loaded, ids, indices, attempts, job.latents, job.config, keep, fullness)
+        write_ids(loaded, ids, indices, attempts, job.latents, job.config, keep, fullness, discard)
     return len(left)
 
 

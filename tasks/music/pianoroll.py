@@ -111,7 +111,7 @@ def draw_piano_roll(
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a title in a script that the font lacks shows boxes
-        canvas.print_png(buffer, metadata={"Software": None}, pil_kwargs={"optimize": True})
+        canvas.print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -1,12 +1,13 @@
 """Request files: jobs with settings of their own, and every mistake told with its place."""
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 from flows.requests import read_request
 from tasks.config import GenerateConfig
-from tasks.errors import ConfigError, NotFound
+from tasks.errors import BadScore, ConfigError, NotFound, OrchestrionError
 from tasks.presets import build_preset
 
 TOML = """
@@ -86,3 +87,16 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="no text in UTF-8"):
         read_request(tmp_path / "r.json", settings_of)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConfigError("n_pieces=0 is below 1"), "r.toml: one: n_pieces=0 is below 1"),
+        (BadScore("not_midi", "no header (a.mid)"), "not_midi: r.toml: one: no header (a.mid)"),
+    ],
+)
+def test_an_error_of_a_job_names_the_file_and_the_job(error: OrchestrionError, expected: str) -> None:
+    error.put_before("r.toml: one")
+    assert str(error) == expected
+    assert str(pickle.loads(pickle.dumps(error))) == expected  # as between processes

@@ -152,12 +152,15 @@ def test_errors_that_grow_late_begin_all_pieces_again(monkeypatch: pytest.Monkey
     expected, n_steps = write(build_decoder()), []
     monkeypatch.setattr(sampling_precision, "LEAST_ERROR", 1e-12)
     monkeypatch.setattr(sampling_precision, "logit_error", lambda *_: 1e-12 if len(n_steps) < 5 else 1e-9)
+    n_steps_at_void = []
     pieces = sample(
         build_decoder(), build_prompts(N_PIECES), range(N_PIECES), 3, SamplingConfig(max_tokens=25), end_id=2,
-        on_step=n_steps.append,
+        on_step=n_steps.append, on_void=lambda: n_steps_at_void.append(len(n_steps)),
     )  # fmt: skip
     assert [piece.tolist() for piece in pieces] == expected
-    assert any(later < earlier for earlier, later in pairwise(n_steps))  # the count began anew
+    anew = [place + 1 for place, (earlier, later) in enumerate(pairwise(n_steps)) if later < earlier]
+    assert len(anew) == 1  # the count began anew
+    assert n_steps_at_void == anew
 
 
 def test_the_gauge_keeps_the_largest_error_and_refuses_a_jump() -> None:

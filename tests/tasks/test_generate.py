@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import symusic
 
+from models import sampling
 from models.config import SamplingConfig
+from models.sampling_precision import PrecisionLostError
 from tasks import generate, piece_work
 from tasks.checkpoints import load_model
 from tasks.config import to_json
@@ -272,6 +274,30 @@ def test_a_failure_half_way_keeps_what_is_written_and_the_same_call_goes_on(
     assert sum(seen) == 5
     assert files_of(batch.folder) == files_of(silent(Home.at(tmp_path / "other"), setup).folder)
     assert {path.name for path in home.generations.iterdir()} == {batch.name, batch.results.name}
+
+
+def test_what_was_written_before_a_loss_of_precision_is_void(
+    home: Home, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = sampling.Sampler.step
+
+    def lose_precision(sampler: sampling.Sampler) -> list[int]:
+        written = list(home.generations.glob("*/candidates/*.json"))
+        if sampler.gauge is None:  # float64: the first step behind the loss
+            raise KeyboardInterrupt
+        if len(written) == 2:
+            raise PrecisionLostError
+        assert len(written) < 2
+        return step(sampler)
+
+    monkeypatch.setattr(sampling.Sampler, "step", lose_precision)
+    with pytest.raises(KeyboardInterrupt):
+        silent(home, setup, batch_size=1)
+    monkeypatch.undo()
+    (unfinished,) = home.generations.iterdir()
+    assert list((unfinished / "candidates").glob("*.json")) == []
+    batch = silent(home, setup)
+    assert files_of(batch.folder) == files_of(silent(Home.at(tmp_path / "other"), setup).folder)
 
 
 def test_what_other_code_began_is_not_gone_on_with(home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
