@@ -1,9 +1,7 @@
-"""The words of `mmm`: vectors, laws of encoding and decoding, its grammar, and real music where it is present."""
+"""The words of `mmm`: vectors, laws of encoding and decoding, and real music where it is present."""
 
 import importlib.util
 import json
-import random
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -24,89 +22,21 @@ from tasks.music.transforms import transpose
 from tasks.music.windows import cut_windows
 from tests.builders import DRUMS, make_score
 from tests.conftest import real_data
-
-CLOSED = MmmTokenizer(MmmConfig(vocabulary_from="all"))
-TIED = MmmTokenizer(MmmConfig(vocabulary_from="all", meters=True, across_bars="tie"))
-FINE = MmmTokenizer(MmmConfig(vocabulary_from="all", units_per_quarter=12, meters=True, across_bars="tie"))
-SHUFFLED = MmmTokenizer(
-    MmmConfig(
-        vocabulary_from="all", permute_tracks=True, density_bins=6, style="A", genre="B", piece_end=True,
-        permutation_seed=3,
-    )
-)  # fmt: skip
-ALL = [CLOSED, TIED, FINE, SHUFFLED]
-TICKS = 480  # of a quarter in the scores below; a unit of CLOSED is 120
-PROGRAMS = (0, 32, 32, DRUMS)
-Rows = Sequence[tuple[int, ...]]
-
-
-def encode(tokenizer: MmmTokenizer, *scores: Score) -> TokenBatch:
-    return tokenizer.encode(NoteBatch.from_scores(scores))
-
-
-def text(tokenizer: MmmTokenizer, ids: Any) -> str:
-    return " ".join(tokenizer.token_name(token) for token in np.asarray(ids).tolist())
-
-
-def body(tokenizer: MmmTokenizer, score: Score) -> str:
-    """Return the text of a score without what stands before its first track and behind its last."""
-    words = text(tokenizer, encode(tokenizer, score).ids)
-    return words.removeprefix("[SOS] PIECE_START ").removesuffix(" [EOS]")
-
-
-def score_of(rows: Rows, programs: tuple[int, ...] = (0,), meters: Rows | None = None) -> Score:
-    """Return a score of (onset, duration, pitch, track) in units of a sixteenth note."""
-    notes = [(onset * 120, duration * 120, pitch, 80, *track) for onset, duration, pitch, *track in rows]
-    return make_score(
-        notes, programs=programs, ticks_per_quarter=TICKS,
-        time_signatures=[(tick * 120, over, under) for tick, over, under in meters or []],
-    )  # fmt: skip
-
-
-def by_track(score: Score) -> list[tuple[int, bool, list[tuple[float, float, int, int]]]]:
-    """Return program, drums and notes (onset and end in quarters, pitch, velocity) of each track, sorted."""
-    notes, found = score.notes, []
-    for track in np.unique(notes.track):
-        chosen = notes.track == track
-        onset, end = notes.onset[chosen], notes.onset[chosen] + notes.duration[chosen]
-        times = (values / score.ticks_per_quarter for values in (onset, end))
-        columns = (*times, notes.pitch[chosen], notes.velocity[chosen])
-        rows = sorted(zip(*(column.tolist() for column in columns), strict=True))
-        found.append((int(notes.program[chosen][0]), bool(notes.is_drum[chosen][0]), rows))
-    return sorted(found)
-
-
-METERS = st.sampled_from([(4, 4), (3, 4), (6, 8), (7, 8), (1, 16), (12, 4), (13, 4), (5, 32), (255, 2)])
-
-
-@st.composite
-def scores(draw: st.DrawFn) -> Score:
-    """Scores of up to four parts, with unisons, overlaps, notes between the units, and meters that change anywhere."""
-    ticks = draw(st.sampled_from([1, 7, 96, 480]))
-    times, lengths = st.integers(0, 20 * ticks), st.integers(1, 6 * ticks)
-    notes = st.tuples(times, lengths, st.integers(30, 42), st.integers(1, 127), st.integers(0, 3))
-    changes = draw(st.dictionaries(times, METERS, max_size=3))
-    return make_score(
-        draw(st.lists(notes, max_size=40)), programs=PROGRAMS, ticks_per_quarter=ticks,
-        time_signatures=[(tick, *meter) for tick, meter in sorted(changes.items())],
-    )  # fmt: skip
-
-
-@st.composite
-def grid_scores(draw: st.DrawFn) -> Score:
-    """Scores on the grid: no pitch sounds twice at once on a track, and meters change at bar lines."""
-    rows: list[tuple[int, ...]] = []
-    for track in draw(st.sets(st.integers(0, 3), min_size=1)):
-        for pitch in draw(st.sets(st.integers(0, 127), min_size=1, max_size=3)):
-            moments = sorted(draw(st.sets(st.integers(0, 90), min_size=1, max_size=8)))
-            ends = [*moments[1:], 100]
-            rows += [(a, draw(st.integers(1, b - a)), pitch, track) for a, b in zip(moments, ends, strict=True)]
-    meters, tick = [], 0
-    for over, under, n_bars in draw(st.lists(st.tuples(st.integers(1, 7), st.sampled_from([4, 8]), st.integers(1, 3)))):
-        meters.append((tick, over, under))
-        tick += n_bars * over * 16 // under
-    return score_of(rows, PROGRAMS, meters)
-
+from tests.tasks.music.mmm_pieces import (
+    ALL,
+    CLOSED,
+    FINE,
+    SHUFFLED,
+    TICKS,
+    TIED,
+    body,
+    by_track,
+    encode,
+    grid_scores,
+    score_of,
+    scores,
+    text,
+)
 
 # --- the vocabulary
 
@@ -434,166 +364,6 @@ def test_crowded_bars_are_in_order_too(plain: ModuleType) -> None:
     score = score_of(rows, (0, DRUMS))
     expected = plain.encode_piece(plain.as_plain(score), TIED.config, TIED.words.ids)
     assert text(TIED, encode(TIED, score).ids) == text(TIED, expected)
-
-
-# --- the grammar
-
-
-@settings(deadline=None)
-@given(scores(), st.sampled_from(ALL))
-def test_the_grammar_accepts_all_that_encode_yields(score: Score, tokenizer: MmmTokenizer) -> None:
-    ids = encode(tokenizer, score).ids
-    assert tokenizer.grammar.first_violation([*ids.tolist(), 1, 1]) is None
-    learned = tokenizer.config.__class__(across_bars=tokenizer.config.across_bars, meters=tokenizer.config.meters)
-    learned = MmmTokenizer(learned.with_symbols(learned.symbols(NoteBatch.from_scores([score]))))
-    assert learned.grammar.first_violation(encode(learned, score).ids) is None
-    assert not encode(learned, score).dropped["unknown_words"].any()
-
-
-@pytest.mark.parametrize(
-    ("words", "place"),
-    [
-        ("PIECE_START", 0),
-        ("[SOS] TRACK_START", 1),
-        ("[SOS] PIECE_START BAR_START", 2),
-        ("[SOS] PIECE_START TRACK_START BAR_START", 3),
-        ("[SOS] PIECE_START TRACK_START INST=0 TRACK_END", 4),
-        ("[SOS] PIECE_START TRACK_START INST=0 BAR_START NOTE_OFF=60", 5),
-        ("[SOS] PIECE_START TRACK_START INST=0 BAR_START NOTE_ON=60 BAR_END", 6),
-        ("[SOS] PIECE_START TRACK_START INST=0 BAR_START NOTE_ON=60 NOTE_ON=60", 6),
-        ("[SOS] PIECE_START TRACK_START INST=0 BAR_START NOTE_ON=60 NOTE_OFF=60", 6),
-        ("[SOS] PIECE_START TRACK_START INST=0 BAR_START TIME_DELTA=12 TIME_DELTA=5", 6),
-        ("[SOS] PIECE_START TRACK_START INST=0 BAR_START TIME_DELTA=16 NOTE_ON=60", 6),
-        ("[SOS] PIECE_START TRACK_START INST=0 BAR_START BAR_END [EOS]", 6),
-        ("[SOS] PIECE_START TRACK_START INST=0 BAR_START BAR_END TRACK_END [EOS] [PAD] [EOS]", 9),
-        ("[SOS] [TDR]", 1),
-    ],
-)
-def test_the_grammar_forbids(words: str, place: int) -> None:
-    assert CLOSED.grammar.first_violation([CLOSED.token_id(word) for word in words.split()]) == place
-
-
-@pytest.mark.parametrize(
-    ("words", "place"),
-    [
-        ("BAR_START=3/4 TIME_DELTA=13", 5),
-        ("BAR_START=3/4 TIME_DELTA=1 TIE=60", 6),
-        ("BAR_START=3/4 NOTE_ON=61 TIE=60", 6),
-        ("BAR_START=3/4 TIE=60 TIE=61 BAR_END", 7),
-        ("BAR_START=3/4 TIE=60 TIE=61 NOTE_ON=60", 7),
-        ("BAR_START=3/4 TIE=60 TIE=61 NOTE_ON=62 TIME_DELTA=12 NOTE_OFF=60 NOTE_OFF=61 NOTE_OFF=62 BAR_END", None),
-    ],
-)
-def test_the_grammar_of_meters_and_ties(words: str, place: int | None) -> None:
-    ids = [TIED.token_id(word) for word in f"[SOS] PIECE_START TRACK_START INST=0 {words}".split()]
-    assert TIED.grammar.first_violation(ids) == place
-
-
-@pytest.mark.parametrize("n_tracks", [1, 2, 5])
-def test_a_piece_has_just_as_many_tracks_as_are_asked_for(n_tracks: int) -> None:
-    grammar = CLOSED.grammar_of_tracks(n_tracks)
-    track = "TRACK_START INST=0 BAR_START NOTE_ON=60 TIME_DELTA=4 NOTE_OFF=60 BAR_END TRACK_END"
-    for n in (1, 2, 3, 5, 6):
-        words = " ".join(["[SOS] PIECE_START", *[track] * n, "[EOS]"]).split()
-        wrong = grammar.first_violation([CLOSED.token_id(word) for word in words])
-        ends = [place for place, word in enumerate(words) if word == "[EOS]"]
-        starts = [place for place, word in enumerate(words) if word == "TRACK_START"]
-        assert wrong == (None if n == n_tracks else ends[0] if n < n_tracks else starts[n_tracks])
-    with pytest.raises(ValueError, match="n_tracks=0 outside 1-128"):
-        CLOSED.grammar_of_tracks(0)
-
-
-def allowed(tokenizer: MmmTokenizer, state: int, is_open: np.ndarray) -> np.ndarray:
-    """Return the ids that may come next."""
-    grammar = tokenizer.grammar
-    opens, closes = grammar.opens_V, grammar.closes_V
-    mask = grammar.next_state_SV[state] >= 0
-    mask &= ~((opens >= 0) & is_open[opens]) & ~((closes >= 0) & ~is_open[closes])
-    return np.flatnonzero(mask & ~(grammar.needs_all_closed_V & is_open.any()))
-
-
-@settings(deadline=None)
-@given(st.sets(st.sampled_from([f"TIME_DELTA={units}" for units in range(1, 17)])), st.integers(0, 2**32))
-def test_whoever_follows_the_grammar_never_gets_stuck(deltas: set[str], seed: int) -> None:
-    config = MmmConfig(across_bars="tie", meters=True, piece_end=True)
-    symbols = {*deltas, "NOTE_ON=60", "NOTE_ON=61", "INST=0", "BAR_START=3/8", "BAR_START=4/4"}
-    tokenizer, draw = MmmTokenizer(config.with_symbols(symbols)), random.Random(seed)
-    state, is_open, ids = 0, np.zeros(128, dtype=np.bool_), list[int]()
-    for _ in range(300):
-        choice = allowed(tokenizer, state, is_open)
-        choice = choice[choice != 0]  # [UNK] says nothing
-        assert len(choice)
-        token = draw.choice(choice.tolist())
-        state = int(tokenizer.grammar.next_state_SV[state, token])
-        if tokenizer.grammar.opens_V[token] >= 0:
-            is_open[tokenizer.grammar.opens_V[token]] = True
-        if tokenizer.grammar.closes_V[token] >= 0:
-            is_open[tokenizer.grammar.closes_V[token]] = False
-        ids.append(token)
-        if token == tokenizer.end_id:
-            break
-    names = text(tokenizer, ids)
-    assert len(tokenizer.decode(ids).notes.pitch) >= names.count("NOTE_ON=")
-
-
-# --- decoding by hand
-
-
-@settings(deadline=None)
-@given(st.sampled_from(ALL), st.data())
-def test_whatever_a_model_writes_becomes_a_score(tokenizer: MmmTokenizer, data: st.DataObject) -> None:
-    kinds = st.sampled_from(["BAR_START", "BAR_END", "TRACK_START", "TRACK_END", "NOTE_ON=60", "NOTE_OFF=60", "TIE=60"])
-    known = kinds.filter(lambda name: name in tokenizer.words.ids).map(tokenizer.token_id)
-    anything = st.integers(0, tokenizer.vocab_size - 1)
-    ids = data.draw(st.lists(known | anything, max_size=120))
-    score = tokenizer.decode(ids)
-    assert np.all(score.notes.duration >= 1)
-    assert score.notes.track.max(initial=0) < score.n_tracks
-    assert np.all(np.diff(score.time_signatures.tick) > 0)
-    assert tokenizer.grammar.first_violation(encode(tokenizer, score).ids) is None
-
-
-@pytest.mark.parametrize(
-    ("words", "notes"),
-    [
-        ("", []),
-        ("NOTE_ON=60", [(0, 1, 60)]),  # before any bar
-        ("BAR_START NOTE_ON=60", [(0, 16, 60)]),  # cut off: held to the end of its bar
-        ("BAR_START TIME_DELTA=2 NOTE_ON=60 BAR_END", [(2, 16, 60)]),
-        ("BAR_START NOTE_ON=60 TIME_DELTA=2 NOTE_ON=60 TIME_DELTA=1 NOTE_OFF=60", [(0, 2, 60), (2, 3, 60)]),
-        ("BAR_START NOTE_ON=60 NOTE_OFF=60 NOTE_OFF=60", [(0, 1, 60)]),
-        ("BAR_START TIME_DELTA=16 TIME_DELTA=9 NOTE_ON=60 BAR_END BAR_START NOTE_ON=61", [(16, 32, 61), (25, 26, 60)]),
-        ("BAR_START NOTE_ON=60 PIECE_END NOTE_ON=61", [(0, 16, 60)]),
-        ("BAR_START NOTE_ON=60 [EOS] NOTE_ON=61", [(0, 16, 60)]),
-        ("BAR_START BAR_START [PAD] [UNK] NOTE_ON=60 TRACK_START BAR_START NOTE_ON=60", [(0, 16, 60), (16, 32, 60)]),
-    ],
-)
-def test_decoding_forgives(words: str, notes: list[tuple[int, int, int]]) -> None:
-    tokenizer = MmmTokenizer(replace(CLOSED.config, piece_end=True))
-    found = tokenizer.decode([tokenizer.token_id(word) for word in words.split()])
-    ticks = found.ticks_per_quarter // 4
-    columns = found.notes.onset // ticks, (found.notes.onset + found.notes.duration) // ticks, found.notes.pitch
-    assert list(zip(*(column.tolist() for column in columns), strict=True)) == notes
-
-
-def test_decoded_tracks_have_their_instruments() -> None:
-    words = "PIECE_START TRACK_START INST=32 BAR_START NOTE_ON=40 BAR_END TRACK_END TRACK_START BAR_START NOTE_ON=41"
-    words += " BAR_END TRACK_END TRACK_START INST=DRUMS BAR_START NOTE_ON=42 BAR_END"
-    score = CLOSED.decode([CLOSED.token_id(word) for word in words.split()])
-    assert score.n_tracks == 3
-    assert score.notes.track.tolist() == [0, 1, 2]
-    assert score.notes.program.tolist() == [32, 0, 0]
-    assert score.notes.is_drum.tolist() == [False, False, True]
-    assert set(score.notes.velocity.tolist()) == {80}
-
-
-def test_meters_come_back() -> None:
-    score = score_of([(40, 1, 60), (3, 1, 50, 1)], (0, 0), meters=[(0, 3, 4), (24, 6, 8)])
-    back = TIED.decode(encode(TIED, score).ids)
-    columns = back.time_signatures
-    assert (columns.tick // (back.ticks_per_quarter // 4)).tolist() == [0, 24]
-    assert columns.numerator.tolist() == [3, 6]
-    assert columns.denominator.tolist() == [4, 8]
 
 
 # --- real music
