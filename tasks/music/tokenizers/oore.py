@@ -77,6 +77,9 @@ class OoreTokenizer:
         Times are rounded to units one by one, so no error adds up and every event is within half a unit. Of two notes
         that begin in one unit on one pitch, the louder velocity and the later end are kept. Silence before the first
         note is encoded, silence after the last event is not.
+
+        Counted in `dropped`, in notes: drums, left out; program_changed, of another instrument than a piano, kept drums
+        included; unison_merged; restrike_shortened, ended where the pitch is struck again.
         """
         return TokenBatch.joined(self._encode_block(block) for block in batch.blocks(BLOCK_NOTES))
 
@@ -100,7 +103,11 @@ class OoreTokenizer:
         offsets = offsets_of(n_tokens)
         ids = np.empty(int(offsets[-1]), np.uint16)
         _write_tokens(keys, n_notes, unit_bits, ids)
-        dropped = {"drums": drums, "unison_merged": merged, "restrike_shortened": shortened}
+        others = np.cumsum((batch.program != 0) | batch.is_drum)  # all comes back as a piano
+        changed = np.diff(np.append(0, others)[batch.offsets]) - drums
+        dropped = {
+            "drums": drums, "program_changed": changed, "unison_merged": merged, "restrike_shortened": shortened,
+        }  # fmt: skip
         return TokenBatch(offsets, ids, n_notes, last_unit / units, dropped)
 
     def decode(self, ids: ArrayLike) -> Score:

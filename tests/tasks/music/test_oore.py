@@ -171,6 +171,14 @@ def test_a_pitch_struck_again_ends_the_note_before() -> None:
     assert note_rows(TOKENIZER.decode(batch.ids)) == [(0, 400, 60, 80), (400, 80, 60, 40)]
 
 
+@pytest.mark.parametrize(("drums", "expected"), [("drop", [1, 0]), ("keep", [3, 0]), ("if_alone", [1, 0])])
+def test_notes_that_come_back_as_a_piano_are_counted(drums: str, expected: list[int]) -> None:
+    notes = [(0, 80, 60, 80, 0), (0, 80, 64, 80, 1), (0, 80, 36, 80, 2), (80, 80, 38, 80, 2)]
+    scores = [make_score(notes, programs=(0, 40, DRUMS)), make_score([(0, 80, 60, 80)])]
+    batch = OoreTokenizer(OoreConfig(drums=drums)).encode(NoteBatch.from_scores(scores))  # type: ignore[arg-type]
+    assert batch.dropped["program_changed"].tolist() == expected
+
+
 @pytest.mark.parametrize(
     ("drums", "mixed", "alone"), [("drop", [60], []), ("keep", [36, 60], [36]), ("if_alone", [60], [36])]
 )
