@@ -159,7 +159,10 @@ def find_player(soundfont: str = "") -> Player:
             return Player(reason="no SoundFont found" if found is None else "the program `fluidsynth` is not on PATH")
         path = found
     version = _version_of(program)
-    return Player(soundfont=str(path.resolve()), sha256=_sha256(path.resolve()), program=program, version=version)
+    path = path.resolve()
+    facts = path.stat()
+    sha256 = _sha256(path, facts.st_size, facts.st_mtime_ns)
+    return Player(soundfont=str(path), sha256=sha256, program=program, version=version)
 
 
 def _find_soundfont() -> Path | None:
@@ -192,7 +195,8 @@ def _version_of(program: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, n_bytes: int, changed_ns: int) -> str:
+    """Return the hash of a file; size and time tell whether it is still the one that was read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,3 +1,4 @@
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -73,6 +74,15 @@ def test_a_named_file_without_fluidsynth_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="needs the program `fluidsynth`, which is not on PATH"):
         find_player(str(broken_soundfont(tmp_path)))
+
+
+def test_a_soundfont_that_was_replaced_is_another_one(tmp_path: Path):
+    if not shutil.which("fluidsynth"):
+        pytest.skip("the program fluidsynth is not installed")
+    path = broken_soundfont(tmp_path)
+    first = find_player(str(path))
+    path.write_bytes(path.read_bytes() + b"more")
+    assert find_player(str(path)).sha256 == hashlib.sha256(path.read_bytes()).hexdigest() != first.sha256
 
 
 def test_what_fluidsynth_cannot_play_is_played_all_the_same(tmp_path: Path):
