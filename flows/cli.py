@@ -45,7 +45,7 @@ from tasks.errors import ConfigError, NotFound, OrchestrionError
 from tasks.home import Home, storage_problem
 
 INTERRUPTED = 130  # exit code
-SAID_INTERRUPTED = "interrupted; nothing half-done is left in the home, and the same command goes on"
+SAID_INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on"
 BATCH_FACTS = ("batch", "model_version", "n_pieces", "flags", "batch_dir", "gallery", "reused", "seconds")
 
 app = typer.Typer(
@@ -168,24 +168,32 @@ def generate(
 
 
 def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> None:
-    """Compose all batches of a request file, once all its settings, models and prompts are known to be there."""
+    """Compose all batches of a request file, once all its settings, models and prompts are known to be there.
+
+    A job that fails for a reason of its own does not keep the others from being composed.
+    """
     from flows.requests import read_request
 
     jobs = read_request(request, lambda model: _config(cli_look.find_model(where, model).preset, ()).generate)
     for job in jobs:
         _check_prompt(job.config.prompt)
-    results = []
+    results, errors = [], list[OrchestrionError]()
     for job in jobs:
         try:
             result = _run_flow(where, "generate", job.config, job.model, fresh=fresh)
         except OrchestrionError as error:
             error.put_before(f"{request.name}: {job.name}")
-            raise
+            errors.append(error)
+            continue
         results.append({"name": job.name} | result)
         if not as_json:
             print_result(results[-1], as_json, ("name", *BATCH_FACTS))
     if as_json:
         typer.echo(json.dumps({"jobs": results}))
+    for error in errors[:-1]:
+        _complain(str(error))
+    if errors:
+        raise errors[-1]
 
 
 def _absolute_prompt(prompt: str) -> str:

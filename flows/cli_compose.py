@@ -106,7 +106,7 @@ def grow(
 
         def tell(grown: Any) -> None:
             n_notes = primer.n_notes + sum(block.n_notes for block in grown.blocks)
-            typer.echo(f"block {len(grown.blocks)}: {len(grown.ids)} tokens, {n_notes} notes", err=as_json)
+            typer.echo(f"block {grown.blocks[-1].number}: {len(grown.ids)} tokens, {n_notes} notes", err=as_json)
 
         _print_state(session.describe(session.grow(blocks, tell)), as_json)
 

@@ -43,12 +43,12 @@ def read_request(path: Path, settings_of: Callable[[str], GenerateConfig]) -> li
         raise ConfigError(f"{path.name}: jobs is no list of tables, or an empty one; each [[jobs]] is a batch")
     if not isinstance(defaults, dict):
         raise ConfigError(f"{path.name}: defaults is no table")
-    requested = []
+    requested, nested = [], _nested(defaults)
     for place, job in enumerate(jobs):
         name, model = (str(job.get(key, "")) for key in JOB_KEYS)
         where = f"{path.name}: jobs[{place}]" + (f" ({name})" if name else "")
         model = model or str(form.get("model", ""))
-        wanted = _merged(defaults, {key: value for key, value in job.items() if key not in JOB_KEYS})
+        wanted = _merged(nested, _nested({key: value for key, value in job.items() if key not in JOB_KEYS}))
         try:
             settings = to_json(settings_of(model))
         except NotFound as error:
@@ -71,7 +71,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path.name} is no text in UTF-8") from None
     try:
         form = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
         raise ConfigError(f"{path.name} is no {kind}: {error}") from None
     if not isinstance(form, dict):
@@ -83,6 +83,17 @@ def _only(form: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in form:
         if key not in known:
             raise ConfigError(f"{where}: unknown key {key!r}; known here: {', '.join(known)}")
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with a table within a table for each dot in a key, as TOML has them without being asked."""
+    found = dict[str, Any]()
+    for key, value in settings.items():
+        first, *inner = key.split(".")
+        for part in reversed(inner):
+            value = {part: value}  # noqa: PLW2901
+        found = _merged(found, {first: value})
+    return found
 
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from tasks.music.tokenizers.optimus_txt import OptimusTxtTokenizer
 from tasks.music.value_states import bound_grammar
 
 UNWANTED = -100.0
-PITCH = re.compile(r"(?:note_on_|Pitch_|NOTE_ON=)(\d+)$")
+PITCH = re.compile(r"(?:note_on_|Pitch_|NOTE_ON=|TIE=)(\d+)$")  # a tie to no note begins one
 BEGINNING = re.compile(r"(?:set_velocity_|Pitch_|NOTE_ON=)(\d+)$")  # in `oore` a note-on must follow its velocity
 PROGRAM = re.compile(r"(?:Program_|INST=)(-?\d+)$")
 TEMPO = re.compile(r"Tempo_(\d+(?:\.\d+)?)$")

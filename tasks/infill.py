@@ -206,7 +206,10 @@ def make_canvas(loaded: LoadedModel, config: GenerateConfig, name: str, score: S
     canvas = Canvas(whole, line_seconds, max(first, 1), early_seconds)
     if config.infill_bars and config.infill_bars[1] >= n_bars:
         first, last = config.infill_bars
-        raise ConfigError(f"prompt {name}: nothing stands behind bar {last}; prompt_bars={first - 1} goes on freely")
+        instead = f"; prompt_bars={first - 1} goes on freely" if 1 < first <= n_bars else ""
+        raise ConfigError(
+            f"prompt {name}: infill_bars={[first, last]}, but it has {n_bars} bars, and one must follow{instead}"
+        )
     if config.variation and canvas.n_bars < 2:
         raise ConfigError(f"prompt {name}: {_said(config)} keeps the last bar, and there is no other")
     return canvas
@@ -254,4 +257,7 @@ def join_nats(loaded: LoadedModel, gap: Gap, filled: Score) -> float:
 
 def new_notes(score: Score, spans: Sequence[Span]) -> BoolArray:
     """Return which notes begin in any of some bars."""
-    return np.logical_or.reduce([span.holds(score) for span in spans])
+    is_new = np.zeros(len(score.notes.pitch), np.bool_)
+    for span in spans:
+        is_new |= span.holds(score)
+    return is_new

@@ -67,12 +67,26 @@ def check_prompt_ids(loaded: LoadedModel, config: GenerateConfig, ids: Sequence[
     if len(ids) >= longest:
         raise ConfigError(
             f"prompt {name}: its {len(ids)} tokens leave none to draw of {longest}, the longest piece by"
-            f" sampling.max_tokens={config.sampling.max_tokens} and the model; lower prompt_tokens"
+            f" sampling.max_tokens={config.sampling.max_tokens} and the model; {_way_out(config)}"
         )
+    if config.n_tracks and isinstance(loaded.tokenizer, MmmTokenizer):
+        n_tracks = list(ids).count(loaded.tokenizer.token_id("TRACK_START"))
+        if n_tracks > config.n_tracks:
+            raise ConfigError(
+                f"prompt {name}: it has {n_tracks} tracks, but n_tracks={config.n_tracks}, which counts them too"
+            )
     try:
         grammar_tables(loaded.tokenizer, config).follow(ids, f"prompt {name}: ")
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _way_out(config: GenerateConfig) -> str:
+    """Return what makes a prompt shorter, or a piece longer."""
+    if config.infill_bars or config.variation:
+        return "raise sampling.max_tokens, or give a shorter file"
+    limits = ("prompt_bars", "prompt_notes", "prompt_seconds")
+    return "lower " + next((name for name in limits if getattr(config, name)), "prompt_tokens")
 
 
 def longest_piece(model: Model, config: GenerateConfig) -> int:

@@ -243,7 +243,7 @@ def _prompt_facts(prompt: Prompt, tokenizer: Any) -> dict[str, Any]:
 def written_notes(score: Score, prompt: Prompt, tokenizer: Any, new: Rewritten | None = None) -> Score:
     """Return a piece without the notes that its prompt gave it; all else stays where it is."""
     if new:
-        is_new = new_notes(score, new.spans)
+        is_new = new_notes(score, new.new_spans)
     else:
         given = Counter(_places_of(tokenizer.decode(np.array(prompt.ids))))
         is_new = np.ones(len(score.notes.pitch), np.bool_)
@@ -256,8 +256,9 @@ def written_notes(score: Score, prompt: Prompt, tokenizer: Any, new: Rewritten |
 
 
 def _places_of(score: Score) -> list[tuple[int, ...]]:
-    notes = score.notes
-    return list(zip(*(values.tolist() for values in (notes.onset, notes.pitch, notes.track)), strict=True))
+    notes = score.notes  # not their tracks: what is added before a prompt's first part in order moves all numbers
+    columns = (notes.onset, notes.pitch, notes.program, notes.is_drum)
+    return list(zip(*(values.tolist() for values in columns), strict=True))
 
 
 def _track_warnings(config: GenerateConfig, ids: np.ndarray, tokenizer: Any) -> list[str]:

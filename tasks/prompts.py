@@ -158,6 +158,8 @@ def _first_ids(
     extent = prompt_extent(config)
     if not extent:
         ids = tokens.ids[: min(config.prompt_tokens, len(tokens.ids) - 1)]  # a whole short piece: without its <end>
+        if not len(tokenizer.decode(ids).notes.pitch):
+            logger.warning("prompt %s: its first %d tokens hold no note", name, len(ids))
         return tuple(ids.tolist()), tokens, None
     ids = ids_of(tokenizer, beginning(score, extent))
     if len(ids) == 1:

@@ -90,6 +90,11 @@ class Rewritten:
         return min((filling.ended_by for filling in self.fillings), key=("tokens", "limit", "itself").index)
 
     @property
+    def new_spans(self) -> tuple[Span, ...]:
+        """The bars that are not as they were."""
+        return tuple(filling.span for filling in self.fillings if filling.n_tokens)
+
+    @property
     def warnings(self) -> list[str]:
         """What a listener should know of gaps that are not as they were meant to be."""
         return [
@@ -136,7 +141,7 @@ class Rewritten:
         """
         return {
             "share": share or None,
-            "bars": [[span.first_bar, span.last_bar] for span in self.spans],
+            "bars": [[span.first_bar, span.last_bar] for span in self.new_spans],
             "join_nats_per_token": round(float(np.mean([filling.join_nats for filling in self.fillings])), 4),
             "gaps": [filling.to_json() for filling in self.fillings],
         }

@@ -52,6 +52,25 @@ def test_jobs_have_the_defaults_and_their_own_settings(tmp_path: Path, name: str
     assert (one.config.prompt, other.config.prompt) == ("", str(tmp_path / "themes" / "a.mid"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"defaults": {"sampling.top_p": 0.9}, "jobs": [{"sampling.max_tokens": 99}]}',
+        '{"defaults": {"sampling": {"top_p": 0.9}}, "jobs": [{"sampling": {"max_tokens": 99}}]}',
+    ],
+)
+def test_a_dot_in_a_key_leads_to_a_table_in_json_too(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.json").write_text(text)
+    (job,) = read_request(tmp_path / "r.json", settings_of)
+    assert (job.config.sampling.top_p, job.config.sampling.max_tokens) == (0.9, 99)
+
+
+def test_tables_without_end_are_no_json(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match=r"r\.json is no JSON"):
+        read_request(tmp_path / "r.json", settings_of)
+
+
 def test_splits_and_whole_paths_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text('[[jobs]]\nprompt = "split:test"\n[[jobs]]\nprompt = "/music/b.mid"\nsoundfont = "none"\n')

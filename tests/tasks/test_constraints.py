@@ -10,6 +10,7 @@ from tasks.config import GenerateConfig
 from tasks.constraints import UNWANTED, scale_of, token_bias
 from tasks.errors import ConfigError
 from tasks.music.score import read_midi
+from tasks.music.tokenizers.mmm import MmmConfig, MmmTokenizer
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tasks.music.tokenizers.registry import build_tokenizer, default_config
 from tests.studio import Studio
@@ -36,6 +37,14 @@ def bias_of(encoding: str, **wishes: Any) -> dict[str, float]:
 )
 def test_keys_have_their_scales(key: str, pitch_classes: list[int]) -> None:
     assert scale_of(key) == pitch_classes
+
+
+def test_a_key_binds_notes_that_begin_with_a_tie() -> None:
+    tokenizer = MmmTokenizer(MmmConfig(vocabulary_from="all", across_bars="tie"))
+    bias = token_bias(tokenizer, GenerateConfig(key="C"))
+    assert bias is not None
+    names = ("NOTE_ON=60", "NOTE_ON=61", "TIE=60", "TIE=61", "NOTE_OFF=61")
+    assert [bias[tokenizer.token_id(name)] for name in names] == [0.0, UNWANTED, 0.0, UNWANTED, 0.0]
 
 
 @pytest.mark.parametrize("key", ["H", "C##", "Cis", "major", "C lydian"])

@@ -86,7 +86,11 @@ def test_impossible_bars_are_told(wishes: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("wishes", "said"),
     [
-        ({"infill_bars": (7, 8)}, r"prompt song\.mid: nothing stands behind bar 8; prompt_bars=6 goes on freely"),
+        (
+            {"infill_bars": (7, 8)},
+            r"song\.mid: infill_bars=\[7, 8\], but it has 8 bars, and one must follow; prompt_bars=6 goes on freely",
+        ),
+        ({"infill_bars": (50, 51)}, r"infill_bars=\[50, 51\], but it has 8 bars, and one must follow$"),
         ({"infill_bars": (2, 3), "sampling": SamplingConfig(beams=2)}, "bars are filled by decoders .* and by drawing"),
     ],
 )

@@ -9,15 +9,23 @@ import numpy as np
 import pytest
 import torch
 
+from models.config import SamplingConfig
 from tasks import piece_ids
 from tasks.batches import TokenStore
 from tasks.checkpoints import load_model
+from tasks.config import GenerateConfig
 from tasks.datasets import resolve_dataset
 from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
 from tasks.generate import generate_batch
 from tasks.home import Home
+from tasks.music.notes import NoteBatch
 from tasks.music.score import read_midi, write_midi
-from tasks.prompts import read_prompts, tell_losses
+from tasks.music.tokenizers.mmm import MmmConfig, MmmTokenizer
+from tasks.music.tokenizers.oore import OoreTokenizer
+from tasks.music.tokenizers.optimus_int import OptimusIntConfig, OptimusIntTokenizer
+from tasks.piece_ids import check_prompt_ids
+from tasks.piece_work import written_notes
+from tasks.prompts import Prompt, read_prompts, tell_losses
 from tests.builders import DRUMS, make_score
 from tests.studio import (
     PROMPT_NOTES,
@@ -28,6 +36,7 @@ from tests.studio import (
     sidecars_of,
     silent,
 )
+from tests.tasks.test_constraints_by_place import untrained
 
 
 @pytest.mark.parametrize("prompt_tokens", [2, 9, 24, 40])
@@ -166,6 +175,49 @@ def test_notes_that_the_encoding_leaves_out_are_told(
     assert prompt.dropped == {"drums": 2}
     tell_losses([prompt], "oore")
     assert "1 of 1 prompts hold notes that encoding oore leaves out or changes (2 drums of 6 notes)" in caplog.text
+
+
+def test_the_notes_of_a_prompt_are_told_apart_where_later_ones_renumber_its_parts() -> None:
+    tokenizer = OptimusIntTokenizer(OptimusIntConfig(instruments=True))
+    guitar = [(500 * i, 400, 50 + i, 80, 0) for i in range(6)]
+    piano = [(4000 + 500 * i, 400, 70 + i, 80, 1) for i in range(4)]
+    given = tokenizer.encode(NoteBatch.from_scores([make_score(guitar, programs=(30,))])).ids[:-1]
+    whole = tokenizer.encode(NoteBatch.from_scores([make_score([*guitar, *piano], programs=(30, 0))])).ids
+    assert whole[: len(given)].tolist() == given.tolist()
+    new = written_notes(tokenizer.decode(whole), Prompt("guitar", "", tuple(given.tolist())), tokenizer)
+    assert sorted(new.notes.pitch.tolist()) == [70, 71, 72, 73]
+
+
+def test_a_prompt_with_more_tracks_than_are_wanted_is_told() -> None:
+    tokenizer = MmmTokenizer(MmmConfig(vocabulary_from="all"))
+    ids = tokenizer.encode(NoteBatch.from_scores([make_score(
+        [(0, 480, 60, 80, part) for part in range(3)], programs=(0, 1, 2)
+    )])).ids[:-1]  # fmt: skip
+    with pytest.raises(ConfigError, match="prompt band: it has 3 tracks, but n_tracks=2, which counts them too"):
+        check_prompt_ids(untrained(tokenizer), GenerateConfig(n_tracks=2), ids.tolist(), "band")
+
+
+@pytest.mark.parametrize(
+    ("wishes", "way_out"),
+    [
+        ({}, "lower prompt_tokens"),
+        ({"prompt_bars": 2}, "lower prompt_bars"),
+        ({"prompt_notes": 9}, "lower prompt_notes"),
+        ({"infill_bars": (2, 3), "prompt": "long.mid"}, "raise sampling.max_tokens, or give a shorter file"),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_told_with_the_way_out(wishes: dict[str, Any], way_out: str) -> None:
+    config = GenerateConfig(sampling=SamplingConfig(max_tokens=20), **wishes)
+    with pytest.raises(ConfigError, match=f"prompt long: its 20 tokens leave none to draw of 20, .*; {way_out}$"):
+        check_prompt_ids(untrained(OoreTokenizer()), config, [10] * 20, "long")
+
+
+def test_a_prompt_of_tokens_without_a_note_is_told(
+    setup: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "late.mid").write_bytes(write_midi(make_score([(200_000, 400, 60, 64)])))
+    read_prompts(load_model(setup.checkpoint), config_of(prompt=str(tmp_path / "late.mid"), prompt_tokens=5))
+    assert "prompt late.mid: its first 5 tokens hold no note" in caplog.text
 
 
 def test_a_piece_that_adds_no_note_to_its_prompt_is_flagged(home: Home, setup: Setup) -> None:

@@ -26,6 +26,7 @@ from tasks.music.score import write_midi
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tasks.music.tokenizers.optimus_int import OptimusIntTokenizer
 from tasks.music.tokenizers.remi import RemiTokenizer
+from tasks.piece_work import written_notes
 from tasks.presets import build_preset
 from tasks.prompts import read_prompts
 from tests.builders import DRUMS, make_score
@@ -238,6 +239,12 @@ def test_a_gap_without_room_is_left_and_told(studio: Studio, song: Path) -> None
     assert f"bars {left[-1].span.first_bar}-{left[-1].span.last_bar}: left as they were" in piece.warnings[-1]
     last = left[-1].span.holds(piece.score)
     assert last.sum() == 8 * (left[-1].span.last_bar - left[-1].span.first_bar + 1)
+    assert len(piece.new_spans) == len(piece.spans) - len(left)  # what was left is not new
+    assert [left[-1].span.first_bar, left[-1].span.last_bar] not in piece.to_json(0.5)["bars"]
+    assert not (
+        written_notes(piece.score, prompt, loaded.tokenizer, piece).notes.onset_seconds
+        >= (left[0].span.start_seconds - left[0].span.early_seconds)
+    ).any()
 
 
 @pytest.mark.parametrize("tokenizer", [OoreTokenizer(), RemiTokenizer()], ids=lambda tokenizer: tokenizer.name)
