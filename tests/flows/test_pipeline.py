@@ -154,6 +154,37 @@ def test_lineage_leads_from_a_piece_and_from_its_runs_to_the_ledger(finished: Fi
         assert facts["dataset"]["n_training_files"] > 0
 
 
+def test_a_job_of_a_request_that_fails_keeps_no_other_from_being_composed(finished: Finished, tmp_path: Path) -> None:
+    home, source, summary = finished
+    prompt = next(source.glob("chorale-*.mid"))
+    (tmp_path / "themes").mkdir()
+    shutil.copy(prompt, tmp_path / "themes" / "a.mid")
+    (tmp_path / "r.toml").write_text(
+        f"""
+        model = "{summary["model_version"]}"
+        [defaults]
+        n_pieces = 1
+        audio = "none"
+        sampling.max_tokens = 40
+        [[jobs]]
+        name = "hopeless"
+        prompt = "themes/a.mid"
+        infill_bars = [900, 901]
+        [[jobs]]
+        name = "answers"
+        prompt = "themes"
+        prompt_tokens = 20
+        """
+    )
+    done = orchestrion(home, "generate", "--home", str(home), "--request", str(tmp_path / "r.toml"), "--json")
+    assert done.returncode == 2, done.stderr
+    (complaint,) = (line for line in done.stderr.splitlines() if line.startswith("orchestrion:"))
+    assert "r.toml: hopeless: prompt a.mid: infill_bars=[900, 901], but it has" in complaint
+    (job,) = json.loads(done.stdout.splitlines()[-1])["jobs"]
+    assert (job["name"], job["n_pieces"]) == ("answers", 1)
+    assert Path(job["gallery"]).exists()
+
+
 def test_ctrl_c_is_answered_soon_and_the_same_command_goes_on(finished: Finished) -> None:
     home, _, _ = finished
     arguments = ["generate", "--home", str(home), "--seed", "77", "-n", "400", "--set", "generate.audio=none"]
