@@ -202,6 +202,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         self.d_head = d_model // n_heads
+        self.scale = self.d_head**-0.5
         self.dropout = dropout
         self.to_qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
         self.to_out = nn.Linear(d_model, d_model, bias=bias)
@@ -226,7 +227,6 @@ class SelfAttention(nn.Module):
             q_BHTK, k_BHTK = self.q_norm(q_BHTK), self.k_norm(k_BHTK)
         if rotation is not None:
             q_BHTK, k_BHTK = rotate(q_BHTK, rotation), rotate(k_BHTK, rotation)
-        q_BHTK = q_BHTK * self.d_head**-0.5
         if cache is None:
             y_BHTK = self.attend(q_BHTK, k_BHTK, v_BHTK, bias_B1TJ)
         elif cache.plan is None:
@@ -257,6 +257,7 @@ class SelfAttention(nn.Module):
         return None
 
     def attend(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, bias_B1TJ: Tensor | None) -> Tensor:
+        q_BHTK = q_BHTK * self.scale
         dropout = self.dropout if self.training else 0.0
         table = self.relative_rows(q_BHTK.shape[2])
         # PyTorch's own attention has no table, and on a CPU with dropout it is 5 times slower.
@@ -269,10 +270,10 @@ class SelfAttention(nn.Module):
 
     def attend_to_cache(self, q_BHTK: Tensor, k_BHKJ: Tensor, v_BHJK: Tensor, plan: CachePlan) -> Tensor:
         if plan.row_keys is not None:
-            return self.attend_row_by_row(q_BHTK, k_BHKJ, v_BHJK, plan.row_keys)
+            return self.attend_row_by_row(q_BHTK * self.scale, k_BHKJ, v_BHJK, plan.row_keys)
         table = self.relative_rows(plan.n_distances)
         if table is None:
-            scores_BHTJ = q_BHTK @ k_BHKJ
+            scores_BHTJ = q_BHTK * self.scale @ k_BHKJ
         else:
             added_BHTJ = distance_scores(q_BHTK.transpose(0, 1), table).transpose(0, 1)
             if plan.relative_index_BTJ is not None:
@@ -281,7 +282,8 @@ class SelfAttention(nn.Module):
             elif plan.n_distances < plan.n_keys:
                 oldest_BHTJ = added_BHTJ[..., :1].expand(-1, -1, -1, plan.n_keys - plan.n_distances)
                 added_BHTJ = torch.cat((oldest_BHTJ, added_BHTJ), dim=-1)
-            scores_XTJ = torch.baddbmm(added_BHTJ.flatten(0, 1), q_BHTK.flatten(0, 1), k_BHKJ.flatten(0, 1))
+            q_XTK, k_XKJ = q_BHTK.flatten(0, 1), k_BHKJ.flatten(0, 1)  # X: heads of all rows
+            scores_XTJ = torch.baddbmm(added_BHTJ.flatten(0, 1), q_XTK, k_XKJ, beta=self.scale, alpha=self.scale)
             scores_BHTJ = scores_XTJ.unflatten(0, q_BHTK.shape[:2])
         if plan.bias_B1TJ is not None:
             scores_BHTJ += plan.bias_B1TJ

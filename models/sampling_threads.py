@@ -63,9 +63,16 @@ class ThreadCount:
 
 @contextmanager
 def tuned_threads(device: torch.device) -> Iterator[ThreadCount]:
-    """Yield a count for steps on `device`; at the end torch has as many threads as before."""
-    n_threads = torch.get_num_threads()
+    """Yield a count for steps on `device`; at the end torch has as many threads as before.
+
+    Meanwhile oneDNN is off: the plan that it makes for each call of an activation takes several times as long as the
+    call. Only products in half precision need it.
+    """
+    n_threads, has_onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
     try:
+        if not torch.is_autocast_enabled("cpu"):
+            torch.backends.mkldnn.enabled = False
         yield ThreadCount(n_threads if device.type == "cpu" else 1)
     finally:
+        torch.backends.mkldnn.enabled = has_onednn
         torch.set_num_threads(n_threads)
