@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python bench/bench_generate.py
 
-Sixty-four pieces of 1,024 tokens by the RGA edition's model at its published size (10.8 million parameters), from
+Sixty-four pieces, each of 1,024 tokens, by the RGA edition's model at its published size (10.8 million parameters), from
 `orchestrion generate` on to the finished page, with one worker and with one for each core. The model has learned on the
 sample corpus for `--steps`, which is enough for lengths of notes and pauses like those of music; sound costs by its
 minute, so the minutes are in the results.
@@ -52,7 +52,8 @@ def compose(given: Any, n_workers: int) -> dict[str, Any]:
     """Compose the batch and return what was measured."""
     rows = -(-given.pieces // n_workers)
     changes = [
-        f"generate.sampling.max_tokens={given.tokens}", "generate.sampling.temperature=1.0",
+        f"generate.sampling.max_tokens={given.tokens}", f"generate.sampling.min_new_tokens={given.tokens - 1}",
+        "generate.sampling.temperature=1.0",
         "generate.sampling.top_p=null", f"generate.n_workers={n_workers}", f"generate.batch_size={rows}",
     ]  # fmt: skip
     arguments = ("generate", "--preset", "rga", "-n", str(given.pieces), "--fresh", *sets(changes))
