@@ -2,10 +2,10 @@
 
     PYTHONPATH=. python bench/bench_generate.py
 
-Sixty-four pieces, each of 1,024 tokens, by the RGA edition's model at its published size (10.8 million parameters), from
-`orchestrion generate` on to the finished page, with one worker and with one for each core. The model has learned on the
-sample corpus for `--steps`, which is enough for lengths of notes and pauses like those of music; sound costs by its
-minute, so the minutes are in the results.
+Sixty-four pieces, each of 1,024 tokens, by the RGA edition's model at its published size (10.8 million parameters),
+from `orchestrion generate` on to the finished page, with one worker and with one for each core. The model has learned
+on the sample corpus for `--steps`, which is enough for lengths of notes and pauses like those of music; sound costs by
+its minute, so the minutes are in the results.
 
 The memory-bandwidth limit is what reading all weights once for a step, and each row's keys and values once, would take
 at the rate at which this machine sums a large array: nothing that keeps float32 keys and values can be faster.

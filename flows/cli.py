@@ -41,7 +41,7 @@ from flows.cli_options import (
     prepare,
     print_result,
 )
-from tasks.errors import ConfigError, NotFound, OrchestrionError
+from tasks.errors import ConfigError, HomeError, Interrupted, NotFound, OrchestrionError
 from tasks.home import Home, storage_problem
 
 INTERRUPTED = 130  # exit code
@@ -170,30 +170,35 @@ def generate(
 def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> None:
     """Compose all batches of a request file, once all its settings, models and prompts are known to be there.
 
-    A job that fails for a reason of its own does not keep the others from being composed.
+    A job that fails for a reason of its own does not keep the others from being composed; all such are told at the end,
+    whatever ends it, and the last of them decides the exit code.
     """
     from flows.requests import read_request
 
     jobs = read_request(request, lambda model: _config(cli_look.find_model(where, model).preset, ()).generate)
     for job in jobs:
         _check_prompt(job.config.prompt)
-    results, errors = [], list[OrchestrionError]()
-    for job in jobs:
-        try:
-            result = _run_flow(where, "generate", job.config, job.model, fresh=fresh)
-        except OrchestrionError as error:
-            error.put_before(f"{request.name}: {job.name}")
-            errors.append(error)
-            continue
-        results.append({"name": job.name} | result)
-        if not as_json:
-            print_result(results[-1], as_json, ("name", *BATCH_FACTS))
-    if as_json:
-        typer.echo(json.dumps({"jobs": results}))
-    for error in errors[:-1]:
-        _complain(str(error))
-    if errors:
-        raise errors[-1]
+    results, failed = [], list[OrchestrionError]()
+    try:
+        for job in jobs:
+            try:
+                result = _run_flow(where, "generate", job.config, job.model, fresh=fresh)
+            except OrchestrionError as error:
+                error.put_before(f"{request.name}: {job.name}")
+                if isinstance(error, (HomeError, Interrupted)):  # of all jobs
+                    raise
+                failed.append(error)
+                continue
+            results.append({"name": job.name} | result)
+            if not as_json:
+                print_result(results[-1], as_json, ("name", *BATCH_FACTS))
+    finally:
+        if as_json:
+            typer.echo(json.dumps({"jobs": results}))
+        for error in failed:
+            _complain(str(error))
+    if failed:
+        raise typer.Exit(failed[-1].exit_code)
 
 
 def _absolute_prompt(prompt: str) -> str:

@@ -274,7 +274,8 @@ def _print_state(state: dict[str, Any], as_json: bool) -> None:
     }
     if primer["dropped"]:
         reasons = ", ".join(f"{reason} {n}" for reason, n in primer["dropped"].items())
-        lines["not held"] = f"of {primer['n_file_notes']} notes in the file, by {state['encoding']}: {reasons}"
+        found = f"of {primer['n_file_notes']} notes in the file"
+        lines["not held"] = f"{found}, {state['encoding']} leaves out or changes: {reasons}"
     for block in state["blocks"]:
         lines[f"block {block['number']}"] = _block_line(block)
     if pending:

@@ -16,6 +16,7 @@ from typing import Any
 from tasks.home import Home
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
+PASSIVE = "PASSIVE"
 
 DEFAULTS = {
     # privacy
@@ -38,7 +39,7 @@ DEFAULTS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Threads of a matrix product that wait for each other by spinning make a training step on two shared cores 4 to 15
     # times slower; asleep they cost nothing.
-    "OMP_WAIT_POLICY": "PASSIVE",
+    "OMP_WAIT_POLICY": PASSIVE,
     # quiet
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command line says what went wrong, in one line
     "PREFECT_CLI_PROMPT": "false",
@@ -50,8 +51,8 @@ DEFAULTS = {
 }
 
 # What a command adds that samples in its own process. To wake a thread takes as long as a small product does, so
-# threads wait in a busy loop for some 50 us before they sleep. It does no harm where other programs need the cores:
-# sampling takes fewer threads then.
+# threads wait in a busy loop for some 50 us before they sleep. Where other programs need the cores, sampling takes
+# fewer threads.
 SAMPLING: dict[str, str] = {"GOMP_SPINCOUNT": "1000"}
 
 
@@ -71,6 +72,8 @@ def prepare(home: Home, verbosity: int = 0) -> None:
 
 def set_defaults(also: Mapping[str, str] | None = None) -> None:
     """Set those of `DEFAULTS` and `also` that are not set; Ray reads its own once, when it is first imported."""
+    if os.environ.get("OMP_WAIT_POLICY", PASSIVE) != PASSIVE:
+        also = None  # GOMP_SPINCOUNT would win against what the user says
     for name, value in {**DEFAULTS, **(also or {})}.items():
         os.environ.setdefault(name, value)
 

@@ -43,12 +43,12 @@ def read_request(path: Path, settings_of: Callable[[str], GenerateConfig]) -> li
         raise ConfigError(f"{path.name}: jobs is no list of tables, or an empty one; each [[jobs]] is a batch")
     if not isinstance(defaults, dict):
         raise ConfigError(f"{path.name}: defaults is no table")
-    requested, nested = [], _nested(defaults)
+    requested, nested = [], _nested(defaults, f"{path.name}: defaults")
     for place, job in enumerate(jobs):
         name, model = (str(job.get(key, "")) for key in JOB_KEYS)
         where = f"{path.name}: jobs[{place}]" + (f" ({name})" if name else "")
         model = model or str(form.get("model", ""))
-        wanted = _merged(nested, _nested({key: value for key, value in job.items() if key not in JOB_KEYS}))
+        wanted = _merged(nested, _nested({key: value for key, value in job.items() if key not in JOB_KEYS}, where))
         try:
             settings = to_json(settings_of(model))
         except NotFound as error:
@@ -85,14 +85,26 @@ def _only(form: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
             raise ConfigError(f"{where}: unknown key {key!r}; known here: {', '.join(known)}")
 
 
-def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with a table within a table for each dot in a key, as TOML has them without being asked."""
+def _nested(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return settings with a table within a table for each dot in a key, as TOML has them without being asked.
+
+    Raises:
+        ConfigError: a key is there twice.
+    """
     found = dict[str, Any]()
     for key, value in settings.items():
-        first, *inner = key.split(".")
-        for part in reversed(inner):
-            value = {part: value}  # noqa: PLW2901
-        found = _merged(found, {first: value})
+        *tables, last = key.split(".")
+        inner = found
+        for table in tables:
+            inner = inner.setdefault(table, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{where}: {key!r} and {table!r} contradict each other")
+        before = inner.get(last, {})
+        if last in inner and not (
+            isinstance(before, dict) and isinstance(value, dict) and before.keys().isdisjoint(value)
+        ):
+            raise ConfigError(f"{where}: {key!r} is there twice")
+        inner[last] = {**before, **value} if isinstance(value, dict) else value
     return found
 
 

@@ -66,7 +66,8 @@ def tuned_threads(device: torch.device) -> Iterator[ThreadCount]:
     """Yield a count for steps on `device`; at the end torch has as many threads as before.
 
     Meanwhile oneDNN is off: the plan that it makes for each call of an activation takes several times as long as the
-    call. Only products in half precision need it.
+    call, and no step has what needs it, products in half precision or convolutions. Both are settings of the whole
+    process, so only one of its threads may sample at a time, or oneDNN may stay off.
     """
     n_threads, has_onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
     try:

@@ -115,7 +115,7 @@ def generate_batch(
     player = find_player(config.soundfont)
     loaded = load_model(checkpoint)
     prompts = read_prompts(loaded, config, home)
-    tell_losses(prompts, loaded.tokenizer.name)
+    tell_losses(prompts, loaded.tokenizer)
     name = batch_name(model, config, prompts, checkpoint)
     config = with_room(config, prompts)
     critic = Critic.of(home, loaded, config)

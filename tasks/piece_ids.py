@@ -82,9 +82,7 @@ def check_prompt_ids(loaded: LoadedModel, config: GenerateConfig, ids: Sequence[
 
 
 def _way_out(config: GenerateConfig) -> str:
-    """Return what makes a prompt shorter, or a piece longer."""
-    if config.infill_bars or config.variation:
-        return "raise sampling.max_tokens, or give a shorter file"
+    """Return what makes a prompt shorter; where bars are written anew, there is always room."""
     limits = ("prompt_bars", "prompt_notes", "prompt_seconds")
     return "lower " + next((name for name in limits if getattr(config, name)), "prompt_tokens")
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,8 +76,15 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None 
     return prompts
 
 
-def tell_losses(prompts: Sequence[Prompt], encoding: str) -> None:
-    """Say in one line what an encoding leaves out of prompts, if anything."""
+def tell_losses(prompts: Sequence[Prompt], tokenizer: Any) -> None:
+    """Say in one line each what an encoding leaves out of prompts, and which have no note, if any."""
+    continued = [prompt for prompt in prompts if prompt.name and not prompt.window]
+    silent = [prompt for prompt in continued if not len(tokenizer.decode(np.array(prompt.ids)).notes.pitch)]
+    if silent:
+        logger.warning(
+            "%d of %d prompts have no note among the tokens that are taken of them; the first: %s, %d tokens",
+            len(silent), len(prompts), silent[0].name, len(silent[0].ids),
+        )  # fmt: skip
     lossy, lost = [prompt for prompt in prompts if prompt.dropped], Counter[str]()
     for prompt in lossy:
         lost.update(prompt.dropped)
@@ -85,7 +93,7 @@ def tell_losses(prompts: Sequence[Prompt], encoding: str) -> None:
             "%d of %d prompts hold notes that encoding %s leaves out or changes (%s of %d notes); the first: %s",
             len(lossy),
             len(prompts),
-            encoding,
+            tokenizer.name,
             ", ".join(f"{n} {reason}" for reason, n in sorted(lost.items())),
             sum(prompt.n_notes for prompt in lossy),
             lossy[0].name,
@@ -158,8 +166,6 @@ def _first_ids(
     extent = prompt_extent(config)
     if not extent:
         ids = tokens.ids[: min(config.prompt_tokens, len(tokens.ids) - 1)]  # a whole short piece: without its <end>
-        if not len(tokenizer.decode(ids).notes.pitch):
-            logger.warning("prompt %s: its first %d tokens hold no note", name, len(ids))
         return tuple(ids.tolist()), tokens, None
     ids = ids_of(tokenizer, beginning(score, extent))
     if len(ids) == 1:

@@ -65,6 +65,21 @@ def test_a_dot_in_a_key_leads_to_a_table_in_json_too(tmp_path: Path, text: str) 
     assert (job.config.sampling.top_p, job.config.sampling.max_tokens) == (0.9, 99)
 
 
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        ('{"sampling": 5, "sampling.top_p": 0.5}', "'sampling.top_p' and 'sampling' contradict each other"),
+        ('{"sampling.top_p": 0.5, "sampling": 5}', "'sampling' is there twice"),
+        ('{"sampling.top_p": 0.5, "sampling": {"top_p": 0.7}}', "'sampling' is there twice"),
+        ('{"sampling": {"top_p": 0.7}, "sampling.top_p": 0.5}', "'sampling.top_p' is there twice"),
+    ],
+)
+def test_a_setting_that_is_there_twice_is_told(tmp_path: Path, job: str, said: str) -> None:
+    (tmp_path / "r.json").write_text(f'{{"jobs": [{job}]}}')
+    with pytest.raises(ConfigError, match=rf"r\.json: jobs\[0\]: {said}"):
+        read_request(tmp_path / "r.json", settings_of)
+
+
 def test_tables_without_end_are_no_json(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text("[" * 100_000)
     with pytest.raises(ConfigError, match=r"r\.json is no JSON"):

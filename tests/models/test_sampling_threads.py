@@ -71,6 +71,7 @@ def test_a_single_thread_is_left_alone() -> None:
 
 def fail_with_one_thread() -> None:
     with tuned_threads(torch.device("cpu")) as threads:
+        assert not torch.backends.mkldnn.enabled
         used(threads, lambda count: count, 30)
         raise KeyError(torch.get_num_threads())
 
@@ -81,6 +82,7 @@ def test_torch_has_as_many_threads_as_before_after_an_error_too() -> None:
         with pytest.raises(KeyError, match="1"):
             fail_with_one_thread()
         assert torch.get_num_threads() == 2
+        assert torch.backends.mkldnn.enabled
 
 
 def test_an_accelerator_leaves_the_threads_as_they_are() -> None:
