@@ -32,12 +32,12 @@ def planting(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     real = piece_work.write_ids
 
     def write(loaded: Any, prompts: Any, indices: Any, attempts: Any, latents: Any, config: Any, on_piece: Any,
-              is_full: Any) -> None:  # fmt: skip
+              *rest: Any) -> None:  # fmt: skip
         def swap(piece: WrittenIds) -> None:
             is_chosen = (indices[piece.place], attempts[piece.place]) == (1, 0)
             on_piece(replace(piece, ids=planted.astype(np.int64)) if is_chosen else piece)
 
-        real(loaded, prompts, indices, attempts, latents, config, swap, is_full)
+        real(loaded, prompts, indices, attempts, latents, config, swap, *rest)
 
     monkeypatch.setattr(piece_work, "write_ids", write)
     return planted
