@@ -200,7 +200,7 @@ def test_ctrl_c_is_answered_soon_and_the_same_command_goes_on(finished: Finished
         time.sleep(0.1)
         candidates = [*home.glob("generations/.*.unfinished/candidates/*.json")]
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Prefect's server and all others are in the group
-    said = process.communicate(timeout=120)[1]
+    said = process.communicate(timeout=40)[1]
     assert process.returncode == 130
     assert said.splitlines()[-1].startswith("orchestrion: interrupted;")
     written = {path: path.stat().st_mtime_ns for path in home.glob("generations/.*.unfinished/candidates/*.json")}
@@ -216,5 +216,5 @@ def test_ctrl_c_is_answered_soon_and_the_same_command_goes_on(finished: Finished
         time.sleep(0.1)
     assert {path: path.stat().st_mtime_ns for path in written} == written  # gone on with, not begun anew
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=120)
+    process.communicate(timeout=40)
     shutil.rmtree(first.parents[1])
