@@ -127,7 +127,9 @@ def test_a_lost_checksum_is_found_and_mended(copy: Home, built: tuple[Path, Path
 
 def test_checksums_are_those_of_sha256sum(copy: Home) -> None:
     folder = versions_of(copy)[0].version_folder
-    for path in folder.glob("*.sha256"):
+    paths = list(folder.glob("*.sha256"))
+    assert paths
+    for path in paths:
         subprocess.run(["sha256sum", "--check", "--strict", path.name], cwd=folder, check=True, capture_output=True)
 
 
