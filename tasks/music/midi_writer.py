@@ -1,12 +1,13 @@
 """Scores to MIDI files of format 1; the same score always gives the same bytes."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.music import midi_bytes
-from tasks.music.notes import IntArray
+from tasks.music.notes import ByteArray, IntArray
 
 if TYPE_CHECKING:
     from tasks.music.score import Score  # score.py imports this file
@@ -101,16 +102,28 @@ def _end_of_track(last: int, end: int) -> bytes:
     return midi_bytes.build_metas([(max(end - last, 0), 0x2F, b"")])
 
 
+def _as_read(onset: IntArray, end: IntArray, pitch: ByteArray, velocity: ByteArray) -> tuple[NDArray[Any], ...]:
+    """Return onset, end, pitch and velocity of the notes of a part as a reader will pair them.
+
+    A note-off names no note: where notes of one pitch overlap, the one that began first ends first. Pairing them so
+    before writing gives a file that, read and written again, has the same bytes.
+    """
+    by_onset, by_end = np.lexsort([onset, pitch]), np.lexsort([end, pitch])
+    onset, pitch, velocity, end = onset[by_onset], pitch[by_onset], velocity[by_onset], end[by_end]
+    order = np.lexsort([velocity, end, pitch, onset])
+    return onset[order], end[order], pitch[order], velocity[order]
+
+
 def _write_part(score: "Score", track: int, port: int, channel: int, name: str, end: int) -> bytes:
     notes, pedals = score.notes, score.pedals
     of_part, of_pedal = notes.track == track, pedals.track == track
-    onset, duration, pitch, velocity = (
-        values[of_part] for values in (notes.onset, notes.duration, notes.pitch, notes.velocity)
+    onset, end_of_note, pitch, velocity = _as_read(
+        *(values[of_part] for values in (notes.onset, _ends(score), notes.pitch, notes.velocity))
     )
     zero, sustain = np.zeros_like(pitch), np.full(of_pedal.sum(), midi_bytes.SUSTAIN_CONTROL, dtype=np.uint8)
     # Within a tick: notes end, the pedal is lifted, the pedal is pressed, notes begin.
     groups = [
-        (onset + duration, 0x80, pitch, zero),
+        (end_of_note, 0x80, pitch, zero),
         (pedals.end[of_pedal], 0xB0, sustain, np.zeros_like(sustain)),
         (pedals.onset[of_pedal], 0xB0, sustain, np.full_like(sustain, 127)),
         (onset, 0x90, pitch, velocity),

@@ -49,6 +49,8 @@ def test_other_readers_take_names_programs_and_drums_over():
 
 @settings(max_examples=60, deadline=None)
 @example([(0, 171, 0, 1)], [(1, 3, 8)], 1)
+@example([(0, 2, 0, 2), (0, 3, 0, 1), (1, 1, 0, 1)], [], 1)  # a note within a note of its pitch
+@example([(0, 10, 60, 1), (5, 2, 60, 1), (3, 7, 61, 1)], [], 1)  # and another pitch that ends with the longer one
 @given(
     st.lists(st.tuples(st.integers(0, 9000), st.integers(1, 4000), st.integers(0, 127), st.integers(1, 9)), max_size=9),
     st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 13), st.sampled_from([1, 2, 4, 8, 16])), max_size=3,
