@@ -128,12 +128,14 @@ def _spectra(
     if not width > 0:
         return [], None
     n_smaller = min(len(values) for values, _ in sets)
-    spread = np.sqrt(np.mean([values.var(ddof=1) for values, _ in sets]))
-    bandwidth = max(n_smaller**-0.2 * spread, BANDWIDTH_MIN * width)
-    step = (2 * width + 10 * bandwidth) / GRID
+    scaled = [(values - low) / width for values, _ in sets]  # first, for the square of a tiny range is 0
+    spread = np.sqrt(np.mean([values.var(ddof=1) for values in scaled]))
+    bandwidth = max(n_smaller**-0.2 * spread, BANDWIDTH_MIN)
+    step = (2 + 10 * bandwidth) / GRID
     frequency = 2 * np.pi * np.fft.rfftfreq(GRID)  # per step
     kernel = np.exp(-0.5 * (frequency * bandwidth / step) ** 2)
-    return [np.fft.rfft(_histograms((values - low) / step, weights)) for values, weights in sets], kernel
+    histograms = [_histograms(values / step, weights) for values, (_, weights) in zip(scaled, sets, strict=True)]
+    return [np.fft.rfft(histogram) for histogram in histograms], kernel
 
 
 def _histograms(place: FloatArray, weights: FloatArray) -> FloatArray:

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import linalg, stats
 
@@ -118,6 +118,7 @@ def test_values_that_are_all_equal() -> None:
 
 
 @settings(deadline=None, max_examples=60)
+@example([0.0, 0.0], [0.0, 5e-324])
 @given(*[st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=12)] * 2)
 def test_whatever_the_values_the_figures_are_finite_and_in_range(ours: list[float], theirs: list[float]) -> None:
     weights = [resample(len(values), 3, key, 8) for values, key in ((ours, "a"), (theirs, "b"))]
