@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from flows import cli_compose, cli_datasets, cli_look, environment
+from flows import cli_compose, cli_datasets, cli_look, environment, interrupts
 from flows.cli_options import (
     DEFAULT_HOME,
     DEFAULT_PRESET,
@@ -41,11 +41,10 @@ from flows.cli_options import (
     prepare,
     print_result,
 )
+from flows.interrupts import INTERRUPTED, SAID_INTERRUPTED
 from tasks.errors import ConfigError, HomeError, Interrupted, NotFound, OrchestrionError
 from tasks.home import Home, storage_problem
 
-INTERRUPTED = 130  # exit code
-SAID_INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on"
 BATCH_FACTS = ("batch", "model_version", "n_pieces", "flags", "batch_dir", "gallery", "reused", "seconds")
 
 app = typer.Typer(
@@ -438,10 +437,13 @@ def _check_dataset(home: Home, reference: str) -> None:
 
 def _run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[str, Any]:
     wait_seconds = float(os.environ.get("ORCHESTRION_LOCK_WAIT_SECONDS", "0"))
-    with home.locked(f"orchestrion {name.replace('_', '-')}", wait_seconds):
+    with (
+        interrupts.ended_soon(home.root / "logs" / "hung.txt"),
+        home.locked(f"orchestrion {name.replace('_', '-')}", wait_seconds),
+    ):
         from tasks import cluster
 
-        environment.shield_temporary_server()
+        interrupts.shield_temporary_server()
         flows = importlib.import_module("flows.sweep" if name == "sweep" else "flows.pipeline")
         try:
             return getattr(flows, name)(*arguments, home=str(home.root), **options)

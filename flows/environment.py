@@ -1,17 +1,14 @@
 """Environment defaults that keep Prefect, Ray and MLflow private, quiet and inside the home. Imports none of them."""
 
-import functools
 import json
 import logging
 import os
 import socket
-import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tasks.home import Home
 
@@ -76,26 +73,6 @@ def set_defaults(also: Mapping[str, str] | None = None) -> None:
         also = None  # GOMP_SPINCOUNT would win against what the user says
     for name, value in {**DEFAULTS, **(also or {})}.items():
         os.environ.setdefault(name, value)
-
-
-class _Apart:
-    """The module `subprocess`, but what it starts is in a session of its own."""
-
-    Popen = functools.partial(subprocess.Popen, start_new_session=True)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(subprocess, name)
-
-
-def shield_temporary_server() -> None:
-    """Keep Ctrl-C from the server that Prefect starts beside a flow.
-
-    A terminal sends it to all processes of the command. Without its server a flow tries for minutes to say that it was
-    interrupted; Prefect 3.8 has no setting for it. The server is still ended by the command that started it.
-    """
-    from prefect.server.api import server
-
-    server.subprocess = _Apart()  # type: ignore[assignment]
 
 
 def configure_logging(verbosity: int) -> None:

@@ -185,36 +185,61 @@ def test_a_job_of_a_request_that_fails_keeps_no_other_from_being_composed(finish
     assert Path(job["gallery"]).exists()
 
 
-def test_ctrl_c_is_answered_soon_and_the_same_command_goes_on(finished: Finished) -> None:
-    home, _, _ = finished
-    arguments = ["generate", "--home", str(home), "--seed", "77", "-n", "400", "--set", "generate.audio=none"]
-    arguments += ["--set", "generate.batch_size=1", "--set", "generate.sampling.max_tokens=64"]
-    command = [sys.executable, "-m", "flows.cli", *arguments]
+def begin_a_long_batch(home: Path) -> tuple[subprocess.Popen[str], list[Path]]:
+    """Start a command in a session of its own, and return it with the candidates it has written, at least one."""
+    command = [sys.executable, "-m", "flows.cli", "generate", "--home", str(home), "--seed", "77", "-n", "400"]
+    for setting in ("generate.audio=none", "generate.batch_size=1", "generate.sampling.max_tokens=64"):
+        command += ["--set", setting]
+    written = {*home.glob("generations/.*/candidates/*.json")}
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=clean_environment(home), start_new_session=True
     )
-    candidates = [*home.glob("generations/.*/candidates/*.json")]
     for _ in range(600):
-        if candidates or process.poll() is not None:
-            break
+        now = {*home.glob("generations/.*.unfinished/candidates/*.json")}
+        if now - written or process.poll() is not None:
+            return process, sorted(now)
         time.sleep(0.1)
-        candidates = [*home.glob("generations/.*.unfinished/candidates/*.json")]
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Prefect's server and all others are in the group
+    pytest.fail("nothing was written within a minute")
+
+
+def interrupt(process: subprocess.Popen[str]) -> str:
+    """Press Ctrl-C as a terminal does, for Prefect's server and all others of the group too; return the last line."""
+    os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=40)[1]
     assert process.returncode == 130
-    assert said.splitlines()[-1].startswith("orchestrion: interrupted;")
-    written = {path: path.stat().st_mtime_ns for path in home.glob("generations/.*.unfinished/candidates/*.json")}
-    assert written
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=clean_environment(home), start_new_session=True
-    )
-    first = next(iter(written))
-    for _ in range(600):
-        now = [*first.parent.glob("*.json")]
-        if len(now) > len(written) or process.poll() is not None:
-            break
-        time.sleep(0.1)
-    assert {path: path.stat().st_mtime_ns for path in written} == written  # gone on with, not begun anew
-    os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=40)
-    shutil.rmtree(first.parents[1])
+    return said.splitlines()[-1]
+
+
+def test_ctrl_c_is_answered_soon_and_the_same_command_goes_on(finished: Finished) -> None:
+    home, _, _ = finished
+    process, written = begin_a_long_batch(home)
+    said, hung = interrupt(process), home / "logs" / "hung.txt"
+    assert not hung.exists(), hung.read_text()
+    assert said == "orchestrion: interrupted; what is finished is kept, and the same command goes on"
+    before = {path: path.stat().st_mtime_ns for path in written}
+    process, _ = begin_a_long_batch(home)
+    assert {path: path.stat().st_mtime_ns for path in written} == before  # gone on with, not begun anew
+    interrupt(process)
+    shutil.rmtree(written[0].parents[1])
+
+
+def test_ctrl_c_is_answered_while_prefects_server_hangs_too(finished: Finished) -> None:
+    home, _, _ = finished
+    process, written = begin_a_long_batch(home)
+    (server,) = [pid for pid, command in children_of(process.pid) if "uvicorn" in command]
+    os.kill(server, signal.SIGSTOP)
+    assert interrupt(process).endswith(f"(it hung for 25 s; where: {home}/logs/hung.txt)")
+    assert "prefect/client" in (home / "logs" / "hung.txt").read_text()
+    time.sleep(1)  # for the kernel
+    state = Path(f"/proc/{server}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"  # ended, if perhaps not waited for
+    (home / "logs" / "hung.txt").unlink()
+    shutil.rmtree(written[0].parents[1])
+
+
+def children_of(pid: int) -> list[tuple[int, str]]:
+    """Return the number and the command line of each child of a process."""
+    numbers = [
+        int(number) for task in Path(f"/proc/{pid}/task").glob("*/children") for number in task.read_text().split()
+    ]
+    return [(number, Path(f"/proc/{number}/cmdline").read_text().replace("\0", " ")) for number in numbers]

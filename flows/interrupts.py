@@ -1,0 +1,92 @@
+"""What Ctrl-C and SIGTERM do to a command that runs flows: it ends within half a minute, whatever hangs."""
+
+import faulthandler
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+INTERRUPTED = 130  # exit code
+SAID_INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on"
+GRACE_SECONDS = 25.0  # from a signal to the end of the process, for saying so to Prefect and MLflow and stopping Ray
+
+
+class _Apart:
+    """The module `subprocess`, but what it starts is in a session of its own, and known here."""
+
+    def __init__(self) -> None:
+        self.started: list[subprocess.Popen[Any]] = []
+
+    def Popen(self, *arguments: Any, **options: Any) -> subprocess.Popen[Any]:  # noqa: N802
+        process = subprocess.Popen(*arguments, **options, start_new_session=True)
+        self.started.append(process)
+        return process
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(subprocess, name)
+
+
+_servers = _Apart()
+
+
+def shield_temporary_server() -> None:
+    """Keep Ctrl-C from the server that Prefect starts beside a flow.
+
+    A terminal sends it to all processes of the command. Without its server a flow tries for minutes to say that it was
+    interrupted; Prefect 3.8 has no setting for it. The server is still ended by the command that started it.
+    """
+    from prefect.server.api import server
+
+    server.subprocess = _servers  # type: ignore[assignment]
+
+
+@contextmanager
+def ended_soon(log: Path, grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
+    """While open, SIGINT and SIGTERM raise KeyboardInterrupt, and end this process later if that has not ended it.
+
+    Prefect tries for many minutes to reach a server that hangs, and an exception that is raised while the interpreter
+    frees an object goes nowhere. All files are written in one step each, so an end at any moment loses nothing that is
+    finished. The timer stays behind when the block is left, for what runs at exit may hang too.
+
+    Args:
+        log: gets the stacks of all threads if it comes to that.
+        grace_seconds: from the signal to the end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        timer = threading.Timer(grace_seconds, _give_up, (log, grace_seconds))
+        timer.daemon = True
+        timer.start()
+        raise KeyboardInterrupt
+
+    before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _give_up(log: Path, grace_seconds: float) -> None:
+    """End this process and the servers it started, whatever its other threads wait for."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as stacks:
+            faulthandler.dump_traceback(stacks)
+        said = f"orchestrion: {SAID_INTERRUPTED} (it hung for {grace_seconds:.0f} s; where: {log})\n"
+        os.write(2, said.encode())
+        for server in _servers.started:
+            if server.poll() is None:
+                server.kill()
+    finally:
+        os._exit(INTERRUPTED)
