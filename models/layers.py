@@ -96,6 +96,11 @@ class CachePlan:
     bias_B1TJ: Tensor | None
     row_keys: list[int] | None = None
 
+    @property
+    def is_one_step(self) -> bool:
+        """Whether the call adds one token to each row, at the same place in all."""
+        return self.relative_index_BTJ is None and self.row_keys is None
+
     @classmethod
     def of(cls, length_B: Tensor, n_new: int, max_relative_distance: int, dtype: torch.dtype) -> "CachePlan":
         """Plan a call that adds `n_new` tokens to rows that hold `length_B`."""
@@ -222,7 +227,10 @@ class SelfAttention(nn.Module):
             bias_B1TJ: what to add to the logits, -inf for later keys included; None: only these are hidden.
             rotation: how to `rotate` queries and keys.
         """
-        q_BHTK, k_BHTK, v_BHTK = self.split_heads(self.to_qkv(x_BTD))
+        qkv_BTD = self.to_qkv(x_BTD)
+        if cache is not None and cache.plan is not None and cache.plan.is_one_step:
+            return self.to_out(self.attend_one(qkv_BTD, cache, cache.plan, rotation))
+        q_BHTK, k_BHTK, v_BHTK = self.split_heads(qkv_BTD)
         if self.q_norm is not None and self.k_norm is not None:
             q_BHTK, k_BHTK = self.q_norm(q_BHTK), self.k_norm(k_BHTK)
         if rotation is not None:
@@ -268,25 +276,47 @@ class SelfAttention(nn.Module):
             )
         return attend_in_blocks(q_BHTK, k_BHTK, v_BHTK, table, bias_B1TJ, dropout)
 
+    def attend_one(self, qkv_BTD: Tensor, cache: LayerCache, plan: CachePlan, rotation: Tensor | None) -> Tensor:
+        """Attend from one new token a row, at the same place in all, in few calls: with few rows each one counts."""
+        B, H, J = len(qkv_BTD), self.n_heads, plan.n_keys
+        q_BHK, k_BHK, v_BHK = qkv_BTD.view(B, 3, H, self.d_head).unbind(1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BHK, k_BHK = self.q_norm(q_BHK), self.k_norm(k_BHK)
+        if rotation is not None:
+            q_BHK, k_BHK = rotate(q_BHK, rotation[..., 0, :]), rotate(k_BHK, rotation[..., 0, :])
+        cache.keys_BHKJ[..., J - 1] = k_BHK
+        cache.values_BHJK[:, :, J - 1] = v_BHK
+        q_X1K = q_BHK.reshape(B * H, 1, self.d_head)  # X: heads of all rows
+        k_XKJ, v_XJK = cache.keys_BHKJ[..., :J].flatten(0, 1), cache.values_BHJK[:, :, :J].flatten(0, 1)
+        table = self.relative_rows(plan.n_distances)
+        if table is None:
+            scores_X1J = q_X1K * self.scale @ k_XKJ
+        else:
+            if table.ndim == 2:
+                added_X1J = (q_X1K[:, 0] @ table.mT)[:, None]
+            else:
+                added_X1J = (q_BHK.transpose(0, 1) @ table.mT).transpose(0, 1).reshape(B * H, 1, plan.n_distances)
+            if plan.n_distances < J:
+                oldest_X1J = added_X1J[..., :1].expand(-1, -1, J - plan.n_distances)
+                added_X1J = torch.cat((oldest_X1J, added_X1J), dim=-1)
+            scores_X1J = torch.baddbmm(added_X1J, q_X1K, k_XKJ, beta=self.scale, alpha=self.scale)
+        return (scores_X1J.softmax(-1) @ v_XJK).view(B, 1, H * self.d_head)
+
     def attend_to_cache(self, q_BHTK: Tensor, k_BHKJ: Tensor, v_BHJK: Tensor, plan: CachePlan) -> Tensor:
         if plan.row_keys is not None:
             return self.attend_row_by_row(q_BHTK * self.scale, k_BHKJ, v_BHJK, plan.row_keys)
+        assert plan.relative_index_BTJ is not None
+        assert plan.bias_B1TJ is not None
         table = self.relative_rows(plan.n_distances)
         if table is None:
             scores_BHTJ = q_BHTK * self.scale @ k_BHKJ
         else:
-            added_BHTJ = distance_scores(q_BHTK.transpose(0, 1), table).transpose(0, 1)
-            if plan.relative_index_BTJ is not None:
-                index_BHTJ = plan.relative_index_BTJ[:, None].expand(-1, self.n_heads, -1, -1)
-                added_BHTJ = added_BHTJ.gather(-1, index_BHTJ)
-            elif plan.n_distances < plan.n_keys:
-                oldest_BHTJ = added_BHTJ[..., :1].expand(-1, -1, -1, plan.n_keys - plan.n_distances)
-                added_BHTJ = torch.cat((oldest_BHTJ, added_BHTJ), dim=-1)
+            index_BHTJ = plan.relative_index_BTJ[:, None].expand(-1, self.n_heads, -1, -1)
+            added_BHTJ = distance_scores(q_BHTK.transpose(0, 1), table).transpose(0, 1).gather(-1, index_BHTJ)
             q_XTK, k_XKJ = q_BHTK.flatten(0, 1), k_BHKJ.flatten(0, 1)  # X: heads of all rows
             scores_XTJ = torch.baddbmm(added_BHTJ.flatten(0, 1), q_XTK, k_XKJ, beta=self.scale, alpha=self.scale)
             scores_BHTJ = scores_XTJ.unflatten(0, q_BHTK.shape[:2])
-        if plan.bias_B1TJ is not None:
-            scores_BHTJ += plan.bias_B1TJ
+        scores_BHTJ += plan.bias_B1TJ
         return scores_BHTJ.softmax(-1) @ v_BHJK
 
     def attend_row_by_row(self, q_BHTK: Tensor, k_BHKJ: Tensor, v_BHJK: Tensor, row_keys: list[int]) -> Tensor:

@@ -80,7 +80,7 @@ class Sampler:
     def __init__(self, model: SampledModel, request: Request, batch_size: int, is_exact: bool) -> None:
         self.request = request
         self.device = model.embed.weight.device
-        self.model = (copy.deepcopy(model).double() if is_exact else copy.deepcopy(model).float()).eval()
+        self.model = evaluated_in(torch.float64 if is_exact else torch.float32, model)
         self.gauge = None if is_exact else ErrorGauge()
         self.schedule = CheckSchedule()
         room = min(request.context.limit, request.max_tokens)
@@ -267,6 +267,13 @@ class Sampler:
         self.cache.copy_row(last, row)
         if self.grammar is not None:
             self.grammar.copy_row(last, row)
+
+
+def evaluated_in(dtype: torch.dtype, model: SampledModel) -> SampledModel:
+    """Return the model in evaluation mode with weights of `dtype`: itself where it is so, else a copy."""
+    if not model.training and all(weight.dtype == dtype for weight in model.parameters()):
+        return model
+    return copy.deepcopy(model).to(dtype).eval()
 
 
 def entropy(logits_BV: Tensor) -> Tensor:

@@ -94,16 +94,18 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, margin_B: Tensor | None = None) -
     ids_B1 = ids_B1.clamp_max_(logits_BV.shape[1] - 1)  # no effect but on logits that are not finite
     if margin_B is None:
         return Choice(ids_B1[:, 0], torch.ones_like(ids_B1[:, 0], dtype=torch.bool))
-    squares_BV = weights_BV.square()
+    above_B1 = running_BV.gather(1, ids_B1)
+    shares_B2 = torch.cat((above_B1 - weights_BV.gather(1, ids_B1), above_B1), dim=1) / total_B[:, None]
+    distance_B2 = (uniform_B[:, None] - shares_B2).abs()
+    is_sure_B = (distance_B2 >= margin_B[:, None]).all(dim=1)  # for no share is spread by more than 1
+    if bool(is_sure_B.all()):
+        return Choice(ids_B1[:, 0], is_sure_B)
+    squares_BV = (weights_BV / total_B[:, None]).square()
     running_squares_BV = squares_BV.cumsum(dim=-1)
-    above_B2 = torch.cat((running_BV, running_squares_BV), dim=1).gather(
-        1, torch.cat((ids_B1, ids_B1 + logits_BV.shape[1]), dim=1)
-    )
-    here_B2 = torch.cat((weights_BV.gather(1, ids_B1), squares_BV.gather(1, ids_B1)), dim=1)
-    scale_B2 = torch.stack((total_B, total_B.square()), dim=1)
-    shares_B2, squares_B2 = (torch.stack((above_B2 - here_B2, above_B2), dim=2) / scale_B2[:, :, None]).unbind(1)
-    spread_B2 = share_spread(shares_B2, squares_B2, running_squares_BV[:, -1:] / scale_B2[:, 1:])
-    return Choice(ids_B1[:, 0], ((uniform_B[:, None] - shares_B2).abs() >= margin_B[:, None] * spread_B2).all(dim=1))
+    above_B1 = running_squares_BV.gather(1, ids_B1)
+    squares_B2 = torch.cat((above_B1 - squares_BV.gather(1, ids_B1), above_B1), dim=1)
+    spread_B2 = share_spread(shares_B2, squares_B2, running_squares_BV[:, -1:])
+    return Choice(ids_B1[:, 0], (distance_B2 >= margin_B[:, None] * spread_B2).all(dim=1))
 
 
 @dataclass(frozen=True, slots=True)
