@@ -4,6 +4,7 @@ Sources: Huang et al. 2019 (relative attention), Radford et al. 2019 (GPT). Shap
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,17 @@ def build_attention(config: DecoderConfig) -> SelfAttention:
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """What all layers of one call get, `x_BTD` the first of them alone."""
+
+    x_BTD: Tensor
+    hidden_BT: Tensor
+    plan: CachePlan | None
+    bias_B1TJ: Tensor | None
+    rotation: Tensor | None
+
+
 class Decoder(nn.Module):
     """Token ids to logits of the next id.
 
@@ -129,6 +141,11 @@ class Decoder(nn.Module):
             ValueError: the cache has no room, another batch size, or a row with padding before a token; or a row is
                 longer than `max_positions`.
         """
+        start = self.begin(tokens_BT, cache)
+        return self.end(self.run_blocks(start, cache), start, cache)
+
+    def begin(self, tokens_BT: Tensor, cache: KVCache | None) -> Start:
+        """Return what the first layer gets; see `forward`."""
         hidden_BT = tokens_BT == self.pad_id
         is_interrupted = padding_before_token(hidden_BT)
         if cache is not None:
@@ -141,13 +158,20 @@ class Decoder(nn.Module):
             bias_B1TJ = plan.bias_B1TJ
         elif is_interrupted:
             bias_B1TJ = causal_bias(hidden_BT, self.embed.weight.dtype)
-
         x_BTD = self.dropout(self.embed_tokens(tokens_BT, hidden_BT, plan))
-        rotation = self.rotation_for(tokens_BT, plan)
+        return Start(x_BTD, hidden_BT, plan, bias_B1TJ, self.rotation_for(tokens_BT, plan))
+
+    def run_blocks(self, start: Start, cache: KVCache | None) -> Tensor:
+        x_BTD = start.x_BTD
         for i, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, bias_B1TJ, None if cache is None else cache.layer(i, plan), rotation)
+            of_layer = None if cache is None else cache.layer(i, start.plan)
+            x_BTD = block(x_BTD, start.bias_B1TJ, of_layer, start.rotation)
+        return x_BTD
+
+    def end(self, x_BTD: Tensor, start: Start, cache: KVCache | None) -> Tensor:
+        """Return the logits from what the last layer gives, and count the tokens in the cache."""
         if cache is not None:
-            cache.length_B += (~hidden_BT).sum(dim=1)
+            cache.length_B += (~start.hidden_BT).sum(dim=1)
         x_BTD = self.norm(x_BTD)
         return functional.linear(x_BTD, self.embed.weight) if self.head is None else self.head(x_BTD)
 

@@ -18,7 +18,8 @@ from models.block_attention import attend_in_blocks, distance_scores
 from models.compiling import uncompiled
 
 UNEQUAL_ROWS = 1.25  # keys of the longest row for each over keys that rows have, from which on rows go one by one
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+Map = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Map] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
     "silu": functional.silu,
@@ -229,7 +230,7 @@ class SelfAttention(nn.Module):
         """
         qkv_BTD = self.to_qkv(x_BTD)
         if cache is not None and cache.plan is not None and cache.plan.is_one_step:
-            return self.to_out(self.attend_one(qkv_BTD, cache, cache.plan, rotation))
+            return self.to_out(self.attend_one(qkv_BTD[:, 0], cache, cache.plan, rotation))[:, None]
         q_BHTK, k_BHTK, v_BHTK = self.split_heads(qkv_BTD)
         if self.q_norm is not None and self.k_norm is not None:
             q_BHTK, k_BHTK = self.q_norm(q_BHTK), self.k_norm(k_BHTK)
@@ -276,10 +277,10 @@ class SelfAttention(nn.Module):
             )
         return attend_in_blocks(q_BHTK, k_BHTK, v_BHTK, table, bias_B1TJ, dropout)
 
-    def attend_one(self, qkv_BTD: Tensor, cache: LayerCache, plan: CachePlan, rotation: Tensor | None) -> Tensor:
+    def attend_one(self, qkv_BD: Tensor, cache: LayerCache, plan: CachePlan, rotation: Tensor | None) -> Tensor:
         """Attend from one new token a row, at the same place in all, in few calls: with few rows each one counts."""
-        B, H, J = len(qkv_BTD), self.n_heads, plan.n_keys
-        q_BHK, k_BHK, v_BHK = qkv_BTD.view(B, 3, H, self.d_head).unbind(1)
+        B, H, J = qkv_BD.shape[0], self.n_heads, plan.n_keys
+        q_BHK, k_BHK, v_BHK = qkv_BD.view(B, 3, H, self.d_head).unbind(1)
         if self.q_norm is not None and self.k_norm is not None:
             q_BHK, k_BHK = self.q_norm(q_BHK), self.k_norm(k_BHK)
         if rotation is not None:
@@ -290,7 +291,7 @@ class SelfAttention(nn.Module):
         k_XKJ, v_XJK = cache.keys_BHKJ[..., :J].flatten(0, 1), cache.values_BHJK[:, :, :J].flatten(0, 1)
         table = self.relative_rows(plan.n_distances)
         if table is None:
-            scores_X1J = q_X1K * self.scale @ k_XKJ
+            scores_X1J = torch.bmm(q_X1K * self.scale, k_XKJ)
         else:
             if table.ndim == 2:
                 added_X1J = (q_X1K[:, 0] @ table.mT)[:, None]
@@ -300,7 +301,7 @@ class SelfAttention(nn.Module):
                 oldest_X1J = added_X1J[..., :1].expand(-1, -1, J - plan.n_distances)
                 added_X1J = torch.cat((oldest_X1J, added_X1J), dim=-1)
             scores_X1J = torch.baddbmm(added_X1J, q_X1K, k_XKJ, beta=self.scale, alpha=self.scale)
-        return (scores_X1J.softmax(-1) @ v_XJK).view(B, 1, H * self.d_head)
+        return torch.bmm(scores_X1J.softmax(-1), v_XJK).view(B, H * self.d_head)
 
     def attend_to_cache(self, q_BHTK: Tensor, k_BHKJ: Tensor, v_BHJK: Tensor, plan: CachePlan) -> Tensor:
         if plan.row_keys is not None:
@@ -386,8 +387,13 @@ class FeedForward(nn.Module):
         self.to_out = nn.Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        hidden = self.to_hidden(x_BTD)
-        if not self.gated:
-            return self.to_out(self.activate(hidden))
-        gate, hidden = hidden.chunk(2, dim=-1)
-        return self.to_out(self.activate(gate) * hidden)
+        return feed_forward(x_BTD, self.to_hidden, self.activate, self.to_out, self.gated)
+
+
+def feed_forward(x_BTD: Tensor, to_hidden: Map, activate: Map, to_out: Map, gated: bool) -> Tensor:
+    """Return what `FeedForward` computes with these parts."""
+    hidden = to_hidden(x_BTD)
+    if not gated:
+        return to_out(activate(hidden))
+    gate, hidden = hidden.chunk(2, dim=-1)
+    return to_out(activate(gate) * hidden)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.config import SamplingConfig, VaeConfig
+from models.decoder import Decoder
+from models.decoder_step import DecoderStep
 from models.grammar_mask import GrammarArrays, GrammarRows, GrammarTables
 from models.registry import SampledModel
 from models.sampling_choice import Chooser, Penalty
@@ -81,6 +84,9 @@ class Sampler:
         self.request = request
         self.device = model.embed.weight.device
         self.model = evaluated_in(torch.float64 if is_exact else torch.float32, model)
+        self.next_logits: Callable[[Tensor, Any], Tensor] = self.model
+        if isinstance(self.model, Decoder):
+            self.next_logits = DecoderStep(self.model)
         self.gauge = None if is_exact else ErrorGauge()
         self.schedule = CheckSchedule()
         room = min(request.context.limit, request.max_tokens)
@@ -164,7 +170,7 @@ class Sampler:
         n = len(self.piece_of_row)
         row_B, length_B = torch.arange(n), torch.from_numpy(self.length_B[:n].copy())
         last_B1 = self.ids_BJ[row_B, length_B - 1][:, None].to(self.device)
-        logits_BV = self.model(last_B1, self.cache.rows(0, n))[:, 0].double()
+        logits_BV = self.next_logits(last_B1, self.cache.rows(0, n))[:, 0].double()
         if self.gauge is None:
             logits_BV = rounded(logits_BV)
         if self.request.with_entropies:

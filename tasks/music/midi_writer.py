@@ -1,10 +1,9 @@
 """Scores to MIDI files of format 1; the same score always gives the same bytes."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tasks.music import midi_bytes
 from tasks.music.notes import ByteArray, IntArray
@@ -102,7 +101,9 @@ def _end_of_track(last: int, end: int) -> bytes:
     return midi_bytes.build_metas([(max(end - last, 0), 0x2F, b"")])
 
 
-def _as_read(onset: IntArray, end: IntArray, pitch: ByteArray, velocity: ByteArray) -> tuple[NDArray[Any], ...]:
+def _as_read(
+    onset: IntArray, end: IntArray, pitch: ByteArray, velocity: ByteArray
+) -> tuple[IntArray, IntArray, ByteArray, ByteArray]:
     """Return onset, end, pitch and velocity of the notes of a part as a reader will pair them.
 
     A note-off names no note: where notes of one pitch overlap, the one that began first ends first. Pairing them so
@@ -118,7 +119,7 @@ def _write_part(score: "Score", track: int, port: int, channel: int, name: str, 
     notes, pedals = score.notes, score.pedals
     of_part, of_pedal = notes.track == track, pedals.track == track
     onset, end_of_note, pitch, velocity = _as_read(
-        *(values[of_part] for values in (notes.onset, _ends(score), notes.pitch, notes.velocity))
+        notes.onset[of_part], _ends(score)[of_part], notes.pitch[of_part], notes.velocity[of_part]
     )
     zero, sustain = np.zeros_like(pitch), np.full(of_pedal.sum(), midi_bytes.SUSTAIN_CONTROL, dtype=np.uint8)
     # Within a tick: notes end, the pedal is lifted, the pedal is pressed, notes begin.

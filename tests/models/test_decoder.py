@@ -1,6 +1,7 @@
 """The decoder with all its options: parameters, causality, padding on both sides, the cache against the full pass."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from models.config import DecoderConfig
 from models.decoder import Decoder
-from models.layers import RelativeAttention
+from models.decoder_step import DecoderStep
+from models.layers import KVCache, RelativeAttention
 from models.registry import build_model
 from tasks.presets import CHAR_GPT, RGA
 
@@ -236,22 +238,43 @@ def test_padding_gets_no_gradient_from_other_tokens(config: DecoderConfig) -> No
     assert decoder.embed.weight.grad[3].abs().max() > 0
 
 
+both_ways = pytest.mark.parametrize("way", [lambda decoder: decoder, DecoderStep], ids=["modules", "functions"])
+Way = Callable[[Decoder], Callable[[Tensor, KVCache], Tensor]]
+
+
 @every_option
+@both_ways
 @torch.no_grad()
-def test_steps_with_a_cache_equal_the_full_pass(config: DecoderConfig) -> None:
+def test_steps_with_a_cache_equal_the_full_pass(config: DecoderConfig, way: Way) -> None:
     decoder, tokens_BT = build_decoder(config), random_tokens(3, 90)
-    cache = decoder.new_cache(3, 90)
-    parts = [decoder(tokens_BT[:, :20], cache)]
-    parts += [decoder(tokens_BT[:, t : t + 1], cache) for t in range(20, 60)]
-    parts.append(decoder(tokens_BT[:, 60:], cache))  # many at once, behind others
+    step, cache = way(decoder), decoder.new_cache(3, 90)
+    parts = [step(tokens_BT[:, :20], cache)]
+    parts += [step(tokens_BT[:, t : t + 1], cache) for t in range(20, 60)]
+    parts.append(step(tokens_BT[:, 60:], cache))  # many at once, behind others
     torch.testing.assert_close(torch.cat(parts, dim=1), decoder(tokens_BT), atol=1e-4, rtol=1e-4)
     assert cache.length_B.tolist() == [90] * 3
 
 
-@every_option
+@given(config=random_configs(), T=st.integers(1, 40), B=st.integers(1, 3))
+@settings(max_examples=30, deadline=None)
 @torch.no_grad()
-def test_prompts_of_different_lengths_share_a_cache(config: DecoderConfig) -> None:
+def test_a_step_by_functions_is_that_of_the_modules(config: DecoderConfig, T: int, B: int) -> None:
+    decoder, tokens_BT = build_decoder(config), random_tokens(B, T + 3)
+    step, cache, own = DecoderStep(decoder), decoder.new_cache(B, T + 3), decoder.new_cache(B, T + 3)
+    decoder(tokens_BT[:, :T], cache)
+    decoder(tokens_BT[:, :T], own)
+    for t in range(T, T + 3):
+        now_B1 = tokens_BT[:, t : t + 1]
+        torch.testing.assert_close(step(now_B1, cache), decoder(now_B1, own), atol=1e-5, rtol=1e-5)
+    assert cache.length_B.tolist() == own.length_B.tolist()
+
+
+@every_option
+@both_ways
+@torch.no_grad()
+def test_prompts_of_different_lengths_share_a_cache(config: DecoderConfig, way: Way) -> None:
     decoder, tokens_BT = build_decoder(config), random_tokens(4, 60)
+    step_by_one = way(decoder)
     lengths = [1, 30, 7, 12]
     prompts_BT = tokens_BT[:, :30].clone()
     for row, length in enumerate(lengths):
@@ -264,7 +287,7 @@ def test_prompts_of_different_lengths_share_a_cache(config: DecoderConfig) -> No
         torch.testing.assert_close(prefill_BTV[row, :length], expected_BTV[row, :length], atol=1e-4, rtol=1e-4)
     for step in range(30):
         at_B = torch.tensor(lengths) + step
-        logits_BTV = decoder(tokens_BT[torch.arange(4), at_B][:, None], cache)
+        logits_BTV = step_by_one(tokens_BT[torch.arange(4), at_B][:, None], cache)
         torch.testing.assert_close(logits_BTV[:, 0], expected_BTV[torch.arange(4), at_B], atol=1e-4, rtol=1e-4)
 
 
