@@ -173,7 +173,7 @@ def random_configs() -> st.SearchStrategy[DecoderConfig]:
 
 
 @given(config=random_configs(), T=st.integers(1, 150), at=st.integers(0, 149), row=st.integers(0, 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @torch.no_grad()
 def test_a_token_moves_no_logit_before_it_and_none_of_another_row(
     config: DecoderConfig, T: int, at: int, row: int
@@ -256,7 +256,7 @@ def test_steps_with_a_cache_equal_the_full_pass(config: DecoderConfig, way: Way)
 
 
 @given(config=random_configs(), T=st.integers(1, 40), B=st.integers(1, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @torch.no_grad()
 def test_a_step_by_functions_is_that_of_the_modules(config: DecoderConfig, T: int, B: int) -> None:
     decoder, tokens_BT = build_decoder(config), random_tokens(B, T + 3)

@@ -144,7 +144,7 @@ def test_no_logit_knows_a_later_token(config: HourglassConfig) -> None:
     check_causality(config, 27)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(config=configs(), n_tokens=st.integers(1, 20))
 @torch.no_grad()
 def test_no_logit_knows_a_later_token_whatever_the_tree(config: HourglassConfig, n_tokens: int) -> None:
@@ -161,7 +161,7 @@ def test_samples_of_a_batch_do_not_touch(config: HourglassConfig) -> None:
         torch.testing.assert_close(hourglass(tokens_BT[row][None])[0], logits_BTV[row], atol=1e-12, rtol=1e-12)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(config=configs())
 @torch.no_grad()
 def test_a_prefix_gives_the_prefix_of_the_result(config: HourglassConfig) -> None:
@@ -341,7 +341,7 @@ def test_steps_with_a_cache_equal_the_full_pass(config: HourglassConfig, dtype: 
     check_cache(build_hourglass(config, dtype), [9] + [1] * 18 + [7], tolerance)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(config=configs(), sizes=st.lists(st.integers(1, 7), min_size=1, max_size=8))
 def test_pieces_of_any_size_with_a_cache_equal_the_full_pass(config: HourglassConfig, sizes: list[int]) -> None:
     check_cache(build_hourglass(config), sizes, 1e-10)

@@ -158,7 +158,7 @@ def test_whole_rows_come_once_in_each_epoch(store: TokenStore, batch_size: int) 
     assert len({epoch.tobytes() for epoch in epochs}) > 1  # not the same order each time
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(2, 40), min_size=1, max_size=9),
     window_tokens=st.integers(1, 60),

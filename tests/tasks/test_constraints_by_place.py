@@ -135,7 +135,7 @@ def test_a_context_that_slides_begins_where_it_would(tokenizer: Tokenizer) -> No
 
 
 @EVERY
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32))
 def test_the_bound_grammar_forbids_unwanted_pitches_alone(tokenizer: Tokenizer, seed: int) -> None:
     config = GenerateConfig(key="G")

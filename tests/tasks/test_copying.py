@@ -72,7 +72,7 @@ def joined(*scores: Score) -> Score:
     return build_score(50, {name: np.concatenate([getattr(s.notes, name) for s in scores]) for name in columns})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(place=st.integers(0, 1000), semitones=st.integers(-5, 5), stretch=st.floats(0.5, 2))
 def test_a_training_piece_leads_to_its_source(
     index: CopyIndex, dataset: DatasetVersion, corpus: Path, place: int, semitones: int, stretch: float

@@ -48,7 +48,7 @@ def test_changed_copies_are_grouped_and_others_are_not() -> None:
     assert (groups.n_groups, groups.largest, groups.n_links) == (4, 2, 3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.permutations(range(7)))
 def test_order_does_not_matter(order: list[int]) -> None:
     names, signed = ids(7), sign_pieces(*flat(*some_pieces()))

@@ -73,7 +73,7 @@ def test_the_baseline_keeps_groups_together() -> None:
     assert report_on(sets, splits).baseline.mean > 0.5
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.integers(0, 60), min_size=8, max_size=40, unique=True), min_size=3, max_size=12), st.data())
 def test_figures_agree_with_plain_sets(sets: list[list[int]], data: st.DataObject) -> None:
     splits = data.draw(st.lists(st.sampled_from("tvs"), min_size=len(sets), max_size=len(sets)))

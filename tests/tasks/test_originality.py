@@ -31,7 +31,7 @@ pieces_of_runs = st.integers(1, 300).flatmap(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(pieces_of_runs, max_size=5))
 def test_excerpts_hold_the_part_of_a_run_that_lies_in_them(pieces: list[tuple[int, list[Run]]]) -> None:
     found = human_range(9, [measured(n, *runs) for n, runs in pieces])

@@ -145,7 +145,7 @@ def test_a_piece_without_notes_has_no_row() -> None:
 ROW = st.tuples(st.integers(0, 400), st.integers(1, 200), st.integers(40, 80), st.integers(1, 127), st.integers(0, 2))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(ROW, max_size=12), min_size=1, max_size=4), st.floats(0, 1), st.floats(0, 1), st.integers(0, 99)
 )

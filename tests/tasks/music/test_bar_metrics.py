@@ -163,7 +163,7 @@ def pieces(draw: st.DrawFn) -> Score:
     return make_score(notes, programs=(0, DRUMS), time_signatures=meters, ticks_per_quarter=quarter)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(pieces())
 def test_statistics_are_what_slow_loops_find(score: Score) -> None:
     slow, statistics = SlowPiece(score), piece_statistics(score)
@@ -294,7 +294,6 @@ def test_emptiness_to_the_last_sound() -> None:
     assert statistics["notes_per_bar"] == pytest.approx(2 / 5)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=20))
 def test_covered_numbers(spans: list[tuple[int, int]]) -> None:
     first = np.array([low for low, _ in spans], np.int64)

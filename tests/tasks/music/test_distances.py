@@ -117,7 +117,7 @@ def test_values_that_are_all_equal() -> None:
     assert all(math.isfinite(value) for value in apart.values())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @example([0.0, 0.0], [0.0, 5e-324])
 @given(*[st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=12)] * 2)
 def test_whatever_the_values_the_figures_are_finite_and_in_range(ours: list[float], theirs: list[float]) -> None:

@@ -89,7 +89,7 @@ def test_signature_and_n_grams_do_not_change(change: str) -> None:
     assert grams(piece) == grams(SAME[change](piece))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 3000), st.integers(20, 100), st.booleans()), min_size=1, max_size=80),
     st.integers(-20, 27),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.music.corpus.writer import write_corpus
@@ -77,7 +77,6 @@ def test_typicality_by_hand() -> None:
         typicality(pieces, [], ["x"])
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=9), st.lists(st.integers(-1, 7), min_size=1, max_size=4))
 def test_typicality_is_what_counting_gives(held_out: list[int], pieces: list[int]) -> None:
     found = typicality([{"x": x} for x in pieces], [{"x": x} for x in held_out], ["x"])

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.music.bar_metrics import bar_statistics
@@ -100,7 +100,6 @@ def test_scale_consistency(pitches: list[int], share: float) -> None:
     assert scale_consistency(np.array(pitches, dtype=np.uint8)) == pytest.approx(share)
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -118,7 +117,6 @@ def test_every_value_is_finite_and_in_its_range(rows: list[tuple[int, ...]]) -> 
     assert statistics["pitch_class_entropy"] <= math.log2(12) + 1e-9
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 40), st.integers(60, 63), st.just(80)), max_size=12))
 def test_polyphony_is_a_count_over_steps(rows: list[tuple[int, ...]]) -> None:
     sounding = np.zeros((100, 128), dtype=bool)

@@ -47,7 +47,7 @@ def test_other_readers_take_names_programs_and_drums_over():
     assert [tempo.qpm for tempo in theirs.tempos] == [120]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example([(0, 171, 0, 1)], [(1, 3, 8)], 1)
 @example([(0, 2, 0, 2), (0, 3, 0, 1), (1, 1, 0, 1)], [], 1)  # a note within a note of its pitch
 @example([(0, 10, 60, 1), (5, 2, 60, 1), (3, 7, 61, 1)], [], 1)  # and another pitch that ends with the longer one

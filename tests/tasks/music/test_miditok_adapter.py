@@ -145,7 +145,7 @@ def test_a_piece_on_which_miditok_fails_is_counted(
     assert batch.ids.tolist() == [tokenizer.start_id, tokenizer.end_id]
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.parametrize("name", NAMES)
 def test_whatever_a_model_writes_becomes_a_score(

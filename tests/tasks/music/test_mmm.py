@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import ConfigError
@@ -255,7 +255,6 @@ def test_pieces_without_notes() -> None:
 # --- laws
 
 
-@settings(deadline=None)
 @given(grid_scores())
 def test_decoding_gives_back_what_stands_on_the_grid(score: Score) -> None:
     for tokenizer in (TIED, FINE):
@@ -264,7 +263,6 @@ def test_decoding_gives_back_what_stands_on_the_grid(score: Score) -> None:
         assert by_track(tokenizer.decode(batch.ids)) == by_track(score)
 
 
-@settings(deadline=None)
 @given(scores(), st.sampled_from(ALL))
 def test_all_notes_are_accounted_for(score: Score, tokenizer: MmmTokenizer) -> None:
     batch = encode(tokenizer, score)
@@ -286,7 +284,6 @@ def test_all_notes_are_accounted_for(score: Score, tokenizer: MmmTokenizer) -> N
     assert quantised(back, ticks_back) == quantised(score.notes, score.ticks_per_quarter)
 
 
-@settings(deadline=None)
 @given(scores(), st.sampled_from(ALL))
 def test_decoding_then_encoding_is_the_identity(score: Score, tokenizer: MmmTokenizer) -> None:
     ids = encode(tokenizer, score).ids
@@ -296,7 +293,6 @@ def test_decoding_then_encoding_is_the_identity(score: Score, tokenizer: MmmToke
         assert np.array_equal(encode(tokenizer, read_midi(write_midi(back))).ids, ids)
 
 
-@settings(deadline=None)
 @given(st.lists(scores(), min_size=1, max_size=4), st.integers(1, 40), st.sampled_from(ALL))
 def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score], block: int, tokenizer: MmmTokenizer) -> None:
     together = encode(tokenizer, *pieces)
@@ -313,7 +309,6 @@ def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score], block: 
         }
 
 
-@settings(deadline=None)
 @given(st.lists(scores(), min_size=1, max_size=3), st.integers(-127, 127), st.sampled_from(ALL))
 def test_transposing_ids_is_transposing_notes(pieces: list[Score], semitones: int, tokenizer: MmmTokenizer) -> None:
     batch = NoteBatch.from_scores(pieces)
@@ -351,7 +346,6 @@ def plain() -> ModuleType:
     return module
 
 
-@settings(deadline=None)
 @given(score=scores())
 @pytest.mark.parametrize("tokenizer", [CLOSED, TIED, FINE], ids=["closed", "tied", "fine"])
 def test_compiled_loops_follow_the_plain_rules(tokenizer: MmmTokenizer, plain: ModuleType, score: Score) -> None:

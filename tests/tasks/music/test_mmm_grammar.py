@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.music.notes import NoteBatch
@@ -14,7 +14,6 @@ from tasks.music.tokenizers.mmm import MmmConfig, MmmTokenizer
 from tests.tasks.music.mmm_pieces import ALL, CLOSED, TIED, encode, score_of, scores, text
 
 
-@settings(deadline=None)
 @given(scores(), st.sampled_from(ALL))
 def test_the_grammar_accepts_all_that_encode_yields(score: Score, tokenizer: MmmTokenizer) -> None:
     ids = encode(tokenizer, score).ids
@@ -87,7 +86,6 @@ def allowed(tokenizer: MmmTokenizer, state: int, is_open: np.ndarray) -> np.ndar
     return np.flatnonzero(mask & ~(grammar.needs_all_closed_V & is_open.any()))
 
 
-@settings(deadline=None)
 @given(st.sets(st.sampled_from([f"TIME_DELTA={units}" for units in range(1, 17)])), st.integers(0, 2**32))
 def test_whoever_follows_the_grammar_never_gets_stuck(deltas: set[str], seed: int) -> None:
     config = MmmConfig(across_bars="tie", meters=True, piece_end=True)
@@ -111,7 +109,6 @@ def test_whoever_follows_the_grammar_never_gets_stuck(deltas: set[str], seed: in
     assert len(tokenizer.decode(ids).notes.pitch) >= names.count("NOTE_ON=")
 
 
-@settings(deadline=None)
 @given(st.sampled_from(ALL), st.data())
 def test_whatever_a_model_writes_becomes_a_score(tokenizer: MmmTokenizer, data: st.DataObject) -> None:
     kinds = st.sampled_from(["BAR_START", "BAR_END", "TRACK_START", "TRACK_END", "NOTE_ON=60", "NOTE_OFF=60", "TIE=60"])

@@ -136,7 +136,7 @@ METERS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(NOTES, METERS, st.integers(-7, 7), st.sampled_from([24, 96, 480, 500]))
 def test_whatever_is_written_is_read_back(notes: list, meters: list, key: int, ticks_per_quarter: int):
     score = make_score(
@@ -152,7 +152,7 @@ def test_whatever_is_written_is_read_back(notes: list, meters: list, key: int, t
         assert [tuple(row) for row in engraving.notes.tolist()] == quantised(score, engraving.divisions)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20), st.integers(12, 127)), min_size=1, max_size=30,
              unique_by=lambda row: row[0]),

@@ -78,7 +78,7 @@ def test_boundaries_typed_out() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=NAMES)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32), n_ids=st.integers(1, 200))
 def test_a_random_walk_is_allowed_and_ends_between_notes(tokenizer: Tokenizer, seed: int, n_ids: int) -> None:
     ids = sample_ids(tokenizer, seed, n_ids)

@@ -234,13 +234,12 @@ def slow_tokens(score: Score) -> list[int]:
     return [*ids, 415]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(scores(), min_size=1, max_size=3))
 def test_encoding_is_its_definition(pieces: list[Score]) -> None:
     assert encode(*pieces).ids.tolist() == [token for piece in pieces for token in slow_tokens(piece)]
 
 
-@settings(deadline=None)
 @given(st.lists(scores(), max_size=4))
 def test_notes_in_are_notes_out_and_counted(pieces: list[Score]) -> None:
     batch = encode(*pieces)
@@ -250,7 +249,6 @@ def test_notes_in_are_notes_out_and_counted(pieces: list[Score]) -> None:
         assert len(TOKENIZER.decode(ids).notes.pitch) == batch.n_notes[index]
 
 
-@settings(deadline=None)
 @given(scores(overlap=False))
 def test_every_event_is_within_4_ms(score: Score) -> None:
     batch = encode(score)
@@ -269,7 +267,6 @@ def test_every_event_is_within_4_ms(score: Score) -> None:
     assert np.all(np.abs(velocity - velocity_back) <= 3)
 
 
-@settings(deadline=None)
 @given(scores())
 def test_decoding_then_encoding_is_the_identity(score: Score) -> None:
     ids = encode(score).ids
@@ -278,7 +275,6 @@ def test_decoding_then_encoding_is_the_identity(score: Score) -> None:
     assert np.array_equal(encode(through_file).ids, ids)
 
 
-@settings(deadline=None)
 @given(st.lists(scores(), min_size=1, max_size=4), st.integers(1, 40))
 def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score], block: int) -> None:
     together = encode(*pieces)
@@ -292,7 +288,6 @@ def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score], block: 
     assert np.array_equal(in_blocks.seconds, together.seconds)
 
 
-@settings(deadline=None)
 @given(scores())
 def test_the_grammar_accepts_all_that_encode_yields(score: Score) -> None:
     ids = encode(score).ids
@@ -300,7 +295,6 @@ def test_the_grammar_accepts_all_that_encode_yields(score: Score) -> None:
     assert TOKENIZER.grammar.n_violations([*ids.tolist(), 0, 0]) == 0  # padding may follow
 
 
-@settings(deadline=None)
 @given(scores(), st.integers(-127, 127))
 def test_transposing_ids_is_transposing_notes(score: Score, semitones: int) -> None:
     batch = NoteBatch.from_scores([score])
@@ -312,7 +306,6 @@ def test_transposing_ids_is_transposing_notes(score: Score, semitones: int) -> N
         assert np.array_equal(ids, TOKENIZER.encode(moved).ids)
 
 
-@settings(deadline=None)
 @given(scores(overlap=False), st.sampled_from([0.95, 1.0, 1.05, 1.25]))
 def test_stretching_keeps_the_notes(score: Score, factor: float) -> None:
     batch = NoteBatch.from_scores([score])
@@ -323,7 +316,6 @@ def test_stretching_keeps_the_notes(score: Score, factor: float) -> None:
         assert np.array_equal(stretched.ids, TOKENIZER.encode(batch).ids)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 415), max_size=200))
 def test_whatever_a_model_writes_becomes_a_score(ids: list[int]) -> None:
     score = TOKENIZER.decode(ids)

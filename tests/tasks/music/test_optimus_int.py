@@ -302,7 +302,7 @@ def test_impossible_settings_are_refused(wrong: dict[str, int]) -> None:
 # --- laws
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(scores(longest=80_000, programs=(0, 41, 120, DRUMS)), min_size=1, max_size=3))
 def test_encoding_is_its_definition(pieces: list[Score]) -> None:
     batch = NoteBatch.from_scores(pieces)
@@ -310,7 +310,7 @@ def test_encoding_is_its_definition(pieces: list[Score]) -> None:
         assert tokenizer.encode(batch).ids.tolist() == plain.plain_int(batch, tokenizer)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(scores(grid=10, longest=3540))
 def test_nothing_of_a_band_is_lost_on_the_grid(score: Score) -> None:
     for tokenizer in (BAND, BAND_SPLIT):
@@ -319,7 +319,7 @@ def test_nothing_of_a_band_is_lost_on_the_grid(score: Score) -> None:
         assert full_rows(tokenizer.decode(batch.ids)) == full_rows(score)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(scores(grid=10, longest=16 * 3540))
 def test_split_notes_come_back_whole(score: Score) -> None:
     batch = encode(score, tokenizer=BAND_SPLIT)
@@ -327,7 +327,6 @@ def test_split_notes_come_back_whole(score: Score) -> None:
     assert batch.dropped["long_notes_split"].sum() == np.count_nonzero(score.notes.duration >= 3540)
 
 
-@settings(deadline=None)
 @given(scores(grid=10, longest=3540, programs=(0,)))
 def test_nothing_but_velocity_is_lost_of_a_piano(score: Score) -> None:
     for tokenizer in (PIANO, SPLIT):
@@ -335,7 +334,6 @@ def test_nothing_but_velocity_is_lost_of_a_piano(score: Score) -> None:
         assert full_rows(tokenizer.decode(batch.ids), sounds=False) == full_rows(score, sounds=False)
 
 
-@settings(deadline=None)
 @given(scores(longest=80_000, programs=(0, 41, 120, DRUMS)))
 def test_every_note_is_encoded_or_counted(score: Score) -> None:
     for tokenizer in ALL:
@@ -347,7 +345,6 @@ def test_every_note_is_encoded_or_counted(score: Score) -> None:
         assert batch.seconds[0] == pytest.approx(back.notes.end_seconds.max(initial=0))
 
 
-@settings(deadline=None)
 @given(scores(longest=80_000))
 def test_decoding_then_encoding_is_the_identity(score: Score) -> None:
     for tokenizer in ALL:
@@ -355,7 +352,6 @@ def test_decoding_then_encoding_is_the_identity(score: Score) -> None:
         assert np.array_equal(encode(tokenizer.decode(ids), tokenizer=tokenizer).ids, ids)
 
 
-@settings(deadline=None)
 @given(st.lists(scores(), min_size=1, max_size=4), st.integers(1, 40))
 def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score], block: int) -> None:
     for tokenizer in (PIANO, BAND_SPLIT):
@@ -370,7 +366,6 @@ def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score], block: 
         assert np.array_equal(in_blocks.seconds, together.seconds)
 
 
-@settings(deadline=None)
 @given(scores(longest=80_000, latest=20_000))
 def test_the_grammar_accepts_all_that_encode_yields(score: Score) -> None:
     for tokenizer in ALL:
@@ -378,7 +373,6 @@ def test_the_grammar_accepts_all_that_encode_yields(score: Score) -> None:
         assert tokenizer.grammar.first_violation([*ids.tolist(), 389, 389]) is None  # padding may follow
 
 
-@settings(deadline=None)
 @given(scores(), st.integers(-80, 80))
 def test_transposing_ids_is_transposing_notes(score: Score, semitones: int) -> None:
     for tokenizer in (BAND, BAND_SPLIT, OptimusIntTokenizer(OptimusIntConfig(drums="drop"))):
@@ -393,7 +387,6 @@ def test_transposing_ids_is_transposing_notes(score: Score, semitones: int) -> N
             assert np.array_equal(ids, tokenizer.encode(moved).ids)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([0, 10, 33, 34, 42, 49, 93, 160, 161, 387]) | st.integers(0, 389), max_size=200))
 def test_whatever_a_model_writes_becomes_a_score(ids: list[int]) -> None:
     for tokenizer in ALL:

@@ -335,7 +335,7 @@ def test_reading_texts_forgives() -> None:
 # --- laws
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(scores(longest=80_000, latest=90_000, programs=(0, 41, 120, DRUMS)), min_size=1, max_size=3))
 def test_encoding_is_its_definition(pieces: list[Score]) -> None:
     batch = NoteBatch.from_scores(pieces)
@@ -363,7 +363,6 @@ def test_a_thousand_pieces_of_sixteen_channels_come_back() -> None:
         assert full_rows(tokenizer.decode(ids)) == full_rows(piece)
 
 
-@settings(deadline=None)
 @given(scores(grid=10, longest=60_000))
 def test_nothing_is_lost_on_the_grid(score: Score) -> None:
     for tokenizer in ALL.values():
@@ -377,7 +376,6 @@ def test_nothing_is_lost_on_the_grid(score: Score) -> None:
             assert full_rows(back) == full_rows(piece)
 
 
-@settings(deadline=None)
 @given(scores(longest=80_000, latest=70_000, programs=(0, 24, 41, 120, DRUMS)))
 def test_every_note_is_encoded_or_counted(score: Score) -> None:
     for tokenizer in ALL.values():
@@ -393,7 +391,6 @@ def test_every_note_is_encoded_or_counted(score: Score) -> None:
             assert np.abs(was - now).sum() <= 2 * batch.dropped["program_changed"][0]
 
 
-@settings(deadline=None)
 @given(st.lists(scores(), min_size=1, max_size=4), st.integers(1, 40))
 def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score], block: int) -> None:
     for tokenizer in (FULL, ALL["melody"]):
@@ -409,7 +406,6 @@ def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score], block: 
             assert tokenizer.config.symbols(notes) == symbols
 
 
-@settings(deadline=None)
 @given(st.lists(scores(longest=80_000), min_size=1, max_size=3))
 def test_what_was_learned_from_is_known_and_of_equal_width(pieces: list[Score]) -> None:
     for variant in VARIANTS.values():
@@ -424,7 +420,6 @@ def test_what_was_learned_from_is_known_and_of_equal_width(pieces: list[Score]) 
         assert widths <= {config.width} or (config.chordify and all(width % config.width == 0 for width in widths))
 
 
-@settings(deadline=None)
 @given(scores(), st.integers(-80, 80))
 def test_transposing_ids_is_transposing_notes(score: Score, semitones: int) -> None:
     poor = learned(OptimusTxtConfig(channels=True), make_score(FOUR_NOTES))  # with <unknown> where it knows no value
@@ -440,7 +435,6 @@ def test_transposing_ids_is_transposing_notes(score: Score, semitones: int) -> N
             assert np.array_equal(ids, tokenizer.encode(moved).ids)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 8) | st.integers(30, 70) | st.integers(0, FULL.vocab_size - 1), max_size=120))
 def test_whatever_a_model_writes_becomes_a_score(ids: list[int]) -> None:
     for tokenizer in ALL.values():

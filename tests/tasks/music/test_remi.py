@@ -254,7 +254,7 @@ def test_more_ticks_than_the_grid_has_are_refused() -> None:
 # --- laws
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from([0, 480, 960, 5 * 480]), unique=True), st.data())
 def test_tempos_come_back_as_levels(ticks: list[int], data: st.DataObject) -> None:
     levels = np.round(60_000_000 / FULL.vocabulary.tempos).astype(int).tolist()
@@ -278,7 +278,7 @@ def test_decoded_scores_survive_a_file() -> None:
         assert np.array_equal(encode(through_file, tokenizer=tokenizer).ids, ids)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(scores(), min_size=1, max_size=4))
 def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score]) -> None:
     together = encode(*pieces)
@@ -307,7 +307,7 @@ def test_chords_of_many_notes_at_one_tick() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, RemiTokenizer(replace(BARE.config, chords="root"))])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(score=scores(longest=4 * QUARTER), semitones=st.integers(-24, 24))
 def test_transposing_ids_is_transposing_notes(tokenizer: RemiTokenizer, score: Score, semitones: int) -> None:
     batch = NoteBatch.from_scores([score])
@@ -331,7 +331,7 @@ def test_transposing_moves_the_roots_of_chords() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ALL)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_whatever_a_model_writes_becomes_a_score(tokenizer: RemiTokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=200))

@@ -19,7 +19,7 @@ def test_a_grammar_too_large_is_refused() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ALL)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(score=scores())
 def test_the_grammar_accepts_all_that_encode_yields(tokenizer: RemiTokenizer, score: Score) -> None:
     ids = encode(score, tokenizer=tokenizer).ids.tolist()

@@ -98,7 +98,7 @@ def decoded_tick(tick: int, meters: list[tuple[int, int, int]], quarter: float, 
 
 
 @pytest.mark.parametrize("tokenizer", ALL)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(score=scores())
 def test_decoding_gives_the_notes_on_the_grid(tokenizer: RemiTokenizer, score: Score) -> None:
     batch = encode(score, tokenizer=tokenizer)
@@ -110,7 +110,7 @@ def test_decoding_gives_the_notes_on_the_grid(tokenizer: RemiTokenizer, score: S
 
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, WIDE])  # a rest may hide the bars before a change
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(score=scores())
 def test_decoding_gives_the_time_signatures_on_the_grid(tokenizer: RemiTokenizer, score: Score) -> None:
     back = tokenizer.decode(encode(score, tokenizer=tokenizer).ids).time_signatures
@@ -122,7 +122,7 @@ def test_decoding_gives_the_time_signatures_on_the_grid(tokenizer: RemiTokenizer
 
 
 @pytest.mark.parametrize("tokenizer", ALL)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(score=scores())
 def test_decoding_then_encoding_is_the_identity(tokenizer: RemiTokenizer, score: Score) -> None:
     meters, quarter = slow_meters(score, tokenizer)

@@ -155,7 +155,7 @@ def test_the_vocabulary_is_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(score=scores())
 def test_generated_scores_have_the_same_ids(name: str, score: Score) -> None:
     ours, peer = PEERS[name]
@@ -163,7 +163,7 @@ def test_generated_scores_have_the_same_ids(name: str, score: Score) -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(score=scores())
 def test_ids_mean_the_same_music(name: str, score: Score) -> None:
     ours, peer = PEERS[name]

@@ -14,7 +14,7 @@ NOTES = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(NOTES)
 def test_a_note_ends_where_its_pitch_is_struck_again(rows: list[tuple[int, int, int, int, int]]) -> None:
     score = make_score(rows, programs=(0, 1))

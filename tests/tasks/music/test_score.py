@@ -94,7 +94,7 @@ def scores(draw: st.DrawFn) -> Score:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(scores())
 def test_reading_undoes_writing(score: Score) -> None:
     data = write_midi(score, "title")
@@ -104,7 +104,7 @@ def test_reading_undoes_writing(score: Score) -> None:
     assert write_midi(score, "title") == data
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(scores())
 def test_other_readers_see_the_same_notes(score: Score) -> None:
     data = write_midi(score)
@@ -388,7 +388,7 @@ def test_paths(tmp_path: Path) -> None:
         read_midi(tmp_path / "näme.mid", limits=ReadLimits(max_bytes=5))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_no_bytes_crash_the_reader(data: st.DataObject) -> None:
     """Flip, cut and double bytes of a file with everything in it: a score, or a BadScore."""

@@ -57,13 +57,12 @@ def slow_ends(batch: NoteBatch) -> list[float]:
     return ends
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(batches())
 def test_sustain_is_its_definition(batch: NoteBatch) -> None:
     assert apply_sustain(batch).end_seconds.tolist() == slow_ends(batch)
 
 
-@settings(deadline=None)
 @given(batches())
 def test_sustain_lengthens_and_leaves_the_rest(batch: NoteBatch) -> None:
     before = batch.end_seconds.copy()
@@ -99,7 +98,6 @@ def test_sustain_of_one_piece_does_not_reach_the_next() -> None:
     assert batch.end_seconds.tolist() == [0.1, 0.9, 0.1]
 
 
-@settings(deadline=None)
 @given(batches(), st.integers(-130, 130))
 def test_up_then_down_is_the_identity(batch: NoteBatch, semitones: int) -> None:
     moved, fits = transpose(batch, semitones)
@@ -123,7 +121,6 @@ def test_transposition_tells_which_pieces_fit() -> None:
     assert moved.pitch.tolist() == [127, 1, 127, 127]
 
 
-@settings(deadline=None)
 @given(batches(), st.floats(0.25, 4))
 def test_stretching_there_and_back(batch: NoteBatch, factor: float) -> None:
     back = stretch_time(stretch_time(batch, factor), 1 / factor)

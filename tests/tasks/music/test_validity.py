@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.music.score import read_midi, write_midi
@@ -97,7 +97,6 @@ def test_a_score_with_impossible_values() -> None:
     assert problems == {"score_differs": 3, "score_out_of_range": 3}
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([b"", WHOLE, WHOLE[:30]]))
 def test_any_bytes_give_faults_and_never_an_error(tail: bytes, head: bytes) -> None:
     validity = check_validity(head + tail)
@@ -105,7 +104,6 @@ def test_any_bytes_give_faults_and_never_an_error(tail: bytes, head: bytes) -> N
     assert validity.ok <= (validity.n_notes > 0)
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 40), st.integers(0, 127), st.integers(1, 127), st.integers(0, 1)),

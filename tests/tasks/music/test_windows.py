@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.music.notes import NoteBatch
@@ -116,7 +116,6 @@ def test_numbers_are_checked(window: int, hop: int, units: int) -> None:
         cut_windows(NoteBatch.from_scores([]), window, hop, units)
 
 
-@settings(deadline=None)
 @given(st.lists(scores(), max_size=3), st.integers(1, 5), st.integers(1, 5), st.sampled_from([0, 4]))
 def test_every_note_is_in_as_many_windows_as_reach_over_it(
     pieces: list[Score], window: int, hop: int, units: int
@@ -154,7 +153,6 @@ def bar_lines(score: Score, n_bars: int) -> list[int]:
     return lines
 
 
-@settings(deadline=None)
 @given(scores(), st.integers(1, 4), st.integers(1, 4))
 def test_windows_hold_what_begins_between_their_bar_lines(score: Score, window: int, hop: int) -> None:
     hop, lines = min(window, hop), bar_lines(score, 300)
@@ -174,7 +172,6 @@ def test_windows_hold_what_begins_between_their_bar_lines(score: Score, window: 
     assert found == expected
 
 
-@settings(deadline=None)
 @given(scores())
 def test_a_window_longer_than_the_piece_is_the_piece(score: Score) -> None:
     batch = NoteBatch.from_scores([score])
@@ -184,7 +181,6 @@ def test_a_window_longer_than_the_piece_is_the_piece(score: Score) -> None:
         assert np.array_equal(getattr(whole, field.name), getattr(batch, field.name)), field.name
 
 
-@settings(deadline=None)
 @given(st.lists(scores(), min_size=1, max_size=3), st.integers(1, 4), st.integers(1, 4))
 def test_a_piece_has_the_same_windows_in_any_company(pieces: list[Score], window: int, hop: int) -> None:
     hop = min(window, hop)
@@ -197,7 +193,6 @@ def test_a_piece_has_the_same_windows_in_any_company(pieces: list[Score], window
             assert np.array_equal(getattr(alone, field.name), getattr(same, field.name)), field.name
 
 
-@settings(deadline=None)
 @given(scores(), st.integers(1, 4), st.sampled_from([0.8, 1.25]))
 def test_stretching_before_or_after_is_the_same(score: Score, window: int, factor: float) -> None:
     batch = NoteBatch.from_scores([score])
@@ -209,7 +204,6 @@ def test_stretching_before_or_after_is_the_same(score: Score, window: int, facto
         assert np.allclose(getattr(before, field.name), getattr(after, field.name)), field.name
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(1, 20)), min_size=1), st.integers(1, 4), st.integers(1, 4))
 def test_the_words_of_a_window_have_its_bars(rows: list[tuple[int, int]], window: int, hop: int) -> None:
     score = make_score([(onset * 33, length * 33, 60, 80) for onset, length in rows])

@@ -379,7 +379,7 @@ def test_a_sparse_file_in_a_tar_is_refused(tmp_path: Path, cache: Path) -> None:
     assert contents(scan(cache, path)) == {"real.mid": "unsupported_compression"}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(name=st.sampled_from(sorted(WRITERS)), data=st.data())
 def test_flipped_bytes_never_crash_a_scan(name: str, data: st.DataObject, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("flip")

@@ -270,7 +270,7 @@ def test_stamps_of_a_column_and_of_one_file_agree(tmp_path: Path) -> None:
     assert stamp_column(columns).to_pylist() == [stamp_of(status)]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 3), st.booleans()), max_size=6))
 def test_a_scan_with_a_cache_equals_one_without(changes: list[tuple[str, int, bool]], tmp_path_factory) -> None:
     tmp_path = tmp_path_factory.mktemp("tree")

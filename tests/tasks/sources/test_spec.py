@@ -86,7 +86,7 @@ def test_short_names(text: str, name: str, here: Path) -> None:
     assert source_name(text) == name
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(min_size=1, max_size=80).filter(lambda text: "\0" not in text))
 def test_a_short_name_is_always_a_name(text: str) -> None:
     assert re.fullmatch(r"[a-z0-9_.-]{1,64}", source_name(text))
