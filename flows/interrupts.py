@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -51,7 +52,7 @@ def ended_soon(log: Path, grace_seconds: float = GRACE_SECONDS) -> Iterator[None
 
     Prefect tries for many minutes to reach a server that hangs, and an exception that is raised while the interpreter
     frees an object goes nowhere. All files are written in one step each, so an end at any moment loses nothing that is
-    finished. The timer stays behind when the block is left, for what runs at exit may hang too.
+    finished. The time runs on when the block is left, for what runs at exit may hang too.
 
     Args:
         log: gets the stacks of all threads if it comes to that.
@@ -61,20 +62,29 @@ def ended_soon(log: Path, grace_seconds: float = GRACE_SECONDS) -> Iterator[None
         yield
         return
 
+    # The handler runs in the midst of anything, perhaps while a lock is held: it writes to a pipe and takes none.
+    to_read, to_write = os.pipe()
+    threading.Thread(target=_watch, args=(to_read, log, grace_seconds), name="watch-interrupts", daemon=True).start()
+
     def interrupt(number: int, frame: FrameType | None) -> None:
-        timer = threading.Timer(grace_seconds, _give_up, (log, grace_seconds))
-        timer.daemon = True
-        timer.start()
+        os.write(to_write, b"!")
         raise KeyboardInterrupt
 
-    before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(to_write)
+
+
+def _watch(to_read: int, log: Path, grace_seconds: float) -> None:
+    """Wait for a signal or for the end of the block; after a signal, end this process when its time is up."""
+    if os.read(to_read, 1):
+        time.sleep(grace_seconds)  # and leave the pipe open, for a second signal writes to it too
+        _give_up(log, grace_seconds)
+    os.close(to_read)
 
 
 def _give_up(log: Path, grace_seconds: float) -> None:

@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 
 def run_and_signal(body: str, log: Path, number: int) -> tuple[int, str, float]:
     """Run `body` in the block, signal it when it prints `ready`, and return exit code, what it said and the seconds."""
-    program = "from flows.interrupts import ended_soon\nfrom pathlib import Path\nimport signal, time\n"
+    program = "from flows.interrupts import ended_soon\nfrom pathlib import Path\nimport signal, sys, time\n"
     program += f"with ended_soon(Path({str(log)!r}), grace_seconds=1.0):\n"
     program += textwrap.indent(textwrap.dedent(body), "    ")
     process = subprocess.Popen(
@@ -55,6 +55,22 @@ def test_what_ends_by_itself_leaves_no_log(tmp_path: Path):
     assert status == -signal.SIGINT  # as Python ends what nobody catches
     assert said.endswith("KeyboardInterrupt\n")
     assert not log.exists()
+
+
+def test_a_second_signal_interrupts_what_the_first_one_set_off(tmp_path: Path):
+    body = """
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        try:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("twice", file=sys.stderr)
+    """
+    status, said, _ = run_and_signal(body, tmp_path / "hung.txt", signal.SIGINT)
+    assert (status, said) == (0, "twice\n")
 
 
 def test_the_handlers_from_before_come_back(tmp_path: Path):
