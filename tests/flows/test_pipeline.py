@@ -185,15 +185,14 @@ def test_a_job_of_a_request_that_fails_keeps_no_other_from_being_composed(finish
     assert Path(job["gallery"]).exists()
 
 
-def begin_a_long_batch(home: Path) -> tuple[subprocess.Popen[str], list[Path]]:
+def begin_a_long_batch(home: Path) -> tuple[subprocess.Popen[bytes], list[Path]]:
     """Start a command in a session of its own, and return it with the candidates it has written, at least one."""
     command = [sys.executable, "-m", "flows.cli", "generate", "--home", str(home), "--seed", "77", "-n", "400"]
     for setting in ("generate.audio=none", "generate.batch_size=1", "generate.sampling.max_tokens=64"):
         command += ["--set", setting]
     written = {*home.glob("generations/.*/candidates/*.json")}
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=clean_environment(home), start_new_session=True
-    )
+    with (home / "said").open("w") as said:  # no pipe, which Ray's agents would hold open for a while
+        process = subprocess.Popen(command, stderr=said, env=clean_environment(home), start_new_session=True)
     for _ in range(600):
         now = {*home.glob("generations/.*.unfinished/candidates/*.json")}
         if now - written or process.poll() is not None:
@@ -202,24 +201,23 @@ def begin_a_long_batch(home: Path) -> tuple[subprocess.Popen[str], list[Path]]:
     pytest.fail("nothing was written within a minute")
 
 
-def interrupt(process: subprocess.Popen[str]) -> str:
+def interrupt(process: subprocess.Popen[bytes], home: Path) -> str:
     """Press Ctrl-C as a terminal does, for Prefect's server and all others of the group too; return the last line."""
     os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=40)[1]
-    assert process.returncode == 130
-    return said.splitlines()[-1]
+    assert process.wait(timeout=40) == 130
+    return (home / "said").read_text().splitlines()[-1]
 
 
 def test_ctrl_c_is_answered_soon_and_the_same_command_goes_on(finished: Finished) -> None:
     home, _, _ = finished
     process, written = begin_a_long_batch(home)
-    said, hung = interrupt(process), home / "logs" / "hung.txt"
+    said, hung = interrupt(process, home), home / "logs" / "hung.txt"
     assert not hung.exists(), hung.read_text()
     assert said == "orchestrion: interrupted; what is finished is kept, and the same command goes on"
     before = {path: path.stat().st_mtime_ns for path in written}
     process, _ = begin_a_long_batch(home)
     assert {path: path.stat().st_mtime_ns for path in written} == before  # gone on with, not begun anew
-    interrupt(process)
+    interrupt(process, home)
     shutil.rmtree(written[0].parents[1])
 
 
@@ -228,7 +226,7 @@ def test_ctrl_c_is_answered_while_prefects_server_hangs_too(finished: Finished) 
     process, written = begin_a_long_batch(home)
     (server,) = [pid for pid, command in children_of(process.pid) if "uvicorn" in command]
     os.kill(server, signal.SIGSTOP)
-    assert interrupt(process).endswith(f"(it hung for 25 s; where: {home}/logs/hung.txt)")
+    assert interrupt(process, home).endswith(f"(it hung for 25 s; where: {home}/logs/hung.txt)")
     assert "prefect/client" in (home / "logs" / "hung.txt").read_text()
     time.sleep(1)  # for the kernel
     state = Path(f"/proc/{server}/stat")

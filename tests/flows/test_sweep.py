@@ -126,7 +126,7 @@ def test_a_point_goes_on_where_it_was_killed_or_stopped(swept: Swept) -> None:
     assert sorted(after_stop.values())[-1] == 400
     for name in {**after_kill, **after_stop}:
         steps = [point["step"] for point in read_points(home.runs / name / "metrics.jsonl") if "val/loss" in point]
-        assert steps == list(range(20, steps[-1] + 1, 20))
+        assert steps == list(range(20, int(steps[-1]) + 1, 20))
         assert not list((home.runs / name).glob("ray*"))
     assert not (home.runs / ".tune").exists()
 
