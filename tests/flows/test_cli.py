@@ -87,6 +87,7 @@ def test_presets_say_their_sizes(tmp_path: Path) -> None:
     assert rows["music_transformer_large"]["n_parameters"] == 6_525_344
 
 
+@pytest.mark.slow
 def test_encode_and_decode_are_inverse_on_the_grid(tmp_path: Path) -> None:
     song = sorted(small_corpus(tmp_path / "midi", 3).glob("*.mid"))[0]
     first = json.loads(orchestrion(tmp_path, "encode", str(song), "--json").stdout)
@@ -106,6 +107,7 @@ def test_decode_refuses_ids_that_are_none(tmp_path: Path) -> None:
     assert not (tmp_path / "x.mid").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "second_line"),
     [("remi", "BOS_None"), ("optimus_txt", "SONG=Song_with_"), ("mmm", "[SOS] PIECE"), ("optimus_int", "<start>")],

@@ -109,6 +109,7 @@ def test_pieces_are_those_of_float64_in_any_batch(build: Any, settings: dict[str
         assert write(model, batch_size, **settings) == expected
 
 
+@pytest.mark.slow
 @FAMILIES
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.9, "top_k": 8}, {"min_p": 0.05}, {"greedy": True}], ids=str)
 def test_a_margin_that_most_choices_fail_changes_no_id(

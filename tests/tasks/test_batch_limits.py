@@ -15,6 +15,8 @@ from tasks.music.score import read_midi
 from tasks.prompts import read_prompts
 from tests.studio import SHORT, Setup, config_of, files_of, midi_of, sidecars_of, silent
 
+pytestmark = pytest.mark.slow  # seconds a test; see `make check`
+
 
 @pytest.mark.parametrize(
     ("limit", "measure"),

@@ -35,6 +35,8 @@ from tasks.tracking import ModelVersion
 from tests.builders import make_score
 from tests.samples import short_training, small_corpus, small_dataset, small_model
 
+pytestmark = pytest.mark.slow  # seconds a test; see `make check`
+
 ENCODINGS = [OoreConfig(), OptimusTxtConfig(), OptimusIntConfig(instruments=True), RemiConfig(), MmmConfig()]
 TINY = DecoderConfig(d_model=16, n_heads=2, n_layers=1, d_ff=16, dropout=0.0, max_relative_distance=16)
 PROMPT_NOTES = [(0, 480, 60, 64), (480, 480, 64, 72), (480, 960, 67, 80), (1440, 560, 72, 88)]  # C4 E4 G4 C5

@@ -15,6 +15,8 @@ from tasks.music.tokenizers.oore import OoreTokenizer
 from tasks.music.tokenizers.registry import build_tokenizer, default_config
 from tests.studio import Studio
 
+pytestmark = pytest.mark.slow  # seconds a test; see `make check`
+
 
 def bias_of(encoding: str, **wishes: Any) -> dict[str, float]:
     tokenizer = build_tokenizer(default_config(encoding))

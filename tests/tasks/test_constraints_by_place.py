@@ -27,6 +27,8 @@ from tasks.prompts import read_prompts
 from tests.builders import DRUMS, make_score
 from tests.samples import SMALL_MODEL
 
+pytestmark = pytest.mark.slow  # seconds a test; see `make check`
+
 Tokenizer = OptimusIntTokenizer | OptimusTxtTokenizer
 BAND = make_score([(100 * i, 90, 40 + i, 70, i % 3) for i in range(40)], programs=(0, 32, DRUMS))  # every pitch class
 

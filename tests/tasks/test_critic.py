@@ -17,6 +17,8 @@ from tasks.originality import HumanRange
 from tasks.piece_ids import WrittenIds
 from tests.studio import Studio, files_of, sidecars_of
 
+pytestmark = pytest.mark.slow  # seconds a test; see `make check`
+
 
 @pytest.fixture
 def planting(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:

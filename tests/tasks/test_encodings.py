@@ -39,6 +39,7 @@ def home(tmp_path: Path) -> Home:
     return where
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", OWN, ids=lambda config: config.name)
 def test_a_dataset_in_each_encoding(home: Home, tmp_path: Path, encoding: Any) -> None:
     version = small_dataset(home, small_corpus(tmp_path / "midi", 12), encoding=encoding)

@@ -15,6 +15,8 @@ from tasks.prompts import read_prompts
 from tests.builders import make_score
 from tests.studio import Studio, scores_of, sidecars_of
 
+pytestmark = pytest.mark.slow  # seconds a test; see `make check`
+
 NOTES = [(250 * i, 250, 60 + 7 * i % 12, 80) for i in range(64)]  # eight bars of two seconds
 
 

@@ -1,6 +1,7 @@
 """A limit on how long notes may sound, kept by the sampler through the grammar's clock."""
 
 import numpy as np
+import pytest
 import torch
 
 from models.config import SamplingConfig
@@ -9,6 +10,8 @@ from models.registry import build_model
 from models.sampling import sample
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tests.samples import SMALL_MODEL
+
+pytestmark = pytest.mark.slow  # seconds a test; see `make check`
 
 TOKENIZER = OoreTokenizer()
 

@@ -247,6 +247,7 @@ def test_tracks_are_written_in_turn(home: Home, corpus: Path) -> None:
             read_prompts(loaded, settings)
 
 
+@pytest.mark.slow
 def test_a_melody_is_accompanied_by_more_tracks(home: Home, corpus: Path, tmp_path: Path) -> None:
     dataset = dataset_of("mmm_vae_tiny", home, corpus)
     checkpoint = trained(home, short_training(n_steps=2), dataset, "accompaniment")

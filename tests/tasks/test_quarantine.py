@@ -21,6 +21,8 @@ from tasks.sources.scan import scan_sources
 from tests.samples import small_corpus, small_dataset
 from tests.tasks import hostile_parser
 
+pytestmark = pytest.mark.slow  # seconds a test; see `make check`
+
 LIMITS = ParseConfig(seconds=1.0, memory_bytes=2**30, shard_files=4)
 N_PIECES = 20
 HOSTILE = "tests.tasks.hostile_parser"
@@ -97,7 +99,7 @@ def check(source: Source, shards: list[ingest.SongShard], expected: Mapping[str,
     assert leftovers == []
 
 
-@pytest.mark.parametrize("what", [*FAST, "hang", pytest.param("sleep", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("what", [*FAST, "hang", "sleep"])
 def test_a_file_that_kills_its_reader_is_rejected_and_the_batch_kept(
     source: Source, tmp_path: Path, hostile: Callable[[Mapping[str, str]], None], what: str
 ) -> None:

@@ -35,6 +35,8 @@ from tests.samples import short_training, small_corpus
 from tests.studio import Studio, files_of, model_of, scores_of, sidecars_of
 from tests.tasks.test_presets import dataset_of, shortened, trained
 
+pytestmark = pytest.mark.slow  # seconds a test; see `make check`
+
 BAR_SECONDS = 2.0
 NOTES = [(250 * i, 250, 48 + 7 * i % 24, 80) for i in range(128)]  # sixteen bars of eight notes
 Note = tuple[float, int]
@@ -135,7 +137,6 @@ def test_a_filling_knows_those_before_it(studio: Studio, song: Path, half: Batch
         np.testing.assert_array_equal(np.sort(told.pitch), np.sort(final.pitch[before]))
 
 
-@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_batch(studio: Studio, song: Path, half: Batch) -> None:
     files = files_of(half.folder)
     for batch_size in (1, 3):
@@ -150,13 +151,11 @@ def test_the_bytes_do_not_depend_on_the_batch(studio: Studio, song: Path, half: 
         np.testing.assert_array_equal(one.notes.pitch, other.notes.pitch)
 
 
-@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_workers(studio: Studio, song: Path, half: Batch, ray: None) -> None:
     files = files_of(half.folder)
     assert files_of(vary(studio, song, variation=0.5, n_workers=2).folder) == files
 
 
-@pytest.mark.slow
 def test_an_interrupted_batch_is_gone_on_with(studio: Studio, song: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"variation": 0.4, "best_of": 2, "best_by": "join", "batch_size": 2}
     whole = files_of(vary(studio, song, **settings).folder)
@@ -181,7 +180,6 @@ def test_an_interrupted_batch_is_gone_on_with(studio: Studio, song: Path, monkey
     assert len(drawn) == 8
 
 
-@pytest.mark.slow
 def test_of_several_tries_at_each_gap_the_best_is_kept(studio: Studio, song: Path) -> None:
     one = vary(studio, song, variation=0.6)
     best = vary(studio, song, variation=0.6, best_of=4, best_by="join")
@@ -356,7 +354,6 @@ def test_latents_move_from_the_prompt_to_drawn_ones() -> None:
     assert torch.equal(alone[0], latents(0.3)[1])
 
 
-@pytest.mark.slow
 def test_a_model_with_latents_varies_by_them(tmp_path: Path) -> None:
     name, home = "mmm_vae_tiny", Home.at(tmp_path / "home")
     corpus = small_corpus(tmp_path / "midi")
@@ -385,7 +382,6 @@ def test_a_model_with_latents_varies_by_them(tmp_path: Path) -> None:
         read_prompts(loaded, GenerateConfig(prompt=prompt, infill_bars=(1, 1)))
 
 
-@pytest.mark.slow
 def test_a_decoder_that_writes_track_by_track_has_no_variations(tmp_path: Path) -> None:
     home = Home.at(tmp_path / "home")
     corpus = small_corpus(tmp_path / "midi")

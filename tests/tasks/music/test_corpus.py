@@ -32,6 +32,8 @@ from tasks.music.corpus.ornaments import has_parallels
 from tasks.music.corpus.voicing import VOICE_RANGES, list_voicings
 from tasks.music.corpus.writer import flawed_files, pieces, write_corpus
 
+pytestmark = pytest.mark.slow  # seconds a test; see `make check`
+
 N_PIECES = 200
 KEYS = [Key(tonic, is_minor) for tonic in range(12) for is_minor in (False, True)]
 IN_KEY = {"major": {0, 2, 4, 5, 7, 9, 11}, "minor": {0, 2, 3, 5, 7, 8, 9, 10, 11}}  # minor: natural and melodic

@@ -438,6 +438,7 @@ def manifest(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
+@pytest.mark.slow
 def test_every_good_file_reads_with_every_note() -> None:
     folder = real_data("dev")
     rows = manifest(folder)

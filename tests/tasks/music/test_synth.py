@@ -18,6 +18,8 @@ from tasks.music.sounds import DRUMS, PROGRAM_TIMBRES, TIMBRES
 from tests.conftest import real_data
 from tests.millisecond_scores import millisecond_score
 
+pytestmark = pytest.mark.slow  # seconds a test; see `make check`
+
 RATE = 24_000
 DRUM = (0, True, 0)
 
@@ -181,7 +183,6 @@ def test_a_minute_of_dense_music_is_rendered_in_a_moment():
     assert len(samples) > 59 * RATE
 
 
-@pytest.mark.slow
 def test_real_pieces_are_heard_and_never_clip():
     for path in sorted(real_data("dev").rglob("*.mid"))[::200]:
         rendering = synth.render(read_midi(path), max_seconds=30)
