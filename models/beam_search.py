@@ -4,7 +4,6 @@ Source: Graves 2012, Sequence Transduction with Recurrent Neural Networks, secti
 divided by length.
 """
 
-import copy
 import math
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from models.grammar_mask import GrammarArrays, GrammarRows, GrammarTables
 from models.registry import SampledModel
 from models.sampling import check_absent, check_prompt, tables_for
-from models.sampling_precision import rounded
+from models.sampling_precision import evaluated_in, rounded
 
 
 class Beam(NamedTuple):
@@ -53,7 +52,7 @@ def beam_search(
         raise ValueError(f"n_beams={n_beams} is below 1")
     check_prompt(prompt, "the prompt", max_tokens, model.vocab_size)
     check_absent(prompt, "the prompt", {"end": end_id, "padding": pad_id})
-    return _Search(copy.deepcopy(model).double().eval(), prompt, n_beams, max_tokens, grammar, end_id, pad_id).run()
+    return _Search(evaluated_in(torch.float64, model), prompt, n_beams, max_tokens, grammar, end_id, pad_id).run()
 
 
 class _Search:

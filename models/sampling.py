@@ -4,7 +4,6 @@ Steps run in float32, and each id is nevertheless the one that float64 gives for
 sampling_precision.py. Pieces longer than a model's context: see sliding_context.py. Shape letters: see layers.py.
 """
 
-import copy
 import math
 import time
 from collections import deque
@@ -24,7 +23,14 @@ from models.decoder_step import DecoderStep
 from models.grammar_mask import GrammarArrays, GrammarRows, GrammarTables
 from models.registry import SampledModel
 from models.sampling_choice import Chooser, Penalty
-from models.sampling_precision import CheckSchedule, ErrorGauge, ExactLogits, PrecisionLostError, rounded
+from models.sampling_precision import (
+    CheckSchedule,
+    ErrorGauge,
+    ExactLogits,
+    PrecisionLostError,
+    evaluated_in,
+    rounded,
+)
 from models.sampling_threads import ThreadCount, tuned_threads
 from models.sliding_context import Place, SlidingContext
 
@@ -273,13 +279,6 @@ class Sampler:
         self.cache.copy_row(last, row)
         if self.grammar is not None:
             self.grammar.copy_row(last, row)
-
-
-def evaluated_in(dtype: torch.dtype, model: SampledModel) -> SampledModel:
-    """Return the model in evaluation mode with weights of `dtype`: itself where it is so, else a copy."""
-    if not model.training and all(weight.dtype == dtype for weight in model.parameters()):
-        return model
-    return copy.deepcopy(model).to(dtype).eval()
 
 
 def entropy(logits_BV: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ pieces are begun again in float64. Shape letters: see layers.py.
 
 import copy
 
+import torch
 from torch import Tensor
 
 from models.registry import SampledModel
@@ -76,11 +77,18 @@ def rounded(logits: Tensor) -> Tensor:
     return (logits / LOGIT_STEP).round_() * LOGIT_STEP
 
 
+def evaluated_in(dtype: torch.dtype, model: SampledModel) -> SampledModel:
+    """Return the model in evaluation mode with weights of `dtype`: itself where it is so, else a copy."""
+    if not model.training and all(weight.dtype == dtype for weight in model.parameters()):
+        return model
+    return copy.deepcopy(model).to(dtype).eval()
+
+
 class ExactLogits:
     """A model in float64 that looks at one piece at a time."""
 
     def __init__(self, model: SampledModel, room: int) -> None:
-        self.model = copy.deepcopy(model).double().eval()
+        self.model = evaluated_in(torch.float64, model)
         self.cache = self.model.new_cache(1, room)
 
     def of(self, piece: int, ids: Tensor) -> Tensor:
