@@ -442,13 +442,16 @@ def _run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[st
         home.locked(f"orchestrion {name.replace('_', '-')}", wait_seconds),
     ):
         from tasks import cluster
+        from tasks.progress import Progress
 
         interrupts.shield_temporary_server()
-        flows = importlib.import_module("flows.sweep" if name == "sweep" else "flows.pipeline")
-        try:
-            return getattr(flows, name)(*arguments, home=str(home.root), **options)
-        finally:
-            cluster.disconnect()
+        with Progress(name.replace("_", "-")) as whole:
+            whole.note = "starting Prefect"
+            flows = importlib.import_module("flows.sweep" if name == "sweep" else "flows.pipeline")
+            try:
+                return getattr(flows, name)(*arguments, home=str(home.root), **options)
+            finally:
+                cluster.disconnect()
 
 
 if __name__ == "__main__":

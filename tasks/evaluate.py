@@ -28,6 +28,7 @@ from tasks.music.judgement import judge_pieces
 from tasks.music.metrics import piece_statistics
 from tasks.music.notes import FloatArray
 from tasks.music.score import Score
+from tasks.progress import Progress
 from tasks.results import Clock
 
 logger = logging.getLogger(__name__)
@@ -91,9 +92,11 @@ def evaluate_model(
         least_context = scoring_stride(loaded.model, store, config)[1]
     metrics |= frequency_baseline(store, TokenStore(dataset.token_shards("train"), dataset.flat_tokens))
     clock.stop("scoring")
-    samples = sample_freely(loaded, config)
+    with Progress("sampling"):
+        samples = sample_freely(loaded, config)
     clock.stop("sampling")
-    test = continue_pieces(loaded, dataset, store, config) if config.n_continuations else None
+    with Progress("continuing pieces"):
+        test = continue_pieces(loaded, dataset, store, config) if config.n_continuations else None
     clock.stop("continuing")
     evaluation = Evaluation(
         metrics=metrics | (test.metrics if test else {}),
@@ -107,7 +110,8 @@ def evaluate_model(
         tokens_per_second=_per_second(sum(len(ids) - 1 for ids in samples), clock.seconds["sampling"]),
     )
     if samples:
-        evaluation = _with_samples(evaluation, loaded, dataset, config, samples)
+        with Progress("judging"):
+            evaluation = _with_samples(evaluation, loaded, dataset, config, samples)
     clock.stop("judging")
     return replace(evaluation, seconds=clock.seconds)
 

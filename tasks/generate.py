@@ -22,6 +22,7 @@ from tasks.latent_pieces import latents_of
 from tasks.music.soundfont import find_player
 from tasks.music.validity import Validity, share_valid
 from tasks.piece_work import batch_folder, pieces_folder, read_candidate
+from tasks.progress import Progress
 from tasks.prompts import Prompt, read_prompts, tell_losses, with_room
 from tasks.results import Clock, results_of
 from tasks.tracking import ModelVersion, git_commit
@@ -132,9 +133,11 @@ def generate_batch(
     clock = Clock()
     choices = choose_pieces(plan, on_pieces)
     clock.stop("writing")
-    render_all(plan, choices, player)
+    with Progress("rendering"):
+        render_all(plan, choices, player)
     clock.stop("rendering")
-    manifest = _write_manifest(plan, choices)
+    with Progress("judging"):
+        manifest = _write_manifest(plan, choices)
     clock.stop("judging")
     batch = Batch(name, home.generations / name, manifest)
     kept = [choice.candidate for choice in choices]

@@ -11,6 +11,7 @@ from tasks.checkpoints import LoadedModel, exported, load_model
 from tasks.config import EvaluateConfig, GenerateConfig, TrainConfig
 from tasks.datasets import DatasetVersion
 from tasks.home import Home
+from tasks.progress import Progress
 from tasks.prompts import read_prompts
 from tasks.steps import HEALS, show_progress
 from tasks.tracking import ModelVersion, Run, Tracker
@@ -24,8 +25,7 @@ def fit_model(job: train.TrainJob, run: Run) -> train.TrainResult:
     done = train.read_progress(job.run_dir)["step"]
     if done:
         logger.info("training goes on from step %d", done)
-    with show_progress("training", job.config.n_steps, "steps") as progress:
-        progress.done = done
+    with show_progress("training", job.config.n_steps, "steps", done) as progress:
 
         def on_points(points: list[dict[str, float]]) -> None:
             run.log_curve([(int(point["step"]), {k: v for k, v in point.items() if k != "step"}) for point in points])
@@ -47,14 +47,15 @@ def register_model(
         "checkpoint": str(result.checkpoint.relative_to(home.root)),
         "val_loss": f"{result.metrics.get('val/loss', float('nan')):.5f}",
     }
-    with exported(result.checkpoint, facts) as folder:
+    with Progress("registering the model"), exported(result.checkpoint, facts) as folder:
         return run.register_model(f"{dataset.name}-{config.preset}", folder, facts)
 
 
 @task(name="load-model", cache_policy=NO_CACHE)
 def load_registered(model: ModelVersion, home: Home) -> LoadedModel:
     """Load a registered model's weights."""
-    return load_model(Tracker(home).fetch(model))
+    with Progress("loading the model"):
+        return load_model(Tracker(home).fetch(model))
 
 
 @task(name="score-model", cache_policy=NO_CACHE)
@@ -68,8 +69,9 @@ def score_model(loaded: LoadedModel, dataset: DatasetVersion, config: EvaluateCo
 @task(name="find-batch", cache_policy=NO_CACHE)
 def find_same_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> generate.Batch | None:
     """Return the batch if the very same was composed already."""
-    checkpoint = Tracker(home).fetch(model)
-    prompts = read_prompts(load_model(checkpoint), config, home)
+    with Progress("loading the model and the prompts"):
+        checkpoint = Tracker(home).fetch(model)
+        prompts = read_prompts(load_model(checkpoint), config, home)
     return generate.find_batch(home, generate.batch_name(model, config, prompts, checkpoint))
 
 

@@ -1,92 +1,204 @@
-"""Progress of long work: a bar with rate and remaining time on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar with rate and remaining time on a terminal, a plain line every few seconds elsewhere.
 
+One thread for the whole process says how the innermost open stage stands, so that a stage that counts nothing, waits or
+starts up is not silent either.
+"""
+
+import contextvars
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 9.0  # ten are promised; a busy machine is a little late
 SECONDS_BETWEEN_SHARES = 5.0
+SECONDS_OF_SILENCE = 30.0  # after which the line of a stage that counts says when it last counted
 
 
 class Progress:
-    """Counts units of work of one stage; safe to create when nobody looks.
+    """Counts units of work of one stage; without units it says how long the stage has taken.
+
+    Rate and time left count from the first unit on, so they leave the start-up out; and only units of this process, so
+    they leave out what an earlier one did.
 
     Args:
         label: what is being done, such as `parsing`.
-        total: units in all.
+        total: units in all, 0 if unknown; may be changed on the way.
         unit: plural, such as `files`.
         on_share: gets the share done, 0 to 1, now and then and at the end; for whoever else shows progress.
+        done: units that an earlier process did.
     """
 
-    def __init__(self, label: str, total: int, unit: str, on_share: Callable[[float], None] | None = None) -> None:
+    def __init__(
+        self,
+        label: str,
+        total: int = 0,
+        unit: str = "",
+        on_share: Callable[[float], None] | None = None,
+        done: int = 0,
+    ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.on_share = on_share
-        self.done = 0
+        self.done = self.done_before = done
         self.note = ""
-        self.started = self.last_line = self.last_share = time.monotonic()
-        self._bar = self._task = None
+        self.last_inner = ""  # the stage within this one that ended last
+        self.started = self.last_share = self.last_unit = time.monotonic()
+        self._begun: tuple[float, int] | None = None  # when the start-up was over, and the units done by then
+        self._was_said = False
+        self._bar: Any = None
+        self._task: Any = None
+        self._context = contextvars.copy_context()
 
     def __enter__(self) -> "Progress":
-        if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
+        self._context = contextvars.copy_context()  # so that a line of the thread belongs to the same Prefect task
+        if self.total and sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
             columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"),
                 TimeRemainingColumn(),
             )  # fmt: skip
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.total, rate="")
+            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, said="")
+        _voice.open(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _voice.close(self)
         if self._bar:
             self._bar.stop()
         if self.on_share:
             self.on_share(1.0 if error is None else self.share)
-        if error is None and self.done:
-            logger.info("%s: %d %s in %.1f s (%s)", self.label, self.done, self.unit, self.seconds, self._rate())
+        n = self.done - self.done_before
+        if error is None and n:
+            _voice.say("%s: %d %s in %.1f s (%s)", self.label, n, self.unit, self.seconds, self._rate())
+        elif error is None and self._was_said:
+            _voice.say("%s: done in %.1f s", self.label, self.seconds)
 
     @property
     def seconds(self) -> float:
+        """Return the seconds since the stage began, its start-up included."""
         return max(time.monotonic() - self.started, 1e-6)
 
     @property
     def share(self) -> float:
         return min(self.done / self.total, 1.0) if self.total else 0.0
 
+    @property
+    def has_bar(self) -> bool:
+        return self._bar is not None
+
+    def begin(self) -> None:
+        """Note that the start-up is over; otherwise the first units end it, and are left out of the rate."""
+        self._begun = (time.monotonic(), self.done)
+
     def advance(self, n: int = 1, note: str = "") -> None:
         """Count `n` more units; `note` is shown behind the rate, such as the present loss."""
         self.done += n
         self.note = note or self.note
-        now = time.monotonic()
+        now = self.last_unit = time.monotonic()
+        if self._begun is None and n:
+            self._begun = (now, self.done)
         if self.on_share and now - self.last_share >= SECONDS_BETWEEN_SHARES:
             self.last_share = now
             self.on_share(self.share)
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=self.done, rate=f"{self._rate()} {self.note}")
-        elif now - self.last_line >= SECONDS_BETWEEN_LINES:
-            self.last_line = now
-            left = self.seconds / max(self.done, 1) * max(self.total - self.done, 0)
-            logger.info(
-                "%s: %d of %d %s, %s, %.0f s left %s",
-                self.label,
-                self.done,
-                self.total,
-                self.unit,
-                self._rate(),
-                left,
-                self.note,
-            )
+        if self._bar:
+            self.show(f"{self._rate()} {self.note}")
+
+    def show(self, text: str) -> None:
+        """Set the text beside the bar."""
+        self._bar.update(self._task, completed=self.done, total=self.total, said=text)
+
+    def standing(self) -> str:
+        """Return how the stage stands: what is done, how fast, how long it will take, what it waits for."""
+        n, of = self.done - self.done_before, f" of {self.total}" if self.total else ""
+        if n:
+            parts = [f"{self.done}{of} {self.unit}", self._rate()]
+            if self.total:
+                parts.append(f"{max(self.total - self.done, 0) / self._per_second():.0f} s left")
+            idle = time.monotonic() - self.last_unit
+            if idle >= SECONDS_OF_SILENCE:
+                parts.append(f"the last of them {idle:.0f} s ago")
+        elif self.total:
+            parts = [f"{self.done}{of} {self.unit}", f"{self.seconds:.0f} s so far"]
+        else:
+            parts = [f"{self.seconds:.0f} s so far"] + ([f"after {self.last_inner}"] if self.last_inner else [])
+        return f"{self.label}: {', '.join(parts + ([self.note] if self.note else []))}"
+
+    def say_standing(self) -> None:
+        self._was_said = True
+        self._context.run(_voice.say, "%s", self.standing())
+
+    def _per_second(self) -> float:
+        """Return the units of this process in a second, without the start-up where they are more than the first."""
+        if self._begun and self.done > self._begun[1]:
+            return (self.done - self._begun[1]) / max(time.monotonic() - self._begun[0], 1e-6)
+        return (self.done - self.done_before) / self.seconds
 
     def _rate(self) -> str:
-        rate = self.done / self.seconds
+        rate = self._per_second()
         return f"{rate:.0f} {self.unit}/s" if rate >= 10 else f"{rate:.2f} {self.unit}/s"
+
+
+class _Voice:
+    """The open stages of the process, and the thread that says how the innermost one stands."""
+
+    def __init__(self) -> None:
+        self.stages: list[Progress] = []  # outermost first
+        self.last_said = 0.0
+        self._changes = threading.Lock()  # of `stages`
+        self._all_closed = threading.Event()
+
+    def open(self, stage: Progress) -> None:
+        with self._changes:
+            if self.stages:
+                self.stages[-1].note = ""
+            else:
+                self.last_said, self._all_closed = time.monotonic(), threading.Event()
+                threading.Thread(target=self._speak, args=(self._all_closed,), name="progress", daemon=True).start()
+            self.stages.append(stage)
+
+    def close(self, stage: Progress) -> None:
+        with self._changes:
+            self.stages.remove(stage)
+            if self.stages:
+                self.stages[-1].last_inner = stage.label
+            else:
+                self._all_closed.set()
+
+    def say(self, text: str, *arguments: object) -> None:
+        self.last_said = time.monotonic()
+        logger.info(text, *arguments)
+
+    def _speak(self, all_closed: threading.Event) -> None:
+        """Speak whenever nothing was said for a while, until the outermost stage is closed."""
+        while not all_closed.wait(max(self.last_said + SECONDS_BETWEEN_LINES - time.monotonic(), 0.02)):
+            if time.monotonic() - self.last_said < SECONDS_BETWEEN_LINES:
+                continue
+            with self._changes:
+                stage = self.stages[-1] if self.stages else None
+                bar = next((outer for outer in reversed(self.stages) if outer.has_bar), None)
+            if bar and stage:
+                bar.show(stage.standing())
+                self.last_said = time.monotonic()
+            elif stage:
+                stage.say_standing()
+
+
+_voice = _Voice()
+
+
+def note(text: str) -> None:
+    """Add to the lines of the innermost open stage what it does or waits for; an empty text takes that away."""
+    for stage in _voice.stages[-1:]:
+        stage.note = text

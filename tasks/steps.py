@@ -56,12 +56,12 @@ HEALS = {
 }
 
 
-def show_progress(label: str, total: int, unit: str) -> Progress:
+def show_progress(label: str, total: int, unit: str, done: int = 0) -> Progress:
     """Return a progress that Prefect's page shows too, where a Prefect task runs."""
     if TaskRunContext.get() is None or not total:  # nothing to show a share of
-        return Progress(label, total, unit)
+        return Progress(label, total, unit, done=done)
     artifact = create_progress_artifact(progress=0.0, key=f"progress-{label}", description=f"{label} {total} {unit}")
-    return Progress(label, total, unit, lambda share: _show_share(artifact, share))
+    return Progress(label, total, unit, lambda share: _show_share(artifact, share), done)
 
 
 def _show_share(artifact: Any, share: float) -> None:
@@ -124,7 +124,8 @@ def parse_songs(home: Home, inputs: Inputs) -> Songs:
     shards = ingest.plan_song_shards(inputs.config.parse, contents, folder / "songs")
     missing = [shard.n_files for shard in shards if not shard.path.exists()]
     if missing:
-        ingest.start_workers()  # before the clock of the progress starts, so that its rate is that of the work
+        with Progress("preparing the readers"):
+            ingest.start_workers()  # before the clock of the progress starts, so that its rate is that of the work
     with show_progress("parsing", sum(missing), "files") as progress:
         ingest.build_song_shards(shards, progress.advance)
     logger.info("songs: %d shards, %d of them new", len(shards), len(missing))
@@ -133,16 +134,19 @@ def parse_songs(home: Home, inputs: Inputs) -> Songs:
     with show_progress("analysing", n_missing, "shards") as progress:
         analyse.build_analysis(planned, progress.advance)
     logger.info("analysis: %d shards, %d of them new", len(planned), n_missing)
-    return Songs(contents, shards, analyse.read_analysis(planned))
+    with Progress("reading the analysis"):
+        return Songs(contents, shards, analyse.read_analysis(planned))
 
 
 @task(name="account-for-files", cache_policy=NO_CACHE)
 def account_for_files(inputs: Inputs, songs: Songs) -> tuple[ledger.Ledger, LeakageReport]:
     """Decide the state and the split of every file, and see that nothing leaks from one split to another."""
-    book = ledger.build_ledger(
-        inputs.config, inputs.scan.files, songs.contents, songs.shards, songs.analysis, cluster.run_apart
-    )
-    return book, ledger.check_leakage(inputs.config, book, songs.analysis, cluster.run_apart)
+    with Progress("grouping pieces"):
+        book = ledger.build_ledger(
+            inputs.config, inputs.scan.files, songs.contents, songs.shards, songs.analysis, cluster.run_apart
+        )
+    with Progress("looking for leakage"):
+        return book, ledger.check_leakage(inputs.config, book, songs.analysis, cluster.run_apart)
 
 
 @task(name="encode-tokens", **HEALS)
@@ -150,22 +154,25 @@ def encode_and_publish(
     home: Home, inputs: Inputs, songs: Songs, book: ledger.Ledger, leakage: LeakageReport
 ) -> DatasetVersion:
     """Augment and encode what no earlier rebuild has encoded, and publish the version."""
-    tokens = datasets.plan_tokens(inputs.config, book, songs.shards, inputs.folder(home))
+    with Progress("planning the tokens"):
+        tokens = datasets.plan_tokens(inputs.config, book, songs.shards, inputs.folder(home))
     missing = [len(shard.pieces) for shard in tokens if not shard.path.exists()]
     with show_progress("encoding", sum(missing), "pieces") as progress:
         encode.build_token_shards(tokens, progress.advance)
     logger.info("tokens: %d shards, %d of them new", len(tokens), len(missing))
-    return datasets.publish(
-        home, inputs.config, inputs.version, inputs.scan.n_other_files, book, leakage, songs.shards,
-        songs.analysis.shards, tokens,
-    )  # fmt: skip
+    with Progress("publishing"):
+        return datasets.publish(
+            home, inputs.config, inputs.version, inputs.scan.n_other_files, book, leakage, songs.shards,
+            songs.analysis.shards, tokens,
+        )  # fmt: skip
 
 
 @task(name="write-report", cache_policy=NO_CACHE)
 def write_dataset_report(dataset: DatasetVersion, inputs: Inputs, songs: Songs, book: ledger.Ledger) -> Path:
     """Write the page about a version."""
     wanted = dataset_report.report_inputs(dataset, inputs.scan.files, book, songs.analysis)
-    return cluster.run_apart(dataset_report.write_dataset_report, wanted)
+    with Progress("writing the report"):
+        return cluster.run_apart(dataset_report.write_dataset_report, wanted)
 
 
 def link_report(dataset: DatasetVersion) -> None:
