@@ -444,7 +444,8 @@ def _run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[st
         from tasks import cluster
         from tasks.progress import Progress
 
-        interrupts.shield_temporary_server()
+        environment.import_prefect(home)
+        interrupts.shield_temporary_server(home.prefect)
         with Progress(name.replace("_", "-")) as whole:
             whole.note = "starting Prefect"
             flows = importlib.import_module("flows.sweep" if name == "sweep" else "flows.pipeline")

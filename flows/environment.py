@@ -1,11 +1,13 @@
 """Environment defaults that keep Prefect, Ray and MLflow private, quiet and inside the home. Imports none of them."""
 
+import importlib
 import json
 import logging
 import os
 import socket
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +16,8 @@ from tasks.home import Home
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 PASSIVE = "PASSIVE"
+GRPC_EXCEPTIONS = "no_grpc_proxy"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 DEFAULTS = {
     # privacy
@@ -25,6 +29,7 @@ DEFAULTS = {
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # or a full disk is a traceback of 150 lines before our one
     "RAY_USAGE_STATS_ENABLED": "0",
     # behaviour
+    "PYTHONSAFEPATH": "1",  # no child imports what lies in the folder that a command is run in
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # the default is pickle
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",  # 20 s are short for the first migration
     "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks",
@@ -73,6 +78,59 @@ def set_defaults(also: Mapping[str, str] | None = None) -> None:
         also = None  # GOMP_SPINCOUNT would win against what the user says
     for name, value in {**DEFAULTS, **(also or {})}.items():
         os.environ.setdefault(name, value)
+    _bypass_proxies()
+
+
+def import_prefect(home: Home) -> None:
+    """Import Prefect while the working folder is one of the home.
+
+    It reads its settings from `.env`, `prefect.toml` and `pyproject.toml` of the working folder, and fails where one of
+    them is broken. They are the user's, for another program.
+    """
+    home.prefect.mkdir(parents=True, exist_ok=True)
+    before = os.open(".", os.O_RDONLY)  # its name may be gone
+    try:
+        os.chdir(home.prefect)
+        importlib.import_module("prefect.main")
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+def _bypass_proxies() -> None:
+    """Keep what this process and its children say to each other on loopback away from the user's proxies.
+
+    A user's exceptions stay. Both spellings get all of them, for the lower case one hides the other.
+    """
+    hosts = _hosts_of("NO_PROXY", "no_proxy")
+    if hosts != ["*"]:
+        hosts += [] if all(map(_is_http, _proxies())) else ["*"]
+        os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))
+    if hosts := _hosts_of(GRPC_EXCEPTIONS):  # gRPC then looks at no other
+        os.environ[GRPC_EXCEPTIONS] = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))
+
+
+def _hosts_of(*names: str) -> list[str]:
+    hosts = [host.strip() for name in names for host in os.environ.get(name, "").split(",")]
+    return list(dict.fromkeys(filter(None, hosts)))
+
+
+def _proxies() -> list[str]:
+    known = urllib.request.getproxies_environment()
+    return [known[scheme] for scheme in ("http", "https", "all") if known.get(scheme)]
+
+
+def _is_http(proxy: str) -> bool:
+    """Return whether httpx, which Prefect uses, can be built with a proxy.
+
+    It refuses SOCKS and malformed addresses even where no request would go there, unless one of the exceptions is `*`.
+    Beside other exceptions only httpx takes that one for all hosts; downloads still use the proxy or say what is wrong.
+    """
+    try:
+        parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
 
 
 def configure_logging(verbosity: int) -> None:

@@ -18,13 +18,14 @@ GRACE_SECONDS = 25.0  # from a signal to the end of the process, for saying so t
 
 
 class _Apart:
-    """The module `subprocess`, but what it starts is in a session of its own, and known here."""
+    """The module `subprocess`, but what it starts is in a session and a folder of its own, and known here."""
 
     def __init__(self) -> None:
         self.started: list[subprocess.Popen[Any]] = []
+        self.folder: Path | None = None
 
     def Popen(self, *arguments: Any, **options: Any) -> subprocess.Popen[Any]:  # noqa: N802
-        process = subprocess.Popen(*arguments, **options, start_new_session=True)
+        process = subprocess.Popen(*arguments, **options, cwd=self.folder, start_new_session=True)
         self.started.append(process)
         return process
 
@@ -35,14 +36,18 @@ class _Apart:
 _servers = _Apart()
 
 
-def shield_temporary_server() -> None:
-    """Keep Ctrl-C from the server that Prefect starts beside a flow.
+def shield_temporary_server(folder: Path) -> None:
+    """Keep Ctrl-C and the working folder's settings from the server that Prefect starts beside a flow.
 
-    A terminal sends it to all processes of the command. Without its server a flow tries for minutes to say that it was
-    interrupted; Prefect 3.8 has no setting for it. The server is still ended by the command that started it.
+    A terminal sends Ctrl-C to all processes of the command. Without its server a flow tries for minutes to say that it
+    was interrupted; Prefect 3.8 has no setting for it. The server is still ended by the command that started it.
+
+    Args:
+        folder: where it runs, one of the home; see `environment.import_prefect`.
     """
     from prefect.server.api import server
 
+    _servers.folder = folder
     server.subprocess = _servers  # type: ignore[assignment]
 
 

@@ -131,7 +131,7 @@ def _start(home: Home, name: str, command: list[str], address: str, health: str)
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
-            cwd=home.root,
+            cwd=log.parent,  # uvicorn imports from the working folder first; this one holds no modules
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

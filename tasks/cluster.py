@@ -47,10 +47,17 @@ def connect() -> None:
     before = signal.getsignal(signal.SIGTERM) if in_main_thread else None
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, namespace="orchestrion", logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(
+            address=address,
+            job_config=_job_config(),
+            namespace="orchestrion",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
     else:
         ray.init(
             address="local",
+            job_config=_job_config(),
             namespace="orchestrion",
             num_cpus=n_cpus(),
             include_dashboard=False,
@@ -65,6 +72,20 @@ def connect() -> None:
         f"joined at {address}" if address else "started",
         ray.cluster_resources().get("CPU", 0),
     )
+
+
+def _job_config() -> Any:
+    """Return Ray's settings of a job whose workers import nothing from the folder that this process was started in.
+
+    Ray puts the driver's working folder in front of its workers' `sys.path`, unless a runtime environment has one.
+    """
+    from ray.job_config import JobConfig
+
+    class OwnPath(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
+    return OwnPath()
 
 
 def disconnect() -> None:

@@ -4,7 +4,7 @@ A host process imports what the work needs once and forks a child for each piece
 and time; when it dies, the host says of what, and the next piece of work gets a fresh child. `find_culprits` halves a
 batch that died until the items that kill are found.
 
-    python -m tasks.isolation     (the host; started by `Host`, speaks on its standard input and output)
+    python -P -m tasks.isolation     (the host; started by `Host`, speaks on its standard input and output)
 """
 
 import atexit
@@ -106,7 +106,7 @@ class Host:
         if self._process is None or self._process.poll() is not None:
             environment = os.environ | _HOST_ENVIRONMENT
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tasks.isolation"],
+                [sys.executable, "-P", "-m", "tasks.isolation"],  # -P: nothing of the working folder is imported
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment,

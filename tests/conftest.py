@@ -16,6 +16,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before ray is imported by whichever test comes first: a Ray that began without the token cannot talk to one with it.
 environment.set_defaults()
 
+# Children import nothing from the working folder, but some tests give them functions of the tests.
+_FOLDERS = [
+    str(Path(__file__).resolve().parent.parent),
+    *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
+]
+os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(_FOLDERS))
+
 # How fast a machine is, or how busy, is no fault of the code: what is fast enough is for `bench/` to say.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
