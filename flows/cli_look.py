@@ -54,16 +54,16 @@ def compare(
 ) -> None:
     """Set models side by side: figures with intervals, curves, pieces to listen to; also an artifact in MLflow."""
     from tasks.comparison import build_comparison, difference_of, gather_contestants
-    from tasks.home import write_atomically
+    from tasks.output_files import check_output, write_output
 
+    check_output(out)
     where = Home.at(home)
     tracker = tracker_of(where)
     if tracker is None:
         raise NotFound(f"home {home} holds no trained model yet; run `orchestrion train` first")
     contestants = gather_contestants(where, tracker, model)
     page = build_comparison(contestants)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page.encode())
+    write_output(out, page.encode())
     names = [contestant.model.reference for contestant in contestants]
     with tracker.open_run("orchestrion/evaluation", f"compare-{names[0]}-and-{len(names) - 1}-more") as run:
         run.log_tags({"orchestrion.compared": ", ".join(names)})

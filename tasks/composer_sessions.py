@@ -256,15 +256,20 @@ class SessionFolder:
         Returns:
             what the JSON file holds, and `path`.
         Raises:
-            ConfigError: `out` is not named as MIDI is.
+            ConfigError: `out` is not named as MIDI is, or cannot be written.
         """
         from tasks.music.midi_statistics import midi_statistics
+        from tasks.output_files import check_output, is_regular_output, write_output
         from tasks.sources.names import MIDI_SUFFIXES
         from tasks.tracking import git_commit
 
-        path = out or self.folder / "piece.mid"
-        if path.suffix.lower() not in MIDI_SUFFIXES:
-            raise ConfigError(f"{path} is not named as one of {' '.join(MIDI_SUFFIXES)}")
+        path = self.folder / "piece.mid" if out is None else out
+        check_output(path)
+        has_sidecar = is_regular_output(path)  # nothing stands beside a device or a pipe
+        if has_sidecar:
+            if path.suffix.lower() not in MIDI_SUFFIXES:
+                raise ConfigError(f"{path} is not named as one of {' '.join(MIDI_SUFFIXES)}")
+            check_output(path.with_suffix(".json"))
         own = (self.state_path, self.proposal_path, self.block_path)
         if {path.resolve(), path.with_suffix(".json").resolve()} & {kept.resolve() for kept in own}:
             raise ConfigError(f"{path} would overwrite the session's own files; give another name")
@@ -277,8 +282,9 @@ class SessionFolder:
             "midi_sha256": hashlib.sha256(midi).hexdigest(),
             "midi_statistics": midi_statistics(midi),
         }
-        write_atomically(path, midi)
-        write_atomically(path.with_suffix(".json"), json_bytes(sidecar))
+        write_output(path, midi)
+        if has_sidecar:
+            write_output(path.with_suffix(".json"), json_bytes(sidecar))
         return sidecar | {"path": str(path)}
 
     def describe(self, session: Session) -> dict[str, Any]:

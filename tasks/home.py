@@ -16,6 +16,7 @@ from typing import IO, Any
 from tasks.errors import HomeError
 
 MIN_FREE_BYTES = 256 * 2**20
+_KEPT_NAME_BYTES = 180  # of a name of up to 255, in that of its temporary file
 _STORAGE_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -176,7 +177,8 @@ def whole_file(path: Path, sync_name: bool = True) -> Iterator[IO[bytes]]:
         sync_name: see that the name too survives a power cut; else `sync_folder` does it later for many files at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    name = os.fsdecode(os.fsencode(path.name)[:_KEPT_NAME_BYTES])
+    temporary = path.with_name(f".{name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as handle:
             yield handle

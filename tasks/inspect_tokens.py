@@ -10,7 +10,6 @@ import numpy as np
 
 from tasks.config import apply_overrides
 from tasks.errors import BadScore, ConfigError, NotFound
-from tasks.home import write_atomically
 from tasks.music.notes import NoteBatch
 from tasks.music.score import read_midi, write_midi
 from tasks.music.tokenizers.base import Tokenizer
@@ -21,6 +20,8 @@ from tasks.music.tokenizers.registry import (
     needs_vocabulary,
     tokenizer_from_json,
 )
+from tasks.output_files import check_output, write_output
+from tasks.sources.names import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,9 @@ def decode_file(path: Path, config: TokenizerConfig | None, out: Path) -> int:
         config: what they mean where the file does not say it.
 
     Raises:
-        NotFound, ConfigError: there is no such file, or it does not hold ids of the encoding.
+        NotFound, ConfigError: there is no such file, it does not hold ids of the encoding, or `out` cannot be written.
     """
+    check_output(out)
     value = _read_json(path)
     stated = value.get("encoder") if isinstance(value, dict) else None
     tokenizer = _tokenizer_of(path, stated, config)
@@ -106,7 +108,7 @@ def decode_file(path: Path, config: TokenizerConfig | None, out: Path) -> int:
     if outside:
         raise ConfigError(f"{path}: id {outside[0]} outside 0-{tokenizer.vocab_size - 1} of {tokenizer.name}")
     score = tokenizer.decode(np.array(ids, np.uint16))
-    write_atomically(out, write_midi(score, out.stem))
+    write_output(out, write_midi(score, printable(out.stem)))
     return len(score.notes.pitch)
 
 

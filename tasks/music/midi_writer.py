@@ -77,7 +77,7 @@ def _places(score: "Score") -> list[tuple[int, int]]:
 
 
 def _write_conductor(score: "Score", name: str, end: int) -> bytes:
-    events = [(0, 0, 0x03, name.encode())] if name else []
+    events = [(0, 0, 0x03, _text(name))] if name else []
     events += [
         (int(tick), 1, 0x51, int(tempo).to_bytes(3))
         for tick, tempo in zip(score.tempos.tick, score.tempos.microseconds_per_quarter, strict=True)
@@ -138,7 +138,11 @@ def _write_part(score: "Score", track: int, port: int, channel: int, name: str, 
     )
     order = np.argsort(ticks, kind="stable")
     program = int(notes.program[of_part][0]) if len(onset) else 0
-    head = midi_bytes.build_metas([(0, 0x03, name.encode())]) if name else b""
+    head = midi_bytes.build_metas([(0, 0x03, _text(name))]) if name else b""
     head += (b"\0\xff\x21\x01" + bytes([port]) if port else b"") + bytes([0, 0xC0 | channel, program])
     last = int(ticks.max(initial=0))
     return head + midi_bytes.build_messages(ticks[order], messages[order]) + _end_of_track(last, end)
+
+
+def _text(name: str) -> bytes:
+    return name.encode("utf-8", "backslashreplace")  # a file's name need not be UTF-8
