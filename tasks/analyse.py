@@ -6,7 +6,6 @@ One row for each accepted piece of a song shard, in its order; histograms over a
 # pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
 # pyright: reportAttributeAccessIssue=false
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tasks import cluster
 from tasks.config import digest
 from tasks.leakage import thin_grams, thinning_for
 from tasks.music.features import FEATURES
-from tasks.shards import SCHEMA_NUMBER, flat_values, list_column, read_table, write_table
+from tasks.shards import SCHEMA_NUMBER, flat_values, list_column, read_metadata, read_table, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +74,7 @@ class Analysis:
 
         Of very many n-grams only one in `thinning` is kept, the same ones in all pieces.
         """
-        n_grams = sum(json.loads(pq.read_schema(shard.path).metadata[b"n_grams"]) for shard in self.shards)
+        n_grams = sum(read_metadata(shard.path, "n_grams") for shard in self.shards)
         thinning, parts = thinning_for(n_grams), []
         for shard, begin, end in zip(self.shards, self.offsets[:-1], self.offsets[1:], strict=True):
             offsets, grams = thin_grams(*flat_values(read_table(shard.path, ["grams"]), "grams"), thinning)
@@ -89,7 +87,7 @@ class Analysis:
         """Return the histograms over all pieces that the shards hold, filtered ones too."""
         total: dict[str, np.ndarray] = {}
         for shard in self.shards:
-            for name, counts in json.loads(pq.read_schema(shard.path).metadata[b"histograms"]).items():
+            for name, counts in read_metadata(shard.path, "histograms").items():
                 total[name] = total.get(name, 0) + np.array(counts, np.int64)
         return total
 

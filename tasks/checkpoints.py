@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,20 +12,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from models.config import HourglassConfig, ModelConfig
 from models.registry import Model, build_model
 from tasks.config import TrainConfig, from_json
-from tasks.errors import CheckpointError, NotFound
-from tasks.home import json_bytes, publish_folder, read_json, write_atomically
+from tasks.errors import CheckpointError, DamagedFile, NotFound, OrchestrionError
+from tasks.home import publish_folder, write_atomically
+from tasks.integrity import OTHER_BYTES, examine, read_sealed, sealed_bytes, unsealed
 from tasks.music.tokenizers.registry import tokenizer_from_json
+from tasks.strict_json import BadJson, read_json
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-STATE_KEYS = ("step", "best_loss", "metrics", "config", "dataset", "tokenizer", "n_parameters")
+STATE: dict[str, Any] = {
+    "step": int,
+    "best_loss": (float, None),
+    "metrics": {str: (float, None)},
+    "config": dict,
+    "dataset": {"name": str, "version": str},
+    "tokenizer": {"name": str},
+    "n_parameters": int,
+    "unreported?": (None, [(float, None)]),
+    "files?": {str: str},  # SHA-256 of weights and optimizer; a state of before seals lacks it
+}
+WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+
+_FOLDER = re.compile(r"step-[0-9]{6,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +73,15 @@ class CheckpointFolder:
         temporary = self.root / f".{final.name}-{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / "model.safetensors"
-        )
-        save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
-        write_atomically(temporary / "state.json", json_bytes({"format": FORMAT} | state))
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / WEIGHTS)
+        save_file(_optimizer_tensors(model, optimizer), temporary / OPTIMIZER)
+        files = {name: examine(temporary / name).sha256 for name in (WEIGHTS, OPTIMIZER)}
+        write_atomically(temporary / "state.json", sealed_bytes({"format": FORMAT} | state | {"files": files}))
         shutil.rmtree(final, ignore_errors=True)  # of an earlier attempt that was killed before it moved `last`
         publish_folder(temporary, final)
         if is_best:
-            write_atomically(self.root / "best.json", json_bytes({"checkpoint": final.name}))
-        write_atomically(self.root / "last.json", json_bytes({"checkpoint": final.name}))
+            write_atomically(self.root / "best.json", sealed_bytes({"checkpoint": final.name}))
+        write_atomically(self.root / "last.json", sealed_bytes({"checkpoint": final.name}))
         self._drop_old(keep_periodic)
         return final
 
@@ -73,21 +89,28 @@ class CheckpointFolder:
         """Return the folder of the `last` or `best` checkpoint, or None where there is none yet.
 
         Raises:
-            CheckpointError: the file that names it is damaged.
+            CheckpointError: the file that names it is damaged, or names something else.
         """
         pointer = self.root / f"{which}.json"
-        if not pointer.exists():
-            return None
         try:
-            return self.root / read_json(pointer)["checkpoint"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{pointer} is damaged: {error}") from None
+            name = read_sealed(pointer, {"checkpoint": str})["checkpoint"]
+        except FileNotFoundError:
+            return None
+        except DamagedFile as error:
+            there = [path.name for path in self._oldest_first()]
+            way_out = f'; write {{"checkpoint": "{there[-1]}"}} into it to go on from there' if there else ""
+            raise CheckpointError(f"{error}{way_out}") from None
+        if not _FOLDER.fullmatch(name):
+            raise CheckpointError(f"{pointer} is damaged: {name[:100]!r} is no checkpoint of {self.root}")
+        return self.root / name
+
+    def _oldest_first(self) -> list[Path]:
+        return sorted(self.root.glob("step-*"), key=lambda path: (len(path.name), path.name))  # step-1000000 at the end
 
     def _drop_old(self, keep_periodic: int) -> None:
         kept = {self.find("last"), self.find("best")}
-        others = (path for path in self.root.glob("step-*") if path not in kept)
-        oldest_first = sorted(others, key=lambda path: (len(path.name), path.name))  # step-1000000 after step-999999
-        for path in oldest_first[: max(0, len(oldest_first) - keep_periodic)]:
+        others = [path for path in self._oldest_first() if path not in kept]
+        for path in others[: max(0, len(others) - keep_periodic)]:
             shutil.rmtree(path)
         for leftover in self.root.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -99,9 +122,9 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     Raises:
         CheckpointError: a file is missing or damaged, or belongs to another model.
     """
-    state = read_state(folder)
+    state, files = _read_state(folder)
     load_weights(folder, model)
-    tensors = _load_tensors(folder / "optimizer.safetensors")
+    tensors = _load_tensors(folder / OPTIMIZER, files)
     if not tensors:  # saved before any step was applied
         return state
     wanted = {f"{name}.step": (1,) for name, _ in model.named_parameters()}
@@ -129,12 +152,51 @@ def load_model(folder: Path) -> LoadedModel:
     """
     if not folder.exists():
         raise NotFound(f"checkpoint {folder} does not exist")
-    state = read_state(folder)
-    config = from_json(TrainConfig, state["config"], str(folder / "state.json"))
-    tokenizer = tokenizer_from_json(state["tokenizer"])
+    state, files = _read_state(folder)
+    try:
+        config = from_json(TrainConfig, state["config"], str(folder / "state.json"))
+        tokenizer = tokenizer_from_json(state["tokenizer"])
+    except OrchestrionError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{folder / 'state.json'} is damaged: {_first_line(error)}") from None
+    _require_bytes(folder / WEIGHTS, files)
+    _refuse_other_shapes(folder, config.model, tokenizer)
     model = build_model(config.model, tokenizer.vocab_size, tokenizer.pad_id)
     load_weights(folder, model)
     return LoadedModel(model.eval(), tokenizer, state, folder)
+
+
+def _refuse_other_shapes(folder: Path, config: ModelConfig, tokenizer: Any) -> None:
+    """Compare what a config would build with what the file of weights holds, before anything takes time or memory."""
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is not a whole checkpoint: it has no {WEIGHTS}") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} is damaged: {_first_line(error)}") from None
+    n_layers = sum(config.depths) if isinstance(config, HourglassConfig) else config.n_layers
+    if n_layers > len(found):
+        raise CheckpointError(f"{folder}: {n_layers} layers in state.json, but {len(found)} tensors in {WEIGHTS}")
+    try:
+        with torch.device("meta"):
+            model = build_model(config, tokenizer.vocab_size, tokenizer.pad_id)
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{folder / 'state.json'}: no such model can be built: {_first_line(error)}") from None
+    _compare_shapes(folder, found, model)
+
+
+def _compare_shapes(folder: Path, found: dict[str, tuple[int, ...]], model: nn.Module) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if found != wanted:
+        raise CheckpointError(
+            f"{folder}: weights are of another model ({_first_difference(set(found.items()), set(wanted.items()))})"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
@@ -142,7 +204,7 @@ def exported(folder: Path, facts: Mapping[str, str]) -> Iterator[Path]:
     """Yield a folder with what using the model needs: weights, state and a card; no optimizer. Gone on leaving."""
     with tempfile.TemporaryDirectory(prefix="orchestrion-export-") as temporary:
         target = Path(temporary)
-        for name in ("model.safetensors", "state.json"):
+        for name in (WEIGHTS, "state.json"):
             shutil.copyfile(folder / name, target / name)
         state = read_state(folder)
         (target / "README.md").write_text(_model_card(state, facts))
@@ -170,36 +232,65 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     """Load a checkpoint's weights, every one of them, into a model of the same shape.
 
     Raises:
-        CheckpointError: names or shapes differ; the message names the first that does.
+        CheckpointError: the file is damaged, or names or shapes differ; the message names the first that does.
     """
-    tensors = _load_tensors(folder / "model.safetensors")
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != wanted:
-        raise CheckpointError(
-            f"{folder}: weights are of another model ({_first_difference(set(found.items()), set(wanted.items()))})"
-        )
+    tensors = _load_tensors(folder / WEIGHTS, _read_state(folder)[1])
+    _compare_shapes(folder, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, model)
     model.load_state_dict(tensors)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's `state.json`.
+    """Return a checkpoint's `state.json`, checked by its seal and its shape.
 
     Raises:
-        CheckpointError: there is none, it does not parse, or it is of another format.
+        CheckpointError: there is none, it is damaged, or it is of another format.
     """
+    return _read_state(folder)[0]
+
+
+def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
+    """Return the state, and the SHA-256 of each file beside it; None in a checkpoint of before there were seals."""
+    path = folder / "state.json"
     try:
-        state = read_json(folder / "state.json")
+        value = read_json(path)
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is not of checkpoint format {FORMAT}")
+        state = unsealed(value, path, STATE)
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no state.json") from None
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'state.json'} is damaged: {error}") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / 'state.json'} is not of checkpoint format {FORMAT}")
-    missing = [key for key in STATE_KEYS if key not in state]
-    if missing:
-        raise CheckpointError(f"{folder / 'state.json'} is damaged: it has no {missing[0]!r}")
-    return state
+    except BadJson as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    except DamagedFile as error:
+        raise CheckpointError(str(error)) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    return state, state.pop("files", None)
+
+
+def seal_state(folder: Path) -> bool:
+    """Add to a checkpoint of before there were seals the digests of its files as they are; tell whether it lacked them.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    state, files = _read_state(folder)
+    if files is not None:
+        return False
+    files = {name: examine(folder / name).sha256 for name in (WEIGHTS, OPTIMIZER) if (folder / name).exists()}
+    write_atomically(folder / "state.json", sealed_bytes(state | {"files": files}))
+    return True
+
+
+def weights_hash(folder: Path) -> str:
+    """Return the SHA-256 of a checkpoint's weights.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    try:
+        return examine(folder / WEIGHTS).sha256
+    except OSError as error:
+        raise CheckpointError(f"{folder} has no readable {WEIGHTS}: {error.strerror}") from None
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -210,13 +301,26 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     return tensors
 
 
-def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+def _load_tensors(path: Path, files: Mapping[str, str] | None) -> dict[str, torch.Tensor]:
+    _require_bytes(path, files)
     try:
         return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from None
+
+
+def _require_bytes(path: Path, files: Mapping[str, str] | None) -> None:
+    """Check all bytes of a file, once in a process, by the digest in the state."""
+    if files is not None and path.name not in files:
+        raise CheckpointError(f"{path.parent / 'state.json'} is damaged: it has no digest of {path.name}")
+    try:
+        state = examine(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} is not a whole checkpoint: it has no {path.name}") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    if files is not None and files[path.name] != state.sha256:
+        raise CheckpointError(f"{path} is damaged: {OTHER_BYTES}")
 
 
 def _first_difference(found: set[Any], wanted: set[Any]) -> str:

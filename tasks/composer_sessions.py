@@ -147,7 +147,7 @@ class SessionFolder:
         Raises:
             NotFound, CheckpointError: neither is there, or the weights are others now.
         """
-        from tasks.checkpoints import load_model
+        from tasks.checkpoints import load_model, weights_hash
 
         session = self.read()
         checkpoint = self.home.root / session.model.checkpoint
@@ -178,7 +178,7 @@ class SessionFolder:
             ConfigError: there is a session of that name, or the model cannot continue ids.
             NotFound, BadScore, DatasetError: the prompt or the dataset cannot be used.
         """
-        from tasks.checkpoints import load_model
+        from tasks.checkpoints import load_model, weights_hash
 
         if self.state_path.exists():
             raise ConfigError(f"session {self.name!r} exists already, in {self.folder}; give another name")
@@ -340,19 +340,6 @@ def _block_facts(block: composer.Block) -> dict[str, Any]:
 
 def _seconds(score: Score) -> float:
     return round(float(score.notes.end_seconds.max(initial=0.0)), 3)
-
-
-def weights_hash(checkpoint: Path) -> str:
-    """Return the SHA-256 of a checkpoint's weights.
-
-    Raises:
-        CheckpointError: there are none.
-    """
-    try:
-        with (checkpoint / "model.safetensors").open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{checkpoint} has no readable model.safetensors: {error.strerror}") from None
 
 
 def make_primer(home: Home, loaded: "LoadedModel", kind: PrimerKind, prompt: str, n_tokens: int, seed: int) -> Primer:

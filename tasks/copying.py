@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from tasks.copy_store import REVISION, IndexedLines, index_path, map_index, write_index
 from tasks.datasets import DatasetVersion
-from tasks.errors import DatasetError, HomeError, NotFound
+from tasks.errors import DamagedFile, DatasetError, HomeError, NotFound
 from tasks.home import json_bytes, read_json, storage_problem, write_atomically
 from tasks.music.notes import IntArray, NoteBatch
 from tasks.originality import BatchVerdict, HumanRange, human_range, judge_batch
@@ -248,8 +248,8 @@ def copy_index(dataset: DatasetVersion) -> CopyIndex:
             index = CopyIndex(dataset.version_folder, map_index(path) or _make(path, dataset))
             if _read_human(index.folder) is None:
                 _measure_human(index, dataset)
-    except pa.ArrowException as error:
-        raise DatasetError(f"dataset {dataset.reference} cannot be read: {error}; rebuild it") from None
+    except DamagedFile as error:
+        raise DatasetError(f"dataset {dataset.reference} cannot be read: {error}") from None
     except FileNotFoundError as error:
         raise DatasetError(f"dataset {dataset.reference} lacks {error.filename}; rebuild it") from None
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from tasks.errors import DatasetError
+from tasks.errors import DamagedFile, DatasetError
 from tasks.shards import read_table
 from tasks.split import SPLITS
 
@@ -48,7 +48,7 @@ def diff_versions(old: "DatasetVersion", new: "DatasetVersion") -> dict[str, Any
 def _read_ledger(dataset: "DatasetVersion") -> pa.Table:
     try:
         return read_table(dataset.ledger, _COLUMNS)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, DamagedFile) as error:
         said = str(error).splitlines()[0]
         raise DatasetError(
             f"{dataset.ledger} is missing or damaged ({said}); delete {dataset.version_folder}, and build it anew if"

@@ -1,6 +1,5 @@
 """Looking after what is stored: hashing the files of versions again, and deleting what no version uses."""
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -9,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.cluster import n_cpus
-from tasks.datasets import DatasetVersion, checksum_path, file_hash, list_datasets, newest_version
+from tasks.dataset_manifest import STAGES
+from tasks.datasets import DatasetVersion, file_hash, list_datasets, newest_version, read_version
+from tasks.errors import DatasetError
 from tasks.home import Home
+from tasks.integrity import read_checksum
 from tasks.split import SPLITS
+from tasks.strict_json import BadJson, check_shape, read_json
 from tasks.token_cache import flat_path
 
 logger = logging.getLogger(__name__)
-
-_STAGES = ("songs", "analysis", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,12 @@ class Pruned:
 
 def verify_version(dataset: DatasetVersion, on_files: Callable[[int], None] | None = None) -> list[Problem]:
     """Hash every file of a version again and compare with what was written when it was published."""
-    own = [_compare(path, file_hash(path), _written_hash(path)) for path in (dataset.manifest_path, dataset.ledger)]
+    own = [_compare(path, file_hash(path), read_checksum(path)) for path in (dataset.manifest_path, dataset.ledger)]
     problems = [problem for problem in own if problem]
     try:
-        hashes = json.loads(dataset.hashes_path.read_bytes())
-    except (OSError, ValueError) as error:
+        hashes = read_json(dataset.hashes_path)
+        check_shape(hashes, {str: str})
+    except (OSError, BadJson) as error:
         return [*problems, Problem(str(dataset.hashes_path), f"cannot be read: {error}")]
     if file_hash(dataset.hashes_path) != dataset.manifest["hashes"]:
         return [*problems, Problem(str(dataset.hashes_path), "is not the one the manifest names")]
@@ -65,11 +67,9 @@ def _compare(path: Path, found: str, written: str) -> Problem | None:
     return Problem(str(path), "has other bytes than were written" if found else "is missing or cannot be read")
 
 
-def _written_hash(path: Path) -> str:
-    try:
-        return checksum_path(path).read_text().partition(" ")[0]
-    except (OSError, ValueError):
-        return ""
+def n_files_of(dataset: DatasetVersion) -> int:
+    """Return the number of files that `verify_version` counts: shards and ledger."""
+    return len(dataset.shards()) + 1
 
 
 def prune(home: Home, keep_versions: int = 0, used: Sequence[str] = (), dry_run: bool = False) -> Pruned:
@@ -80,21 +80,26 @@ def prune(home: Home, keep_versions: int = 0, used: Sequence[str] = (), dry_run:
         used: references `name@version` that stay whatever their age, such as those that models were trained on.
         dry_run: only say what would be deleted.
     Raises:
-        DatasetError: a manifest is damaged, so that nobody can tell what its version uses.
+        DatasetError: a manifest is damaged, so that nobody can tell what its version uses. Its dataset is left alone;
+            the others were pruned.
     """
     versions, n_files, n_bytes = [], 0, 0
     kept: list[DatasetVersion] = []
     of_name: dict[str, int] = {}
-    latest = {folder.name: newest_version(home, folder.name) for folder in home.datasets.glob("*") if folder.is_dir()}
-    pinned = {*used, *(dataset.reference for dataset in latest.values() if dataset)}
-    for dataset in list_datasets(home):
+    damaged: list[DatasetError] = []
+    listed = list_datasets(home, damaged=damaged)
+    folders = [folder for folder in sorted(home.datasets.glob("*")) if folder.is_dir() and not _is_damaged(folder)]
+    latest = [newest_version(home, folder.name) for folder in folders]
+    pinned = {*used, *(dataset.reference for dataset in latest if dataset)}
+    for dataset in listed:
         of_name[dataset.name] = of_name.get(dataset.name, 0) + 1
-        if not keep_versions or of_name[dataset.name] <= keep_versions or dataset.reference in pinned:
+        is_kept = not keep_versions or of_name[dataset.name] <= keep_versions or dataset.reference in pinned
+        if is_kept or dataset.folder not in folders:
             kept.append(dataset)
         else:
             versions.append(dataset)
-    doomed = [path for folder in sorted(home.datasets.glob("*")) for path in _unused(folder, kept)]
-    doomed += _unused_flat(home, kept)
+    doomed = [path for folder in folders for path in _unused(folder, kept)]
+    doomed += [] if damaged else _unused_flat(home, kept)
     for path in doomed:
         n_files, n_bytes = n_files + 1, n_bytes + path.stat().st_size
     if not dry_run:
@@ -104,16 +109,28 @@ def prune(home: Home, keep_versions: int = 0, used: Sequence[str] = (), dry_run:
             shutil.rmtree(dataset.report.parent, ignore_errors=True)
         for path in doomed:
             path.unlink()
-        for folder in _leftovers(home):
-            shutil.rmtree(folder)
+        for leftover in [path for folder in folders for path in _leftovers(folder)]:
+            shutil.rmtree(leftover)
+    if damaged:
+        raise DatasetError(f"{damaged[0]}; nothing of that dataset was deleted, the others were pruned")
     return Pruned(tuple(dataset.reference for dataset in versions), n_files, n_bytes)
 
 
-def _leftovers(home: Home) -> list[Path]:
+def _is_damaged(folder: Path) -> bool:
+    """Tell whether a dataset has a manifest that cannot be used."""
+    try:
+        for path in folder.glob("versions/[!.]*/manifest.json"):
+            read_version(path)
+    except DatasetError:
+        return True
+    return False
+
+
+def _leftovers(folder: Path) -> list[Path]:
     """Return what an interrupted publishing or pruning left: versions without a manifest, and reports of no version."""
-    published = {dataset.version_folder for dataset in list_datasets(home)}
-    versions = [path for path in home.datasets.glob("*/versions/*") if path.is_dir() and path not in published]
-    reports = [path for path in home.datasets.glob("*/reports/*") if path.is_dir()]
+    published = {path.parent for path in folder.glob("versions/[!.]*/manifest.json")}
+    versions = [path for path in folder.glob("versions/*") if path.is_dir() and path not in published]
+    reports = [path for path in folder.glob("reports/*") if path.is_dir()]
     return versions + [path for path in reports if path.parents[1] / "versions" / path.name not in published]
 
 
@@ -129,8 +146,8 @@ def _unused_flat(home: Home, kept: Sequence[DatasetVersion]) -> list[Path]:
 
 
 def _unused(folder: Path, kept: Sequence[DatasetVersion]) -> list[Path]:
-    if not (folder / "versions").is_dir() and not any((folder / stage).is_dir() for stage in _STAGES):
+    if not (folder / "versions").is_dir() and not any((folder / stage).is_dir() for stage in STAGES):
         return []
     used = {path for dataset in kept if dataset.folder == folder for path in dataset.shards()}
-    found = [path for stage in _STAGES for path in (folder / stage).rglob("*") if path.is_file()]
+    found = [path for stage in STAGES for path in (folder / stage).rglob("*") if path.is_file()]
     return sorted(path for path in found if path not in used)

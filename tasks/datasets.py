@@ -5,7 +5,6 @@
 
 import hashlib
 import logging
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -22,16 +21,28 @@ from tasks.analyse import AnalysisShard
 from tasks.cluster import n_cpus
 from tasks.config import DatasetConfig, digest, to_json
 from tasks.dataset_changes import compare_versions
+from tasks.dataset_manifest import check_manifest
 from tasks.encode import TokenShard, plan_token_shards, read_counts
-from tasks.errors import DatasetError, NotFound
-from tasks.home import Home, json_bytes, publish_folder, read_json, sync_folder, write_atomically
+from tasks.errors import DamagedFile, DatasetError, NotFound
+from tasks.home import Home, json_bytes, publish_folder, sync_folder, write_atomically
 from tasks.ingest import SongShard, hash_words, hex_strings
+from tasks.integrity import (
+    OTHER_BYTES,
+    checksum_path,
+    examine,
+    read_checksum,
+    read_sealed,
+    sealed_bytes,
+    tell_unverified,
+    warn_once,
+)
 from tasks.leakage import LeakageReport
 from tasks.ledger import Ledger, count_losses, count_notes, count_reasons, count_values
 from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer
-from tasks.shards import SCHEMA_NUMBER, read_table, write_table
+from tasks.shards import SCHEMA_NUMBER, check_shard, read_table, write_table
 from tasks.sources.spec import source_name
 from tasks.split import SPLITS
+from tasks.strict_json import BadJson, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +85,16 @@ class DatasetVersion:
         stages = [*self.manifest["songs"], *self.manifest["analysis"]]
         tokens = [path for split in SPLITS for path in self.token_shards(split)]
         return [*(self.folder / path for path in stages), *tokens]
+
+    def require_whole(self, *splits: str) -> None:
+        """Check all bytes of the token shards of some splits, each once in a process.
+
+        Raises:
+            DamagedFile: one has other bytes than were written; the message names it.
+            OSError: one is missing.
+        """
+        with ThreadPoolExecutor(n_cpus()) as pool:
+            list(pool.map(check_shard, [path for split in splits for path in self.token_shards(split)]))
 
     def missing_files(self) -> list[Path]:
         """Return the files of the version that are not there any more."""
@@ -187,13 +208,13 @@ def publish(
     _refuse_empty_splits(config, manifest["splits"])
     manifest["counts"]["n_notes"] = notes["kept"]
     manifest["counts"]["n_tokens"] = sum(facts["n_tokens"] for facts in manifest["splits"].values())
-    previous, earlier = newest_version(home, name), find_version(home, name, version)
+    previous, earlier = newest_version(home, name), usable_version(home, name, version)
     if earlier:  # published before, but damaged or under other names since: what it said of changes stands
         manifest["changes"] = earlier.manifest["changes"]
     else:
         manifest["changes"] = compare_versions(previous, manifest, ledger.table) if previous else None
     write_table(temporary / "pieces.parquet", ledger.table, {"dataset_version": version})
-    hashes = _hash_shards(DatasetVersion(name, version, folder, manifest), earlier or previous)
+    hashes = _hash_shards(DatasetVersion(name, version, folder, manifest))
     # The ledger names paths of this machine, so its hash is kept apart from what is the same on all of them.
     _write_checksum(temporary / "pieces.parquet")
     write_atomically(temporary / "hashes.json", json_bytes(hashes))
@@ -203,31 +224,16 @@ def publish(
     for stage in {path.parent for path in DatasetVersion(name, version, folder, manifest).shards()}:
         sync_folder(stage)
     publish_folder(temporary, final)
-    write_atomically(folder / "latest.json", json_bytes({"version": version}))
-    return _read_version(final / "manifest.json")
+    _note_latest(home, name, version)
+    return read_version(final / "manifest.json")
 
 
-def _hash_shards(dataset: DatasetVersion, previous: DatasetVersion | None) -> dict[str, str]:
-    """Return path -> SHA-256 of every shard; a shard of the previous version is known already."""
-    known = _known_hashes(previous) if previous else {}
-    paths = {str(path.relative_to(dataset.folder)): path for path in dataset.shards()}
-    if previous and known:  # a shard that is younger was built again, perhaps by another version of pyarrow
-        written = previous.hashes_path.stat().st_mtime_ns
-        known = {n: value for n, value in known.items() if n in paths and paths[n].stat().st_mtime_ns <= written}
-    new = [name for name in paths if name not in known]
+def _hash_shards(dataset: DatasetVersion) -> dict[str, str]:
+    """Return path -> SHA-256 of every shard; one that was just checked is not read again."""
+    paths = dataset.shards()
     with ThreadPoolExecutor(n_cpus()) as pool:
-        hashed = dict(zip(new, pool.map(file_hash, (paths[name] for name in new)), strict=True))
-    return {name: hashed.get(name) or known[name] for name in paths}
-
-
-def _known_hashes(dataset: DatasetVersion) -> dict[str, str]:
-    is_whole = file_hash(dataset.hashes_path) == dataset.manifest["hashes"]
-    return read_json(dataset.hashes_path) if is_whole else {}
-
-
-def checksum_path(path: Path) -> Path:
-    """Return where the SHA-256 of a version's own file is written, as `sha256sum --check` reads it."""
-    return path.with_name(f"{path.name}.sha256")
+        hashes = list(pool.map(file_hash, paths))
+    return {str(path.relative_to(dataset.folder)): found for path, found in zip(paths, hashes, strict=True)}
 
 
 def _write_checksum(path: Path) -> None:
@@ -237,8 +243,7 @@ def _write_checksum(path: Path) -> None:
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file as hex, empty if it cannot be read."""
     try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        return examine(path).sha256
     except OSError:
         return ""
 
@@ -306,22 +311,56 @@ def _refuse_empty_splits(config: DatasetConfig, splits: dict[str, dict[str, Any]
 
 def newest_version(home: Home, name: str) -> DatasetVersion | None:
     """Return the version of a dataset that was built or confirmed last, or None."""
-    latest = find_version(home, name, _latest(home, name))
+    latest = usable_version(home, name, _latest(home, name)[0])
     return latest or next(iter(list_datasets(home, name)), None)
 
 
-def _latest(home: Home, name: str) -> str:
+def usable_version(home: Home, name: str, version: str) -> DatasetVersion | None:
+    """Return a published version, or None where there is none or its manifest is damaged; a rebuild makes it again."""
     try:
-        return read_json(home.datasets / name / "latest.json")["version"]
-    except (OSError, ValueError, KeyError):
-        return "none"  # a kill came between a version and the pointer to it; the manifests' times say as much
+        return find_version(home, name, version)
+    except DatasetError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def _latest(home: Home, name: str) -> tuple[str, dict[str, int]]:
+    """Return the version that was built or confirmed last, and the number of that event for each version.
+
+    The numbers go through all datasets of a home, so that neither the order of versions nor that of datasets depends
+    on a clock. Without a usable record the version is `none`.
+    """
+    path = home.datasets / name / "latest.json"
+    try:
+        found = read_sealed(path, {"version": str, "numbers?": {str: int}})
+    except FileNotFoundError:
+        return "none", {}  # a kill came between a version and the pointer to it; the manifests' times say as much
+    except DamagedFile as error:
+        warn_once(f"{error}; the newest version is told by the times of the manifests")
+        return "none", {}
+    return found["version"], found.get("numbers", {})
+
+
+def _note_latest(home: Home, name: str, version: str) -> None:
+    names = [path.parent.name for path in home.datasets.glob("*/latest.json")]
+    numbers = {other: _latest(home, other)[1] for other in {*names, name}}
+    last = max((number for some in numbers.values() for number in some.values()), default=0)
+    following = last if last and numbers[name].get(version) == last else last + 1
+    here = {path.name for path in (home.datasets / name / "versions").glob("[!.]*")}
+    kept = {known: number for known, number in numbers[name].items() if known in here}
+    record = {"version": version, "numbers": kept | {version: following}}
+    write_atomically(home.datasets / name / "latest.json", sealed_bytes(record))
 
 
 def find_version(home: Home, name: str, version: str) -> DatasetVersion | None:
-    """Return a published version, or None."""
+    """Return a published version, or None.
+
+    Raises:
+        DatasetError: its manifest is damaged.
+    """
     folder = home.datasets / name
     path = folder / "versions" / version / "manifest.json"
-    return _read_version(path) if path.exists() else None
+    return read_version(path) if path.exists() else None
 
 
 def resolve_dataset(home: Home, reference: str = "") -> DatasetVersion:
@@ -329,44 +368,86 @@ def resolve_dataset(home: Home, reference: str = "") -> DatasetVersion:
 
     Raises:
         NotFound: no such dataset or version; the message lists what there is.
+        DatasetError: it is the one that is meant whose manifest is damaged.
     """
     name, _, wanted = reference.partition("@")
-    known = list_datasets(home)
-    if not known:
+    damaged: list[DatasetError] = []
+    known = list_datasets(home, name or "*", damaged)
+    if not known and damaged:
+        raise damaged[0]
+    if not known and not name:
         raise NotFound(f"home {home.root} holds no dataset yet; run `orchestrion rebuild` first")
     if not name:
         return known[0]
-    versions = [entry for entry in known if entry.name == name]
-    if not versions:
-        raise NotFound(f"no dataset {name!r} in {home.root}; known: {', '.join(sorted({d.name for d in known}))}")
+    if not known:
+        others = sorted({entry.name for entry in list_datasets(home)})
+        if not others:
+            raise NotFound(f"home {home.root} holds no dataset yet; run `orchestrion rebuild` first")
+        raise NotFound(f"no dataset {name!r} in {home.root}; known: {', '.join(others)}")
     if not wanted:
-        return next((entry for entry in versions if entry.version == _latest(home, name)), versions[0])
-    matching = [entry for entry in versions if entry.version.startswith(wanted)]
+        latest = _latest(home, name)[0]
+        return find_version(home, name, latest) or known[0]
+    if damaged and (home.datasets / name / "versions" / wanted / "manifest.json").exists():
+        find_version(home, name, wanted)  # raises where it is the damaged one
+    matching = [entry for entry in known if entry.version.startswith(wanted)]
     if len(matching) != 1:
-        listed = ", ".join(entry.version for entry in versions)
+        listed = ", ".join(entry.version for entry in known)
         raise NotFound(f"dataset {name!r} has {len(matching)} versions like {wanted!r}; known: {listed}")
     return matching[0]
 
 
-def _read_version(path: Path) -> DatasetVersion:
+def read_version(path: Path) -> DatasetVersion:
+    """Return the version of a manifest, checked by its checksum, its shape and the places that it names.
+
+    Raises:
+        DatasetError: it is damaged or no manifest of ours.
+    """
     try:
-        manifest = read_json(path)
-    except ValueError as error:
+        data = path.read_bytes()
+        manifest = parse_json(data)
+        check_manifest(manifest)
+        written = read_checksum(path)
+        if written and written != hashlib.sha256(data).hexdigest():
+            raise BadJson(OTHER_BYTES)
+    except BadJson as error:
         raise DatasetError(f"{path} is damaged ({error}); delete its folder and rebuild") from None
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
+    if not written:
+        tell_unverified(path)
     return DatasetVersion(path.parents[2].name, path.parent.name, path.parents[2], manifest)
 
 
-def list_datasets(home: Home, name: str = "*") -> list[DatasetVersion]:
-    """Return every published version of every dataset or of one, the one built or confirmed last first."""
-    found = home.datasets.glob(f"{name}/versions/[!.]*/manifest.json")  # a dot: not finished, or replaced
-    return [_read_version(path) for path in sorted(found, key=lambda p: (-p.stat().st_mtime_ns, str(p)))]
+def list_datasets(home: Home, name: str = "*", damaged: list[DatasetError] | None = None) -> list[DatasetVersion]:
+    """Return every published version of every dataset or of one, the one built or confirmed last first.
+
+    Args:
+        damaged: gets the error of each manifest that cannot be used; without it, each is a warning.
+    """
+    found: list[tuple[DatasetVersion, Path]] = []
+    for path in sorted(home.datasets.glob("*/versions/[!.]*/manifest.json")):
+        if name not in ("*", path.parents[2].name):
+            continue
+        try:  # a dot before a name: not finished, or replaced
+            found.append((read_version(path), path))
+        except DatasetError as error:
+            warn_once(f"{error}; it is left out")
+            if damaged is not None:
+                damaged.append(error)
+    numbers = {name: _latest(home, name)[1] for name in {version.name for version, _ in found}}
+
+    def place(entry: tuple[DatasetVersion, Path]) -> tuple[int, int]:
+        version, path = entry
+        return -numbers[version.name].get(version.version, 0), -path.stat().st_mtime_ns
+
+    return [version for version, _ in sorted(found, key=place)]
 
 
 def holds_names(dataset: DatasetVersion, files: pa.Table) -> bool:
     """Tell whether the ledger calls the files as the scan does; contents may be the same under other names."""
     try:
         ledger = read_table(dataset.ledger, ["path", "source", "content_hash"])
-    except (OSError, pa.ArrowException):
+    except (OSError, DamagedFile):
         return False  # damaged; publishing it again mends it
     if not ledger.column("path").equals(files.column("path")):
         return False
@@ -381,5 +462,4 @@ def holds_names(dataset: DatasetVersion, files: pa.Table) -> bool:
 
 def confirm(dataset: DatasetVersion) -> None:
     """Make an existing version the latest of its name again: a rebuild found that its sources still say so."""
-    write_atomically(dataset.folder / "latest.json", json_bytes({"version": dataset.version}))
-    os.utime(dataset.manifest_path)
+    _note_latest(Home(dataset.folder.parents[1]), dataset.name, dataset.version)

@@ -1,6 +1,5 @@
 """Song shards -> token shards: each piece of the training split in all its variants, the others as they are."""
 
-import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tasks import cluster
 from tasks.augment import NO_AUGMENTATION, change_notes, group_variants, plan_variants
@@ -18,7 +16,7 @@ from tasks.music.tokenizers.mmm import MmmConfig
 from tasks.music.tokenizers.registry import LearnedConfig, TokenizerConfig, build_tokenizer, needs_vocabulary
 from tasks.music.transforms import transpose_within
 from tasks.music.windows import cut_windows
-from tasks.shards import SCHEMA_NUMBER, TOKEN_SCHEMA, flat_values, read_table, write_table
+from tasks.shards import SCHEMA_NUMBER, TOKEN_SCHEMA, flat_values, read_metadata, read_table, write_table
 from tasks.variants import TokenShardCounts, encode_variants
 
 logger = logging.getLogger(__name__)
@@ -143,7 +141,7 @@ def grid_of(encoding: TokenizerConfig) -> int:
 
 def read_counts(path: Path) -> TokenShardCounts:
     """Return the counts that `build_token_shard` left in a shard's metadata."""
-    return TokenShardCounts(**json.loads(pq.read_schema(path).metadata[b"counts"]))
+    return TokenShardCounts(**read_metadata(path, "counts"))
 
 
 def read_notes(songs: Path, pieces: tuple[str, ...] | None = None) -> NoteBatch:

@@ -48,6 +48,10 @@ class CheckpointError(OrchestrionError):
     """A checkpoint that is incomplete, damaged or belongs to another model."""
 
 
+class DamagedFile(OrchestrionError):
+    """A file of the home that is not what was written, or is of no shape that can be used."""
+
+
 class HomeError(OrchestrionError):
     """A home folder that is read-only, full or in use."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tasks.batch_page import batch_page
-from tasks.checkpoints import load_model
+from tasks.checkpoints import load_model, weights_hash
 from tasks.choose import Choice, WritePlan, choose_pieces, render_all
 from tasks.config import GenerateConfig, digest, to_json
 from tasks.critic import NOTHING_NEW, Critic, batch_flags
@@ -65,10 +65,9 @@ def batch_name(model: ModelVersion, config: GenerateConfig, prompts: list[Prompt
     settings = to_json(config)
     for by_contents in ("batch_size", "n_workers", "prompt", "prompt_to", "soundfont"):
         settings.pop(by_contents)
-    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     identity = {
         "model": model.reference,
-        "weights": weights,
+        "weights": weights_hash(checkpoint),
         "config": settings,
         "prompts": [(p.name, p.sha256) for p in prompts],
     }

@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,9 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.errors import DamagedFile
 from tasks.home import whole_file
+from tasks.integrity import BLANK_SEAL, Sealing, require_whole
 
-SCHEMA_NUMBER = 3  # part of every version digest; raise it when a column changes its meaning
+SCHEMA_NUMBER = 4  # part of every version digest; raise it when a column changes its meaning
+
+WAY_OUT = "run its rebuild again"  # which makes what is damaged again
 
 ROWS_PER_GROUP = 256
 TOKENS_PER_GROUP = 1 << 19  # a group is what a reader takes at once, and skips at once
@@ -141,7 +145,16 @@ def write_into(
         encoded = {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()}
         table = table.replace_schema_metadata(encoded)
     options = _encodings(schema) if schema else {"compression": "zstd", "compression_level": 1}
-    pq.write_table(table, handle, row_group_size=_rows_per_group(table), store_schema=True, **options)
+    write_sealed(handle, table, _rows_per_group(table), store_schema=True, **options)
+
+
+def write_sealed(handle: IO[bytes], table: pa.Table, row_group_size: int, **options: Any) -> None:
+    """Write a table as Parquet with a checksum on each page and the seal of the whole file in its footer."""
+    sink = Sealing(handle)
+    with pq.ParquetWriter(sink, table.schema, write_page_checksum=True, **options) as writer:
+        writer.write_table(table, row_group_size)
+        writer.add_key_value_metadata(BLANK_SEAL)
+    sink.seal()
 
 
 def _rows_per_group(table: pa.Table) -> int:
@@ -185,14 +198,55 @@ _UNIQUE = ("piece", "content_hash")  # a dictionary of values that differ in eve
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file, or some of its columns."""
+    """Read one Parquet file, or some of its columns; all its bytes are checked when a process first reads it.
+
+    Raises:
+        DamagedFile: it has other bytes than were written.
+        OSError: it is missing or cannot be read.
+    """
+    check_shard(path)
     # An open file, not a path: `split=train` in a folder's name must not become a column. And Arrow's own file, not
     # Python's: its threads may let go of it after the interpreter has ended, which then would abort.
     with _opened(path) as handle:
         try:
-            return pq.read_table(handle, columns=columns)
-        except pa.ArrowInvalid as error:
-            raise pa.ArrowInvalid(f"{path}: {error}") from None
+            return pq.read_table(handle, columns=columns, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, error) from None
+
+
+def read_lists(path: Path, column: str, n_rows: int) -> Iterator[pa.ListArray]:
+    """Yield a list column some rows at a time, in constant memory; errors as in `read_table`."""
+    check_shard(path)
+    try:
+        # Without buffering ahead, or all of the column would be fetched at once.
+        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(n_rows, columns=[column], use_threads=False):
+                yield batch.column(0)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def read_metadata(path: Path, key: str) -> Any:
+    """Return one of the values that `write_table` was given as `metadata`; errors as in `read_table`."""
+    check_shard(path)
+    with _opened(path) as handle:
+        try:
+            return json.loads((pq.read_schema(handle).metadata or {})[key.encode()])
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise _damaged(path, error) from None
+
+
+def check_shard(path: Path) -> None:
+    """Check all bytes of a Parquet file, once in a process; errors as in `read_table`."""
+    try:
+        require_whole(path)
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}; {WAY_OUT}") from None
+
+
+def _damaged(path: Path, error: Exception) -> DamagedFile:
+    said = str(error).splitlines() or [type(error).__name__]
+    return DamagedFile(f"{path} is damaged: {said[0]}; {WAY_OUT}")
 
 
 def _opened(path: Path) -> pa.OSFile:

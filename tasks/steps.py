@@ -6,6 +6,7 @@ need torch are in `model_steps.py`, so that a rebuild need not pay for that.
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.tasks import Task
 
-from tasks import analyse, cluster, dataset_report, datasets, encode, ingest, ledger
+from tasks import analyse, cluster, dataset_report, dataset_upkeep, datasets, encode, ingest, integrity, ledger
 from tasks.config import DatasetConfig
 from tasks.datasets import DatasetVersion
 from tasks.errors import OrchestrionError
@@ -107,13 +108,26 @@ def find_inputs(config: DatasetConfig, home: Home) -> Inputs:
 @task(name="find-version", cache_policy=NO_CACHE)
 def find_whole_version(home: Home, inputs: Inputs) -> DatasetVersion | None:
     """Return the version if it is published already with all its files, and make it the latest of its name."""
-    found = datasets.find_version(home, inputs.config.name, inputs.version)
+    found = datasets.usable_version(home, inputs.config.name, inputs.version)
     if found is None or found.missing_files() or not datasets.holds_names(found, inputs.scan.files):
         return None
     if found.manifest["counts"]["n_other_files"] != inputs.scan.n_other_files:
         return None
+    with show_progress("checking", dataset_upkeep.n_files_of(found), "files") as progress:
+        problems = dataset_upkeep.verify_version(found, progress.advance)
+    for problem in problems:
+        logger.warning("%s %s; the version is made again", problem.path, problem.problem)
+    if problems:
+        return None
     datasets.confirm(found)
     return found
+
+
+def _check_shards(paths: Sequence[Path]) -> None:
+    """Check the shards that an earlier rebuild has made; a damaged one goes, so that it is made again."""
+    here = [path for path in paths if path.exists()]
+    with show_progress("checking", len(here), "files") as progress:
+        integrity.drop_damaged(here, cluster.n_cpus(), progress.advance)
 
 
 @task(name="parse-songs", **HEALS)
@@ -122,6 +136,7 @@ def parse_songs(home: Home, inputs: Inputs) -> Songs:
     folder, files = inputs.folder(home), inputs.scan.files
     contents = ingest.distinct_contents(files)
     shards = ingest.plan_song_shards(inputs.config.parse, contents, folder / "songs")
+    _check_shards([shard.path for shard in shards])
     missing = [shard.n_files for shard in shards if not shard.path.exists()]
     if missing:
         with Progress("preparing the readers"):
@@ -130,6 +145,7 @@ def parse_songs(home: Home, inputs: Inputs) -> Songs:
         ingest.build_song_shards(shards, progress.advance)
     logger.info("songs: %d shards, %d of them new", len(shards), len(missing))
     planned = analyse.plan_analysis([shard.path for shard in shards], folder / "analysis")
+    _check_shards([shard.path for shard in planned])
     n_missing = sum(not shard.path.exists() for shard in planned)
     with show_progress("analysing", n_missing, "shards") as progress:
         analyse.build_analysis(planned, progress.advance)
@@ -156,6 +172,7 @@ def encode_and_publish(
     """Augment and encode what no earlier rebuild has encoded, and publish the version."""
     with Progress("planning the tokens"):
         tokens = datasets.plan_tokens(inputs.config, book, songs.shards, inputs.folder(home))
+    _check_shards([shard.path for shard in tokens])
     missing = [len(shard.pieces) for shard in tokens if not shard.path.exists()]
     with show_progress("encoding", sum(missing), "pieces") as progress:
         encode.build_token_shards(tokens, progress.advance)

@@ -68,8 +68,10 @@ def log_training_end(run: Run, model: ModelVersion, result: "TrainResult") -> No
 
 def training_summary(home: Home, model: ModelVersion, folder: Any) -> Summary:
     """Return ids, paths and figures of a finished training run."""
+    from tasks.checkpoints import read_state
+
     checkpoint = home.root / model.checkpoint
-    state = read_json(checkpoint / "state.json")
+    state = read_state(checkpoint)
     return {
         "model_version": model.reference,
         "run_id": model.run_id,

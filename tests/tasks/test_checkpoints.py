@@ -20,6 +20,7 @@ from tasks import checkpoints
 from tasks.checkpoints import CheckpointFolder, exported, load_model, load_weights, read_state, restore
 from tasks.config import to_json
 from tasks.errors import CheckpointError, NotFound, OrchestrionError
+from tasks.integrity import sealed_bytes
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tests.samples import SMALL_MODEL, short_training
 
@@ -182,7 +183,7 @@ def change_state(**changes: Any) -> Callable[[Path], None]:
     def fault(folder: Path) -> None:
         state = json.loads((folder / "state.json").read_text()) | changes
         kept = {key: value for key, value in state.items() if value is not None}
-        (folder / "state.json").write_text(json.dumps(kept))
+        (folder / "state.json").write_bytes(sealed_bytes(kept))
 
     return fault
 
@@ -192,8 +193,16 @@ def change_tensors(name: str, change: Callable[[dict[str, torch.Tensor]], object
         tensors = load_file(folder / name)
         change(tensors)
         save_file(tensors, folder / name)
+        accept(folder, name)
 
     return fault
+
+
+def accept(folder: Path, *names: str) -> None:
+    """Write down the digests of files as they are now: what follows is then not about their bytes."""
+    state = json.loads((folder / "state.json").read_text())
+    state["files"] |= {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    (folder / "state.json").write_bytes(sealed_bytes(state))
 
 
 def write(name: str, data: bytes) -> Callable[[Path], None]:
@@ -251,6 +260,7 @@ def test_weights_and_optimizers_of_another_model_are_turned_down(tmp_path: Path)
     with pytest.raises(CheckpointError, match="weights are of another model"):
         restore(other, *wide)
     shutil.copyfile(other / "optimizer.safetensors", folder / "optimizer.safetensors")
+    accept(folder, "optimizer.safetensors")
     with pytest.raises(CheckpointError, match="optimizer state does not fit this model"):
         restore(folder, *wide)
     deep = save(tmp_path / "deep", n_layers=3)

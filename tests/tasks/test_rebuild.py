@@ -226,8 +226,12 @@ def test_a_version_that_lost_a_shard_is_published_again(home: Home, tmp_path: Pa
 def test_a_damaged_manifest_is_named(home: Home, tmp_path: Path) -> None:
     version = small_dataset(home, small_corpus(tmp_path / "midi", 4))
     version.manifest_path.write_text("{bad")
-    with pytest.raises(DatasetError, match=r"manifest\.json is damaged"):
-        datasets.list_datasets(home)
+    for reference in ("", "small", version.reference):
+        with pytest.raises(DatasetError, match=r"manifest\.json is damaged"):
+            datasets.resolve_dataset(home, reference)
+    other = small_dataset(home, small_corpus(tmp_path / "other", 5), name="other")  # which goes on
+    assert [entry.reference for entry in datasets.list_datasets(home)] == [other.reference]
+    assert datasets.resolve_dataset(home, "other").version == other.version
 
 
 @pytest.mark.slow
