@@ -4,6 +4,7 @@ Shape letters: see layers.py. T and J count vectors of whichever scale is meant;
 becomes one vector.
 """
 
+from collections.abc import Sequence
 from typing import Literal, overload
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional
 from models.config import HourglassConfig
 from models.dropout import Dropout
 from models.hourglass_cache import HourglassCache, Scale, cached_scales, fresh_scales, visible
-from models.hourglass_losses import hidden_levels, hidden_loss
+from models.hourglass_losses import HiddenLevel, hidden_counts, hidden_levels, hidden_loss
 from models.layers import LayerCache, RelativeAttention, padding_before_token, sinusoids
 
 
@@ -291,15 +292,22 @@ class Hourglass(nn.Module):
             raise ValueError(f"padding (id {self.pad_id}) may only stand at the end of a row")
         return (~hidden_BT).sum(dim=1)
 
-    def auxiliary_loss(self, hidden: list[Tensor], tokens_BT: Tensor) -> Tensor:
+    def auxiliary_loss(
+        self, hidden: list[Tensor], tokens_BT: Tensor, counts: Sequence[float] | None = None
+    ) -> Tensor:
         """Return what is to be added to the mean cross entropy.
 
         Args:
             hidden, tokens_BT: what `forward` returned for which ids.
+            counts: see `hidden_loss`.
         """
         return self.config.hidden_loss_weight * hidden_loss(
-            self.config.hidden_loss,
-            hidden,
-            hidden_levels(self.config.factors, self.config.hidden_upsampled),
-            self.count_real(tokens_BT),
+            self.config.hidden_loss, hidden, self._hidden_levels(), self.count_real(tokens_BT), counts
         )
+
+    def auxiliary_counts(self, tokens_BT: Tensor) -> list[int]:
+        """Return what the auxiliary loss of each hidden state is a mean over, for the ids of a whole batch."""
+        return hidden_counts(self.config.hidden_loss, self._hidden_levels(), self.count_real(tokens_BT))
+
+    def _hidden_levels(self) -> list[HiddenLevel]:
+        return hidden_levels(self.config.factors, self.config.hidden_upsampled)

@@ -3,11 +3,14 @@
 T and J count vectors of a hidden state's own scale, of which those that stand for padding alone are left out.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+HiddenLossKind = Literal["none", "cosine", "exp_cosine"]
 
 
 class HiddenLevel(NamedTuple):
@@ -28,7 +31,11 @@ def hidden_levels(factors: tuple[int, ...], with_upsampled: bool) -> list[Hidden
 
 
 def hidden_loss(
-    kind: Literal["none", "cosine", "exp_cosine"], hidden: list[Tensor], levels: list[HiddenLevel], n_real_B: Tensor
+    kind: HiddenLossKind,
+    hidden: list[Tensor],
+    levels: list[HiddenLevel],
+    n_real_B: Tensor,
+    counts: Sequence[float] | None = None,
 ) -> Tensor:
     """Return the mean of the loss over the hidden states.
 
@@ -36,17 +43,40 @@ def hidden_loss(
         kind: the cross entropy alone ("none": 0), `cosine_loss` or `exp_cosine_loss`.
         hidden: one state of shape (B, T, D) for each of `levels`.
         n_real_B: tokens of each row, padding left out.
+        counts: what the sum of each state is divided by; None: `hidden_counts` of these rows. For a part of a batch
+            those of the whole batch, so that the losses of the parts add up to the loss of the batch.
     """
     total = torch.zeros((), device=n_real_B.device)
     if kind == "none" or not hidden:
         return total
-    for state_BTD, level in zip(hidden, levels, strict=True):
+    counts = hidden_counts(kind, levels, n_real_B) if counts is None else counts
+    for state_BTD, level, count in zip(hidden, levels, counts, strict=True):
         x_BTD = state_BTD.to(torch.promote_types(state_BTD.dtype, torch.float32))
-        n_vectors_B = (n_real_B + level.n_tokens - 1) // level.n_tokens
-        real_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) < n_vectors_B[:, None]
-        loss = cosine_loss(x_BTD, real_BT, level.factor) if kind == "cosine" else exp_cosine_loss(x_BTD, real_BT)
-        total = total + loss
+        real_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) < _n_vectors(level, n_real_B)[:, None]
+        loss = cosine_sum(x_BTD, real_BT, level.factor) if kind == "cosine" else exp_cosine_sum(x_BTD, real_BT)
+        total = total + loss / (count or 1)
     return total / len(hidden)
+
+
+def hidden_counts(kind: HiddenLossKind, levels: list[HiddenLevel], n_real_B: Tensor) -> list[int]:
+    """Return for each level what makes a mean of the sum of its loss: pairs of neighbours, or rows for "exp_cosine".
+
+    Args:
+        n_real_B: tokens of each row, padding left out.
+    """
+    if kind == "exp_cosine":
+        return [int((n_real_B > 0).sum())] * len(levels)
+    counts = []
+    for level in levels:
+        n_vectors_B = _n_vectors(level, n_real_B)
+        # Every group of n neighbours has n - 1 pairs, the last one perhaps fewer.
+        n_groups_B = (n_vectors_B + level.factor - 1) // level.factor
+        counts.append(int((n_vectors_B - n_groups_B).sum()))
+    return counts
+
+
+def _n_vectors(level: HiddenLevel, n_real_B: Tensor) -> Tensor:
+    return (n_real_B + level.n_tokens - 1) // level.n_tokens
 
 
 def cosine_loss(x_BTD: Tensor, real_BT: Tensor, group_size: int) -> Tensor:
@@ -54,10 +84,18 @@ def cosine_loss(x_BTD: Tensor, real_BT: Tensor, group_size: int) -> Tensor:
 
     The mean is over all pairs of the batch whose members both count; 0 where there are none.
     """
+    return cosine_sum(x_BTD, real_BT, group_size) / _same_group(real_BT, group_size).sum().clamp_min(1)
+
+
+def cosine_sum(x_BTD: Tensor, real_BT: Tensor, group_size: int) -> Tensor:
+    """Return the sum that `cosine_loss` is the mean of."""
     cosine_BT = functional.cosine_similarity(x_BTD[:, :-1], x_BTD[:, 1:], dim=-1)
-    same_group_T = (torch.arange(cosine_BT.shape[1], device=x_BTD.device) + 1) % group_size != 0
-    counts_BT = real_BT[:, :-1] & real_BT[:, 1:] & same_group_T
-    return (cosine_BT * counts_BT).sum() / counts_BT.sum().clamp_min(1)
+    return (cosine_BT * _same_group(real_BT, group_size)).sum()
+
+
+def _same_group(real_BT: Tensor, group_size: int) -> Tensor:
+    same_group_T = (torch.arange(real_BT.shape[1] - 1, device=real_BT.device) + 1) % group_size != 0
+    return real_BT[:, :-1] & real_BT[:, 1:] & same_group_T
 
 
 def exp_cosine_loss(x_BTD: Tensor, real_BT: Tensor) -> Tensor:
@@ -66,8 +104,13 @@ def exp_cosine_loss(x_BTD: Tensor, real_BT: Tensor) -> Tensor:
     A sum, as published: it grows with the square of the length, so a weight (1e-6 for 256 vectors) goes with a length.
     Rows of padding alone do not count.
     """
+    return exp_cosine_sum(x_BTD, real_BT) / real_BT.any(dim=1).sum().clamp_min(1)
+
+
+def exp_cosine_sum(x_BTD: Tensor, real_BT: Tensor) -> Tensor:
+    """Return the sum over the rows that `exp_cosine_loss` is the mean of."""
     unit_BTD = functional.normalize(x_BTD, dim=-1)
     cosine_BTJ = unit_BTD @ unit_BTD.transpose(1, 2)
     itself_TJ = torch.eye(x_BTD.shape[1], dtype=torch.bool, device=x_BTD.device)
     counts_BTJ = real_BT[:, :, None] & real_BT[:, None, :] & ~itself_TJ
-    return ((-cosine_BTJ).exp() * counts_BTJ).sum() / real_BT.any(dim=1).sum().clamp_min(1)
+    return ((-cosine_BTJ).exp() * counts_BTJ).sum()

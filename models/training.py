@@ -1,7 +1,7 @@
 """Loss, learning-rate schedules, and one training or evaluation step. Shape letters: see layers.py."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -136,8 +136,9 @@ def decayed_parameters(model: nn.Module, kind: str) -> list[nn.Parameter]:
 
 def token_loss(logits_BTV: Tensor, targets_BT: Tensor, pad_id: int = 0) -> tuple[Tensor, int]:
     """Return the cross entropy in nats, summed over the targets that are not `pad_id`, and their number."""
+    logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
     loss = functional.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=pad_id, reduction="sum"
+        logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=pad_id, reduction="sum"
     )
     return loss, int((targets_BT != pad_id).sum())
 
@@ -167,8 +168,43 @@ def bare_model(model: nn.Module) -> Any:
     return model
 
 
+class BatchCounts(NamedTuple):
+    """What the losses of a whole batch are means over, the rows of all workers together.
+
+    Attributes:
+        n_targets: tokens to predict.
+        hidden: see `Hourglass.auxiliary_counts`; empty for models without such a loss.
+    """
+
+    n_targets: float
+    hidden: tuple[float, ...] = ()
+
+    def share(self, n_workers: int) -> "BatchCounts":
+        """Return the counts for one of some workers whose gradients are averaged."""
+        return BatchCounts(self.n_targets / n_workers, tuple(count / n_workers for count in self.hidden))
+
+
+def count_batch(model: nn.Module, tokens_BT: Tensor, pad_id: int = 0) -> BatchCounts:
+    """Return what the losses of a model on the rows of a whole batch are means over.
+
+    Args:
+        model: bare or wrapped; it is not called.
+    """
+    n_targets = int((tokens_BT[:, 1:] != pad_id).sum())
+    bare = bare_model(model)
+    if isinstance(bare.config, HourglassConfig) and bare.has_auxiliary_loss:
+        return BatchCounts(n_targets, tuple(bare.auxiliary_counts(tokens_BT[:, :-1])))
+    return BatchCounts(n_targets)
+
+
 def loss_parts(
-    model: nn.Module, tokens_BT: Tensor, *, step: int | None, pad_id: int = 0, mask_BT: Tensor | None = None
+    model: nn.Module,
+    tokens_BT: Tensor,
+    *,
+    step: int | None,
+    pad_id: int = 0,
+    mask_BT: Tensor | None = None,
+    counts: BatchCounts | None = None,
 ) -> LossParts:
     """Return the loss of any model on rows of ids, whose inputs are `tokens_BT[:, :-1]` and targets `tokens_BT[:, 1:]`.
 
@@ -177,6 +213,7 @@ def loss_parts(
         step: of schedules that belong to the model; None: their last one, and only the cross entropy matters.
         mask_BT: of the shape of `tokens_BT`; a token counts as a target only where it is True. The first column is
             never a target, padding neither.
+        counts: of the whole batch that these rows are a part of; None: the rows are all of it.
     """
     bare = bare_model(model)
     if isinstance(bare.config, VaeConfig):
@@ -188,12 +225,14 @@ def loss_parts(
     auxiliary = torch.zeros((), device=tokens_BT.device)
     if step is not None and isinstance(bare.config, HourglassConfig) and bare.has_auxiliary_loss:
         logits_BTV, hidden = model(inputs_BT, return_hidden=True)
-        auxiliary = bare.auxiliary_loss(hidden, inputs_BT)
+        auxiliary = bare.auxiliary_loss(hidden, inputs_BT, counts.hidden if counts else None)
     else:
         logits_BTV = model(inputs_BT)
     nll_sum, n_targets = token_loss(logits_BTV, targets_BT.masked_fill(~counts_BT, pad_id), pad_id)
     n_correct = count_correct(logits_BTV.detach(), targets_BT, counts_BT)
-    return LossParts(nll_sum, n_targets, n_correct, auxiliary * n_targets, torch.zeros_like(auxiliary))
+    # A part's share of the mean over the whole batch, times what all parts are divided by.
+    auxiliary_sum = auxiliary * (counts.n_targets if counts else n_targets)
+    return LossParts(nll_sum, n_targets, n_correct, auxiliary_sum, torch.zeros_like(auxiliary))
 
 
 def train_step(
@@ -205,6 +244,7 @@ def train_step(
     learning_rate: float,
     max_grad_norm: float | None,
     n_targets: float,
+    n_hidden: Sequence[float] | None = None,
     first_beta: float | None = None,
     n_parts: int = 1,
     pad_id: int = 0,
@@ -214,22 +254,26 @@ def train_step(
 
     Args:
         step: 1 for the first one.
-        n_targets: targets of the whole batch of all workers, divided by the number of workers. Gradients that are
-            averaged over the workers are then those of the mean loss over the whole batch, however unevenly its
-            targets are spread.
+        n_targets: targets of the whole batch of all workers, divided by the number of workers. Gradients that add up
+            over the parts and are averaged over the workers are then those of the mean loss over the whole batch,
+            however unevenly its targets are spread.
+        n_hidden: the same for what an auxiliary loss is a mean over, see `count_batch`; None: `tokens_BT` is the whole
+            batch.
         first_beta: of Adam, at this step; None: as it is.
         n_parts: the batch goes through the model in so many parts, one after the other, in as much less memory.
         bf16: run the forward pass in bfloat16 where torch holds that to be safe; weights and loss stay float32.
     """
     if n_targets <= 0:
         raise ValueError(f"n_targets={n_targets}: a batch without targets has no loss")
+    n_hidden = count_batch(model, tokens_BT, pad_id).hidden if n_hidden is None else n_hidden
+    counts = BatchCounts(n_targets, tuple(n_hidden))
     model.train()
     set_rates(optimizer, learning_rate, first_beta)
     optimizer.zero_grad(set_to_none=True)
     sums = [0.0, 0, 0, 0.0]
     for part_BT in tokens_BT.chunk(n_parts):
         with torch.autocast(tokens_BT.device.type, dtype=torch.bfloat16, enabled=bf16):
-            parts = loss_parts(model, part_BT, step=step, pad_id=pad_id)
+            parts = loss_parts(model, part_BT, step=step, pad_id=pad_id, counts=counts)
         ((parts.nll_sum + parts.auxiliary_sum) / n_targets).backward()
         seen = float(parts.nll_sum.detach()), parts.n_targets, parts.n_correct, float(parts.auxiliary_sum.detach())
         sums = [total + value for total, value in zip(sums, seen, strict=True)]

@@ -22,7 +22,15 @@ from torch import nn
 
 from models.config import VaeConfig
 from models.registry import build_model
-from models.training import bare_model, build_optimizer, eval_step, first_beta, learning_rate, train_step
+from models.training import (
+    bare_model,
+    build_optimizer,
+    count_batch,
+    eval_step,
+    first_beta,
+    learning_rate,
+    train_step,
+)
 from tasks import cluster
 from tasks.batches import TokenStore
 from tasks.checkpoints import CheckpointFolder, read_state, restore
@@ -258,6 +266,7 @@ def run_steps(
         batch = train.batch(
             config.seed, step, config.batch_size, config.window_tokens, tokenizer.pad_id, config.windows
         )
+        counts = count_batch(bare, torch.from_numpy(batch), tokenizer.pad_id).share(world_size)
         torch.manual_seed(_step_seed(config.seed, step, rank))  # dropout: keyed by step, so no RNG state need be kept
         rate = learning_rate(config.schedule, step, config.model.d_model, config.n_steps)
         metrics = train_step(
@@ -268,7 +277,8 @@ def run_steps(
             learning_rate=rate,
             first_beta=first_beta(config.schedule, step, config.n_steps),
             max_grad_norm=config.optimizer.max_grad_norm,
-            n_targets=int((batch[:, 1:] != tokenizer.pad_id).sum()) / world_size,
+            n_targets=counts.n_targets,
+            n_hidden=counts.hidden,
             n_parts=config.n_parts,
             pad_id=tokenizer.pad_id,
             bf16=config.bf16,

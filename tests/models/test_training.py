@@ -9,9 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.config import DecoderConfig, NoamSchedule, OptimizerConfig, WarmupCosineSchedule
+from models.bottlenecks import Latent
+from models.config import (
+    DecoderConfig,
+    HourglassConfig,
+    NoamSchedule,
+    OptimizerConfig,
+    VaeConfig,
+    WarmupCosineSchedule,
+)
 from models.decoder import Decoder
-from models.training import build_optimizer, eval_step, learning_rate, token_loss, train_step
+from models.registry import build_model
+from models.training import build_optimizer, count_batch, eval_step, learning_rate, token_loss, train_step
 
 VOCAB_SIZE = 20
 TINY = DecoderConfig(d_model=32, n_heads=4, n_layers=2, d_ff=64, dropout=0.0, max_relative_distance=64)
@@ -233,3 +242,59 @@ def test_a_tiny_decoder_learns_to_copy() -> None:
     second_half_BT[:, 8:] = True
     metrics = eval_step(model, held_out_BT, mask_BT=second_half_BT)
     assert metrics.nll_sum / metrics.n_targets < 0.05
+
+
+RAGGED = (17, 3, 9, 1, 2, 17, 5, 2, 13, 8, 4, 16)  # tokens of the rows of a batch, the first of which is given
+HOURGLASS = HourglassConfig(d_model=16, n_heads=2, d_ff=32, depths=(1, 1, 1, 1, 1), shorten_factor=(2, 2), dropout=0.0)
+SMALL_VAE = VaeConfig(block=16, d_model=16, n_heads=2, n_layers=1, bias=True, channels=(12, 8), kl_start=0.3, kl_end=0.3)
+SYSTEMS = {
+    "decoder": TINY,
+    **{
+        f"{kind}, {'both ways' if upsampled else 'down'}": replace(
+            HOURGLASS, hidden_loss=kind, hidden_loss_weight=0.5, hidden_upsampled=upsampled
+        )
+        for kind in ("cosine", "exp_cosine")
+        for upsampled in (True, False)
+    },
+    "vae": replace(SMALL_VAE, free_bits=0.0),
+    "vae with free bits": replace(SMALL_VAE, free_bits=0.1),
+    "vae encoder": replace(SMALL_VAE, family="encoder", free_bits=0.0),
+}
+
+
+def ragged_batch() -> Tensor:
+    tokens_BT = random_tokens(len(RAGGED), max(RAGGED))
+    for row, length in enumerate(RAGGED):
+        tokens_BT[row, length:] = 0
+    return tokens_BT
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_parts_and_workers_have_the_gradient_of_the_whole_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One latent noise for every row: what is drawn would otherwise depend on how the batch is cut.
+    monkeypatch.setattr(Latent, "sample", lambda self, generator=None: self.mu_BZ + (0.5 * self.logvar_BZ).exp())
+    torch.manual_seed(0)
+    model = build_model(SYSTEMS[name], VOCAB_SIZE).double()
+    tokens_BT = ragged_batch()
+    counts = count_batch(model, tokens_BT)
+    assert counts.n_targets == sum(RAGGED) - len(RAGGED)
+
+    def gradient(n_workers: int, n_parts: int) -> tuple[Tensor, float]:
+        """Return the average of the workers' gradients, and the mean auxiliary loss that they report together."""
+        share, averaged, auxiliary = counts.share(n_workers), torch.zeros(()), 0.0
+        for rank in range(n_workers):
+            metrics = step(
+                model, tokens_BT[rank::n_workers], share.n_targets, n_hidden=share.hidden, n_parts=n_parts,
+                learning_rate=0.0,
+            )  # fmt: skip
+            averaged = averaged + torch.cat([g.flatten() for g in gradients(model)]) / n_workers
+            auxiliary += metrics.auxiliary_sum / counts.n_targets  # type: ignore[attr-defined]
+        return averaged, auxiliary
+
+    whole, auxiliary = gradient(1, 1)
+    assert (auxiliary != 0) is (name != "decoder")
+    for n_workers in (1, 2):
+        for n_parts in (1, 2, 3, 4):
+            found, reported = gradient(n_workers, n_parts)
+            assert float((found - whole).norm() / whole.norm()) < 1e-12, (n_workers, n_parts)
+            assert reported == pytest.approx(auxiliary, rel=1e-12)
