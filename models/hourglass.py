@@ -292,9 +292,7 @@ class Hourglass(nn.Module):
             raise ValueError(f"padding (id {self.pad_id}) may only stand at the end of a row")
         return (~hidden_BT).sum(dim=1)
 
-    def auxiliary_loss(
-        self, hidden: list[Tensor], tokens_BT: Tensor, counts: Sequence[float] | None = None
-    ) -> Tensor:
+    def auxiliary_loss(self, hidden: list[Tensor], tokens_BT: Tensor, counts: Sequence[float] | None = None) -> Tensor:
         """Return what is to be added to the mean cross entropy.
 
         Args:

@@ -58,6 +58,12 @@ class HomeError(OrchestrionError):
     exit_code = 1
 
 
+class Diverged(OrchestrionError):
+    """A training whose gradients or validation losses are no finite numbers any more."""
+
+    exit_code = 1
+
+
 class SweepFailed(OrchestrionError):
     """A sweep of which no point came to a result."""
 

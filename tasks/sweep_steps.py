@@ -15,13 +15,14 @@ from tasks.checkpoints import read_state
 from tasks.datasets import DatasetVersion
 from tasks.errors import Interrupted
 from tasks.home import Home
+from tasks.metrics_log import read_points
 from tasks.model_steps import register_model
 from tasks.progress import Progress
 from tasks.runs import Claim, claim_run, finish_run, finished_model
 from tasks.steps import show_progress
 from tasks.sweep import Point, Row, SweepConfig, SweepFolder
 from tasks.tracking import ModelVersion, Run
-from tasks.train import TrainJob, make_job, read_points, result_of
+from tasks.train import TrainJob, divergence_of, make_job, result_of
 from tasks.trials import Event, run_trials, share_cores
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def _has_ended(row: Row, folder: Path, registered: Set[str]) -> bool:
         return row["model_version"] in registered
     if row["status"] == sweep.FAILED:
         losses = [point["val/loss"] for point in read_points(folder / "metrics.jsonl") if "val/loss" in point]
-        return bool(losses) and not math.isfinite(losses[-1])
+        return divergence_of(folder).exists() or (bool(losses) and not math.isfinite(losses[-1]))
     return row["status"] == sweep.STOPPED
 
 

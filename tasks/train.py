@@ -1,19 +1,17 @@
 """Ray Train around models/training.py: workers, checkpoints, clean stops. No arithmetic of learning here."""
 
-import json
 import logging
 import math
-import os
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -36,12 +34,14 @@ from tasks.batches import TokenStore
 from tasks.checkpoints import CheckpointFolder, read_state, restore
 from tasks.config import TRAIN_WITHOUT_EFFECT, TrainConfig, digest, to_json
 from tasks.datasets import DatasetVersion
-from tasks.errors import ConfigError, Interrupted, OrchestrionError
+from tasks.errors import ConfigError, Diverged, Interrupted, OrchestrionError
 from tasks.home import Home, write_atomically
+from tasks.metrics_log import MetricsTail, Reporter, sum_over_ranks
 from tasks.music.tokenizers.registry import tokenizer_from_json
 
 logger = logging.getLogger(__name__)
 
+MOST_SKIPPED = 50  # steps in a row without a finite gradient, after which a run has diverged
 _VALIDATION_SEED = 2**31  # away from training seeds, so that no window is drawn for both
 
 
@@ -66,6 +66,11 @@ class TrainJob:
     def stop_request(self) -> Path:
         return self.run_dir / "stop"
 
+    @property
+    def divergence(self) -> Path:
+        """Why the last attempt at the run gave up, where it diverged."""
+        return divergence_of(self.run_dir)
+
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
@@ -75,6 +80,11 @@ class TrainResult:
     checkpoint: Path  # the best one
     step: int
     metrics: dict[str, float]
+
+
+def divergence_of(run_dir: Path) -> Path:
+    """Return the file that says why a run gave up, which there is only if it diverged."""
+    return run_dir / "diverged.txt"
 
 
 def run_dir_of(home: Home, config: TrainConfig, dataset: DatasetVersion) -> Path:
@@ -144,9 +154,11 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
         on_points: gets the metric points as they are written, in order, in this thread.
     Raises:
         Interrupted: SIGINT or SIGTERM came; the state was saved first.
+        Diverged: see `run_steps`; the last checkpoint is from before.
     """
     job.run_dir.mkdir(parents=True, exist_ok=True)
     job.stop_request.unlink(missing_ok=True)
+    job.divergence.unlink(missing_ok=True)
     # Before the handlers below, and in this thread: Ray's own one for SIGTERM aborts the process after three seconds.
     cluster.connect()
     failure: list[BaseException] = []
@@ -165,6 +177,8 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
             raise
     if failure:
         raise _own_error(failure[0])
+    if job.divergence.exists():
+        raise Diverged(job.divergence.read_text())
     state = read_progress(job.run_dir)
     if state["step"] < job.config.n_steps:
         by = received[0] if received else "request"
@@ -226,9 +240,11 @@ def worker_loop(settings: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    run_steps(
-        settings["job"], context.get_world_rank(), context.get_world_size(), device, ray.train.torch.prepare_model
-    )
+    # All workers diverge at the same step. What they raise would make Ray begin anew, which cannot help here.
+    with suppress(Diverged):
+        run_steps(
+            settings["job"], context.get_world_rank(), context.get_world_size(), device, ray.train.torch.prepare_model
+        )
 
 
 def run_steps(
@@ -245,6 +261,9 @@ def run_steps(
 
     Args:
         on_evaluation: gets step and validation loss (nats) once they are written; it may raise to end the run there.
+    Raises:
+        Diverged: `MOST_SKIPPED` steps in a row, or half of the run, had no finite gradient, or the last validation loss
+            is not finite. Nothing is saved then, so the same call tries again from the last checkpoint.
     """
     config = job.config
     torch.set_num_threads(job.n_threads)
@@ -257,12 +276,13 @@ def run_steps(
     state = restore(last, bare, optimizer) if last else {"step": 0, "best_loss": None}
     model: Any = torch.compile(bare) if config.compiled else bare
     model = wrap(model) if wrap else model
-    reporter = _Reporter(job, rank, state["step"], state.get("unreported"))
+    reporter = Reporter(job.metrics, rank, state["step"], state.get("unreported"))
     train = TokenStore(job.train_shards, job.flat_tokens)
     validation = TokenStore(job.validation_shards, job.flat_tokens)
     reporter.constant = {"train/tokens_out_of_reach": train.n_out_of_reach(config.window_tokens, config.windows)}
-    best_loss = state["best_loss"]
+    best_loss, n_skipped = state["best_loss"], state.get("skipped_in_a_row", 0)
     for step in range(state["step"] + 1, config.n_steps + 1):
+        started = time.perf_counter()
         batch = train.batch(
             config.seed, step, config.batch_size, config.window_tokens, tokenizer.pad_id, config.windows
         )
@@ -285,7 +305,10 @@ def run_steps(
         )
         is_last = step == config.n_steps
         stop = _any_rank(job.stop_request.exists() if rank == 0 else False, world_size)
-        reporter.add(step, metrics, rate, int((batch != tokenizer.pad_id).sum()))
+        reporter.add(step, metrics, rate, int((batch != tokenizer.pad_id).sum()), time.perf_counter() - started)
+        n_skipped = 0 if metrics.applied else n_skipped + 1
+        if n_skipped >= min(MOST_SKIPPED, max(config.n_steps // 2, 1)):
+            _give_up(job, rank, step, f"{n_skipped} steps in a row had no finite gradient")
         if step % config.log_every == 0 or is_last:
             reporter.flush(world_size)
         is_best, figures = False, None
@@ -294,8 +317,10 @@ def run_steps(
             is_best = is_better(figures["val/loss"], best_loss)
             best_loss = figures["val/loss"] if is_best else best_loss
             reporter.write({"step": step} | figures)
+            if is_last and not math.isfinite(figures["val/loss"]):
+                _give_up(job, rank, step, f"the last validation loss is {figures['val/loss']}")
         if is_best or is_last or stop or step % config.checkpoint_every == 0:
-            saved = _state(job, step, best_loss, reporter, world_size, bare)
+            saved = _state(job, step, best_loss, reporter, world_size, bare) | {"skipped_in_a_row": n_skipped}
             if rank == 0:
                 checkpoints.save(bare, optimizer, saved, is_best, config.keep_periodic)
         if on_evaluation and figures:
@@ -306,8 +331,18 @@ def run_steps(
         torch.distributed.barrier()
 
 
+def _give_up(job: TrainJob, rank: int, step: int, reason: str) -> NoReturn:
+    said = (
+        f"training diverged at step {step} of {job.config.n_steps}: {reason}; no model is registered;"
+        " a lower learning rate in train.schedule may help"
+    )
+    if rank == 0:
+        write_atomically(job.divergence, said.encode())
+    raise Diverged(said)
+
+
 def _state(
-    job: TrainJob, step: int, best_loss: float | None, reporter: "_Reporter", world_size: int, model: Any
+    job: TrainJob, step: int, best_loss: float | None, reporter: "Reporter", world_size: int, model: Any
 ) -> dict[str, Any]:
     return {
         "step": step,
@@ -352,120 +387,18 @@ def _validate(
         sums += np.array(
             eval_step(bare_model(model), tokens, pad_id=pad_id, bf16=config.bf16, draw_latents_by=generator)
         )
-    nll, n_targets, n_correct, kl = _sum_over_ranks(sums, world_size).tolist()
+    nll, n_targets, n_correct, kl = sum_over_ranks(sums, world_size).tolist()
     figures = {"val/loss": (nll + kl) / n_targets, "val/accuracy": n_correct / n_targets}
     return figures | ({"val/reconstruction": nll / n_targets, "val/kl": kl / n_targets} if has_latents else {})
 
 
 def is_better(loss: float, best_loss: float | None) -> bool:
-    """Tell whether a loss is the lowest so far; one that is not a number is only better than none."""
-    return best_loss is None or loss < best_loss or (math.isnan(best_loss) and not math.isnan(loss))
-
-
-def _sum_over_ranks(values: np.ndarray, world_size: int) -> np.ndarray:
-    if world_size == 1:
-        return values
-    tensor = torch.from_numpy(values).to("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
-    torch.distributed.all_reduce(tensor)
-    return tensor.cpu().numpy()
+    """Tell whether a loss is the lowest so far; one that is not finite never is."""
+    return math.isfinite(loss) and (best_loss is None or not math.isfinite(best_loss) or loss < best_loss)
 
 
 def _any_rank(flag: bool, world_size: int) -> bool:
-    return bool(_sum_over_ranks(np.array([float(flag)]), world_size)[0])
-
-
-class _Reporter:
-    """Gathers step metrics and appends points to `metrics.jsonl`; only rank 0 writes."""
-
-    def __init__(self, job: TrainJob, rank: int, step: int, unreported: list[float] | None) -> None:
-        self.path, self.rank = job.metrics, rank
-        self.latest: dict[str, float] = {}
-        self.constant: dict[str, float] = {}  # what holds for the whole run
-        self._reset()
-        if rank == 0:
-            self.sums += unreported or 0.0
-            kept = [point for point in read_points(self.path) if point["step"] <= step]
-            write_atomically(self.path, "".join(json.dumps(point) + "\n" for point in kept).encode())
-            for point in kept:
-                self.latest |= {key: value for key, value in point.items() if key != "step"}
-
-    def _reset(self) -> None:
-        self.sums = np.zeros(5)  # loss, targets, hits, auxiliary loss, skipped steps since the last point
-        self.n_tokens, self.started = 0, time.perf_counter()
-
-    def add(self, step: int, metrics: Any, rate: float, n_tokens: int) -> None:
-        # All ranks skip the same steps: one of them counts.
-        skipped = self.rank == 0 and not metrics.applied
-        self.sums += np.array([*metrics[:4], skipped])
-        self.n_tokens += n_tokens
-        self.step, self.rate, self.grad_norm = step, rate, metrics.grad_norm
-
-    def unreported(self, world_size: int) -> list[float]:
-        """Return the sums since the last point; saved, so that the next point covers the steps before a stop too."""
-        return _sum_over_ranks(self.sums.copy(), world_size).tolist()
-
-    def flush(self, world_size: int) -> None:
-        loss, n_targets, n_correct, auxiliary, n_skipped = _sum_over_ranks(self.sums, world_size).tolist()
-        seconds = time.perf_counter() - self.started
-        self.write(
-            {
-                "step": self.step,
-                "train/loss": loss / n_targets,
-                "train/accuracy": n_correct / n_targets,
-                "train/learning_rate": self.rate,
-                "train/grad_norm": self.grad_norm,
-                "train/tokens_per_second": self.n_tokens / seconds,
-                "train/skipped_steps": n_skipped,
-            }
-            | ({"train/auxiliary_loss": auxiliary / n_targets} if auxiliary else {})
-            | self.constant
-        )
-        self._reset()
-
-    def write(self, point: dict[str, float]) -> None:
-        self.latest |= {key: value for key, value in point.items() if key != "step"}
-        if self.rank == 0:
-            with self.path.open("a") as handle:
-                handle.write(json.dumps(point) + "\n")
-
-
-class MetricsTail:
-    """Reads the points that were appended to a file since the last look, each once, though a restart rewrites some."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.inode, self.offset = 0, 0
-        self.seen: set[tuple[float, bool]] = set()
-
-    def new_points(self) -> list[dict[str, float]]:
-        if not self.path.exists():
-            return []
-        with self.path.open("rb") as handle:
-            inode = os.fstat(handle.fileno()).st_ino
-            if inode != self.inode:  # a restart put another file in its place
-                self.inode, self.offset = inode, 0
-            handle.seek(self.offset)
-            whole, _, _ = handle.read().rpartition(b"\n")
-        self.offset += len(whole) + 1 if whole else 0
-        fresh = []
-        for line in whole.splitlines():
-            point = json.loads(line)
-            key = (point["step"], "val/loss" in point)
-            if key not in self.seen:
-                self.seen.add(key)
-                fresh.append(point)
-        return fresh
-
-
-def read_points(path: Path) -> list[dict[str, float]]:
-    """Return the metric points of a run; a torn last line is left out."""
-    points = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            points.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return points
+    return bool(sum_over_ranks(np.array([float(flag)]), world_size)[0])
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from typing import Any, Literal
 import torch
 
 from tasks import cluster
-from tasks.errors import ConfigError, OrchestrionError
-from tasks.train import MetricsTail, TrainJob, read_points, read_progress, run_steps, stop_on_signals
+from tasks.errors import ConfigError, Diverged, OrchestrionError
+from tasks.metrics_log import MetricsTail, read_points
+from tasks.train import TrainJob, read_progress, run_steps, stop_on_signals
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +34,6 @@ _QUIET = {  # Tune writes no log files of its own, and prints nothing
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-
-
-class Diverged(OrchestrionError):
-    """A validation loss that is no number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +139,7 @@ class _State:
         self.started.append(index)
         job.run_dir.mkdir(parents=True, exist_ok=True)
         job.stop_request.unlink(missing_ok=True)
+        job.divergence.unlink(missing_ok=True)
         return not self.stop.is_set()
 
     def request_stop(self) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tasks.home import Home
+from tasks.metrics_log import read_points
 from tasks.tracking import Tracker
-from tasks.train import read_points
 from tests.flows.conftest import clean_environment, last_json, orchestrion
 from tests.samples import small_corpus, small_dataset
 

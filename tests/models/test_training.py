@@ -246,7 +246,7 @@ def test_a_tiny_decoder_learns_to_copy() -> None:
 
 RAGGED = (17, 3, 9, 1, 2, 17, 5, 2, 13, 8, 4, 16)  # tokens of the rows of a batch, the first of which is given
 HOURGLASS = HourglassConfig(d_model=16, n_heads=2, d_ff=32, depths=(1, 1, 1, 1, 1), shorten_factor=(2, 2), dropout=0.0)
-SMALL_VAE = VaeConfig(block=16, d_model=16, n_heads=2, n_layers=1, bias=True, channels=(12, 8), kl_start=0.3, kl_end=0.3)
+SMALL_VAE = VaeConfig(block=16, d_model=16, n_heads=2, n_layers=1, channels=(12, 8), kl_start=0.3, kl_end=0.3)
 SYSTEMS = {
     "decoder": TINY,
     **{

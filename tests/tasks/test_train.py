@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,16 +19,18 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
-from models.config import NoamSchedule, OptimizerConfig, WarmupCosineSchedule
+from models.config import ConstantSchedule, NoamSchedule, OptimizerConfig, WarmupCosineSchedule
 from tasks import cluster, train
+from tasks.batches import TokenStore
 from tasks.checkpoints import CheckpointFolder, load_model, read_state
 from tasks.config import TrainConfig, to_json
 from tasks.datasets import DatasetVersion
-from tasks.errors import CheckpointError, ConfigError, Interrupted
+from tasks.errors import CheckpointError, ConfigError, Diverged, Interrupted
 from tasks.home import Home, write_atomically
-from tasks.train import TrainJob, make_job, read_points, read_progress, run_dir_of, run_steps
+from tasks.metrics_log import MetricsTail, read_points
+from tasks.train import TrainJob, make_job, read_progress, run_dir_of, run_steps
 from tests.samples import SMALL_MODEL, short_training, small_corpus, small_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -245,6 +249,116 @@ OTHER_SETTINGS: dict[str, Any] = {
 WITHOUT_EFFECT = {"n_workers": 2, "cpus_per_worker": 2, "max_failures": 0, "keep_periodic": 3, "log_every": 3}
 
 
+# Divergence
+
+
+def without_numbers(steps: set[int]) -> Callable[[nn.Module], nn.Module]:
+    """Return a `wrap` for `run_steps` that makes the loss of some steps, counted from now, no number."""
+    seen: list[int] = []
+
+    def wrap(model: nn.Module) -> nn.Module:
+        def spoil(module: nn.Module, _: object, logits: Tensor) -> Tensor:
+            if module.training:
+                seen.append(1)
+            return logits * math.nan if module.training and len(seen) in steps else logits
+
+        model.register_forward_hook(spoil)
+        return model
+
+    return wrap
+
+
+def test_a_run_without_a_finite_gradient_gives_up_half_way(dataset: DatasetVersion, tmp_path: Path) -> None:
+    job = make_job(short_training(), dataset, tmp_path)
+    with pytest.raises(Diverged, match="diverged at step 6 of 12: 6 steps in a row had no finite gradient"):
+        run_steps(job, wrap=without_numbers(set(range(1, 99))))
+    assert read_progress(tmp_path)["step"] < 6
+    assert Diverged.exit_code == 1
+
+
+def test_a_long_run_without_a_finite_gradient_gives_up_after_so_many_steps(
+    dataset: DatasetVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "MOST_SKIPPED", 3)
+    job = make_job(short_training(), dataset, tmp_path / "stopped")
+    with pytest.raises(Diverged, match="step 8 of 12: 3 steps in a row"):
+        run_steps(job, wrap=without_numbers({1, 2, 4, 6, 7, 8}))
+    # Skipped steps before a stop count too.
+    job = make_job(short_training(checkpoint_every=1), dataset, tmp_path / "killed")
+    with pytest.raises(Stumbled):
+        run_steps(job, wrap=lambda model: at_step(4, stumble)(without_numbers({2, 3})(model)))
+    with pytest.raises(Diverged, match="step 4 of 12: 3 steps in a row"):
+        run_steps(job, wrap=without_numbers({1}))
+
+
+def test_single_steps_without_a_finite_gradient_are_skipped(dataset: DatasetVersion, tmp_path: Path) -> None:
+    job = make_job(short_training(), dataset, tmp_path)
+    run_steps(job, wrap=without_numbers({2, 7, 9}))
+    assert sum(point.get("train/skipped_steps", 0) for point in read_points(job.metrics)) == 3
+    assert math.isfinite(read_progress(tmp_path)["metrics"]["val/loss"])
+
+
+def test_a_run_that_explodes_is_no_result_and_says_so_again(
+    dataset: DatasetVersion, tmp_path: Path, without_ray: None
+) -> None:
+    settings = {"schedule": ConstantSchedule(rate=1e30), "evaluate_every": 2, "checkpoint_every": 1}
+    job = make_job(short_training(**settings), dataset, tmp_path / "run")
+    for _ in range(2):
+        with pytest.raises(Diverged, match=r"diverged at step \d+ of 12"):
+            train.fit(job, lambda _: None)
+        assert CheckpointFolder(job.run_dir / "checkpoints").find("best") is None
+        assert read_progress(job.run_dir)["step"] < 12
+    assert job.divergence.read_text().startswith("training diverged")
+    shutil.rmtree(job.run_dir / "checkpoints")
+    train.fit(replace(job, config=short_training()), lambda _: None)  # as if the cause had been mended
+    assert not job.divergence.exists()
+
+
+def test_a_last_validation_that_is_no_number_is_no_result(
+    dataset: DatasetVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = iter([3.0, math.inf, math.nan])
+    monkeypatch.setattr(train, "_validate", lambda *_: {"val/loss": next(figures), "val/accuracy": 0.0})
+    job = make_job(short_training(evaluate_every=4), dataset, tmp_path)
+    with pytest.raises(Diverged, match="step 12 of 12: the last validation loss is nan"):
+        run_steps(job)
+    best = CheckpointFolder(tmp_path / "checkpoints").find("best")
+    assert best is not None
+    assert read_state(best)["step"] == 4
+    assert read_progress(tmp_path)["step"] < 12
+
+
+def test_the_rate_is_that_of_training_alone(
+    dataset: DatasetVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    def slow(function: Callable[..., Any], seconds: Callable[[], float]) -> Callable[..., Any]:
+        def slowed(*args: Any, **settings: Any) -> Any:
+            now[0] += seconds()
+            return function(*args, **settings)
+
+        return slowed
+
+    first = iter([100.0])  # the first step compiles
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(train, "train_step", slow(train.train_step, lambda: next(first, 2.0)))
+    monkeypatch.setattr(train, "_validate", slow(train._validate, lambda: 1000.0))
+    monkeypatch.setattr(CheckpointFolder, "save", slow(CheckpointFolder.save, lambda: 1000.0))
+    job = make_job(short_training(evaluate_every=2, log_every=3), dataset, tmp_path)
+    run_steps(job)
+    store = TokenStore(job.train_shards, job.flat_tokens)
+
+    def n_tokens(step: int) -> int:
+        config = job.config
+        batch = store.batch(config.seed, step, config.batch_size, config.window_tokens, 0, config.windows)
+        return int((batch != 0).sum())
+
+    rates = [p["train/tokens_per_second"] for p in read_points(job.metrics) if "train/loss" in p]
+    expected = [(2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12)]
+    assert rates == pytest.approx([sum(map(n_tokens, steps)) / len(steps) / 2.0 for steps in expected])
+
+
 def test_every_setting_was_thought_of() -> None:
     assert {field.name for field in fields(TrainConfig)} == OTHER_SETTINGS.keys() | WITHOUT_EFFECT.keys()
 
@@ -388,7 +502,7 @@ def test_what_the_training_raises_comes_out_of_fit(dataset: DatasetVersion, tmp_
 
 def test_the_tail_of_a_rewritten_file_gives_each_point_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    tail = train.MetricsTail(path)
+    tail = MetricsTail(path)
     assert tail.new_points() == []
 
     def point(step: int, rate: float) -> str:

@@ -16,7 +16,8 @@ from tasks.config import TrainConfig
 from tasks.datasets import DatasetVersion
 from tasks.errors import ConfigError
 from tasks.home import Home
-from tasks.train import TrainJob, make_job, read_points, read_progress, run_steps
+from tasks.metrics_log import read_points
+from tasks.train import TrainJob, make_job, read_progress, run_steps
 from tasks.trials import Event, run_trials, share_cores
 from tests.samples import short_training, small_corpus, small_dataset
 from tests.tasks.test_train import assert_same_run

@@ -1,0 +1,123 @@
+"""The metric points of a training run: gathered over steps and workers, appended to a file, read as they come."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+
+from tasks.home import write_atomically
+
+
+class Reporter:
+    """Gathers step metrics and appends points to a run's file; only rank 0 writes.
+
+    Args:
+        step: from which the run goes on; later points of an earlier attempt are taken out of the file.
+        unreported: what `unreported` said then.
+    """
+
+    def __init__(self, path: Path, rank: int, step: int, unreported: list[float] | None) -> None:
+        self.path, self.rank = path, rank
+        self.latest: dict[str, float] = {}
+        self.constant: dict[str, float] = {}  # what holds for the whole run
+        self.n_steps = 0  # of this process
+        self._reset()
+        if rank == 0:
+            self.sums += unreported or 0.0
+            kept = [point for point in read_points(self.path) if point["step"] <= step]
+            write_atomically(self.path, "".join(json.dumps(point) + "\n" for point in kept).encode())
+            for point in kept:
+                self.latest |= {key: value for key, value in point.items() if key != "step"}
+
+    def _reset(self) -> None:
+        self.sums = np.zeros(5)  # loss, targets, hits, auxiliary loss, skipped steps since the last point
+        self.n_tokens, self.seconds = 0, 0.0
+
+    def add(self, step: int, metrics: Any, rate: float, n_tokens: int, seconds: float) -> None:
+        """Count one step: its tokens, those of all ranks, and the seconds of training that it took."""
+        # All ranks skip the same steps: one of them counts.
+        skipped = self.rank == 0 and not metrics.applied
+        self.sums += np.array([*metrics[:4], skipped])
+        if self.n_steps == 1:  # the first step of a process compiles; it counts only as long as there is no other
+            self.n_tokens, self.seconds = 0, 0.0
+        self.n_tokens, self.seconds, self.n_steps = self.n_tokens + n_tokens, self.seconds + seconds, self.n_steps + 1
+        self.step, self.rate, self.grad_norm = step, rate, metrics.grad_norm
+
+    def unreported(self, world_size: int) -> list[float]:
+        """Return the sums since the last point; saved, so that the next point covers the steps before a stop too."""
+        return sum_over_ranks(self.sums.copy(), world_size).tolist()
+
+    def flush(self, world_size: int) -> None:
+        loss, n_targets, n_correct, auxiliary, n_skipped = sum_over_ranks(self.sums, world_size).tolist()
+        self.write(
+            {
+                "step": self.step,
+                "train/loss": loss / n_targets,
+                "train/accuracy": n_correct / n_targets,
+                "train/learning_rate": self.rate,
+                "train/grad_norm": self.grad_norm,
+                "train/tokens_per_second": self.n_tokens / max(self.seconds, 1e-9),
+                "train/skipped_steps": n_skipped,
+            }
+            | ({"train/auxiliary_loss": auxiliary / n_targets} if auxiliary else {})
+            | self.constant
+        )
+        self._reset()
+
+    def write(self, point: dict[str, float]) -> None:
+        self.latest |= {key: value for key, value in point.items() if key != "step"}
+        if self.rank == 0:
+            with self.path.open("a") as handle:
+                handle.write(json.dumps(point) + "\n")
+
+
+class MetricsTail:
+    """Reads the points that were appended to a file since the last look, each once, though a restart rewrites some."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.inode, self.offset = 0, 0
+        self.seen: set[tuple[float, bool]] = set()
+
+    def new_points(self) -> list[dict[str, float]]:
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as handle:
+            inode = os.fstat(handle.fileno()).st_ino
+            if inode != self.inode:  # a restart put another file in its place
+                self.inode, self.offset = inode, 0
+            handle.seek(self.offset)
+            whole, _, _ = handle.read().rpartition(b"\n")
+        self.offset += len(whole) + 1 if whole else 0
+        fresh = []
+        for line in whole.splitlines():
+            point = json.loads(line)
+            key = (point["step"], "val/loss" in point)
+            if key not in self.seen:
+                self.seen.add(key)
+                fresh.append(point)
+        return fresh
+
+
+def read_points(path: Path) -> list[dict[str, float]]:
+    """Return the metric points of a run; a torn last line is left out."""
+    points = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            points.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return points
+
+
+def sum_over_ranks(values: np.ndarray, world_size: int) -> np.ndarray:
+    """Return the sums of what all workers give; every one of them has to ask."""
+    if world_size == 1:
+        return values
+    tensor = torch.from_numpy(values).to("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+    torch.distributed.all_reduce(tensor)
+    return tensor.cpu().numpy()
