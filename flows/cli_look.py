@@ -53,7 +53,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Set models side by side: figures with intervals, curves, pieces to listen to; also an artifact in MLflow."""
-    from tasks.comparison import build_comparison, difference_of, gather_contestants
+    from tasks.comparison import build_comparison, difference_of, gather_contestants, warnings_of
     from tasks.output_files import check_output, write_output
 
     check_output(out)
@@ -78,9 +78,17 @@ def compare(
         for contestant in contestants
     ]
     if as_json:
-        typer.echo(json.dumps({"page": str(out.absolute()), "run_id": run.run_id, "models": rows}))
+        facts = {
+            "page": str(out.absolute()),
+            "run_id": run.run_id,
+            "models": rows,
+            "warnings": warnings_of(contestants),
+        }
+        typer.echo(json.dumps(facts))
         return
     print_list(rows, ("model_version", "scored_on", "bits_per_note", "above_the_first"), False, "models")
+    for warning in warnings_of(contestants):
+        typer.echo(f"note: {warning}")
     typer.echo(f"page: {out}")
 
 

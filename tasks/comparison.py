@@ -32,6 +32,17 @@ FIGURES = (
     ("continuation/pitch_class_distance", "distance of continuations in pitch classes", 3),
 )  # metric, label, digits
 
+_LIKELIHOOD, _SAMPLES, _CONTINUATIONS = "figures of held-out music", "figures of samples", "figures of continuations"
+CHANGED_BY = {  # setting of an evaluation -> what it changes
+    "window_tokens": _LIKELIHOOD,
+    "n_samples": _SAMPLES,
+    "sample_tokens": f"{_SAMPLES} and of continuations",
+    "n_continuations": _CONTINUATIONS,
+    "prompt_tokens": _CONTINUATIONS,
+    "seed": f"{_SAMPLES} and of continuations",
+}
+SETTINGS = tuple(CHANGED_BY)
+
 
 @dataclass(frozen=True, slots=True)
 class Heard:
@@ -49,6 +60,7 @@ class Contestant:
 
     Args:
         scored_on: dataset version and split of its newest evaluation, or empty.
+        settings: those of that evaluation which change figures, by name.
         metrics: of that evaluation, without the split's name.
         piece_nats: of each held-out piece, in the split's order.
         curves: metric -> (step, value), of its training.
@@ -57,6 +69,7 @@ class Contestant:
 
     model: ModelVersion
     scored_on: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     piece_nats: Sequence[float] = ()
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
@@ -86,8 +99,9 @@ def _contestant(home: Home, tracker: Tracker, model: ModelVersion) -> Contestant
         metrics = {key.removeprefix(f"{split}/"): value for key, value in run["metrics"].items()}
         facts = {
             "scored_on": f"{version}/{split}",
+            "settings": _settings_of(tracker.params(run["run_id"])),
             "metrics": metrics,
-            "piece_nats": tracker.piece_scores(run["run_id"]),
+            "piece_nats": tracker.piece_scores(run["run_id"]) or (),
         }
     batch = _newest_batch(home, model.reference)
     curves = {key: tracker.curve(model.run_id, key) for key, _ in CURVES} if model.run_id else {}
@@ -97,6 +111,10 @@ def _contestant(home: Home, tracker: Tracker, model: ModelVersion) -> Contestant
 
 def _split_of(metrics: Mapping[str, float]) -> str:
     return next((key.partition("/")[0] for key in metrics if key.endswith("/bits_per_note")), "")
+
+
+def _settings_of(params: Mapping[str, str]) -> dict[str, str]:
+    return {name: params[key] for name in SETTINGS if (key := f"evaluate.{name}") in params}
 
 
 def _newest_batch(home: Home, model: str) -> str:
@@ -121,9 +139,6 @@ def build_comparison(contestants: Sequence[Contestant]) -> str:
     """Return the page as HTML; the first model is the one that the others are set beside."""
     names = [contestant.model.reference for contestant in contestants]
     scored = {contestant.scored_on for contestant in contestants if contestant.scored_on}
-    warnings = [f"{c.model.reference} has not been evaluated" for c in contestants if not c.scored_on]
-    if len(scored) > 1:
-        warnings.append(f"scored on different music, so figures do not compare: {', '.join(sorted(scored))}")
     sections = [
         ("figures", "Held-out figures", _figure_table(contestants)),
         ("curves", "Curves", _legend(names) + f'<div class="pair">{_charts(contestants)}</div>'),
@@ -132,14 +147,37 @@ def build_comparison(contestants: Sequence[Contestant]) -> str:
     ]
     return assemble_page(
         "Comparison of models", f"{len(names)} models", f"scored on {escape(', '.join(sorted(scored)) or 'nothing')}",
-        {}, warnings, sections,
+        {}, warnings_of(contestants), sections,
     )  # fmt: skip
+
+
+def warnings_of(contestants: Sequence[Contestant]) -> list[str]:
+    """Return what a reader must know before the figures: models without any, and figures that do not compare."""
+    warnings = [f"{c.model.reference} has not been evaluated" for c in contestants if not c.scored_on]
+    evaluated = [contestant for contestant in contestants if contestant.scored_on]
+    scored = {contestant.scored_on for contestant in evaluated}
+    if len(scored) > 1:
+        warnings.append(f"scored on different music, so figures do not compare: {', '.join(sorted(scored))}")
+    for name in SETTINGS:
+        values = {c.model.reference: c.settings.get(name, "unknown") for c in evaluated}
+        if len(set(values.values())) > 1:
+            said = ", ".join(f"{value} ({reference})" for reference, value in values.items())
+            warnings.append(f"evaluated with different {name}, which changes {CHANGED_BY[name]}: {said}")
+    for contestant in evaluated:
+        wrong = [name for name, value in contestant.metrics.items() if not math.isfinite(value)]
+        if wrong:
+            warnings.append(f"{contestant.model.reference} has figures that are not finite: {', '.join(wrong[:3])}")
+    return warnings
 
 
 def difference_of(one: Contestant, first: Contestant) -> str:
     """Return how many bits per note one model is above another, with its 95 % interval; empty if nobody can tell."""
     total, n_pieces = sum(one.piece_nats), len(one.piece_nats)
-    if one is first or one.scored_on != first.scored_on or n_pieces != len(first.piece_nats) or not total:
+    window = [side.settings.get("window_tokens") for side in (one, first)]
+    if one is first or one.scored_on != first.scored_on or window[0] != window[1]:
+        return ""
+    nats = (*one.piece_nats, *first.piece_nats)
+    if n_pieces != len(first.piece_nats) or not total or not all(map(math.isfinite, nats)):
         return ""
     scale = n_pieces * one.metrics["bits_per_note"] / total
     sides = ({str(i): scale * nats for i, nats in enumerate(side.piece_nats)} for side in (one, first))

@@ -1,6 +1,7 @@
 """The stages that work with models as Prefect tasks; see `steps.py`."""
 
 import logging
+from collections.abc import Mapping
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -14,7 +15,7 @@ from tasks.home import Home
 from tasks.progress import Progress
 from tasks.prompts import read_prompts
 from tasks.steps import HEALS, show_progress
-from tasks.tracking import ModelVersion, Run, Tracker
+from tasks.tracking import CurveLog, ModelVersion, Run, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +28,22 @@ def fit_model(job: train.TrainJob, run: Run) -> train.TrainResult:
         logger.info("training goes on from step %d", done)
     with show_progress("training", job.config.n_steps, "steps", done) as progress:
 
-        def on_points(points: list[dict[str, float]]) -> None:
-            run.log_curve([(int(point["step"]), {k: v for k, v in point.items() if k != "step"}) for point in points])
-            for point in points:
-                loss = f"loss {point['train/loss']:.3f}" if "train/loss" in point else ""
-                progress.advance(max(int(point["step"]) - progress.done, 0), loss)
+        curves = CurveLog(run)
 
-        return train.fit(job, on_points)
+        def on_points(points: list[dict[str, float]]) -> None:
+            curves.add(points)
+            for point in points:
+                progress.advance(max(int(point["step"]) - progress.done, 0), _said_of(point))
+
+        result = train.fit(job, on_points)
+    curves.close()
+    return result
+
+
+def _said_of(point: Mapping[str, float]) -> str:
+    if "train/loss" not in point:
+        return ""
+    return f"loss {point['train/loss']:.3f}, {point['train/tokens_per_second']:,.0f} tokens/s of training"
 
 
 @task(name="register-model", cache_policy=NO_CACHE)

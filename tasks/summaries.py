@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from tasks.champions import against_champion, scored_on
+from tasks.champions import against_champion, champion_tags
 from tasks.config import EvaluateConfig, TrainConfig
 from tasks.dataset_card import dataset_card, table
 from tasks.datasets import DatasetVersion
@@ -100,10 +100,7 @@ def log_evaluation(
 ) -> bool:
     """Send an evaluation to the tracker; return whether the model became the champion of its name.
 
-    A champion gives way to a lower figure on the same dataset version and split, and where both models' pieces were
-    scored and `promote_by` is `interval`, only if the 95 % interval of the difference, over pieces, is below 0. One
-    that was scored on another version gives way, since the two figures cannot be compared. Scores on music that the
-    model was trained on say nothing of that, so they are only shown.
+    How they compare: see `against_champion`. Scores on music that the model was trained on are only shown.
     """
     rivalry = None if config.split == "train" else against_champion(run.tracker, result, model, dataset, config)
     is_promoted = bool(rivalry and rivalry.is_won and config.promote)
@@ -123,9 +120,7 @@ def log_evaluation(
     run.describe(card)
     if rivalry is None:
         return False
-    bits = result.metrics["bits_per_note"]
-    facts = {"scored_on": scored_on(dataset, config), "bits_per_note": f"{bits:.6f}", "scored_by": run.run_id}
-    run.tracker.set_model_tags(model, facts)
+    run.tracker.set_model_tags(model, champion_tags(result, dataset, config, run.run_id))
     if is_promoted:
         run.tracker.promote(model)
     return is_promoted

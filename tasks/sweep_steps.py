@@ -21,7 +21,7 @@ from tasks.progress import Progress
 from tasks.runs import Claim, claim_run, finish_run, finished_model
 from tasks.steps import show_progress
 from tasks.sweep import Point, Row, SweepConfig, SweepFolder
-from tasks.tracking import ModelVersion, Run
+from tasks.tracking import CurveLog, ModelVersion, Run
 from tasks.train import TrainJob, divergence_of, make_job, result_of
 from tasks.trials import Event, run_trials, share_cores
 
@@ -38,6 +38,7 @@ class _Training:
     job: TrainJob
     open_run: AbstractContextManager[Run] | None = None
     run: Run | None = None
+    curves: CurveLog | None = None
     step: int = 0
 
 
@@ -152,6 +153,7 @@ def _begin(work: _Sweep, training: _Training) -> None:
         "orchestrion/training", claim.folder.name, tags, work.parent.run_id, claim.run_id
     )
     training.run = training.open_run.__enter__()
+    training.curves = CurveLog(training.run)
     if claim.run_id:  # begun by an earlier attempt, or by `train`
         training.run.log_tags({"mlflow.parentRunId": work.parent.run_id, "orchestrion.sweep": work.folder.root.name})
     summaries.log_training_start(training.run, claim, config, work.dataset)
@@ -161,8 +163,8 @@ def _begin(work: _Sweep, training: _Training) -> None:
 
 
 def _log_points(work: _Sweep, training: _Training, event: Event) -> None:
-    assert training.run is not None
-    training.run.log_curve([(int(p["step"]), {k: v for k, v in p.items() if k != "step"}) for p in event.points])
+    assert training.curves is not None
+    training.curves.add(event.points)
     last = event.points[-1]
     loss = next((point["val/loss"] for point in reversed(event.points) if "val/loss" in point), None)
     note = f"point {training.point.number}" + (f" val/loss {loss:.3f}" if loss is not None else "")
@@ -188,6 +190,8 @@ def _end(work: _Sweep, training: _Training, event: Event) -> None:
 
 def _register(work: _Sweep, training: _Training) -> None:
     assert training.run is not None
+    assert training.curves is not None
+    training.curves.close()
     result = result_of(training.claim.folder)
     model = register_model(training.run, result, work.dataset, work.home, training.point.config.train)
     finish_run(training.claim, training.run, model)

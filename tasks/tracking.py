@@ -14,7 +14,7 @@ from typing import Any
 
 from tasks.datasets import DatasetVersion
 from tasks.errors import Interrupted, NotFound
-from tasks.home import Home
+from tasks.home import Home, storage_problem
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +170,53 @@ class Run:
         )
         self.log_tags({"orchestrion.model_version": f"{name}@{made.version}"})
         return self.tracker.model(f"{name}@{made.version}")
+
+
+class CurveLog:
+    """Sends a training's points to its run; a tracker that does not answer stops no training.
+
+    What could not be sent is sent with the next points, or by `close`.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.waiting: list[tuple[int, Mapping[str, float]]] = []
+        self.is_away = False
+
+    def add(self, points: Sequence[Mapping[str, float]]) -> None:
+        """Send points, each with its `step`, and those that wait.
+
+        Raises:
+            the tracker's own error: its disk is full or may not be written to, and a training would fare no better.
+        """
+        if not points:
+            return
+        self.waiting += [(int(point["step"]), {k: v for k, v in point.items() if k != "step"}) for point in points]
+        try:
+            self.close()
+        except _outages() as error:
+            if storage_problem(error):
+                raise
+            if not self.is_away:
+                logger.warning(
+                    "the tracker does not answer, training goes on and its curves follow later: %s",
+                    _first_line(error),
+                )
+            self.is_away = True
+
+    def close(self) -> None:
+        """Send what waits; raises where the tracker still does not answer."""
+        if self.waiting:
+            self.run.log_curve(self.waiting)
+        if self.is_away:
+            logger.info("the tracker answers again: %d points sent", len(self.waiting))
+        self.waiting, self.is_away = [], False
+
+
+def _outages() -> tuple[type[Exception], ...]:
+    from mlflow.exceptions import MlflowException
+
+    return (MlflowException, OSError)
 
 
 class Tracker:
@@ -336,21 +383,35 @@ class Tracker:
         for key, value in tags.items():
             self.client.set_model_version_tag(model.name, model.version, key, value)
 
-    def piece_scores(self, run_id: str) -> list[float]:
-        """Return the nats of each piece that an evaluation run has scored; none where it kept none."""
+    def piece_scores(self, run_id: str) -> list[float] | None:
+        """Return the nats of each piece that an evaluation has scored; [] where pieces have no scores of their own.
+
+        None where what the run kept cannot be read any more.
+        """
         import mlflow.artifacts
 
         if not run_id or not self.has_run(run_id):
-            return []
+            return None
         try:
             text = mlflow.artifacts.load_text(f"runs:/{run_id}/{PIECE_SCORES}")
-        except Exception:  # the store's own classes, many of them: a run of before, or one whose artifacts are gone
-            return []
-        return [float(nats) for nats in json.loads(text)["nats"]]
+            return [float(nats) for nats in json.loads(text)["nats"]]
+        except Exception as error:  # the store's own classes, many of them, or a damaged file
+            logger.warning(
+                "%s of run %s cannot be read: %s", PIECE_SCORES, run_id, (str(error).splitlines() or [""])[0]
+            )
+            return None
+
+    def params(self, run_id: str) -> dict[str, str]:
+        """Return the parameters of a run; none where the run is gone."""
+        return dict(self.client.get_run(run_id).data.params) if run_id and self.has_run(run_id) else {}
 
     def model_tags(self, model: ModelVersion) -> dict[str, str]:
         """Return the tags of a registered version."""
         return dict(self.client.get_model_version(model.name, model.version).tags)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _run_facts(run: Any, experiment: str) -> dict[str, Any]:

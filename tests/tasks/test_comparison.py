@@ -1,11 +1,12 @@
 """The page that sets models side by side: figures, intervals, curves, sound; nothing of it from outside the file."""
 
+import math
 import re
 from dataclasses import replace
 
 import pytest
 
-from tasks.comparison import Contestant, Heard, build_comparison, difference_of
+from tasks.comparison import Contestant, Heard, build_comparison, difference_of, warnings_of
 from tasks.report_page.curves import draw_curves, round_step
 from tests.studio import model_of
 
@@ -49,6 +50,28 @@ def test_what_cannot_be_compared_has_no_interval(change: dict[str, object]) -> N
     assert difference_of(other, first) == ""
     page = build_comparison([first, other])
     assert ("scored on different music" in page) == ("scored_on" in change)
+
+
+def test_unequal_settings_are_said_and_give_no_interval() -> None:
+    settings = {"window_tokens": "1024", "sample_tokens": "512"}
+    first = contestant("1", NATS, settings=settings)
+    wider = contestant("2", tuple(0.9 * nats for nats in NATS), settings=settings | {"window_tokens": "64"})
+    page = build_comparison([first, wider])
+    assert difference_of(wider, first) == ""
+    assert "evaluated with different window_tokens, which changes figures of held-out music" in page
+    assert "1024 (small-small@1), 64 (small-small@2)" in page
+    longer = contestant("2", NATS, settings=settings | {"sample_tokens": "100"})
+    assert difference_of(longer, first) != ""
+    assert "different sample_tokens, which changes figures of samples" in build_comparison([first, longer])
+    assert warnings_of([first, contestant("2", NATS, settings=settings)]) == []
+
+
+def test_figures_that_are_not_finite_are_said_and_give_no_interval() -> None:
+    broken = contestant("2", (math.nan, *NATS[1:]), metrics={"bits_per_note": math.nan, "accuracy": 0.1})
+    assert difference_of(broken, contestant("1", NATS)) == difference_of(contestant("1", NATS), broken) == ""
+    assert "small-small@2 has figures that are not finite: bits_per_note" in build_comparison(
+        [contestant("1", NATS), broken]
+    )
 
 
 def test_a_model_that_was_never_evaluated_is_said_to_be_none() -> None:

@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from tasks import summaries
 from tasks.checkpoints import exported, load_model
@@ -16,7 +19,7 @@ from tasks.datasets import DatasetVersion
 from tasks.errors import Interrupted, NotFound
 from tasks.evaluate import Evaluation
 from tasks.home import Home
-from tasks.tracking import ModelVersion, Run, Tracker
+from tasks.tracking import CurveLog, ModelVersion, Run, Tracker
 from tests.samples import short_training, small_corpus, small_dataset, small_model
 
 TRAINING, EVALUATION = "orchestrion/training", "orchestrion/evaluation"
@@ -163,6 +166,46 @@ def test_a_curve_offered_again_has_each_step_once(tracker: Tracker) -> None:
         assert history(tracker, run, metric) == [(step, values[metric]) for step, values in points]
 
 
+class Silent:
+    """A client whose tracker does not answer while `is_away`."""
+
+    def __init__(self, client: Any) -> None:
+        self.client, self.error, self.n_asked = client, None, 0
+
+    def __getattr__(self, name: str) -> Any:
+        if self.error and name in ("log_batch", "get_metric_history"):
+            self.n_asked += 1
+            raise self.error
+        return getattr(self.client, name)
+
+
+def test_a_tracker_that_is_away_gets_the_curve_later(
+    home: Home, tracker: Tracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tasks.tracking")
+    points = [{"step": float(step), "train/loss": 1.0 / step} for step in range(1, 8)]
+    other = Tracker(home)
+    other.client = client = Silent(tracker.client)  # type: ignore[assignment]
+    with other.open_run(TRAINING, "outage") as run:
+        curves = CurveLog(run)
+        curves.add(points[:1])
+        for error in (MlflowException("API request failed"), ConnectionResetError("reset"), TimeoutError()):
+            client.error = error  # type: ignore[assignment]
+            curves.add(points[1:2])
+            curves.add([])
+        assert client.n_asked == 3
+        with pytest.raises(TimeoutError):
+            curves.close()  # a training that is over needs the tracker
+        client.error = MlflowException("database or disk is full")  # type: ignore[assignment]
+        with pytest.raises(MlflowException):
+            curves.add(points[2:3])
+        client.error = None
+        curves.add(points[3:])
+        curves.close()
+    assert history(tracker, run, "train/loss") == [(int(p["step"]), p["train/loss"]) for p in points]
+    assert [record.levelname for record in caplog.records if "tracker" in record.message] == ["WARNING", "INFO"]
+
+
 def test_figures_that_are_no_numbers_do_not_stop_a_run(tracker: Tracker) -> None:
     with tracker.open_run(EVALUATION, "odd") as run:
         run.log_metrics({"a": math.nan, "b": math.inf, "c": 1.5})
@@ -268,8 +311,10 @@ def score(
 ) -> bool:
     names = ("nll_per_token", "accuracy", "perplexity", "bits_per_second", "n_tokens")
     figures = dict.fromkeys((*names, "baseline/accuracy", "baseline/nll_per_token"), 1.0)
-    result = Evaluation(figures | {"bits_per_note": bits_per_note}, {}, 1, 1, 0, piece_nats)
+    figures |= {"bits_per_note": bits_per_note} | settings.pop("figures", {})
+    result = Evaluation(figures, {}, 1, 1, 0, piece_nats)
     with tracker.open_run(EVALUATION, "score") as run:
+        run.log_params(to_json(EvaluateConfig(**settings)), "evaluate")
         return summaries.log_evaluation(run, result, model, dataset, EvaluateConfig(**settings))
 
 
@@ -327,6 +372,95 @@ def test_figures_of_another_dataset_version_or_split_are_not_compared(
     champion = tracker.champion("moved")
     assert champion is not None
     assert champion.version == "1"
+
+
+def last_words(tracker: Tracker) -> str:
+    """Return the description of the newest run."""
+    return tracker.client.get_run(tracker.recent_runs(1)[0]["run_id"]).data.tags["mlflow.note.content"]
+
+
+NATS = (100.0, 90.0, 110.0, 95.0, 105.0, 100.0)
+BETTER = tuple(0.5 * nats for nats in NATS)
+
+
+def test_a_model_scored_with_more_context_is_not_compared_until_both_are(
+    tracker: Tracker, register: Callable[[str], ModelVersion], dataset: DatasetVersion
+) -> None:
+    first, second = register("context"), register("context")
+    assert score(tracker, first, dataset, 8.0, NATS, window_tokens=64)
+    for promote_by in ("interval", "figure"):
+        more = {"window_tokens": 4096, "promote_by": promote_by}
+        assert not score(tracker, second, dataset, 4.0, BETTER, **more)
+        assert "context@1 was scored with window_tokens=64, this model with 4096" in last_words(tracker)
+    assert score(tracker, first, dataset, 7.0, NATS, window_tokens=4096)  # the champion again, with the same context
+    assert score(tracker, second, dataset, 4.0, BETTER, window_tokens=4096)
+
+
+def test_a_champion_of_an_older_release_is_compared_by_the_settings_of_its_run(
+    tracker: Tracker, register: Callable[[str], ModelVersion], dataset: DatasetVersion
+) -> None:
+    first, second = register("older"), register("older")
+    assert score(tracker, first, dataset, 8.0, NATS, window_tokens=64)
+    tracker.client.delete_model_version_tag("older", first.version, "scored_with")
+    assert not score(tracker, second, dataset, 4.0, BETTER, window_tokens=4096)
+    assert score(tracker, second, dataset, 4.0, BETTER, window_tokens=64)
+    tracker.client.delete_model_version_tag("older", second.version, "scored_with")
+    tracker.set_model_tags(second, {"scored_by": "0" * 32})
+    assert not score(tracker, first, dataset, 2.0, BETTER, window_tokens=64)
+    assert "scored with unknown settings (window_tokens)" in last_words(tracker)
+
+
+def test_lost_piece_scores_make_no_champion(
+    tracker: Tracker, register: Callable[[str], ModelVersion], dataset: DatasetVersion
+) -> None:
+    first, second = register("lost"), register("lost")
+    assert score(tracker, first, dataset, 8.0, NATS)
+    run_id = tracker.model_tags(first)["scored_by"]
+    artifacts = Path(url2pathname(urlsplit(tracker.client.get_run(run_id).info.artifact_uri).path))
+    (artifacts / "pieces.json").write_text("{")
+    assert not score(tracker, second, dataset, 4.0, BETTER)
+    assert "No interval can be told: the piece scores of lost@1 cannot be read" in last_words(tracker)
+    (artifacts / "pieces.json").unlink()
+    assert not score(tracker, second, dataset, 4.0, BETTER)
+    assert not score(tracker, second, dataset, 4.0, BETTER[:1])
+    assert score(tracker, second, dataset, 4.0, BETTER, promote_by="figure")  # asked for
+
+
+@pytest.mark.parametrize("nats", [(), BETTER], ids=["ours", "theirs"])
+def test_pieces_without_scores_are_compared_by_the_figure_and_it_is_said(
+    tracker: Tracker, register: Callable[[str], ModelVersion], dataset: DatasetVersion, nats: tuple[float, ...]
+) -> None:
+    name = f"latent-{len(nats)}"
+    first, second = register(name), register(name)
+    assert score(tracker, first, dataset, 8.0, () if nats else NATS)
+    assert score(tracker, second, dataset, 7.9, nats)
+    whose = f"{name}@1" if nats else "this model"
+    assert f"By the figure alone, for the pieces of {whose} have no scores of their own: it has" in last_words(tracker)
+
+
+def test_the_latents_of_two_models_are_drawn_alike(
+    tracker: Tracker, register: Callable[[str], ModelVersion], dataset: DatasetVersion
+) -> None:
+    first, second = register("drawn"), register("drawn")
+    latent: Any = {"figures": {"kl": 0.1}}
+    assert score(tracker, first, dataset, 8.0, **latent, window_tokens=64)
+    assert not score(tracker, second, dataset, 7.0, **latent, seed=1)
+    assert "scored with seed=0, this model with 1" in last_words(tracker)
+    assert score(tracker, second, dataset, 7.0, **latent)  # whole blocks, whatever the window
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_model_with_a_figure_that_is_not_finite_makes_no_champion(
+    tracker: Tracker, register: Callable[[str], ModelVersion], dataset: DatasetVersion, value: float
+) -> None:
+    name = f"broken{value}".replace("-", "_")
+    first, second = register(name), register(name)
+    assert not score(tracker, first, dataset, 5.0, figures={"nll_per_token": value})
+    assert not score(tracker, first, dataset, value)
+    assert tracker.champion(name) is None
+    assert score(tracker, first, dataset, 8.0)
+    assert not score(tracker, first, dataset, value)  # the champion itself, whose file was damaged
+    assert score(tracker, second, dataset, 9.0)
 
 
 def test_scores_on_the_training_split_make_no_champion_and_leave_its_figure(
