@@ -27,7 +27,6 @@ def fit_model(job: train.TrainJob, run: Run) -> train.TrainResult:
     if done:
         logger.info("training goes on from step %d", done)
     with show_progress("training", job.config.n_steps, "steps", done) as progress:
-
         curves = CurveLog(run)
 
         def on_points(points: list[dict[str, float]]) -> None:
