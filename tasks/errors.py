@@ -64,6 +64,12 @@ class Diverged(OrchestrionError):
     exit_code = 1
 
 
+class BadHome(HomeError):
+    """A home that cannot be one, by its name or by what is there: the caller's mistake."""
+
+    exit_code = 2
+
+
 class SweepFailed(OrchestrionError):
     """A sweep of which no point came to a result."""
 

@@ -4,7 +4,9 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -13,9 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tasks.errors import HomeError
+from tasks.errors import BadHome, HomeError
 
 MIN_FREE_BYTES = 256 * 2**20
+MAX_HOME_BYTES = 480  # of the path: SQLite opens files with paths of up to 504
+PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+_MARKS = (
+    "lock",
+    "datasets",
+    "runs",
+    "generations",
+    "mlflow",
+    "prefect",
+    "cache",
+    "session.json",
+)  # of a home or session
 _KEPT_NAME_BYTES = 180  # of a name of up to 255, in that of its temporary file
 _STORAGE_ERRORS = {
     errno.ENOSPC: "the disk is full",
@@ -35,8 +49,13 @@ class Home:
 
     @classmethod
     def at(cls, path: str | Path | None = None) -> "Home":
-        """Return the home at `path`, else at ORCHESTRION_HOME, else `.orchestrion` in the current folder."""
-        return cls(Path(path or os.environ.get("ORCHESTRION_HOME") or ".orchestrion").expanduser().absolute())
+        """Return the home at `path`, else at ORCHESTRION_HOME, else `.orchestrion` in the current folder.
+
+        Raises:
+            BadHome: the name cannot be that of a home: an address, not UTF-8, too long, or with a character that the
+                databases do not take.
+        """
+        return cls(_checked(str(path or os.environ.get("ORCHESTRION_HOME") or ".orchestrion")))
 
     @property
     def datasets(self) -> Path:
@@ -76,25 +95,45 @@ class Home:
         return self.root / "services.json"
 
     def prepare(self, min_free_bytes: int = MIN_FREE_BYTES) -> None:
-        """Make the folder and see that it can be written to.
+        """Make the folder, for this user alone, and see that it can be written to.
+
+        A home of this user that others may enter is narrowed; folders above it and homes of other users are left as
+        they are.
 
         Raises:
-            HomeError: it is a file, read-only, or has less than `min_free_bytes` free.
+            BadHome: it is a file, or a folder of other things that is open to others.
+            HomeError: it is read-only, or has less than `min_free_bytes` free.
         """
         probe = self.root / f".probe-{os.getpid()}"
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(PRIVATE_FOLDER, exist_ok=True)
+            self._make_private()
             probe.write_bytes(b"")
             probe.unlink()
-        except FileExistsError:
-            raise HomeError(f"home {self.root} is a file, not a folder; give another --home") from None
+        except (FileExistsError, NotADirectoryError):
+            raise BadHome(f"home {self.root} is a file, not a folder; give another --home") from None
         except OSError as error:
-            raise HomeError(f"cannot write to home {self.root}: {storage_problem(error) or error.strerror}") from None
+            kind = BadHome if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else HomeError
+            raise kind(f"cannot write to home {self.root}: {storage_problem(error) or error.strerror}") from None
         free = shutil.disk_usage(self.root).free
         if free < min_free_bytes:
             raise HomeError(
                 f"home {self.root} has {free >> 20} MiB free, below the {min_free_bytes >> 20} MiB a run needs"
             )
+
+    def _make_private(self) -> None:
+        found = self.root.stat()
+        if found.st_uid != os.geteuid() or not found.st_mode & 0o077:
+            return
+        names = {entry.name for entry in self.root.iterdir()} - {"lost+found"}
+        shared = self.root == Path("/") or found.st_mode & stat.S_ISVTX
+        if shared or (names and names.isdisjoint(_MARKS)):
+            hint = "" if shared else f", or close it yourself: chmod 700 {shlex.quote(str(self.root))}"
+            raise BadHome(
+                f"home {self.root} is open to others and holds other things than a home; give a new folder{hint}"
+            )
+        self.root.chmod(PRIVATE_FOLDER)
 
     @contextmanager
     def locked(self, purpose: str, wait_seconds: float = 0.0) -> Iterator[None]:
@@ -114,7 +153,7 @@ class Home:
                 _held_locks[self.root] -= 1
             return
         self.prepare()
-        with (self.root / "lock").open("a+") as handle:
+        with _open_lock(self.root / "lock") as handle:
             _acquire(handle, self.root, wait_seconds)
             handle.seek(0)
             handle.truncate()
@@ -129,7 +168,38 @@ class Home:
                 handle.truncate()
 
 
-def _acquire(handle: Any, root: Path, wait_seconds: float) -> None:
+def _checked(name: str) -> Path:
+    if "://" in name:
+        raise BadHome(f"home {name} is an address; a home is a folder of this machine")
+    try:
+        path = Path(name).expanduser().absolute()
+        path.resolve()
+        length = len(str(path).encode())
+    except (RuntimeError, OSError) as error:  # no such user; links that lead in a circle; a name that is too long
+        raise BadHome(f"home {name}: {getattr(error, 'strerror', None) or error}") from None
+    except ValueError as error:
+        said = "is not UTF-8" if isinstance(error, UnicodeError) else "holds a NUL character"
+        raise BadHome(f"home {name.encode('utf-8', 'backslashreplace').decode()!r} {said}") from None
+    wrong = next((character for character in str(path) if character == "?" or ord(character) < 32), None)
+    if wrong is not None:
+        raise BadHome(f"home {str(path)!r} holds the character {wrong!r}, which the paths of databases cannot")
+    if length > MAX_HOME_BYTES:
+        raise BadHome(f"home {path} is {length} bytes long, above {MAX_HOME_BYTES}: SQLite opens no longer paths")
+    return path
+
+
+def _open_lock(path: Path) -> IO[str]:
+    """Open a lock that other users cannot hold: a lock asks for no more than leave to read."""
+    try:
+        handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE), "r+")
+        if os.fstat(handle.fileno()).st_uid == os.geteuid():
+            os.fchmod(handle.fileno(), PRIVATE_FILE)
+    except OSError as error:
+        raise HomeError(f"cannot open {path}: {storage_problem(error) or error.strerror}") from None
+    return handle
+
+
+def _acquire(handle: IO[str], root: Path, wait_seconds: float) -> None:
     deadline = time.monotonic() + wait_seconds
     while True:
         try:
@@ -139,13 +209,16 @@ def _acquire(handle: Any, root: Path, wait_seconds: float) -> None:
             if time.monotonic() < deadline:
                 time.sleep(0.2)
                 continue
+        raise HomeError(f"home {root} is in use by {_holder(handle)}; wait for it, or give another --home")
+
+
+def _holder(handle: IO[str]) -> str:
+    try:
         handle.seek(0)
-        try:
-            holder = json.loads(handle.read())
-            who = f"{holder['purpose']} (process {holder['pid']}, since {holder['since']})"
-        except (ValueError, KeyError):
-            who = "another process"
-        raise HomeError(f"home {root} is in use by {who}; wait for it, or give another --home")
+        holder = json.loads(handle.read(4096))
+        return f"{holder['purpose']} (process {holder['pid']}, since {holder['since']})"
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return "another process"
 
 
 def storage_problem(error: BaseException | None) -> str | None:
