@@ -307,7 +307,7 @@ def ui(
     ] = environment.MLFLOW_PORT,
     verbose: VerboseOption = False,
 ) -> None:
-    """Start the Prefect and MLflow UIs on loopback; Ctrl-C stops both."""
+    """Start the Prefect and MLflow UIs on loopback, those that do not run yet; Ctrl-C stops them."""
     where = prepare(home, verbose)
     from flows.services import run_uis
 
@@ -441,13 +441,14 @@ def _run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[st
         interrupts.ended_soon(home.root / "logs" / "hung.txt"),
         home.locked(f"orchestrion {name.replace('_', '-')}", wait_seconds),
     ):
+        from flows import services
         from tasks import cluster
         from tasks.progress import Progress
 
-        environment.import_prefect(home)
-        interrupts.shield_temporary_server(home.prefect)
         with Progress(name.replace("_", "-")) as whole:
             whole.note = "starting Prefect"
+            services.ensure_prefect(home)
+            environment.import_prefect(home)
             flows = importlib.import_module("flows.sweep" if name == "sweep" else "flows.pipeline")
             try:
                 return getattr(flows, name)(*arguments, home=str(home.root), **options)

@@ -1,12 +1,13 @@
 """Deployments: the flows as things that Prefect schedules and people trigger, served by one process."""
 
+import asyncio
 import os
+from contextlib import ExitStack
 from typing import Any
 
 import typer
 
-from flows import environment
-from flows.services import Service, announced, start_prefect
+from flows import access, environment, services
 from tasks.config import PipelineConfig, to_json
 from tasks.errors import ConfigError
 from tasks.home import Home
@@ -63,23 +64,35 @@ def serve_flows(home: Home, config: PipelineConfig, cron: str) -> None:
 
     Uses the Prefect server of PREFECT_API_URL or of `orchestrion ui`; where there is none, starts one.
     """
-    check_cron(cron)
     os.environ.setdefault("ORCHESTRION_LOCK_WAIT_SECONDS", str(LOCK_WAIT_SECONDS))
-    services: list[Service] = []
-    if not os.environ.get("PREFECT_API_URL"):
-        services.append(start_prefect(home, environment.PREFECT_PORT))
-        os.environ["PREFECT_API_URL"] = f"{services[0].address}/api"
-    if services:
-        with announced(home, services):
-            _serve(home, config, cron)
-    else:
+    with ExitStack() as stack:
+        if os.environ.get("PREFECT_API_URL"):
+            environment.check_prefect()
+        else:
+            with access.servers_locked(home):
+                # Prefect reads the address when it is imported: a client without one would start a server of its
+                # own, to which no cancel ever comes.
+                address = environment.running_services(home, ("prefect",)).get("prefect")
+                listener = None if address else services.listen(environment.PREFECT_PORT)
+                access.use_prefect(home, f"{services.address_of(listener) if listener else address}/api")
+                environment.import_prefect(home)
+                check_cron(cron)
+                if listener:
+                    stack.enter_context(services.served(home, {"prefect": listener}))
+        environment.import_prefect(home)
+        check_cron(cron)
         _serve(home, config, cron)
 
 
 def _serve(home: Home, config: PipelineConfig, cron: str) -> None:
-    from prefect import serve
+    from flows.runner import FlowRunner
 
-    address = os.environ["PREFECT_API_URL"].removesuffix("/api")
-    typer.echo(f"Deployments at {address}/deployments; rebuild runs by cron '{cron}'. Ctrl-C stops.")
     # The schedule stays active when this process stops: it goes on where another one serves the same server.
-    serve(*build_deployments(home, config, cron), limit=1, pause_on_shutdown=False, print_starting_message=False)
+    runner = FlowRunner(home, name="orchestrion", limit=1, pause_on_shutdown=False)
+    for deployment in build_deployments(home, config, cron):
+        runner.register(deployment)
+    address = environment.without_password(os.environ["PREFECT_API_URL"]).removesuffix("/api")
+    if environment.running_prefect(home):
+        typer.echo(f"Sign in as user {access.USER}; the password is in {home.password}")
+    typer.echo(f"Deployments at {address}/deployments; rebuild runs by cron '{cron}'. Ctrl-C stops.")
+    asyncio.run(runner.start())

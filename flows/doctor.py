@@ -94,12 +94,9 @@ def _ray() -> str:
 
 
 def _prefect(home: Home) -> str:
-    address = os.environ.get("PREFECT_API_URL")
-    if not address:
+    if not os.environ.get("PREFECT_API_URL"):
         return "none running; commands start their own, schedules need `orchestrion deploy`"
-    if not environment.answers(f"{address}/health"):
-        raise OrchestrionError(f"PREFECT_API_URL={address} does not answer; start `orchestrion ui` or unset it")
-    return address
+    return environment.check_prefect()
 
 
 def _mlflow(home: Home) -> str:

@@ -1,17 +1,20 @@
 """Environment defaults that keep Prefect, Ray and MLflow private, quiet and inside the home. Imports none of them."""
 
+import base64
+import http.client
 import importlib
 import json
 import logging
 import os
-import socket
 import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from flows import access
+from tasks.errors import ConfigError
 from tasks.home import Home
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
@@ -61,15 +64,37 @@ SAMPLING: dict[str, str] = {"GOMP_SPINCOUNT": "1000"}
 def prepare(home: Home, verbosity: int = 0) -> None:
     """Set what is not set yet, before prefect, ray or mlflow is imported; a user's own value wins.
 
-    Where `orchestrion ui` runs for this home, flows report to its Prefect server.
+    Where `ui` or `deploy` runs for this home, flows report to its Prefect server.
     """
     set_defaults()
     if verbosity > 0:
         os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
     os.environ.setdefault("PREFECT_HOME", str(home.prefect))
-    address = running_prefect(home)
-    if address:
-        os.environ.setdefault("PREFECT_API_URL", address)
+    _use_servers(home)
+
+
+def _use_servers(home: Home) -> None:
+    """Have this process's clients use the Prefect server that runs for this home, and know its servers' password.
+
+    A user's own address or password wins.
+    """
+    running = running_services(home)
+    prefect, mlflow = running.get("prefect", ""), running.get("mlflow", "")
+    given = os.environ.get("PREFECT_API_URL")
+    if prefect and (not given or (_is_at(given, prefect) and "PREFECT_API_AUTH_STRING" not in os.environ)):
+        access.use_prefect(home, given or f"{prefect}/api")
+    if mlflow and _is_at(os.environ.get("MLFLOW_TRACKING_URI", ""), mlflow):
+        os.environ.setdefault("MLFLOW_TRACKING_USERNAME", access.USER)
+        os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", access.password_of(home))
+
+
+def _is_at(address: str, server: str) -> bool:
+    """Return whether an address leads to a server on loopback."""
+    for host in ("127.0.0.1", "localhost"):
+        base = server.replace("127.0.0.1", host)
+        if address == base or address.startswith(f"{base}/"):
+            return True
+    return False
 
 
 def set_defaults(also: Mapping[str, str] | None = None) -> None:
@@ -145,40 +170,62 @@ def configure_logging(verbosity: int) -> None:
 
 
 def running_prefect(home: Home) -> str | None:
-    """Return the API address of the Prefect server that `orchestrion ui` runs for this home, if it answers."""
-    services = read_services(home)
-    address = services.get("prefect_api_url")
-    return address if address and answers(f"{address}/health") else None
+    """Return the API address of the Prefect server that `ui` or `deploy` runs for this home, if it answers."""
+    address = running_services(home, ("prefect",)).get("prefect")
+    return f"{address}/api" if address else None
+
+
+def running_services(home: Home, names: Sequence[str] = ("prefect", "mlflow")) -> dict[str, str]:
+    """Return the addresses of those of the named servers that run for this home; each proves that it is this home's."""
+    known = read_services(home)
+    addresses = {name: known[f"{name}_url"] for name in names if f"{name}_url" in known}
+    return {name: address for name, address in addresses.items() if access.is_server_of(home, name, address)}
 
 
 def read_services(home: Home) -> dict[str, str]:
     """Return what `orchestrion ui` or `orchestrion deploy` wrote about the servers it runs, or nothing."""
     try:
-        return json.loads(home.services.read_bytes())
-    except (OSError, ValueError):
+        known = json.loads(home.services.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}
+    return {k: v for k, v in known.items() if isinstance(v, str)} if isinstance(known, dict) else {}
 
 
-def answers(url: str, timeout: float = 2.0) -> bool:
-    """Return whether a loopback address answers an HTTP request with success."""
+def check_prefect() -> str:
+    """Return the address of PREFECT_API_URL, once the server there takes the password of the environment.
+
+    Raises:
+        ConfigError: it does not answer, or refuses the password.
+    """
+    address, auth = os.environ["PREFECT_API_URL"].rstrip("/"), os.environ.get("PREFECT_API_AUTH_STRING")
+    key = os.environ.get("PREFECT_API_KEY")
+    sent = {"Authorization": f"Bearer {key}"} if key and not auth else {}
+    if auth:
+        sent = {"Authorization": f"Basic {base64.b64encode(auth.encode()).decode()}"}
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as response:  # loopback only: the caller built the address
-            return response.status < 400
-    except (OSError, urllib.error.URLError, ValueError):
-        return False
+        shown = without_password(address)
+    except ValueError:
+        raise ConfigError("PREFECT_API_URL is no address, such as http://127.0.0.1:4200/api") from None
+    try:
+        # `/health` is open to everybody; this route is not.
+        with urllib.request.urlopen(urllib.request.Request(f"{address}/admin/version", headers=sent), timeout=30):
+            return shown
+    except urllib.error.HTTPError as error:
+        if error.code not in (401, 403):
+            return shown  # Prefect's cloud has no such route
+        given = "the password of PREFECT_API_AUTH_STRING" if auth else "a request without PREFECT_API_AUTH_STRING"
+        raise ConfigError(f"the Prefect server at PREFECT_API_URL={shown} refuses {given}") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        why = getattr(error, "reason", None) or error
+        raise ConfigError(
+            f"PREFECT_API_URL={shown} does not answer ({why}); start `orchestrion ui` or unset it"
+        ) from None
 
 
-def free_port(preferred: int) -> int:
-    """Return `preferred` if nothing listens there on loopback, else a free port."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return probe.getsockname()[1]
-    raise OSError(f"no free port on 127.0.0.1 near {preferred}")
+def without_password(address: str) -> str:
+    """Return an address without user, password and query, as it may be said."""
+    parts = urllib.parse.urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def project_root() -> Path:

@@ -3,52 +3,16 @@
 import faulthandler
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 INTERRUPTED = 130  # exit code
 SAID_INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on"
 GRACE_SECONDS = 25.0  # from a signal to the end of the process, for saying so to Prefect and MLflow and stopping Ray
-
-
-class _Apart:
-    """The module `subprocess`, but what it starts is in a session and a folder of its own, and known here."""
-
-    def __init__(self) -> None:
-        self.started: list[subprocess.Popen[Any]] = []
-        self.folder: Path | None = None
-
-    def Popen(self, *arguments: Any, **options: Any) -> subprocess.Popen[Any]:  # noqa: N802
-        process = subprocess.Popen(*arguments, **options, cwd=self.folder, start_new_session=True)
-        self.started.append(process)
-        return process
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(subprocess, name)
-
-
-_servers = _Apart()
-
-
-def shield_temporary_server(folder: Path) -> None:
-    """Keep Ctrl-C and the working folder's settings from the server that Prefect starts beside a flow.
-
-    A terminal sends Ctrl-C to all processes of the command. Without its server a flow tries for minutes to say that it
-    was interrupted; Prefect 3.8 has no setting for it. The server is still ended by the command that started it.
-
-    Args:
-        folder: where it runs, one of the home; see `environment.import_prefect`.
-    """
-    from prefect.server.api import server
-
-    _servers.folder = folder
-    server.subprocess = _servers  # type: ignore[assignment]
 
 
 @contextmanager
@@ -93,15 +57,12 @@ def _watch(to_read: int, log: Path, grace_seconds: float) -> None:
 
 
 def _give_up(log: Path, grace_seconds: float) -> None:
-    """End this process and the servers it started, whatever its other threads wait for."""
+    """End this process, whatever its other threads wait for; the servers it started end with it."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as stacks:
             faulthandler.dump_traceback(stacks)
         said = f"orchestrion: {SAID_INTERRUPTED} (it hung for {grace_seconds:.0f} s; where: {log})\n"
         os.write(2, said.encode())
-        for server in _servers.started:
-            if server.poll() is None:
-                server.kill()
     finally:
         os._exit(INTERRUPTED)

@@ -1,27 +1,37 @@
-"""The servers that run beside the flows: Prefect's and MLflow's, as child processes on loopback."""
+"""The servers that run beside the flows: Prefect's and MLflow's, as child processes on loopback behind a password."""
 
+import atexit
 import logging
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 import typer
 
-from flows import environment
+from flows import access, environment
 from tasks.errors import HomeError
-from tasks.home import Home, json_bytes, write_atomically
+from tasks.home import Home, json_bytes
 from tasks.tracking import EXPERIMENTS, Tracker
 
 logger = logging.getLogger(__name__)
 
-START_TIMEOUT_SECONDS = 120.0
+START_TIMEOUT_SECONDS = 300.0  # a busy machine has taken more than 120
 HOST = "127.0.0.1"
+SHOWN = {"prefect": ("Prefect", "flows, schedules, triggers"), "mlflow": ("MLflow", "runs, models, galleries")}
+# Settings of clients, and of servers that others start: ours has its own address and asks for its own password.
+NOT_FOR_SERVERS = (
+    "PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_CLIENT_CUSTOM_HEADERS",
+    "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_API_BASE_PATH", "PREFECT_SERVER_UI_API_URL", "PREFECT_UI_API_URL",
+    "PREFECT_SERVER_UI_SERVE_BASE", "PREFECT_UI_SERVE_BASE", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,32 +43,52 @@ class Service:
     process: subprocess.Popen[bytes]
 
 
-def start_prefect(home: Home, port: int) -> Service:
+def listen(port: int) -> socket.socket:
+    """Return a socket that listens on loopback at `port`, or at a free one where that is taken.
+
+    The server gets the socket itself, so nobody can take the port between choosing and using it.
+    """
+    for wanted in (port, 0):
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, wanted))
+            listener.listen(128)
+            return listener
+        except OSError:
+            listener.close()
+    raise HomeError(f"no free port on {HOST}")
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return the address at which people and clients find a server that gets this socket."""
+    return f"http://{HOST}:{listener.getsockname()[1]}"
+
+
+def start_prefect(home: Home, port: int | socket.socket, has_page: bool = True) -> Service:
     """Start a Prefect server on loopback and wait until it answers.
 
+    Args:
+        port: the wanted one, or a socket of `listen`.
+        has_page: with the page, schedules and all other background services.
     Raises:
         HomeError: it ended or stayed silent; the message names its log.
     """
-    port = environment.free_port(port)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    return _start(home, "prefect", command, f"http://{HOST}:{port}", f"http://{HOST}:{port}/api/health")
+    return _start(home, "prefect", port, [] if has_page else ["--without-page"])
 
 
-def start_mlflow(home: Home, port: int) -> Service:
+def start_mlflow(home: Home, port: int | socket.socket) -> Service:
     """Start an MLflow server on loopback over the home's store and wait until it answers.
 
     Raises:
         HomeError: it ended or stayed silent; the message names its log.
     """
-    port = environment.free_port(port)
     tracker = Tracker(home)
+    if tracker.uri.startswith(("http://", "https://")):
+        raise HomeError("MLFLOW_TRACKING_URI names a server: open its page instead, or unset it")
     for experiment in EXPERIMENTS:
         tracker.experiment(experiment)  # made here, so that their files lie below the home for every client
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1",
-        "--backend-store-uri", tracker.uri, "--artifacts-destination", (home.mlflow / "artifacts").as_uri(),
-    ]  # fmt: skip
-    return _start(home, "mlflow", command, f"http://{HOST}:{port}", f"http://{HOST}:{port}/health")
+    return _start(home, "mlflow", port, [])
 
 
 def stop(service: Service) -> None:
@@ -70,52 +100,96 @@ def stop(service: Service) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(service.process.pid, signal.SIGKILL)
             service.process.wait()
+    if service.process.stdin:
+        service.process.stdin.close()
+
+
+def ensure_prefect(home: Home) -> None:
+    """See that the flows of this process have a Prefect server: that of PREFECT_API_URL, else one of their own.
+
+    The latter ends with this process, whatever ends it. Prefect would start one by itself, but one without a password.
+
+    Raises:
+        ConfigError: the server refuses the password.
+        HomeError: the server cannot be started.
+    """
+    if os.environ.get("PREFECT_API_URL"):
+        environment.check_prefect()
+        return
+    service = start_prefect(home, 0, has_page=False)
+    atexit.register(stop, service)  # before Prefect is imported, so that it runs after what Prefect sends at the end
+    access.use_prefect(home, f"{service.address}/api")
 
 
 @contextmanager
-def announced(home: Home, services: list[Service]) -> Iterator[None]:
-    """Write down where the servers are, so that other commands of this home find them; forget it on leaving."""
-    addresses = {f"{service.name}_url": service.address for service in services}
-    prefect = [service for service in services if service.name == "prefect"]
-    if prefect:
-        addresses["prefect_api_url"] = f"{prefect[0].address}/api"
-    write_atomically(home.services, json_bytes(addresses))
-    try:
-        yield
-    finally:
+def served(home: Home, ports: Mapping[str, int | socket.socket]) -> Iterator[list[Service]]:
+    """Start those of the named servers that do not run yet, and write down where they are; stop and forget them after.
+
+    What other processes have written down stays. Two starts at once wait for each other, and the second finds the
+    servers of the first.
+    """
+    with ExitStack() as stack:
+        started: list[Service] = []
+        with access.servers_locked(home):
+            running = environment.running_services(home)
+            for name, port in ports.items():
+                if name not in running:
+                    started.append(start_prefect(home, port) if name == "prefect" else start_mlflow(home, port))
+                    stack.callback(stop, started[-1])
+            stack.callback(_forget, home, started)
+            lines = {key: line for service in started for key, line in _lines_of(service).items()}
+            _write_services(home, environment.read_services(home) | lines)
+        yield started
+
+
+def _forget(home: Home, services: Sequence[Service]) -> None:
+    """Take what is ours out of `services.json`."""
+    lines = [line for service in services for line in _lines_of(service).items()]
+    with access.servers_locked(home):
+        _write_services(home, {k: v for k, v in environment.read_services(home).items() if (k, v) not in lines})
+
+
+def _lines_of(service: Service) -> dict[str, str]:
+    api = {"prefect_api_url": f"{service.address}/api"} if service.name == "prefect" else {}
+    return {f"{service.name}_url": service.address, **api}
+
+
+def _write_services(home: Home, lines: dict[str, str]) -> None:
+    if lines:
+        access.write_private(home.services, json_bytes(lines))
+    else:
         home.services.unlink(missing_ok=True)
-        for service in services:
-            stop(service)
 
 
 def run_uis(home: Home, prefect_port: int, mlflow_port: int) -> None:
-    """Start both UIs, say where they are, and wait until interrupted or until one of them ends.
+    """Start the pages that do not run yet, say where both are, and wait until interrupted or until one of ours ends.
 
     Raises:
-        HomeError: the UIs of this home run already, or one of the servers failed.
+        HomeError: both run already, or one of the servers failed.
     """
-    running = environment.running_prefect(home)
-    if running:
-        raise HomeError(f"the servers of home {home.root} run already at {running.removesuffix('/api')}")
     _stop_on_terminate()
-    services: list[Service] = []
-    try:
-        services.append(start_prefect(home, prefect_port))
-        services.append(start_mlflow(home, mlflow_port))
-    except BaseException:
-        for service in services:
-            stop(service)
-        raise
-    with announced(home, services):
-        typer.echo(f"Prefect  {services[0].address}   flows, schedules, triggers")
-        typer.echo(
-            f"MLflow   {services[1].address}/#/experiments?workflowType=machine_learning   runs, models, galleries"
-        )
-        typer.echo("Ctrl-C stops both.")
+    with served(home, {"prefect": prefect_port, "mlflow": mlflow_port}) as services:
+        running = environment.running_services(home)
+        _say_where(home, running)
+        if not services:
+            raise HomeError(f"the servers of home {home.root} run already at {' and '.join(running.values())}")
+        typer.echo(f"Ctrl-C stops {' and '.join(service.name for service in services)}.")
         while all(service.process.poll() is None for service in services):
             time.sleep(0.5)
         ended = next(service for service in services if service.process.poll() is not None)
         raise HomeError(f"{ended.name} ended by itself; its log is {home.root / 'logs' / f'{ended.name}.log'}")
+
+
+def _say_where(home: Home, running: dict[str, str]) -> None:
+    """Say where the pages are and how to sign in; a terminal gets links that sign in, each of them once."""
+    if sys.stdout.isatty():
+        pages = {name: access.sign_in_link(home, address) for name, address in running.items()}
+    else:  # perhaps a log that others read
+        pages = {name: address + access.PAGES[name] for name, address in running.items()}
+    for name, page in pages.items():
+        typer.echo(f"{SHOWN[name][0]:8} {page}   {SHOWN[name][1]}")
+    once = "These links sign in once, within ten minutes. Otherwise sign" if sys.stdout.isatty() else "Sign"
+    typer.echo(f"{once} in as user {access.USER}; the password is in {home.password}")
 
 
 def _stop_on_terminate() -> None:
@@ -125,31 +199,46 @@ def _stop_on_terminate() -> None:
     signal.signal(signal.SIGTERM, interrupt)
 
 
-def _start(home: Home, name: str, command: list[str], address: str, health: str) -> Service:
+def _start(home: Home, name: str, port: int | socket.socket, options: list[str]) -> Service:
+    """Start a server as a child that ends with this process, and wait until it says that it answers."""
+    access.password_of(home)  # made before the server asks for it
     log = home.root / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=log.parent,  # uvicorn imports from the working folder first; this one holds no modules
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    service = Service(name, address, process)
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    own = {key: value for key, value in os.environ.items() if key not in NOT_FOR_SERVERS}
+    to_read, to_write = os.pipe()
+    listener = listen(port) if isinstance(port, int) else port
+    address = address_of(listener)
     try:
-        while not environment.answers(health):
-            if process.poll() is not None:
-                raise HomeError(f"{name} ended with status {process.returncode} while starting; its log is {log}")
-            if time.monotonic() > deadline:
-                raise HomeError(
-                    f"{name} does not answer at {health} after {START_TIMEOUT_SECONDS:.0f} s; its log is {log}"
-                )
-            time.sleep(0.2)
+        descriptors = (listener.fileno(), to_write)
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "flows.server", name, str(home.root), *map(str, descriptors), *options],
+                cwd=log.parent,  # uvicorn imports from the working folder first; this one holds no modules
+                env=own | {"PREFECT_SERVER_UI_API_URL": f"{address}/api"},
+                pass_fds=descriptors,
+                stdin=subprocess.PIPE,  # closed by the end of this process, however it ends, which ends the server
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    finally:
+        os.close(to_write)
+        listener.close()  # the server has its own
+    service = Service(name, address, process)
+    try:
+        _wait_until_ready(service, to_read, log)
     except BaseException:
         stop(service)
         raise
-    logger.info("%s is at %s", name, address)
+    finally:
+        os.close(to_read)
+    logger.debug("%s is at %s", name, service.address)
     return service
+
+
+def _wait_until_ready(service: Service, ready: int, log: os.PathLike[str]) -> None:
+    if not select.select([ready], [], [], START_TIMEOUT_SECONDS)[0]:
+        raise HomeError(f"{service.name} does not answer after {START_TIMEOUT_SECONDS:.0f} s; its log is {log}")
+    if not os.read(ready, 1):  # closed without a word
+        status = service.process.wait(15)
+        raise HomeError(f"{service.name} ended with status {status} while starting; its log is {log}")

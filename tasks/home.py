@@ -94,6 +94,11 @@ class Home:
     def services(self) -> Path:
         return self.root / "services.json"
 
+    @property
+    def password(self) -> Path:
+        """Of the servers of this home, for its owner alone."""
+        return self.root / "password"
+
     def prepare(self, min_free_bytes: int = MIN_FREE_BYTES) -> None:
         """Make the folder, for this user alone, and see that it can be written to.
 

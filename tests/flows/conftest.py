@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from flows import access
+from tasks.home import Home
 from tests.samples import small_corpus
 
 SMALL = [
@@ -54,3 +56,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict
         home, "pipeline", "--home", str(home), "--source", str(source), "--name", "small", "--json", *SETTINGS
     )
     return home, source, last_json(done)
+
+
+def authorized(home: Path) -> dict[str, str]:
+    """Return the header with which a client of a home's servers is let in."""
+    return {"Authorization": access.basic(access.password_of(Home.at(home)))}

@@ -1,19 +1,21 @@
-"""Deployments on a real Prefect server: a scheduled rebuild appears and finishes, a triggered training run too."""
+"""Deployments on a real Prefect server: scheduled, triggered and cancelled runs, and changed deployments."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.home import Home
+from tests.flows.conftest import authorized, clean_environment
 from tests.samples import small_corpus
 
 SMALL = [
@@ -21,41 +23,84 @@ SMALL = [
     "train.model.d_model=32", "train.model.n_layers=1", "dataset.augment.transpositions=[0]",
     "dataset.augment.stretches=[1.0]",
 ]  # fmt: skip
+FLOWS = {"rebuild", "train", "evaluate", "generate", "pipeline", "sweep"}
 
 
-def call(address: str, path: str, body: dict[str, Any]) -> Any:
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(f"{address}{path}", data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return json.loads(response.read())
+@dataclass(frozen=True)
+class Deployed:
+    """A running `orchestrion deploy` and its server."""
+
+    home: Home
+    address: str  # of the API
+    process: subprocess.Popen[bytes]
+    said: Path
+
+    def call(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} | authorized(self.home.root)
+        request = urllib.request.Request(f"{self.address}{path}", data, headers, method=method)
+        for attempt in range(20):
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    return json.loads(response.read() or "null")
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or attempt == 19:  # the database is locked: ask again, as Prefect's clients do
+                    raise
+                time.sleep(0.5)
+
+    def wait_for(self, what: str, probe: Callable[[], Any], seconds: float = 300) -> Any:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            found = probe()
+            if found:
+                return found
+            assert self.process.poll() is None, f"deploy ended before {what}: {self.said.read_text()[-2000:]}"
+            time.sleep(0.5)
+        pytest.fail(f"no {what} within {seconds:.0f} s: {self.said.read_text()[-2000:]}")
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        return next(entry for entry in self.call("/deployments/filter", {}) if entry["name"] == name)
+
+    def runs(self, name: str, *states: str) -> list[dict[str, Any]]:
+        wanted = {"deployments": {"name": {"any_": [name]}}, "flow_runs": {"state": {"type": {"any_": list(states)}}}}
+        return self.call("/flow_runs/filter", wanted)
+
+    def trigger(self, name: str, **config: Any) -> str:
+        """Start a run with the deployment's settings, some of them changed, and return its id."""
+        deployment = self.deployment(name)
+        parameters = {"config": deployment["parameters"]["config"] | config} if config else {}
+        return self.call(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})["id"]
+
+    def ended(self, run: str, seconds: float = 300) -> dict[str, Any]:
+        """Wait for the end of a run and return its state."""
+
+        def state() -> Any:
+            now = self.call(f"/flow_runs/{run}", method="GET")["state"]
+            return now if now["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+        return self.wait_for("end of the run", state, seconds)
+
+    def logged(self, run: str) -> list[dict[str, Any]]:
+        return self.call("/logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}})
 
 
-def wait_for(what: str, probe: Callable[[], Any], process: subprocess.Popen[str], seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = probe()
-        if found:
-            return found
-        assert process.poll() is None, f"deploy ended with {process.returncode} before {what}"
-        time.sleep(1)
-    pytest.fail(f"no {what} within {seconds:.0f} s")
-
-
-@pytest.fixture
-def served(home: Home, tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`orchestrion deploy` with a rebuild every minute; yields the address of its Prefect API."""
-    source = small_corpus(tmp_path / "midi", 8)
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """`orchestrion deploy` with a rebuild every minute, once it says that it is ready."""
+    folder = tmp_path_factory.mktemp("deploy")
+    home, source, said = Home.at(folder / "home"), small_corpus(folder / "midi", 8), folder / "said"
     overrides = [argument for setting in SMALL for argument in ("--set", setting)]
     command = [
         sys.executable, "-m", "flows.cli", "deploy", "--home", str(home.root), "--source", str(source),
         "--name", "small", "--cron", "* * * * *", *overrides,
     ]  # fmt: skip
-    environment = os.environ | {"PREFECT_RUNNER_POLL_FREQUENCY": "2", "PREFECT_HOME": str(home.prefect)}
-    environment.pop("PREFECT_API_URL", None)
-    process = subprocess.Popen(command, env=environment, text=True, stderr=subprocess.STDOUT, stdout=subprocess.PIPE)
+    environment = clean_environment(home.root) | {"PREFECT_RUNNER_POLL_FREQUENCY": "2"}
+    with said.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.STDOUT, stdout=output)
+    server = Deployed(home, "", process, said)
     try:
-        services = wait_for("services.json", lambda: home.services.exists() and home.services.read_text(), process, 120)
-        yield json.loads(services)["prefect_api_url"], process
+        server.wait_for("word that it is ready", lambda: "Deployments at" in said.read_text())
+        yield Deployed(home, json.loads(home.services.read_text())["prefect_api_url"], process, said)
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -64,25 +109,145 @@ def served(home: Home, tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[s
             process.kill()
 
 
-def runs_of(address: str, deployment: str, *states: str) -> list[dict[str, Any]]:
-    body = {"deployments": {"name": {"any_": [deployment]}}, "flow_runs": {"state": {"type": {"any_": list(states)}}}}
-    return call(address, "/flow_runs/filter", body)
+@pytest.mark.slow
+def test_all_is_registered_when_deploy_says_that_it_is_ready(deployed: Deployed) -> None:
+    assert {entry["name"] for entry in deployed.call("/deployments/filter", {})} == FLOWS
+    schema = deployed.deployment("train")["parameter_openapi_schema"]
+    assert "n_layers" in json.dumps(schema)  # Prefect's form shows the nested settings
+    assert f"the password is in {deployed.home.password}" in deployed.said.read_text()
 
 
 @pytest.mark.slow
-def test_a_scheduled_rebuild_and_a_triggered_training_run_finish(
-    served: tuple[str, subprocess.Popen[str]], home: Home
+def test_there_is_one_server_and_the_runner_listens_to_it(deployed: Deployed) -> None:
+    """A runner that was imported before it knew the server once had a hidden one, to which no cancel came."""
+    children = Path(f"/proc/{deployed.process.pid}/task/{deployed.process.pid}/children").read_text().split()
+    commands = [Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ") for child in children]
+    assert len([command for command in commands if "flows.server prefect" in command]) == 1
+    assert not any("prefect.server.api.server" in command for command in commands)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "tampered",
+    [
+        {"pull_steps": [{"prefect.deployments.steps.run_shell_script": {"script": "touch PROOF"}}]},
+        {"entrypoint": "antigravity.geohash"},
+        {"entrypoint": "/tmp/evil.py:flow", "path": "/tmp"},
+    ],
+    ids="+".join,
+)
+def test_a_deployment_that_was_changed_is_not_run_though_the_password_is_known(
+    deployed: Deployed, tampered: dict[str, Any], tmp_path: Path
 ) -> None:
-    address, process = served
-    wait_for("scheduled rebuild", lambda: runs_of(address, "rebuild", "SCHEDULED"), process, 60)
-    wait_for("finished rebuild", lambda: runs_of(address, "rebuild", "COMPLETED"), process, 180)
+    proof = tmp_path / "proof"
+    before = deployed.deployment("generate")
+    tampered = json.loads(json.dumps(tampered).replace("PROOF", str(proof)))
+    # Both ways: as the attack did it, a deployment of the same name and flow, and by changing the one that is there.
+    body = {"name": "generate", "flow_id": before["flow_id"], "entrypoint": before["entrypoint"]} | tampered
+    deployed.call("/deployments/", body)
+    after = deployed.deployment("generate")
+    assert after["id"] == before["id"]
+    assert all(after[name] == value for name, value in tampered.items())
+    state = deployed.ended(deployed.trigger("generate"))
+    assert state["type"] == "CRASHED"
+    assert state["message"].startswith("not run: deployment generate was changed (")
+    assert next(iter(tampered)).replace("entrypoint", "entry point") in state["message"]
+    assert "\n" not in state["message"]
+    assert not proof.exists()
+    deployed.call(
+        f"/deployments/{before['id']}", {"pull_steps": None, "entrypoint": before["entrypoint"], "path": None}, "PATCH"
+    )
+    assert deployed.process.poll() is None
+
+
+@pytest.mark.slow
+def test_a_scheduled_rebuild_and_a_triggered_training_run_finish_and_log(deployed: Deployed) -> None:
+    deployed.wait_for("scheduled rebuild", lambda: deployed.runs("rebuild", "SCHEDULED"))
+    deployed.wait_for("finished rebuild", lambda: deployed.runs("rebuild", "COMPLETED"))
+    home = deployed.home
     assert list((home.datasets / "small" / "versions").glob("*/manifest.json"))
-    deployments = call(address, "/deployments/filter", {})
-    assert {entry["name"] for entry in deployments} == {"rebuild", "train", "evaluate", "generate", "pipeline", "sweep"}
-    train = next(entry for entry in deployments if entry["name"] == "train")
-    schema = train["parameter_openapi_schema"]
-    assert "n_layers" in json.dumps(schema)  # Prefect's form shows the nested settings
-    call(address, f"/deployments/{train['id']}/create_flow_run", {})
-    wait_for("finished training run", lambda: runs_of(address, "train", "COMPLETED"), process, 240)
+    run = deployed.trigger("train")
+    state = deployed.ended(run)
+    assert state["type"] == "COMPLETED", state
     assert list(home.runs.glob("*/checkpoints/best.json"))
-    assert not runs_of(address, "train", "FAILED", "CRASHED")
+    assert not deployed.runs("train", "FAILED", "CRASHED")
+    lines = deployed.wait_for(
+        "log of the run", lambda: [line for line in deployed.logged(run) if line["name"].startswith("tasks.")]
+    )
+    assert any(line["level"] == 20 for line in lines)
+
+
+@pytest.mark.slow
+def test_a_cancelled_training_run_saves_and_ends_cancelled(deployed: Deployed) -> None:
+    deployed.wait_for("finished rebuild", lambda: deployed.runs("rebuild", "COMPLETED"))
+    known = set(deployed.home.runs.glob("*"))
+    run = deployed.trigger("train", n_steps=100_000, checkpoint_every=90_000, log_every=1)
+
+    def trains() -> Any:
+        return [path for path in set(deployed.home.runs.glob("*")) - known if (path / "metrics.jsonl").exists()]
+
+    (folder,) = deployed.wait_for("first step", trains)
+    before = set((folder / "checkpoints").glob("step-*"))
+    deployed.call(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
+    state = deployed.ended(run)
+    assert state["type"] == "CANCELLED", state
+    assert "timed out" not in state["message"]  # the server's own patience: nobody had stopped it
+    assert set((folder / "checkpoints").glob("step-*")) - before
+    assert not [command for command in commands_below(deployed.process.pid) if "flows.deployed" in command]
+
+
+def commands_below(pid: int) -> list[str]:
+    import psutil
+
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_ui_beside_deploy_starts_what_is_missing_and_stops_only_that(deployed: Deployed) -> None:
+    command = [
+        sys.executable, "-m", "flows.cli", "ui", "--home", str(deployed.home.root), "--prefect-port", "0",
+        "--mlflow-port", "0",
+    ]  # fmt: skip
+    before = json.loads(deployed.home.services.read_text())
+    process = subprocess.Popen(
+        command, env=clean_environment(deployed.home.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+
+        def listed() -> Any:
+            assert process.poll() is None, process.stdout.read() if process.stdout else ""
+            return json.loads(deployed.home.services.read_text()).get("mlflow_url")
+
+        address = deployed.wait_for("MLflow's address", listed)
+        assert json.loads(deployed.home.services.read_text()) == before | {"mlflow_url": address}
+        request = urllib.request.Request(f"{address}/version", headers=authorized(deployed.home.root))
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert response.status == 200
+    finally:
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert before["prefect_url"] in said
+    assert "Ctrl-C stops mlflow." in said
+    assert json.loads(deployed.home.services.read_text()) == before
+    assert deployed.call("/flow_runs/count", {}) > 0
+
+
+@pytest.mark.slow
+def test_a_bad_cron_is_told_before_a_server_is_started(home: Home) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "deploy", "--home", str(home.root), "--cron", "whenever"],
+        env=clean_environment(home.root), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "--cron 'whenever' is not a cron expression" in done.stderr
+    assert not (home.root / "logs" / "prefect.log").exists()
+    assert not (home.root / "prefect" / "prefect.db").exists()

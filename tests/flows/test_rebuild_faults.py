@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from flows import services
+from flows import access, services
 from tasks import datasets
 from tasks.home import Home
 from tasks.music.corpus.writer import write_corpus
@@ -56,10 +56,10 @@ def padded_corpus(folder: Path) -> Path:
 class Rebuild:
     """One `orchestrion rebuild` in a process of its own, its marked relatives, and what it said."""
 
-    def __init__(self, home: Path, source: Path, server: str, folder: Path, **variables: str) -> None:
+    def __init__(self, home: Path, source: Path, server: dict[str, str], folder: Path, **variables: str) -> None:
         self.home, self.mark = home, f"{MARK}={uuid.uuid4()}"
         self.said, self.complained = folder / f"{self.mark}.out", folder / f"{self.mark}.err"
-        environment = clean_environment(home) | {"PREFECT_API_URL": server, MARK: self.mark.partition("=")[2]}
+        environment = clean_environment(home) | server | {MARK: self.mark.partition("=")[2]}
         command = [sys.executable, "-m", "flows.cli", "rebuild", "--home", str(home), "--source", str(source)]
         with self.said.open("wb") as out, self.complained.open("wb") as err:
             self.process = subprocess.Popen(
@@ -129,15 +129,16 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server for all rebuilds here: starting one for each would cost more than the rebuilds."""
-    service = services.start_prefect(Home.at(tmp_path_factory.mktemp("prefect")), 0)
-    yield f"{service.address}/api"
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Prefect server for all rebuilds here, as its clients' variables: one for each would cost more than they do."""
+    home = Home.at(tmp_path_factory.mktemp("prefect"))
+    service = services.start_prefect(home, 0)
+    yield access.client_variables(home, f"{service.address}/api")
     services.stop(service)
 
 
 @pytest.fixture(scope="module")
-def start(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def start(server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Start a rebuild; what still runs of it in the end is killed."""
     folder = tmp_path_factory.mktemp("said")
 

@@ -13,8 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
+from flows import access
+from tasks.home import Home
 from tests.browser import Browser, skip_without_browser
-from tests.flows.conftest import clean_environment, last_json, orchestrion
+from tests.flows.conftest import authorized, clean_environment, last_json, orchestrion
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +24,7 @@ Finished = tuple[Path, Path, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def ui(finished: Finished) -> Iterator[dict[str, str]]:
+def ui(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """`orchestrion ui` over the finished home; yields what it wrote about its servers."""
     home, _, _ = finished
     command = [
@@ -37,14 +39,16 @@ def ui(finished: Finished) -> Iterator[dict[str, str]]:
         "--mlflow-port",
         "0",
     ]
-    process = subprocess.Popen(command, env=clean_environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said = tmp_path_factory.mktemp("ui") / "said"
+    with said.open("wb") as output:
+        process = subprocess.Popen(command, env=clean_environment(home), stdout=output, stderr=subprocess.STDOUT)
     services = home / "services.json"
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 600
     while not services.exists():
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert process.poll() is None, said.read_text()
         assert time.monotonic() < deadline, "the UIs did not start"
         time.sleep(0.5)
-    yield json.loads(services.read_text()) | {"pid": str(process.pid)}
+    yield json.loads(services.read_text()) | {"pid": str(process.pid), "said": str(said)}
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert not services.exists()
@@ -68,13 +72,22 @@ def test_a_second_ui_of_the_same_home_is_told_where_the_first_is(ui: dict[str, s
     assert ui["prefect_url"] in done.stderr
 
 
+def test_it_is_said_where_the_pages_are_and_how_to_sign_in(ui: dict[str, str], finished: Finished) -> None:
+    said = Path(ui["said"]).read_text()
+    assert f"{ui['prefect_url']}/" in said
+    assert f"{ui['mlflow_url']}/#/experiments" in said
+    assert f"Sign in as user orchestrion; the password is in {finished[0] / 'password'}" in said
+    assert access.password_of(Home.at(finished[0])) not in said
+    assert "once=" not in said  # it is no terminal: others may read it
+
+
 def test_a_command_reports_to_the_running_prefect(ui: dict[str, str], finished: Finished) -> None:
     home, source, _ = finished
     body = json.dumps({"flows": {"name": {"any_": ["rebuild-dataset"]}}}).encode()
 
     def n_runs() -> int:
         request = urllib.request.Request(
-            f"{ui['prefect_api_url']}/flow_runs/count", body, {"Content-Type": "application/json"}
+            f"{ui['prefect_api_url']}/flow_runs/count", body, {"Content-Type": "application/json"} | authorized(home)
         )
         with urllib.request.urlopen(request, timeout=30) as response:
             return int(response.read())
@@ -82,6 +95,35 @@ def test_a_command_reports_to_the_running_prefect(ui: dict[str, str], finished: 
     before = n_runs()
     last_json(orchestrion(home, "rebuild", "--home", str(home), "--source", str(source), "--name", "small", "--json"))
     assert n_runs() == before + 1
+
+
+def sign_in(browser: Browser, home: Path, address: str) -> None:
+    browser.open(access.sign_in_link(Home.at(home), address))
+    browser.wait_until(f"!location.pathname.includes({access.SIGN_IN_PATH!r})", 60)
+
+
+@skip_without_browser
+def test_a_link_opens_prefects_page_signed_in_and_nothing_is_shown_without(
+    ui: dict[str, str], finished: Finished
+) -> None:
+    home, _, _ = finished
+    with Browser() as browser:
+        browser.open(f"{ui['prefect_url']}/dashboard")
+        assert "Dashboard" not in browser.run("return document.body.innerText")
+        link = access.sign_in_link(Home.at(home), ui["prefect_url"])
+        browser.open(link)
+        browser.wait_until("document.body.innerText.includes('Dashboard')", 60)
+        browser.open(f"{ui['prefect_url']}/runs")
+        browser.wait_until("document.body.innerText.includes('rebuild-dataset')", 60)  # so its API answers it
+        opened = """
+            const socket = new WebSocket(location.origin.replace('http', 'ws') + '/api/events/out', 'prefect');
+            return new Promise(done => { socket.onopen = () => done(true); socket.onerror = () => done(false); });
+        """
+        assert browser.run(opened)
+        assert "once=" not in browser.run("return location.href")
+    with Browser() as another:
+        another.open(link)
+        assert "Dashboard" not in another.run("return document.body.innerText")
 
 
 @skip_without_browser
@@ -93,6 +135,7 @@ def test_the_gallery_plays_inside_mlflows_artifact_viewer(ui: dict[str, str], fi
     )
     address = f"{ui['mlflow_url']}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}/artifacts/gallery.html"
     with Browser(1400, 1000) as browser:
+        sign_in(browser, home, ui["mlflow_url"])
         browser.open(address)
         browser.wait_until("document.querySelector('iframe')", 60)
         browser.enter_frame("iframe")

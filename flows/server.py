@@ -1,0 +1,89 @@
+"""The process of one server on loopback: Prefect's or MLflow's application behind the guard.
+
+    python -m flows.server prefect HOME SOCKET READY [--without-page]
+
+SOCKET is a listening socket and READY a pipe, both inherited from `flows/services.py`; a byte on the pipe says that the
+server answers. It ends with its parent, however that ends: its standard input is a pipe that nobody else writes to.
+"""
+
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from flows.access import PAGES, password_of
+from flows.guard import App, Guard, Receive, Scope, Send
+from tasks.home import Home
+
+STOP_SECONDS = 3  # for requests under way
+
+
+def prefect_app(has_page: bool) -> App:
+    """Return Prefect's application, its page asking the API of the same address.
+
+    Args:
+        has_page: with the page and all background services; without, what a flow of one command needs.
+    """
+    import prefect
+    from prefect.server.api.server import create_app
+    from prefect.settings import PREFECT_SERVER_UI_API_URL, temporary_settings
+
+    prefect.__ui_v2_static_path__ = Path(os.devnull) / "none"  # the newer page asks an analytics host
+    app = create_app(final=True, ephemeral=not has_page)
+
+    async def at_this_address(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/ui-settings":
+            await app(scope, receive, send)
+            return
+        host = dict(scope["headers"])[b"host"].decode("latin-1")  # 127.0.0.1 or localhost: the guard has seen to it
+        with temporary_settings({PREFECT_SERVER_UI_API_URL: f"http://{host}/api"}):
+            await app(scope, receive, send)
+
+    return at_this_address
+
+
+class _Server(uvicorn.Server):
+    """A server that says when it answers."""
+
+    def __init__(self, config: uvicorn.Config, ready: int) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            os.write(self._ready, b"!")
+        os.close(self._ready)
+
+
+def main(arguments: list[str]) -> None:
+    """Serve until SIGTERM or the end of the parent."""
+    name, root, number, ready, *options = arguments
+    home, listener = Home.at(root), socket.socket(fileno=int(number))
+    if name == "prefect":
+        app = prefect_app("--without-page" not in options)
+    else:
+        from tasks.tracking import server_application
+
+        app = server_application(home)
+    guarded: Any = Guard(app, name, listener.getsockname()[1], password_of(home), PAGES[name])
+    config = uvicorn.Config(
+        guarded, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=STOP_SECONDS
+    )
+    server = _Server(config, int(ready))
+
+    def end_with_parent() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        server.should_exit = True
+
+    threading.Thread(target=end_with_parent, name="end-with-parent", daemon=True).start()
+    server.run([listener])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
