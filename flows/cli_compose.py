@@ -27,7 +27,22 @@ PrimeOption = Annotated[
         "--prime", help="Without --prompt, begin with: start (nothing), dataset (an excerpt), random (notes)."
     ),
 ]
-PrimeTokensOption = Annotated[int, typer.Option("--prime-tokens", min=8, help="Length of such a beginning, about.")]
+PrimeTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--prime-tokens", min=8, help="How much of such a beginning, or of --prompt; 256 of the former, all of a file."
+    ),
+]
+MaxNoteOption = Annotated[
+    float | None,
+    typer.Option("--max-note-seconds", help="A note ends after so long, 0: never; by default as the preset generates."),
+]
+MinNewOption = Annotated[
+    int | None,
+    typer.Option(
+        "--min-new-tokens", help="Of a block, before which the piece does not end; 64 and at least a note, 0: it may."
+    ),
+]
 BlockTokensOption = Annotated[
     int | None, typer.Option("--block-tokens", help="Length of a block, at least; up to the next note boundary.")
 ]
@@ -52,23 +67,26 @@ def start(
     seed: SeedOption = 0,
     prompt: PromptOption = "",
     prime: PrimeOption = "start",
-    prime_tokens: PrimeTokensOption = 256,
+    prime_tokens: PrimeTokensOption = None,
     block_tokens: BlockTokensOption = None,
     block_notes: BlockNotesOption = None,
     context_tokens: ContextOption = None,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    max_note_seconds: MaxNoteOption = None,
+    min_new_tokens: MinNewOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Begin a session: choose a model, and what the piece begins with."""
     config = _config(
         None, seed=seed, block_tokens=block_tokens, block_notes=block_notes, context_tokens=context_tokens,
-        temperature=temperature, top_k=top_k, top_p=top_p,
+        temperature=temperature, top_k=top_k, top_p=top_p, max_note_seconds=max_note_seconds,
+        min_new_tokens=min_new_tokens,
     )  # fmt: skip
     with _locked(home, name, "start", create=True) as session:
-        begun = _start(session, model, config, prime, prompt, prime_tokens)
+        begun = _start(session, model, config, prime, prompt, prime_tokens, max_note_seconds is None)
         _print_state(session.describe(begun), as_json)
 
 
@@ -80,13 +98,15 @@ def propose(
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    max_note_seconds: MaxNoteOption = None,
+    min_new_tokens: MinNewOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Let the model write the next block, or another in its place, as MIDI to listen to; options are for it only."""
     given = {
         "block_tokens": block_tokens, "block_notes": block_notes, "temperature": temperature, "top_k": top_k,
-        "top_p": top_p,
+        "top_p": top_p, "max_note_seconds": max_note_seconds, "min_new_tokens": min_new_tokens,
     }  # fmt: skip
     with _locked(home, name, "propose") as session:
         proposed = session.propose(_config(session.read().config, **given))
@@ -179,13 +199,15 @@ def run(
     seed: SeedOption = 0,
     prompt: PromptOption = "",
     prime: PrimeOption = "start",
-    prime_tokens: PrimeTokensOption = 256,
+    prime_tokens: PrimeTokensOption = None,
     block_tokens: BlockTokensOption = None,
     block_notes: BlockNotesOption = None,
     context_tokens: ContextOption = None,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    max_note_seconds: MaxNoteOption = None,
+    min_new_tokens: MinNewOption = None,
     out: OutOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
@@ -197,13 +219,14 @@ def run(
         raise ConfigError(f"unknown step {' '.join(unknown[:1])!r}; known: {', '.join(_STEPS)}")
     config = _config(
         None, seed=seed, block_tokens=block_tokens, block_notes=block_notes, context_tokens=context_tokens,
-        temperature=temperature, top_k=top_k, top_p=top_p,
+        temperature=temperature, top_k=top_k, top_p=top_p, max_note_seconds=max_note_seconds,
+        min_new_tokens=min_new_tokens,
     )  # fmt: skip
     saved = None
     with _locked(home, name, "run", create="seed" in steps) as session:
         for step in steps:
             if step == "seed":
-                _start(session, model, config, prime, prompt, prime_tokens)
+                _start(session, model, config, prime, prompt, prime_tokens, max_note_seconds is None)
             elif step == "save":
                 saved = session.save(out)
             else:
@@ -239,7 +262,14 @@ def _config(base: Any, **given: Any) -> Any:
         raise ConfigError(str(error)) from None
 
 
-def _start(session: Any, reference: str, config: Any, prime: str, prompt: str, prime_tokens: int) -> Any:
+def _start(
+    session: Any, reference: str, config: Any, prime: str, prompt: str, prime_tokens: int | None, as_preset: bool
+) -> Any:
+    """Begin a session; `as_preset`: with the longest note that batches by the model's preset have."""
+    import dataclasses
+
+    from tasks.presets import PRESETS, build_preset
+
     if prime not in ("start", "dataset", "random"):
         raise ConfigError(f"--prime {prime}: known are start, dataset, random")
     if prompt and prime != "start":
@@ -249,6 +279,8 @@ def _start(session: Any, reference: str, config: Any, prime: str, prompt: str, p
     model = find_model(session.home, reference)
     tracker = tracker_of(session.home)
     assert tracker is not None  # `find_model` would have said so
+    if as_preset and model.preset in PRESETS:
+        config = dataclasses.replace(config, max_note_seconds=build_preset(model.preset).generate.max_note_seconds)
     return session.start(model, tracker.fetch(model), config, "midi" if prompt else prime, prompt, prime_tokens)
 
 

@@ -39,6 +39,7 @@ class GrammarTables:
         needs_all_closed_V: True for ids that are allowed only while no slot is open.
         time_V: units by which an id moves the clock.
         max_open: units after which an open slot must be closed before anything else comes; 0: never.
+        clock_from: index of the id of a prompt from which on its slots grow old; None: only behind the prompt.
     """
 
     next_state_SV: Tensor
@@ -49,15 +50,20 @@ class GrammarTables:
     n_slots: int
     start_state: int
     max_open: int = 0
+    clock_from: int | None = None
 
     @classmethod
     def from_numpy(
-        cls, grammar: GrammarArrays, device: torch.device | str = "cpu", max_open: int = 0
+        cls,
+        grammar: GrammarArrays,
+        device: torch.device | str = "cpu",
+        max_open: int = 0,
+        clock_from: int | None = None,
     ) -> "GrammarTables":
         """Copy a grammar's numpy tables to `device`.
 
         Args:
-            max_open: see the class; in the grammar's units of time.
+            max_open, clock_from: see the class; in the grammar's units of time.
 
         Raises:
             ValueError: the tables disagree in size, or name a state or a slot that does not exist.
@@ -86,6 +92,7 @@ class GrammarTables:
             n_slots=n_slots,
             start_state=int(grammar.start_state),
             max_open=max_open,
+            clock_from=clock_from,
         )
 
     def to(self, device: torch.device | str) -> "GrammarTables":
@@ -99,6 +106,7 @@ class GrammarTables:
             self.n_slots,
             self.start_state,
             self.max_open,
+            self.clock_from,
         )
 
     @property
@@ -190,11 +198,21 @@ class GrammarRows:
         self.clock_B[:n_rows] += tables.time_V[ids_B]
 
     def walk(self, row: int, ids: Sequence[int]) -> None:
-        """Reset one row and move it along `ids`, all of which must be allowed; its clock starts behind them."""
+        """Reset one row and move it along `ids`, all of which must be allowed; its clock starts as the tables say."""
         state, open_slots = self.tables.follow(ids)
         self.reset(row)
         self.state_B[row] = state
         self.open_BC[row, sorted(open_slots)] = True
+        if self.tables.clock_from is not None and self.tables.max_open:
+            self.run_clock(row, ids[self.tables.clock_from :])
+
+    def run_clock(self, row: int, ids: Sequence[int]) -> None:
+        """Let the slots of a row grow old along some ids."""
+        tables, index = self.tables, torch.tensor(ids, dtype=torch.long, device=self.clock_B.device)
+        before, slots = tables.time_V[index].cumsum(0) - tables.time_V[index], tables.opens_V[index]
+        for place in (slots < tables.n_slots).nonzero()[:, 0].tolist():
+            self.opened_at_BC[row, slots[place]] = before[place]
+        self.clock_B[row] = tables.time_V[index].sum()
 
     def copy_row(self, source: int, target: int) -> None:
         """Overwrite row `target` with row `source`."""

@@ -5,6 +5,7 @@ undoing restores the ids exactly.
 """
 
 import bisect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +28,7 @@ _SLACK = 16  # ids beyond those asked for, in which the next note boundary mostl
 _PATIENCE = 128  # ids beyond those, after which sounding notes are made to end
 _LONGEST_SECONDS = 2.0  # for which a note may sound then, and half as long with every further `_SLACK` ids
 _CLOSING_CALLS = 64
+MIN_NEW_TOKENS = 64  # of a block before the model may end the piece
 _TOKENS_PER_NOTE_MAX = 64
 _LIMIT = 1 << 32  # of the two counters that name a stream of random numbers together
 
@@ -42,6 +44,9 @@ class ComposerConfig:
         context_tokens: how many ids the model looks back on, at most, so that the time for a block does not grow with
             the piece; 0: as many as it can.
         temperature, top_k, top_p, greedy: see `SamplingConfig`.
+        max_note_seconds: a note that still sounds after so long must end next, as for `generate`; 0: any length.
+        min_new_tokens: of a block, before which the model cannot end the piece; then not before the block has a note
+            either. 0: it may end at once.
     """
 
     seed: int = 0
@@ -52,18 +57,22 @@ class ComposerConfig:
     top_k: int | None = None
     top_p: float | None = None
     greedy: bool = False
+    max_note_seconds: float = 0.0
+    min_new_tokens: int = MIN_NEW_TOKENS
 
     def __post_init__(self) -> None:
+        if not 0 <= self.max_note_seconds < math.inf:
+            raise ValueError(f"max_note_seconds={self.max_note_seconds} is not a number from 0 on")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed={self.seed} is outside 0 to 2**64 - 1")
-        for name, low in (("block_tokens", 1), ("block_notes", 0), ("context_tokens", 0)):
+        for name, low in (("block_tokens", 1), ("block_notes", 0), ("context_tokens", 0), ("min_new_tokens", 0)):
             if not low <= getattr(self, name) < _LIMIT:
                 raise ValueError(f"{name}={getattr(self, name)} is outside {low}-{_LIMIT - 1}")
         if self.context_tokens == 1:
             raise ValueError("context_tokens=1 is neither 0 nor 2 or more")
         self.sampling(1)
 
-    def sampling(self, max_tokens: int, max_length: int | None = None) -> SamplingConfig:
+    def sampling(self, max_tokens: int, max_length: int | None = None, min_new_tokens: int = 0) -> SamplingConfig:
         """Return the settings for a piece of so many ids by a model that takes `max_length`; None: any number."""
         limits = [limit for limit in (self.context_tokens, max_length) if limit]
         return SamplingConfig(
@@ -72,6 +81,7 @@ class ComposerConfig:
             top_p=self.top_p,
             greedy=self.greedy,
             max_tokens=max_tokens,
+            min_new_tokens=min_new_tokens,
             context_tokens=min(limits, default=None),
         )
 
@@ -241,20 +251,35 @@ class _BlockWriter:
         proposal: int,
         may_end: bool,
     ) -> None:
-        from models.sampling import GrammarTables
-
         self.loaded, self.tokenizer, self.grammar = loaded, loaded.tokenizer, loaded.tokenizer.grammar
         self.rules = self.grammar if may_end else without_end(self.grammar, self.tokenizer.end_id)
-        self.tables = GrammarTables.from_numpy(self.rules)
         self.config, self.number, self.proposal = config, number, proposal
         self.ids, self.begin = list(ids), len(ids)
-        self.n_notes_before = count_notes(self.tokenizer, ids) if config.block_notes else 0
+        self.tables = self.limited_tables(config.max_note_seconds)
+        self.n_notes_before = count_notes(self.tokenizer, ids)
+        self.n_least = config.min_new_tokens  # ids of the block before an end
+        self.refused_at = 0  # where an end was taken back
+
+    def limited_tables(self, max_note_seconds: float) -> "GrammarTables":
+        """Return what is allowed where no note may sound for longer than some seconds, 0: any time."""
+        from models.sampling import GrammarTables
+        from tasks.piece_ids import longest_open
+
+        # Blocks are written in several calls, so ages count from the block's beginning, before which no note sounds.
+        clock_from = self.begin if self.config.max_note_seconds else None
+        max_open = longest_open(self.tokenizer, max_note_seconds)
+        return GrammarTables.from_numpy(self.rules, max_open=max_open, clock_from=clock_from)
 
     def write(self) -> list[int]:
         """Return the ids of the block."""
         enough_at: int | None = None
         while True:
             self.extend(self.n_missing() + _SLACK, self.tables)
+            if self.is_ended_too_early():
+                self.ids.pop()
+                self.refused_at = len(self.ids)
+                self.n_least = len(self.ids) - self.begin + MIN_NEW_TOKENS
+                continue
             place = self.first_end()
             if place is None and self.is_enough(len(self.ids)):
                 enough_at = enough_at or len(self.ids)
@@ -262,6 +287,14 @@ class _BlockWriter:
             if place is not None:
                 return self.ids[self.begin : place]
             self.check_progress()
+
+    def is_ended_too_early(self) -> bool:
+        """Tell whether the model has ended the piece with a block without notes, where it may not."""
+        if not self.config.min_new_tokens or self.ids[-1] != self.tokenizer.end_id:
+            return False
+        is_forced = len(self.ids) - 1 == self.refused_at  # the grammar allows nothing else
+        too_long = len(self.ids) - self.begin > self.config.block_tokens + _PATIENCE  # it writes nothing but time
+        return not (is_forced or too_long) and count_notes(self.tokenizer, self.ids) == self.n_notes_before
 
     def n_missing(self) -> int:
         """Return about how many ids are missing of the block."""
@@ -307,7 +340,11 @@ class _BlockWriter:
             [torch.tensor(self.ids)],
             [self.number << 32 | self.proposal],
             self.config.seed,
-            self.config.sampling(len(self.ids) + n_ids, getattr(self.loaded.model, "max_length", None)),
+            self.config.sampling(
+                len(self.ids) + n_ids,
+                getattr(self.loaded.model, "max_length", None),
+                min(max(self.n_least - (len(self.ids) - self.begin), 0), n_ids),
+            ),
             tables,
             end_id=self.tokenizer.end_id,
             pad_id=self.tokenizer.pad_id,
@@ -317,14 +354,13 @@ class _BlockWriter:
 
     def close(self) -> int:
         """Let the model write on with ever shorter notes, up to where none sounds; return that place."""
-        from models.sampling import GrammarTables
-
-        longest = max(round(_LONGEST_SECONDS * self.tokenizer.units_per_second), 1)
+        seconds = min(_LONGEST_SECONDS, self.config.max_note_seconds or _LONGEST_SECONDS)
+        tables = self.limited_tables(seconds)
         for _ in range(_CLOSING_CALLS):
-            # At 1, all that sounds is ended as soon as time passes.
-            self.extend(_SLACK, GrammarTables.from_numpy(self.rules, max_open=longest))
+            self.extend(_SLACK, tables)
             place = self.first_end()
             if place is not None:
                 return place
-            longest = max(longest // 2, 1)
+            # At 1, all that sounds is ended as soon as time passes.
+            tables = replace(tables, max_open=max(tables.max_open // 2, 1))
         raise OrchestrionError("the model finds no end of the notes that sound; propose again")

@@ -23,7 +23,7 @@ from tasks.errors import CheckpointError, ConfigError, DatasetError, NotFound, O
 from tasks.home import Home, json_bytes, write_atomically
 from tasks.integrity import read_sealed, sealed_bytes
 from tasks.music.added_notes import added_notes
-from tasks.music.note_boundaries import boundary_places, random_ids, without_ending
+from tasks.music.note_boundaries import beginning_of, random_ids, without_ending
 from tasks.music.score import Score, write_midi
 from tasks.music.tokenizers.base import Tokenizer
 from tasks.music.tokenizers.registry import tokenizer_from_json
@@ -114,6 +114,7 @@ class SessionFolder:
             values = read_sealed(self.state_path)
             if values.get("format") != composer.FORMAT:
                 raise OrchestrionError(f"{self.state_path} is not of session format {composer.FORMAT}")
+            _fill_in(values)
             session = from_json(Session, values, str(self.state_path))
             self._check(session)
         except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
@@ -172,13 +173,14 @@ class SessionFolder:
         config: ComposerConfig,
         prime: PrimerKind = "start",
         prompt: str = "",
-        prime_tokens: int = PRIME_TOKENS,
+        prime_tokens: int | None = None,
     ) -> Session:
         """Begin a session with a model and what its piece begins with.
 
         Args:
-            prompt: a MIDI file to go on from, whole, for `prime` "midi".
-            prime_tokens: of the other primers, about.
+            prompt: a MIDI file to go on from, for `prime` "midi".
+            prime_tokens: of what it begins with, at most where notes can be ended at any place. None: all of a file,
+                `PRIME_TOKENS` of the others.
         Raises:
             ConfigError: there is a session of that name, or the model cannot continue ids.
             NotFound, BadScore, DatasetError: the prompt or the dataset cannot be used.
@@ -338,6 +340,15 @@ class SessionFolder:
         return self.tokenizer_of(session).decode(np.array(session.ids))
 
 
+def _fill_in(values: dict[str, Any]) -> None:
+    """Give the settings of a session of an older release what these did not say, so that it goes on as it began."""
+    blocks = values.get("blocks")
+    for part in (values, values.get("proposal"), *(blocks if isinstance(blocks, list) else ())):
+        config = part.get("config") if isinstance(part, dict) else None
+        if isinstance(config, dict):
+            config.setdefault("min_new_tokens", 0)
+
+
 def _block_facts(block: composer.Block) -> dict[str, Any]:
     facts = {"number": block.number, "proposal": block.proposal, "n_tokens": len(block.ids), "n_notes": block.n_notes}
     return facts | {"config": to_json(block.config)}
@@ -347,14 +358,16 @@ def _seconds(score: Score) -> float:
     return round(float(score.notes.end_seconds.max(initial=0.0)), 3)
 
 
-def make_primer(home: Home, loaded: "LoadedModel", kind: PrimerKind, prompt: str, n_tokens: int, seed: int) -> Primer:
+def make_primer(
+    home: Home, loaded: "LoadedModel", kind: PrimerKind, prompt: str, n_tokens: int | None, seed: int
+) -> Primer:
     """Return what a piece begins with; all but `<start>` alone ends on a note boundary.
 
     Args:
-        kind: "start" is `<start>` alone; "midi" the whole of a file; "dataset" the beginning of a piece of the model's
-            training split; "random" a random walk through the encoding's grammar.
+        kind: "start" is `<start>` alone; "midi" a file or its beginning; "dataset" the beginning of a piece of the
+            model's training split; "random" a random walk through the encoding's grammar.
         prompt: the file, for "midi".
-        n_tokens: of "dataset" and "random", about.
+        n_tokens: see `SessionFolder.start`; a random walk goes on to the next note boundary.
         seed: draws the piece, or the walk.
     """
     tokenizer = loaded.tokenizer
@@ -364,10 +377,11 @@ def make_primer(home: Home, loaded: "LoadedModel", kind: PrimerKind, prompt: str
     if kind == "midi":
         read = _read_prompt(loaded, prompt)
         name, sha256, ids, n_file_notes, dropped = read.name, read.sha256, read.ids, read.n_notes, read.dropped
+        ids = ids if n_tokens is None else beginning_of(tokenizer.grammar, ids, n_tokens, tokenizer.end_id)
     elif kind == "dataset":
-        name, ids = _excerpt(home, loaded, rng, n_tokens)
+        name, ids = _excerpt(home, loaded, rng, n_tokens or PRIME_TOKENS)
     elif kind == "random":
-        ids = random_ids(tokenizer.grammar, rng, n_tokens, tokenizer.end_id, tokenizer.pad_id)
+        ids = random_ids(tokenizer.grammar, rng, n_tokens or PRIME_TOKENS, tokenizer.end_id, tokenizer.pad_id)
     else:
         ids = [tokenizer.start_id]
     ids = without_ending(tokenizer.grammar, ids, tokenizer.end_id, tokenizer.pad_id)
@@ -390,7 +404,7 @@ def _read_prompt(loaded: "LoadedModel", prompt: str) -> "Prompt":
 
 
 def _excerpt(home: Home, loaded: "LoadedModel", rng: np.random.Generator, n_tokens: int) -> tuple[str, Sequence[int]]:
-    """Return the name and the first ids of a piece of the training split, up to the last boundary in `n_tokens`."""
+    """Return the name and the first ids of a piece of the training split."""
     from tasks.datasets import resolve_dataset
     from tasks.token_cache import flat_tokens
 
@@ -401,8 +415,6 @@ def _excerpt(home: Home, loaded: "LoadedModel", rng: np.random.Generator, n_toke
         raise DatasetError(f"dataset {reference} is not in the encoding of the model")
     row = int(rng.integers(len(flat.offsets) - 1))
     ids = flat.tokens[flat.offsets[row] : flat.offsets[row + 1]].tolist()
-    places = boundary_places(loaded.tokenizer.grammar, ids, loaded.tokenizer.end_id)
-    within, beyond = places[places <= n_tokens], places[places > n_tokens]
-    is_enough = len(within) and (within[-1] > n_tokens // 2 or not len(beyond))
-    place = int(within[-1] if is_enough else beyond[0])
-    return f"{reference} train row {row}", ids[:place]
+    return f"{reference} train row {row}", beginning_of(
+        loaded.tokenizer.grammar, ids, n_tokens, loaded.tokenizer.end_id
+    )

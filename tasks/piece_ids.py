@@ -97,12 +97,17 @@ def longest_piece(model: Model, config: GenerateConfig) -> int:
 
 def grammar_tables(tokenizer: Any, config: GenerateConfig) -> GrammarTables:
     """Return the tables of `grammar_of`, bound to what is wished for, with the longest time that a note may sound."""
-    units = config.max_note_seconds * tokenizer.units_per_second
-    max_open, grammar = max(round(units), 1) if units else 0, grammar_of(tokenizer, config)
+    max_open, grammar = longest_open(tokenizer, config.max_note_seconds), grammar_of(tokenizer, config)
     bound = bind(tokenizer, grammar, config)
     if bound is not None:
         return BoundTables.from_numpy(bound, max_open=max_open)
     return GrammarTables.from_numpy(grammar, max_open=max_open)
+
+
+def longest_open(tokenizer: Any, max_note_seconds: float) -> int:
+    """Return the units of an encoding's time after which a note must end; 0: never."""
+    units = max_note_seconds * tokenizer.units_per_second
+    return max(round(units), 1) if units else 0
 
 
 def grammar_of(tokenizer: Any, config: GenerateConfig) -> Grammar:

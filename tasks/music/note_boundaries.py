@@ -43,6 +43,43 @@ def boundary_places(grammar: Grammar, ids: Sequence[int], end_id: int) -> IntArr
     return np.flatnonzero(is_boundary & (n_open == 0))
 
 
+def beginning_of(grammar: Grammar, ids: Sequence[int], n_ids: int, end_id: int) -> list[int]:
+    """Return the first ids of a piece up to a note boundary: `n_ids` at most, and more than half of them if it can.
+
+    Where there is no such boundary, the notes that sound at the cut are ended there. Only where the encoding cannot say
+    that, as within a bar, the beginning goes on to the next boundary.
+
+    Raises:
+        ValueError: the grammar forbids an id.
+    """
+    places = boundary_places(grammar, ids, end_id)
+    within, beyond = places[places <= n_ids], places[places > n_ids]
+    if len(within) and (within[-1] > n_ids // 2 or not len(beyond)):
+        return list(ids[: int(within[-1])])
+    for place in range(min(n_ids, len(ids)), n_ids // 2, -1):
+        ending = _ending(grammar, ids[:place])
+        found = [*ids[:place], *ending]
+        if ending and len(found) <= n_ids and boundary_places(grammar, found, end_id)[-1] == len(found):
+            return found
+    return list(ids[: int(beyond[0])]) if len(beyond) else list(ids)
+
+
+def _ending(grammar: Grammar, ids: Sequence[int]) -> list[int]:
+    """Return ids that end the notes that sound behind some ids, in order of slots; none where they cannot all end."""
+    tokens = np.asarray(ids, np.int64)
+    opened, closed = grammar.opens_V[tokens], grammar.closes_V[tokens]
+    n_open = np.bincount(opened[opened >= 0], minlength=grammar.n_slots)
+    n_open -= np.bincount(closed[closed >= 0], minlength=grammar.n_slots)
+    state, ending = int(walk(grammar, ids)[0][-1]), list[int]()
+    for slot in np.flatnonzero(n_open).tolist():
+        closing = np.flatnonzero((grammar.closes_V == slot) & (grammar.next_state_SV[state] >= 0))
+        if not len(closing):
+            return []
+        ending.append(int(closing[0]))
+        state = int(grammar.next_state_SV[state, closing[0]])
+    return ending
+
+
 def without_ending(grammar: Grammar, ids: Sequence[int], end_id: int, pad_id: int) -> list[int]:
     """Return ids without those at their end behind which nothing but `end_id` may come."""
     goes_on = _goes_on(grammar, end_id, pad_id)[walk(grammar, ids)[0]]

@@ -22,7 +22,7 @@ from tasks.config import to_json
 from tasks.errors import BadScore, CheckpointError, ConfigError, HomeError, NotFound, OrchestrionError
 from tasks.home import Home
 from tasks.music.midi_statistics import midi_statistics
-from tasks.music.note_boundaries import boundary_places
+from tasks.music.note_boundaries import beginning_of, boundary_places
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score, read_midi, write_midi
 from tasks.music.tokenizers.mmm import MmmConfig
@@ -295,6 +295,94 @@ def test_a_piece_grows_by_blocks_and_keeps_what_it_has_when_stopped(home: Home, 
     again = SessionFolder(home, "stopped")
     assert len(again.read().blocks) == 3
     assert again.grow(5, lambda _: None).ids == grown.ids
+
+
+def longest_note(session: SessionFolder) -> float:
+    notes = session._score(session.read()).notes
+    return float((notes.end_seconds - notes.onset_seconds).max())
+
+
+@pytest.mark.parametrize("block_tokens", [8, 24, 200])
+def test_no_note_sounds_for_longer_than_asked_however_a_block_is_written(home: Home, block_tokens: int) -> None:
+    checkpoint = random_checkpoint(home.root, OoreConfig())
+    free, limited = (
+        begin(
+            home, checkpoint, replace(CONFIG, block_tokens=block_tokens, max_note_seconds=seconds), name=f"s{seconds}"
+        )
+        for seconds in (0.0, 1.0)
+    )
+    for session in (free, limited):
+        session.grow(3, lambda _: None)
+    assert longest_note(free) > 2.5  # an untrained model lets notes hang
+    assert longest_note(limited) <= 2.0 + 1e-9  # the longest time shift is one second
+
+
+def always_ending(checkpoint: Path) -> Path:
+    """Make a model of which every proposal would be the end of the piece."""
+    loaded = load_model(checkpoint)
+    with torch.no_grad():
+        loaded.model.head.bias[loaded.tokenizer.end_id] += 30.0  # type: ignore[union-attr]
+    optimizer = build_optimizer(OptimizerConfig(), loaded.model)
+    return CheckpointFolder(checkpoint.parent).save(loaded.model, optimizer, loaded.state, True, 0)
+
+
+@pytest.mark.parametrize("encoding", [OoreConfig(), RemiConfig()], ids=lambda config: config.name)
+def test_a_model_that_wants_to_end_gives_notes_first(home: Home, tmp_path: Path, encoding: Any) -> None:
+    checkpoint = always_ending(random_checkpoint(home.root, encoding))
+    start = {"prime": "midi", "prompt": write_prompt(tmp_path)}
+    for name, least in (("usual", composer.MIN_NEW_TOKENS), ("few", 1), ("may", 0)):
+        config = replace(CONFIG, block_tokens=128, min_new_tokens=least)
+        session = begin(home, checkpoint, config, name=name, **start)
+        for _ in range(4):
+            block = session.propose().proposal
+            assert (block.n_notes > 0) is (least > 0)
+            assert len(block.ids) > least
+            assert least or block.ids == (session.loaded.tokenizer.end_id,)
+    assert ComposerConfig().min_new_tokens == 64
+
+
+def test_a_session_of_an_older_release_goes_on_as_it_began(home: Home) -> None:
+    checkpoint = always_ending(random_checkpoint(home.root, OoreConfig()))
+    config = replace(CONFIG, min_new_tokens=0)
+    new, old = (begin(home, checkpoint, config, name=name) for name in ("new", "old"))
+    old.propose()
+    values = json.loads(old.state_path.read_text())
+    for settings in (values["config"], values["proposal"]["config"]):
+        for name in ("min_new_tokens", "max_note_seconds"):
+            settings.pop(name)
+    old.state_path.write_text(json.dumps(values))
+    assert SessionFolder(home, "old").read().config == config
+    new.propose()
+    assert SessionFolder(home, "old").propose().proposal == new.propose().proposal
+
+
+def test_the_length_of_a_beginning_is_kept(home: Home, tmp_path: Path) -> None:
+    # Notes overlap all along, as under a pedal: there is no place without a note but the end.
+    rows = [(240 * i, 960, 40 + i % 40, 64) for i in range(120)]
+    path = tmp_path / "overlapping.mid"
+    path.write_bytes(write_midi(make_score(rows)))
+    session = begin(home, random_checkpoint(home.root, OoreConfig()), prime="midi", prompt=str(path), prime_tokens=64)
+    primer = session.read().primer
+    assert 32 < len(primer.ids) <= 64
+    assert 0 < primer.n_notes < primer.n_file_notes == 120
+    tokenizer = session.loaded.tokenizer
+    assert boundary_places(tokenizer.grammar, primer.ids, tokenizer.end_id)[-1] == len(primer.ids)
+    whole = begin(home, session.loaded.folder, name="whole", prime="midi", prompt=str(path))
+    assert whole.read().primer.n_notes == 120
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda config: config.name)
+def test_the_beginning_of_a_piece_has_the_length_asked_for(encoding: Any) -> None:
+    tokenizer = build_tokenizer(learned(encoding))
+    rows = [(500 * i, 80 + 40 * (i % 30), 40 + i % 50, 80) for i in range(60)]
+    ids = tokenizer.encode(NoteBatch.from_scores([make_score(rows)])).ids.tolist()
+    for n_ids in (50, 100, 160):
+        beginning = beginning_of(tokenizer.grammar, ids, n_ids, tokenizer.end_id)
+        places = boundary_places(tokenizer.grammar, beginning, tokenizer.end_id)
+        assert places[-1] == len(beginning)
+        if encoding.name != "mmm":  # its bars are longer
+            assert n_ids // 2 < len(beginning) <= n_ids
+    assert beginning_of(tokenizer.grammar, ids, 2**20, tokenizer.end_id) == ids[: len(ids) - 1]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda config: config.name)
