@@ -43,7 +43,7 @@ from flows.cli_options import (
 )
 from flows.interrupts import INTERRUPTED, SAID_INTERRUPTED
 from tasks.errors import ConfigError, HomeError, Interrupted, NotFound, OrchestrionError
-from tasks.home import Home, storage_problem
+from tasks.home import Home, json_text, storage_problem
 
 BATCH_FACTS = ("batch", "model_version", "n_pieces", "flags", "batch_dir", "gallery", "reused", "seconds")
 
@@ -193,7 +193,7 @@ def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> Non
                 print_result(results[-1], as_json, ("name", *BATCH_FACTS))
     finally:
         if as_json:
-            typer.echo(json.dumps({"jobs": results}))
+            typer.echo(json_text({"jobs": results}))
         for error in failed:
             _complain(str(error))
     if failed:
@@ -230,7 +230,7 @@ def pipeline(
     where = prepare(home, verbose, quiet)
     result = _run_flow(where, "pipeline", config, fresh=fresh)
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json_text(result))
         return
     from tasks.summaries import pipeline_rows
 

@@ -1,6 +1,5 @@
 """The commands of the composer: a piece made block by block, where each command is one step of a stored session."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ from flows import environment
 from flows.cli_look import find_model, tracker_of
 from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, ModelOption, print_list
 from tasks.errors import ConfigError, NotFound
-from tasks.home import Home
+from tasks.home import Home, json_text
 
 app = typer.Typer(
     help="Make a piece block by block: a model proposes, you listen, accept, ask again or undo.",
@@ -286,14 +285,14 @@ def _start(
 
 def _print_saved(saved: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(saved))
+        typer.echo(json_text(saved))
     else:
         typer.echo(f"{saved['path']}: {saved['n_notes']} notes, {saved['seconds']:g} s, {len(saved['blocks'])} blocks")
 
 
 def _print_state(state: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(state))
+        typer.echo(json_text(state))
         return
     primer, pending, statistics = state["primer"], state["pending"], state["statistics"]
     begins = " ".join(filter(None, (primer["kind"], primer["name"])))

@@ -1,6 +1,5 @@
 """The commands about datasets: what there is, what changed, whether it is whole, what nothing needs any more."""
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +8,7 @@ from flows import environment
 from flows.cli_look import tracker_of
 from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, print_list
 from tasks.errors import ConfigError
-from tasks.home import Home
+from tasks.home import Home, json_text
 
 app = typer.Typer(help="List, compare, check and clean up dataset versions.", invoke_without_command=True)
 
@@ -44,7 +43,7 @@ def show(reference: ReferenceArgument = "", home: HomeOption = DEFAULT_HOME, as_
     from tasks.datasets import resolve_dataset
 
     dataset = resolve_dataset(Home.at(home), reference)
-    typer.echo(json.dumps(dataset.summary() | {"manifest": dataset.manifest}) if as_json else dataset_card(dataset))
+    typer.echo(json_text(dataset.summary() | {"manifest": dataset.manifest}) if as_json else dataset_card(dataset))
 
 
 @app.command(epilog="Example: orchestrion datasets diff mine@3f2a mine@91c0")
@@ -64,7 +63,7 @@ def diff(
     after = resolve_dataset(where, new or before.name)
     changes = diff_versions(before, after)
     result = {"old": before.reference, "new": after.reference, **changes}
-    typer.echo(json.dumps(result) if as_json else f"{before.reference} -> {after.reference}\n{changes_card(changes)}")
+    typer.echo(json_text(result) if as_json else f"{before.reference} -> {after.reference}\n{changes_card(changes)}")
 
 
 @app.command(epilog="Example: orchestrion datasets verify mine")
@@ -89,7 +88,7 @@ def verify(
             problems = verify_version(dataset, progress.advance)
             found += [{"dataset": dataset.reference, "path": p.path, "problem": p.problem} for p in problems]
     if as_json:
-        typer.echo(json.dumps({"ok": not found, "n_versions": len(chosen), "n_files": n_files, "problems": found}))
+        typer.echo(json_text({"ok": not found, "n_versions": len(chosen), "n_files": n_files, "problems": found}))
     else:
         for problem in found:
             typer.echo(f"{problem['dataset']}: {problem['path']} {problem['problem']}")
@@ -115,7 +114,7 @@ def prune(
         pruned = prune_datasets(where, keep, used, dry_run)
     if as_json:
         counts = {"n_files": pruned.n_files, "n_bytes": pruned.n_bytes}
-        typer.echo(json.dumps({"versions": list(pruned.versions), **counts, "dry_run": dry_run}))
+        typer.echo(json_text({"versions": list(pruned.versions), **counts, "dry_run": dry_run}))
         return
     verb = "would delete" if dry_run else "deleted"
     for version in pruned.versions:
@@ -131,7 +130,7 @@ def catalog(as_json: JsonOption = False) -> None:
     from tasks.sources.catalog import CATALOG
 
     if as_json:
-        typer.echo(json.dumps({"catalog": [dataclasses.asdict(entry) for entry in CATALOG]}))
+        typer.echo(json_text({"catalog": [dataclasses.asdict(entry) for entry in CATALOG]}))
         return
     rows = [
         {

@@ -1,6 +1,5 @@
 """The commands that look and change nothing: lists, tokens, the state of the installation."""
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ import typer
 from flows import environment
 from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, print_list, print_result
 from tasks.errors import NotFound
-from tasks.home import Home
+from tasks.home import Home, json_text
 
 app = typer.Typer()
 
@@ -84,7 +83,7 @@ def compare(
             "models": rows,
             "warnings": warnings_of(contestants),
         }
-        typer.echo(json.dumps(facts))
+        typer.echo(json_text(facts))
         return
     print_list(rows, ("model_version", "scored_on", "bits_per_note", "above_the_first"), False, "models")
     for warning in warnings_of(contestants):
@@ -106,7 +105,7 @@ def lineage(
     where = Home.at(home)
     facts = Lineage(where, tracker_of(where)).of(target)
     if as_json:
-        typer.echo(json.dumps(facts))
+        typer.echo(json_text(facts))
         return
     for label, text in lineage_rows(facts):
         typer.echo(f"{label:>30}  {text}")
@@ -122,7 +121,7 @@ def presets(
 
     if name:
         facts = preset_facts(name)
-        typer.echo(json.dumps(facts) if as_json else json.dumps(facts, indent=2))
+        typer.echo(json_text(facts) if as_json else json_text(facts, indent=2))
         return
     print_list(preset_rows(), ("name", "system", "encoding", "vocab_size", "n_parameters"), as_json, "")
 
@@ -145,7 +144,7 @@ def encode(
         tokens = encode_file(path, config)
         if as_json:
             facts = {"path": str(path), "ids": tokens.ids, "dropped": tokens.dropped, "encoder": tokens.encoder}
-            typer.echo(json.dumps(facts))
+            typer.echo(json_text(facts))
         else:
             lost = ", ".join(f"{n} {reason}" for reason, n in tokens.dropped.items())
             typer.echo(f"{path}: {len(tokens.ids)} tokens{f'; notes lost or changed: {lost}' if lost else ''}")
@@ -179,7 +178,7 @@ def doctor(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     environment.prepare(where)
     checks = examine(where)
     if as_json:
-        typer.echo(json.dumps({"ok": all(c.ok for c in checks), "checks": [c.as_json() for c in checks]}))
+        typer.echo(json_text({"ok": all(c.ok for c in checks), "checks": [c.as_json() for c in checks]}))
     else:
         for check in checks:
             typer.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")

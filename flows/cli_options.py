@@ -1,13 +1,12 @@
 """What the commands share: options, the home, and how results and lists are printed."""
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from flows import environment
-from tasks.home import Home
+from tasks.home import Home, json_text
 
 SHOWN_FIGURES = 8  # of a result's metrics; all are in MLflow and in --json
 
@@ -99,7 +98,7 @@ def prepare(home: str, verbose: bool = False, quiet: bool = False) -> Home:
 def print_result(result: dict[str, Any], as_json: bool, shown: Sequence[str]) -> None:
     """Print a flow's summary: all of it as JSON, or the named lines for people."""
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json_text(result))
         return
     for key in shown:
         value = result.get(key)
@@ -115,7 +114,7 @@ def print_result(result: dict[str, Any], as_json: bool, shown: Sequence[str]) ->
 def print_list(rows: list[dict[str, Any]], columns: Sequence[str], as_json: bool, key: str) -> None:
     """Print rows as a table for people, or as JSON: a list of `key`, inside an object unless `key` is empty."""
     if as_json:
-        typer.echo(json.dumps({key: rows} if key else rows))
+        typer.echo(json_text({key: rows} if key else rows))
         return
     if not rows:
         typer.echo(f"no {key} yet")

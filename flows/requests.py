@@ -1,17 +1,18 @@
 """Request files: several batches of compositions, described in TOML or JSON."""
 
-import json
-import tomllib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.config import GenerateConfig, from_json, to_json
+from tasks.config import GenerateConfig, from_json, shortened, to_json
 from tasks.errors import ConfigError, NotFound
+from tasks.foreign_text import MAX_KEY_PARTS, OutOfBounds, parse_json, parse_toml
 from tasks.prompts import SPLIT_MARK
 
 TOP_KEYS, JOB_KEYS = ("model", "defaults", "jobs"), ("name", "model")
+MAX_BYTES = 2**20
 PATHS = ("prompt", "prompt_to", "soundfont")  # relative to the file's folder
 
 
@@ -64,15 +65,21 @@ def read_request(path: Path, settings_of: Callable[[str], GenerateConfig]) -> li
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise NotFound(f"request {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path.name} is no text in UTF-8") from None
+        with path.open("rb") as handle:
+            data = handle.read(MAX_BYTES + 1)
+        text = data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise ConfigError(f"{path.name} is no text in UTF-8") from None
+        raise NotFound(f"request {path}: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{path.name} is longer than the {MAX_BYTES} bytes that a request may have")
+    kind, parse = ("JSON", parse_json) if path.suffix.lower() == ".json" else ("TOML", parse_toml)
     try:
-        form = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
+        form = parse(text)
+    except OutOfBounds as error:
+        raise ConfigError(f"{path.name} is no {kind} that is read: {error}") from None
+    except ValueError as error:
         raise ConfigError(f"{path.name} is no {kind}: {error}") from None
     if not isinstance(form, dict):
         raise ConfigError(f"{path.name} holds no table, but {type(form).__name__}")
@@ -94,6 +101,8 @@ def _nested(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     found = dict[str, Any]()
     for key, value in settings.items():
         *tables, last = key.split(".")
+        if len(tables) >= MAX_KEY_PARTS:
+            raise ConfigError(f"{where}: key {shortened(key)!r} has more than {MAX_KEY_PARTS} parts")
         inner = found
         for table in tables:
             inner = inner.setdefault(table, {})
@@ -122,5 +131,6 @@ def _from_folder(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     for key in PATHS:
         value = settings.get(key)
         if isinstance(value, str) and value and not value.startswith(SPLIT_MARK) and value != "none":
-            changed[key] = str((folder / Path(value).expanduser()).absolute())
+            local = os.path.expanduser(value)  # noqa: PTH111  (Path's own raises on an unknown user)
+            changed[key] = str((folder / local).absolute())
     return changed

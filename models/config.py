@@ -50,14 +50,14 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         for field in ("d_model", "n_heads", "n_layers", "d_ff", "max_relative_distance", "max_positions"):
-            if getattr(self, field) < 1:
+            if not getattr(self, field) >= 1:
                 raise ValueError(f"{field}={getattr(self, field)} is below 1")
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
         for field in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} is outside 0 to below 1")
-        if self.norm_eps <= 0:
+        if not self.norm_eps > 0:
             raise ValueError(f"norm_eps={self.norm_eps} is not above 0")
         check_choices(self)
         if self.relative_positions == "rotary" and self.d_head % 2:
@@ -103,7 +103,7 @@ class HourglassConfig:
 
     def __post_init__(self) -> None:
         for field in ("d_model", "n_heads", "d_ff", "max_relative_distance"):
-            if getattr(self, field) < 1:
+            if not getattr(self, field) >= 1:
                 raise ValueError(f"{field}={getattr(self, field)} is below 1")
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
@@ -116,9 +116,9 @@ class HourglassConfig:
         check_choices(self)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} is outside 0 to below 1")
-        if self.norm_eps <= 0:
+        if not self.norm_eps > 0:
             raise ValueError(f"norm_eps={self.norm_eps} is not above 0")
-        if self.hidden_loss_weight < 0:
+        if not self.hidden_loss_weight >= 0:
             raise ValueError(f"hidden_loss_weight={self.hidden_loss_weight} is below 0")
         if self.hidden_loss != "none" and not self.n_levels:
             raise ValueError(f"hidden_loss={self.hidden_loss!r}, but depths={self.depths} shortens nothing")
@@ -188,11 +188,12 @@ class VaeConfig:
 
     def __post_init__(self) -> None:
         for field in ("block", "d_model", "n_heads", "n_layers"):
-            if getattr(self, field) < 1:
+            if not getattr(self, field) >= 1:
                 raise ValueError(f"{field}={getattr(self, field)} is below 1")
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
-        for field in ("kl_start", "kl_end", "kl_steps", "free_bits"):
+        an_id = () if self.token_dropout_by == "all" else ("token_dropout_by",)
+        for field in ("kl_start", "kl_end", "kl_steps", "free_bits", *an_id):
             if not 0 <= getattr(self, field) < math.inf:
                 raise ValueError(f"{field}={getattr(self, field)} is not a number of 0 or more")
         for field in ("dropout", "token_dropout"):
@@ -240,7 +241,7 @@ class NoamSchedule:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.scale <= 0:
+        if not self.scale > 0:
             raise ValueError(f"scale={self.scale} is not above 0")
 
 
@@ -259,11 +260,11 @@ class WarmupCosineSchedule:
     floor_share: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.peak <= 0:
+        if not self.peak > 0:
             raise ValueError(f"peak={self.peak} is not above 0")
-        if self.warmup_steps < 0:
+        if not self.warmup_steps >= 0:
             raise ValueError(f"warmup_steps={self.warmup_steps} is below 0")
-        if self.total_steps < 0:
+        if not self.total_steps >= 0:
             raise ValueError(f"total_steps={self.total_steps} is below 0")
         if not 0 <= self.floor_share <= 1:
             raise ValueError(f"floor_share={self.floor_share} is outside 0-1")
@@ -277,7 +278,7 @@ class ConstantSchedule:
     rate: float = 6e-4
 
     def __post_init__(self) -> None:
-        if self.rate <= 0:
+        if not self.rate > 0:
             raise ValueError(f"rate={self.rate} is not above 0")
 
 
@@ -302,14 +303,14 @@ class OneCycleSchedule:
     betas: tuple[float, float] | None = (0.95, 0.85)
 
     def __post_init__(self) -> None:
-        if self.peak <= 0:
+        if not self.peak > 0:
             raise ValueError(f"peak={self.peak} is not above 0")
-        if self.total_steps < 0:
+        if not self.total_steps >= 0:
             raise ValueError(f"total_steps={self.total_steps} is below 0")
         if not 0 < self.rising_share < 1:
             raise ValueError(f"rising_share={self.rising_share} is outside above 0 to below 1")
         for field in ("first_divisor", "last_divisor"):
-            if getattr(self, field) < 1:
+            if not getattr(self, field) >= 1:
                 raise ValueError(f"{field}={getattr(self, field)} is below 1")
         if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} are not two numbers from 0 to below 1")
@@ -335,11 +336,11 @@ class OptimizerConfig:
         check_choices(self)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} are not two numbers from 0 to below 1")
-        if self.eps <= 0:
+        if not self.eps > 0:
             raise ValueError(f"eps={self.eps} is not above 0")
-        if self.weight_decay < 0:
+        if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay={self.weight_decay} is below 0")
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm={self.max_grad_norm} is not above 0; None turns clipping off")
 
 
@@ -390,7 +391,7 @@ class SamplingConfig:
         for name in ("presence_penalty", "frequency_penalty"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} is not a number from 0 on")
-        if self.penalty_tokens < 1:
+        if not self.penalty_tokens >= 1:
             raise ValueError(f"penalty_tokens={self.penalty_tokens} is below 1")
         for name in ("top_p", "min_p"):
             share = getattr(self, name)
@@ -398,7 +399,7 @@ class SamplingConfig:
                 raise ValueError(f"{name}={share} is outside above 0 to 1")
         if not 0 <= self.beams <= 1024:
             raise ValueError(f"beams={self.beams} is outside 0-1024")
-        if self.max_tokens < 1:
+        if not self.max_tokens >= 1:
             raise ValueError(f"max_tokens={self.max_tokens} is below 1")
         if not 0 <= self.min_new_tokens < self.max_tokens:
             raise ValueError(f"min_new_tokens={self.min_new_tokens} is not 0 to below max_tokens={self.max_tokens}")

@@ -24,6 +24,7 @@ from models.config import (
 )
 from tasks.errors import ConfigError
 from tasks.filters import FilterConfig
+from tasks.foreign_text import INTEGERS, OutOfBounds, parse_json
 from tasks.groups import GroupConfig
 from tasks.leakage import LeakageConfig
 from tasks.music.read_limits import ReadLimits
@@ -33,6 +34,8 @@ from tasks.sources.limits import SourceLimits
 
 Config = TypeVar("Config")
 
+LARGEST_FLOAT = 3.4e38  # of 32 bits, in which models compute
+MIN_READING_BYTES = 2**26
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -81,6 +84,7 @@ class AugmentConfig:
         _require(0 <= self.n_sampled <= 1000, f"n_sampled={self.n_sampled} outside 0 to 1000")
         for name in ("change_probability", "swap_probability", "drop_probability"):
             _require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} outside 0 to 1")
+        _require(self.seed >= 0, f"seed={self.seed} is below 0")
         for name in ("transpositions", "stretches", "velocity_shifts"):
             values = getattr(self, name)
             _require(len(set(values)) == len(values), f"{name}={values} names a value twice")
@@ -112,8 +116,12 @@ class ParseConfig:
     shard_bytes: int = 8 * 2**20  # of MIDI
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "memory_bytes", "shard_files", "shard_bytes"):
+        for name in ("seconds", "shard_files", "shard_bytes"):
             _require(getattr(self, name) > 0, f"{name}={getattr(self, name)} is not above 0")
+        _require(
+            self.memory_bytes >= MIN_READING_BYTES,
+            f"memory_bytes={self.memory_bytes} is below {MIN_READING_BYTES}, with which nothing can be read",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +152,7 @@ class DatasetConfig:
             not self.name or bool(NAME_PATTERN.fullmatch(self.name)),
             f"name={self.name!r} is not like {NAME_PATTERN.pattern}",
         )
+        _require(self.split_seed >= 0, f"split_seed={self.split_seed} is below 0")
         for name in ("validation_share", "test_share"):
             _require(0 < getattr(self, name) < 1, f"{name}={getattr(self, name)} outside 0 to 1")
         _require(self.validation_share + self.test_share < 1, "validation_share + test_share leave nothing to train on")
@@ -360,9 +369,48 @@ def from_json(kind: type[Config], values: Any, place: str = "") -> Config:
         ConfigError: an unknown key, a wrong type or an impossible value; the message names the field's path.
     """
     try:
-        return _validator(kind).model_validate({"value": values}).value  # type: ignore[attr-defined]
+        config = _validator(kind).model_validate({"value": values}).value  # type: ignore[attr-defined]
     except ValidationError as error:
         raise ConfigError("; ".join(_say(problem, kind, place) for problem in error.errors()[:3])) from None
+    if wrong := _wrong_number(config, values):
+        path, said = wrong
+        raise ConfigError(f"{place}: {path}: {said}" if place else f"{path}: {said}")
+    return config
+
+
+def check_numbers(config: Any) -> None:
+    """See that all numbers of a config are finite and of a size that is computed with, however it was made.
+
+    Raises:
+        ConfigError: one is not; the message names the field's path.
+    """
+    if wrong := _wrong_number(config, None):
+        raise ConfigError(": ".join(wrong))
+
+
+def _wrong_number(value: Any, given: Any, path: str = "") -> tuple[str, str] | None:
+    """Return the path of the first number that no setting takes, and what is wrong with it.
+
+    Args:
+        given: what `value` was made of, if known: true and false are not 1 and 0.
+    """
+    if dataclasses.is_dataclass(value):
+        names = [entry.name for entry in dataclasses.fields(value)]
+        known = given if isinstance(given, dict) else {}
+        inner = [(getattr(value, name), known.get(name), f"{path}.{name}" if path else name) for name in names]
+    elif isinstance(value, (tuple, list)):
+        known = given if isinstance(given, (tuple, list)) else [None] * len(value)
+        inner = [(item, one, path) for item, one in zip(value, known, strict=False)]
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    else:
+        if isinstance(given, bool):
+            return path, f"a number is wanted, not {str(given).lower()}"
+        if isinstance(value, int):
+            return None if value in INTEGERS else (path, f"{shortened(str(value))} is beyond 64 bits")
+        is_usable = math.isfinite(value) and abs(value) <= LARGEST_FLOAT
+        return None if is_usable else (path, f"{value} is not a finite number that 32 bits hold")
+    return next(filter(None, (_wrong_number(*one) for one in inner)), None)
 
 
 def digest(value: Any) -> str:
@@ -380,11 +428,15 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
     values = to_json(config)
     for override in overrides:
         path, equals, text = override.partition("=")
+        shown = f"--set {shortened(override)}"
         if not equals:
-            raise ConfigError(f"--set {override}: write it as key=value, for example train.n_steps=500")
+            raise ConfigError(f"{shown}: write it as key=value, for example train.n_steps=500")
         keys = path.strip().split(".")
-        section = _section_of(values, keys, override)
-        section[keys[-1]] = _parse(text)
+        section = _section_of(values, keys, shown)
+        try:
+            section[keys[-1]] = parse_value(text)
+        except OutOfBounds as error:
+            raise ConfigError(f"{shown}: {error}") from None
         if keys[-1] == "name":
             values = _switch_variant(type(config), values, section)
     return from_json(type(config), values)
@@ -404,19 +456,31 @@ def field_paths(kind: type, prefix: str = "") -> list[str]:
     return paths
 
 
-def _parse(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """Return what a setting's text means: JSON where it parses as JSON, otherwise the text.
+
+    Raises:
+        OutOfBounds: JSON that is nested too deeply, or holds a whole number beyond 64 bits.
+    """
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return parse_json(text)
+    except OutOfBounds:
+        raise
+    except ValueError:
         return text
 
 
-def _section_of(values: dict[str, Any], keys: list[str], override: str) -> dict[str, Any]:
+def shortened(text: str) -> str:
+    """Return a text as a message holds it, however long it is."""
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def _section_of(values: dict[str, Any], keys: list[str], shown: str) -> dict[str, Any]:
     section: Any = values
     for depth, key in enumerate(keys):
         if not isinstance(section, dict) or key not in section:
             known = ", ".join(section) if isinstance(section, dict) else "nothing below it"
-            raise ConfigError(f"--set {override}: unknown key {'.'.join(keys[: depth + 1])!r}; known here: {known}")
+            raise ConfigError(f"{shown}: unknown key {shortened('.'.join(keys[: depth + 1]))!r}; known here: {known}")
         if depth < len(keys) - 1:
             section = section[key]
     return section
@@ -458,5 +522,5 @@ def _say(problem: Any, kind: type, place: str) -> str:
         return f"{where}unknown key {path!r}; known here: {', '.join(p.rpartition('.')[2] for p in known)}"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
-    shown = f" (got {given!r})" if not isinstance(given, dict) else ""
+    shown = f" (got {shortened(repr(given))})" if not isinstance(given, dict) else ""
     return f"{where}{path or kind.__name__}: {message}{shown}"

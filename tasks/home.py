@@ -3,7 +3,9 @@
 import errno
 import fcntl
 import json
+import math
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -30,6 +32,7 @@ _MARKS = (
     "cache",
     "session.json",
 )  # of a home or session
+_SURROGATE = re.compile(r"\\ud|[\ud800-\udfff]")  # as JSON in ASCII writes one, or as it is
 _KEPT_NAME_BYTES = 180  # of a name of up to 255, in that of its temporary file
 _STORAGE_ERRORS = {
     errno.ENOSPC: "the disk is full",
@@ -296,10 +299,41 @@ def sync_folder(folder: Path) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return JSON as this project writes it: sorted keys, two spaces, one newline at the end."""
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    """Return JSON as this project writes it, strict as `json_text`: sorted keys, two spaces, a newline at the end."""
+    return (json_text(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def json_text(value: Any, **layout: Any) -> str:
+    """Return JSON that any reader takes: null for numbers not finite, \\xNN for bytes of names that are not UTF-8."""
+    try:
+        text = json.dumps(value, allow_nan=False, **layout)
+    except ValueError:
+        text = ""
+    return text if text and not _SURROGATE.search(text) else json.dumps(_strict(value), **layout)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_strict(key): _strict(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return _SURROGATE.sub(_escaped, value) if isinstance(value, str) else value
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0]) if len(found[0]) == 1 else 0
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}" if code else found[0]
 
 
 def read_json(path: Path) -> Any:
-    """Return the parsed JSON file at `path`."""
-    return json.loads(path.read_bytes())
+    """Return the parsed JSON file at `path`.
+
+    Raises:
+        ValueError: it is not JSON, or nested deeper than the interpreter reads.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None

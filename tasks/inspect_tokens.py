@@ -1,6 +1,5 @@
 """A file as tokens and back, for people who want to look."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from tasks.config import apply_overrides
 from tasks.errors import BadScore, ConfigError, NotFound
+from tasks.foreign_text import OutOfBounds, parse_json
 from tasks.music.notes import NoteBatch
 from tasks.music.score import read_midi, write_midi
 from tasks.music.tokenizers.base import Tokenizer
@@ -102,7 +102,7 @@ def decode_file(path: Path, config: TokenizerConfig | None, out: Path) -> int:
     stated = value.get("encoder") if isinstance(value, dict) else None
     tokenizer = _tokenizer_of(path, stated, config)
     ids = value.get("ids") if isinstance(value, dict) else value
-    if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):  # true is no id
         raise ConfigError(f"{path}: expected a list of ids, or an object with `ids`")
     outside = [i for i in ids if not 0 <= i < tokenizer.vocab_size]
     if outside:
@@ -114,9 +114,11 @@ def decode_file(path: Path, config: TokenizerConfig | None, out: Path) -> int:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_bytes())
     except OSError as error:
         raise NotFound(f"cannot read {path}: {error.strerror}") from None
+    except OutOfBounds as error:
+        raise ConfigError(f"{path}: {error}") from None
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
 

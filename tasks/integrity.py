@@ -348,22 +348,3 @@ def tree_digest(data: "mmap.mmap | memoryview", begin: int, n_threads: int) -> s
         with ThreadPoolExecutor(n_threads) as pool:
             leaves = pool.map(lambda place: hashlib.sha256(view[place : place + _CHUNK]).digest(), places)
             return hashlib.sha256(b"".join(leaves)).hexdigest()
-
-
-def read_header(handle: IO[bytes], path: Path, shape: Shape, n_bytes: int = 4096) -> dict[str, Any]:
-    """Return the sealed JSON at the beginning of a mapped file.
-
-    Raises:
-        DamagedFile: it is not what was written, or has no seal.
-    """
-    try:
-        value = parse_json(handle.read(n_bytes))
-    except BadJson as error:
-        raise DamagedFile(f"{path} is damaged: {error}") from None
-    if not isinstance(value, dict) or SEAL not in value:
-        raise DamagedFile(f"{path} is damaged: its header has no seal")
-    found = unsealed(value, path, shape)
-    for key, item in found.items():
-        if isinstance(item, int) and item < 0:
-            raise DamagedFile(f"{path} is damaged: {key} is {item}")
-    return found

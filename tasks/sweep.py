@@ -16,12 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from tasks.config import TRAIN_WITHOUT_EFFECT, PipelineConfig, apply_overrides, digest, to_json
+from tasks.config import TRAIN_WITHOUT_EFFECT, PipelineConfig, apply_overrides, digest, parse_value, shortened, to_json
 from tasks.datasets import DatasetVersion
-from tasks.errors import ConfigError, DamagedFile
-from tasks.home import Home, write_atomically
-from tasks.integrity import read_sealed, sealed_bytes
-from tasks.strict_json import Shape
+from tasks.errors import ConfigError
+from tasks.home import Home, json_bytes, read_json, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +28,7 @@ Row = dict[str, Any]
 MAX_POINTS = 1000
 WAITING, INTERRUPTED, TRAINED = "waiting", "interrupted", "trained"  # what a row says on its way to one of the next
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
-_ORDER = (FINISHED, TRAINED, STOPPED, INTERRUPTED, WAITING, FAILED)
 _FIGURES = ("bits_per_note", "nll_per_token", "accuracy")
-ROW: dict[str, Any] = {
-    "point": int, "settings": str, "values": dict, "status": str, "reason": str, "step": int, "n_steps": int,
-    "val_loss": (float, None), "model_version": str, "run_id": str, "run_dir": str, "n_parameters": (int, None),
-} | dict.fromkeys(_FIGURES, (float, None))  # fmt: skip
 _DRAWS = ("uniform", "loguniform", "randint", "choice")
 _NO_EFFECT = {
     "dataset": "a sweep trains on one dataset version: rebuild with the other settings, then give --dataset",
@@ -157,9 +150,9 @@ def _make_point(config: PipelineConfig, pairs: Sequence[tuple[str, str]], number
     except ConfigError as error:
         said = str(error)
         for override in overrides:
-            said = said.removeprefix(f"--set {override}: ")
-        raise ConfigError(f"{', '.join(overrides)}: {said}") from None
-    return Point(number, overrides, {key: _value(text) for key, text in pairs}, made)
+            said = said.removeprefix(f"--set {shortened(override)}: ")
+        raise ConfigError(f"{', '.join(map(shortened, overrides))}: {said}") from None
+    return Point(number, overrides, {key: parse_value(text) for key, text in pairs}, made)
 
 
 def _check_space(config: PipelineConfig, plan: SweepConfig, axes: list[_Axis], draws: list[_Axis]) -> None:
@@ -188,15 +181,18 @@ def _check_space(config: PipelineConfig, plan: SweepConfig, axes: list[_Axis], d
         )
 
 
+LARGEST_END = 2.0**62  # of a range that whole numbers can be drawn from
+
+
 def _parse_grid(text: str) -> _Axis:
     key, values = _split(text, "--grid", "key=a,b,c, for example train.schedule.peak=0.001,0.003")
-    return _Axis(key, _parse_values(values, f"--grid {text}"))
+    return _Axis(key, _parse_values(values, f"--grid {shortened(text)}"))
 
 
 def _parse_search(text: str) -> _Axis:
     example = "key=loguniform(a,b), for example train.schedule.peak=loguniform(1e-4,1e-2)"
     key, drawn = _split(text, "--search", example)
-    place = f"--search {text}"
+    place = f"--search {shortened(text)}"
     call = re.fullmatch(r"(\w+)\((.*)\)", drawn)
     if not call or call[1] not in _DRAWS:
         raise ConfigError(f"{place}: write it as {example}; known: {', '.join(_DRAWS)}")
@@ -206,8 +202,11 @@ def _parse_search(text: str) -> _Axis:
         low, high = (float(number) for number in call[2].split(","))
     except ValueError:
         raise ConfigError(f"{place}: {call[1]} takes two numbers, such as {call[1]}(1,4)") from None
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ConfigError(f"{place}: {low:g} to {high:g} is no range; the first must be below the second")
+    if not -LARGEST_END <= low < high <= LARGEST_END:
+        raise ConfigError(
+            f"{place}: {low:g} to {high:g} is no range; the first must be below the second, and both within"
+            f" ±{LARGEST_END:g}"
+        )
     if call[1] == "loguniform" and low <= 0:
         raise ConfigError(f"{place}: loguniform needs numbers above 0, not {low:g}")
     if call[1] == "randint" and (low % 1 or high % 1):
@@ -218,7 +217,7 @@ def _parse_search(text: str) -> _Axis:
 def _split(text: str, option: str, example: str) -> tuple[str, str]:
     key, equals, values = (part.strip() for part in text.partition("="))
     if not key or not equals or not values:
-        raise ConfigError(f"{option} {text}: write it as {example}")
+        raise ConfigError(f"{option} {shortened(text)}: write it as {example}")
     return key, values
 
 
@@ -235,13 +234,6 @@ def _parse_values(text: str, place: str) -> tuple[str, ...]:
     return values
 
 
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
 def _identity(config: PipelineConfig) -> str:
     return digest({"train": _training_of(config), "evaluate": to_json(config.evaluate)})
 
@@ -252,7 +244,7 @@ def _training_of(config: PipelineConfig) -> dict[str, Any]:
 
 def sweep_name(config: PipelineConfig, plan: SweepConfig, dataset: DatasetVersion) -> str:
     """Return the name that settings, space and dataset version determine; the same sweep goes on under it."""
-    grid = {axis.key: [_value(text) for text in axis.texts] for axis in map(_parse_grid, plan.grid)}
+    grid = {axis.key: [parse_value(text) for text in axis.texts] for axis in map(_parse_grid, plan.grid)}
     identity = {
         "train": _training_of(config),
         "evaluate": to_json(config.evaluate),
@@ -295,8 +287,7 @@ class SweepFolder:
 
     def run_id(self) -> str:
         """Return the MLflow run of an earlier attempt, or nothing."""
-        facts = _read_or_warn(self.facts, {"run_id": str}, "the sweep goes on under a new run of the tracker")
-        return facts["run_id"] if facts else ""
+        return read_json(self.facts)["run_id"] if self.facts.exists() else ""
 
     def start(self, run_id: str, config: PipelineConfig, plan: SweepConfig, dataset: DatasetVersion) -> None:
         """Write down what the sweep is."""
@@ -307,34 +298,19 @@ class SweepFolder:
             "evaluate": to_json(config.evaluate),
             "sweep": to_json(plan),
         }
-        write_atomically(self.facts, sealed_bytes(facts))
+        write_atomically(self.facts, json_bytes(facts))
 
     def read_rows(self, points: Sequence[Point]) -> list[Row]:
         """Return one row for each point, in their order: that of an earlier attempt, else a new one."""
-        results = _read_or_warn(self.results, {"rows": [ROW]}, "what its points have come to is asked of their runs")
-        known = {row["settings"]: row for row in results.get("rows", ()) if _is_usable(row)}
+        known = {row["settings"]: row for row in read_json(self.results)["rows"]} if self.results.exists() else {}
         return [known.get(point.settings) or new_row(point) for point in points]
 
     def write_rows(self, rows: Sequence[Row]) -> list[Row]:
         """Write both tables, and return the rows best first."""
         ranked = rank(rows)
-        write_atomically(self.results, sealed_bytes({"sweep": self.root.name, "rows": ranked}))
+        write_atomically(self.results, json_bytes({"sweep": self.root.name, "rows": ranked}))
         write_atomically(self.table, csv_bytes(ranked))
         return ranked
-
-
-def _is_usable(row: Row) -> bool:
-    return row["status"] in _ORDER and row["run_dir"] == Path(row["run_dir"]).name
-
-
-def _read_or_warn(path: Path, shape: Shape, way_out: str) -> dict[str, Any]:
-    try:
-        return read_sealed(path, shape)
-    except FileNotFoundError:
-        return {}
-    except DamagedFile as error:
-        logger.warning("%s; %s", error, way_out)
-        return {}
 
 
 def new_row(point: Point) -> Row:
@@ -362,10 +338,11 @@ def set_failed(row: Row, reason: str) -> None:
 
 def rank(rows: Sequence[Row]) -> list[Row]:
     """Return rows with the lowest bits per note first, then those without, by validation loss, the failed last."""
+    order = (FINISHED, TRAINED, STOPPED, INTERRUPTED, WAITING, FAILED)
 
     def place(row: Row) -> tuple[Any, ...]:
         figures = (math.inf if row[name] is None else row[name] for name in ("bits_per_note", "val_loss"))
-        return (_ORDER.index(row["status"]), *figures, row["point"])
+        return (order.index(row["status"]), *figures, row["point"])
 
     return sorted(rows, key=place)
 

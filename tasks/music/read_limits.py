@@ -1,6 +1,7 @@
 """The limits of reading; apart from the reader, so that configs need not load compiled code."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -12,3 +13,8 @@ class ReadLimits:
     max_seconds: float = 24 * 3600.0
     max_tracks: int = 0xFFFF  # as many as a header can state
     max_pedals: int = 1_000_000  # pedal spans, those of a channel counted for each part on it
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not 0 <= getattr(self, field.name) < math.inf:
+                raise ValueError(f"{field.name}={getattr(self, field.name)} is not a number from 0 on")

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import stat
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import BadHome, HomeError
-from tasks.home import Home, publish_folder, storage_problem, write_atomically
+from tasks.home import Home, json_bytes, json_text, publish_folder, read_json, storage_problem, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,3 +162,24 @@ def test_a_full_disk_is_recognised_through_wrappers() -> None:
     wrapped.__cause__ = OSError(errno.ENOSPC, "No space left on device", "/x/y")
     assert storage_problem(wrapped) == "the disk is full (/x/y)"
     assert storage_problem(ValueError("something else")) is None
+
+
+def test_json_is_strict_whatever_is_in_it(tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    odd = {
+        "nan": float("nan"),
+        "list": [1.5, float("inf"), (float("-inf"), "é")],
+        os.fsdecode(b"k\xe9"): "\ud800 \U0001f600",
+    }
+    for text in (json_text(odd), json_bytes(odd).decode(), json_text(odd, indent=2)):
+        read = json.loads(text, parse_constant=refuse)
+        assert read == {"nan": None, "list": [1.5, None, [None, "é"]], "k\\xe9": "\\ud800 \U0001f600"}
+        text.encode()
+    plain = {"b": [1, 2.5, None, True, "\\ud is text, \U0001f600 is one character"], "a": "é"}
+    assert json_text(plain) == json.dumps(plain)
+    assert json_bytes(plain) == (json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json(tmp_path / "deep.json")

@@ -44,8 +44,8 @@ class MidiTokConfig:
             return
         try:
             form = json.loads(self.tokenizer)
-        except ValueError as error:
-            raise ValueError(f"tokenizer: {self.tokenizer[:40]!r} is not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"tokenizer: {self.tokenizer[:40]!r} is not JSON that is read: {error}") from error
         if not isinstance(form, dict) or not {"tokenization", "config"} <= set(form):
             raise ValueError("tokenizer: no object with 'tokenization' and 'config', as MidiTok's save writes it")
 
@@ -58,7 +58,7 @@ class MidiTokConfig:
         """
         try:
             return cls(tokenizer=json.dumps(json.loads(Path(path).read_text()), separators=(",", ":")))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: {error}") from error
 
 
