@@ -178,7 +178,7 @@ def plan_tokens(config: DatasetConfig, ledger: Ledger, songs: Sequence[SongShard
 
 def publish(
     home: Home, config: DatasetConfig, version: str, n_other_files: int, ledger: Ledger, leakage: LeakageReport,
-    songs: Sequence[SongShard], analysis: Sequence[AnalysisShard], tokens: Sequence[TokenShard],
+    songs: Sequence[SongShard], analysis: Sequence[AnalysisShard], tokens: Sequence[TokenShard], n_homes: int = 0,
 ) -> DatasetVersion:  # fmt: skip
     """Write ledger and manifest into a temporary folder and rename it into place: all of a version or none of it.
 
@@ -197,7 +197,7 @@ def publish(
         "version": version,
         "config": settings_of(config),
         "encoder": _encoder_facts(tokens[0].encoding),
-        "counts": _counts(ledger, n_other_files),
+        "counts": _counts(ledger, n_other_files, n_homes),
         "notes": notes,
         "groups": _group_facts(ledger),
         "leakage": leakage.as_json(),
@@ -253,13 +253,14 @@ def _encoder_facts(encoding: TokenizerConfig) -> dict[str, Any]:
     return {"name": tokenizer.name, "digest": tokenizer.digest, "settings": tokenizer.to_json()}
 
 
-def _counts(ledger: Ledger, n_other_files: int) -> dict[str, Any]:
+def _counts(ledger: Ledger, n_other_files: int, n_homes: int) -> dict[str, Any]:
     table = ledger.table
     status = count_values(table, "status")
     reasons = {state: dict(count_reasons(table, state)) for state in ("rejected", "duplicate")}
     return {
         "n_files": table.num_rows,
         "n_other_files": n_other_files,
+        "n_homes_left_out": n_homes,
         "n_accepted": status["accepted"],
         "n_duplicate": status["duplicate"],
         "n_rejected": status["rejected"],

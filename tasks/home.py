@@ -176,6 +176,17 @@ class Home:
                 handle.truncate()
 
 
+_LAYOUT = ("cache", "datasets", "generations", "logs", "mlflow", "prefect", "runs", "sample", "sessions", "sweeps")
+
+
+def is_home(folder: str | bytes) -> bool:
+    """Tell whether a folder is a home, by its lock and at least two of the folders that only a home has together."""
+    where = os.fsdecode(folder)
+    if not os.path.isfile(os.path.join(where, "lock")):  # noqa: PTH113, PTH118  (asked of every folder of a source)
+        return False
+    return sum(os.path.isdir(os.path.join(where, name)) for name in _LAYOUT) >= 2  # noqa: PTH112, PTH118
+
+
 def _checked(name: str) -> Path:
     if "://" in name:
         raise BadHome(f"home {name} is an address; a home is a folder of this machine")

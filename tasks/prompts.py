@@ -27,7 +27,7 @@ from tasks.music.score import Score, read_midi, write_midi
 from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.windows import cut_windows
 from tasks.piece_ids import check_prompt_ids, check_request
-from tasks.sources.names import MIDI_SUFFIXES, is_midi, printable
+from tasks.sources.names import MIDI_SUFFIXES, is_companion, is_midi, printable
 from tasks.split import SPLITS
 
 logger = logging.getLogger(__name__)
@@ -190,6 +190,8 @@ def _contents(
         logger.info("prompt %s: the first %d of %d files, one for each piece", prompt, config.n_pieces, len(files))
     for name, path in files[: config.n_pieces]:
         try:
+            if path.exists() and not path.is_file():
+                raise NotFound(f"prompt {name} is no regular file but a folder, device or pipe ({path})")
             yield name, path.read_bytes()
         except OSError as error:
             raise NotFound(f"prompt {name}: {error.strerror} ({path})") from None
@@ -202,11 +204,27 @@ def _prompt_files(prompt: Path) -> list[tuple[str, Path]]:
     if prompt.is_file():
         if not is_midi(os.fsencode(prompt.name)):
             raise DatasetError(f"prompt {prompt} is neither a folder nor a {' '.join(MIDI_SUFFIXES)} file")
+        if _is_companion(prompt, prompt.name):
+            raise DatasetError(f"prompt {prompt} is what macOS lays beside a file (AppleDouble), and no song")
         return [(printable(prompt.name), prompt)]
-    files = [path for path in prompt.rglob("*") if is_midi(os.fsencode(path.name))]
+    named = [path for path in prompt.rglob("*") if is_midi(os.fsencode(path.name))]
+    files = [path for path in named if not _is_companion(path, path.relative_to(prompt))]
+    if len(files) < len(named):
+        logger.info("prompt %s: %d files of macOS beside the songs are left out", prompt, len(named) - len(files))
     if not files:
         raise DatasetError(f"prompt {prompt} holds no MIDI file ({', '.join(MIDI_SUFFIXES)})")
     return sorted((printable(str(path.relative_to(prompt))), path) for path in files)
+
+
+def _is_companion(path: Path, name: str | Path) -> bool:
+    """Tell an AppleDouble file by its name or first bytes; one that cannot be read is told of when it is a prompt."""
+    try:
+        if not path.is_file():  # a pipe would block
+            return is_companion(os.fsencode(name))
+        with path.open("rb") as file:
+            return is_companion(os.fsencode(name), file.read(4))
+    except OSError:
+        return is_companion(os.fsencode(name))
 
 
 def dataset_of(loaded: LoadedModel, home: Home) -> DatasetVersion:

@@ -101,7 +101,7 @@ def find_inputs(config: DatasetConfig, home: Home) -> Inputs:
         scan = scan_sources(
             config.sources, home.cache, config.source_limits, config.rehash, cluster.n_cpus(), progress.advance
         )
-    scan = Scan(ledger.allow_licences(scan.files, config.licences), scan.n_other_files)
+    scan = Scan(ledger.allow_licences(scan.files, config.licences), scan.n_other_files, scan.n_homes)
     return Inputs(replace(config, name=name), scan, datasets.version_of(config, scan.files))
 
 
@@ -111,7 +111,8 @@ def find_whole_version(home: Home, inputs: Inputs) -> DatasetVersion | None:
     found = datasets.usable_version(home, inputs.config.name, inputs.version)
     if found is None or found.missing_files() or not datasets.holds_names(found, inputs.scan.files):
         return None
-    if found.manifest["counts"]["n_other_files"] != inputs.scan.n_other_files:
+    counts, scan = found.manifest["counts"], inputs.scan
+    if (counts["n_other_files"], counts.get("n_homes_left_out", 0)) != (scan.n_other_files, scan.n_homes):
         return None
     with show_progress("checking", dataset_upkeep.n_files_of(found), "files") as progress:
         problems = dataset_upkeep.verify_version(found, progress.advance)
@@ -180,7 +181,7 @@ def encode_and_publish(
     with Progress("publishing"):
         return datasets.publish(
             home, inputs.config, inputs.version, inputs.scan.n_other_files, book, leakage, songs.shards,
-            songs.analysis.shards, tokens,
+            songs.analysis.shards, tokens, inputs.scan.n_homes,
         )  # fmt: skip
 
 

@@ -1,28 +1,33 @@
-"""Archives -> listings. One that has not changed since the last scan is not opened."""
+"""Archives -> listings, read in a limited child process. One that has not changed since the last scan is not opened."""
 
+import json
 import os
+import shutil
+import stat
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from tasks.errors import DatasetError
-from tasks.sources.cache import cache_key, is_racy, load_table, store_table
+from tasks.isolation import Death, Host, WorkError, WorkLimits
+from tasks.sources.cache import cache_key, is_racy, load_table, replace_synced, store_table
 from tasks.sources.limits import SourceLimits
 from tasks.sources.listing import LISTING_SCHEMA, Part, stamp_of
 from tasks.sources.names import archive_format, printable, sniff_format
-from tasks.sources.packs import PackWriter
-from tasks.sources.tars import read_compressed_tar, read_tar
-from tasks.sources.zips import ArchiveScan, read_zip
 
-CODECS = {"tar.gz": "gzip", "tar.zst": "zstd"}
+COMPRESSED = ("tar.gz", "tar.zst")
+SECONDS_PER_MIB = 2.0  # of CPU time; some hundred times as long as most archives take
+
+_host = Host()  # one for each process that scans
 
 
 def list_archive(
-    path: bytes, cache: Path, limits: SourceLimits, n_threads: int, *, kind: str = "", wanted: str = "",
+    path: bytes, cache: Path, limits: SourceLimits, *, kind: str = "", wanted: str = "",
     rehash: bool = False, on_files: Callable[[int], None] | None = None,
 ) -> Part:  # fmt: skip
     """Return the listing of an archive, from the cache where neither the archive nor the limits have changed.
@@ -39,6 +44,8 @@ def list_archive(
         status = os.stat(path)  # noqa: PTH116
     except OSError as error:
         raise DatasetError(f"archive {printable(path)}: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DatasetError(f"archive {printable(path)} is no regular file but a folder, device, pipe or socket")
     identity = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, *astuple(limits)[:4], wanted]
     key = cache_key(path)
     where = cache / "archives" / f"{key}.parquet"
@@ -50,35 +57,59 @@ def list_archive(
                 on_files(part.table.num_rows)
             return part
     kind = kind or archive_format(path)
-    pack = cache / "packs" / f"{key}-{stamp_of(status):016x}.pack" if kind in CODECS else None
-    try:
-        result, pack_status = _read(os.fsdecode(path), kind, limits, n_threads, pack, wanted=wanted, on_files=on_files)
-    except OSError as error:
-        raise DatasetError(f"archive {printable(path)}: {error.strerror or error}") from None
-    table = pa.Table.from_batches(result.batches, LISTING_SCHEMA).combine_chunks()
-    facts: dict[str, Any] = {"identity": identity, "n_other_files": result.n_other_files}
-    facts |= {"pack": pack.name if pack else "", "pack_stamp": stamp_of(pack_status) if pack_status else 0}
-    facts["extra"] = None if result.extra is None else result.extra.decode("latin-1")
+    pack = cache / "packs" / f"{key}-{stamp_of(status):016x}.pack" if kind in COMPRESSED else None
+    table, found = _read(os.fsdecode(path), status.st_size, kind, limits, where.parent, pack, wanted)
+    if on_files:
+        on_files(table.num_rows)
+    facts: dict[str, Any] = {"identity": identity, **found, "pack": pack.name if pack else ""}
+    facts["pack_stamp"] = stamp_of(pack.stat()) if pack else 0
     if not is_racy(status.st_mtime_ns, started_ns):
         store_table(where, table, facts)
     if pack:
         _remove_older(pack, key)
     container, stamp = (os.fsencode(pack), facts["pack_stamp"]) if pack else (path, stamp_of(status))
-    return Part(table, stamp, container, n_other_files=result.n_other_files, extra=result.extra)
+    return Part(table, stamp, container, n_other_files=found["n_other_files"], extra=_extra(found))
 
 
 def _read(
-    path: str, kind: str, limits: SourceLimits, n_threads: int, pack: Path | None, **options: Any
-) -> tuple[ArchiveScan, os.stat_result | None]:
-    if kind == "zip":
-        return read_zip(path, limits, n_threads, **options), None
-    if kind == "tar":
-        return read_tar(path, limits, **options), None
-    if pack is None:
-        raise DatasetError(f"archive {path} is in no known format")
-    with PackWriter(pack) as writer:
-        result = read_compressed_tar(path, CODECS[kind], limits, writer, **options)
-        return result, writer.publish()
+    path: str, n_bytes: int, kind: str, limits: SourceLimits, folder: Path, pack: Path | None, wanted: str
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Have a child process list an archive; return its rows and what `list_members` says beside them.
+
+    Args:
+        folder: for temporary files, on the file system of the cache.
+        pack: where to put what a compressed archive holds.
+    """
+    place = printable(os.fsencode(path))
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder))
+    rows, spool = temporary / "rows", temporary / "pack"
+    order = {"path": path, "kind": kind, "limits": asdict(limits), "wanted": wanted}
+    order |= {"rows": str(rows), "pack": str(spool) if pack else ""}
+    try:
+        seconds = limits.archive_seconds + SECONDS_PER_MIB * n_bytes / 2**20
+        bounds = WorkLimits(seconds=seconds, memory_bytes=limits.archive_memory_bytes)
+        answer = _host.run("tasks.sources.archive_members:list_members", json.dumps(order).encode(), bounds)
+        if isinstance(answer, Death):
+            setting = {"timed_out": "archive_seconds", "out_of_memory": "archive_memory_bytes"}.get(answer.reason)
+            hint = f"; dataset.source_limits.{setting} sets the limit" if setting else ""
+            raise DatasetError(f"archive {place}: its reader {answer.reason.replace('_', ' ')}: {answer.detail}{hint}")
+        with pa.OSFile(str(rows), "rb") as file:
+            table = pa.ipc.open_stream(file).read_all().combine_chunks()
+        if pack:
+            pack.parent.mkdir(parents=True, exist_ok=True)
+            replace_synced(spool, pack)
+        return table, json.loads(answer)
+    except WorkError as error:
+        if error.errno:  # the disk is full, for example; the archive is not at fault
+            raise OSError(error.errno, error.message) from None
+        raise DatasetError(error.message if error.kind == "DatasetError" else f"archive {place}: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _extra(facts: dict[str, Any]) -> bytes | None:
+    return None if facts["extra"] is None else facts["extra"].encode("latin-1")
 
 
 def _recall(table: pa.Table, facts: dict[str, Any], path: bytes, cache: Path, stamp: int) -> Part | None:
@@ -91,9 +122,8 @@ def _recall(table: pa.Table, facts: dict[str, Any], path: bytes, cache: Path, st
         except OSError:
             return None
         container, stamp = os.fsencode(pack), facts["pack_stamp"]
-    extra = None if facts["extra"] is None else facts["extra"].encode("latin-1")
     table = table.replace_schema_metadata(None).cast(LISTING_SCHEMA)
-    return Part(table, stamp, container, n_other_files=facts["n_other_files"], extra=extra)
+    return Part(table, stamp, container, n_other_files=facts["n_other_files"], extra=_extra(facts))
 
 
 def _remove_older(pack: Path, key: str) -> None:

@@ -15,7 +15,7 @@ from tasks.home import sync_folder
 
 logger = logging.getLogger(__name__)
 
-CACHE_NUMBER = 1  # raised when a column or the way to read an archive changes
+CACHE_NUMBER = 2  # raised when a column or the way to read an archive changes
 GROUP_ROWS = 2**16
 RACY_NS = 2 * 10**9  # a file changed so shortly before a scan may change again without its time moving
 

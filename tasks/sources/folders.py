@@ -5,6 +5,7 @@
 
 import hashlib
 import os
+import stat
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 
 from tasks.sources.cache import RACY_NS, cache_key, load_batches, store_table
 from tasks.sources.listing import FILE, LISTING_SCHEMA, Part, hash_column, stamp_column
-from tasks.sources.names import printable
+from tasks.sources.names import is_companion, printable
 from tasks.sources.threads import cut, map_in_order
 from tasks.sources.walk import TIMES, Found
 
@@ -34,6 +35,7 @@ class _Hashed:
     digests: bytes
     times: np.ndarray  # TIMES x files, int64
     problems: dict[int, str]
+    companions: list[int]
 
 
 def hash_found(
@@ -64,13 +66,13 @@ def hash_found(
     n_cached = int(known.sum())
     if on_files and n_cached:
         on_files(n_cached)
-    problems = _hash_missing(found, container, np.flatnonzero(~known), digests, n_threads, on_files)
+    problems, companions = _hash_missing(found, container, np.flatnonzero(~known), digests, n_threads, on_files)
     valid = np.ones(n, bool)
-    valid[list(problems)] = False
+    valid[[*problems, *companions]] = False
     hashes = hash_column(digests, valid)
     if n_cached < n or n_remembered != n:
         _remember(where, found, hashes, valid, started_ns)
-    return _part(found, container, hashes, problems)
+    return _part(found, container, hashes, problems, companions)
 
 
 def _recall(found: Found, batch: pa.RecordBatch, started_ns: int, digests: np.ndarray, known: np.ndarray) -> None:
@@ -104,9 +106,11 @@ def _as_bytes(name: pa.Scalar) -> bytes:
 def _hash_missing(
     found: Found, container: bytes, missing: np.ndarray, digests: np.ndarray, n_threads: int,
     on_files: Callable[[int], None] | None,
-) -> dict[int, str]:  # fmt: skip
+) -> tuple[dict[int, str], list[int]]:  # fmt: skip
+    """Fill in the digests of the other files; return what kept some from being read, and which are companions."""
     sizes = found.times["n_bytes"]
     problems: dict[int, str] = {}
+    companions: list[int] = []
 
     def hash_chunk(rows: np.ndarray) -> _Hashed:
         names = found.members.take(pa.array(rows)).to_pylist()
@@ -118,47 +122,60 @@ def _hash_missing(
         for name, column in zip(TIMES, hashed.times, strict=True):
             found.times[name][hashed.rows] = column
         problems |= hashed.problems
+        companions += hashed.companions
         if on_files:
             on_files(len(hashed.rows))
-    return problems
+    return problems, companions
 
 
 def _hash_files(container: bytes, names: list[bytes], rows: np.ndarray, refused: dict[bytes, str]) -> _Hashed:
     digests: list[bytes] = []
     times: list[tuple[int, int, int, int]] = []
     problems: dict[int, str] = {}
+    companions: list[int] = []
     join = os.path.join
     for row, name in zip(rows.tolist(), names, strict=True):
         try:
             if name in refused:
                 raise ValueError(refused[name])
             digest, n_bytes, status = hash_file(join(container, name))
-        except (OSError, ValueError) as error:
-            problem = f"{error.strerror} ({printable(name)})" if isinstance(error, OSError) else str(error)
-            problems[row] = problem
+        except (OSError, ValueError, IsCompanion) as error:
+            if isinstance(error, IsCompanion):
+                companions.append(row)
+            else:
+                problems[row] = f"{error.strerror} ({printable(name)})" if isinstance(error, OSError) else str(error)
             digests.append(bytes(32))
             times.append((0, 0, 0, 0))
             continue
         digests.append(digest)
         times.append((n_bytes, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & (2**63 - 1)))
-    return _Hashed(rows, b"".join(digests), np.array(times, np.int64).reshape(-1, 4).T, problems)
+    return _Hashed(rows, b"".join(digests), np.array(times, np.int64).reshape(-1, 4).T, problems, companions)
+
+
+class IsCompanion(Exception):
+    """A file that macOS lays beside another, known by its first bytes."""
 
 
 def hash_file(path: bytes) -> tuple[bytes, int, os.stat_result]:
     """Return a file's SHA-256, the number of bytes hashed, and its status from before the first of them was read.
 
     A change during the reading moves the times away from that status, so the next scan sees it.
+
+    Raises:
+        ValueError: it is no regular file.
+        IsCompanion: it is no song, though called one.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # NONBLOCK: a pipe may stand there by now
     try:
         status = os.fstat(descriptor)
-        if status.st_size < ONE_READ:
-            data = os.read(descriptor, status.st_size + 1)
-            if len(data) == status.st_size:
-                return hashlib.sha256(data).digest(), len(data), status
-            state, n_bytes = hashlib.sha256(data), len(data)
-        else:
-            state, n_bytes = hashlib.sha256(), 0
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"no regular file but a device, pipe or socket ({printable(path)})")
+        data = os.read(descriptor, min(status.st_size + 1, ONE_READ))
+        if is_companion(b"", data):
+            raise IsCompanion
+        if len(data) == status.st_size:
+            return hashlib.sha256(data).digest(), len(data), status
+        state, n_bytes = hashlib.sha256(data), len(data)
         while data := os.read(descriptor, 2**20):
             state.update(data)
             n_bytes += len(data)
@@ -175,13 +192,13 @@ def _remember(where: Path, found: Found, hashes: pa.Array, valid: np.ndarray, st
     store_table(where, table, {"started_ns": started_ns})
 
 
-def _part(found: Found, container: bytes, hashes: pa.Array, problems: dict[int, str]) -> Part:
+def _part(found: Found, container: bytes, hashes: pa.Array, problems: dict[int, str], companions: list[int]) -> Part:
     n = len(found.members)
     columns = {
         "member": found.members,
         "n_bytes": pa.array(found.times["n_bytes"]),
         "content_hash": hashes,
-        "reason": _sparse(n, dict.fromkeys(problems, "unreadable_file")),
+        "reason": _sparse(n, {row: _reason(found.members[row].as_py()) for row in problems}),
         "detail": _sparse(n, problems),
         "kind": pa.array(np.full(n, FILE, np.int8)),
         "offset": pa.array(np.zeros(n, np.int64)),
@@ -189,7 +206,16 @@ def _part(found: Found, container: bytes, hashes: pa.Array, problems: dict[int, 
     }
     table = pa.table(columns, schema=LISTING_SCHEMA)
     stamps = stamp_column([found.times[name] for name in TIMES[:3]])
-    return Part(table, stamps, container, n_other_files=found.n_other_files, notes=found.notes)
+    if companions:
+        stays = np.ones(n, bool)
+        stays[companions] = False
+        table, stamps = table.filter(pa.array(stays)), stamps.filter(pa.array(stays))
+    n_other_files = found.n_other_files + len(companions)
+    return Part(table, stamps, container, n_other_files=n_other_files, n_homes=found.n_homes, notes=found.notes)
+
+
+def _reason(member: bytes) -> str:
+    return "unreadable_folder" if member.endswith(b"/") else "unreadable_file"
 
 
 def _sparse(n: int, values: dict[int, str]) -> pa.Array:

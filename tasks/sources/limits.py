@@ -15,6 +15,8 @@ class SourceLimits:
     max_member_bytes: int = 64 * 2**20  # one file inside an archive, or one object of a store, expanded
     max_expanded_bytes: int = 256 * 2**30  # all that one archive expands to
     max_expansion_ratio: float = 200.0  # expanded over stored bytes, beyond the first MiB
+    archive_seconds: float = 60.0  # of the process that reads one archive, besides 2 s for each MiB of the archive
+    archive_memory_bytes: int = 4 * 2**30  # of that process
     max_download_bytes: int = 64 * 2**30
     download_attempts: int = 5  # in a row without a new byte
     download_timeout_seconds: float = 60.0  # without an answer or a byte
@@ -23,7 +25,7 @@ class SourceLimits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name == "retry_wait_seconds" else 1
+            least = 0 if field.name == "retry_wait_seconds" else 0.001 if field.name.endswith("_seconds") else 1
             if not value >= least:
                 raise ConfigError(f"{field.name}={value} is below {least}")
 

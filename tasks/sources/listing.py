@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 # How the bytes of a row are stored. FILE: a file below the container, a folder. The others: a range of the container's
-# bytes, compressed as a zip member is.
-FILE, SLICE, DEFLATE, BZIP2, LZMA, ZSTD, UNREAD = range(7)
+# bytes, as they are or by deflate.
+FILE, SLICE, DEFLATE, UNREAD = range(4)
 
 LISTING_SCHEMA = pa.schema(
     {
@@ -38,6 +38,7 @@ class Part:
     label: str = ""  # path of the rows without a member
     only_path: str = ""  # of a part with one row, where its member is not what it is called
     n_other_files: int = 0
+    n_homes: int = 0  # of Orchestrion, left out
     notes: list[str] = field(default_factory=list)  # sentences for the log
     extra: bytes | None = None  # the wanted file that is not MIDI, such as a table of splits
 

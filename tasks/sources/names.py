@@ -17,12 +17,26 @@ ARCHIVE_SUFFIXES = {  # suffix -> format; the longest that fits counts
 }
 _MIDI = tuple(suffix.encode() for suffix in MIDI_SUFFIXES)
 _ARCHIVES = tuple((suffix.encode(), kind) for suffix, kind in ARCHIVE_SUFFIXES.items())
+_APPLE_DOUBLE = b"\0\5\x16\7"
 _DRIVE = re.compile(rb"^[A-Za-z]:")
 
 
 def is_midi(name: bytes) -> bool:
     """Tell a MIDI file by its suffix, in any case."""
     return name[-5:].lower().endswith(_MIDI)
+
+
+def is_companion(name: bytes, head: bytes = b"") -> bool:
+    """Tell what macOS lays beside a file and what is not that file, by its name or by its first bytes.
+
+    It is `._song.mid`, or anything below `__MACOSX/`; it holds AppleDouble (RFC 1740), which has a magic number.
+    """
+    return (
+        name.rpartition(b"/")[2].startswith(b"._")
+        or name.startswith(b"__MACOSX/")
+        or b"/__MACOSX/" in name
+        or head.startswith(_APPLE_DOUBLE)
+    )
 
 
 def archive_format(name: bytes) -> str:

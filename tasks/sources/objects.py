@@ -24,7 +24,7 @@ from tasks.home import write_atomically
 from tasks.sources.cache import cache_key, load_table, replace_synced, store_table, temporary_path
 from tasks.sources.limits import SourceLimits
 from tasks.sources.listing import LISTING_SCHEMA, SLICE, UNREAD, Part, combined, stamp_of
-from tasks.sources.names import archive_format, is_midi, printable
+from tasks.sources.names import archive_format, is_companion, is_midi, printable
 from tasks.sources.packs import PackWriter
 from tasks.sources.threads import cut
 
@@ -136,11 +136,11 @@ def list_objects(
         raise DatasetError(f"source {label}: cannot list it: {_first_line(error)}") from None
     if not found:
         raise NotFound(f"source {label} does not exist or is empty")
-    files = [item for item in found if is_midi(item.name)]
-    archives = [item for item in found if archive_format(item.name)]
+    files = [item for item in found if is_midi(item.name) and not is_companion(item.name)]
+    archives = [item for item in found if archive_format(item.name) and not is_companion(item.name)]
     fetcher = _Fetcher(store, label, address, cache, limits, n_threads, on_files)
     parts = fetcher.fetch(files, rehash)
-    parts[0].n_other_files = len(found) - len(files) - len(archives)
+    parts[0].n_other_files = len(found) - len(files) - len(archives) + fetcher.n_companions
     return parts, [(item.name, fetcher.fetch_archive(item, rehash)) for item in archives]
 
 
@@ -153,6 +153,7 @@ class _Fetcher:
     limits: SourceLimits
     n_threads: int
     on_files: Callable[[int], None] | None
+    n_companions: int = 0  # among the files that were fetched
 
     def fetch(self, files: list[StoredObject], rehash: bool) -> list[Part]:
         key = cache_key(self.address)
@@ -193,6 +194,9 @@ class _Fetcher:
                 for item, (data, reason, detail) in zip(batch, pool.map(self._get, batch), strict=True):
                     if data is None:
                         refused.append((item, reason, detail))
+                        continue
+                    if is_companion(item.name, data):
+                        self.n_companions += 1
                         continue
                     row = (item.name, len(data), hashlib.sha256(data).digest(), pack.append(data), item.token)
                     for column, value in zip(columns.values(), (*row, path.name), strict=True):

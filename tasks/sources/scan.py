@@ -56,6 +56,7 @@ class Scan:
 
     files: pa.Table
     n_other_files: int
+    n_homes: int = 0  # homes of Orchestrion in the sources, left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +95,14 @@ def scan_sources(
     settings = _Settings(cache, limits, rehash, n_threads or default_threads(), on_files)
     prefixes = _prefixes(texts)
     tables: list[pa.Table] = []
-    n_other_files, problems = 0, []
+    n_other_files = n_homes = 0
+    problems: list[str] = []
     for text, prefix in zip(texts, prefixes, strict=True):
         spec = parse_source(text)
         parts, licences, entry = _list_source(spec, settings)
         n_others = sum(part.n_other_files for part in parts)
         n_other_files += n_others
+        n_homes += sum(part.n_homes for part in parts)
         if not any(len(part.table) for part in parts):
             found = f"{n_others} other files" if n_others else "it is empty"
             problems.append(f"source {spec.label} holds no MIDI file ({', '.join(MIDI_SUFFIXES)}): {found}")
@@ -113,7 +116,7 @@ def scan_sources(
         raise DatasetError("; ".join(problems))
     table = pa.concat_tables(tables).unify_dictionaries()
     tables.clear()
-    return Scan(_in_order(table), n_other_files)
+    return Scan(_in_order(table), n_other_files, n_homes)
 
 
 def _check_all(texts: Sequence[str]) -> None:
@@ -185,17 +188,20 @@ def _list_found(found: Found, container: bytes, source: bytes, settings: _Settin
 def _inner_archive(path: bytes, shown: str, settings: _Settings) -> Part:
     """Return the listing of an archive among other files; one that cannot be read is a row that says so."""
     try:
-        part = list_archive(
-            path, settings.cache, settings.limits, settings.n_threads,
-            rehash=settings.rehash, on_files=settings.on_files,
-        )  # fmt: skip
+        part = list_archive(path, settings.cache, settings.limits, rehash=settings.rehash, on_files=settings.on_files)
     except DatasetError as error:
         rows = Rows()
-        n_bytes = os.stat(path).st_size if os.path.exists(path) else 0  # noqa: PTH110, PTH116
-        rows.refuse(b"", n_bytes, "unreadable_archive", str(error))
+        rows.refuse(b"", _n_bytes(path), "unreadable_archive", str(error))
         part = Part(pa.Table.from_batches([rows.batch()]), 0, path)
     part.folder, part.label = f"{shown}/", shown
     return part
+
+
+def _n_bytes(path: bytes) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116
+    except OSError:  # gone, or a link that leads nowhere
+        return 0
 
 
 def _list_local(path: Path, label: str, settings: _Settings, wanted: str = "", named: str = "") -> Part:
@@ -212,7 +218,7 @@ def _list_local(path: Path, label: str, settings: _Settings, wanted: str = "", n
         part.only_path = named if is_midi(named.encode()) else ""
         return part
     part = list_archive(
-        name, settings.cache, settings.limits, settings.n_threads,
+        name, settings.cache, settings.limits,
         kind=kind, wanted=wanted, rehash=settings.rehash, on_files=settings.on_files,
     )  # fmt: skip
     part.label = named or printable(path.name)

@@ -3,18 +3,21 @@
 import difflib
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from tasks.errors import ConfigError, DatasetError, NotFound
+from tasks.home import is_home
 from tasks.sources.catalog import catalog_names, find_entry, is_in_catalog
 from tasks.sources.names import ARCHIVE_SUFFIXES, LIST_SUFFIXES, MIDI_SUFFIXES, archive_format, is_midi, printable
 
 SourceKind = Literal["folder", "file", "list", "archive", "uri", "http", "catalog"]
 ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+MAX_SHOWN = 120  # characters of a name that is too long for the system
 _SETTINGS = {"sha256", "licence", "license"}
 
 
@@ -96,15 +99,29 @@ def _kind_of(written: str) -> tuple[SourceKind, str]:
 
 def _local_kind(written: str) -> tuple[SourceKind, str]:
     path = Path(os.path.expanduser(written))  # noqa: PTH111  (Path's own raises on an unknown user)
-    location = os.path.abspath(path)  # noqa: PTH100  (resolve() would follow links)
-    if path.is_dir():
+    try:
+        location = os.path.abspath(path)  # noqa: PTH100  (resolve() would follow links)
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = 0
+    except (OSError, ValueError) as error:  # a name that is too long, a link that leads to itself, a NUL byte
+        problem = getattr(error, "strerror", None) or str(error)
+        raise NotFound(f"source {_shortened(printable(written))}: {problem}") from None
+    if stat.S_ISDIR(mode):
+        if is_home(location):
+            raise DatasetError(
+                f"source {printable(written)} is a home of Orchestrion, which holds what it made itself; name a folder"
+                f" inside it, such as {printable(location)}/sample"
+            )
         return "folder", location
-    if not path.exists():
+    if not mode:
         if is_in_catalog(written):
             return "catalog", written
         near = [] if os.sep in written else difflib.get_close_matches(written.lower(), catalog_names(), n=3)
         hint = f"; did you mean {' or '.join(f'catalog:{name}' for name in near)}?" if near else ""
         raise NotFound(f"source {printable(written)} does not exist{hint}")
+    if not stat.S_ISREG(mode):
+        raise DatasetError(f"source {printable(written)} is no regular file but a device, pipe or socket")
     name = os.fsencode(path.name)
     if is_midi(name):
         return "file", location
@@ -116,6 +133,10 @@ def _local_kind(written: str) -> tuple[SourceKind, str]:
         f"source {printable(written)} is neither a folder, nor a {' '.join(MIDI_SUFFIXES)} file, nor an archive"
         f" ({' '.join(ARCHIVE_SUFFIXES)}), nor a list of files ({' '.join(LIST_SUFFIXES)})"
     )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... of {len(text)} characters"
 
 
 def check_source(text: str) -> None:

@@ -1,6 +1,7 @@
 """Prompts: kept note for note, cut as asked for, and every one that cannot be used told in one line."""
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,22 @@ from tests.studio import (
     silent,
 )
 from tests.tasks.test_constraints_by_place import untrained
+
+
+def test_files_of_macos_beside_the_prompts_are_left_out(setup: Setup, tmp_path: Path) -> None:
+    (tmp_path / "in" / "__MACOSX").mkdir(parents=True)
+    for name in ("a chord.mid", "b.mid"):
+        (tmp_path / "in" / name).write_bytes((setup.prompts / name).read_bytes())
+    for name in ("._a chord.mid", "0.mid", "__MACOSX/b.mid"):
+        (tmp_path / "in" / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        ")
+    loaded = load_model(setup.checkpoint)
+    prompts = read_prompts(loaded, config_of(prompt=str(tmp_path / "in"), n_pieces=2))
+    assert [prompt.name for prompt in prompts] == ["a chord.mid", "b.mid"]
+    with pytest.raises(DatasetError, match=r"0\.mid is what macOS lays beside a file"):
+        read_prompts(loaded, config_of(prompt=str(tmp_path / "in" / "0.mid")))
+    os.mkfifo(tmp_path / "in" / "a.mid")
+    with pytest.raises(NotFound, match=r"prompt a\.mid is no regular file"):
+        read_prompts(loaded, config_of(prompt=str(tmp_path / "in"), n_pieces=2))
 
 
 @pytest.mark.parametrize("prompt_tokens", [2, 9, 24, 40])

@@ -1,6 +1,8 @@
 """Folders, single files and lists of files; what the stat cache spares and what it must not miss."""
 
 import os
+import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,10 +14,22 @@ from hypothesis import strategies as st
 
 from tasks.errors import ConfigError, DatasetError, NotFound
 from tasks.sources import folders, walk
+from tasks.sources import scan as scan_module
 from tasks.sources.listing import stamp_column, stamp_of
+from tasks.sources.names import ARCHIVE_SUFFIXES
 from tasks.sources.read import BadRead, read_members
 from tasks.sources.scan import scan_sources
-from tests.tasks.sources.builders import LIMITS, LONG_AGO, contents, details, midi, scan, write_files, write_zip
+from tests.tasks.sources.builders import (
+    LIMITS,
+    LONG_AGO,
+    contents,
+    details,
+    midi,
+    scan,
+    write_files,
+    write_tar,
+    write_zip,
+)
 
 
 @pytest.fixture
@@ -101,8 +115,124 @@ def test_links_to_folders_are_not_followed_and_said(
 
 def test_a_pipe_is_no_file_and_does_not_block(tmp_path: Path, cache: Path) -> None:
     tree = write_files(tmp_path / "tree", {"x.mid": midi(1)})
-    os.mkfifo(tree / "pipe.mid")
-    assert contents(scan(cache, tree)) == {"x.mid": midi(1), "pipe.mid": "unreadable_file"}
+    (tree / "folder.mid").mkdir()  # a folder, and an empty one
+    names = [f"pipe{suffix}" for suffix in (".mid", *ARCHIVE_SUFFIXES)]
+    for name in names:
+        os.mkfifo(tree / name)
+    (tree / "link.zip").symlink_to("/dev/zero")
+    (tree / "songs.lst").write_text("\n".join(["x.mid", "link.zip", "folder.mid", *names]))
+    refused = dict.fromkeys([*names, "link.zip"], "unreadable_file") | {"x.mid": midi(1)}
+    for source in (tree, tree / "songs.lst"):
+        result = scan(cache, source)
+        listed = {"folder.mid": "unreadable_file"} if source != tree else {}
+        assert contents(result) == refused | listed
+        assert "no regular file but a folder, device, pipe or socket" in details(result)["pipe.zip"]
+    for name in ("pipe.mid", "pipe.tar.gz", "link.zip"):
+        with pytest.raises(DatasetError, match=r"is no regular file"):
+            scan(cache, tree / name)
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_after_it_was_listed_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mid")
+    with pytest.raises(ValueError, match="no regular file"):
+        folders.hash_file(os.fsencode(tmp_path / "pipe.mid"))
+
+
+def test_a_link_that_leads_to_itself_is_a_row_or_another_file(tmp_path: Path, cache: Path) -> None:
+    tree = write_files(tmp_path / "tree", {"x.mid": midi(1), "sub/y.mid": midi(2)})
+    for name in ("loop.mid", "loop.zip", "loop", "sub/loop.txt"):
+        (tree / name).symlink_to(Path(name).name)
+    (tree / "songs.lst").write_text("x.mid\nloop.mid\nloop.zip\n")
+    refused = {"loop.mid": "unreadable_file", "loop.zip": "unreadable_file"}
+    result = scan(cache, tree)
+    assert contents(result) == {"x.mid": midi(1), "sub/y.mid": midi(2)} | refused
+    assert result.n_other_files == 3
+    assert "symbolic links" in details(result)["loop.mid"]
+    assert contents(scan(cache, tree / "songs.lst")) == {"x.mid": midi(1)} | refused
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user, which only root can")
+def test_what_may_not_be_read_is_a_row() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        tree = write_files(Path(place) / "tree", {"a.mid": midi(1), "b.mid": midi(2), "shut/c.mid": midi(3)})
+        for path, mode in ((Path(place), 0o755), (tree / "b.mid", 0), (tree / "shut", 0)):
+            path.chmod(mode)
+        os.seteuid(65534)
+        try:
+            found = walk.walk_folder(os.fsencode(tree))
+            with pytest.raises(DatasetError, match="cannot list it: Permission denied"):
+                walk.walk_folder(os.fsencode(tree / "shut"))
+            with pytest.raises(OSError, match="Permission denied"):
+                folders.hash_file(os.fsencode(tree / "b.mid"))
+        finally:
+            os.seteuid(0)
+    assert found.members.to_pylist() == [b"a.mid", b"b.mid", b"shut/"]
+    assert found.problems == {b"shut/": "cannot list this folder: Permission denied (shut/)"}
+
+
+def test_a_folder_that_goes_while_it_is_listed_is_a_row(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = write_files(tmp_path / "tree", {"x.mid": midi(1), "gone/y.mid": midi(2)})
+    write_zip(tree / "z.zip", {"in.mid": midi(3)})
+    honest = os.scandir
+
+    def goes(path: bytes):
+        if isinstance(path, bytes) and path.endswith(b"gone/"):
+            shutil.rmtree(path)
+        return honest(path)
+
+    monkeypatch.setattr(walk.os, "scandir", goes)
+    honest_list = scan_module.list_archive
+
+    def goes_too(path: bytes, *rest: object, **options: object):
+        Path(os.fsdecode(path)).unlink()
+        return honest_list(path, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scan_module, "list_archive", goes_too)
+    result = scan(cache, tree)
+    assert contents(result) == {"x.mid": midi(1), "gone/": "unreadable_folder", "z.zip": "unreadable_archive"}
+    assert "No such file" in details(result)["gone/"]
+
+
+APPLE_DOUBLE = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(100)
+
+
+def test_the_companions_that_macos_lays_beside_files_are_no_songs(tmp_path: Path, cache: Path) -> None:
+    songs = {f"{name}.mid": midi(number) for number, name in enumerate("abc")} | {"sub/_.mid": midi(9)}
+    beside = {
+        "._a.mid": APPLE_DOUBLE, "sub/._.mid": midi(7), "__MACOSX/x.mid": midi(8), "sub/__MACOSX/._y.kar": b"",
+        "renamed.mid": APPLE_DOUBLE, "._set.zip": APPLE_DOUBLE,
+    }  # fmt: skip
+    tree = write_files(tmp_path / "tree", songs | beside)
+    archives = {"set.zip": write_zip, "set.tar": write_tar, "set.tar.gz": write_tar, "set.tar.zst": write_tar}
+    for name, write in archives.items():
+        write(tmp_path / name, songs | beside)
+    (tree / "songs.lst").write_text("\n".join(songs | beside))
+    for source in (tree, tree, tree / "songs.lst", *(tmp_path / name for name in archives)):
+        result = scan(cache, source)
+        assert contents(result) == songs
+        assert result.n_other_files == len(beside) + (source == tree)
+    for name in ("._a.mid", "renamed.mid"):
+        with pytest.raises(DatasetError, match=r"holds no MIDI file .*: 1 other file"):
+            scan(cache, tree / name)
+
+
+def test_homes_below_a_source_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own = {"lock": b"", "cache/folders/x.parquet": b"", "datasets/d/latest.json": b"", "generations/b/p.mid": midi(2)}
+    own |= {"sample/s.mid": midi(3), "sessions/s/proposal.mid": midi(4)}
+    tree = write_files(tmp_path / "tree", {"x.mid": midi(1), "lock": b"", "datasets/set.mid": midi(5)})
+    for name in (".orchestrion", "deep/er/elsewhere"):
+        write_files(tree / name, own)
+    cache = tree / ".orchestrion" / "cache"
+    result = scan(cache, tree)
+    assert contents(result) == {"x.mid": midi(1), "datasets/set.mid": midi(5)}  # two names alone make no home
+    assert (result.n_homes, result.n_other_files) == (2, 1)
+    assert "2 homes of Orchestrion not read (.orchestrion)" in caplog.text
+    assert contents(scan(cache, tree / ".orchestrion" / "sample")) == {"s.mid": midi(3)}
+    assert contents(scan(cache, tree / "deep/er/elsewhere/generations")) == {"b/p.mid": midi(2)}
+    with pytest.raises(DatasetError, match=r"elsewhere is a home of Orchestrion.*a folder inside it.*/sample"):
+        scan(cache, tree / "deep/er/elsewhere")
 
 
 def test_the_scans_own_cache_is_not_a_part_of_the_source(tmp_path: Path) -> None:

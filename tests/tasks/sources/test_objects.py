@@ -44,9 +44,11 @@ def test_a_store_is_spooled_once(memory: fsspec.AbstractFileSystem, cache: Path,
     for name, data in files.items():
         memory.pipe(f"/bucket/{name}", data)
     memory.pipe("/bucket/readme.txt", b"x")
+    memory.pipe("/bucket/sub/._b.MID", b"\0\5\x16\7")
+    memory.pipe("/bucket/__MACOSX/x.mid", b"")
     first = scan(cache, "memory://bucket")
     assert contents(first) == files
-    assert first.n_other_files == 1
+    assert first.n_other_files == 3
     assert scan(cache, "memory://bucket").files.equals(first.files)
     assert sorted(fetched) == [b"a.mid", b"sub/b.MID", b"sub/deep/c.kar"]
     fetched.clear()
@@ -58,6 +60,16 @@ def test_a_store_is_spooled_once(memory: fsspec.AbstractFileSystem, cache: Path,
     for pack in (cache / "packs").iterdir():
         pack.unlink()
     assert contents(scan(cache, "memory://bucket")) == {"a.mid": midi(9), "sub/b.MID": midi(2, 5000)}
+
+
+def test_a_companion_under_another_name_is_counted_among_the_other_objects(
+    memory: fsspec.AbstractFileSystem, cache: Path
+) -> None:
+    memory.pipe("/bucket/a.mid", midi(1))
+    memory.pipe("/bucket/b.mid", b"\0\5\x16\7 and more")
+    for _ in range(2):
+        result = scan(cache, "memory://bucket")
+        assert (contents(result), result.n_other_files) == ({"a.mid": midi(1)}, 1)
 
 
 def test_archives_in_a_store_are_read(memory: fsspec.AbstractFileSystem, cache: Path, tmp_path: Path) -> None:
