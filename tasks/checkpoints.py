@@ -218,7 +218,7 @@ def _model_card(state: dict[str, Any], facts: Mapping[str, str]) -> str:
         "parameters": f"{state['n_parameters']:,}",
         "encoding": state["tokenizer"]["name"],
     }
-    rows |= {key: f"{value:.4f}" for key, value in sorted(state["metrics"].items())}
+    rows |= {key: "none" if value is None else f"{value:.4f}" for key, value in sorted(state["metrics"].items())}
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     return (
         f"# {facts['preset']}\n\nA transformer trained on symbolic music; it continues a list of token ids.\n\n"

@@ -21,14 +21,14 @@ class Reporter:
         unreported: what `unreported` said then.
     """
 
-    def __init__(self, path: Path, rank: int, step: int, unreported: list[float] | None) -> None:
+    def __init__(self, path: Path, rank: int, step: int, unreported: list[float | None] | None) -> None:
         self.path, self.rank = path, rank
         self.latest: dict[str, float] = {}
         self.constant: dict[str, float] = {}  # what holds for the whole run
         self.n_steps = 0  # of this process
         self._reset()
         if rank == 0:
-            self.sums += unreported or 0.0
+            self.sums += [math.nan if value is None else value for value in unreported or [0.0]]
             kept = [point for point in read_points(self.path) if point["step"] <= step]
             write_atomically(self.path, "".join(json_text(point) + "\n" for point in kept).encode())
             for point in kept:

@@ -1,5 +1,6 @@
 """What each flow says at its end: to MLflow, to Prefect as a card, and to the command line as figures."""
 
+import math
 import re
 import tempfile
 from collections import Counter
@@ -80,7 +81,7 @@ def training_summary(home: Home, model: ModelVersion, folder: Any) -> Summary:
         "dataset_version": state["dataset"]["version"],
         "n_parameters": state["n_parameters"],
         "step": state["step"],
-        "metrics": state["metrics"],
+        "metrics": {key: math.nan if value is None else value for key, value in state["metrics"].items()},
     }
 
 
