@@ -2,7 +2,7 @@
 
     python -m flows.deployed
 
-`flows/runner.py` and the workers of infra/prefect.yaml start it. Without it a run's log in Prefect has warnings only.
+`flows/runner.py` starts it. Without it a run's log in Prefect has warnings only.
 """
 
 import os

@@ -3,6 +3,7 @@
 import faulthandler
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from types import FrameType
 INTERRUPTED = 130  # exit code
 SAID_INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on"
 GRACE_SECONDS = 25.0  # from a signal to the end of the process, for saying so to Prefect and MLflow and stopping Ray
+
+servers: list[subprocess.Popen[bytes]] = []  # of this process: what hangs may be one of them, which nothing else ends
 
 
 @contextmanager
@@ -57,12 +60,15 @@ def _watch(to_read: int, log: Path, grace_seconds: float) -> None:
 
 
 def _give_up(log: Path, grace_seconds: float) -> None:
-    """End this process, whatever its other threads wait for; the servers it started end with it."""
+    """End this process and the servers it started, whatever its other threads wait for."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as stacks:
             faulthandler.dump_traceback(stacks)
         said = f"orchestrion: {SAID_INTERRUPTED} (it hung for {grace_seconds:.0f} s; where: {log})\n"
         os.write(2, said.encode())
+        for server in servers:
+            if server.poll() is None:
+                server.kill()
     finally:
         os._exit(INTERRUPTED)

@@ -16,7 +16,7 @@ from types import FrameType
 
 import typer
 
-from flows import access, environment
+from flows import access, environment, interrupts
 from tasks.errors import HomeError
 from tasks.home import Home, json_bytes
 from tasks.tracking import EXPERIMENTS, Tracker
@@ -117,6 +117,7 @@ def ensure_prefect(home: Home) -> None:
         environment.check_prefect()
         return
     service = start_prefect(home, 0, has_page=False)
+    interrupts.servers.append(service.process)
     atexit.register(stop, service)  # before Prefect is imported, so that it runs after what Prefect sends at the end
     access.use_prefect(home, f"{service.address}/api")
 

@@ -36,6 +36,7 @@ SECRET_WORDS = re.compile(r"PASSWORD|TOKEN|SECRET|AUTH_STRING|CONNECTION_URL|BAC
 # Known to the programs, though no list of theirs that can be imported holds them.
 OTHER_NAMES = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL",  # overrides handlers.console.level of Prefect's logging.yml
+    "PREFECT_LOGGING_ROOT_LEVEL",  # overrides root.level there
     "RAY_ADDRESS",
     "RAY_AUTH_TOKEN",
     "RAY_AUTH_TOKEN_PATH",
@@ -372,6 +373,13 @@ def test_prefect_takes_the_file_and_every_key_of_it() -> None:
         assert set(entry["work_pool"]) <= set(WorkPoolConfig.model_fields)
     schedules = [schedule for entry in model.deployments for schedule in entry.schedules or []]
     assert all(isinstance(schedule, RawScheduleConfig) for schedule in schedules)
+
+
+def test_no_deployment_of_a_work_pool_carries_a_pull_step() -> None:
+    """One is a command that every worker runs; an empty list says none, where a missing one means Prefect's default."""
+    given = load(INFRA / "prefect.yaml")
+    assert given["pull"] == []
+    assert not any("pull" in entry or "job_variables" in entry["work_pool"] for entry in given["deployments"])
 
 
 def test_the_deployments_are_those_of_the_code() -> None:

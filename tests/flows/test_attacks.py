@@ -4,6 +4,7 @@ import base64
 import contextlib
 import http.client
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -302,3 +303,20 @@ def test_a_wrong_password_is_told_in_one_line(
     assert said in "".join(lines)
     assert "wrong" not in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+def serve_beside(home: Home, together: Any) -> int:
+    """Start what does not run yet, wait for the other process to have done so too, and return how many were started."""
+    environment.prepare(home)
+    with services.served(home, {"prefect": 0}) as started:
+        together.wait(300)
+        assert list(environment.running_services(home)) == ["prefect"]
+        together.wait(300)
+    return len(started)
+
+
+def test_of_two_starts_at_once_one_starts_a_server_and_the_other_finds_it(home: Home) -> None:
+    spawned = multiprocessing.get_context("spawn")
+    with spawned.Manager() as manager, spawned.Pool(2) as pool:
+        assert sorted(pool.starmap(serve_beside, [(home, manager.Barrier(2))] * 2, chunksize=1)) == [0, 1]
+    assert not home.services.exists()
