@@ -17,6 +17,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from tasks.music import midi_modes as modes
+
 TICK_MAX = 2**31 - 1
 UNKNOWN_PROGRAM = 255  # no program change came before the note on its own track
 UNENDED = -1  # duration of a note that no note-off ended
@@ -25,8 +27,8 @@ UNENDED = -1  # duration of a note that no note-off ended
 (
     CODE, POSITION, VALUE, LIMIT, FORMAT, TICKS_PER_QUARTER, N_TRACKS, N_STATED, N_NOTE_ONS, LENGTH, UNENDED_NOTES,
     ZERO_LENGTH_NOTES, SANITIZED, MISSING_TRACKS, TRAILING_BYTES, BAD_TEMPO, BAD_TIME_SIGNATURE, BAD_KEY_SIGNATURE,
-    MENDED_CHUNKS, EARLY_ENDS, BYTES_AFTER_END, N_FACTS,
-) = range(22)  # fmt: skip
+    MENDED_CHUNKS, EARLY_ENDS, BYTES_AFTER_END, N_ENDINGS, DRUMS_MOVE, N_FACTS,
+) = range(24)  # fmt: skip
 
 # Values of CODE.
 (
@@ -39,21 +41,21 @@ TEMPO, TIME_SIGNATURE, KEY_SIGNATURE = KEPT_METAS = 0x51, 0x58, 0x59  # meta eve
 DEFAULT_TEMPO = 500_000  # microseconds per quarter where a file says nothing: 120 beats a minute
 TEMPO_MIN = 1_000  # microseconds per quarter; below stand only broken files: 60,000 beats a minute
 _END_OF_TRACK, _PORT = 0x2F, 0x21
-_SUSTAIN = 64
 MAX_STEPS = 64  # notes of one channel and pitch, begun on other ports, that a note-off looks behind
 _NO_KIND = -1
 
-_NOTES, _SUSTAINS, _PROGRAMS, _METAS = range(4)  # places in `counts`
+_NOTES, _SUSTAINS, _CONTROLS, _METAS = range(4)  # places in `counts`
 
 
 class EventBatch(NamedTuple):
     """Events of F files, file after file and track after track, in the order of the bytes.
 
-    `key` tells channels apart: sequence (of a format 2 file) × 2048 + port × 16 + channel.
+    `key` tells channels apart: sequence (of a format 2 file) × 2048 + port × 16 + channel. Controls are what
+    `midi_modes` is about; a reset has the key of the first channel of its port.
     """
 
     facts: NDArray[np.int64]  # [F, N_FACTS]
-    offsets: NDArray[np.int64]  # [F + 1, 4]: where the notes, sustains, programs and metas of each file begin
+    offsets: NDArray[np.int64]  # [F + 1, 4]: where the notes, sustains, controls and metas of each file begin
     onset: NDArray[np.int32]  # ticks
     duration: NDArray[np.int32]  # ticks; UNENDED where no note-off came
     pitch: NDArray[np.uint8]
@@ -63,11 +65,14 @@ class EventBatch(NamedTuple):
     track: NDArray[np.int32]  # index of the chunk in its file
     next_open: NDArray[np.int32]  # work space: the next note that sounds on the same channel and pitch
     sustain_tick: NDArray[np.int32]
-    sustain_key: NDArray[np.int32]
-    sustain_value: NDArray[np.uint8]
-    program_tick: NDArray[np.int32]
-    program_key: NDArray[np.int32]
-    program_value: NDArray[np.uint8]
+    sustain_key: NDArray[np.int32]  # or -1 - port of a reset, which lifts the pedals of its 16 channels
+    sustain_value: NDArray[np.uint8]  # or modes.PEDAL_BREAK
+    control_tick: NDArray[np.int32]
+    control_key: NDArray[np.int32]
+    control_kind: NDArray[np.uint8]
+    control_value: NDArray[np.uint8]
+    control_note: NDArray[np.int32]  # index of the first note behind it in the file
+    control_track: NDArray[np.int32]
     meta_tick: NDArray[np.int32]
     meta_kind: NDArray[np.uint8]
     meta_values: NDArray[np.int32]  # [·, 2]
@@ -82,7 +87,7 @@ def read_events(data: NDArray[np.uint8], offsets: NDArray[np.int64], max_notes: 
         max_notes, max_tracks: of one file; above, it is refused with a code.
     """
     n_files, n_bytes = len(offsets) - 1, len(data)
-    n_events, n_metas = n_bytes // 2 + 1, n_bytes // 4 + 1  # the fewest bytes an event of each kind can take
+    n_events, n_controls, n_metas = (n_bytes // size + 1 for size in (3, 2, 4))  # the fewest bytes an event can take
     batch = EventBatch(
         facts=np.zeros((n_files, N_FACTS), np.int64),
         offsets=np.zeros((n_files + 1, 4), np.int64),
@@ -97,9 +102,12 @@ def read_events(data: NDArray[np.uint8], offsets: NDArray[np.int64], max_notes: 
         sustain_tick=np.empty(n_events, np.int32),
         sustain_key=np.empty(n_events, np.int32),
         sustain_value=np.empty(n_events, np.uint8),
-        program_tick=np.empty(n_events, np.int32),
-        program_key=np.empty(n_events, np.int32),
-        program_value=np.empty(n_events, np.uint8),
+        control_tick=np.empty(n_controls, np.int32),
+        control_key=np.empty(n_controls, np.int32),
+        control_kind=np.empty(n_controls, np.uint8),
+        control_value=np.empty(n_controls, np.uint8),
+        control_note=np.empty(n_controls, np.int32),
+        control_track=np.empty(n_controls, np.int32),
         meta_tick=np.empty(n_metas, np.int32),
         meta_kind=np.empty(n_metas, np.uint8),
         meta_values=np.empty((n_metas, 2), np.int32),
@@ -112,11 +120,13 @@ def read_events(data: NDArray[np.uint8], offsets: NDArray[np.int64], max_notes: 
 def _read_files(data, offsets, max_notes, max_tracks, batch):
     counts = np.zeros(4, np.int64)
     heads, tails = np.empty(2048, np.int32), np.empty(2048, np.int32)
+    no_endings = np.empty(0, np.int64)
     for index in range(len(offsets) - 1):
         for kind in range(4):
             batch.offsets[index, kind] = counts[kind]
         facts = batch.facts[index]
-        _read_file(data, offsets[index], offsets[index + 1], max_notes, max_tracks, batch, facts, counts, heads, tails)
+        begin, end = offsets[index], offsets[index + 1]
+        _read_file(data, begin, end, max_notes, max_tracks, batch, facts, counts, heads, tails, no_endings)
         if facts[CODE] != OK:  # what was read of a refused file is forgotten
             facts[POSITION] -= offsets[index]
             for kind in range(4):
@@ -166,7 +176,7 @@ def _unwrap_riff(data, begin, end):
 
 
 @njit(cache=True, nogil=True)
-def _read_file(data, begin, end, max_notes, max_tracks, batch, facts, counts, heads, tails):
+def _read_file(data, begin, end, max_notes, max_tracks, batch, facts, counts, heads, tails, no_endings):
     if begin == end:
         return _fail(facts, EMPTY, begin, 0, 1)
     if end - begin >= 12 and _is(data, begin, 82, 73, 70, 70) and _is(data, begin + 8, 82, 77, 73, 68):  # RIFF, RMID
@@ -189,7 +199,31 @@ def _read_file(data, begin, end, max_notes, max_tracks, batch, facts, counts, he
         return _fail(facts, ZERO_DIVISION, begin + 12, 0, 1)
     if facts[FORMAT] > 2:
         return _fail(facts, BAD_FORMAT, begin + 8, facts[FORMAT], 2)
-    position, first_note = begin + 8 + header_length, counts[_NOTES]
+    position, before, at_header = begin + 8 + header_length, counts.copy(), facts.copy()
+    endings = no_endings, no_endings
+    _read_chunks(data, position, end, max_notes, max_tracks, batch, facts, counts, heads, tails, endings)
+    if facts[CODE] == OK and facts[N_ENDINGS] > 0:
+        endings = modes.sort_endings(batch, before[_CONTROLS], counts[_CONTROLS])
+        if modes.is_any_cut(batch, before[_NOTES], counts[_NOTES], *endings, UNENDED):
+            # Once more, now that it is known which messages of all tracks end notes: a note-off behind such a message
+            # ends nothing, or another note.
+            counts[:], facts[:] = before, at_header
+            _read_chunks(data, position, end, max_notes, max_tracks, batch, facts, counts, heads, tails, endings)
+    if facts[CODE] != OK:
+        return
+    if facts[N_TRACKS] == 0:
+        code = CHUNK_CUT if facts[N_STATED] else NO_TRACKS
+        return _fail(facts, code, end - facts[TRAILING_BYTES], facts[N_STATED], 0)
+    if facts[N_NOTE_ONS] == 0:
+        return _fail(facts, NO_NOTES, end, facts[N_TRACKS], 0)
+    if facts[UNENDED_NOTES] == facts[N_NOTE_ONS]:
+        return _fail(facts, ALL_UNENDED, end, facts[N_NOTE_ONS], 0)
+
+
+@njit(cache=True, nogil=True)
+def _read_chunks(data, position, end, max_notes, max_tracks, batch, facts, counts, heads, tails, endings):
+    """Read all track chunks from `position` on. A fault is left in `facts`."""
+    first_note = counts[_NOTES]
     # A chunk of "MThd" begins a second file behind the first: its bytes are counted, not read.
     while position + 8 <= end and not _is(data, position, 77, 84, 104, 100):
         size = _big(data, position + 4, 4)
@@ -203,7 +237,7 @@ def _read_file(data, begin, end, max_notes, max_tracks, batch, facts, counts, he
             continue
         if facts[N_TRACKS] >= max_tracks:
             return _fail(facts, TOO_MANY_TRACKS, position, max_tracks + 1, max_tracks)
-        stop = _read_track(data, position + 8, position + 8 + size, end, batch, facts, counts, heads, tails)
+        stop = _read_track(data, position + 8, position + 8 + size, end, batch, facts, counts, heads, tails, endings)
         if facts[CODE] != OK:
             return
         if counts[_NOTES] - first_note > max_notes:
@@ -212,13 +246,6 @@ def _read_file(data, begin, end, max_notes, max_tracks, batch, facts, counts, he
         facts[N_TRACKS] += 1
     facts[TRAILING_BYTES] = end - position
     facts[MISSING_TRACKS] = max(facts[N_STATED] - facts[N_TRACKS], 0)
-    if facts[N_TRACKS] == 0:
-        code = CHUNK_CUT if facts[N_STATED] else NO_TRACKS
-        return _fail(facts, code, position, facts[N_STATED], 0)
-    if facts[N_NOTE_ONS] == 0:
-        return _fail(facts, NO_NOTES, end, facts[N_TRACKS], 0)
-    if facts[UNENDED_NOTES] == facts[N_NOTE_ONS]:
-        return _fail(facts, ALL_UNENDED, end, facts[N_NOTE_ONS], 0)
 
 
 @njit(cache=True, nogil=True)
@@ -305,10 +332,16 @@ def _mended_end(data, position, stated_end, file_end, running):
 
 
 @njit(cache=True, nogil=True)
-def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, tails):
-    """Read one track chunk; return where the next chunk begins. A fault is left in `facts`."""
+def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, tails, endings):
+    """Read one track chunk; return where the next chunk begins. A fault is left in `facts`.
+
+    Args:
+        endings: what `midi_modes.sort_endings` found in all tracks; empty where no message ends a note.
+    """
     heads[:] = -1
-    programs, held = np.full(16, UNKNOWN_PROGRAM, np.uint8), np.zeros(16, np.bool_)
+    programs = np.full(2048, UNKNOWN_PROGRAM, np.uint8)
+    ending_keys, ending_places = endings
+    has_endings = len(ending_keys) > 0
     track, first_note, tick, key_base = facts[N_TRACKS], counts[_NOTES], 0, 0
     if facts[FORMAT] == 2:  # each track is a piece of its own, laid behind the one before, with nothing taken over
         tick, key_base = facts[LENGTH], track << 11
@@ -358,7 +391,7 @@ def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, 
             key, slot = key_base | channel, channel << 7 | first
             if message == 0x90 and second > 0:
                 onset[n_notes], duration[n_notes], next_open[n_notes] = tick, UNENDED, -1
-                pitch[n_notes], velocity[n_notes], note_program[n_notes] = first, second, programs[channel]
+                pitch[n_notes], velocity[n_notes], note_program[n_notes] = first, second, programs[key & 2047]
                 note_key[n_notes], note_track[n_notes] = key, track
                 if heads[slot] < 0:
                     heads[slot] = n_notes
@@ -367,31 +400,45 @@ def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, 
                 tails[slot] = n_notes
                 n_notes += 1
             elif message <= 0x90:  # ends the note of this channel and pitch that began first, if any
-                note, before, steps = heads[slot], -1, 0
-                while note >= 0 and note_key[note] != key and steps < MAX_STEPS:  # begun on another port
-                    before, note, steps = note, next_open[note], steps + 1
-                if note >= 0 and note_key[note] == key:
+                is_behind = True
+                while is_behind:
+                    note, before, steps = heads[slot], -1, 0
+                    while note >= 0 and note_key[note] != key and steps < MAX_STEPS:  # begun on another port
+                        before, note, steps = note, next_open[note], steps + 1
+                    if note < 0 or note_key[note] != key:
+                        break
                     if before < 0:
                         heads[slot] = next_open[note]
                     else:
                         next_open[before] = next_open[note]
                         if tails[slot] == note:
                             tails[slot] = before
-                    length = tick - onset[note]
+                    ended = modes.ending_of(batch, note, ending_keys, ending_places) if has_endings else -1
+                    is_behind = 0 <= ended <= tick  # a message ended that note before
+                    length = (ended if is_behind else tick) - onset[note]
                     duration[note] = max(length, 1)
                     facts[ZERO_LENGTH_NOTES] += length == 0
-            elif message == 0xB0 and first == _SUSTAIN:
-                sustain_tick[n_sustains], sustain_key[n_sustains], sustain_value[n_sustains] = tick, key, second
-                n_sustains += 1
-                held[channel] = second >= 64
+            elif message == 0xB0 and modes.is_kept(first):
+                move = modes.pedal_move(first, second)
+                if move >= 0:
+                    sustain_tick[n_sustains], sustain_key[n_sustains], sustain_value[n_sustains] = tick, key, move
+                    n_sustains += 1
+                what = modes.kind_of(first)
+                if what != modes.NO_CONTROL:
+                    _keep_control(batch, counts, facts, tick, key, what, second, n_notes)
             elif message == 0xC0:
-                programs[channel] = first
-                place = counts[_PROGRAMS]
-                batch.program_tick[place], batch.program_key[place] = tick, key
-                batch.program_value[place] = first
-                counts[_PROGRAMS] += 1
+                programs[key & 2047] = first
+                _keep_control(batch, counts, facts, tick, key, modes.PROGRAM, first, n_notes)
         elif kind in KEPT_METAS:
             _read_meta(data, body, position - body, kind, tick, batch, facts, counts)
+        elif (status == 0xF0 or status == 0xF7) and tick <= TICK_MAX:  # noqa: PLR1714
+            what, value, channel = modes.read_exclusive(data, body, position)
+            if what != modes.NO_CONTROL:
+                _keep_control(batch, counts, facts, tick, key_base | channel, what, value, n_notes)
+            if what == modes.RESET:
+                sustain_tick[n_sustains], sustain_key[n_sustains] = tick, -1 - (key_base >> 4)
+                sustain_value[n_sustains] = 0
+                n_sustains += 1
         elif kind == _PORT and position - body == 1:
             key_base = key_base >> 11 << 11 | (int(data[body]) & 0x7F) << 4
         elif kind == _END_OF_TRACK:
@@ -414,17 +461,27 @@ def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, 
         _fail(facts, CHUNK_CUT, begin - 4, stated_end - begin, file_end - begin)
         return end
     facts[LENGTH] = min(max(facts[LENGTH], tick), TICK_MAX)
-    if facts[FORMAT] == 2:  # a pedal that is never lifted is lifted where its piece ends
-        for channel in range(16):
-            if held[channel]:
-                sustain_tick[n_sustains], sustain_key[n_sustains] = facts[LENGTH], key_base | channel
-                sustain_value[n_sustains] = 0
-                n_sustains += 1
     facts[N_NOTE_ONS] += n_notes - first_note
     for note in range(first_note, n_notes):
-        facts[UNENDED_NOTES] += duration[note] == UNENDED
+        if duration[note] == UNENDED:
+            ended = modes.ending_of(batch, note, ending_keys, ending_places) if has_endings else -1
+            if ended >= 0:
+                duration[note] = max(ended - onset[note], 1)
+                facts[ZERO_LENGTH_NOTES] += ended == onset[note]
+            else:
+                facts[UNENDED_NOTES] += 1
     counts[_NOTES], counts[_SUSTAINS] = n_notes, n_sustains
     return end
+
+
+@njit(cache=True, nogil=True)
+def _keep_control(batch, counts, facts, tick, key, kind, value, note):
+    place = counts[_CONTROLS]
+    batch.control_tick[place], batch.control_key[place], batch.control_kind[place] = tick, key, kind
+    batch.control_value[place], batch.control_note[place], batch.control_track[place] = value, note, facts[N_TRACKS]
+    counts[_CONTROLS] += 1
+    facts[N_ENDINGS] += kind in (modes.NOTES_OFF, modes.RESET)
+    facts[DRUMS_MOVE] += modes.may_move_drums(kind, value)
 
 
 @njit(cache=True, nogil=True)

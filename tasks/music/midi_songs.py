@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from tasks.music.midi_events import (
     CODE,
     DEFAULT_TEMPO,
+    DRUMS_MOVE,
     KEY_SIGNATURE,
-    LENGTH,
     LIMIT,
     OK,
     TEMPO,
@@ -28,10 +28,11 @@ from tasks.music.midi_events import (
     VALUE,
     EventBatch,
 )
+from tasks.music.midi_modes import DRUM_CHANNEL, DRUMS, PEDAL_BREAK, PROGRAM, mark_drums
 
 TOO_MANY_PARTS, TOO_MANY_PEDALS, TOO_LONG = 101, 102, 103  # further values of CODE
 PARTS_MAX = 0xFFFF
-_DRUM_CHANNEL = 9
+_SLOTS = 16 << 8  # channel, then program with or without DRUMS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +40,8 @@ class SongBatch:
     """F songs as flat columns; a refused file has a code in `facts` and no rows.
 
     Notes are sorted by (onset, pitch, track, duration, velocity); tempos begin at tick 0, and of several events of one
-    kind at one tick only the last is there. `track` is the part: one program of one channel of one track chunk.
+    kind at one tick only the last is there. `track` is the part: one program of one channel of one track chunk, and its
+    notes are all drums or all pitched.
     """
 
     facts: NDArray[np.int64]  # [F, N_FACTS]
@@ -165,16 +167,22 @@ def _arrange_notes(facts, events, tempos, max_seconds, per_file, part_keys, colu
     keys, order = np.empty(largest, np.int64), np.empty(largest, np.int32)
     other_keys, other_order = np.empty(largest, np.int64), np.empty(largest, np.int32)
     programs, part_programs = np.empty(largest, np.uint8), np.empty(largest, np.uint8)
-    part_of, stamp = np.empty(2048, np.int32), np.full(2048, -1, np.int64)
+    part_of, stamp = np.empty(_SLOTS, np.int32), np.full(_SLOTS, -1, np.int64)
     serial, written, n_part_keys = 0, 0, 0
     for index in range(len(facts)):
         begin, end = events.offsets[index, 0], events.offsets[index + 1, 0]
         if facts[index, CODE] == OK:
             _find_programs(events, index, begin, end, programs)
+            if facts[index, DRUMS_MOVE] > 0:
+                mark_drums(events, events.offsets[index, 2], events.offsets[index + 1, 2], begin, end, programs)
             parts = part_keys[n_part_keys:]
             n, n_parts[index], serial = _key_notes(
                 events, begin, end, programs, keys, order, parts, part_programs, part_of, stamp, serial
             )
+            if facts[index, DRUMS_MOVE] == 0:  # as in most files: channel 10, whatever its notes
+                for part in range(n_parts[index]):
+                    if parts[part] & 15 == DRUM_CHANNEL:
+                        part_programs[part] |= DRUMS
             if n_parts[index] > PARTS_MAX:
                 facts[index, CODE], facts[index, VALUE], facts[index, LIMIT] = TOO_MANY_PARTS, n_parts[index], PARTS_MAX
             else:
@@ -190,7 +198,8 @@ def _arrange_notes(facts, events, tempos, max_seconds, per_file, part_keys, colu
                     facts[index, CODE], facts[index, VALUE], facts[index, LIMIT] = TOO_LONG, seconds, max_seconds
                 else:
                     for part in range(n_parts[index]):
-                        programs_used[index, part_programs[part]] |= parts[part] & 15 != _DRUM_CHANNEL
+                        if part_programs[part] < DRUMS:
+                            programs_used[index, part_programs[part]] = True
                     written += n
                     n_part_keys += n_parts[index]
         note_offsets[index + 1], part_offsets[index + 1] = written, n_part_keys
@@ -211,7 +220,7 @@ def _key_notes(events, begin, end, programs, keys, order, parts, part_programs, 
             )
         if duration[note] == UNENDED:
             continue
-        slot = (channel[note] & 15) << 7 | programs[note - begin]
+        slot = (channel[note] & 15) << 8 | programs[note - begin]
         keys[n] = (int(onset[note]) << 7 | int(pitch[note])) << 16 | part_of[slot] & 0xFFFF
         order[n] = note - begin
         n += 1
@@ -221,23 +230,23 @@ def _key_notes(events, begin, end, programs, keys, order, parts, part_programs, 
 
 @njit(cache=True, nogil=True)
 def _number_parts(events, begin, first, end, programs, parts, part_programs, n_parts, part_of, stamp, serial):
-    """Number the parts of one chunk in order of channel and program, from `n_parts` on; return the next number."""
+    """Number the parts of one chunk in order of channel, pitched or drums, and program; return the next number."""
     duration, track, channel = events.duration, events.track, events.key
     n_before = n_parts
     for note in range(first, end):
         if track[note] != track[first]:
             break
-        slot = (channel[note] & 15) << 7 | programs[note - begin]
+        slot = (channel[note] & 15) << 8 | programs[note - begin]
         if duration[note] == UNENDED or stamp[slot] == serial:
             continue
         stamp[slot], place = serial, n_parts
-        while place > n_before and ((parts[place - 1] & 15) << 7 | part_programs[place - 1]) > slot:
+        while place > n_before and ((parts[place - 1] & 15) << 8 | part_programs[place - 1]) > slot:
             parts[place], part_programs[place] = parts[place - 1], part_programs[place - 1]
             place -= 1
         parts[place], part_programs[place] = channel[note], programs[note - begin]
         n_parts += 1
     for place in range(n_before, n_parts):
-        part_of[(parts[place] & 15) << 7 | part_programs[place]] = place
+        part_of[(parts[place] & 15) << 8 | part_programs[place]] = place
     return n_parts
 
 
@@ -257,8 +266,8 @@ def _write_notes(events, begin, keys, order, n, parts, part_programs, changes, t
         ends = begins + length
         onset[at], duration[at] = begins, length
         pitch[at], velocity[at] = key >> 16 & 0x7F, event_velocity[order[note]]
-        program[at], part[at] = part_programs[number], number
-        is_drum[at] = parts[number] & 15 == _DRUM_CHANNEL
+        program[at], part[at] = part_programs[number] & 0x7F, number
+        is_drum[at] = part_programs[number] >= DRUMS
         while place < last and begins >= changes[place + 1]:
             place += 1
         onset_seconds[at] = (passed[place] + (begins - changes[place]) * tempo[place]) / per_second
@@ -285,13 +294,14 @@ def _find_programs(events, index, begin, end, programs):
         if first == last:
             continue
         if not is_sorted:
-            changes = events.program_key[first:last].astype(np.int64) << 31 | events.program_tick[first:last]
-            place_of = np.argsort(changes, kind="mergesort")
-            changes, is_sorted = changes[place_of], True
+            place_of = first + np.flatnonzero(events.control_kind[first:last] == PROGRAM)
+            changes = events.control_key[place_of].astype(np.int64) << 31 | events.control_tick[place_of]
+            order = np.argsort(changes, kind="mergesort")
+            changes, place_of, is_sorted = changes[order], place_of[order], True
         wanted = np.int64(event_key[note]) << 31 | event_onset[note]
         place = np.searchsorted(changes, wanted, side="right") - 1
         if place >= 0 and changes[place] >> 31 == event_key[note]:
-            programs[note - begin] = events.program_value[first + place_of[place]]
+            programs[note - begin] = events.control_value[place_of[place]]
 
 
 @njit(cache=True, nogil=True)
@@ -401,36 +411,78 @@ def _sustain_order(events):
 @njit(cache=True, nogil=True)
 def _hold_pedals(facts, events, order, part_offsets, part_keys, max_pedals, offsets, onset, end, part):
     """Give every part the pedal spans of its channel, whichever track the pedal stands on; without room, only count."""
-    sustain_key, sustain_tick, sustain_value = events.sustain_key, events.sustain_tick, events.sustain_value
     is_counting, written = len(onset) == 0, 0
+    key_of, first_of, n_of = np.empty(2048, np.int64), np.empty(2048, np.int64), np.empty(2048, np.int64)
     for index in range(len(facts)):
-        first, last = events.offsets[index, 1], events.offsets[index + 1, 1]
         begin = written
-        if facts[index, CODE] == OK and first < last:
+        if facts[index, CODE] == OK and events.offsets[index, 1] < events.offsets[index + 1, 1]:
+            key_of[:] = -1
+            at_note, music_end, sequence = events.offsets[index, 0], 0, -1
             for a_part in range(part_offsets[index], part_offsets[index + 1]):
-                low, high = _moves_of(sustain_key, order, first, last, part_keys[a_part])
-                down = -1
-                for move in range(low, high):
-                    tick, is_down = sustain_tick[order[move]], sustain_value[order[move]] >= 64
-                    if is_down and down < 0:
-                        down = tick
-                    elif not is_down and down >= 0:
-                        if tick > down:
-                            if not is_counting:
-                                onset[written], end[written], part[written] = down, tick, a_part - part_offsets[index]
-                            written += 1
-                        down = -1
-                if 0 <= down < facts[index, LENGTH]:  # never lifted: down to the end of the music
+                key = part_keys[a_part]
+                slot = key & 2047
+                if key_of[slot] == key:  # the channel's spans are known from another part
                     if not is_counting:
-                        onset[written], end[written] = down, facts[index, LENGTH]
-                        part[written] = a_part - part_offsets[index]
-                    written += 1
+                        known = slice(first_of[slot], first_of[slot] + n_of[slot])
+                        onset[written : written + n_of[slot]] = onset[known]
+                        end[written : written + n_of[slot]] = end[known]
+                else:
+                    n_spans, down = _span_channel(events, order, index, key, is_counting, onset, end, written)
+                    if down >= 0 and key >> 11 != sequence:
+                        sequence = key >> 11
+                        at_note, music_end = _last_key_up(events, at_note, events.offsets[index + 1, 0], sequence)
+                    if 0 <= down < music_end:  # never lifted: down to the end of the music
+                        if not is_counting:
+                            onset[written + n_spans], end[written + n_spans] = down, music_end
+                        n_spans += 1
+                    key_of[slot], first_of[slot], n_of[slot] = key, written, n_spans
+                if not is_counting:
+                    part[written : written + n_of[slot]] = a_part - part_offsets[index]
+                written += n_of[slot]
                 if written - begin > max_pedals:
                     break
         if written - begin > max_pedals:
             facts[index, CODE], facts[index, VALUE], facts[index, LIMIT] = TOO_MANY_PEDALS, written - begin, max_pedals
             written = begin
         offsets[index + 1] = written
+
+
+@njit(cache=True, nogil=True)
+def _last_key_up(events, note, last_note, sequence):
+    """Return (first note behind a sequence, tick of its last key up); `note` is not behind its first one."""
+    keys, onsets, durations, music_end = events.key, events.onset, events.duration, 0
+    while note < last_note and keys[note] >> 11 <= sequence:
+        if keys[note] >> 11 == sequence and durations[note] != UNENDED:
+            music_end = max(music_end, np.int64(onsets[note]) + durations[note])
+        note += 1
+    return note, music_end
+
+
+@njit(cache=True, nogil=True)
+def _span_channel(events, order, index, key, is_counting, onset, end, written):
+    """Write the pedal spans of one channel; return how many, and since when the pedal is down behind them or -1."""
+    first, last = events.offsets[index, 1], events.offsets[index + 1, 1]
+    ticks, values = events.sustain_tick, events.sustain_value
+    move, last_move = _moves_of(events.sustain_key, order, first, last, key)
+    reset, last_reset = _moves_of(events.sustain_key, order, first, last, -1 - (key >> 4))
+    n_spans, down = 0, -1
+    while move < last_move or reset < last_reset:
+        is_reset = move == last_move
+        if move < last_move and reset < last_reset:
+            moved, lifted = ticks[order[move]], ticks[order[reset]]
+            is_reset = lifted < moved or (lifted == moved and order[reset] < order[move])
+        place = order[reset] if is_reset else order[move]
+        reset, move = reset + is_reset, move + (not is_reset)
+        tick, value = np.int64(ticks[place]), values[place]
+        if value >= 64 and down < 0:
+            down = -1 if value == PEDAL_BREAK else tick
+        elif down >= 0 and (value < 64 or value == PEDAL_BREAK):
+            if tick > down:
+                if not is_counting:
+                    onset[written + n_spans], end[written + n_spans] = down, tick
+                n_spans += 1
+            down = tick if value == PEDAL_BREAK else -1
+    return n_spans, down
 
 
 @njit(cache=True, nogil=True)

@@ -312,11 +312,13 @@ def test_pedal_stays_down_over_a_program_change_and_to_the_end_of_the_music() ->
                 (10, off(62)),
                 (60, pedal(63)),
                 (20, pedal(100)),
-                (80, b"\xff\x01\x00"),  # at tick 200
+                (10, on(64)),
+                (20, off(64)),  # the last key up, at tick 150
+                (50, b"\xff\x01\x00"),  # at tick 200
             )
         )
     )
-    assert spans(score) == [(0, 10, 100), (0, 120, 200), (1, 10, 100), (1, 120, 200)]
+    assert spans(score) == [(0, 10, 100), (0, 120, 150), (1, 10, 100), (1, 120, 150)]
 
 
 def test_pedal_moves_without_effect_make_no_spans() -> None:
