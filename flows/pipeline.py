@@ -43,7 +43,7 @@ def rebuild_dataset(config: DatasetConfig = DatasetConfig(), home: str = "", par
             with Tracker(where).open_run(
                 "orchestrion/datasets", f"rebuild-{inputs.config.name}", run_tags(), parent_run_id
             ) as run:
-                songs = steps.parse_songs(where, inputs)
+                inputs, songs = steps.read_songs(where, inputs)
                 ledger, leakage = steps.account_for_files(inputs, songs)
                 dataset = steps.encode_and_publish(where, inputs, songs, ledger, leakage)
                 steps.write_dataset_report(dataset, inputs, songs, ledger)

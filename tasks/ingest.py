@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -157,11 +157,21 @@ def start_workers() -> None:
     cluster.run_apart(prepare)
 
 
-def build_song_shards(shards: Sequence[SongShard], on_files: Callable[[int], None] | None = None) -> int:
-    """Parse and write the shards that do not exist yet; return how many were written."""
+class Parsed(NamedTuple):
+    """What became of some files or shards: how many were parsed, and the contents that are not to be had any more.
+
+    A shard with one of those is not written: another scan plans another shard.
+    """
+
+    n: int
+    lost: frozenset[str] = frozenset()  # content hashes; their files went or changed since the scan
+
+
+def build_song_shards(shards: Sequence[SongShard], on_files: Callable[[int], None] | None = None) -> Parsed:
+    """Parse and write the shards that do not exist yet; return how many those were, and what is lost of them."""
     missing = [shard for shard in shards if not shard.path.exists()]
-    cluster.run_over(parse_isolated, jobs(missing), lambda n_files: on_files and on_files(n_files))
-    return len(missing)
+    parsed = cluster.run_over(parse_isolated, jobs(missing), lambda result: on_files and on_files(result.n))
+    return Parsed(len(missing), frozenset().union(*(result.lost for result in parsed)))
 
 
 def jobs(shards: Sequence[SongShard]) -> Iterator[list[SongShard]]:
@@ -181,35 +191,39 @@ def jobs(shards: Sequence[SongShard]) -> Iterator[list[SongShard]]:
 _host = Host()  # one for each process that parses
 
 
-def parse_isolated(shards: Sequence[SongShard], function: str = "tasks.ingest:parse_shards") -> int:
-    """Parse some shards in a child process and write them; return the number of files.
+def parse_isolated(shards: Sequence[SongShard], function: str = "tasks.ingest:parse_shards") -> Parsed:
+    """Parse some shards in a child process and write them; return the number of files, and the contents that are lost.
 
     Files that kill the child are found and rejected in the shard with what they died of.
 
     Args:
         function: what the child runs; tests put one here that dies on purpose.
     Raises:
-        DatasetError: a file vanished or changed since it was hashed, or the limits are too low for the whole batch.
+        DatasetError: the limits are too low for the whole batch.
         OSError: the disk is full, for example.
     """
     if not shards:
-        return 0
-    death = _attempt(shards, function)
-    if isinstance(death, Death):
-        logger.warning("a batch of %d shards: %s; looking for the file", len(shards), death.detail)
-        for shard in shards:
-            quarantined = _quarantine(shard, function)
-            for attempt in range(ATTEMPTS_OF_A_SHARD):
-                death = _attempt([shard], function, quarantined, patience=10)
-                if death is None:
-                    break
-                if attempt + 1 < ATTEMPTS_OF_A_SHARD:
-                    continue
-                raise DatasetError(
-                    f"reading {shard.n_files} files from {shard.members.column('path')[0]} on: {death.detail},"
-                    " though none does so alone; raise dataset.parse.seconds or dataset.parse.memory_bytes"
-                )
-    return sum(shard.n_files for shard in shards)
+        return Parsed(0)
+    outcome = _attempt(shards, function)
+    if isinstance(outcome, Death):
+        logger.warning("a batch of %d shards: %s; looking for the file", len(shards), outcome.detail)
+        outcome = frozenset().union(*(_parse_carefully(shard, function) for shard in shards))
+    return Parsed(sum(shard.n_files for shard in shards), outcome)
+
+
+def _parse_carefully(shard: SongShard, function: str) -> frozenset[str]:
+    """Parse a shard without the files that kill their reader; return the contents that are lost."""
+    quarantined = _quarantine(shard, function)
+    for attempt in range(ATTEMPTS_OF_A_SHARD):
+        outcome = _attempt([shard], function, quarantined, patience=10)
+        if not isinstance(outcome, Death):
+            return outcome
+        if attempt + 1 == ATTEMPTS_OF_A_SHARD:
+            raise DatasetError(
+                f"reading {shard.n_files} files from {shard.members.column('path')[0]} on: {outcome.detail},"
+                " though none does so alone; raise dataset.parse.seconds or dataset.parse.memory_bytes"
+            )
+    raise AssertionError
 
 
 def _quarantine(shard: SongShard, function: str) -> dict[str, Death]:
@@ -217,10 +231,11 @@ def _quarantine(shard: SongShard, function: str) -> dict[str, Death]:
 
     def attempt(places: Sequence[int]) -> Death | None:
         part = shard.part(places[0], places[-1] + 1)
-        death = _attempt([part], function, dry=True)
-        if death and len(places) == 1:  # a verdict that stays: it must not be the chance of one busy or failing moment
-            death = _attempt([part], function, dry=True, patience=2)
-        return death
+        outcome = _attempt([part], function, dry=True)
+        if isinstance(outcome, Death) and len(places) == 1:
+            # A verdict that stays must not be the chance of one busy or failing moment.
+            outcome = _attempt([part], function, dry=True, patience=2)
+        return outcome if isinstance(outcome, Death) else None
 
     culprits = find_culprits(range(shard.n_files), attempt)
     hashes, paths = shard.members.column("content_hash"), shard.members.column("path")
@@ -235,7 +250,7 @@ def _attempt(
     quarantined: dict[str, Death] | None = None,
     dry: bool = False,
     patience: float = 1.0,
-) -> Death | None:
+) -> Death | frozenset[str]:
     limits = shards[0].limits
     order = {
         "shards": [[str(shard.path), shard.n_files] for shard in shards],
@@ -260,7 +275,7 @@ def _attempt(
         if error.errno:
             raise OSError(error.errno, error.message) from None
         raise
-    return result if isinstance(result, Death) else None
+    return result if isinstance(result, Death) else frozenset(json.loads(result))
 
 
 # --- in the child
@@ -284,23 +299,41 @@ def prepare() -> None:
 
 
 def parse_shards(payload: bytes) -> bytes:
-    """Parse the shards that an order names and write them, unless it is a dry run."""
+    """Parse the shards that an order names and write them, unless it is a dry run; return what is lost as JSON."""
     members = pa.ipc.open_stream(payload).read_all()
     order = json.loads(members.schema.metadata[b"order"])
     limits = ReadLimits(**order["limits"]["read"])
+    lost: list[str] = []
     begin = 0
     for path, n_rows in order["shards"]:
-        table = parse_members(members.slice(begin, n_rows), limits, order["quarantined"])
+        part, begin = members.slice(begin, n_rows), begin + n_rows
+        try:
+            table = parse_members(part, limits, order["quarantined"])
+        except LostContents as error:
+            lost += error.hashes
+            continue
         if not order["dry"]:
             write_table(Path(path), table, {"schema": SCHEMA_NUMBER, "limits": order["limits"]}, SONG_SCHEMA)
-        begin += n_rows
-    return b""
+    return json.dumps(lost).encode()
+
+
+class LostContents(Exception):
+    """Files that went or changed since the scan, by content hash."""
+
+    def __init__(self, hashes: list[str]) -> None:
+        super().__init__(hashes)
+        self.hashes = hashes
 
 
 def parse_members(members: pa.Table, limits: ReadLimits, quarantined: dict[str, list[str]]) -> pa.Table:
-    """Read the files of scan rows and return one song row for each, in their order."""
+    """Read the files of scan rows and return one song row for each, in their order.
+
+    Raises:
+        LostContents: some are not what they were at the scan.
+    """
     parts, contents, n_bytes, begin = [], list[bytes](), 0, 0
-    hashes, paths = members.column("content_hash").to_pylist(), members.column("path").to_pylist()
+    lost: list[str] = []
+    hashes = members.column("content_hash").to_pylist()
     sizes = members.column("n_bytes").to_numpy()
     is_small = sizes <= limits.max_bytes  # a larger file is not even read
     refused = {
@@ -312,12 +345,17 @@ def parse_members(members: pa.Table, limits: ReadLimits, quarantined: dict[str, 
     for place in range(members.num_rows):
         content = next(readable) if is_small[place] else b""
         if isinstance(content, BadRead):
-            raise DatasetError(f"{paths[place]}: {content.detail}; run the rebuild again")
+            lost.append(hashes[place].hex())
+            continue
+        if lost:  # nothing will come of this shard; what else is lost of it is all that is still to be known
+            continue
         contents.append(b"" if quarantined and hashes[place].hex() in quarantined else content)
         n_bytes += len(content)
         if n_bytes >= BATCH_BYTES or place == members.num_rows - 1:
             parts.append(_song_table(members.slice(begin, len(contents)), contents, limits, quarantined))
             contents, n_bytes, begin = [], 0, place + 1
+    if lost:
+        raise LostContents(lost)
     return pa.concat_tables(parts).combine_chunks() if len(parts) != 1 else parts[0]
 
 

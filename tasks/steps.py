@@ -26,16 +26,19 @@ from prefect.tasks import Task
 from tasks import analyse, cluster, dataset_report, dataset_upkeep, datasets, encode, ingest, integrity, ledger
 from tasks.config import DatasetConfig
 from tasks.datasets import DatasetVersion
-from tasks.errors import OrchestrionError
+from tasks.errors import DatasetError, OrchestrionError
 from tasks.home import Home, storage_problem
 from tasks.leakage import LeakageReport
 from tasks.music.corpus.writer import write_corpus
 from tasks.progress import Progress
-from tasks.sources.scan import Scan, scan_sources
+from tasks.sources.read import refuse_lost
+from tasks.sources.scan import Scan, carry_vanished, scan_sources
 
 logger = logging.getLogger(__name__)
 
 RETRY_DELAY_SECONDS = 5
+MAX_RESCANS = 2  # of a rebuild whose sources change under it; what is still lost then is rejected
+MAX_ROUNDS = 12  # of parsing, those included
 
 
 def may_heal(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -97,12 +100,51 @@ def find_inputs(config: DatasetConfig, home: Home) -> Inputs:
     if not config.sources:
         write_corpus(home.sample_corpus, with_flaws=True)
         config = replace(config, sources=(str(home.sample_corpus),))
+    return _inputs(replace(config, name=name), _scan(config, home))
+
+
+def _scan(config: DatasetConfig, home: Home) -> Scan:
     with show_progress("scanning", 0, "files") as progress:
         scan = scan_sources(
             config.sources, home.cache, config.source_limits, config.rehash, cluster.n_cpus(), progress.advance
         )
-    scan = Scan(ledger.allow_licences(scan.files, config.licences), scan.n_other_files, scan.n_homes)
-    return Inputs(replace(config, name=name), scan, datasets.version_of(config, scan.files))
+    return replace(scan, files=ledger.allow_licences(scan.files, config.licences))
+
+
+def _inputs(config: DatasetConfig, scan: Scan) -> Inputs:
+    return Inputs(config, scan, datasets.version_of(config, scan.files))
+
+
+@task(name="find-inputs-again", **HEALS)
+def find_inputs_again(home: Home, inputs: Inputs, lost: frozenset[str], n_rescans: int) -> Inputs:
+    """Find the inputs anew after files went or changed under a rebuild; after so many times, refuse what is not there.
+
+    A file that went is a row `vanished`; one that changed is read as it is now, or is a row `changed`, if it changes
+    again and again. So the version is of what was really read.
+    """
+    hashes = [bytes.fromhex(text) for text in sorted(lost)]
+    if n_rescans <= MAX_RESCANS:
+        logger.warning("%d files went or changed since the scan; scanning again", len(lost))
+        return _inputs(inputs.config, carry_vanished(inputs.scan, _scan(inputs.config, home), hashes))
+    logger.warning("%d files went or changed again; they are rejected", len(lost))
+    return _inputs(inputs.config, replace(inputs.scan, files=refuse_lost(inputs.scan.files, hashes)))
+
+
+def read_songs(home: Home, inputs: Inputs) -> tuple[Inputs, Songs]:
+    """Parse and analyse the inputs, which may be found anew if the sources change meanwhile; return what was read.
+
+    Raises:
+        DatasetError: they never hold still.
+    """
+    for n_rescans in range(1, MAX_ROUNDS + 1):
+        songs = parse_songs(home, inputs)
+        if isinstance(songs, Songs):
+            return inputs, songs
+        inputs = find_inputs_again(home, inputs, songs, n_rescans)
+    raise DatasetError(
+        f"the sources of {inputs.config.name} change faster than they are read, {MAX_ROUNDS} times in a row; rebuild"
+        " from a copy of them"
+    )
 
 
 @task(name="find-version", cache_policy=NO_CACHE)
@@ -132,8 +174,8 @@ def _check_shards(paths: Sequence[Path]) -> None:
 
 
 @task(name="parse-songs", **HEALS)
-def parse_songs(home: Home, inputs: Inputs) -> Songs:
-    """Parse and analyse what no earlier rebuild has."""
+def parse_songs(home: Home, inputs: Inputs) -> Songs | frozenset[str]:
+    """Parse and analyse what no earlier rebuild has; return the contents that are lost instead, if any are."""
     folder, files = inputs.folder(home), inputs.scan.files
     contents = ingest.distinct_contents(files)
     shards = ingest.plan_song_shards(inputs.config.parse, contents, folder / "songs")
@@ -143,7 +185,9 @@ def parse_songs(home: Home, inputs: Inputs) -> Songs:
         with Progress("preparing the readers"):
             ingest.start_workers()  # before the clock of the progress starts, so that its rate is that of the work
     with show_progress("parsing", sum(missing), "files") as progress:
-        ingest.build_song_shards(shards, progress.advance)
+        parsed = ingest.build_song_shards(shards, progress.advance)
+    if parsed.lost:
+        return parsed.lost
     logger.info("songs: %d shards, %d of them new", len(shards), len(missing))
     planned = analyse.plan_analysis([shard.path for shard in shards], folder / "analysis")
     _check_shards([shard.path for shard in planned])

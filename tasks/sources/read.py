@@ -1,12 +1,17 @@
 """Contents of scan rows, in any process of the machine that scanned."""
 
+# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
+# pyright: reportAttributeAccessIssue=false
+
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.sources.listing import DEFLATE, FILE, stamp_of
 
@@ -28,6 +33,36 @@ class BadRead:
 
     reason: str
     detail: str
+
+
+def refuse_lost(files: pa.Table, lost: Collection[bytes]) -> pa.Table:
+    """Return scan rows in which those of some contents are refused that cannot be read any more, each with its reason.
+
+    Args:
+        lost: content hashes.
+    """
+    wanted = pc.is_in(files.column("content_hash"), pa.array(lost, pa.binary(32))).combine_chunks()
+    places = np.flatnonzero(wanted.to_numpy(zero_copy_only=False))
+    read = read_members(files.take(pa.array(places)))
+    return refuse_rows(
+        files, {at: lost for at, lost in zip(places.tolist(), read, strict=True) if isinstance(lost, BadRead)}
+    )
+
+
+def refuse_rows(files: pa.Table, refused: Mapping[int, BadRead]) -> pa.Table:
+    """Return scan rows with some refused, by row number."""
+    places = np.zeros(files.num_rows, np.bool_)
+    places[list(refused)] = True
+    values = {
+        "reason": pa.array([refused[place].reason for place in sorted(refused)], pa.string()),
+        "detail": pa.array([refused[place].detail for place in sorted(refused)], pa.string()),
+        "content_hash": pa.nulls(len(refused), pa.binary(32)),
+    }
+    for name, column in values.items():
+        mended = pc.replace_with_mask(files.column(name).combine_chunks(), pa.array(places), column)
+        at = files.schema.get_field_index(name)
+        files = files.set_column(at, files.schema.field(at), mended)
+    return files
 
 
 def read_members(rows: pa.Table) -> Iterator[bytes | BadRead]:

@@ -5,7 +5,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -24,6 +24,7 @@ from tasks.sources.limits import SourceLimits
 from tasks.sources.listing import LISTING_SCHEMA, Part, Rows, combined
 from tasks.sources.names import MIDI_SUFFIXES, archive_format, is_midi, printable, printable_column
 from tasks.sources.objects import list_objects
+from tasks.sources.read import BadRead, refuse_rows
 from tasks.sources.spec import SourceSpec, check_source, parse_source, source_name
 from tasks.sources.threads import default_threads
 from tasks.sources.walk import Found, one_file, read_list, walk_folder
@@ -117,6 +118,22 @@ def scan_sources(
     table = pa.concat_tables(tables).unify_dictionaries()
     tables.clear()
     return Scan(_in_order(table), n_other_files, n_homes)
+
+
+def carry_vanished(before: Scan, after: Scan, lost: Collection[bytes]) -> Scan:
+    """Return a second scan with a row `vanished` for each file of the first that was lost and is not found again.
+
+    Args:
+        lost: content hashes of files that could not be read any more after the first scan.
+    """
+    old = before.files
+    is_lost = pc.or_(pc.is_in(old["content_hash"], pa.array(lost, pa.binary(32))), pc.equal(old["reason"], "vanished"))
+    gone = pc.and_(is_lost, pc.invert(pc.is_in(old["path"], after.files["path"].combine_chunks())))
+    rows = old.filter(gone)
+    said = "it was there at the first scan of this rebuild and is gone now"
+    rows = refuse_rows(rows, dict.fromkeys(range(rows.num_rows), BadRead("vanished", said)))
+    files = pa.concat_tables([after.files, rows]).unify_dictionaries()
+    return Scan(_sorted(files), after.n_other_files, after.n_homes)
 
 
 def _check_all(texts: Sequence[str]) -> None:

@@ -174,6 +174,25 @@ def files_of(home: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
+def test_a_folder_that_changes_under_a_rebuild_is_rebuilt(start: Start, tmp_path: Path) -> None:
+    source = tmp_path / "midi"
+    paths = write_corpus(source, 24)
+    rebuild = start(tmp_path / "home", source)
+    rebuild.wait_until(lambda: list((tmp_path / "home" / "cache" / "folders").glob("[!.]*.parquet")))  # it is scanned
+    paths[0].unlink()
+    paths[1].write_bytes(b"no music any more")
+    os.utime(paths[2])
+    (source / "new.mid").write_bytes(paths[3].read_bytes())
+    result = rebuild.result()
+    rows = {row["path"]: row for row in pq.read_table(result["ledger"]).to_pylist()}
+    assert (rows[paths[0].name]["status"], rows[paths[0].name]["reason"]) == ("rejected", "vanished")
+    assert (rows[paths[1].name]["status"], rows[paths[1].name]["reason"]) == ("rejected", "not_midi")
+    assert rows["new.mid"]["duplicate_of"] == paths[3].name or rows[paths[3].name]["duplicate_of"] == "new.mid"
+    assert sum(row["status"] == "accepted" for row in rows.values()) == 22
+    assert "files went or changed since the scan; scanning again" in rebuild.errors
+
+
 def see_nothing_half_done(home: Path, reference: Reference) -> None:
     """See that no version can be seen yet, and that each shard that can be seen is whole."""
     assert datasets.list_datasets(Home.at(home)) == []

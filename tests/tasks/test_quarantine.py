@@ -51,7 +51,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     shards = ingest.plan_song_shards(LIMITS, contents, folder / "songs")
     assert len(shards) > 4
     assert max(shard.n_files for shard in shards) > 1
-    assert ingest.parse_isolated(shards) == N_PIECES
+    assert ingest.parse_isolated(shards) == (N_PIECES, frozenset())
     rows = read_rows(shards)
     assert {row["status"] for row in rows.values()} == {"accepted"}
     return Source(midi, contents, rows)
@@ -106,7 +106,7 @@ def test_a_file_that_kills_its_reader_is_rejected_and_the_batch_kept(
     shards = source.shards(tmp_path / "songs")
     culprit = hashes_of(by_size(shards)[-1])[1]  # among others
     hostile({culprit: what})
-    assert ingest.parse_isolated(shards, f"{HOSTILE}:parse") == N_PIECES
+    assert ingest.parse_isolated(shards, f"{HOSTILE}:parse") == (N_PIECES, frozenset())
     check(source, shards, {culprit: (FAST | SLOW)[what]})
 
 
@@ -118,7 +118,7 @@ def test_several_culprits_of_one_batch_are_all_found(
     assert len(smallest) == 1  # a shard that is nothing but its culprit
     files = {smallest[0]: "crash", **dict.fromkeys(largest, "memory"), largest[0]: "crash"}
     hostile(files)
-    assert ingest.parse_isolated(shards, f"{HOSTILE}:parse") == N_PIECES
+    assert ingest.parse_isolated(shards, f"{HOSTILE}:parse") == (N_PIECES, frozenset())
     check(source, shards, {key: FAST[what] for key, what in files.items()})
 
 

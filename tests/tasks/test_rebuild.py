@@ -246,8 +246,8 @@ def test_one_and_two_workers_give_the_same_bytes(tmp_path: Path, ray: None) -> N
     folder = parallel.datasets / "small"
     contents = ingest.distinct_contents(scan.files)
     songs = ingest.plan_song_shards(config.parse, contents, folder / "songs")
-    assert ingest.build_song_shards(songs) == len(songs)
-    assert ingest.build_song_shards(songs) == 0
+    assert ingest.build_song_shards(songs) == (len(songs), frozenset())
+    assert ingest.build_song_shards(songs) == (0, frozenset())
     planned = analyse.plan_analysis([shard.path for shard in songs], folder / "analysis")
     assert analyse.build_analysis(planned) == len(planned)
     analysis = analyse.read_analysis(planned)
