@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import NotFound
-from tasks.home import Home, read_json
+from tasks.batch_files import check_piece, list_manifests, read_run_note
+from tasks.errors import DamagedFile, NotFound
+from tasks.home import Home
+from tasks.integrity import warn_once
 from tasks.music.distances import compare_scores
 from tasks.report_page.curves import draw_curves
 from tasks.report_page.frame import assemble_page
@@ -118,13 +120,23 @@ def _settings_of(params: Mapping[str, str]) -> dict[str, str]:
 
 
 def _newest_batch(home: Home, model: str) -> str:
-    manifests = sorted(home.generations.glob("[!.]*/manifest.json"), key=lambda path: -path.stat().st_mtime)
-    return next((path.parent.name for path in manifests if read_json(path)["model_version"] == model), "")
+    """Return the batch of a model that was made last, by the numbers of batches; one of before there were any, by time.
+
+    A clock that was put back would tell otherwise.
+    """
+    mine = [folder for folder, manifest in list_manifests(home) if manifest["model_version"] == model]
+    ages = {folder: (read_run_note(folder).get("number", 0), folder.stat().st_mtime) for folder in mine}
+    return max(mine, key=lambda folder: ages[folder]).name if mine else ""
 
 
 def _pieces_of(folder: Path) -> list[Heard]:
     heard = []
     for sidecar in sorted(folder.glob("*.json"))[:PIECES]:
+        try:
+            check_piece(sidecar)
+        except DamagedFile as error:
+            warn_once(f"{error}; the piece is not shown")
+            continue
         found = {
             suffix: path.read_bytes()
             for suffix in ("png", "ogg", "mp3")

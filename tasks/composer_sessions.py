@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from tasks import composer
 from tasks.composer import ComposerConfig, Event, ModelFacts, Primer, PrimerKind, Session
 from tasks.config import from_json, to_json
 from tasks.errors import CheckpointError, ConfigError, DatasetError, NotFound, OrchestrionError
-from tasks.home import Home, json_bytes, read_json, write_atomically
+from tasks.home import Home, json_bytes, write_atomically
+from tasks.integrity import read_sealed, sealed_bytes
 from tasks.music.added_notes import added_notes
 from tasks.music.note_boundaries import beginning_of, random_ids, without_ending
 from tasks.music.score import Score, write_midi
@@ -110,16 +111,17 @@ class SessionFolder:
         """
         self.require()
         try:
-            values = read_json(self.state_path)
-            if not isinstance(values, dict) or values.get("format") != composer.FORMAT:
+            values = read_sealed(self.state_path)
+            if values.get("format") != composer.FORMAT:
                 raise OrchestrionError(f"{self.state_path} is not of session format {composer.FORMAT}")
             _fill_in(values)
             session = from_json(Session, values, str(self.state_path))
             self._check(session)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
             if isinstance(error, OrchestrionError) and str(self.state_path) in str(error):
                 raise
-            raise OrchestrionError(f"{self.state_path} is damaged: {error}") from None
+            said = str(error).splitlines() or [type(error).__name__]
+            raise OrchestrionError(f"{self.state_path} is damaged: {said[0]}") from None
         return session
 
     def _check(self, session: Session) -> None:
@@ -130,10 +132,13 @@ class SessionFolder:
             raise ValueError(f"id {wrong} of the piece is forbidden in encoding {tokenizer.name}")
         if any(not block.ids for block in (*session.blocks, session.proposal) if block):
             raise ValueError("a block without ids")
+        checkpoint = PurePosixPath(session.model.checkpoint)
+        if checkpoint.is_absolute() or ".." in checkpoint.parts:
+            raise ValueError(f"its checkpoint {session.model.checkpoint!r} is outside of the home")
 
     def write(self, session: Session) -> Session:
         """Make a state the session's own, in one step."""
-        write_atomically(self.state_path, json_bytes(to_json(session)))
+        write_atomically(self.state_path, sealed_bytes(to_json(session)))
         return session
 
     def tokenizer_of(self, session: Session) -> Tokenizer:

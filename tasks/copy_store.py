@@ -2,7 +2,7 @@
 
 It lies beside a version's manifest and can be made again from the song shards at any time. It holds, little-endian:
 
-    4,096 bytes     JSON: revision, version, numbers of notes, seeds and pieces, checksum of all that follows
+    4,096 bytes     JSON with a seal: revision, version, numbers of notes, seeds, pieces; checksum of all that follows
     onset           float32, seconds of each note of the lines of all training pieces, end to end
     pitch           uint8; zeros up to a multiple of 8 bytes
     seeds           uint64, rising: hash of ten intervals << 32 | place of the first note
@@ -23,7 +23,9 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.errors import DamagedFile
 from tasks.home import whole_file
+from tasks.integrity import OTHER_BYTES, read_header, sealed
 from tasks.music.notes import IntArray
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 REVISION = 1  # of the layout and of what a run is: part of the file's name
 
 _HEADER_BYTES = 4096
+_HEADER = {"version": str} | dict.fromkeys(("revision", "n_notes", "n_seeds", "n_pieces", "crc32"), int)
 _SEEDS_AT_ONCE = 1 << 24  # 128 MiB
 _CHUNK = 1 << 24  # bytes whose checksum is taken at once
 
@@ -66,7 +69,7 @@ def write_index(path: Path, version: str, parts: Iterable[tuple[NDArray[np.uint6
         handle.seek(_HEADER_BYTES)
         header = {"revision": REVISION, "version": version} | _write_arrays(handle, parts)
         handle.seek(0)
-        handle.write(json.dumps(header).encode().ljust(_HEADER_BYTES - 1) + b"\n")
+        handle.write(json.dumps(sealed(header)).encode().ljust(_HEADER_BYTES - 1) + b"\n")
 
 
 def _write_arrays(handle: IO[bytes], parts: Iterable[tuple[NDArray[np.uint64], "Lines"]]) -> dict[str, int]:
@@ -114,22 +117,22 @@ def map_index(path: Path, trusting: bool = False) -> IndexedLines | None:
     """
     try:
         with path.open("rb") as handle:
-            header = json.loads(handle.read(_HEADER_BYTES))
+            header = read_header(handle, path, _HEADER)
             n_notes, n_seeds, n_pieces = (header[name] for name in ("n_notes", "n_seeds", "n_pieces"))
             seeds_at = _HEADER_BYTES + -(-5 * n_notes // 8) * 8
             offsets_at = seeds_at + 8 * n_seeds
             pieces_at = offsets_at + 8 * (n_pieces + 1)
             is_ours = header["revision"] == REVISION and header["version"] == path.parent.name
             if not is_ours or handle.seek(0, 2) != pieces_at + 8 * n_pieces:
-                raise ValueError("other contents")
+                raise DamagedFile(f"{path} is damaged: it is the index of something else")
             # Copied when written to, which never happens: the compiled code knows only arrays that could be.
             mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
         if not trusting and _crc32(mapped) != header["crc32"]:
-            raise ValueError("other contents")
+            raise DamagedFile(f"{path} is damaged: {OTHER_BYTES}")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
-        logger.warning("%s is damaged", path)
+    except DamagedFile as error:
+        logger.warning("%s; it is made again", error)
         return None
     return IndexedLines(
         onset=np.frombuffer(mapped, "<f4", n_notes, _HEADER_BYTES),

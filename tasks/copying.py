@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from tasks.copy_store import REVISION, IndexedLines, index_path, map_index, write_index
 from tasks.datasets import DatasetVersion
 from tasks.errors import DamagedFile, DatasetError, HomeError, NotFound
-from tasks.home import json_bytes, read_json, storage_problem, write_atomically
+from tasks.home import storage_problem, write_atomically
+from tasks.integrity import read_sealed, sealed_bytes
 from tasks.music.notes import IntArray, NoteBatch
 from tasks.originality import BatchVerdict, HumanRange, human_range, judge_batch
 from tasks.shards import flat_values, read_table
@@ -357,11 +358,11 @@ def human_path(folder: Path) -> Path:
 def _read_human(folder: Path) -> HumanRange | None:
     path = human_path(folder)
     try:
-        return HumanRange.from_json(read_json(path))
+        return HumanRange.from_json(read_sealed(path))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        logger.warning("%s is damaged", path)
+    except (DamagedFile, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s; it is measured again", error if isinstance(error, DamagedFile) else f"{path} is damaged")
         return None
 
 
@@ -372,7 +373,7 @@ def _measure_human(index: CopyIndex, dataset: DatasetVersion) -> None:
     n_chosen = min(MOST_MEASURED, len(held_out))
     chosen = held_out[np.arange(n_chosen) * len(held_out) // max(1, n_chosen)]
     human = human_range(len(held_out), _shared_runs(index, dataset, chosen))
-    write_atomically(human_path(index.folder), json_bytes(human.as_json()))
+    write_atomically(human_path(index.folder), sealed_bytes(human.as_json()))
     seconds = time.perf_counter() - started
     logger.info(
         "compared %d of %d held-out pieces of %s with train, %.1f s",

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import pyarrow as pa
-
 from tasks.checkpoints import LoadedModel
 from tasks.config import GenerateConfig
 from tasks.copying import CopyIndex, CopyMatch, copy_index, source_notes
 from tasks.datasets import DatasetVersion
-from tasks.errors import ConfigError, DatasetError, HomeError, NotFound
+from tasks.errors import ConfigError, DamagedFile, DatasetError, HomeError, NotFound
 from tasks.held_out import held_out_statistics
 from tasks.home import Home
 from tasks.music.excerpt import Extent
@@ -65,7 +63,7 @@ class Critic:
             dataset = dataset_of(loaded, home)
             critic = cls(loaded, *length, dataset, copy_index(dataset))
             _ = critic.held_out  # now, not after all has been sampled
-        except (NotFound, DatasetError, HomeError, OSError, pa.ArrowException) as error:
+        except (NotFound, DatasetError, DamagedFile, HomeError, OSError) as error:
             what = {NotFound: "is not there", HomeError: "cannot be written to"}.get(type(error), "is damaged")
             critic = cls(
                 loaded, *length, reason="its dataset {name}@{version} ".format(**loaded.state["dataset"]) + what
@@ -118,7 +116,7 @@ class Critic:
         found = CopyMatch(**match)
         try:
             return found, source_notes(self.dataset, found)
-        except (NotFound, OSError, pa.ArrowException) as error:
+        except (NotFound, OSError, DamagedFile) as error:
             logger.warning("%s cannot be shown: %s", found.source_file, error)
             return None
 

@@ -39,7 +39,7 @@ from tasks.integrity import (
 from tasks.leakage import LeakageReport
 from tasks.ledger import Ledger, count_losses, count_notes, count_reasons, count_values
 from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer
-from tasks.shards import SCHEMA_NUMBER, check_shard, read_table, write_table
+from tasks.shards import SCHEMA_NUMBER, read_table, write_table
 from tasks.sources.spec import source_name
 from tasks.split import SPLITS
 from tasks.strict_json import BadJson, parse_json
@@ -85,16 +85,6 @@ class DatasetVersion:
         stages = [*self.manifest["songs"], *self.manifest["analysis"]]
         tokens = [path for split in SPLITS for path in self.token_shards(split)]
         return [*(self.folder / path for path in stages), *tokens]
-
-    def require_whole(self, *splits: str) -> None:
-        """Check all bytes of the token shards of some splits, each once in a process.
-
-        Raises:
-            DamagedFile: one has other bytes than were written; the message names it.
-            OSError: one is missing.
-        """
-        with ThreadPoolExecutor(n_cpus()) as pool:
-            list(pool.map(check_shard, [path for split in splits for path in self.token_shards(split)]))
 
     def missing_files(self) -> list[Path]:
         """Return the files of the version that are not there any more."""

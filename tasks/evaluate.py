@@ -17,6 +17,7 @@ from models.training import row_losses
 from models.vae import Vae
 from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
+from tasks.cluster import n_cpus
 from tasks.config import EvaluateConfig
 from tasks.continuations import ContinuationTest, continue_pieces
 from tasks.copying import copy_index
@@ -30,6 +31,7 @@ from tasks.music.notes import FloatArray
 from tasks.music.score import Score
 from tasks.progress import Progress
 from tasks.results import Clock
+from tasks.shards import check_shards
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ def evaluate_model(
 ) -> Evaluation:
     """Score a model on a split, compare free samples with it, and let it go on from some of its pieces."""
     check_fits(loaded, dataset)
+    check_shards([*dataset.token_shards(config.split), *dataset.token_shards("train")], n_cpus())
     clock = Clock()
     store = TokenStore(dataset.token_shards(config.split), dataset.flat_tokens)
     facts = dataset.manifest["splits"][config.split]

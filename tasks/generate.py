@@ -1,6 +1,7 @@
 """A model and a seed -> a batch of compositions: MIDI, statistics, lineage, picture, sound, and one page for them."""
 
 import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -11,13 +12,22 @@ from typing import Any
 
 import numpy as np
 
+from tasks.batch_files import (
+    RESULTS,
+    check_batch,
+    check_piece,
+    read_manifest,
+    read_run_note,
+    run_note_path,
+)
 from tasks.batch_page import batch_page
 from tasks.checkpoints import load_model, weights_hash
 from tasks.choose import Choice, WritePlan, choose_pieces, render_all
 from tasks.config import GenerateConfig, digest, to_json
 from tasks.critic import NOTHING_NEW, Critic, batch_flags
-from tasks.errors import NotFound
-from tasks.home import Home, json_bytes, publish_folder, read_json, write_atomically
+from tasks.errors import DamagedFile, NotFound
+from tasks.home import Home, json_bytes, publish_folder, write_atomically
+from tasks.integrity import read_sealed, sealed_bytes
 from tasks.latent_pieces import latents_of
 from tasks.music.soundfont import find_player
 from tasks.music.validity import Validity, share_valid
@@ -47,17 +57,16 @@ class Batch:
         """What `results_of` says; beside the folder, for measured times are not the same bytes every time."""
         return self.folder.with_name(f"{self.name}.results.json")
 
-    @property
-    def _run_note(self) -> Path:
-        return self.folder.with_name(f"{self.name}.run.json")
-
     def logged_run(self) -> str:
         """Return the run in the tracker that holds the batch, empty if there is none yet."""
-        return read_json(self._run_note)["run_id"] if self._run_note.exists() else ""
+        return read_run_note(self.folder).get("run_id", "")
 
     def note_run(self, run_id: str) -> None:
-        """Remember that a run holds the batch."""
-        write_atomically(self._run_note, json_bytes({"run_id": run_id}))
+        """Remember that a run holds the batch, and that it is the newest of the home."""
+        others = [path.name.removesuffix(".run.json") for path in self.folder.parent.glob("*.run.json")]
+        numbers = [read_run_note(self.folder.with_name(name)).get("number", 0) for name in others]
+        note = {"run_id": run_id, "number": 1 + max(numbers, default=0)}
+        write_atomically(run_note_path(self.folder), sealed_bytes(note))
 
 
 def batch_name(model: ModelVersion, config: GenerateConfig, prompts: list[Prompt], checkpoint: Path) -> str:
@@ -77,9 +86,30 @@ def batch_name(model: ModelVersion, config: GenerateConfig, prompts: list[Prompt
 
 
 def find_batch(home: Home, name: str) -> Batch | None:
-    """Return a finished batch, or None."""
-    manifest = home.generations / name / "manifest.json"
-    return Batch(name, manifest.parent, read_json(manifest)) if manifest.exists() else None
+    """Return a finished batch, or None.
+
+    Raises:
+        DamagedFile: its manifest is not what was written.
+    """
+    folder = home.generations / name
+    try:
+        return Batch(name, folder, read_manifest(folder / "manifest.json"))
+    except FileNotFoundError:
+        return None
+
+
+def find_whole_batch(home: Home, name: str) -> Batch | None:
+    """Return a finished batch whose files are all what was written, or None; a damaged one is told and made again."""
+    try:
+        batch = find_batch(home, name)
+        if batch:
+            check_batch(batch.folder, batch.manifest)
+            read_sealed(batch.results, RESULTS)
+    except (DamagedFile, FileNotFoundError) as error:
+        said = error if isinstance(error, DamagedFile) else f"{error.filename} is missing"
+        logger.warning("%s; the batch is composed again", said)
+        return None
+    return batch
 
 
 def resolve_batch(home: Home, name: str) -> Batch:
@@ -87,6 +117,7 @@ def resolve_batch(home: Home, name: str) -> Batch:
 
     Raises:
         NotFound: there is none.
+        DamagedFile: its manifest is not what was written.
     """
     batch = find_batch(home, name)
     if batch is None:
@@ -142,7 +173,7 @@ def generate_batch(
     kept = [choice.candidate for choice in choices]
     rows = [{"piece": candidate.name} | read_candidate(candidate, folder)["measured"] for candidate in kept]
     results = results_of(rows) | {"stage_seconds": clock.seconds}
-    write_atomically(batch.results, json_bytes(results))
+    write_atomically(batch.results, sealed_bytes(results))
     for left_by_a_kill in batch_folder(folder).rglob(".*.tmp"):
         left_by_a_kill.unlink()
     publish_folder(batch_folder(folder), batch.folder)  # asked for anew: the same bytes again
@@ -159,14 +190,17 @@ def open_unfinished(home: Home, name: str, told: dict[str, Any], fresh: bool) ->
     """
     folder = home.generations / f".{name}.unfinished"
     note = folder / "told.json"
-    is_ours = note.exists() and read_json(note) == told and not fresh
+    try:
+        is_ours = read_sealed(note) == json.loads(json_bytes(told)) and not fresh
+    except (FileNotFoundError, DamagedFile):
+        is_ours = False
     if folder.exists() and not is_ours:
         logger.info("what was begun of the batch by other code or otherwise is thrown away: %s", folder)
         note.unlink(missing_ok=True)  # first, so that whatever stops the rest leaves nothing that looks like ours
         shutil.rmtree(folder)
     for part in (folder / "candidates", pieces_folder(folder)):
         part.mkdir(parents=True, exist_ok=True)
-    write_atomically(note, json_bytes(told))
+    write_atomically(note, sealed_bytes(told))
     return folder
 
 
@@ -183,7 +217,7 @@ def code_digest() -> str:
 def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any]:
     """Write the page and, last, the manifest of a batch; return the latter."""
     target, config = batch_folder(plan.folder), plan.config
-    sidecars = [read_json(pieces_folder(plan.folder) / f"{choice.candidate.name}.json") for choice in choices]
+    sidecars = [check_piece(pieces_folder(plan.folder) / f"{choice.candidate.name}.json") for choice in choices]
     validities = [Validity(piece["validity"]["problems"]) for piece in sidecars]
     manifest = plan.lineage | {
         "config": to_json(config)
@@ -205,7 +239,7 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any
     manifest["flags"] = batch_flags(manifest)
     page = batch_page(plan.critic, pieces_folder(plan.folder), sidecars, manifest)
     write_atomically(target / "gallery.html", page.encode())
-    write_atomically(target / "manifest.json", json_bytes(manifest))
+    write_atomically(target / "manifest.json", sealed_bytes(manifest))
     return manifest
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tasks.errors import DamagedFile
-from tasks.home import json_bytes
+from tasks.home import json_bytes, json_text
 from tasks.strict_json import BadJson, Shape, check_shape, parse_json, read_json
 
 logger = logging.getLogger(__name__)
@@ -41,13 +41,13 @@ _CHUNK = 1 << 24  # bytes of a tree digest's leaves
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return a JSON object with its seal, to be written as `json_bytes` or as one line."""
-    plain = json.loads(json.dumps({key: item for key, item in value.items() if key != SEAL}))  # as a reader gets it
+    plain = json.loads(json_text({key: item for key, item in value.items() if key != SEAL}))  # as a reader gets it
     return plain | {SEAL: _digest(plain)}
 
 
 def sealed_bytes(value: Mapping[str, Any]) -> bytes:
     """Return the bytes of a JSON file with its seal."""
-    return json_bytes(sealed(json.loads(json_bytes(value))))
+    return json_bytes(sealed(value))
 
 
 def unsealed(value: Any, place: object, shape: Shape = dict) -> dict[str, Any]:
@@ -348,3 +348,22 @@ def tree_digest(data: "mmap.mmap | memoryview", begin: int, n_threads: int) -> s
         with ThreadPoolExecutor(n_threads) as pool:
             leaves = pool.map(lambda place: hashlib.sha256(view[place : place + _CHUNK]).digest(), places)
             return hashlib.sha256(b"".join(leaves)).hexdigest()
+
+
+def read_header(handle: IO[bytes], path: Path, shape: Shape, n_bytes: int = 4096) -> dict[str, Any]:
+    """Return the sealed JSON at the beginning of a mapped file.
+
+    Raises:
+        DamagedFile: it is not what was written, or has no seal.
+    """
+    try:
+        value = parse_json(handle.read(n_bytes))
+    except BadJson as error:
+        raise DamagedFile(f"{path} is damaged: {error}") from None
+    if not isinstance(value, dict) or SEAL not in value:
+        raise DamagedFile(f"{path} is damaged: its header has no seal")
+    found = unsealed(value, path, shape)
+    for key, item in found.items():
+        if isinstance(item, int) and item < 0:
+            raise DamagedFile(f"{path} is damaged: {key} is {item}")
+    return found

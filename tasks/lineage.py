@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.batch_files import list_manifests, read_manifest, read_sidecar
 from tasks.datasets import DatasetVersion, list_datasets, resolve_dataset
 from tasks.errors import NotFound, OrchestrionError
-from tasks.home import Home, read_json
+from tasks.home import Home
 from tasks.shards import read_table
+from tasks.strict_json import BadJson, read_json
 
 if TYPE_CHECKING:
     from tasks.tracking import ModelVersion, Tracker
@@ -54,14 +56,14 @@ class Lineage:
         path = Path(target)
         if not path.is_file():
             return None
-        if path.suffix == ".json" and {"midi_sha256", "batch", "copying"} <= (facts := _dict_of(path)).keys():
-            return self._piece(facts, path)
+        if path.suffix == ".json" and {"midi_sha256", "batch", "copying"} <= _dict_of(path).keys():
+            return self._piece(read_sidecar(path), path)
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         for manifest in self._manifests():
             for piece in manifest["pieces"]:
                 if piece["midi_sha256"] == sha256:
                     sidecar = self.home.generations / manifest["batch"] / "pieces" / f"{piece['name']}.json"
-                    return self._piece(read_json(sidecar), sidecar)
+                    return self._piece(read_sidecar(sidecar), sidecar)
         raise NotFound(f"no batch of {self.home.root} holds {path.name} (sha256 {sha256[:16]})")
 
     def _of_batch(self, target: str) -> dict[str, Any] | None:
@@ -69,7 +71,7 @@ class Lineage:
         manifest = self.home.generations / name / "manifest.json"
         if not name or not manifest.is_file():
             return None
-        return {"kind": "batch"} | self._batch(read_json(manifest))
+        return {"kind": "batch"} | self._batch(read_manifest(manifest))
 
     def _of_dataset(self, target: str) -> dict[str, Any] | None:
         try:
@@ -122,7 +124,7 @@ class Lineage:
             "nearest_training_piece": (sidecar["copying"] or {}).get("match"),
         }
         manifest = self.home.generations / sidecar["batch"] / "manifest.json"
-        batch = self._batch(read_json(manifest) if manifest.is_file() else sidecar)
+        batch = self._batch(read_manifest(manifest) if manifest.is_file() else sidecar)
         return {"kind": "piece", "piece": piece} | batch
 
     def _batch(self, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,14 +186,14 @@ class Lineage:
         return next((model for model in models if model.reference == reference), None)
 
     def _manifests(self) -> Iterator[dict[str, Any]]:
-        for path in sorted(self.home.generations.glob("[!.]*/manifest.json")):
-            yield read_json(path)
+        for _, manifest in list_manifests(self.home):
+            yield manifest
 
 
 def _dict_of(path: Path) -> dict[str, Any]:
     try:
         found = read_json(path)
-    except ValueError:
+    except (OSError, BadJson):
         return {}
     return found if isinstance(found, dict) else {}
 

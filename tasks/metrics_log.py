@@ -1,8 +1,8 @@
 """The metric points of a training run: gathered over steps and workers, appended to a file, read as they come."""
 
-import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 import torch.distributed
 
+from tasks.errors import DamagedFile
 from tasks.home import json_text, write_atomically
+from tasks.integrity import parse_sealed, sealed, warn_once
 
 
 class Reporter:
@@ -30,7 +32,7 @@ class Reporter:
         if rank == 0:
             self.sums += [math.nan if value is None else value for value in unreported or [0.0]]
             kept = [point for point in read_points(self.path) if point["step"] <= step]
-            write_atomically(self.path, "".join(json_text(point) + "\n" for point in kept).encode())
+            write_atomically(self.path, "".join(map(point_line, kept)).encode())
             for point in kept:
                 self.latest |= {key: value for key, value in point.items() if key != "step"}
 
@@ -73,7 +75,7 @@ class Reporter:
         self.latest |= {key: value for key, value in point.items() if key != "step"}
         if self.rank == 0:
             with self.path.open("a") as handle:
-                handle.write(json_text(point) + "\n")
+                handle.write(point_line(point))
 
 
 class MetricsTail:
@@ -95,8 +97,10 @@ class MetricsTail:
             whole, _, _ = handle.read().rpartition(b"\n")
         self.offset += len(whole) + 1 if whole else 0
         fresh = []
-        for line in whole.splitlines():
-            point = _point(line)
+        for line in whole.split(b"\n") if whole else ():
+            point = _read_line(line, self.path)
+            if point is None:
+                continue
             key = (point["step"], "val/loss" in point)
             if key not in self.seen:
                 self.seen.add(key)
@@ -105,19 +109,25 @@ class MetricsTail:
 
 
 def read_points(path: Path) -> list[dict[str, float]]:
-    """Return the metric points of a run; a torn last line is left out."""
-    points = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            points.append(_point(line))
-        except json.JSONDecodeError:
-            break
-    return points
+    """Return the metric points of a run; a line that is torn or damaged is left out with a warning."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    points = (_read_line(line, path) for line in lines if line)
+    return [point for point in points if point is not None]
 
 
-def _point(line: str | bytes) -> dict[str, float]:
-    """Return a point of a line; JSON has no number for a loss that is none."""
-    return {key: math.nan if value is None else value for key, value in json.loads(line).items()}
+def point_line(point: Mapping[str, float]) -> str:
+    """Return a metric point as a line of a run's file."""
+    return json_text(sealed(point)) + "\n"
+
+
+def _read_line(line: bytes, path: Path) -> dict[str, float] | None:
+    """Return the point of a line; JSON has no number for a loss that is none."""
+    try:
+        point = parse_sealed(line, path, {"step": int, str: (float, None)})
+        return {key: math.nan if value is None else value for key, value in point.items()}
+    except DamagedFile as error:
+        warn_once(f"{error}; the line is left out: {line[:60].decode(errors='replace')}")
+        return None
 
 
 def sum_over_ranks(values: np.ndarray, world_size: int) -> np.ndarray:

@@ -81,7 +81,7 @@ def find_same_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> 
     with Progress("loading the model and the prompts"):
         checkpoint = Tracker(home).fetch(model)
         prompts = read_prompts(load_model(checkpoint), config, home)
-    return generate.find_batch(home, generate.batch_name(model, config, prompts, checkpoint))
+    return generate.find_whole_batch(home, generate.batch_name(model, config, prompts, checkpoint))
 
 
 @task(name="compose-batch", **HEALS)

@@ -5,6 +5,7 @@ worker, the candidates with both files are finished, and whoever comes next goes
 """
 
 import hashlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,11 +18,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from tasks.batch_files import check_file, check_piece
 from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import GenerateConfig, to_json
 from tasks.copying import CopyIndex
-from tasks.home import json_bytes, read_json, write_atomically
+from tasks.errors import DamagedFile
+from tasks.home import write_atomically
 from tasks.infill import new_notes
+from tasks.integrity import read_sealed, sealed_bytes
 from tasks.latent_pieces import LatentPlan, note_f1
 from tasks.music.excerpt import Extent, beginning
 from tasks.music.metrics import piece_statistics
@@ -38,6 +42,8 @@ from tasks.piece_ids import WrittenIds, write_ids
 from tasks.prompts import Prompt, piece_limit
 from tasks.results import result_row
 from tasks.rewriting import Rewritten, rewrite
+
+logger = logging.getLogger(__name__)
 
 _COLUMNS: tuple[str, ...] = ("onset", "duration", "pitch", "velocity", "program", "is_drum", "track")
 DRAWING = Lock()  # matplotlib is not made for several threads
@@ -95,7 +101,17 @@ def pieces_folder(folder: Path) -> Path:
 
 
 def is_written(candidate: Candidate, folder: Path) -> bool:
-    return candidate.path(folder, "json").exists()
+    """Tell whether both files of a candidate are there and what was written; a damaged one is taken away."""
+    path = candidate.path(folder, "json")
+    if not path.exists():
+        return False
+    try:
+        check_file(candidate.path(folder, "mid"), read_candidate(candidate, folder)["facts"]["midi_sha256"])
+    except (DamagedFile, FileNotFoundError) as error:
+        logger.warning("%s; the piece is written again", error)
+        path.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def write_candidates(job: WriteJob, on_candidate: Callable[[Candidate], None] | None = None) -> int:
@@ -175,7 +191,7 @@ def _write_candidate(
     seconds = time.perf_counter() - started
     measured = result_row(piece, prompt.name, n_given, prompt.n_whole, tokenizer.end_id, seconds)
     write_atomically(candidate.path(job.folder, "mid"), midi)
-    write_atomically(candidate.path(job.folder, "json"), json_bytes({"facts": facts, "measured": measured}))
+    write_atomically(candidate.path(job.folder, "json"), sealed_bytes({"facts": facts, "measured": measured}))
 
 
 def _ended(piece: WrittenIds, limit: Extent, tokenizer: Any) -> tuple[Score, str]:
@@ -188,8 +204,12 @@ def _ended(piece: WrittenIds, limit: Extent, tokenizer: Any) -> tuple[Score, str
 
 
 def read_candidate(candidate: Candidate, folder: Path) -> dict[str, Any]:
-    """Return `facts` and `measured` of a candidate."""
-    return read_json(candidate.path(folder, "json"))
+    """Return `facts` and `measured` of a candidate.
+
+    Raises:
+        DamagedFile: they are not what was written.
+    """
+    return read_sealed(candidate.path(folder, "json"), {"facts": {"midi_sha256": str}, "measured": dict})
 
 
 def render_pieces(job: RenderJob) -> None:
@@ -197,7 +217,7 @@ def render_pieces(job: RenderJob) -> None:
     left = [
         (candidate, facts, sidecar)
         for candidate, facts in zip(job.chosen, job.facts, strict=True)
-        if not (sidecar := pieces_folder(job.folder) / f"{candidate.name}.json").exists()
+        if not _is_rendered(sidecar := pieces_folder(job.folder) / f"{candidate.name}.json")
     ]
     pool = ThreadPoolExecutor(job.n_threads)  # most of the work is in compiled code, which others may run beside
     try:
@@ -207,24 +227,36 @@ def render_pieces(job: RenderJob) -> None:
         pool.shutdown(cancel_futures=True)
 
 
+def _is_rendered(sidecar: Path) -> bool:
+    try:
+        check_piece(sidecar)
+    except DamagedFile as error:
+        if sidecar.exists():
+            logger.warning("%s; the piece is rendered again", error)
+        return False
+    return True
+
+
 def _render_piece(job: RenderJob, candidate: Candidate, more: dict[str, Any], sidecar: Path) -> None:
     midi = candidate.path(job.folder, "mid").read_bytes()
     facts = read_candidate(candidate, job.folder)["facts"] | more
     score = read_midi(midi, candidate.name) if facts["statistics"]["n_notes"] else EMPTY_SCORE
     write_atomically(sidecar.with_suffix(".mid"), midi)
+    files: dict[str, bytes] = {}
     with DRAWING:
-        picture = draw_piano_roll(score)
-    write_atomically(sidecar.with_suffix(".png"), picture)
+        files["png"] = draw_piano_roll(score)
     if job.config.audio != "none":
         sound = job.player.render(score)
         facts |= {"warnings": [*facts["warnings"], *sound.warnings], "played_by": sound.made_with}
-        audio = encode_audio(sound.samples, sound.sample_rate, job.config.audio)
-        write_atomically(sidecar.with_suffix(f".{job.config.audio}"), audio)
+        files[job.config.audio] = encode_audio(sound.samples, sound.sample_rate, job.config.audio)
     if job.config.musicxml:
         page = write_musicxml(score, facts["name"])
         facts["musicxml_losses"] = page.losses
-        write_atomically(sidecar.with_suffix(".mxl"), page.packed)
-    write_atomically(sidecar, json_bytes(facts))
+        files["mxl"] = page.packed
+    for suffix, data in files.items():
+        write_atomically(sidecar.with_suffix(f".{suffix}"), data)
+    facts["files"] = {suffix: hashlib.sha256(data).hexdigest() for suffix, data in files.items()}
+    write_atomically(sidecar, sealed_bytes(facts))
 
 
 def _prompt_facts(prompt: Prompt, tokenizer: Any) -> dict[str, Any]:

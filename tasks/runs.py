@@ -1,15 +1,21 @@
 """Training runs on disk: which folder a request belongs to, which MLflow run it is, whether it is finished."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.config import TrainConfig, to_json
 from tasks.datasets import DatasetVersion
-from tasks.errors import NotFound
-from tasks.home import Home, json_bytes, read_json, write_atomically
+from tasks.errors import DamagedFile, NotFound
+from tasks.home import Home, write_atomically
+from tasks.integrity import read_sealed, sealed_bytes
 from tasks.tracking import ModelVersion, Run, Tracker
 from tasks.train import run_dir_of
+
+logger = logging.getLogger(__name__)
+
+RUN = {"run_id": str, "status": str, "config": dict, "dataset": str, "model?": str}  # shape of `run.json`
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +37,32 @@ def claim_run(home: Home, config: TrainConfig, dataset: DatasetVersion, tracker:
     while fresh and folder.exists():
         attempt += 1
         folder = base.with_name(f"{base.name}-{attempt}")
-    path = folder / "run.json"
-    facts = read_json(path) if path.exists() else {}
+    facts = _read_facts(folder / "run.json")
     if facts and not tracker.has_run(facts["run_id"]):
         facts.pop("run_id")  # the tracking store was cleared: the checkpoints are still good
     facts |= {"config": to_json(config), "dataset": dataset.reference}
     return Claim(folder, facts)
 
 
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        return read_sealed(path, RUN)
+    except FileNotFoundError:
+        return {}
+    except DamagedFile as error:
+        logger.warning("%s; the run goes on from its checkpoints, under a new run of the tracker", error)
+        return {}
+
+
 def start_run(claim: Claim, run: Run) -> None:
     """Write down which MLflow run goes with the folder, so that a later attempt goes on in it."""
-    write_atomically(claim.folder / "run.json", json_bytes(claim.facts | {"run_id": run.run_id, "status": "running"}))
+    write_atomically(claim.folder / "run.json", sealed_bytes(claim.facts | {"run_id": run.run_id, "status": "running"}))
 
 
 def finish_run(claim: Claim, run: Run, model: ModelVersion) -> None:
     """Write down that the run is finished, and the model it made."""
     done = {"run_id": run.run_id, "status": "finished", "model": model.reference}
-    write_atomically(claim.folder / "run.json", json_bytes(claim.facts | done))
+    write_atomically(claim.folder / "run.json", sealed_bytes(claim.facts | done))
 
 
 def finished_model(claim: Claim, tracker: Tracker) -> ModelVersion | None:

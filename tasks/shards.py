@@ -3,7 +3,8 @@
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -242,6 +243,23 @@ def check_shard(path: Path) -> None:
         require_whole(path)
     except DamagedFile as error:
         raise DamagedFile(f"{error}; {WAY_OUT}") from None
+
+
+def check_shards(paths: Sequence[Path], n_threads: int) -> None:
+    """Check all bytes of some Parquet files, each once in a process.
+
+    Raises:
+        DamagedFile: one is missing or has other bytes than were written; the message names it.
+    """
+
+    def check(path: Path) -> None:
+        try:
+            check_shard(path)
+        except OSError as error:
+            raise DamagedFile(f"{path} cannot be read: {error.strerror}; {WAY_OUT}") from None
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        list(pool.map(check, paths))
 
 
 def _damaged(path: Path, error: Exception) -> DamagedFile:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from tasks.batch_files import RESULTS
 from tasks.champions import against_champion, champion_tags
 from tasks.config import EvaluateConfig, TrainConfig
 from tasks.dataset_card import dataset_card, table
 from tasks.datasets import DatasetVersion
 from tasks.evaluation_card import report_markdown
-from tasks.home import Home, json_bytes, read_json, write_atomically
+from tasks.home import Home, json_bytes, write_atomically
+from tasks.integrity import read_sealed, sealed_bytes
 from tasks.report_page.evaluation import Decision, evaluation_page
 from tasks.sweep import FAILED, FINISHED, STOPPED, Row, SweepFolder
 from tasks.sweep_plot import draw_sweep
@@ -112,7 +114,7 @@ def log_evaluation(
     run.log_text(card, "report.md")
     run.log_text(json_bytes(result.metrics).decode(), "metrics.json")
     run.log_text(json_bytes(result.judgement).decode(), "judgement.json")
-    run.log_text(json_bytes({"nats": result.piece_nats}).decode(), PIECE_SCORES)
+    run.log_text(sealed_bytes({"nats": result.piece_nats}).decode(), PIECE_SCORES)
     run.log_text(json_bytes(result.copying).decode(), "copying.json")
     if result.continuations:
         _log_continuations(run, result.continuations, config)
@@ -194,7 +196,7 @@ def log_batch(run: Run, batch: "Batch") -> None:
     run.log_tags({"orchestrion.batch": batch.name, "orchestrion.dataset": name, "orchestrion.dataset_version": version})
     figures = batch.manifest["statistics"] | batch_verdict(batch)
     run.log_metrics({f"batch/{name}": value for name, value in figures.items()})
-    results = read_json(batch.results)
+    results = read_sealed(batch.results, RESULTS)
     means = {name: results[name] for name in ("mean_entropy", "mean_generation_time") if results[name] is not None}
     run.log_metrics({f"batch/{name}": value for name, value in means.items()})
     run.log_folder(batch.folder)

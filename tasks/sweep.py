@@ -18,8 +18,10 @@ import numpy as np
 
 from tasks.config import TRAIN_WITHOUT_EFFECT, PipelineConfig, apply_overrides, digest, parse_value, shortened, to_json
 from tasks.datasets import DatasetVersion
-from tasks.errors import ConfigError
-from tasks.home import Home, json_bytes, read_json, write_atomically
+from tasks.errors import ConfigError, DamagedFile
+from tasks.home import Home, write_atomically
+from tasks.integrity import read_sealed, sealed_bytes
+from tasks.strict_json import Shape
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,12 @@ Row = dict[str, Any]
 MAX_POINTS = 1000
 WAITING, INTERRUPTED, TRAINED = "waiting", "interrupted", "trained"  # what a row says on its way to one of the next
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+_ORDER = (FINISHED, TRAINED, STOPPED, INTERRUPTED, WAITING, FAILED)
 _FIGURES = ("bits_per_note", "nll_per_token", "accuracy")
+ROW: dict[str, Any] = {
+    "point": int, "settings": str, "values": dict, "status": str, "reason": str, "step": int, "n_steps": int,
+    "val_loss": (float, None), "model_version": str, "run_id": str, "run_dir": str, "n_parameters": (int, None),
+} | dict.fromkeys(_FIGURES, (float, None))  # fmt: skip
 _DRAWS = ("uniform", "loguniform", "randint", "choice")
 _NO_EFFECT = {
     "dataset": "a sweep trains on one dataset version: rebuild with the other settings, then give --dataset",
@@ -287,7 +294,8 @@ class SweepFolder:
 
     def run_id(self) -> str:
         """Return the MLflow run of an earlier attempt, or nothing."""
-        return read_json(self.facts)["run_id"] if self.facts.exists() else ""
+        facts = _read_or_warn(self.facts, {"run_id": str}, "the sweep goes on under a new run of the tracker")
+        return facts["run_id"] if facts else ""
 
     def start(self, run_id: str, config: PipelineConfig, plan: SweepConfig, dataset: DatasetVersion) -> None:
         """Write down what the sweep is."""
@@ -298,19 +306,34 @@ class SweepFolder:
             "evaluate": to_json(config.evaluate),
             "sweep": to_json(plan),
         }
-        write_atomically(self.facts, json_bytes(facts))
+        write_atomically(self.facts, sealed_bytes(facts))
 
     def read_rows(self, points: Sequence[Point]) -> list[Row]:
         """Return one row for each point, in their order: that of an earlier attempt, else a new one."""
-        known = {row["settings"]: row for row in read_json(self.results)["rows"]} if self.results.exists() else {}
+        results = _read_or_warn(self.results, {"rows": [ROW]}, "what its points have come to is asked of their runs")
+        known = {row["settings"]: row for row in results.get("rows", ()) if _is_usable(row)}
         return [known.get(point.settings) or new_row(point) for point in points]
 
     def write_rows(self, rows: Sequence[Row]) -> list[Row]:
         """Write both tables, and return the rows best first."""
         ranked = rank(rows)
-        write_atomically(self.results, json_bytes({"sweep": self.root.name, "rows": ranked}))
+        write_atomically(self.results, sealed_bytes({"sweep": self.root.name, "rows": ranked}))
         write_atomically(self.table, csv_bytes(ranked))
         return ranked
+
+
+def _is_usable(row: Row) -> bool:
+    return row["status"] in _ORDER and row["run_dir"] == Path(row["run_dir"]).name
+
+
+def _read_or_warn(path: Path, shape: Shape, way_out: str) -> dict[str, Any]:
+    try:
+        return read_sealed(path, shape)
+    except FileNotFoundError:
+        return {}
+    except DamagedFile as error:
+        logger.warning("%s; %s", error, way_out)
+        return {}
 
 
 def new_row(point: Point) -> Row:
@@ -338,11 +361,10 @@ def set_failed(row: Row, reason: str) -> None:
 
 def rank(rows: Sequence[Row]) -> list[Row]:
     """Return rows with the lowest bits per note first, then those without, by validation loss, the failed last."""
-    order = (FINISHED, TRAINED, STOPPED, INTERRUPTED, WAITING, FAILED)
 
     def place(row: Row) -> tuple[Any, ...]:
         figures = (math.inf if row[name] is None else row[name] for name in ("bits_per_note", "val_loss"))
-        return (order.index(row["status"]), *figures, row["point"])
+        return (_ORDER.index(row["status"]), *figures, row["point"])
 
     return sorted(rows, key=place)
 

@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks import summaries, sweep
 from tasks.checkpoints import read_state
+from tasks.cluster import n_cpus
 from tasks.datasets import DatasetVersion
 from tasks.errors import Interrupted
 from tasks.home import Home
@@ -19,6 +20,7 @@ from tasks.metrics_log import read_points
 from tasks.model_steps import register_model
 from tasks.progress import Progress
 from tasks.runs import Claim, claim_run, finish_run, finished_model
+from tasks.shards import check_shards
 from tasks.steps import show_progress
 from tasks.sweep import Point, Row, SweepConfig, SweepFolder
 from tasks.tracking import CurveLog, ModelVersion, Run
@@ -127,6 +129,7 @@ def _has_ended(row: Row, folder: Path, registered: Set[str]) -> bool:
 
 def _run(work: _Sweep, plan: SweepConfig) -> None:
     jobs = {number: training.job for number, training in work.trainings.items()}
+    check_shards([shard for job in list(jobs.values())[:1] for shard in job.shards], n_cpus())  # the same of all
     total = sum(job.config.n_steps for job in jobs.values())
     events = run_trials(jobs, plan.concurrent, work.past if plan.early_stopping else None)
     with show_progress("sweep", total, "steps") as work.progress, closing(events):

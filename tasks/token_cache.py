@@ -3,7 +3,7 @@
 Such a file can be made again from the shards at any time. It is named by what the shards' footers say, so that other
 shards are another file, and holds, in this order:
 
-    4,096 bytes     JSON: digest of the shards, number of rows and of tokens, checksum of the offsets
+    4,096 bytes     JSON with a seal: digest of the shards, number of rows and of tokens, digest of all that follows
     tokens          uint16, little-endian, all rows end to end; zeros up to a multiple of 8 bytes
     offsets         int64, little-endian: rows + 1 of them, from 0 to the number of tokens
 """
@@ -14,7 +14,6 @@ import json
 import logging
 import mmap
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,16 +21,20 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from tasks.cluster import n_cpus
+from tasks.errors import DamagedFile
 from tasks.home import storage_problem, whole_file
+from tasks.integrity import OTHER_BYTES, read_header, sealed, tree_digest
 from tasks.music.notes import IntArray, offsets_of
 from tasks.music.tokenizers.base import TokenArray
+from tasks.shards import read_lists
 
 logger = logging.getLogger(__name__)
 
 _REVISION = 1  # of the layout, part of the digest
 _HEADER_BYTES = 4096
+_HEADER = {"digest": str, "n_rows": int, "n_tokens": int, "rest": str}
 _ROWS_AT_ONCE = 64
 
 
@@ -51,6 +54,7 @@ def flat_tokens(shards: Sequence[Path], folder: Path | None = None) -> FlatToken
             may ask at once: one makes it and the others wait. Without a folder, or if it cannot be written to, all
             tokens are held in memory.
     Raises:
+        DamagedFile: a shard has other bytes than were written.
         OSError: a shard is missing or cannot be read.
     """
     if folder is None:
@@ -90,10 +94,8 @@ def _in_memory(shards: Sequence[Path]) -> FlatTokens:
 
 def _rows(shard: Path) -> Iterator[tuple[IntArray, TokenArray]]:
     """Yield the lengths of some rows and their tokens, end to end."""
-    with pq.ParquetFile(shard, pre_buffer=False) as file:  # else all of the column would be fetched at once
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["tokens"], use_threads=False):
-            lists = batch.column(0)
-            yield np.diff(lists.offsets.to_numpy()).astype(np.int64), lists.flatten().to_numpy()
+    for lists in read_lists(shard, "tokens", _ROWS_AT_ONCE):
+        yield np.diff(lists.offsets.to_numpy()).astype(np.int64), lists.flatten().to_numpy()
 
 
 def _make(path: Path, shards: Sequence[Path]) -> FlatTokens:
@@ -132,36 +134,48 @@ def _write(handle: IO[bytes], digest: str, shards: Sequence[Path]) -> int:
     offsets = offsets_of(np.concatenate(lengths)).astype("<i8", copy=False)
     handle.write(bytes(_offsets_at(n_tokens) - handle.tell()))
     handle.write(offsets.data)
-    header = {
-        "digest": digest,
-        "n_rows": len(offsets) - 1,
-        "n_tokens": n_tokens,
-        "offsets_crc32": zlib.crc32(offsets.data),
-    }
+    handle.flush()
+    with Path(handle.name).open("rb") as written:
+        rest = _digest_of(mmap.mmap(written.fileno(), 0, access=mmap.ACCESS_READ))
+    header = {"digest": digest, "n_rows": len(offsets) - 1, "n_tokens": n_tokens, "rest": rest}
     handle.seek(0)
-    handle.write(json.dumps(header).encode().ljust(_HEADER_BYTES - 1) + b"\n")
+    handle.write(json.dumps(sealed(header)).encode().ljust(_HEADER_BYTES - 1) + b"\n")
     return n_tokens
 
 
 def _map(path: Path) -> FlatTokens | None:
-    """Return a flat file's arrays without reading them, or None if it is missing or not what was written."""
+    """Return a flat file's arrays, or None if it is missing or not what was written; all its bytes are checked."""
     try:
         with path.open("rb") as handle:
-            header = json.loads(handle.read(_HEADER_BYTES))
+            header = read_header(handle, path, _HEADER)
             n_rows, n_tokens = header["n_rows"], header["n_tokens"]
             whole = _offsets_at(n_tokens) + 8 * (n_rows + 1)
             if header["digest"] != path.stem or handle.seek(0, 2) != whole:
-                return None
+                raise DamagedFile(f"{path} is damaged: it holds {handle.tell()} bytes, not {whole} of these shards")
             mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            if _digest_of(mapped) != header["rest"]:
+                raise DamagedFile(f"{path} is damaged: {OTHER_BYTES}")
             mapped.madvise(mmap.MADV_RANDOM)  # windows from a cold disk come 5 times faster than with read-ahead
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
-        logger.warning("%s is damaged", path)
+    except DamagedFile as error:
+        logger.warning("%s; it is made again from the shards", error)
         return None
     tokens = np.frombuffer(mapped, "<u2", n_tokens, _HEADER_BYTES)
     offsets = np.frombuffer(mapped, "<i8", n_rows + 1, _offsets_at(n_tokens))
-    return FlatTokens(tokens, offsets) if zlib.crc32(offsets.data) == header["offsets_crc32"] else None
+    return FlatTokens(tokens, offsets)
+
+
+def _digest_of(mapped: mmap.mmap) -> str:
+    return tree_digest(mapped, _HEADER_BYTES, n_cpus())
+
+
+def check_flat(path: Path) -> str:
+    """Return what is wrong with a flat file, in a few words, or nothing."""
+    try:
+        return "" if _map(path) else "has other bytes than were written"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def _offsets_at(n_tokens: int) -> int:

@@ -38,6 +38,7 @@ from tasks.errors import ConfigError, Diverged, Interrupted, OrchestrionError
 from tasks.home import Home, write_atomically
 from tasks.metrics_log import MetricsTail, Reporter, sum_over_ranks
 from tasks.music.tokenizers.registry import tokenizer_from_json
+from tasks.shards import check_shards
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,10 @@ class TrainJob:
     flat_tokens: Path
     run_dir: Path
     n_threads: int
+
+    @property
+    def shards(self) -> list[Path]:
+        return [*self.train_shards, *self.validation_shards]
 
     @property
     def metrics(self) -> Path:
@@ -153,9 +158,11 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
     Args:
         on_points: gets the metric points as they are written, in order, in this thread.
     Raises:
+        DamagedFile: a token shard has other bytes than were written; the message names it.
         Interrupted: SIGINT or SIGTERM came; the state was saved first.
         Diverged: see `run_steps`; the last checkpoint is from before.
     """
+    check_shards(job.shards, cluster.n_cpus())
     job.run_dir.mkdir(parents=True, exist_ok=True)
     job.stop_request.unlink(missing_ok=True)
     job.divergence.unlink(missing_ok=True)

@@ -11,7 +11,8 @@ from tasks.config import GenerateConfig
 from tasks.copying import copy_index, human_path
 from tasks.datasets import DatasetVersion
 from tasks.generate import Batch, generate_batch
-from tasks.home import Home, json_bytes
+from tasks.home import Home
+from tasks.integrity import sealed_bytes
 from tasks.music.score import Score, read_midi, write_midi
 from tasks.originality import HumanRange
 from tasks.tracking import ModelVersion
@@ -66,7 +67,7 @@ def build_studio(folder: Path) -> Studio:
     studio = train_studio(folder, n_pieces=16)
     copy_index(studio.dataset)
     human = HumanRange(40, 40, {length: {5: 40} for length in (32, 64, 128, 256, 512, 1024)})
-    human_path(studio.dataset.version_folder).write_bytes(json_bytes(human.as_json()))
+    human_path(studio.dataset.version_folder).write_bytes(sealed_bytes(human.as_json()))
     return studio
 
 

@@ -166,7 +166,7 @@ def rebuilt(dataset: DatasetVersion, caplog: pytest.LogCaptureFixture) -> list[s
     caplog.clear()
     with caplog.at_level(logging.INFO, "tasks"):
         copy_index(dataset)
-    return [record.getMessage() for record in caplog.records]
+    return [record.getMessage().split(" is damaged")[0] for record in caplog.records]
 
 
 def test_it_is_made_once(index: CopyIndex, dataset: DatasetVersion, caplog: pytest.LogCaptureFixture) -> None:
@@ -199,7 +199,7 @@ def test_a_damaged_index_is_made_again(
         with pytest.raises(NotFound, match="copy_index"):
             CopyIndex.open(dataset.version_folder)
     said = rebuilt(dataset, caplog)
-    expected = [] if damage == "removed" else [f"{path} is damaged"]
+    expected = [] if damage == "removed" else [str(path)]
     assert said[:-1] == expected
     assert said[-1].startswith(f"indexed {len(index.lines.pitch)} notes of {len(index.lines.pieces)} training pieces")
     assert path.read_bytes() == whole
@@ -219,7 +219,7 @@ def test_a_damaged_human_range_is_measured_again(
     with pytest.raises(NotFound, match="human range"):
         _ = CopyIndex.open(dataset.version_folder).human
     said = rebuilt(dataset, caplog)
-    assert said[:-1] == ([] if text is None else [f"{path} is damaged"])
+    assert said[:-1] == ([] if text is None else [str(path)])
     assert said[-1].startswith(f"compared {index.human.n_measured} of {index.human.n_held_out} held-out pieces")
     assert path.read_bytes() == whole
 

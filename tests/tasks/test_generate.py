@@ -25,6 +25,7 @@ from tasks.config import to_json
 from tasks.errors import ConfigError, NotFound
 from tasks.generate import batch_name, find_batch, generate_batch, resolve_batch
 from tasks.home import Home
+from tasks.integrity import read_sealed
 from tasks.music.metrics import piece_statistics
 from tasks.music.score import read_midi
 from tasks.prompts import read_prompts
@@ -197,7 +198,7 @@ def test_pieces_read_the_same_in_mido_and_symusic(home: Home, setup: Setup) -> N
 
 def test_manifest_and_sidecars_tell_where_a_piece_comes_from(home: Home, setup: Setup) -> None:
     batch = silent(home, setup, seed=7)
-    manifest = json.loads((batch.folder / "manifest.json").read_text())
+    manifest = read_sealed(batch.folder / "manifest.json")
     assert manifest == batch.manifest
     assert manifest["n_pieces"] == len(manifest["pieces"]) == 5
     lineage = {

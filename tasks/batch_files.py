@@ -1,0 +1,136 @@
+"""The files of a batch of compositions: what they have to be like, and whether they are what was written."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import DamagedFile
+from tasks.home import Home
+from tasks.integrity import OTHER_BYTES, examine, read_sealed, warn_once
+
+_LINEAGE = dict.fromkeys(("batch", "model_version", "model_run_id", "dataset_version", "code_commit"), str)
+_FIGURE = (float, None)
+MANIFEST: dict[str, Any] = _LINEAGE | {
+    "config": {"sampling": dict, "seed": int},
+    "n_pieces": int,
+    "n_ended": int,
+    "n_attempts": int,
+    "n_nothing_new": int,
+    "pieces": [{"name": str, "midi_sha256": str}],
+    "statistics": {str: _FIGURE},
+    "validity": {"share_valid": _FIGURE},
+    "judgement": (None, {"fd_feat": {"value": _FIGURE}, "typicality": {"generated": {"value": _FIGURE}}}),
+    "copying": (None, {"n_judged": int, "share_beyond": _FIGURE}),
+    "unjudged": str,
+    "flags": [str],
+}
+SIDECAR: dict[str, Any] = _LINEAGE | {
+    "name": str,
+    "midi_sha256": str,
+    "files?": {str: str},  # SHA-256 of the other files of the piece, by suffix; one of before seals lacks it
+    "seed": int,
+    "attempt": int,
+    "prompt": (None, {"name": str}),
+    "copying": (None, {"match": (None, dict)}),
+    "statistics": {"n_notes": float},
+    "flags": [str],
+    "warnings": [str],
+}
+RESULTS: dict[str, Any] = {"mean_entropy": _FIGURE, "mean_generation_time": _FIGURE, "pieces": [dict]}
+RUN_NOTE: dict[str, Any] = {"run_id": str, "number?": int}
+
+_BATCH, _PIECE = re.compile(r"[^/\0.][^/\0]{0,250}"), re.compile(r"[0-9]{4,12}")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of a batch.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedFile: it is not what was written, or names files elsewhere.
+    """
+    manifest = read_sealed(path, MANIFEST)
+    _require_name(path, manifest["batch"], _BATCH)
+    for piece in manifest["pieces"]:
+        _require_name(path, piece["name"], _PIECE)
+    return manifest
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Return the sidecar of a piece; errors as in `read_manifest`."""
+    sidecar = read_sealed(path, SIDECAR)
+    _require_name(path, sidecar["batch"], _BATCH)
+    _require_name(path, sidecar["name"], _PIECE)
+    return sidecar
+
+
+def _require_name(path: Path, name: str, pattern: re.Pattern[str]) -> None:
+    if not pattern.fullmatch(name):
+        raise DamagedFile(f"{path} is damaged: it names {name[:100]!r}")
+
+
+def list_manifests(home: Home) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the folder and the manifest of each batch, by name; one that is damaged is left out with a warning."""
+    for path in sorted(home.generations.glob("[!.]*/manifest.json")):
+        try:
+            yield path.parent, read_manifest(path)
+        except DamagedFile as error:
+            warn_once(f"{error}; the batch is left out")
+
+
+def check_piece(sidecar: Path) -> dict[str, Any]:
+    """Check all files of a piece and return what its sidecar says.
+
+    Raises:
+        DamagedFile: one is missing or has other bytes than were written; the message names it.
+    """
+    try:
+        facts = read_sidecar(sidecar)
+    except FileNotFoundError:
+        raise DamagedFile(f"{sidecar} is missing") from None
+    for suffix, digest in ({"mid": facts["midi_sha256"]} | facts.get("files", {})).items():
+        path = sidecar.with_name(f"{sidecar.stem}.{suffix}")
+        if path.parent != sidecar.parent:
+            raise DamagedFile(f"{sidecar} is damaged: it names {suffix[:100]!r}")
+        check_file(path, digest)
+    return facts
+
+
+def check_file(path: Path, digest: str) -> None:
+    """Compare all bytes of a file with a SHA-256; errors as in `check_piece`."""
+    try:
+        found = examine(path).sha256
+    except FileNotFoundError:
+        raise DamagedFile(f"{path} is missing") from None
+    except OSError as error:
+        raise DamagedFile(f"{path} cannot be read: {error.strerror}") from None
+    if found != digest:
+        raise DamagedFile(f"{path} is damaged: {OTHER_BYTES}")
+
+
+def check_batch(folder: Path, manifest: dict[str, Any]) -> None:
+    """Check the files of all pieces of a batch; errors as in `check_piece`."""
+    for piece in manifest["pieces"]:
+        sidecar = folder / "pieces" / f"{piece['name']}.json"
+        if check_piece(sidecar)["midi_sha256"] != piece["midi_sha256"]:
+            raise DamagedFile(f"{sidecar} is damaged: it is of another piece than the manifest names")
+
+
+def run_note_path(folder: Path) -> Path:
+    """Return where the run of the tracker that holds a batch is written down, by the batch's folder."""
+    return folder.with_name(f"{folder.name}.run.json")
+
+
+def read_run_note(folder: Path) -> dict[str, Any]:
+    """Return which run of the tracker holds a batch, and the number of the batch; nothing where nobody can tell.
+
+    Batches of a home are numbered in the order in which they were made, so that no clock tells which is the newest.
+    """
+    try:
+        return read_sealed(run_note_path(folder), RUN_NOTE)
+    except FileNotFoundError:
+        return {}
+    except DamagedFile as error:
+        warn_once(f"{error}; the batch is told to the tracker again")
+        return {}
