@@ -1,5 +1,7 @@
 """The commands about datasets: what there is, what changed, whether it is whole, what nothing needs any more."""
 
+import contextlib
+import importlib
 from typing import Annotated, Any
 
 import typer
@@ -66,34 +68,54 @@ def diff(
     typer.echo(json_text(result) if as_json else f"{before.reference} -> {after.reference}\n{changes_card(changes)}")
 
 
-@app.command(epilog="Example: orchestrion datasets verify mine")
+@app.command(epilog="Example: orchestrion datasets verify --all")
 def verify(
     reference: ReferenceArgument = "",
-    everything: Annotated[bool, typer.Option("--all", help="Every version of every dataset.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every version, and every other file of the home.")] = False,
+    seal: Annotated[
+        bool, typer.Option("--seal", help="As --all; files of before there were digests get theirs.")
+    ] = False,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Hash every file of a version again; exit code 1 if one is not what was written."""
-    from tasks.dataset_upkeep import verify_version
+    from tasks.dataset_upkeep import check_datasets
     from tasks.datasets import list_datasets, resolve_dataset
+    from tasks.errors import DatasetError
     from tasks.progress import Progress
 
     where = Home.at(home)
     environment.configure_logging(0)
-    chosen = list_datasets(where) if everything else [resolve_dataset(where, reference)]
-    found: list[dict[str, Any]] = []
-    n_files = sum(len(dataset.shards()) + 1 for dataset in chosen)  # and the ledger
-    with Progress("verifying", n_files, "files") as progress:
-        for dataset in chosen:
-            problems = verify_version(dataset, progress.advance)
-            found += [{"dataset": dataset.reference, "path": p.path, "problem": p.problem} for p in problems]
+    damaged: list[DatasetError] = []
+    chosen = list_datasets(where, damaged=damaged) if everything or seal else [resolve_dataset(where, reference)]
+    n_of_versions = sum(len(dataset.shards()) + 1 for dataset in chosen)  # and the ledger
+    others = importlib.import_module("tasks.home_files") if everything or seal else None  # brings torch
+    n_others = others.n_files(where) if others else 0
+    found = [{"dataset": "", "path": str(error).partition(" ")[0], "problem": str(error)} for error in damaged]
+    findings: list[Any] = []
+    with Progress("verifying", n_of_versions + n_others, "files") as progress:
+        for reference_of, problem in check_datasets(chosen, progress.advance):
+            found.append({"dataset": reference_of, "path": problem.path, "problem": problem.problem})
+        if others:
+            with where.locked("orchestrion datasets verify") if seal else contextlib.nullcontext():
+                findings = others.check_files(where, seal, progress.advance)
+    found += [{"dataset": "", "path": str(f.path), "problem": f.problem} for f in findings if f.problem]
+    facts: dict[str, Any] = {"ok": not found, "n_versions": len(chosen), "n_files": n_of_versions, "problems": found}
+    if others:
+        facts |= {"n_other_files": n_others, "n_unverified": sum(f.is_unverified for f in findings)}
+        facts |= {"n_sealed": sum(f.got_seal for f in findings)}
     if as_json:
-        typer.echo(json_text({"ok": not found, "n_versions": len(chosen), "n_files": n_files, "problems": found}))
+        typer.echo(json_text(facts))
     else:
         for problem in found:
-            typer.echo(f"{problem['dataset']}: {problem['path']} {problem['problem']}")
-        hint = "; the same rebuild mends it: delete what is damaged, then run it again" if found else ""
-        typer.echo(f"{n_files} files of {len(chosen)} versions, {len(found)} problems{hint}")
+            typer.echo(f"{problem['dataset']}: {problem['path']} {problem['problem']}".removeprefix(": "))
+        hint = "; the same rebuild mends a dataset" if found else ""
+        beside = f" and {n_others} other files" if others else ""
+        typer.echo(f"{n_of_versions} files of {len(chosen)} versions{beside}, {len(found)} problems{hint}")
+        if facts.get("n_sealed"):
+            typer.echo(f"{facts['n_sealed']} files had no digest and have one now, or are made again when needed")
+        if facts.get("n_unverified"):
+            typer.echo(f"{facts['n_unverified']} files have no digest: `orchestrion datasets verify --seal` adds them")
     raise typer.Exit(1 if found else 0)
 
 

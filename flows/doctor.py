@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flows import environment
+from tasks.databases import check_database
 from tasks.errors import OrchestrionError
 from tasks.home import MIN_FREE_BYTES, Home
 
@@ -38,6 +39,7 @@ def examine(home: Home) -> list[Check]:
         ("accelerator", _accelerator),
         ("ray", _ray),
         ("prefect server", lambda: _prefect(home)),
+        ("prefect store", lambda: _prefect_store(home)),
         ("mlflow store", lambda: _mlflow(home)),
         ("datasets", lambda: _datasets(home)),
     ]
@@ -99,10 +101,21 @@ def _prefect(home: Home) -> str:
     return environment.check_prefect()
 
 
+def _prefect_store(home: Home) -> str:
+    path = environment.prefect_database(home)
+    if path is None:
+        return "a database of PREFECT_SERVER_DATABASE_CONNECTION_URL"
+    if not path.exists():
+        return f"{path}, made by the first run"
+    check_database(path, environment.PREFECT_KNEW, thorough=True)
+    return f"{path}, whole"
+
+
 def _mlflow(home: Home) -> str:
     from tasks.tracking import Tracker
 
     tracker = Tracker(home)
+    tracker.check_store(thorough=True)
     if tracker.uri.startswith("sqlite:///") and not (home.mlflow / "mlflow.db").exists():
         return f"{tracker.uri}, made by the first run"
     return f"{tracker.uri}, {len(tracker.models())} model versions"

@@ -19,6 +19,7 @@ from tasks.home import Home
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 PASSIVE = "PASSIVE"
+PREFECT_KNEW = "the flow runs and schedules it knew"
 GRPC_EXCEPTIONS = "no_grpc_proxy"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -180,6 +181,15 @@ def running_services(home: Home, names: Sequence[str] = ("prefect", "mlflow")) -
     known = read_services(home)
     addresses = {name: known[f"{name}_url"] for name in names if f"{name}_url" in known}
     return {name: address for name, address in addresses.items() if access.is_server_of(home, name, address)}
+
+
+def prefect_database(home: Home) -> Path | None:
+    """Return the database of the Prefect servers that commands start; None where another database is set."""
+    if os.environ.get("PREFECT_API_DATABASE_CONNECTION_URL") or os.environ.get(
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+    ):
+        return None
+    return Path(os.environ.get("PREFECT_HOME") or home.prefect) / "prefect.db"
 
 
 def read_services(home: Home) -> dict[str, str]:

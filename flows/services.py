@@ -17,6 +17,7 @@ from types import FrameType
 import typer
 
 from flows import access, environment, interrupts
+from tasks.databases import check_database
 from tasks.errors import HomeError
 from tasks.home import Home, json_bytes
 from tasks.tracking import EXPERIMENTS, Tracker
@@ -72,8 +73,10 @@ def start_prefect(home: Home, port: int | socket.socket, has_page: bool = True) 
         port: the wanted one, or a socket of `listen`.
         has_page: with the page, schedules and all other background services.
     Raises:
-        HomeError: it ended or stayed silent; the message names its log.
+        HomeError: it ended or stayed silent; the message names its log. Or its database is damaged.
     """
+    if path := environment.prefect_database(home):
+        check_database(path, environment.PREFECT_KNEW)
     return _start(home, "prefect", port, [] if has_page else ["--without-page"])
 
 

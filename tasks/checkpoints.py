@@ -169,13 +169,8 @@ def load_model(folder: Path) -> LoadedModel:
 
 def _refuse_other_shapes(folder: Path, config: ModelConfig, tokenizer: Any) -> None:
     """Compare what a config would build with what the file of weights holds, before anything takes time or memory."""
-    try:
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a whole checkpoint: it has no {WEIGHTS}") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} is damaged: {_first_line(error)}") from None
+    with _opened_weights(folder) as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     n_layers = sum(config.depths) if isinstance(config, HourglassConfig) else config.n_layers
     if n_layers > len(found):
         raise CheckpointError(f"{folder}: {n_layers} layers in state.json, but {len(found)} tensors in {WEIGHTS}")
@@ -185,6 +180,17 @@ def _refuse_other_shapes(folder: Path, config: ModelConfig, tokenizer: Any) -> N
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{folder / 'state.json'}: no such model can be built: {_first_line(error)}") from None
     _compare_shapes(folder, found, model)
+
+
+@contextmanager
+def _opened_weights(folder: Path) -> Iterator[Any]:
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is not a whole checkpoint: it has no {WEIGHTS}") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} is damaged: {_first_line(error)}") from None
 
 
 def _compare_shapes(folder: Path, found: dict[str, tuple[int, ...]], model: nn.Module) -> None:
@@ -265,6 +271,20 @@ def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     return state, state.pop("files", None)
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Check all bytes of a checkpoint's files; the optimizer may be missing, as it is in the registry.
+
+    Raises:
+        CheckpointError: one is damaged, or the weights are missing.
+    """
+    files = _read_state(folder)[1]
+    for name in (WEIGHTS, OPTIMIZER):
+        if name == WEIGHTS or (folder / name).exists():
+            _require_bytes(folder / name, files)
+    with _opened_weights(folder) as file:
+        file.keys()
 
 
 def seal_state(folder: Path) -> bool:

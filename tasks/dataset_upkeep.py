@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,12 @@ from pathlib import Path
 from tasks.cluster import n_cpus
 from tasks.dataset_manifest import STAGES
 from tasks.datasets import DatasetVersion, file_hash, list_datasets, newest_version, read_version
-from tasks.errors import DatasetError
+from tasks.errors import DamagedFile, DatasetError
 from tasks.home import Home
 from tasks.integrity import read_checksum
 from tasks.split import SPLITS
 from tasks.strict_json import BadJson, check_shape, read_json
-from tasks.token_cache import flat_path
+from tasks.token_cache import check_flat, flat_path
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,29 @@ def verify_version(dataset: DatasetVersion, on_files: Callable[[int], None] | No
             if on_files:
                 on_files(1)
     return problems
+
+
+def check_datasets(
+    chosen: Sequence[DatasetVersion], on_files: Callable[[int], None] | None = None
+) -> Iterator[tuple[str, Problem]]:
+    """Yield every problem of some versions, with the version's reference; their flat tokens are looked at too."""
+    for dataset in chosen:
+        for problem in verify_version(dataset, on_files):
+            yield dataset.reference, problem
+        for split in SPLITS:
+            shards = dataset.token_shards(split)
+            flat = flat_path(shards, dataset.flat_tokens) if all(path.exists() for path in shards) else None
+            if flat and flat.exists() and (problem := _flat_problem(flat)):
+                yield dataset.reference, problem
+
+
+def _flat_problem(path: Path) -> Problem | None:
+    try:
+        check_flat(path)
+    except (DamagedFile, OSError) as error:
+        said = str(error).removeprefix(f"{path} ")
+        return Problem(str(path), f"{said}; it is made again when it is asked for")
+    return None
 
 
 def _compare(path: Path, found: str, written: str) -> Problem | None:

@@ -46,6 +46,8 @@ from tasks.strict_json import BadJson, parse_json
 
 logger = logging.getLogger(__name__)
 
+LATEST: dict[str, Any] = {"version": str, "numbers?": {str: int}}  # shape of `latest.json`
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetVersion:
@@ -323,7 +325,7 @@ def _latest(home: Home, name: str) -> tuple[str, dict[str, int]]:
     """
     path = home.datasets / name / "latest.json"
     try:
-        found = read_sealed(path, {"version": str, "numbers?": {str: int}})
+        found = read_sealed(path, LATEST)
     except FileNotFoundError:
         return "none", {}  # a kill came between a version and the pointer to it; the manifests' times say as much
     except DamagedFile as error:

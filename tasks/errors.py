@@ -52,6 +52,10 @@ class DamagedFile(OrchestrionError):
     """A file of the home that is not what was written, or is of no shape that can be used."""
 
 
+class NoSeal(DamagedFile):
+    """A file that could carry a digest of itself and does not: one of before there were digests."""
+
+
 class HomeError(OrchestrionError):
     """A home folder that is read-only, full or in use."""
 
@@ -68,6 +72,10 @@ class BadHome(HomeError):
     """A home that cannot be one, by its name or by what is there: the caller's mistake."""
 
     exit_code = 2
+
+
+class DamagedDatabase(HomeError):
+    """A database of the home that SQLite cannot use as it is."""
 
 
 class SweepFailed(OrchestrionError):

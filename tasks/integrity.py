@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from tasks.errors import DamagedFile
+from tasks.errors import DamagedFile, NoSeal
 from tasks.home import json_bytes, json_text
 from tasks.strict_json import BadJson, Shape, check_shape, parse_json, read_json
 
@@ -66,7 +66,7 @@ def unsealed(value: Any, place: object, shape: Shape = dict) -> dict[str, Any]:
     if SEAL in value:
         if value[SEAL] != found:
             raise DamagedFile(f"{place} is damaged: {OTHER_BYTES}")
-    elif any(_is_digest(item) and item == _digest(plain, without=key) for key, item in plain.items()):
+    elif _is_renamed(plain):
         raise DamagedFile(f"{place} is damaged: the name of its seal is another")
     else:
         tell_unverified(place)
@@ -103,13 +103,15 @@ def parse_sealed(text: bytes | str, place: object, shape: Shape = dict) -> dict[
         raise DamagedFile(f"{place} is damaged: {error}") from None
 
 
+def _is_renamed(value: Any) -> bool:
+    """Tell whether an object without a seal has one under another name, as after a flipped bit."""
+    items = value.items() if isinstance(value, dict) else ()
+    return any(isinstance(item, str) and len(item) == 64 and item == _digest(value, key) for key, item in items)
+
+
 def _digest(value: dict[str, Any], without: str | None = None) -> str:
     kept = {key: item for key, item in value.items() if key != without}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64
 
 
 _said: set[str] = set()
@@ -354,14 +356,16 @@ def read_header(handle: IO[bytes], path: Path, shape: Shape, n_bytes: int = 4096
     """Return the sealed JSON at the beginning of a mapped file.
 
     Raises:
-        DamagedFile: it is not what was written, or has no seal.
+        NoSeal: it is of before there were seals.
+        DamagedFile: it is not what was written.
     """
     try:
         value = parse_json(handle.read(n_bytes))
     except BadJson as error:
         raise DamagedFile(f"{path} is damaged: {error}") from None
     if not isinstance(value, dict) or SEAL not in value:
-        raise DamagedFile(f"{path} is damaged: its header has no seal")
+        said = "its header has no seal" if _is_renamed(value) else ""
+        raise DamagedFile(f"{path} is damaged: {said}") if said else NoSeal(f"{path} has no digest")
     found = unsealed(value, path, shape)
     for key, item in found.items():
         if isinstance(item, int) and item < 0:

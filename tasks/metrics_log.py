@@ -14,6 +14,8 @@ from tasks.errors import DamagedFile
 from tasks.home import json_text, write_atomically
 from tasks.integrity import parse_sealed, sealed, warn_once
 
+POINT: dict[Any, Any] = {"step": int, str: (float, None)}  # shape of a point
+
 
 class Reporter:
     """Gathers step metrics and appends points to a run's file; only rank 0 writes.
@@ -123,7 +125,7 @@ def point_line(point: Mapping[str, float]) -> str:
 def _read_line(line: bytes, path: Path) -> dict[str, float] | None:
     """Return the point of a line; JSON has no number for a loss that is none."""
     try:
-        point = parse_sealed(line, path, {"step": int, str: (float, None)})
+        point = parse_sealed(line, path, POINT)
         return {key: math.nan if value is None else value for key, value in point.items()}
     except DamagedFile as error:
         warn_once(f"{error}; the line is left out: {line[:60].decode(errors='replace')}")

@@ -1,6 +1,5 @@
 """What is remembered about a run: parameters, curves, files, lineage, registered models. Sole import of mlflow."""
 
-import json
 import logging
 import os
 import subprocess
@@ -12,15 +11,18 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from tasks.databases import check_database
 from tasks.datasets import DatasetVersion
 from tasks.errors import ConfigError, Interrupted, NotFound
 from tasks.home import Home, storage_problem
+from tasks.integrity import parse_sealed
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENTS = ("orchestrion/datasets", "orchestrion/training", "orchestrion/evaluation", "orchestrion/generation")
 CHAMPION, LATEST = "champion", "latest"  # MLflow reserves `latest` and means the highest version by it
 PIECE_SCORES = "pieces.json"  # artifact of an evaluation
+NATS = {"nats": [float]}  # shape of it
 _MAX_PARAM_LENGTH = 6000
 
 
@@ -233,11 +235,22 @@ class Tracker:
 
         if self.uri.startswith("sqlite:///"):
             self.home.mlflow.mkdir(parents=True, exist_ok=True)
+            self.check_store()
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         mlflow.set_tracking_uri(self.uri)
         if self.uri.startswith(("http://", "https://")):
             _check_password(self.uri)
         return mlflow.MlflowClient(self.uri)
+
+    def check_store(self, thorough: bool = False) -> None:
+        """Look at the database without changing it, where it is SQLite's; before MLflow would make a new one over it.
+
+        Raises:
+            DamagedDatabase: it is damaged.
+        """
+        if self.uri.startswith("sqlite:///"):
+            lost = "the runs and models it knew (datasets, checkpoints and batches stay)"
+            check_database(Path(self.uri.removeprefix("sqlite:///")), lost, thorough)
 
     def experiment(self, name: str) -> str:
         """Return the id of an experiment, made on first use."""
@@ -396,7 +409,7 @@ class Tracker:
             return None
         try:
             text = mlflow.artifacts.load_text(f"runs:/{run_id}/{PIECE_SCORES}")
-            return [float(nats) for nats in json.loads(text)["nats"]]
+            return parse_sealed(text, f"{PIECE_SCORES} of run {run_id}", NATS)["nats"]
         except Exception as error:  # the store's own classes, many of them, or a damaged file
             logger.warning(
                 "%s of run %s cannot be read: %s", PIECE_SCORES, run_id, (str(error).splitlines() or [""])[0]

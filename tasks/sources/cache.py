@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.home import sync_folder
+from tasks.integrity import OTHER_BYTES, examine
+from tasks.shards import write_sealed
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ def cache_key(*parts: bytes | str) -> str:
 def load_table(path: Path) -> tuple[pa.Table, dict[str, Any]] | None:
     """Return a cached table and its facts, or None if there is none that can be used."""
     try:
+        _require_whole(path)
         table = pq.read_table(path, memory_map=False, use_threads=False)
         facts = json.loads((table.schema.metadata or {})[b"facts"])
     except FileNotFoundError:
@@ -38,9 +41,17 @@ def load_table(path: Path) -> tuple[pa.Table, dict[str, Any]] | None:
     return (table, facts) if facts.get("cache") == CACHE_NUMBER else None
 
 
+def _require_whole(path: Path) -> None:
+    """Check all bytes of a cached table by its seal; what it says of files is believed without opening them."""
+    state = examine(path)
+    if not state.fits:
+        raise ValueError(OTHER_BYTES if state.has_seal else "it has no digest")
+
+
 def load_batches(path: Path) -> tuple[dict[str, Any], int, Iterator[pa.RecordBatch]] | None:
     """Return a cached table's facts, its number of rows, and the rows some at a time; None if there is none."""
     try:
+        _require_whole(path)
         file = pq.ParquetFile(path)
         facts = json.loads((file.schema_arrow.metadata or {})[b"facts"])
     except FileNotFoundError:
@@ -67,9 +78,8 @@ def store_table(path: Path, table: pa.Table, facts: dict[str, Any]) -> None:
     table = table.replace_schema_metadata({b"facts": json.dumps(facts | {"cache": CACHE_NUMBER}).encode()})
     temporary = temporary_path(path)
     try:
-        pq.write_table(
-            table, temporary, compression="lz4", use_dictionary=False, write_statistics=False, row_group_size=GROUP_ROWS
-        )
+        with temporary.open("wb") as handle:
+            write_sealed(handle, table, GROUP_ROWS, compression="lz4", use_dictionary=False, write_statistics=False)
         replace_synced(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,63 @@
+"""The SQLite databases of a home, MLflow's and Prefect's: whether they are whole, before a server or client opens them.
+
+SQLite keeps no checksums, so a flipped bit of a text is not found; a file that is cut, overwritten, emptied, or whose
+tables and indexes do not fit each other, is.
+"""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
+
+from tasks.errors import DamagedDatabase
+
+QUICK_BYTES = 256 * 2**20  # above which a command does not read the whole of a database before it begins
+_MAGIC = b"SQLite format 3\0"
+_PATIENCE_SECONDS = 5.0
+
+
+def check_database(path: Path, what_is_lost: str, thorough: bool = False) -> None:
+    """Look at a database without changing it; one that is not there, or is in use, is as it should be.
+
+    Args:
+        what_is_lost: where it is moved away, for the message.
+        thorough: compare indexes with tables too, whatever its size: a second for some hundred megabytes.
+    Raises:
+        DamagedDatabase: it is damaged; the message names the file and the way out.
+    """
+    problem = _problem_of(path, thorough)
+    if problem:
+        raise DamagedDatabase(
+            f"{path} is damaged: {problem}; put a copy of it back, or move it away (mv '{path}' '{path}.damaged') and"
+            f" go on without {what_is_lost}"
+        )
+
+
+def _problem_of(path: Path, thorough: bool) -> str:  # noqa: PLR0911  (one line for each thing that can be wrong)
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(len(_MAGIC))
+            size = handle.seek(0, 2)
+        if not head and not _is_used(path.parent):
+            return ""  # a kill came between making the file and writing to it; nothing was ever in it
+        if not head:
+            return "it is empty"
+        if head != _MAGIC:
+            return "it is no SQLite database"
+        if size > QUICK_BYTES and not thorough:
+            return ""
+        address = f"file:{quote(str(path))}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True, timeout=_PATIENCE_SECONDS)) as connection:
+            found = connection.execute(f"PRAGMA {'integrity_check' if thorough else 'quick_check'}(1)").fetchone()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    except sqlite3.DatabaseError as error:
+        return "" if "locked" in str(error) else str(error)
+    return "" if found and found[0] == "ok" else " ".join(str(found[0] if found else "no answer").split())
+
+
+def _is_used(folder: Path) -> bool:
+    """Tell whether anything stands beside a database but what SQLite puts there."""
+    return any(not entry.name.endswith((".db", "-wal", "-shm", "-journal")) for entry in folder.iterdir())
