@@ -66,21 +66,21 @@ def serve_flows(home: Home, config: PipelineConfig, cron: str) -> None:
     """
     os.environ.setdefault("ORCHESTRION_LOCK_WAIT_SECONDS", str(LOCK_WAIT_SECONDS))
     with ExitStack() as stack:
-        if os.environ.get("PREFECT_API_URL"):
-            environment.check_prefect()
-        else:
-            with access.servers_locked(home):
-                # Prefect reads the address when it is imported: a client without one would start a server of its
-                # own, to which no cancel ever comes.
-                address = environment.running_services(home, ("prefect",)).get("prefect")
-                listener = None if address else services.listen(environment.PREFECT_PORT)
-                access.use_prefect(home, f"{services.address_of(listener) if listener else address}/api")
-                environment.import_prefect(home)
-                check_cron(cron)
-                if listener:
-                    stack.enter_context(services.served(home, {"prefect": listener}))
-        environment.import_prefect(home)
-        check_cron(cron)
+        listener = None
+        with access.servers_locked(home):
+            # Prefect reads the address when it is imported: a client without one would start a server of its own, to
+            # which no cancel ever comes.
+            if os.environ.get("PREFECT_API_URL"):
+                environment.check_prefect()
+            elif address := environment.running_prefect(home):
+                access.use_prefect(home, address)
+            else:
+                listener = services.listen(environment.PREFECT_PORT)
+                access.use_prefect(home, f"{services.address_of(listener)}/api")
+            environment.import_prefect(home)
+            check_cron(cron)
+            if listener:
+                stack.enter_context(services.served(home, {"prefect": listener}))
         _serve(home, config, cron)
 
 

@@ -208,17 +208,18 @@ def _start(home: Home, name: str, port: int | socket.socket, options: list[str])
     access.password_of(home)  # made before the server asks for it
     log = home.root / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    own = {key: value for key, value in os.environ.items() if key not in NOT_FOR_SERVERS}
     to_read, to_write = os.pipe()
     listener = listen(port) if isinstance(port, int) else port
     address = address_of(listener)
+    own = {key: value for key, value in os.environ.items() if key not in NOT_FOR_SERVERS}
+    own |= {"PREFECT_SERVER_UI_API_URL": f"{address}/api", "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": address}
     try:
         descriptors = (listener.fileno(), to_write)
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "flows.server", name, str(home.root), *map(str, descriptors), *options],
                 cwd=log.parent,  # uvicorn imports from the working folder first; this one holds no modules
-                env=own | {"PREFECT_SERVER_UI_API_URL": f"{address}/api"},
+                env=own,
                 pass_fds=descriptors,
                 stdin=subprocess.PIPE,  # closed by the end of this process, however it ends, which ends the server
                 stdout=output,

@@ -1,10 +1,13 @@
 """`orchestrion ui`: two pages on loopback, found by other commands, and a gallery that plays in MLflow's viewer."""
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +82,27 @@ def test_it_is_said_where_the_pages_are_and_how_to_sign_in(ui: dict[str, str], f
     assert f"Sign in as user orchestrion; the password is in {finished[0] / 'password'}" in said
     assert access.password_of(Home.at(finished[0])) not in said
     assert "once=" not in said  # it is no terminal: others may read it
+
+
+def test_a_terminal_gets_links_that_sign_in_once(ui: dict[str, str], finished: Finished) -> None:
+    home, _, _ = finished
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "flows.cli", "ui", "--home", str(home)]
+    process = subprocess.Popen(command, env=clean_environment(home), stdout=theirs, stderr=subprocess.PIPE)
+    os.close(theirs)
+    assert process.stderr
+    complaint = process.stderr.read().decode()
+    process.wait(60)
+    said = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert ui["prefect_url"] in complaint
+    links = re.findall(rf"(http://\S+{access.SIGN_IN_PATH}\?once=\S+)", said)
+    assert [link.split("/orchestrion")[0] for link in links] == [ui["prefect_url"], ui["mlflow_url"]]
+    for link in links:
+        with urllib.request.urlopen(link, timeout=60) as response:
+            assert response.status == 200
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(link, timeout=60)
 
 
 def test_a_command_reports_to_the_running_prefect(ui: dict[str, str], finished: Finished) -> None:
