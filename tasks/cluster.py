@@ -1,17 +1,34 @@
-"""Starting or joining Ray, and running a function over many chunks on it. The one file that calls `ray.init`."""
+"""Starting or joining Ray, and running a function over many chunks on it."""
 
 import itertools
 import logging
 import os
-import signal
-import threading
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
+
+from tasks import ray_node
+from tasks.errors import OrchestrionError, cause_of, words_of
+from tasks.progress import Progress
+from tasks.ray_files import folder_root, secure_token
+from tasks.ray_node import Node
+from tasks.silence import Silence
 
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 30.0
+
+_nodes: list[Node] = []  # those that this process started and has not stopped: one at most
+
+
+class RayNotStarted(OrchestrionError):
+    """Ray did not start, twice, or the cluster does not answer."""
+
+    exit_code = 1
 
 
 class RayLost(ConnectionError):
@@ -33,40 +50,36 @@ def n_cluster_cpus() -> int:
     return int(ray.cluster_resources().get("CPU", 0))
 
 
+def check_start() -> None:
+    """See that Ray can be started here, before anything is; it imports nothing of Ray.
+
+    Raises:
+        ConfigError, HomeError: there is no folder for its sockets, or others can read its token.
+    """
+    secure_token()
+    if not os.environ.get("RAY_ADDRESS"):
+        folder_root()
+
+
 def connect() -> None:
     """Join the cluster of RAY_ADDRESS, or start Ray on this machine; does nothing when connected to one that lives.
 
-    Ray takes over SIGTERM; the handler that was there before is put back, so that Prefect still learns of a cancel.
+    Raises:
+        RayNotStarted: it did not start, and neither did a second one; or the cluster does not answer.
     """
     import ray
 
-    if ray.is_initialized() and not _dead_servers():
+    if ray.is_initialized() and not _death():
         return
     disconnect()
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM) if in_main_thread else None
+    secure_token()
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(
-            address=address,
-            job_config=_job_config(),
-            namespace="orchestrion",
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-    else:
-        ray.init(
-            address="local",
-            job_config=_job_config(),
-            namespace="orchestrion",
-            num_cpus=n_cpus(),
-            include_dashboard=False,
-            object_store_memory=256 * 2**20,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-    if in_main_thread:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    with Progress(f"joining Ray at {address}" if address else "starting Ray"):
+        if address:
+            _await_answer(address)
+            ray_node.join(address)
+        else:
+            _start()
     logger.info(
         "ray is %s with %d cores",
         f"joined at {address}" if address else "started",
@@ -74,18 +87,47 @@ def connect() -> None:
     )
 
 
-def _job_config() -> Any:
-    """Return Ray's settings of a job whose workers import nothing from the folder that this process was started in.
+def _await_answer(address: str) -> None:
+    """Wait until something listens at a cluster's address; Ray would try in vain for a quarter of an hour.
 
-    Ray puts the driver's working folder in front of its workers' `sys.path`, unless a runtime environment has one.
+    Raises:
+        RayNotStarted: nothing does.
     """
-    from ray.job_config import JobConfig
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdecimal():  # for Ray to understand
+        return
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > deadline:
+                raise RayNotStarted(
+                    f"no Ray at RAY_ADDRESS={address} after {ANSWER_SECONDS:.0f} s: {error}; without RAY_ADDRESS one is"
+                    " started on this machine"
+                ) from None
+        time.sleep(1.0)
 
-    class OwnPath(JobConfig):
-        def _runtime_env_has_working_dir(self) -> bool:
-            return True
 
-    return OwnPath()
+def _start() -> None:
+    """Start Ray, a second time if its servers die or are too slow: on a busy machine that may help."""
+    for attempt in (1, 2):
+        try:
+            _nodes.append(Node(n_cpus()))
+            ray_node.join(_nodes[-1].wait(), is_own=True)
+        except Exception as error:
+            disconnect()
+            if attempt == 2:
+                raise RayNotStarted(
+                    f"Ray did not start, twice: {words_of(error)}; is the machine overloaded?"
+                ) from error
+            logger.warning("Ray did not start, it is tried once more: %s", words_of(error))
+        except BaseException:
+            disconnect()
+            raise
+        else:
+            return
 
 
 def disconnect() -> None:
@@ -94,6 +136,8 @@ def disconnect() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
+    while _nodes:
+        _nodes.pop().stop()
 
 
 def lost_worker_errors() -> tuple[type[Exception], ...]:
@@ -104,21 +148,31 @@ def lost_worker_errors() -> tuple[type[Exception], ...]:
     return (*lost_workers, exceptions.LocalRayletDiedError, RayLost)
 
 
-def _dead_servers() -> list[str]:
-    """Return which servers of the Ray that this process started are dead; none where it joined a cluster.
+def _death() -> str:
+    """Return what died of the Ray that this process started; empty where all live, or where it joined a cluster."""
+    return "".join(node.death() for node in _nodes)
 
-    Without asking, one learns of it after a minute, when Ray ends this process without a word of ours.
+
+def require_servers() -> None:
+    """See that the Ray that this process started is still there.
+
+    Raises:
+        RayLost: it is not. Without asking, one learns of it after a minute, when Ray ends this process.
     """
-    from ray._private import worker
-
-    node: Any = worker._global_node
-    dead = [name for name, _ in node.dead_processes()] if node else []
-    return [name for name in dead if name in ("gcs_server", "raylet")]  # it does without the others
+    if death := _death():
+        raise RayLost(f"Ray is gone: {death}")
 
 
-def _require_servers() -> None:
-    if dead := _dead_servers():
-        raise RayLost(f"Ray is gone: its {' and '.join(dead)} died")
+def words_of_nodes() -> str:
+    """Return how many nodes a joined cluster has and which of them are gone; empty for a Ray of this machine alone."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return ""
+    import ray
+
+    nodes = ray.nodes()
+    gone = sorted({node["NodeManagerAddress"] for node in nodes if not node["Alive"]})
+    words = f" on {sum(node['Alive'] for node in nodes)} nodes"
+    return words + (f"; gone: {', '.join(gone)}" if gone else "")
 
 
 def run_over(
@@ -153,6 +207,7 @@ def run_over(
     pending: dict[Any, int] = {}
     queue: Iterator[tuple[int, Chunk]] = enumerate(itertools.chain(first, remaining))
     exhausted = False
+    silence = Silence(lambda: f"waiting for {len(pending)} pieces of work{words_of_nodes()}")
     try:
         while pending or not exhausted:
             while not exhausted and len(pending) < limit:
@@ -166,8 +221,10 @@ def run_over(
             done, _ = ray.wait(list(pending), num_returns=1, timeout=1.0)
             if on_wait:
                 on_wait()
-            _require_servers()
+            require_servers()
+            silence.look()
             for reference in done:
+                silence.heard()
                 index = pending.pop(reference)
                 results[index] = _get(reference)
                 if on_result:
@@ -199,4 +256,4 @@ def _get(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, Exception) else error) from None
+        raise cause_of(error) from None

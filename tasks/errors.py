@@ -1,5 +1,9 @@
 """What can go wrong for a reason the caller can mend; each message names the value, the limit and the place."""
 
+import re
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
 
 class OrchestrionError(ValueError):
     """A caller's mistake or bad data: one line, no traceback, and the exit code of the command."""
@@ -88,3 +92,27 @@ class Interrupted(OrchestrionError):
     """The user or the scheduler asked for a stop; what was done is saved."""
 
     exit_code = 130
+
+
+def words_of(error: BaseException) -> str:
+    """Return what an error of others says in one line: of a traceback its last, of a heading what stands under it."""
+    lines = [line.strip() for line in _ANSI.sub("", str(error)).splitlines() if line.strip()]
+    if not lines:
+        return "out of memory" if isinstance(error, MemoryError) else type(error).__name__
+    if any(line.startswith("Traceback (most recent call last)") for line in lines):
+        return lines[-1]
+    return f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Return what went wrong in a worker, errors of ours first, out of what Ray and Ray Train wrapped it in."""
+    while True:
+        failures = list(getattr(error, "worker_failures", {}).values())
+        inner = [getattr(error, name, None) for name in ("controller_failure", "_base_exc", "health_check_failure")]
+        if type(error).__name__.startswith("RayTaskError"):
+            inner.append(getattr(error, "cause", None))
+        wrapped = [found for found in [*failures, *inner] if isinstance(found, BaseException) and found is not error]
+        if not wrapped:
+            return error
+        causes = [getattr(found, "_base_exc", found) for found in wrapped]
+        error = next((cause for cause in causes if isinstance(cause, OrchestrionError)), causes[0])

@@ -84,7 +84,7 @@ def test_one_file_owns_a_foreign_package(package: str) -> None:
 
 def test_only_one_file_starts_ray() -> None:
     starters = [str(p.relative_to(ROOT)) for p in sources("tasks") + sources("flows") if "ray.init(" in p.read_text()]
-    assert starters == ["tasks/cluster.py"]
+    assert starters == ["tasks/ray_node.py"]
 
 
 def test_nothing_is_unpickled_or_evaluated() -> None:

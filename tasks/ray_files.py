@@ -1,0 +1,131 @@
+"""Ray's token and the folder of a Ray that this process starts: where they are, and that nobody else gets at them."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from tasks.errors import ConfigError, HomeError
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "orchestrion-"
+FALLBACK = Path("/tmp")  # short on every system
+MAX_SOCKET_PATH = 107  # bytes of the path of a Unix socket on Linux
+# What Ray adds to its folder: the time with microseconds, a process id of 7 digits, and the name of a second socket.
+_SESSION = "/session_2026-11-30_12-00-00_000000_4194304/sockets/plasma_store.1"
+_RANDOM = 8  # characters of `tempfile.mkdtemp`
+MAX_ROOT = MAX_SOCKET_PATH - len(_SESSION) - len("/") - len(PREFIX) - _RANDOM - len("/r")
+
+
+def secure_token() -> None:
+    """See that nobody else can read Ray's token, and make one where there is none. Ray itself makes it for all to read.
+
+    RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH are the user's own: they come first, as for Ray, and are left as they are.
+
+    Raises:
+        ConfigError: RAY_AUTH_TOKEN_PATH does not exist.
+        HomeError: the file of the token is another user's, or cannot be closed to others.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    if given := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        if not Path(given).exists():
+            raise ConfigError(f"RAY_AUTH_TOKEN_PATH={given} does not exist")
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close_to_others(path.parent)
+        _write_once(path, secrets.token_hex(32))
+        if _close_to_others(path):
+            logger.warning(
+                "others could read Ray's token %s until now; `ray get-auth-token --generate` makes a new one", path
+            )
+    except OSError as error:
+        raise HomeError(
+            f"cannot keep Ray's token in {path}: {error.strerror}; set RAY_AUTH_TOKEN, or HOME to a folder of yours"
+        ) from None
+
+
+def _close_to_others(path: Path) -> bool:
+    """Take all rights from group and others; return whether they had any."""
+    found = path.stat()
+    if found.st_uid != os.geteuid():
+        raise HomeError(f"{path} belongs to user {found.st_uid}, not to you; set RAY_AUTH_TOKEN to a token of your own")
+    if not found.st_mode & 0o077:
+        return False
+    path.chmod(stat.S_IMODE(found.st_mode) & 0o700)
+    return True
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Write a file for the owner alone, unless there is one; a reader never sees half of it."""
+    if path.exists():
+        return
+    handle, name = tempfile.mkstemp(prefix=".token-", dir=path.parent)  # 0600
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            os.link(name, path)
+    finally:
+        Path(name).unlink()
+
+
+def folder_root() -> Path:
+    """Return where the folder of an embedded Ray is made: RAY_TMPDIR or TMPDIR if they are short enough, else /tmp.
+
+    Raises:
+        ConfigError: none of them will do; the paths of sockets have at most 107 bytes.
+    """
+    wanted = [Path(value).absolute() for name in ("RAY_TMPDIR", "TMPDIR") if (value := os.environ.get(name))]
+    for root in [*wanted, FALLBACK]:
+        if len(os.fsencode(root)) <= MAX_ROOT and root.is_dir() and os.access(root, os.W_OK | os.X_OK):
+            return root
+    told = f"TMPDIR={wanted[-1]} has {len(os.fsencode(wanted[-1]))} bytes" if wanted else "TMPDIR is not set"
+    raise ConfigError(
+        f"no folder for Ray's sockets: {told}, and {FALLBACK} cannot be written to;"
+        f" set TMPDIR to a writable folder of at most {MAX_ROOT} bytes"
+    )
+
+
+class Folder:
+    """A folder that only this user can enter, for one Ray; taken away by `remove`, or by the next one after a kill."""
+
+    def __init__(self) -> None:
+        root = folder_root()
+        _remove_abandoned(root)
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))  # 0700 and new, whatever others have put there
+        self._handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(self._handle, fcntl.LOCK_EX)
+        self.ray = self.path / "r"  # Ray opens its own folder to everybody
+        self.ray.mkdir()  # locked by now: `_remove_abandoned` looks for it
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._handle)
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Remove the folders of ours below `root` that nobody holds."""
+    for path in root.glob(f"{PREFIX}{'?' * _RANDOM}"):
+        try:
+            found = path.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or not (path / "r").is_dir():
+                continue
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(handle)

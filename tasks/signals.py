@@ -1,0 +1,148 @@
+"""Which signals ask a command to end, and what they do while models train."""
+
+import ctypes
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+REPEAT_SECONDS = 3.0
+SAVE_SECONDS = 15.0  # of the 25 s that a command has to end, so that the rest of it can be closed in good order
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a child between fork and exec must not
+LAST_WORDS_SECONDS = 2.0
+_holds: list[None] = []
+_waiting: list[int] = []  # signals that came while held
+_last_words: list[Callable[[], object]] = []
+_last_heard = [float("-inf")]
+
+
+def ends() -> list[signal.Signals]:
+    """Return the signals that ask for an end: those of `ENDS` that are not ignored, as SIGHUP is under nohup."""
+    return [number for number in ENDS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def is_repeat() -> bool:
+    """Tell whether the last signal came just now, so that this one means the same.
+
+    timeout(1) sends two, to the process and to its group; systemd and a shell whose terminal is closed may send SIGHUP
+    besides. The second one must not break off what the first one set off.
+    """
+    now = time.monotonic()
+    if now - _last_heard[0] < REPEAT_SECONDS:
+        return True
+    _last_heard[0] = now
+    return False
+
+
+def must_wait(number: int) -> bool:
+    """Tell a handler whether its signal is to be dealt with later; see `held`."""
+    if _holds:
+        _waiting.append(number)
+    return bool(_holds)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """While open, what asks for an end waits: for steps between which nothing would know what was begun."""
+    _holds.append(None)
+    try:
+        yield
+    finally:
+        _holds.pop()
+        if _waiting and not _holds:
+            number = _waiting[0]
+            _waiting.clear()
+            signal.raise_signal(number)
+
+
+@contextmanager
+def last_words(say: Callable[[], object]) -> Iterator[None]:
+    """While open, `say` is called if the process has to be ended by force; see `say_last_words`."""
+    _last_words.append(say)
+    try:
+        yield
+    finally:
+        _last_words.remove(say)
+
+
+def say_last_words() -> None:
+    """Say what is to be said before a forced end, each with a bound, for what it needs may hang."""
+    for say in reversed(_last_words):
+        thread = threading.Thread(target=say, daemon=True)
+        thread.start()
+        thread.join(LAST_WORDS_SECONDS)
+
+
+@contextmanager
+def deaf_children(*also: signal.Signals) -> Iterator[None]:
+    """While open, processes that this thread starts are deaf to SIGTERM, SIGHUP and `also`, and so are theirs.
+
+    A terminal, a batch system or a service manager sends its signal to all processes of a command. The command still
+    needs its servers to save and to say how it ended, and then ends them itself.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, *also})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process with the thread that started it; other systems than Linux do not."""
+    if _LIBC:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Stop:
+    """A wish to stop: which signal brought it, and whether the time to save is over."""
+
+    def __init__(self) -> None:
+        self.signal = ""
+        self._since = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.signal)
+
+    def begin(self, number: int) -> None:
+        self.signal, self._since = signal.Signals(number).name, time.monotonic()
+
+    @property
+    def is_overdue(self) -> bool:
+        return bool(self.signal) and time.monotonic() - self._since > SAVE_SECONDS
+
+
+@contextmanager
+def stop_on_signals(request: Callable[[], object]) -> Iterator[Stop]:
+    """While open, what asks for an end makes the request to save and stop; a second signal gives up at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if must_wait(number) or is_repeat():
+            return
+        if stop:
+            raise KeyboardInterrupt
+        stop.begin(number)
+        logger.warning("%s: saving a checkpoint, then stopping (again: stop at once)", stop.signal)
+        request()
+
+    before = {number: signal.signal(number, ask) for number in ends()}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    terminate = before.get(signal.SIGTERM)
+    if stop.signal == "SIGTERM" and callable(terminate):
+        _last_heard[0] = float("-inf")
+        terminate(signal.SIGTERM, None)  # a cancel from Prefect: now that the state is saved, let it take its course
