@@ -110,7 +110,7 @@ class ParseConfig:
     """What reading a file may use, and how large a shard of songs gets."""
 
     read: ReadLimits = field(default_factory=ReadLimits)
-    seconds: float = 10.0  # of wall-clock time for one batch of files, besides 2 s for each MiB of them
+    seconds: float = 10.0  # of CPU time for one batch of files, besides 2 s for each MiB of them
     memory_bytes: int = 4 * 2**30  # of one reading process
     shard_files: int = 1024
     shard_bytes: int = 8 * 2**20  # of MIDI

@@ -8,23 +8,26 @@ batch that died until the items that kill are found.
 """
 
 import atexit
-import ctypes
 import importlib
 import json
+import math
 import os
 import resource
 import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, TypeVar
+
+from tasks.signals import die_with_parent
 
 Item = TypeVar("Item")
 
-_PR_SET_PDEATHSIG = 1
+_OUT_OF_MEMORY = 77  # exit status of a child
+
 # A child lives for seconds and touches fresh memory throughout. So: pages of 2 MiB, and what is freed is kept for the
 # next use instead of being given back. That took a quarter off the time of reading. Other systems ignore the names.
 _HOST_ENVIRONMENT = {
@@ -42,7 +45,7 @@ _HOST_ENVIRONMENT = {
 class WorkLimits:
     """What one piece of work may use."""
 
-    seconds: float = 300.0  # of wall-clock time
+    seconds: float = 300.0  # of CPU time, or of waiting without any; never of waiting for a core
     memory_bytes: int = 4 * 2**30  # of address space, beyond what the host itself uses
 
 
@@ -160,7 +163,7 @@ def _exit_words(code: int) -> str:
 
 
 def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
-    _die_with_parent()
+    die_with_parent()
     while True:
         try:
             header, payload = _receive(requests)
@@ -192,69 +195,89 @@ def _run_in_child(
     host, child = os.getpid(), os.fork()
     if child == 0:
         os.close(reading)
-        _die_with_parent()
+        die_with_parent()
         if os.getppid() != host:  # it died before the kernel was asked
             os._exit(1)
-        _work(function, payload, writing, memory_bytes)
+        _work(function, payload, writing, seconds, memory_bytes)
     os.close(writing)
-    deadline, parts, is_late = time.monotonic() + seconds, list[bytes](), False
+    watch, parts = _Watch(child, seconds), list[bytes]()
     while True:
-        left = deadline - time.monotonic()
-        ready = select.select([reading], [], [], max(left, 0))[0] if not is_late else [reading]
-        if not ready:
-            is_late = True
-            os.kill(child, signal.SIGKILL)
+        if not select.select([reading], [], [], watch.interval)[0]:
+            watch.look()
             continue
         part = os.read(reading, 1 << 20)
         if not part:
             break
         parts.append(part)
     os.close(reading)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if is_late:
-        return {"death": ["timed_out", f"not done after {seconds:g} s, limit of one piece of work"]}, b""
-    if code < 0:
-        return {"death": ["crashed", f"the reader died of {_exit_words(code)}"]}, b""
-    answer = b"".join(parts)
-    kind, _, rest = answer.partition(b"\n")
-    if kind == b"result" and code == 0:
-        return {}, rest
-    if kind == b"memory":
-        return {
-            "death": ["out_of_memory", f"needs more than {memory_bytes >> 20} MiB, limit of one piece of work"]
-        }, b""
-    if kind == b"error":
-        return {"error": json.loads(rest)}, b""
-    return {"death": ["crashed", f"the reader ended with {_exit_words(code)}"]}, b""
+    _, status, used = os.wait4(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    kind, _, rest = b"".join(parts).partition(b"\n")
+    if code == 0 and kind in (b"result", b"error"):
+        return ({}, rest) if kind == b"result" else (json.loads(rest), b"")
+    limit = "limit of one piece of work"
+    if watch.is_idle:
+        death = ["timed_out", f"not done after {seconds:g} s of waiting without CPU time, {limit}"]
+    elif code == -signal.SIGXCPU or (code == -signal.SIGKILL and used.ru_utime + used.ru_stime >= seconds):
+        death = ["timed_out", f"not done after {seconds:g} s of CPU time, {limit}"]
+    elif code == _OUT_OF_MEMORY:
+        death = ["out_of_memory", f"needs more than {memory_bytes >> 20} MiB, {limit}"]
+    else:
+        death = ["crashed", f"the reader {'died of' if code < 0 else 'ended with'} {_exit_words(code)}"]
+    return {"death": death}, b""
 
 
-def _work(function: Callable[[bytes], bytes], payload: bytes, writing: int, memory_bytes: int) -> None:
+class _Watch:
+    """Kills a child that sleeps for too long without CPU time; one that waits for a core or a disk does not sleep."""
+
+    def __init__(self, child: int, seconds: float) -> None:
+        self.child, self.seconds = child, seconds
+        self.interval = min(1.0, seconds / 4)
+        self.is_idle = False
+        self._n_idle, self._used = 0, -1
+
+    def look(self) -> None:
+        """Look at the child once an interval; looks that come late, on a busy machine, count no more than others."""
+        try:
+            fields = Path(f"/proc/{self.child}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return  # without Linux
+        used = int(fields[11]) + int(fields[12])
+        self._n_idle = self._n_idle + 1 if fields[0] == "S" and used == self._used else 0
+        self._used = used
+        if self._n_idle * self.interval >= self.seconds and not self.is_idle:
+            self.is_idle = True
+            os.kill(self.child, signal.SIGKILL)
+
+
+def _limit(which: int, soft: int, hard: int) -> None:
+    """Set a limit of this process; a lower one that it has already stays."""
+    highest = resource.getrlimit(which)[1]
+    if highest != resource.RLIM_INFINITY:
+        soft, hard = min(soft, highest), min(hard, highest)
+    resource.setrlimit(which, (soft, hard))
+
+
+def _work(function: Callable[[bytes], bytes], payload: bytes, writing: int, seconds: float, memory_bytes: int) -> None:
     """Do the work in the child; never returns."""
     code = 1
     try:
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: PTH123, SIM115
-        resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, used + memory_bytes))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        answer = b"result\n" + function(payload)
-        code = 0
+        _limit(resource.RLIMIT_AS, used + memory_bytes, used + memory_bytes)
+        _limit(resource.RLIMIT_CORE, 0, 0)
+        _limit(resource.RLIMIT_CPU, math.ceil(seconds), math.ceil(seconds) + 1)  # SIGXCPU, then SIGKILL
+        answer, code = b"result\n" + function(payload), 0
     except MemoryError:
-        answer = b"memory\n"
+        answer, code = b"", _OUT_OF_MEMORY
     except BaseException as error:
         said = getattr(error, "strerror", None) or str(error)  # an OSError's text would say its number once more
-        answer = b"error\n" + json.dumps([type(error).__name__, said, getattr(error, "errno", None) or 0]).encode()
+        told = [type(error).__name__, said, getattr(error, "errno", None) or 0]
+        answer, code = b"error\n" + json.dumps({"error": told}).encode(), 0
     try:
         while answer:
             answer = answer[os.write(writing, answer) :]
     finally:
         os._exit(code)
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to end this process with the one that started it; without Linux, the closed pipe does it."""
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    except (OSError, AttributeError):
-        return
 
 
 if __name__ == "__main__":

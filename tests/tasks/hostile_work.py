@@ -15,6 +15,10 @@ def behave(payload: bytes) -> bytes:
     if b"hang" in payload:
         while True:
             pass
+    if b"work" in payload:
+        started = time.process_time()
+        while time.process_time() - started < 0.3:
+            pass
     if b"sleep" in payload:
         time.sleep(3600)
     if b"memory" in payload:
