@@ -7,13 +7,14 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
-from flows import cli_compose, cli_datasets, cli_look, environment, interrupts
+from flows import cli_compose, cli_datasets, cli_look, environment, interrupts, streams
 from flows.cli_options import (
     DEFAULT_HOME,
     DEFAULT_PRESET,
@@ -42,9 +43,11 @@ from flows.cli_options import (
     print_result,
 )
 from flows.interrupts import INTERRUPTED, SAID_INTERRUPTED
-from tasks.errors import ConfigError, HomeError, Interrupted, NotFound, OrchestrionError
+from tasks.errors import ConfigError, HomeError, Interrupted, NotFound, OrchestrionError, words_of
 from tasks.home import Home, json_text, storage_problem
+from tasks.signals import ends
 
+START_RAY = ("rebuild_dataset", "train", "pipeline", "sweep")  # `evaluate` and `generate` mostly do without
 BATCH_FACTS = ("batch", "model_version", "n_pieces", "flags", "batch_dir", "gallery", "reused", "seconds")
 
 app = typer.Typer(
@@ -336,13 +339,20 @@ def deploy(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every mistake becomes one line on stderr and an exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, so that nothing is left running
-    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+    for number in ends():  # all end as Ctrl-C does, so that nothing is left running
+        signal.signal(number, signal.default_int_handler)
+    streams.open_missing()
+    code = _run(list(sys.argv[1:] if arguments is None else arguments))
+    if code == INTERRUPTED:
+        streams.leave(code)
+    streams.let_go()
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
     try:
-        returned = app(args=arguments, standalone_mode=False)
+        with streams.reader_gone_told():
+            returned = app(args=arguments, standalone_mode=False)
         if returned == INTERRUPTED:  # typer turns Ctrl-C into a number without a word
             raise KeyboardInterrupt
         return returned if isinstance(returned, int) else 0
@@ -368,8 +378,8 @@ def _explain(error: Exception, is_verbose: bool) -> int:
         return INTERRUPTED
     if is_verbose:
         logging.getLogger("flows").error("failed", exc_info=error)
-    said = str(error).strip().splitlines() or ["no message"]
-    _complain(storage_problem(error) or f"failed: {type(error).__name__}: {said[0]} (-v shows where)")
+    said = f"failed: {type(error).__name__}: {words_of(error)} (-v shows where)"
+    _complain(storage_problem(error) or said)
     return 1
 
 
@@ -383,7 +393,8 @@ def _was_interrupted(error: BaseException | None) -> bool:
 
 
 def _complain(message: str) -> None:
-    typer.echo(f"orchestrion: {' '.join(message.split())}", err=True)
+    with suppress(OSError):  # the terminal is gone
+        typer.echo(f"orchestrion: {' '.join(message.split())}", err=True)
 
 
 def _config(preset: str, overrides: Sequence[str]) -> Any:
@@ -445,10 +456,13 @@ def _run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[st
         from tasks import cluster
         from tasks.progress import Progress
 
+        if name in START_RAY:
+            cluster.check_start()
         with Progress(name.replace("_", "-")) as whole:
             whole.note = "starting Prefect"
             services.ensure_prefect(home)
             environment.import_prefect(home)
+            interrupts.ignore_repeats()
             flows = importlib.import_module("flows.sweep" if name == "sweep" else "flows.pipeline")
             try:
                 return getattr(flows, name)(*arguments, home=str(home.root), **options)

@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do to a command that runs flows: it ends within half a minute, whatever hangs."""
+"""What Ctrl-C, SIGTERM and a closed terminal do to a command that runs flows: it ends within half a minute."""
 
 import faulthandler
 import os
@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from tasks.signals import ENDS, ends, is_repeat, must_wait, say_last_words
+
 INTERRUPTED = 130  # exit code
 SAID_INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on"
 GRACE_SECONDS = 25.0  # from a signal to the end of the process, for saying so to Prefect and MLflow and stopping Ray
@@ -18,13 +20,26 @@ GRACE_SECONDS = 25.0  # from a signal to the end of the process, for saying so t
 servers: list[subprocess.Popen[bytes]] = []  # of this process: what hangs may be one of them, which nothing else ends
 
 
+def ignore_repeats() -> None:
+    """Let Prefect, which handles SIGTERM while a flow runs, take two of them in a row for one; see `is_repeat`."""
+    from prefect.exceptions import TerminationSignal
+    from prefect.utilities import engine
+
+    def terminate(number: int, *_: object) -> None:
+        if not must_wait(number) and not is_repeat():
+            raise TerminationSignal(signal=number)
+
+    engine._prefect_sigterm_handler = terminate
+
+
 @contextmanager
 def ended_soon(log: Path, grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
-    """While open, SIGINT and SIGTERM raise KeyboardInterrupt, and end this process later if that has not ended it.
+    """While open, what asks for an end raises KeyboardInterrupt, and ends this process later if that has not ended it.
 
-    Prefect tries for many minutes to reach a server that hangs, and an exception that is raised while the interpreter
-    frees an object goes nowhere. All files are written in one step each, so an end at any moment loses nothing that is
-    finished. The time runs on when the block is left, for what runs at exit may hang too.
+    That is SIGINT, SIGTERM, and SIGHUP unless it is ignored, as under nohup. Prefect tries for many minutes to reach a
+    server that hangs, and an exception that is raised while the interpreter frees an object goes nowhere. All files are
+    written in one step each, so an end at any moment loses nothing that is finished. The time runs from the first
+    signal on, whoever handles it by then, and it runs on when the block is left, for what runs at exit may hang too.
 
     Args:
         log: gets the stacks of all threads if it comes to that.
@@ -34,28 +49,37 @@ def ended_soon(log: Path, grace_seconds: float = GRACE_SECONDS) -> Iterator[None
         yield
         return
 
-    # The handler runs in the midst of anything, perhaps while a lock is held: it writes to a pipe and takes none.
+    # Python writes the number of each signal to a pipe before any handler runs; so it does for those of Prefect and of
+    # the training, which take the place of this one.
     to_read, to_write = os.pipe()
+    os.set_blocking(to_write, False)
     threading.Thread(target=_watch, args=(to_read, log, grace_seconds), name="watch-interrupts", daemon=True).start()
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        os.write(to_write, b"!")
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    wakeup_before = signal.set_wakeup_fd(to_write, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, _interrupt) for number in ends()}
     try:
         yield
+    except BaseException as error:
+        if type(error).__name__ == "TerminationSignal":  # what Prefect makes of SIGTERM
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup_before)
         os.close(to_write)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if not must_wait(number) and not is_repeat():
+        raise KeyboardInterrupt
 
 
 def _watch(to_read: int, log: Path, grace_seconds: float) -> None:
     """Wait for a signal or for the end of the block; after a signal, end this process when its time is up."""
-    if os.read(to_read, 1):
-        time.sleep(grace_seconds)  # and leave the pipe open, for a second signal writes to it too
-        _give_up(log, grace_seconds)
+    while numbers := os.read(to_read, 64):
+        if any(number in numbers for number in ENDS):
+            time.sleep(grace_seconds)  # and leave the pipe open, for a second signal writes to it too
+            _give_up(log, grace_seconds)
     os.close(to_read)
 
 
@@ -67,6 +91,7 @@ def _give_up(log: Path, grace_seconds: float) -> None:
             faulthandler.dump_traceback(stacks)
         said = f"orchestrion: {SAID_INTERRUPTED} (it hung for {grace_seconds:.0f} s; where: {log})\n"
         os.write(2, said.encode())
+        say_last_words()
         for server in servers:
             if server.poll() is None:
                 server.kill()

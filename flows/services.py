@@ -20,6 +20,7 @@ from flows import access, environment, interrupts
 from tasks.databases import check_database
 from tasks.errors import HomeError
 from tasks.home import Home, json_bytes
+from tasks.signals import deaf_children, ends
 from tasks.tracking import EXPERIMENTS, Tracker
 
 logger = logging.getLogger(__name__)
@@ -96,15 +97,13 @@ def start_mlflow(home: Home, port: int | socket.socket) -> Service:
 
 def stop(service: Service) -> None:
     """End a server and what it started."""
-    if service.process.poll() is None:
-        os.killpg(service.process.pid, signal.SIGTERM)
-        try:
-            service.process.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(service.process.pid, signal.SIGKILL)
-            service.process.wait()
     if service.process.stdin:
-        service.process.stdin.close()
+        service.process.stdin.close()  # ends it in good order; it is deaf to signals
+    try:
+        service.process.wait(15)
+    except subprocess.TimeoutExpired:
+        os.killpg(service.process.pid, signal.SIGKILL)
+        service.process.wait()
 
 
 def ensure_prefect(home: Home) -> None:
@@ -200,7 +199,8 @@ def _stop_on_terminate() -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in ends():
+        signal.signal(number, interrupt)
 
 
 def _start(home: Home, name: str, port: int | socket.socket, options: list[str]) -> Service:
@@ -215,7 +215,7 @@ def _start(home: Home, name: str, port: int | socket.socket, options: list[str])
     own |= {"PREFECT_SERVER_UI_API_URL": f"{address}/api", "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": address}
     try:
         descriptors = (listener.fileno(), to_write)
-        with log.open("ab") as output:
+        with log.open("ab") as output, deaf_children(signal.SIGINT):
             process = subprocess.Popen(
                 [sys.executable, "-m", "flows.server", name, str(home.root), *map(str, descriptors), *options],
                 cwd=log.parent,  # uvicorn imports from the working folder first; this one holds no modules

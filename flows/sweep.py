@@ -9,7 +9,7 @@ from tasks import steps, summaries
 from tasks import sweep as sweeps
 from tasks.config import PipelineConfig, to_json
 from tasks.datasets import resolve_dataset
-from tasks.errors import SweepFailed
+from tasks.errors import SweepFailed, words_of
 from tasks.home import Home, storage_problem
 from tasks.sweep import SweepConfig, SweepFolder, plan_points
 from tasks.tracking import Tracker
@@ -70,7 +70,6 @@ def _score(point: sweeps.Point, row: sweeps.Row, home: Home, parent_run_id: str)
     except Exception as error:
         if storage_problem(error):
             raise
-        said = str(error).strip().splitlines() or ["no message"]
-        sweeps.set_failed(row, f"evaluation: {type(error).__name__}: {said[0]}")
+        sweeps.set_failed(row, f"evaluation: {type(error).__name__}: {words_of(error)}")
         return
     sweeps.set_figures(row, scored["metrics"])

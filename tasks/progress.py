@@ -4,6 +4,7 @@ One thread for the whole process says how the innermost open stage stands, so th
 starts up is not silent either.
 """
 
+import contextlib
 import contextvars
 import logging
 import sys
@@ -76,7 +77,8 @@ class Progress:
     ) -> None:
         _voice.close(self)
         if self._bar:
-            self._bar.stop()
+            with contextlib.suppress(OSError):  # the terminal is gone
+                self._bar.stop()
         if self.on_share:
             self.on_share(1.0 if error is None else self.share)
         n = self.done - self.done_before

@@ -5,7 +5,7 @@ import os
 import subprocess
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from tasks.datasets import DatasetVersion
 from tasks.errors import ConfigError, Interrupted, NotFound
 from tasks.home import Home, storage_problem
 from tasks.integrity import parse_sealed
+from tasks.signals import held, last_words
 
 logger = logging.getLogger(__name__)
 
@@ -267,22 +268,29 @@ class Tracker:
         self, experiment: str, name: str, tags: Mapping[str, str] | None = None, parent: str = "", run_id: str = ""
     ) -> Iterator[Run]:
         """Open a run (or go on with `run_id`) and close it FINISHED, FAILED or KILLED, whatever happens inside."""
+        all_tags = {"mlflow.runName": name, "orchestrion.git_commit": git_commit(), **(tags or {})}
+        if parent:
+            all_tags["mlflow.parentRunId"] = parent
+        with ExitStack() as stack:
+            try:
+                with held():  # or a run is begun whose id nobody knows
+                    run_id = self._begin_run(run_id, experiment, name, all_tags)
+                    stack.enter_context(last_words(lambda: self.client.set_terminated(run_id, "KILLED")))
+                yield Run(self, run_id)
+            except BaseException as error:
+                stopped = isinstance(error, Interrupted) or not isinstance(
+                    error, Exception
+                )  # Ctrl-C, a cancel from Prefect
+                if run_id:
+                    self.client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
+                raise
+            self.client.set_terminated(run_id, "FINISHED")
+
+    def _begin_run(self, run_id: str, experiment: str, name: str, tags: Mapping[str, str]) -> str:
         if run_id:
             self.client.update_run(run_id, status="RUNNING")
-        else:
-            all_tags = {"mlflow.runName": name, "orchestrion.git_commit": git_commit(), **(tags or {})}
-            if parent:
-                all_tags["mlflow.parentRunId"] = parent
-            run_id = self.client.create_run(self.experiment(experiment), tags=all_tags, run_name=name).info.run_id
-        try:
-            yield Run(self, run_id)
-        except BaseException as error:
-            stopped = isinstance(error, Interrupted) or not isinstance(
-                error, Exception
-            )  # Ctrl-C, a cancel from Prefect
-            self.client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
-            raise
-        self.client.set_terminated(run_id, "FINISHED")
+            return run_id
+        return self.client.create_run(self.experiment(experiment), tags=dict(tags), run_name=name).info.run_id
 
     def has_run(self, run_id: str) -> bool:
         """Return whether a run of that id exists and is not deleted."""

@@ -3,14 +3,12 @@
 import logging
 import math
 import shutil
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -34,11 +32,13 @@ from tasks.batches import TokenStore
 from tasks.checkpoints import CheckpointFolder, read_state, restore
 from tasks.config import TRAIN_WITHOUT_EFFECT, TrainConfig, digest, to_json
 from tasks.datasets import DatasetVersion
-from tasks.errors import ConfigError, Diverged, Interrupted, OrchestrionError
+from tasks.errors import ConfigError, Diverged, Interrupted, cause_of
 from tasks.home import Home, write_atomically
 from tasks.metrics_log import MetricsTail, Reporter, sum_over_ranks
 from tasks.music.tokenizers.registry import tokenizer_from_json
 from tasks.shards import check_shards
+from tasks.signals import SAVE_SECONDS, stop_on_signals
+from tasks.silence import Silence
 
 logger = logging.getLogger(__name__)
 
@@ -166,31 +166,51 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
     job.run_dir.mkdir(parents=True, exist_ok=True)
     job.stop_request.unlink(missing_ok=True)
     job.divergence.unlink(missing_ok=True)
-    # Before the handlers below, and in this thread: Ray's own one for SIGTERM aborts the process after three seconds.
+    shutil.rmtree(job.run_dir / "ray", ignore_errors=True)  # of an attempt that was killed
     cluster.connect()
     failure: list[BaseException] = []
     trainer = threading.Thread(target=_fit_in_thread, args=(job, failure), name="ray-train", daemon=True)
-    with stop_on_signals(job.stop_request.touch) as received:
-        tail = MetricsTail(job.metrics)
+    with stop_on_signals(job.stop_request.touch) as stop:
+        tail, silence = MetricsTail(job.metrics), Silence(lambda: _words_of_wait(job))
         trainer.start()
         try:
-            while trainer.is_alive():
+            while trainer.is_alive() and not stop.is_overdue:
                 trainer.join(0.25)
-                on_points(tail.new_points())
+                points = tail.new_points()
+                on_points(points)
+                cluster.require_servers()
+                silence.heard() if points else silence.look()
             on_points(tail.new_points())
+        except cluster.RayLost:
+            raise
         except Exception:  # the tracker's: a retry must not find this training still at work in the same folder
             job.stop_request.touch()
-            trainer.join()
+            trainer.join(SAVE_SECONDS)
             raise
+        finally:
+            if trainer.is_alive():  # it waits for a server that died, or for a worker in a long step
+                cluster.disconnect()
+    state = read_progress(job.run_dir)
+    if stop and state["step"] < job.config.n_steps:
+        raise Interrupted(f"training stopped by {stop.signal} at step {state['step']} of {job.config.n_steps}; saved")
     if failure:
-        raise _own_error(failure[0])
+        raise cause_of(failure[0])
     if job.divergence.exists():
         raise Diverged(job.divergence.read_text())
-    state = read_progress(job.run_dir)
     if state["step"] < job.config.n_steps:
-        by = received[0] if received else "request"
-        raise Interrupted(f"training stopped by {by} at step {state['step']} of {job.config.n_steps}; saved")
+        raise Interrupted(f"training stopped by request at step {state['step']} of {job.config.n_steps}; saved")
     return result_of(job.run_dir)
+
+
+def _words_of_wait(job: TrainJob) -> str:
+    """Return what a training that writes no points waits for."""
+    import ray
+
+    n_cores, there = job.config.n_workers * job.n_threads, int(ray.cluster_resources().get("CPU", 0))
+    if there < n_cores:
+        wanted = f"{job.config.n_workers} workers of {job.n_threads} cores each"
+        return f"waiting for {wanted}; there are {there} cores{cluster.words_of_nodes()}"
+    return f"waiting for the next point{cluster.words_of_nodes()}"
 
 
 def result_of(run_dir: Path) -> TrainResult:
@@ -207,18 +227,12 @@ def read_progress(run_dir: Path) -> dict[str, Any]:
     return read_state(last) if last else {"step": 0, "metrics": {}}
 
 
-def _own_error(failure: BaseException) -> BaseException:
-    """Return what a worker raised, errors of ours first, out of what Ray Train wrapped it in; else `failure` itself."""
-    causes = [getattr(error, "_base_exc", error) for error in getattr(failure, "worker_failures", {}).values()]
-    return next((error for error in causes if isinstance(error, OrchestrionError)), (causes or [failure])[0])
-
-
 def _fit_in_thread(job: TrainJob, failure: list[BaseException]) -> None:
     # In a thread, because fit() blocks and would put its own SIGINT handler in the main one, which aborts unsaved.
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    storage = job.run_dir / "ray"
+    storage = job.run_dir / "ray" / str(time.time_ns())  # one of its own: what is left of an attempt removes only that
     use_gpu = torch.cuda.is_available()
     resources = {"CPU": job.n_threads} | ({"GPU": 1} if use_gpu else {})
     try:
@@ -229,7 +243,7 @@ def _fit_in_thread(job: TrainJob, failure: list[BaseException]) -> None:
                 num_workers=job.config.n_workers, use_gpu=use_gpu, resources_per_worker=resources
             ),
             run_config=ray.train.RunConfig(
-                name=f"attempt-{time.time_ns()}",  # a name used before would make Ray resume by itself
+                name="attempt",
                 storage_path=str(storage),
                 failure_config=ray.train.FailureConfig(max_failures=job.config.max_failures),
             ),
@@ -288,7 +302,10 @@ def run_steps(
     validation = TokenStore(job.validation_shards, job.flat_tokens)
     reporter.constant = {"train/tokens_out_of_reach": train.n_out_of_reach(config.window_tokens, config.windows)}
     best_loss, n_skipped = state["best_loss"], state.get("skipped_in_a_row", 0)
-    for step in range(state["step"] + 1, config.n_steps + 1):
+    is_asked = _any_rank(
+        job.stop_request.exists() if rank == 0 else False, world_size
+    )  # before there is a step to save
+    for step in range(state["step"] + 1, 0 if is_asked else config.n_steps + 1):
         started = time.perf_counter()
         batch = train.batch(
             config.seed, step, config.batch_size, config.window_tokens, tokenizer.pad_id, config.windows
@@ -406,29 +423,3 @@ def is_better(loss: float, best_loss: float | None) -> bool:
 
 def _any_rank(flag: bool, world_size: int) -> bool:
     return bool(sum_over_ranks(np.array([float(flag)]), world_size)[0])
-
-
-@contextmanager
-def stop_on_signals(request: Callable[[], object]) -> Iterator[list[str]]:
-    """While open, SIGINT and SIGTERM make the request to save and stop; a second one gives up at once."""
-    received: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(signal.Signals(number).name)
-        logger.warning("%s: saving a checkpoint, then stopping (again: stop at once)", received[0])
-        request()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    terminate = before[signal.SIGTERM]
-    if received == ["SIGTERM"] and callable(terminate):
-        terminate(signal.SIGTERM, None)  # a cancel from Prefect: now that the state is saved, let it take its course

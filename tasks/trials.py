@@ -19,9 +19,10 @@ from typing import Any, Literal
 import torch
 
 from tasks import cluster
-from tasks.errors import ConfigError, Diverged, OrchestrionError
+from tasks.errors import ConfigError, Diverged, OrchestrionError, words_of
 from tasks.metrics_log import MetricsTail, read_points
-from tasks.train import TrainJob, read_progress, run_steps, stop_on_signals
+from tasks.signals import SAVE_SECONDS, stop_on_signals
+from tasks.train import TrainJob, read_progress, run_steps
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def run_trials(
     state = _State(jobs)
     tuner = threading.Thread(target=_tune, args=(state, concurrent, past), name="ray-tune", daemon=True)
     tails: dict[int, MetricsTail] = {}
-    with stop_on_signals(state.request_stop):
+    with stop_on_signals(state.request_stop) as stop:
         tuner.start()
         try:
             while True:
@@ -98,13 +99,18 @@ def run_trials(
                     yield from _new_points({event.index: tails.pop(event.index)})
                     yield event
                 yield from _new_points(tails)
-                if not alive:
+                if not alive or stop.is_overdue:
                     break
                 tuner.join(0.25)
+                cluster.require_servers()
         finally:
             if tuner.is_alive():
                 state.request_stop()
-                tuner.join()
+                tuner.join(0 if stop.is_overdue else SAVE_SECONDS)
+            if tuner.is_alive():  # it waits for a server that died, or for a worker in a long step
+                cluster.disconnect()
+    if stop.is_overdue:
+        return  # what had not ended is still to be trained, as its row says
     if state.failure:
         raise state.failure[0]
 
@@ -281,5 +287,4 @@ def train_point(settings: dict[str, Any], jobs: Mapping[int, TrainJob]) -> None:
         tune.report({"failed": str(error)})
     except Exception as error:
         logger.exception("point %d failed", settings["index"])
-        said = str(error).strip().splitlines() or ["no message"]
-        tune.report({"failed": f"{type(error).__name__}: {said[0]}"})
+        tune.report({"failed": f"{type(error).__name__}: {words_of(error)}"})

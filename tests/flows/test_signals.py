@@ -1,0 +1,168 @@
+"""Signals to all processes of a command, at several moments: work is kept, exit 130 in time, nothing runs on."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.home import Home
+from tests.flows.conftest import clean_environment
+from tests.samples import small_corpus, small_dataset
+
+HANG_SECONDS = 300
+IN_TIME = 30.0  # promised; the command ends itself after 25 s
+MARK = "ORCHESTRION_TEST_MARK"
+TRAIN = [
+    "train", "--set", "train.n_steps=100000", "--set", "train.checkpoint_every=50000", "--set", "train.log_every=1",
+    "--set", "train.batch_size=2", "--set", "train.window_tokens=64", "--set", "train.validation_windows=2",
+    "--set", "train.model.d_model=32", "--set", "train.model.n_layers=1", "--set", "train.model.d_ff=32",
+    "--set", "train.evaluate_every=50000",
+]  # fmt: skip
+
+
+class Command:
+    """A command in a process group of its own, which all of its processes can be found by."""
+
+    def __init__(self, home: Path, said: Path, *arguments: str, **variables: str) -> None:
+        self.home, self.said, self.mark = home, said, f"{MARK}={uuid.uuid4()}"
+        environment = clean_environment(home) | {MARK: self.mark.partition("=")[2], "ORCHESTRION_CPUS": "1"} | variables
+        with said.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.cli", *arguments, "--home", str(home)],
+                env=environment, stdout=out, stderr=out, process_group=0,
+            )  # fmt: skip
+
+    def processes(self) -> list[tuple[int, str]]:
+        """Return id and command line of all its processes, zombies apart."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append((int(folder.name), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()))
+            except OSError:
+                continue
+        return found
+
+    def wait_until(self, condition: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + HANG_SECONDS
+        while not condition():
+            assert self.process.poll() is None, self.said.read_text()[-3000:]
+            assert time.monotonic() < deadline, self.said.read_text()[-3000:]
+            time.sleep(0.02)
+
+    def wait_for_process(self, part: str) -> None:
+        self.wait_until(lambda: any(part in line for _, line in self.processes()))
+
+    def end(self) -> float:
+        """Wait for the end and return the seconds it took."""
+        started = time.monotonic()
+        self.process.wait(HANG_SECONDS)
+        return time.monotonic() - started
+
+    def see_good_end(self, seconds: float) -> None:
+        """See that it said so in one line, in time, left nothing running, and closed its runs in MLflow."""
+        text = self.said.read_text()
+        assert self.process.returncode == 130, text[-3000:]
+        assert len([line for line in text.splitlines() if line.startswith("orchestrion:")]) == 1, text
+        assert "Traceback" not in text
+        assert seconds < IN_TIME
+        assert self.processes() == []
+        assert "RUNNING" not in statuses(self.home)
+
+
+def statuses(home: Path) -> list[str]:
+    database = home / "mlflow" / "mlflow.db"
+    if not database.exists():
+        return []
+    with sqlite3.connect(database) as connection:
+        try:
+            return [row[0] for row in connection.execute("select status from runs")]
+        except sqlite3.OperationalError:  # no tables yet
+            return []
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A home with a dataset, and its source."""
+    folder = tmp_path_factory.mktemp("signals")
+    source = small_corpus(folder / "midi", 12)
+    small_dataset(Home.at(folder / "home"), source)
+    return folder / "home", source
+
+
+Begin = Callable[..., Command]
+
+
+@pytest.fixture
+def begin(prepared: tuple[Path, Path], tmp_path: Path) -> Iterator[Begin]:
+    commands: list[Command] = []
+
+    def start(*arguments: str, **variables: str) -> Command:
+        commands.append(Command(prepared[0], tmp_path / f"said-{len(commands)}", *arguments, **variables))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        for pid, _ in command.processes():
+            os.kill(pid, signal.SIGKILL)
+        command.process.wait()
+
+
+def runs_of(home: Path) -> list[Path]:
+    return [path.parent for path in (home / "runs").glob("*/metrics.jsonl") if path.stat().st_size]
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_group_in_training_saves(begin: Begin, prepared: tuple[Path, Path]) -> None:
+    """As timeout(1) and a batch system send it: to the process and to its group."""
+    command = begin(*TRAIN)
+    command.wait_until(lambda: runs_of(prepared[0]))
+    os.kill(command.process.pid, signal.SIGTERM)
+    os.killpg(command.process.pid, signal.SIGTERM)
+    command.see_good_end(command.end())
+    (run,) = runs_of(prepared[0])
+    n_steps = len((run / "metrics.jsonl").read_text().splitlines())
+    last = json.loads((run / "checkpoints" / "last.json").read_text())
+    state = json.loads((run / "checkpoints" / last["checkpoint"] / "state.json").read_text())
+    assert state["step"] == n_steps > 0
+    assert statuses(prepared[0]) == ["KILLED"]
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_of_the_service_saves(begin: Begin, prepared: tuple[Path, Path]) -> None:
+    """As systemd sends it: to Ray's and Prefect's servers and to the workers too. Then SIGHUP, as it can be told to."""
+    command = begin(*TRAIN, "--set", "train.seed=2")
+    before = set(runs_of(prepared[0]))
+    command.wait_until(lambda: set(runs_of(prepared[0])) - before)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        for pid, _ in command.processes():
+            os.kill(pid, number)
+    command.see_good_end(command.end())
+    (run,) = set(runs_of(prepared[0])) - before
+    assert (run / "checkpoints" / "last.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["gcs_server", "ray::RayTrainWorker"])
+def test_a_signal_to_the_group_before_the_first_step_ends_in_time(begin: Begin, moment: str) -> None:
+    command = begin(*TRAIN, "--set", "train.seed=3")
+    command.wait_for_process(moment)
+    os.killpg(command.process.pid, signal.SIGTERM)
+    command.see_good_end(command.end())
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_group_in_a_rebuild_ends_in_time(begin: Begin, prepared: tuple[Path, Path]) -> None:
+    command = begin("rebuild", "--source", str(prepared[1]), "--name", "again")
+    command.wait_for_process("tasks.isolation")
+    os.killpg(command.process.pid, signal.SIGHUP)
+    command.see_good_end(command.end())
