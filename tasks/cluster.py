@@ -56,8 +56,9 @@ def check_start() -> None:
     Raises:
         ConfigError, HomeError: there is no folder for its sockets, or others can read its token.
     """
-    secure_token()
-    if not os.environ.get("RAY_ADDRESS"):
+    is_new = not os.environ.get("RAY_ADDRESS")
+    secure_token(is_new)
+    if is_new:
         folder_root()
 
 
@@ -72,8 +73,8 @@ def connect() -> None:
     if ray.is_initialized() and not _death():
         return
     disconnect()
-    secure_token()
     address = os.environ.get("RAY_ADDRESS")
+    secure_token(is_new=not address)
     with Progress(f"joining Ray at {address}" if address else "starting Ray"):
         if address:
             _await_answer(address)

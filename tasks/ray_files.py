@@ -23,11 +23,13 @@ _RANDOM = 8  # characters of `tempfile.mkdtemp`
 MAX_ROOT = MAX_SOCKET_PATH - len(_SESSION) - len("/") - len(PREFIX) - _RANDOM - len("/r")
 
 
-def secure_token() -> None:
+def secure_token(is_new: bool = True) -> None:
     """See that nobody else can read Ray's token, and make one where there is none. Ray itself makes it for all to read.
 
     RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH are the user's own: they come first, as for Ray, and are left as they are.
 
+    Args:
+        is_new: Ray is to be started, so a token of our own will do.
     Raises:
         ConfigError: RAY_AUTH_TOKEN_PATH does not exist.
         HomeError: the file of the token is another user's, or cannot be closed to others.
@@ -40,6 +42,8 @@ def secure_token() -> None:
         return
     path = Path.home() / ".ray" / "auth_token"
     try:
+        if not is_new and not path.exists():
+            return  # Ray says what is missing
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _close_to_others(path.parent)
         _write_once(path, secrets.token_hex(32))

@@ -38,6 +38,11 @@ def test_the_token_is_made_for_its_owner_alone_and_once(own_home: Path) -> None:
     assert [path.name for path in own_home.iterdir()] == ["auth_token"]
 
 
+def test_no_token_is_made_for_a_cluster_of_others(own_home: Path) -> None:
+    secure_token(is_new=False)
+    assert not own_home.exists()
+
+
 def test_a_wider_token_is_narrowed_with_a_warning(own_home: Path, caplog: pytest.LogCaptureFixture) -> None:
     own_home.mkdir(mode=0o755)
     token = own_home / "auth_token"
