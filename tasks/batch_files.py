@@ -17,6 +17,7 @@ MANIFEST: dict[str, Any] = _LINEAGE | {
     "n_ended": int,
     "n_attempts": int,
     "n_nothing_new": int,
+    "n_cut_short?": int,
     "pieces": [{"name": str, "midi_sha256": str}],
     "statistics": {str: _FIGURE},
     "validity": {"share_valid": _FIGURE},

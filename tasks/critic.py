@@ -25,7 +25,7 @@ from tasks.split import SPLITS
 logger = logging.getLogger(__name__)
 
 MANY_NOTES = 1 << 30
-COPIED, INVALID, NOTHING_NEW = "copy suspected", "invalid file", "nothing new"
+COPIED, INVALID, NOTHING_NEW, CUT_SHORT = "copy suspected", "invalid file", "nothing new", "cut short"
 HEADLINES = (
     "notes_per_second", "polyphony", "pitch_entropy", "pitch_class_entropy", "scale_consistency", "groove_consistency",
     "empty_bar_rate", "duration_mean_seconds", "velocity_std",
@@ -143,7 +143,13 @@ def is_copy(facts: Facts) -> bool:
 def flags_of(facts: Facts) -> list[str]:
     """Return what a listener should know of a piece before all else."""
     adds_nothing = bool(facts["prompt"]) and not facts["n_new_notes"]
-    return [COPIED] * is_copy(facts) + [INVALID] * (not facts["validity"]["ok"]) + [NOTHING_NEW] * adds_nothing
+    found = [COPIED] * is_copy(facts) + [INVALID] * (not facts["validity"]["ok"]) + [NOTHING_NEW] * adds_nothing
+    return found + [CUT_SHORT] * (bool(facts["short_of"]) or is_cut_within_bars(facts))
+
+
+def is_cut_within_bars(facts: Facts) -> bool:
+    """Tell whether bars that were to be written anew had no room for it."""
+    return bool(facts["infill"]) and any(gap["ended_by"] == "tokens" for gap in facts["infill"]["gaps"])
 
 
 def batch_flags(manifest: Facts) -> list[str]:
@@ -160,6 +166,12 @@ def batch_flags(manifest: Facts) -> list[str]:
         lines.append(
             f"{manifest['n_nothing_new']} of {manifest['n_pieces']} pieces add no note to their prompts;"
             " sampling.min_new_tokens makes them go on"
+        )
+    if manifest["n_cut_short"]:
+        before = " and ".join(manifest["cut_before"])
+        lines.append(
+            f"{manifest['n_cut_short']} of {manifest['n_pieces']} pieces reached the most tokens,"
+            f" {manifest['most_tokens']}, before the {before}; a larger sampling.max_tokens may let them go on"
         )
     if manifest["unjudged"]:
         lines.append(f"not compared with real music: {manifest['unjudged']}")

@@ -108,7 +108,7 @@ def evaluate_model(
         n_held_out=len(pieces),
         n_samples=len(samples),
         piece_nats=tuple(piece_nats.round(6).tolist()),
-        about=_about(loaded),
+        about=_about(loaded) | {"sample_tokens": window_of(loaded.model, config.sample_tokens)},
         continuations=test,
         tokens_per_second=_per_second(sum(len(ids) - 1 for ids in samples), clock.seconds["sampling"]),
     )

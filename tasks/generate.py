@@ -24,7 +24,7 @@ from tasks.batch_page import batch_page
 from tasks.checkpoints import load_model, weights_hash
 from tasks.choose import Choice, WritePlan, choose_pieces, render_all
 from tasks.config import GenerateConfig, digest, to_json
-from tasks.critic import NOTHING_NEW, Critic, batch_flags
+from tasks.critic import CUT_SHORT, NOTHING_NEW, Critic, batch_flags, is_cut_within_bars
 from tasks.errors import DamagedFile, NotFound
 from tasks.home import Home, json_bytes, publish_folder, write_atomically
 from tasks.integrity import read_sealed, sealed_bytes
@@ -224,6 +224,9 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any
         | dict.fromkeys(("batch_size", "n_workers", "prompt", "prompt_to", "soundfont")),  # see each sidecar's prompt
         "n_pieces": len(sidecars),
         "n_nothing_new": sum(NOTHING_NEW in piece["flags"] for piece in sidecars),
+        "n_cut_short": sum(CUT_SHORT in piece["flags"] for piece in sidecars),
+        "cut_before": sorted({wish for piece in sidecars for wish in _cut_before(piece)}),
+        "most_tokens": plan.critic.max_tokens,
         "n_ended": sum(piece["ended"] for piece in sidecars),
         "n_attempts": sum(choice.n_attempts for choice in choices),
         "n_rejected_as_copies": sum(len(choice.rejected) for choice in choices),
@@ -237,10 +240,16 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any
         **plan.critic.verdict(sidecars),
     }
     manifest["flags"] = batch_flags(manifest)
+    for line in manifest["flags"]:
+        logger.warning("%s", line)
     page = batch_page(plan.critic, pieces_folder(plan.folder), sidecars, manifest)
     write_atomically(target / "gallery.html", page.encode())
     write_atomically(target / "manifest.json", sealed_bytes(manifest))
     return manifest
+
+
+def _cut_before(piece: dict[str, Any]) -> list[str]:
+    return piece["short_of"] + ["end of the bars"] * is_cut_within_bars(piece)
 
 
 def _means(pieces: list[dict[str, float]]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +163,8 @@ def _write_candidate(
 ) -> None:
     started, tokenizer = time.perf_counter(), loaded.tokenizer
     score, ended_by = (new.score, new.ended_by) if new else _ended(piece, piece_limit(job.config), tokenizer)
+    n_tracks = _whole_tracks(job.config, piece.ids, tokenizer)
+    short_of = [] if new else _short_of(job.config, score, ended_by, n_tracks)  # of bars written anew each gap is told
     score, n_shortened = end_at_next(score)
     title = f"{job.lineage['batch']} {candidate.name}"
     midi = write_midi(score, title, part_names=part_labels(score), ends_on_bar_line=True)
@@ -180,12 +182,13 @@ def _write_candidate(
         "n_notes_shortened": n_shortened,
         "ended": ended_by == "itself",
         "ended_by": ended_by,
+        "short_of": short_of,
         "midi_sha256": hashlib.sha256(midi).hexdigest(),
         "statistics": piece_statistics(score),
         "midi": midi_statistics(midi, candidate.name),
         "validity": check_validity(midi, score).to_json(),
         "copying": copies.check(own).as_json() if copies else None,
-        "warnings": _track_warnings(job.config, piece.ids, tokenizer) + (new.warnings if new else []),
+        "warnings": _cut_warnings(job.config, short_of, len(piece.ids), n_tracks) + (new.warnings if new else []),
     }
     n_given = new.n_given if new else len(prompt.ids)
     seconds = time.perf_counter() - started
@@ -293,12 +296,26 @@ def _places_of(score: Score) -> list[tuple[int, ...]]:
     return list(zip(*(values.tolist() for values in columns), strict=True))
 
 
-def _track_warnings(config: GenerateConfig, ids: np.ndarray, tokenizer: Any) -> list[str]:
-    if not config.n_tracks:
+def _short_of(config: GenerateConfig, score: Score, ended_by: str, n_tracks: int) -> list[str]:
+    """Return which lengths that were asked for a piece does not reach, for it has the most tokens."""
+    limit = piece_limit(config)
+    if ended_by != "tokens":
         return []
-    n_tracks = int((ids == tokenizer.token_id("TRACK_END")).sum())
-    limit = f"cut at {len(ids)} tokens: {n_tracks} of {config.n_tracks} tracks are whole"
-    return [limit] if n_tracks < config.n_tracks else []
+    return [f"{limit}"] * (bool(limit) and not limit.is_filled_by(score)) + [f"{config.n_tracks} tracks"] * (
+        n_tracks < config.n_tracks
+    )
+
+
+def _whole_tracks(config: GenerateConfig, ids: np.ndarray, tokenizer: Any) -> int:
+    return int((ids == tokenizer.token_id("TRACK_END")).sum()) if config.n_tracks else 0
+
+
+def _cut_warnings(config: GenerateConfig, short_of: Sequence[str], n_tokens: int, n_tracks: int) -> list[str]:
+    said = [
+        f"{n_tracks} of {wish} are whole" if wish == f"{config.n_tracks} tracks" else f"{wish} are not reached"
+        for wish in short_of
+    ]
+    return [f"cut at {n_tokens} tokens: {', '.join(said)}"] if said else []
 
 
 def _latent_facts(job: WriteJob, index: int, score: Score, tokenizer: Any) -> dict[str, Any]:

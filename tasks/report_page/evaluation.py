@@ -87,6 +87,11 @@ def _warnings(result: "Evaluation", config: EvaluateConfig) -> list[str]:
         found.append("Scored on the training split: the figures say what was learned by heart.")
     if m["nll_per_token"] >= m["baseline/nll_per_token"]:
         found.append("The model predicts no better than how frequent each token is.")
+    longest = result.about.get("sample_tokens", config.sample_tokens)
+    if result.n_samples and longest < config.sample_tokens:
+        found.append(
+            f"Samples end at the {longest} tokens that the model reads, not at the {config.sample_tokens} asked."
+        )
     if result.n_samples and result.copying is None:
         found.append("The samples could not be compared with the training split; the run's log says why.")
     if result.copying and result.copying["verdict"]["is_beyond"]:

@@ -13,6 +13,7 @@ from tasks.errors import ConfigError
 from tasks.home import Home
 from tasks.music.score import read_midi
 from tasks.prompts import read_prompts
+from tasks.summaries import batch_card
 from tests.studio import SHORT, Setup, config_of, files_of, midi_of, sidecars_of, silent
 
 pytestmark = pytest.mark.slow  # seconds a test; see `make check`
@@ -41,6 +42,33 @@ def test_pieces_end_at_the_limit(home: Home, setup: Setup, limit: dict[str, floa
         n_cut += sidecar["ended_by"] == "limit"
     assert n_cut
     assert files_of(silent(home, setup, sampling=long, batch_size=1, **limit).folder) == files_of(batch.folder)
+
+
+@pytest.mark.parametrize("limit", [{"max_bars": 24}, {"max_notes": 900}, {"max_seconds": 300.0}], ids=str)
+def test_a_piece_that_the_most_tokens_cut_short_is_flagged(
+    home: Home, setup: Setup, limit: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    few = SamplingConfig(max_tokens=80, min_new_tokens=60)
+    batch = silent(home, setup, sampling=few, n_pieces=4, **limit)
+    sidecars = sidecars_of(batch)
+    wanted = {"max_bars": "24 bars", "max_notes": "900 notes", "max_seconds": "300 seconds"}[next(iter(limit))]
+    n_cut = sum(sidecar["ended_by"] == "tokens" for sidecar in sidecars)
+    assert n_cut
+    for sidecar in sidecars:
+        is_cut = sidecar["ended_by"] == "tokens"
+        assert sidecar["short_of"] == ([wanted] if is_cut else [])
+        assert ("cut short" in sidecar["flags"]) == is_cut
+        assert (f"cut at 80 tokens: {wanted} are not reached" in sidecar["warnings"]) == is_cut
+    said = f"{n_cut} of 4 pieces reached the most tokens, 80, before the {wanted}"
+    assert any(line.startswith(said) for line in batch.manifest["flags"])
+    assert said in batch.gallery.read_text()
+    assert said in caplog.text
+    assert said in batch_card(batch)
+    # Where no length is asked for, or it is reached, the most tokens are what a piece may have.
+    for settings in ({"sampling": few}, {"sampling": replace(few, max_tokens=200), "max_notes": 2}):
+        plain = silent(home, setup, n_pieces=4, **settings)
+        assert plain.manifest["n_cut_short"] == 0
+        assert not any("most tokens" in line for line in plain.manifest["flags"])
 
 
 @pytest.mark.parametrize(
