@@ -5,6 +5,7 @@ divided by length.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ def beam_search(
     *,
     end_id: int,
     pad_id: int = 0,
+    on_step: Callable[[int], object] | None = None,
 ) -> list[Beam]:
     """Return up to `n_beams` continuations of a prompt, the likeliest first; computed in float64.
 
@@ -44,6 +46,7 @@ def beam_search(
         prompt: int64 vector of at least one id, shorter than `max_tokens`, without `pad_id` and `end_id`.
         max_tokens: longest continuation, its prompt included; no more than the model reads.
         grammar: ids that would break it have probability 0; the prompt must obey it.
+        on_step: called after each step with the ids of the longest beginning behind its prompt.
     Raises:
         ValueError: fewer than one beam; a prompt that `sample` would refuse; a grammar without a way on; a length
             beyond what the model reads.
@@ -52,7 +55,9 @@ def beam_search(
         raise ValueError(f"n_beams={n_beams} is below 1")
     check_prompt(prompt, "the prompt", max_tokens, model.vocab_size)
     check_absent(prompt, "the prompt", {"end": end_id, "padding": pad_id})
-    return _Search(evaluated_in(torch.float64, model), prompt, n_beams, max_tokens, grammar, end_id, pad_id).run()
+    return _Search(evaluated_in(torch.float64, model), prompt, n_beams, max_tokens, grammar, end_id, pad_id).run(
+        on_step
+    )
 
 
 class _Search:
@@ -81,10 +86,13 @@ class _Search:
         if self.length > 1:
             self.model(self.ids_BJ[:1, : self.length - 1], self.cache.rows(0, 1))
 
-    def run(self) -> list[Beam]:
+    def run(self, on_step: Callable[[int], object] | None) -> list[Beam]:
+        n_prompt = self.length
         while len(self.score_B) and self.length < self.max_tokens:
             self.step()
             self.length += 1
+            if on_step is not None:
+                on_step(self.length - n_prompt)
             if len(self.ended) >= self.n_beams and self.best()[-1].log_probability >= self.likeliest_beginning():
                 return self.best()
         for row, score in enumerate(self.score_B.tolist()):

@@ -1,7 +1,7 @@
 """Which attempts at the pieces of a batch are written, which are kept, and their rendering, all over the workers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,16 @@ from tasks.piece_work import (
     Candidate,
     RenderJob,
     WriteJob,
+    expected_tokens,
+    is_rendered,
     is_written,
     read_candidate,
     render_pieces,
     write_candidates,
 )
+from tasks.progress import Progress
 from tasks.prompts import Prompt
+from tasks.token_count import TallySheet, TellTokens
 
 MORE_ATTEMPTS = 8  # at most, at a piece that is rejected as a copy
 
@@ -35,6 +39,15 @@ class WritePlan:
     folder: Path  # of the unfinished batch
     critic: Critic
     latents: str  # where they come from, see `latents_of`
+
+    def expected_tokens(self, candidates: Sequence[Candidate]) -> int:
+        """Return how many tokens are drawn for some candidates at most."""
+        return sum(
+            expected_tokens(
+                self.prompts[candidate.index % len(self.prompts)], candidate.index, self.config, self.critic.max_tokens
+            )
+            for candidate in candidates
+        )
 
     def jobs(self, candidates: Sequence[Candidate]) -> list[WriteJob]:
         """Deal candidates out to the workers, who each keep all their rows in use while any is left."""
@@ -70,6 +83,11 @@ class Choice:
     def n_attempts(self) -> int:
         return max(len(self.of_attempts), 1)
 
+    @property
+    def seconds(self) -> int:
+        """Of the music, 1 at least."""
+        return max(round(self.facts["statistics"]["seconds"]), 1)
+
     def sidecar(self, config: GenerateConfig) -> dict[str, Any]:
         """Return what the piece's sidecar says of the choice."""
         chosen_from = {
@@ -92,12 +110,25 @@ def deal(items: Sequence[Any], n_workers: int) -> list[tuple[Any, ...]]:
     return [share for worker in range(n_workers) if (share := tuple(items[worker::n_workers]))]
 
 
-def choose_pieces(plan: WritePlan, on_pieces: Callable[[int], None] | None = None) -> list[Choice]:
-    """Write attempts at each piece, more where all are copies and these are not wanted, and choose."""
-    config = plan.config
+def first_candidates(config: GenerateConfig) -> list[Candidate]:
+    """Return the attempts that are made in any case, in the order in which they are written."""
     n_attempts = config.best_of // config.n_tries
-    attempts = {index: list(range(n_attempts)) for index in range(config.n_pieces)}
-    write_all(plan, [Candidate(index, attempt) for attempt in range(n_attempts) for index in attempts], on_pieces)
+    return [Candidate(index, attempt) for attempt in range(n_attempts) for index in range(config.n_pieces)]
+
+
+def choose_pieces(
+    plan: WritePlan, on_pieces: Callable[[int], None] | None = None, tell: TellTokens | None = None
+) -> list[Choice]:
+    """Write attempts at each piece, more where all are copies and these are not wanted, and choose.
+
+    Args:
+        on_pieces: called with the number of attempts written since the last call; those that were written before count.
+        tell: gets the tokens drawn since the last call, and by how many they will be fewer than
+            `WritePlan.expected_tokens` of the first candidates.
+    """
+    config, first = plan.config, first_candidates(plan.config)
+    attempts = {index: list(range(config.best_of // config.n_tries)) for index in range(config.n_pieces)}
+    write_all(plan, first, on_pieces, tell)
     choices = _choose(plan, attempts)
     for _ in range(MORE_ATTEMPTS if config.reject_copies else 0):
         copies = [choice.candidate.index for choice in choices if is_copy(choice.facts)]
@@ -105,7 +136,10 @@ def choose_pieces(plan: WritePlan, on_pieces: Callable[[int], None] | None = Non
             break
         for index in copies:
             attempts[index].append(len(attempts[index]))
-        write_all(plan, [Candidate(index, attempts[index][-1]) for index in copies], None)
+        more = [Candidate(index, attempts[index][-1]) for index in copies]
+        if tell:
+            tell(0, -plan.expected_tokens(more))
+        write_all(plan, more, None, tell)
         choices = _choose(plan, attempts)
     return choices
 
@@ -127,17 +161,34 @@ def _choose(plan: WritePlan, attempts: Mapping[int, Sequence[int]]) -> list[Choi
     return choices
 
 
-def write_all(plan: WritePlan, candidates: Sequence[Candidate], on_pieces: Callable[[int], None] | None = None) -> None:
-    """Write all candidates that are not written yet."""
+def write_all(
+    plan: WritePlan,
+    candidates: Sequence[Candidate],
+    on_pieces: Callable[[int], None] | None = None,
+    tell: TellTokens | None = None,
+) -> None:
+    """Write all candidates that are not written yet; see `choose_pieces`."""
     countdown = Countdown(plan.folder, candidates, on_pieces)
     countdown()
+    if tell:
+        tell(0, plan.expected_tokens(candidates) - plan.expected_tokens(countdown.left))
     jobs = plan.jobs(countdown.left)
     if plan.config.n_workers == 1:
         for job in jobs:
-            write_candidates(job, countdown.count_one)
-    else:
-        cluster.run_over(write_candidates, jobs, max_in_flight=len(jobs), on_wait=countdown)
+            write_candidates(job, countdown.count_one, tell)
+        return
+    jobs = [replace(job, tally=plan.folder / f"tally-{place}") for place, job in enumerate(jobs)]
+    sheets = [TallySheet(job.tally) for job in jobs if job.tally]
+    for sheet in sheets:
+        sheet.path.unlink(missing_ok=True)
+
+    def look() -> None:
         countdown()
+        for sheet in sheets:
+            sheet.news(tell or (lambda n_drawn, n_fewer: None))
+
+    cluster.run_over(write_candidates, jobs, max_in_flight=len(jobs), on_wait=look)
+    look()
 
 
 class Countdown:
@@ -159,8 +210,8 @@ class Countdown:
         self.counted.add(candidate)
 
 
-def render_all(plan: WritePlan, choices: Sequence[Choice], player: Player) -> None:
-    """Make the files of all chosen pieces that are not there yet."""
+def render_all(plan: WritePlan, choices: Sequence[Choice], player: Player, progress: Progress) -> None:
+    """Make the files of all chosen pieces that are not there yet; `progress` counts seconds of music."""
     config = plan.config
     jobs = [
         RenderJob(
@@ -173,8 +224,14 @@ def render_all(plan: WritePlan, choices: Sequence[Choice], player: Player) -> No
         )
         for share in deal(choices, config.n_workers)
     ]
+    seconds = {choice.candidate: choice.seconds for choice in choices}
     if config.n_workers == 1:
         for job in jobs:
-            render_pieces(job)
-    else:
-        cluster.run_over(render_pieces, jobs, max_in_flight=len(jobs))
+            render_pieces(job, lambda candidate: progress.advance(seconds[candidate]))
+        return
+
+    def look() -> None:
+        for candidate in [c for c in seconds if is_rendered(c, plan.folder)]:
+            progress.advance(seconds.pop(candidate))
+
+    cluster.run_over(render_pieces, jobs, max_in_flight=len(jobs), on_wait=look)

@@ -8,7 +8,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -142,18 +142,25 @@ class ContinuationTest:
 
 
 def continue_pieces(
-    loaded: LoadedModel, dataset: DatasetVersion, store: TokenStore, config: EvaluateConfig
+    loaded: LoadedModel,
+    dataset: DatasetVersion,
+    store: TokenStore,
+    config: EvaluateConfig,
+    on_tokens: Callable[[int], None] | None = None,
 ) -> ContinuationTest:
     """Let a model go on from the first `prompt_tokens` of some pieces of the split, as batches are written.
 
     Up to `sample_tokens` are drawn behind them, under the grammar and at temperature 1, and set beside as many of the
     piece itself. The random stream of a piece depends on the seed and its place among those chosen, which is the same
     however many are.
+
+    Args:
+        on_tokens: see `write_ids`.
     """
     is_vae = isinstance(loaded.model, Vae)
     openings, n_too_short = choose_openings(loaded, dataset, store, config)
     started = time.perf_counter()
-    written = _write(loaded, openings, config) if openings else []
+    written = _write(loaded, openings, config, on_tokens) if openings else []
     seconds = time.perf_counter() - started
     pieces, counts = list[Continuation](), list[dict[str, tuple[FloatArray, FloatArray]]]()
     for place, (opening, piece) in enumerate(zip(openings, written, strict=True)):
@@ -232,7 +239,12 @@ def _files_of(dataset: DatasetVersion, pieces: Sequence[str]) -> list[str]:
     return [path_of.get(piece, piece) for piece in pieces]
 
 
-def _write(loaded: LoadedModel, openings: Sequence[Opening], config: EvaluateConfig) -> list[WrittenIds]:
+def _write(
+    loaded: LoadedModel,
+    openings: Sequence[Opening],
+    config: EvaluateConfig,
+    on_tokens: Callable[[int], None] | None,
+) -> list[WrittenIds]:
     """Return what a model writes behind each opening, or from the latent of its first window."""
     latents = FROM_PRIOR
     if isinstance(loaded.model, Vae):
@@ -256,6 +268,7 @@ def _write(loaded: LoadedModel, openings: Sequence[Opening], config: EvaluateCon
         latents,
         settings,
         lambda piece: written.update({piece.place: piece}),
+        on_tokens=on_tokens,
     )
     return [written[place] for place in range(len(openings))]
 

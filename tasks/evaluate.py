@@ -77,8 +77,14 @@ def evaluate_model(
     dataset: DatasetVersion,
     config: EvaluateConfig,
     on_windows: Callable[[int], None] | None = None,
+    show: Callable[[str, int, str], Progress] = Progress,
 ) -> Evaluation:
-    """Score a model on a split, compare free samples with it, and let it go on from some of its pieces."""
+    """Score a model on a split, compare free samples with it, and let it go on from some of its pieces.
+
+    Args:
+        on_windows: called with the number of windows scored since the last call.
+        show: makes the progress of a stage, of its label, total and unit.
+    """
     check_fits(loaded, dataset)
     check_shards([*dataset.token_shards(config.split), *dataset.token_shards("train")], n_cpus())
     clock = Clock()
@@ -87,19 +93,31 @@ def evaluate_model(
     pieces: dict[str, int] = {}
     piece_of_row = [pieces.setdefault(piece, len(pieces)) for piece in pieces_of_rows(dataset, config.split)]
     piece_nats = np.zeros(0)
-    if isinstance(loaded.model, Vae):
-        metrics, least_context = score_latents(loaded, store, facts, config, on_windows), 0
-    else:
-        metrics, row_nats = score_held_out(loaded, store, facts, config, on_windows)
-        piece_nats = np.bincount(piece_of_row, weights=row_nats)
-        least_context = scoring_stride(loaded.model, store, config)[1]
+    model = loaded.model
+    window = (model.config.block,) * 2 if isinstance(model, Vae) else scoring_stride(model, store, config)
+    with show("scoring", store.n_sequential_windows(*window), "windows") as progress:
+
+        def count(n_windows: int) -> None:
+            progress.advance(n_windows)
+            if on_windows:
+                on_windows(n_windows)
+
+        if isinstance(model, Vae):
+            metrics, least_context = score_latents(loaded, store, facts, config, count), 0
+        else:
+            metrics, row_nats = score_held_out(loaded, store, facts, config, count)
+            piece_nats, least_context = np.bincount(piece_of_row, weights=row_nats), window[1]
     metrics |= frequency_baseline(store, TokenStore(dataset.token_shards("train"), dataset.flat_tokens))
     clock.stop("scoring")
-    with Progress("sampling"):
-        samples = sample_freely(loaded, config)
+    samples, test = list[np.ndarray](), None
+    if config.n_samples:
+        n_tokens = config.n_samples * (window_of(loaded.model, config.sample_tokens) - 1)
+        with show("sampling", n_tokens, "tokens") as progress:
+            samples = sample_freely(loaded, config, progress.advance)
     clock.stop("sampling")
-    with Progress("continuing pieces"):
-        test = continue_pieces(loaded, dataset, store, config) if config.n_continuations else None
+    if config.n_continuations:
+        with show("continuing pieces", config.n_continuations * config.sample_tokens, "tokens") as progress:
+            test = continue_pieces(loaded, dataset, store, config, progress.advance)
     clock.stop("continuing")
     evaluation = Evaluation(
         metrics=metrics | (test.metrics if test else {}),
@@ -307,12 +325,25 @@ def frequency_baseline(store: TokenStore, train: TokenStore) -> dict[str, float]
     }
 
 
-def sample_freely(loaded: LoadedModel, config: EvaluateConfig) -> list[np.ndarray]:
-    """Return samples drawn without the grammar, so that the model's own mistakes show."""
+def sample_freely(
+    loaded: LoadedModel, config: EvaluateConfig, on_tokens: Callable[[int], None] | None = None
+) -> list[np.ndarray]:
+    """Return samples drawn without the grammar, so that the model's own mistakes show.
+
+    Args:
+        on_tokens: called after each step with the number of tokens drawn by it, below 0 for those that are void.
+    """
     if not config.n_samples:
         return []
     tokenizer = loaded.tokenizer
-    pieces = range(config.n_samples)
+    pieces, n_counted = range(config.n_samples), 0
+
+    def count(n_drawn: int) -> None:
+        nonlocal n_counted
+        if on_tokens:
+            on_tokens(n_drawn - n_counted)
+        n_counted = n_drawn
+
     sampled = sample(
         with_latents(loaded.model, FROM_PRIOR, config.seed, pieces, pieces),
         [torch.tensor([tokenizer.start_id])] * config.n_samples,
@@ -323,5 +354,7 @@ def sample_freely(loaded: LoadedModel, config: EvaluateConfig) -> list[np.ndarra
         end_id=tokenizer.end_id,
         pad_id=tokenizer.pad_id,
         batch_size=config.n_samples,
+        on_step=count,
+        on_void=lambda: count(0),
     )
     return [ids.numpy() for ids in sampled]

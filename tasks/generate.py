@@ -22,7 +22,7 @@ from tasks.batch_files import (
 )
 from tasks.batch_page import batch_page
 from tasks.checkpoints import load_model, weights_hash
-from tasks.choose import Choice, WritePlan, choose_pieces, render_all
+from tasks.choose import Choice, WritePlan, choose_pieces, first_candidates, render_all
 from tasks.config import GenerateConfig, digest, to_json
 from tasks.critic import CUT_SHORT, NOTHING_NEW, Critic, batch_flags, is_cut_within_bars
 from tasks.errors import DamagedFile, NotFound
@@ -35,6 +35,7 @@ from tasks.piece_work import batch_folder, pieces_folder, read_candidate
 from tasks.progress import Progress
 from tasks.prompts import Prompt, read_prompts, tell_losses, with_room
 from tasks.results import Clock, results_of
+from tasks.token_count import tell_progress
 from tasks.tracking import ModelVersion, git_commit
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,7 @@ def generate_batch(
     config: GenerateConfig,
     on_pieces: Callable[[int], None] | None = None,
     fresh: bool = False,
+    show: Callable[[str, int, str], Progress] = Progress,
 ) -> Batch:
     """Compose a batch and publish it in one step.
 
@@ -142,6 +144,7 @@ def generate_batch(
     Args:
         on_pieces: called with the number of attempts that are written since the last time.
         fresh: begin anew even where some of it is written already.
+        show: makes the progress of a stage, of its label, total and unit.
     """
     player = find_player(config.soundfont)
     loaded = load_model(checkpoint)
@@ -149,7 +152,8 @@ def generate_batch(
     tell_losses(prompts, loaded.tokenizer)
     name = batch_name(model, config, prompts, checkpoint)
     config = with_room(config, prompts)
-    critic = Critic.of(home, loaded, config)
+    with Progress("reading the dataset"):
+        critic = Critic.of(home, loaded, config)
     lineage = {
         "batch": name,
         "model_version": model.reference,
@@ -161,10 +165,10 @@ def generate_batch(
     folder = open_unfinished(home, name, told, fresh)
     plan = WritePlan(checkpoint, prompts, config, lineage, folder, critic, latents_of(loaded.model, config))
     clock = Clock()
-    choices = choose_pieces(plan, on_pieces)
+    choices = _compose(plan, on_pieces, show)
     clock.stop("writing")
-    with Progress("rendering"):
-        render_all(plan, choices, player)
+    with show("rendering", sum(choice.seconds for choice in choices), "seconds of music") as progress:
+        render_all(plan, choices, player, progress)
     clock.stop("rendering")
     with Progress("judging"):
         manifest = _write_manifest(plan, choices)
@@ -179,6 +183,22 @@ def generate_batch(
     publish_folder(batch_folder(folder), batch.folder)  # asked for anew: the same bytes again
     shutil.rmtree(folder, ignore_errors=True)
     return batch
+
+
+def _compose(
+    plan: WritePlan, on_pieces: Callable[[int], None] | None, show: Callable[[str, int, str], Progress]
+) -> list[Choice]:
+    first, n_written = first_candidates(plan.config), 0
+    with show("composing", plan.expected_tokens(first), "tokens") as progress:
+
+        def count(n_pieces: int) -> None:
+            nonlocal n_written
+            n_written += n_pieces
+            progress.note = f"{n_written} of {len(first)} pieces are written"
+            if on_pieces:
+                on_pieces(n_pieces)
+
+        return choose_pieces(plan, count, tell_progress(progress))
 
 
 def open_unfinished(home: Home, name: str, told: dict[str, Any], fresh: bool) -> Path:

@@ -70,9 +70,7 @@ def load_registered(model: ModelVersion, home: Home) -> LoadedModel:
 @task(name="score-model", cache_policy=NO_CACHE)
 def score_model(loaded: LoadedModel, dataset: DatasetVersion, config: EvaluateConfig) -> evaluation.Evaluation:
     """Score held-out music and compare free samples with it."""
-    n_tokens = dataset.manifest["splits"][config.split]["n_tokens"]
-    with show_progress("scoring", n_tokens // (config.window_tokens // 2), "windows") as progress:
-        return evaluation.evaluate_model(loaded, dataset, config, progress.advance)
+    return evaluation.evaluate_model(loaded, dataset, config, show=show_progress)
 
 
 @task(name="find-batch", cache_policy=NO_CACHE)
@@ -87,6 +85,4 @@ def find_same_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> 
 @task(name="compose-batch", **HEALS)
 def compose_batch(home: Home, model: ModelVersion, config: GenerateConfig, fresh: bool = False) -> generate.Batch:
     """Compose, render and publish a batch."""
-    n_attempts = config.n_pieces * (config.best_of // config.n_tries)
-    with show_progress("composing", n_attempts, "pieces") as progress:
-        return generate.generate_batch(home, model, Tracker(home).fetch(model), config, progress.advance, fresh)
+    return generate.generate_batch(home, model, Tracker(home).fetch(model), config, fresh=fresh, show=show_progress)

@@ -152,6 +152,7 @@ def write_ids(
     on_piece: Callable[[WrittenIds], None],
     is_full: Callable[[int, Tensor], bool] | None = None,
     on_void: Callable[[], None] | None = None,
+    on_tokens: Callable[[int], None] | None = None,
 ) -> None:
     """Write some pieces of a batch and hand over each as soon as it is complete.
 
@@ -161,7 +162,21 @@ def write_ids(
         attempts: at each of them, from 0 on; each has a random stream of its own.
         is_full: asked with the place of a piece and its ids so far whether it shall end there.
         on_void: called when all that came so far is void and comes again; see `models.sampling.sample`.
+        on_tokens: called after each step with the number of ids drawn by it, below 0 for those that are void.
     """
+    n_before, n_counted = 0, 0  # ids of searches that are over, and of the one at work
+
+    def count(n_drawn: int) -> None:
+        nonlocal n_counted
+        if on_tokens is not None:
+            on_tokens(n_before + n_drawn - n_counted)
+        n_counted = n_before + n_drawn
+
+    def void() -> None:
+        count(0)
+        if on_void is not None:
+            on_void()
+
     tokenizer = loaded.tokenizer
     streams = [index + (attempt << 32) for index, attempt in zip(indices, attempts, strict=True)]
     grammar = grammar_tables(tokenizer, config)
@@ -170,7 +185,9 @@ def write_ids(
     if config.sampling.beams:
         for place, (prompt, index) in enumerate(zip(prompts, indices, strict=True)):
             started = time.perf_counter()
-            ids = _of_rank(loaded, prompt, index, latents, config, max_tokens, grammar, ends)
+            ids = _of_rank(loaded, prompt, index, latents, config, max_tokens, grammar, ends, count)
+            count(len(ids) - len(prompt))  # the piece that is taken may be shorter than others that were looked at
+            n_before = n_counted
             on_piece(WrittenIds(place, ids, np.empty(0, np.float32), time.perf_counter() - started))
         return
     bias = token_bias(tokenizer, config)
@@ -183,7 +200,8 @@ def write_ids(
         grammar=grammar,
         batch_size=config.batch_size,
         on_piece=lambda piece: on_piece(WrittenIds(piece.place, piece.ids.numpy(), piece.entropies, piece.seconds)),
-        on_void=on_void,
+        on_step=count,
+        on_void=void,
         is_full=is_full,
         bias_V=None if bias is None else torch.from_numpy(bias),
         entropies=[],
@@ -200,11 +218,12 @@ def _of_rank(
     max_tokens: int,
     grammar: GrammarTables,
     ends: dict[str, int],
+    on_step: Callable[[int], None],
 ) -> np.ndarray:
     """Return the likeliest continuation of a piece's prompt that no earlier piece of the batch has taken."""
     beams = config.sampling.beams
     # With latents, each piece has one of its own, and so a best continuation of its own.
     rank = 0 if isinstance(loaded.model, Vae) else index // len(latents.sources)
     model = with_latents(loaded.model, latents, config.seed, [index] * beams, [index] * beams)
-    found = beam_search(model, torch.tensor(prompt), beams, max_tokens, grammar, **ends)
+    found = beam_search(model, torch.tensor(prompt), beams, max_tokens, grammar, on_step=on_step, **ends)
     return found[min(rank, len(found) - 1)].ids.numpy()

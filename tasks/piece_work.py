@@ -9,7 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from models.sampling import FULL_EVERY
 from tasks.batch_files import check_file, check_piece
 from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import GenerateConfig, to_json
@@ -38,10 +39,11 @@ from tasks.music.soundfont import Player
 from tasks.music.synth import encode_audio
 from tasks.music.tokenizers.mmm import MmmTokenizer
 from tasks.music.validity import check_validity
-from tasks.piece_ids import WrittenIds, write_ids
+from tasks.piece_ids import WrittenIds, longest_piece, write_ids
 from tasks.prompts import Prompt, piece_limit
 from tasks.results import result_row
 from tasks.rewriting import Rewritten, rewrite
+from tasks.token_count import TallySheet, TellTokens, TokenCount
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ class WriteJob:
     lineage: dict[str, str]
     folder: Path  # of the unfinished batch
     dataset_folder: Path | None  # of the version with the index of copies
+    tally: Path | None = None  # where a worker in another process writes how many tokens are drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,21 +117,60 @@ def is_written(candidate: Candidate, folder: Path) -> bool:
     return True
 
 
-def write_candidates(job: WriteJob, on_candidate: Callable[[Candidate], None] | None = None) -> int:
-    """Sample those candidates that are not there yet and write each as soon as it is complete; return their number."""
+def expected_tokens(prompt: Prompt, index: int, config: GenerateConfig, most_tokens: int) -> int:
+    """Return how many tokens are drawn for a piece at most, or about, where bars are written anew.
+
+    Args:
+        index: of the piece in its batch.
+        most_tokens: of a piece, its prompt included.
+    """
+    if prompt.canvas is None:
+        return max(most_tokens - len(prompt.ids), 0)
+    seconds = prompt.canvas.line_seconds
+    spans = prompt.canvas.spans(config, index)
+    share = sum(span.end_seconds - span.start_seconds for span in spans) / max(seconds[-1] - seconds[0], 1e-9)
+    return config.n_tries * (round(share * prompt.n_whole) + FULL_EVERY * len(spans))
+
+
+def is_rendered(candidate: Candidate, folder: Path) -> bool:
+    """Tell whether all files of a chosen candidate are there, its sidecar being the last."""
+    return (pieces_folder(folder) / f"{candidate.name}.json").exists()
+
+
+def write_candidates(
+    job: WriteJob, on_candidate: Callable[[Candidate], None] | None = None, tell: TellTokens | None = None
+) -> int:
+    """Sample those candidates that are not there yet and write each as soon as it is complete; return their number.
+
+    Args:
+        tell: gets the tokens that are drawn; by default a job's tally does, if it has one.
+    """
     left = [place for place, candidate in enumerate(job.candidates) if not is_written(candidate, job.folder)]
     if not left:
         return 0
     loaded = load_model(job.checkpoint)
     copies = CopyIndex.open(job.dataset_folder) if job.dataset_folder else None
+    count = TokenCount(tell or (TallySheet(job.tally).tell if job.tally else lambda n_drawn, n_fewer: None))
+    most_tokens = longest_piece(loaded.model, job.config)
+    expected = [
+        expected_tokens(prompt, candidate.index, job.config, most_tokens)
+        for prompt, candidate in zip(job.prompts, job.candidates, strict=True)
+    ]
+    count.ended(sum(expected) - sum(expected[place] for place in left), 0)  # what an earlier try has written
+    n_fewer = dict[int, int]()  # by place
 
     def keep(piece: WrittenIds, new: Rewritten | None = None) -> None:
         place = left[piece.place]
+        n_drawn = new.n_drawn if new else len(piece.ids) - len(job.prompts[place].ids)
+        n_fewer[place] = expected[place] - n_drawn
+        count.ended(expected[place], n_drawn)
         _write_candidate(job, job.candidates[place], job.prompts[place], piece, loaded, copies, new)
         if on_candidate:
             on_candidate(job.candidates[place])
 
     def discard() -> None:
+        count.ended(-sum(n_fewer.values()), 0)
+        n_fewer.clear()
         for place in left:
             job.candidates[place].path(job.folder, "json").unlink(missing_ok=True)
 
@@ -137,10 +179,11 @@ def write_candidates(job: WriteJob, on_candidate: Callable[[Candidate], None] | 
     attempts = [job.candidates[place].attempt for place in left]
     canvases = [prompt.canvas for prompt in prompts if prompt.canvas]
     if canvases:
-        rewrite(loaded, canvases, indices, attempts, job.config, lambda new: keep(new.written, new))
+        rewrite(loaded, canvases, indices, attempts, job.config, lambda new: keep(new.written, new), count.drawn)
     else:
         ids, fullness = [prompt.ids for prompt in prompts], _fullness(job.config, loaded.tokenizer)
-        write_ids(loaded, ids, indices, attempts, job.latents, job.config, keep, fullness, discard)
+        write_ids(loaded, ids, indices, attempts, job.latents, job.config, keep, fullness, discard, count.drawn)
+    count.flush()
     return len(left)
 
 
@@ -215,8 +258,12 @@ def read_candidate(candidate: Candidate, folder: Path) -> dict[str, Any]:
     return read_sealed(candidate.path(folder, "json"), {"facts": {"midi_sha256": str}, "measured": dict})
 
 
-def render_pieces(job: RenderJob) -> None:
-    """Write the MIDI, picture, sound and sidecar of those pieces that have none yet."""
+def render_pieces(job: RenderJob, on_piece: Callable[[Candidate], None] | None = None) -> None:
+    """Write the MIDI, picture, sound and sidecar of those pieces that have none yet.
+
+    Args:
+        on_piece: called with each piece that is complete.
+    """
     left = [
         (candidate, facts, sidecar)
         for candidate, facts in zip(job.chosen, job.facts, strict=True)
@@ -224,8 +271,11 @@ def render_pieces(job: RenderJob) -> None:
     ]
     pool = ThreadPoolExecutor(job.n_threads)  # most of the work is in compiled code, which others may run beside
     try:
-        for done in [pool.submit(_render_piece, job, *piece) for piece in left]:
+        running = {pool.submit(_render_piece, job, *piece): piece[0] for piece in left}
+        for done in as_completed(running):
             done.result()
+            if on_piece:
+                on_piece(running[done])
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -58,6 +58,7 @@ class Rewritten:
         ids: of all before the first gap, then what was drawn for each gap, the tries that were kept alone.
         n_given: of these ids, those before the first gap.
         seconds: that all of its tries took.
+        n_drawn: ids of all of its tries.
     """
 
     place: int
@@ -70,6 +71,7 @@ class Rewritten:
     entropies: list[np.ndarray] = field(default_factory=lambda: [np.empty(0, np.float32)])
     n_given: int = 0
     seconds: float = 0.0
+    n_drawn: int = 0
 
     @property
     def next_gap(self) -> Gap:
@@ -131,6 +133,7 @@ class Rewritten:
         self.ids.append(drawn)
         self.entropies.append(tries[best].entropies)
         self.seconds += sum(found.seconds for found in tries)
+        self.n_drawn += sum(len(found.ids) - len(prompt) for found in tries)
         self.score = filled[best]
 
     def to_json(self, share: float) -> dict[str, Any]:
@@ -154,11 +157,15 @@ def rewrite(
     attempts: Sequence[int],
     config: GenerateConfig,
     on_piece: Callable[[Rewritten], None],
+    on_tokens: Callable[[int], None] | None = None,
 ) -> None:
     """Write bars of some pieces of a batch anew and hand over each piece as soon as it is complete.
 
     A piece depends on its canvas, the settings, its index and attempt alone. As many as fit into a batch go side by
     side, gap after gap; what ends the work early costs these.
+
+    Args:
+        on_tokens: see `write_ids`.
     """
     pieces = [
         Rewritten(place, index, attempt, canvas.spans(config, index), canvas.whole)
@@ -167,11 +174,15 @@ def rewrite(
     for first in range(0, len(pieces), config.batch_size):
         side_by_side = pieces[first : first + config.batch_size]
         while left := [piece for piece in side_by_side if not piece.is_complete]:
-            _fill_next_gaps(loaded, left, config, on_piece)
+            _fill_next_gaps(loaded, left, config, on_piece, on_tokens)
 
 
 def _fill_next_gaps(
-    loaded: LoadedModel, pieces: Sequence[Rewritten], config: GenerateConfig, on_piece: Callable[[Rewritten], None]
+    loaded: LoadedModel,
+    pieces: Sequence[Rewritten],
+    config: GenerateConfig,
+    on_piece: Callable[[Rewritten], None],
+    on_tokens: Callable[[int], None] | None,
 ) -> None:
     gaps = [piece.next_gap for piece in pieces]
     prompts = [gap.prompt_ids(loaded.tokenizer) for gap in gaps]
@@ -196,6 +207,7 @@ def _fill_next_gaps(
         config,
         keep,
         lambda row, ids: gaps[rows[row][0]].extent.is_passed_by(_decoded(loaded, ids)),
+        on_tokens=on_tokens,
     )
     for place, piece in enumerate(pieces):
         tries = [written[row] for row, (of_place, _) in enumerate(rows) if of_place == place]

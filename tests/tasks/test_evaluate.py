@@ -20,6 +20,7 @@ from tasks.evaluation_card import report_markdown
 from tasks.home import Home
 from tasks.music.metrics import piece_statistics
 from tasks.music.tokenizers.oore import OoreConfig
+from tasks.progress import Progress
 from tests.samples import small_corpus, small_dataset, small_model
 
 Setup = tuple[DatasetVersion, LoadedModel]
@@ -137,6 +138,28 @@ def test_progress_counts_every_window(setup: Setup) -> None:
     config = EvaluateConfig(window_tokens=64, batch_size=5)
     score_held_out(loaded, store, dataset.manifest["splits"]["validation"], config, seen.append)
     assert sum(seen) == sum(1 + max(0, -(-(len(row) - 65) // 32)) for row in rows_of(dataset, "validation"))
+
+
+def test_progress_counts_tokens_of_samples_and_continuations(setup: Setup) -> None:
+    dataset, loaded = setup
+    shown: list[Progress] = []
+
+    def show(label: str, total: int, unit: str) -> Progress:
+        shown.append(Progress(label, total, unit))
+        return shown[-1]
+
+    config = replace(SHORT, n_samples=2, n_continuations=1)
+    result = evaluate_model(loaded, dataset, config, show=show)
+    assert [(stage.label, stage.unit) for stage in shown] == [
+        ("scoring", "windows"), ("sampling", "tokens"), ("continuing pieces", "tokens"),
+    ]  # fmt: skip
+    scoring, sampling, continuing = shown
+    assert scoring.done == scoring.total
+    assert sampling.done == sum(len(ids) - 1 for ids in sample_freely(loaded, config))
+    assert result.continuations is not None
+    assert continuing.done == sum(piece.row["generated_length"] for piece in result.continuations.pieces)
+    assert sampling.done <= sampling.total
+    assert continuing.done <= continuing.total
 
 
 def test_a_model_of_another_encoding_is_turned_down(setup: Setup, home: Home, tmp_path: Path) -> None:

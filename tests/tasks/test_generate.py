@@ -28,6 +28,7 @@ from tasks.home import Home
 from tasks.integrity import read_sealed
 from tasks.music.metrics import piece_statistics
 from tasks.music.score import read_midi
+from tasks.progress import Progress
 from tasks.prompts import read_prompts
 from tests.studio import (
     SHORT,
@@ -54,6 +55,82 @@ def test_every_file_is_the_same_for_any_batch_size(home: Home, setup: Setup) -> 
         other = compose(home, setup, batch_size=batch_size, prompt=str(setup.prompts))
         assert other.name == first.name
         assert files_of(other.folder) == files
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"max_notes": 3, "sampling": SamplingConfig(max_tokens=300)},
+        {"sampling": replace(SHORT, beams=3, max_tokens=16), "n_pieces": 3},
+        {"prompt": "b.mid", "infill_bars": (1, 1), "best_of": 2, "best_by": "join"},
+        {"prompt": "b.mid", "variation": 0.5, "best_of": 2, "best_by": "join"},
+    ],
+    ids=str,
+)
+def test_progress_counts_tokens_and_then_seconds_of_music(
+    home: Home, setup: Setup, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.token_count.SECONDS_BETWEEN_TALES", 0.0)
+    shown: list[Watched] = []
+
+    def show(label: str, total: int, unit: str) -> Watched:
+        shown.append(Watched(label, total, unit))
+        return shown[-1]
+
+    if "prompt" in settings:
+        settings = settings | {"prompt": str(setup.prompts / settings["prompt"])}
+    counted: list[int] = []
+    config = config_of(**settings)
+    batch = generate_batch(home, setup.model, setup.checkpoint, config, counted.append, show=show)
+    composing, rendering = shown
+    assert [(s.label, s.unit) for s in shown] == [("composing", "tokens"), ("rendering", "seconds of music")]
+    assert composing.done == composing.total > 0
+    assert len(composing.steps) > 5 * batch.manifest["n_pieces"]  # not only when a piece is complete
+    assert sum(counted) == batch.manifest["n_attempts"]
+    assert composing.note == f"{sum(counted)} of {sum(counted)} pieces are written"
+    assert (
+        rendering.done
+        == rendering.total
+        == sum(max(round(piece["statistics"]["seconds"]), 1) for piece in sidecars_of(batch))
+    )
+
+
+class Watched(Progress):
+    """A progress that keeps the steps that it is told."""
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        self.__dict__.setdefault("steps", []).append(n)
+        super().advance(n, note)
+
+
+def test_tokens_that_are_void_are_taken_back(home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = drawn_tokens(home, setup)
+    step, n_steps = sampling.Sampler.step, 0
+
+    def lose_precision(sampler: sampling.Sampler) -> list[int]:
+        nonlocal n_steps
+        n_steps += 1
+        if n_steps == 20:
+            raise PrecisionLostError
+        return step(sampler)
+
+    monkeypatch.setattr(sampling.Sampler, "step", lose_precision)
+    assert drawn_tokens(home, setup) == plain
+    assert n_steps > 20
+
+
+def drawn_tokens(home: Home, setup: Setup) -> tuple[int, int]:
+    """Return done and total of the progress of a batch."""
+    shown: list[Progress] = []
+
+    def show(label: str, total: int, unit: str) -> Progress:
+        shown.append(Progress(label, total, unit))
+        return shown[-1]
+
+    generate_batch(home, setup.model, setup.checkpoint, config_of(), fresh=True, show=show)
+    assert shown[0].done == shown[0].total
+    return shown[0].done, shown[0].total
 
 
 def test_results_tell_lengths_entropies_and_times(home: Home, setup: Setup) -> None:
@@ -99,9 +176,17 @@ def test_every_file_is_the_same_for_two_workers(home: Home, setup: Setup, ray: N
     one = files_of(compose(home, setup).folder)
     seen: list[int] = []
     config = config_of(n_workers=2, batch_size=2)
-    two = generate_batch(home, setup.model, setup.checkpoint, config, seen.append)
+    stages: list[Progress] = []
+
+    def show(label: str, total: int, unit: str) -> Progress:
+        stages.append(Progress(label, total, unit))
+        return stages[-1]
+
+    two = generate_batch(home, setup.model, setup.checkpoint, config, seen.append, show=show)
     assert files_of(two.folder) == one
     assert sum(seen) == 5
+    assert [stage.done for stage in stages] == [stage.total for stage in stages]  # what the workers drew and rendered
+    assert stages[0].done > 5
 
 
 @pytest.mark.slow
