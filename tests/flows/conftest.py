@@ -32,7 +32,7 @@ def clean_environment(home: Path) -> dict[str, str]:
     return kept | {"PREFECT_HOME": str(home / "prefect")}
 
 
-def orchestrion(home: Path, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+def orchestrion(home: Path, *arguments: str, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "flows.cli", *arguments]
     return subprocess.run(

@@ -295,7 +295,7 @@ def test_a_wrong_password_is_told_in_one_line(
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", *arguments, "--home", str(running.home.root)],
         env=clean_environment(running.home.root) | variables, cwd=REPOSITORY,
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=1200, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stderr + done.stdout
     lines = [line for line in (done.stderr + done.stdout).splitlines() if "refuses" in line]

@@ -49,7 +49,7 @@ class Deployed:
                     raise
                 time.sleep(0.5)
 
-    def wait_for(self, what: str, probe: Callable[[], Any], seconds: float = 300) -> Any:
+    def wait_for(self, what: str, probe: Callable[[], Any], seconds: float = 1200) -> Any:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             found = probe()
@@ -72,7 +72,7 @@ class Deployed:
         parameters = {"config": deployment["parameters"]["config"] | config} if config else {}
         return self.call(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})["id"]
 
-    def ended(self, run: str, seconds: float = 300) -> dict[str, Any]:
+    def ended(self, run: str, seconds: float = 1200) -> dict[str, Any]:
         """Wait for the end of a run and return its state."""
 
         def state() -> Any:
@@ -253,7 +253,7 @@ def test_ui_beside_deploy_starts_what_is_missing_and_stops_only_that(deployed: D
 def test_a_bad_cron_is_told_before_a_server_is_started(home: Home) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "deploy", "--home", str(home.root), "--cron", "whenever"],
-        env=clean_environment(home.root), capture_output=True, text=True, timeout=300, check=False,
+        env=clean_environment(home.root), capture_output=True, text=True, timeout=1200, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

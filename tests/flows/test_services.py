@@ -53,7 +53,7 @@ def ui(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         time.sleep(0.5)
     yield json.loads(services.read_text()) | {"pid": str(process.pid), "said": str(said)}
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(300) == 130
     assert not services.exists()
 
 
