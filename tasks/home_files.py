@@ -16,6 +16,7 @@ from tasks.errors import DamagedFile, OrchestrionError
 from tasks.home import Home, write_atomically
 from tasks.integrity import SEAL, examine, parse_sealed, read_sealed, sealed_bytes
 from tasks.metrics_log import POINT, point_line
+from tasks.sources.downloads import KNOWN
 from tasks.strict_json import Shape, parse_json, read_json
 from tasks.tracking import NATS
 
@@ -73,6 +74,7 @@ def kinds() -> list[Kind]:
         Kind("sessions", "sessions/*/session.json", _check_session, _has_seal, _seal_json(dict)),
         Kind("flat tokens", "cache/tokens/*.tokens", _check_flat, _has_header, _drop),
         Kind("what scans found", "cache/*/*.parquet", _check_table, lambda path: examine(path).has_seal, _drop),
+        Kind("what was downloaded", "cache/downloads/*.json", _check_download, _has_seal, _drop),
         Kind("the tracker's database", "mlflow/mlflow.db", _check_database, lambda path: True, None),
         Kind("Prefect's database", "prefect/prefect.db", _check_database, lambda path: True, None),
     ]
@@ -215,6 +217,14 @@ def _has_header(path: Path) -> bool:
 def _check_table(path: Path) -> None:
     if not examine(path).fits:
         raise DamagedFile(f"{path} is damaged; it is made again by the next scan")
+
+
+def _check_download(path: Path) -> None:
+    """Check what is known of a download, and the file beside it; without the former it is fetched again."""
+    known = read_sealed(path, {"known?": KNOWN, "identity?": list}).get("known", {})
+    file = path.with_name(path.name.removesuffix(".json"))
+    if known.get("sha256") and file.exists() and examine(file).sha256 != known["sha256"]:
+        raise DamagedFile(f"{file} is damaged: delete it, and the next scan fetches it again")
 
 
 def _drop(path: Path) -> None:

@@ -24,6 +24,7 @@ EXPERIMENTS = ("orchestrion/datasets", "orchestrion/training", "orchestrion/eval
 CHAMPION, LATEST = "champion", "latest"  # MLflow reserves `latest` and means the highest version by it
 PIECE_SCORES = "pieces.json"  # artifact of an evaluation
 NATS = {"nats": [float]}  # shape of it
+NUMBER = "orchestrion.number"  # tag of a model version: the how manieth of the home
 _MAX_PARAM_LENGTH = 6000
 
 
@@ -168,7 +169,7 @@ class Run:
             name,
             source=f"models:/{logged.model_id}",
             run_id=self.run_id,
-            tags=dict(facts) | {"model_id": logged.model_id},
+            tags=dict(facts) | {"model_id": logged.model_id, NUMBER: str(self.tracker.next_number())},
             model_id=logged.model_id,
         )
         self.log_tags({"orchestrion.model_version": f"{name}@{made.version}"})
@@ -344,13 +345,23 @@ class Tracker:
         return [_run_facts(run, experiment.name) for run in runs]
 
     def models(self) -> list[ModelVersion]:
-        """Return every registered model version, newest first."""
+        """Return every registered model version, newest first.
+
+        The order is that of their numbers, so that a clock that was put back does not change it; those of before there
+        were numbers come last, by time.
+        """
         found = []
         for registered in self.client.search_registered_models(max_results=1000):
             for entry in self.client.search_model_versions(f"name='{registered.name}'", max_results=1000):
                 aliases = tuple(sorted(a for a, v in registered.aliases.items() if str(v) == str(entry.version)))
-                found.append((entry.creation_timestamp, _as_model_version(entry, aliases)))
-        return [version for _, version in sorted(found, key=lambda pair: -pair[0])]
+                age = (_number_of(entry), entry.creation_timestamp, int(entry.version))
+                found.append((age, _as_model_version(entry, aliases)))
+        return [version for _, version in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+    def next_number(self) -> int:
+        """Return the number of the model version that is registered next, counted over all names."""
+        entries = self.client.search_model_versions(max_results=10_000)
+        return 1 + max(map(_number_of, entries), default=0)
 
     def model(self, reference: str = "") -> ModelVersion:
         """Return the version that `name@3`, `name@champion`, `name` (its latest) or nothing (the newest of all) means.
@@ -364,7 +375,7 @@ class Tracker:
         name, _, wanted = reference.partition("@")
         if not name:
             return known[0]
-        versions = [entry for entry in known if entry.name == name]
+        versions = sorted((entry for entry in known if entry.name == name), key=lambda entry: -int(entry.version))
         if not versions:
             raise NotFound(f"no model {name!r}; known: {', '.join(sorted({entry.name for entry in known}))}")
         matching = [entry for entry in versions if wanted in ("", LATEST, entry.version) or wanted in entry.aliases]
@@ -500,6 +511,11 @@ def _run_facts(run: Any, experiment: str) -> dict[str, Any]:
         "tags": {k: v for k, v in run.data.tags.items() if k.startswith(("orchestrion.", "prefect."))},
         "metrics": dict(run.data.metrics),
     }
+
+
+def _number_of(entry: Any) -> int:
+    number = entry.tags.get(NUMBER, "0")
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 16 else 0
 
 
 def _as_model_version(entry: Any, aliases: tuple[str, ...]) -> ModelVersion:

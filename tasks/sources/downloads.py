@@ -1,7 +1,6 @@
 """Files from web servers: fetched once, resumed after a cut, checked, and renamed into place when whole."""
 
 import hashlib
-import json
 import logging
 import re
 import time
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from tasks.errors import DatasetError, NotFound
+from tasks.errors import DamagedFile, DatasetError, NotFound
 from tasks.home import write_atomically
+from tasks.integrity import read_sealed, sealed_bytes
 from tasks.sources.cache import cache_key, replace_synced
 from tasks.sources.limits import SourceLimits
 
@@ -24,6 +24,9 @@ PIECE = 2**18
 MAX_REDIRECTS = 10
 _GONE = (401, 403, 404, 410, 451)
 _LATER = (408, 425, 429)
+
+
+KNOWN = {"etag?": str, "last_modified?": str, "n_bytes?": int, "sha256?": str}  # shape of `_Known`
 
 
 @dataclass(slots=True)
@@ -213,14 +216,14 @@ class _Download:
 
     def _read_facts(self) -> _Known:
         try:
-            return _Known(**json.loads(self.facts.read_text())["known"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return _Known(**read_sealed(self.facts, {"known": KNOWN})["known"])
+        except (FileNotFoundError, DamagedFile, TypeError):
             self.partial.unlink(missing_ok=True)  # nobody knows of what it is a part
             return _Known()
 
     def _write_facts(self) -> None:
         facts: dict[str, Any] = {"address": self.shown, "known": asdict(self.known)}
-        write_atomically(self.facts, json.dumps(facts, indent=1).encode())
+        write_atomically(self.facts, sealed_bytes(facts))
 
 
 def _sha256(path: Path) -> str:

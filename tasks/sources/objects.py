@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs as arrow_fs
 
-from tasks.errors import ConfigError, DatasetError, NotFound
+from tasks.errors import ConfigError, DamagedFile, DatasetError, NotFound
 from tasks.home import write_atomically
+from tasks.integrity import read_sealed, sealed_bytes
 from tasks.sources.cache import cache_key, load_table, replace_synced, store_table, temporary_path
 from tasks.sources.limits import SourceLimits
 from tasks.sources.listing import LISTING_SCHEMA, SLICE, UNREAD, Part, combined, stamp_of
@@ -256,7 +257,7 @@ class _Fetcher:
             raise DatasetError(f"source {self.label}: cannot fetch {shown}: {_first_line(error)}") from None
         finally:
             temporary.unlink(missing_ok=True)
-        write_atomically(facts, json.dumps({"identity": identity}).encode())
+        write_atomically(facts, sealed_bytes({"identity": identity}))
         return path
 
     def _parts(self, stored: pa.Table) -> list[Part]:
@@ -289,8 +290,8 @@ class _Fetcher:
 
 def _read_identity(facts: Path) -> list[Any] | None:
     try:
-        return json.loads(facts.read_text())["identity"]
-    except (OSError, ValueError, KeyError):
+        return read_sealed(facts, {"identity": list})["identity"]
+    except (FileNotFoundError, DamagedFile):
         return None
 
 

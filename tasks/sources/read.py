@@ -4,9 +4,11 @@
 # pyright: reportAttributeAccessIssue=false
 
 import hashlib
+import logging
 import os
 import zlib
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.sources.listing import DEFLATE, FILE, stamp_of
+
+logger = logging.getLogger(__name__)
 
 MAX_OPEN = 64  # containers
 BATCH_ROWS = 1024
@@ -68,8 +72,8 @@ def refuse_rows(files: pa.Table, refused: Mapping[int, BadRead]) -> pa.Table:
 def read_members(rows: pa.Table) -> Iterator[bytes | BadRead]:
     """Yield the contents of scan rows, in their order: exactly the bytes that were hashed.
 
-    A file or archive with the size and times of the scan is taken at its word; otherwise the contents are hashed again,
-    so that one that was only touched or copied is still good.
+    They are hashed again, whatever size and times say: a flipped bit of a disk moves no time. So a file that was only
+    touched or copied is still good.
     """
     containers = _Containers()
     try:
@@ -126,7 +130,11 @@ def _read(  # noqa: PLR0911  (one line for each thing that can go wrong)
         return BadRead("changed", f"{error} since the scan ({path})")
     if len(data) != n_bytes:
         return BadRead("changed", f"{len(data)} bytes where the scan found {n_bytes} ({path})")
-    if found != stamp and hashlib.sha256(data).digest() != content_hash:
+    if hashlib.sha256(data).digest() != content_hash:
+        if found == stamp and container.endswith(b".pack"):  # our own copy of what an archive or a store holds
+            logger.warning("%s is damaged: %s; it is unpacked again", os.fsdecode(container), path)
+            with suppress(OSError):
+                os.unlink(container)  # noqa: PTH108
         return BadRead("changed", f"other contents than at the scan ({path})")
     return data
 
