@@ -1,6 +1,7 @@
 """The command line. Each command builds one config, then calls one flow; heavy imports wait until then."""
 
 import importlib
+import io
 import json
 import logging
 import os
@@ -43,11 +44,12 @@ from flows.cli_options import (
     print_result,
 )
 from flows.interrupts import INTERRUPTED, SAID_INTERRUPTED
-from tasks.errors import ConfigError, HomeError, Interrupted, NotFound, OrchestrionError, words_of
+from tasks.errors import ConfigError, HomeError, Interrupted, OrchestrionError, words_of
 from tasks.home import Home, json_text, storage_problem
 from tasks.signals import ends
 
 START_RAY = ("rebuild_dataset", "train", "pipeline", "sweep")  # `evaluate` and `generate` mostly do without
+LONGEST_MESSAGE = 4000  # characters; what a user gave may be longer than anybody reads
 BATCH_FACTS = ("batch", "model_version", "n_pieces", "flags", "batch_dir", "gallery", "reused", "seconds")
 
 app = typer.Typer(
@@ -204,12 +206,16 @@ def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> Non
 
 
 def _absolute_prompt(prompt: str) -> str:
-    return prompt if not prompt or prompt.startswith("split:") else str(Path(prompt).absolute())
+    from tasks.user_paths import as_text, path_of
+
+    return prompt if not prompt or prompt.startswith("split:") else as_text(path_of(prompt).absolute())
 
 
 def _check_prompt(prompt: str) -> None:
-    if prompt and not prompt.startswith("split:") and not Path(prompt).exists():
-        raise NotFound(f"prompt {prompt} does not exist")
+    from tasks.user_paths import check_there, path_of
+
+    if prompt and not prompt.startswith("split:"):
+        check_there(path_of(prompt), "prompt")
 
 
 @app.command(epilog="Example: orchestrion pipeline --source ~/midi --preset music_transformer_tiny --json")
@@ -303,10 +309,10 @@ app.add_typer(cli_compose.app, name="compose")
 def ui(
     home: HomeOption = DEFAULT_HOME,
     prefect_port: Annotated[
-        int, typer.Option(help="Port of Prefect's UI on 127.0.0.1; another free one if it is taken.")
+        int, typer.Option(min=0, max=65535, help="Port of Prefect's UI on 127.0.0.1; another free one if it is taken.")
     ] = environment.PREFECT_PORT,
     mlflow_port: Annotated[
-        int, typer.Option(help="Port of MLflow's UI on 127.0.0.1; another free one if it is taken.")
+        int, typer.Option(min=0, max=65535, help="Port of MLflow's UI on 127.0.0.1; another free one if it is taken.")
     ] = environment.MLFLOW_PORT,
     verbose: VerboseOption = False,
 ) -> None:
@@ -342,6 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in ends():  # all end as Ctrl-C does, so that nothing is left running
         signal.signal(number, signal.default_int_handler)
     streams.open_missing()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit its encoding
     code = _run(list(sys.argv[1:] if arguments is None else arguments))
     if code == INTERRUPTED:
         streams.leave(code)
@@ -393,8 +401,13 @@ def _was_interrupted(error: BaseException | None) -> bool:
 
 
 def _complain(message: str) -> None:
+    """Say something in one line, which control characters and names that are not UTF-8 leave one."""
+    line = " ".join(message.split())
+    if len(line) > LONGEST_MESSAGE:
+        line = f"{line[: LONGEST_MESSAGE // 2]} ... {line[-LONGEST_MESSAGE // 2 :]}"
+    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
     with suppress(OSError):  # the terminal is gone
-        typer.echo(f"orchestrion: {' '.join(message.split())}", err=True)
+        typer.echo(f"orchestrion: {shown}", err=True)
 
 
 def _config(preset: str, overrides: Sequence[str]) -> Any:

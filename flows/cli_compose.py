@@ -8,7 +8,7 @@ import typer
 from flows import environment
 from flows.cli_look import find_model, tracker_of
 from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, ModelOption, print_list
-from tasks.errors import ConfigError, NotFound
+from tasks.errors import ConfigError
 from tasks.home import Home, json_text
 
 app = typer.Typer(
@@ -268,13 +268,14 @@ def _start(
     import dataclasses
 
     from tasks.presets import PRESETS, build_preset
+    from tasks.user_paths import check_there
 
     if prime not in ("start", "dataset", "random"):
         raise ConfigError(f"--prime {prime}: known are start, dataset, random")
     if prompt and prime != "start":
         raise ConfigError(f"--prompt {prompt} and --prime {prime} are two beginnings; give one of them")
-    if prompt and not Path(prompt).exists():
-        raise NotFound(f"prompt {prompt} does not exist")
+    if prompt:
+        check_there(Path(prompt), "prompt")
     model = find_model(session.home, reference)
     tracker = tracker_of(session.home)
     assert tracker is not None  # `find_model` would have said so

@@ -53,7 +53,7 @@ def compare(
 ) -> None:
     """Set models side by side: figures with intervals, curves, pieces to listen to; also an artifact in MLflow."""
     from tasks.comparison import build_comparison, difference_of, gather_contestants, warnings_of
-    from tasks.output_files import check_output, write_output
+    from tasks.user_paths import check_output, write_output
 
     check_output(out)
     where = Home.at(home)

@@ -266,9 +266,9 @@ class SessionFolder:
             ConfigError: `out` is not named as MIDI is, or cannot be written.
         """
         from tasks.music.midi_statistics import midi_statistics
-        from tasks.output_files import check_output, is_regular_output, write_output
         from tasks.sources.names import MIDI_SUFFIXES
         from tasks.tracking import git_commit
+        from tasks.user_paths import check_output, is_regular_output, write_output
 
         path = self.folder / "piece.mid" if out is None else out
         check_output(path)

@@ -21,6 +21,7 @@ from tasks.errors import BadHome, HomeError
 
 MIN_FREE_BYTES = 256 * 2**20
 MAX_HOME_BYTES = 480  # of the path: SQLite opens files with paths of up to 504
+MAX_NAME_BYTES = 255
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 _MARKS = (
     "lock",
@@ -199,6 +200,8 @@ def _checked(name: str) -> Path:
     except ValueError as error:
         said = "is not UTF-8" if isinstance(error, UnicodeError) else "holds a NUL character"
         raise BadHome(f"home {name.encode('utf-8', 'backslashreplace').decode()!r} {said}") from None
+    if any(len(part.encode()) > MAX_NAME_BYTES for part in path.parts):
+        raise BadHome(f"home {path}: a folder's name is too long, above {MAX_NAME_BYTES} bytes")
     wrong = next((character for character in str(path) if character == "?" or ord(character) < 32), None)
     if wrong is not None:
         raise BadHome(f"home {str(path)!r} holds the character {wrong!r}, which the paths of databases cannot")

@@ -20,8 +20,8 @@ from tasks.music.tokenizers.registry import (
     needs_vocabulary,
     tokenizer_from_json,
 )
-from tasks.output_files import check_output, write_output
 from tasks.sources.names import printable
+from tasks.user_paths import check_output, write_output
 
 
 @dataclass(frozen=True, slots=True)

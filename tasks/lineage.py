@@ -13,6 +13,7 @@ from tasks.errors import NotFound, OrchestrionError
 from tasks.home import Home
 from tasks.shards import read_table
 from tasks.strict_json import BadJson, read_json
+from tasks.user_paths import is_file
 
 if TYPE_CHECKING:
     from tasks.tracking import ModelVersion, Tracker
@@ -54,7 +55,7 @@ class Lineage:
 
     def _of_file(self, target: str) -> dict[str, Any] | None:
         path = Path(target)
-        if not path.is_file():
+        if not is_file(path):
             return None
         if path.suffix == ".json" and {"midi_sha256", "batch", "copying"} <= _dict_of(path).keys():
             return self._piece(read_sidecar(path), path)
@@ -69,7 +70,7 @@ class Lineage:
     def _of_batch(self, target: str) -> dict[str, Any] | None:
         name = Path(target).name
         manifest = self.home.generations / name / "manifest.json"
-        if not name or not manifest.is_file():
+        if not name or not is_file(manifest):
             return None
         return {"kind": "batch"} | self._batch(read_manifest(manifest))
 

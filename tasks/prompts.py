@@ -29,6 +29,7 @@ from tasks.music.windows import cut_windows
 from tasks.piece_ids import check_prompt_ids, check_request
 from tasks.sources.names import MIDI_SUFFIXES, is_companion, is_midi, printable
 from tasks.split import SPLITS
+from tasks.user_paths import check_there, path_of
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ def _contents(
     if prompt.startswith(SPLIT_MARK):
         yield from _pieces_of_split(prompt.removeprefix(SPLIT_MARK), loaded, config, home)
         return
-    files = _prompt_files(Path(prompt))
+    files = _prompt_files(path_of(prompt))
     if len(files) > config.n_pieces:
         logger.info("prompt %s: the first %d of %d files, one for each piece", prompt, config.n_pieces, len(files))
     for name, path in files[: config.n_pieces]:
@@ -199,8 +200,7 @@ def _contents(
 
 def _prompt_files(prompt: Path) -> list[tuple[str, Path]]:
     """Return (name, path) of the prompt, or of the MIDI files below it, in order of name."""
-    if not prompt.exists():
-        raise NotFound(f"prompt {prompt} does not exist")
+    check_there(prompt, "prompt")
     if prompt.is_file():
         if not is_midi(os.fsencode(prompt.name)):
             raise DatasetError(f"prompt {prompt} is neither a folder nor a {' '.join(MIDI_SUFFIXES)} file")

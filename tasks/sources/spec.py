@@ -7,12 +7,13 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlencode, urlsplit
 
 from tasks.errors import ConfigError, DatasetError, NotFound
 from tasks.home import is_home
 from tasks.sources.catalog import catalog_names, find_entry, is_in_catalog
 from tasks.sources.names import ARCHIVE_SUFFIXES, LIST_SUFFIXES, MIDI_SUFFIXES, archive_format, is_midi, printable
+from tasks.user_paths import as_text
 
 SourceKind = Literal["folder", "file", "list", "archive", "uri", "http", "catalog"]
 ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
@@ -75,15 +76,20 @@ def _kind_of(written: str) -> tuple[SourceKind, str]:
     if scheme is None:
         return _local_kind(written)
     name = scheme[1].lower()
+    try:
+        parts = urlsplit(written)
+        server, _ = parts.hostname, parts.port if name in ("http", "https") else None
+    except ValueError as error:  # brackets that do not match, a port that is none
+        raise ConfigError(f"source {re.sub('://[^/@]*@', '://', written)}: {error}") from None
     if name in ("http", "https"):
-        if not urlsplit(written).hostname:
+        if not server:
             raise ConfigError(f"source {written} names no server")
         return "http", written
     if name == "file":
         parts = urlsplit(written)
         if parts.netloc not in ("", "localhost"):
             raise ConfigError(f"source {written} names the server {parts.netloc}; file:// is for this machine")
-        return _local_kind(unquote(parts.path))
+        return _local_kind(os.fsdecode(unquote_to_bytes(parts.path)))
     if name not in ARROW_SCHEMES:
         import fsspec
 
@@ -159,7 +165,7 @@ def source_name(text: str) -> str:
         parts = urlsplit(written)
         stem = PurePosixPath(unquote(parts.path)).name or parts.netloc
     else:
-        local = unquote(urlsplit(written).path) if scheme else written
+        local = os.fsdecode(unquote_to_bytes(urlsplit(written).path)) if scheme else written
         stem = Path(os.path.expanduser(local)).resolve().name  # noqa: PTH111  (Path's own raises on an unknown user)
     stem = stem.lower()
     suffix = max((end for end in (*ARCHIVE_SUFFIXES, *LIST_SUFFIXES) if stem.endswith(end)), key=len, default="")
@@ -174,4 +180,4 @@ def absolute_source(text: str) -> str:
     if spec.kind not in ("folder", "file", "archive", "list"):
         return text
     settings = _split_fragment(text)[1]
-    return spec.location + ("#" + urlencode(settings) if settings else "")
+    return as_text(Path(spec.location)) + ("#" + urlencode(settings) if settings else "")

@@ -1,4 +1,7 @@
-"""Files that a user names: regular ones are written whole, links are followed, devices and pipes stay what they are."""
+"""Paths that a user names: what is to be read is there, and what is to be written can be.
+
+Regular files are written whole, links are followed, devices and pipes stay what they are.
+"""
 
 import errno
 import os
@@ -6,13 +9,55 @@ import re
 import stat
 import sys
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, NotFound
 from tasks.home import storage_problem, whole_file
 from tasks.sources.names import printable
 
 _MAX_LINKS = 40  # as the kernel
 _DESCRIPTORS = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
+
+
+def check_there(path: Path, what: str) -> None:
+    """See that something is at a path.
+
+    Args:
+        what: what it is to the user, such as `prompt`.
+    Raises:
+        NotFound: nothing is, or nobody can tell.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound(f"{what} {printable(str(path))} does not exist") from None
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise NotFound(f"{what} {printable(str(path))}: {said}") from None
+
+
+def as_text(path: Path) -> str:
+    """Return a path as text that JSON and databases hold: itself, or a file:// address where it is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.absolute().as_uri()
+    return str(path)
+
+
+def path_of(text: str) -> Path:
+    """Return the path that a text of `as_text`, or of a user, means."""
+    scheme, mark, path = text.partition("://")
+    is_address = mark and scheme.lower() == "file" and path.startswith("/")
+    return Path(os.fsdecode(unquote_to_bytes(path))) if is_address else Path(text)
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a file is at a path; no name is too odd to ask."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def check_output(path: Path) -> None:

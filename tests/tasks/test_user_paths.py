@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import ConfigError
-from tasks.output_files import check_output, is_regular_output, write_output
+from tasks.user_paths import check_output, is_regular_output, write_output
 
 
 def test_a_regular_file_is_replaced_whole_and_keeps_its_permissions(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_pipe_and_a_device_are_written_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 def test_the_standard_output_is_written_to_and_what_follows_stands_behind_it(tmp_path: Path, name: str) -> None:
     code = (
-        "import sys; from pathlib import Path; from tasks.output_files import write_output\n"
+        "import sys; from pathlib import Path; from tasks.user_paths import write_output\n"
         f"print('before'); write_output(Path({name!r}), b'data\\n'); print('after')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
