@@ -61,7 +61,7 @@ def test_help_and_mistakes_import_nothing_heavy(arguments: list[str]) -> None:
         (["nonsense"], "No such command 'nonsense'"),
         (["generate", "-n", "0"], "n_pieces=0 is below 1"),
         (["rebuild", "--source", "/nowhere"], "source /nowhere does not exist"),
-        (["pipeline", "--source", "/dev/null"], "source /dev/null is neither a folder, nor"),
+        (["pipeline", "--source", "/dev/null"], "source /dev/null is no regular file but a device"),
         (["train"], "holds no dataset yet"),
         (["evaluate"], "holds no trained model yet"),
         (["generate", "--prompt", "/nowhere.mid"], "prompt /nowhere.mid does not exist"),
