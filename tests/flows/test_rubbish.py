@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from flows import cli, deployments, services
+from tasks.signals import ends
 
 N_SEEDS = int(os.environ.get("ORCHESTRION_RUBBISH", "320"))  # argument lists of a run
 LONG, DEEP = "9" * 5000, "[" * 100_000
@@ -178,7 +179,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(deployments, "serve_flows", lambda *arguments: None)
     monkeypatch.setattr(services, "run_uis", lambda *arguments: None)
     monkeypatch.setattr("tasks.summaries.pipeline_rows", lambda result: [])
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in ends()}
 
     def call(arguments: list[str]) -> tuple[int, str, str]:
         out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
@@ -189,7 +190,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return int(ended.value.code or 0), out.buffer.getvalue().decode(), err.buffer.getvalue().decode()  # type: ignore[union-attr]
 
     yield call
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def shown(arguments: list[str]) -> str:
