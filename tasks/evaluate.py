@@ -22,7 +22,7 @@ from tasks.config import EvaluateConfig
 from tasks.continuations import ContinuationTest, continue_pieces
 from tasks.copying import copy_index
 from tasks.datasets import DatasetVersion
-from tasks.errors import CheckpointError, DatasetError, HomeError
+from tasks.errors import CheckpointError, DatasetError, Diverged, HomeError
 from tasks.held_out import held_out_statistics, pieces_of_rows
 from tasks.latent_pieces import FROM_PRIOR, with_latents
 from tasks.music.judgement import judge_pieces
@@ -84,8 +84,13 @@ def evaluate_model(
     Args:
         on_windows: called with the number of windows scored since the last call.
         show: makes the progress of a stage, of its label, total and unit.
+    Raises:
+        CheckpointError: the model was trained on another encoding.
+        DatasetError: there is nothing to score in the split.
+        Diverged: the model's likelihood is no finite number.
     """
     check_fits(loaded, dataset)
+    _require_music(dataset, config.split)
     check_shards([*dataset.token_shards(config.split), *dataset.token_shards("train")], n_cpus())
     clock = Clock()
     store = TokenStore(dataset.token_shards(config.split), dataset.flat_tokens)
@@ -107,6 +112,11 @@ def evaluate_model(
         else:
             metrics, row_nats = score_held_out(loaded, store, facts, config, count)
             piece_nats, least_context = np.bincount(piece_of_row, weights=row_nats), window[1]
+    if not math.isfinite(metrics["nll_per_token"]):
+        raise Diverged(
+            f"model {loaded.folder}: its likelihood on {dataset.reference}/{config.split} is"
+            f" {metrics['nll_per_token']} nats per token; it has diverged or its weights are damaged"
+        )
     metrics |= frequency_baseline(store, TokenStore(dataset.token_shards("train"), dataset.flat_tokens))
     clock.stop("scoring")
     samples, test = list[np.ndarray](), None
@@ -135,6 +145,15 @@ def evaluate_model(
             evaluation = _with_samples(evaluation, loaded, dataset, config, samples)
     clock.stop("judging")
     return replace(evaluation, seconds=clock.seconds)
+
+
+def _require_music(dataset: DatasetVersion, split: str) -> None:
+    facts = dataset.manifest["splits"][split]
+    for name in ("n_tokens", "n_notes", "seconds"):
+        if not facts[name] > 0:
+            raise DatasetError(
+                f"dataset {dataset.reference} has nothing to score in split {split}: {name}={facts[name]}"
+            )
 
 
 def _about(loaded: LoadedModel) -> dict[str, Any]:

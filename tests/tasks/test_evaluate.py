@@ -1,5 +1,6 @@
 """Held-out scores against a hand-written loop, every token once; samples counted by their grammar errors."""
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import EvaluateConfig
 from tasks.datasets import DatasetVersion
-from tasks.errors import CheckpointError
+from tasks.errors import CheckpointError, DatasetError, Diverged
 from tasks.evaluate import check_fits, evaluate_model, sample_freely, score_held_out
 from tasks.evaluation_card import report_markdown
 from tasks.home import Home
@@ -160,6 +161,34 @@ def test_progress_counts_tokens_of_samples_and_continuations(setup: Setup) -> No
     assert continuing.done == sum(piece.row["generated_length"] for piece in result.continuations.pieces)
     assert sampling.done <= sampling.total
     assert continuing.done <= continuing.total
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_without_a_finite_likelihood_has_no_figures(setup: Setup, value: float) -> None:
+    dataset, loaded = setup
+    broken = replace(loaded, model=copy.deepcopy(loaded.model))
+    with torch.no_grad():
+        broken.model.head.bias[20] = value  # type: ignore[union-attr]
+    with pytest.raises(Diverged, match=f"its likelihood on {dataset.reference}/test is nan nats per token"):
+        evaluate_model(broken, dataset, SHORT)
+    assert Diverged.exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["n_tokens", "n_notes", "seconds"])
+def test_a_split_without_music_is_said_to_have_none(setup: Setup, name: str) -> None:
+    dataset, loaded = setup
+    splits = dataset.manifest["splits"]
+    empty = replace(dataset, manifest=dataset.manifest | {"splits": splits | {"test": splits["test"] | {name: 0}}})
+    with pytest.raises(DatasetError, match=f"nothing to score in split test: {name}=0"):
+        evaluate_model(loaded, empty, SHORT)
+
+
+def test_a_split_of_one_piece_has_finite_figures(tmp_path: Path) -> None:
+    dataset = small_dataset(Home.at(tmp_path / "home"), small_corpus(tmp_path / "midi", n_pieces=3))
+    loaded = load_model(small_model(Home.at(tmp_path / "home"), dataset, n_steps=2))
+    result = evaluate_model(loaded, dataset, replace(SHORT, n_samples=1, n_continuations=1))
+    assert (result.n_held_out, len(result.piece_nats)) == (1, 1)
+    assert all(math.isfinite(value) for value in result.metrics.values())
 
 
 def test_a_model_of_another_encoding_is_turned_down(setup: Setup, home: Home, tmp_path: Path) -> None:
