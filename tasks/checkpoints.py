@@ -72,11 +72,11 @@ class CheckpointFolder:
         final = self.root / f"step-{state['step']:06d}"
         temporary = self.root / f".{final.name}-{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / WEIGHTS)
-        save_file(_optimizer_tensors(model, optimizer), temporary / OPTIMIZER)
-        files = {name: examine(temporary / name).sha256 for name in (WEIGHTS, OPTIMIZER)}
-        write_atomically(temporary / "state.json", sealed_bytes({"format": FORMAT} | state | {"files": files}))
+        try:
+            self._write(temporary, model, optimizer, state)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)  # above all on a disk that is full
+            raise
         shutil.rmtree(final, ignore_errors=True)  # of an earlier attempt that was killed before it moved `last`
         publish_folder(temporary, final)
         if is_best:
@@ -84,6 +84,14 @@ class CheckpointFolder:
         write_atomically(self.root / "last.json", sealed_bytes({"checkpoint": final.name}))
         self._drop_old(keep_periodic)
         return final
+
+    @staticmethod
+    def _write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        folder.mkdir(parents=True)
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+        save_file(_optimizer_tensors(model, optimizer), folder / OPTIMIZER)
+        files = {name: examine(folder / name).sha256 for name in (WEIGHTS, OPTIMIZER)}
+        write_atomically(folder / "state.json", sealed_bytes({"format": FORMAT} | state | {"files": files}))
 
     def find(self, which: str = "last") -> Path | None:
         """Return the folder of the `last` or `best` checkpoint, or None where there is none yet.

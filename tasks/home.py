@@ -250,7 +250,7 @@ def storage_problem(error: BaseException | None) -> str | None:
         seen.add(id(error))
         if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
             return f"{_STORAGE_ERRORS[error.errno]}" + (f" ({error.filename})" if error.filename else "")
-        if "database or disk is full" in str(error):
+        if "database or disk is full" in str(error) or "No space left on device" in str(error):  # SQLite, safetensors
             return _STORAGE_ERRORS[errno.ENOSPC]
         if "attempt to write a readonly database" in str(error):
             return _STORAGE_ERRORS[errno.EROFS]

@@ -32,8 +32,8 @@ from tasks.batches import TokenStore
 from tasks.checkpoints import CheckpointFolder, read_state, restore
 from tasks.config import TRAIN_WITHOUT_EFFECT, TrainConfig, digest, to_json
 from tasks.datasets import DatasetVersion
-from tasks.errors import ConfigError, Diverged, Interrupted, cause_of
-from tasks.home import Home, write_atomically
+from tasks.errors import ConfigError, Diverged, HomeError, Interrupted, cause_of
+from tasks.home import Home, storage_problem, write_atomically
 from tasks.metrics_log import MetricsTail, Reporter, sum_over_ranks
 from tasks.music.tokenizers.registry import tokenizer_from_json
 from tasks.shards import check_shards
@@ -161,6 +161,7 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
         DamagedFile: a token shard has other bytes than were written; the message names it.
         Interrupted: SIGINT or SIGTERM came; the state was saved first.
         Diverged: see `run_steps`; the last checkpoint is from before.
+        HomeError: the disk is full or cannot be written to; the last checkpoint is kept.
     """
     check_shards(job.shards, cluster.n_cpus())
     job.run_dir.mkdir(parents=True, exist_ok=True)
@@ -194,7 +195,11 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
     if stop and state["step"] < job.config.n_steps:
         raise Interrupted(f"training stopped by {stop.signal} at step {state['step']} of {job.config.n_steps}; saved")
     if failure:
-        raise cause_of(failure[0])
+        error = cause_of(failure[0])
+        if problem := storage_problem(error):
+            saved = f"{state['step']} of {job.config.n_steps}"
+            raise HomeError(f"training stopped after step {saved}, which is saved: {problem}")
+        raise error
     if job.divergence.exists():
         raise Diverged(job.divergence.read_text())
     if state["step"] < job.config.n_steps:
