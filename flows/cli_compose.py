@@ -1,5 +1,7 @@
 """The commands of the composer: a piece made block by block, where each command is one step of a stored session."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -238,12 +240,16 @@ def run(
             _print_state(session.describe(session.read()), as_json)
 
 
-def _locked(home: str, name: str, command: str, create: bool = False) -> Any:
+@contextmanager
+def _locked(home: str, name: str, command: str, create: bool = False) -> Iterator[Any]:
     from tasks.composer_sessions import locked_session
+    from tasks.progress import Progress
 
     environment.configure_logging(0)
     environment.set_defaults(environment.SAMPLING)  # before torch, which asks once how threads wait for each other
-    return locked_session(Home.at(home), name, f"orchestrion compose {command} {name}", create)
+    held = locked_session(Home.at(home), name, f"orchestrion compose {command} {name}", create)
+    with Progress(f"compose {command}"), held as session:
+        yield session
 
 
 def _config(base: Any, **given: Any) -> Any:

@@ -201,7 +201,10 @@ def find_model(home: Home, reference: str) -> Any:
     Raises:
         NotFound: there is none.
     """
-    tracker = tracker_of(home)
-    if tracker is None:
-        raise NotFound(f"home {home.root} holds no trained model yet; run `orchestrion train` first")
-    return tracker.model(reference)
+    from tasks.progress import Progress
+
+    with Progress("looking for the model"):
+        tracker = tracker_of(home)
+        if tracker is None:
+            raise NotFound(f"home {home.root} holds no trained model yet; run `orchestrion train` first")
+        return tracker.model(reference)
