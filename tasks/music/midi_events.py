@@ -27,7 +27,7 @@ UNENDED = -1  # duration of a note that no note-off ended
 (
     CODE, POSITION, VALUE, LIMIT, FORMAT, TICKS_PER_QUARTER, N_TRACKS, N_STATED, N_NOTE_ONS, LENGTH, UNENDED_NOTES,
     ZERO_LENGTH_NOTES, SANITIZED, MISSING_TRACKS, TRAILING_BYTES, BAD_TEMPO, BAD_TIME_SIGNATURE, BAD_KEY_SIGNATURE,
-    MENDED_CHUNKS, EARLY_ENDS, BYTES_AFTER_END, N_ENDINGS, DRUMS_MOVE, N_FACTS,
+    MENDED_CHUNKS, EARLY_ENDS, BYTES_AFTER_END, N_ENDINGS, DRUM_SIGNS, N_FACTS,
 ) = range(24)  # fmt: skip
 
 # Values of CODE.
@@ -400,26 +400,28 @@ def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, 
                 tails[slot] = n_notes
                 n_notes += 1
             elif message <= 0x90:  # ends the note of this channel and pitch that began first, if any
-                is_behind = True
-                while is_behind:
-                    note, before, steps = heads[slot], -1, 0
-                    while note >= 0 and note_key[note] != key and steps < MAX_STEPS:  # begun on another port
-                        before, note, steps = note, next_open[note], steps + 1
-                    if note < 0 or note_key[note] != key:
-                        break
+                if has_endings:
+                    facts[ZERO_LENGTH_NOTES] += modes.drop_ended(
+                        batch, heads, tails, slot, key, tick, ending_keys, ending_places, MAX_STEPS
+                    )
+                note, before, steps = heads[slot], -1, 0
+                while note >= 0 and note_key[note] != key and steps < MAX_STEPS:  # begun on another port
+                    before, note, steps = note, next_open[note], steps + 1
+                if note >= 0 and note_key[note] == key:
                     if before < 0:
                         heads[slot] = next_open[note]
                     else:
                         next_open[before] = next_open[note]
                         if tails[slot] == note:
                             tails[slot] = before
-                    ended = modes.ending_of(batch, note, ending_keys, ending_places) if has_endings else -1
-                    is_behind = 0 <= ended <= tick  # a message ended that note before
-                    length = (ended if is_behind else tick) - onset[note]
+                    length = tick - onset[note]
                     duration[note] = max(length, 1)
                     facts[ZERO_LENGTH_NOTES] += length == 0
+            elif message == 0xB0 and first == modes.SUSTAIN:
+                sustain_tick[n_sustains], sustain_key[n_sustains], sustain_value[n_sustains] = tick, key, second
+                n_sustains += 1
             elif message == 0xB0 and modes.is_kept(first):
-                move = modes.pedal_move(first, second)
+                move = modes.pedal_move(first)
                 if move >= 0:
                     sustain_tick[n_sustains], sustain_key[n_sustains], sustain_value[n_sustains] = tick, key, move
                     n_sustains += 1
@@ -481,7 +483,7 @@ def _keep_control(batch, counts, facts, tick, key, kind, value, note):
     batch.control_value[place], batch.control_note[place], batch.control_track[place] = value, note, facts[N_TRACKS]
     counts[_CONTROLS] += 1
     facts[N_ENDINGS] += kind in (modes.NOTES_OFF, modes.RESET)
-    facts[DRUMS_MOVE] += modes.may_move_drums(kind, value)
+    facts[DRUM_SIGNS] |= modes.drum_signs(kind, key & 15, value)
 
 
 @njit(cache=True, nogil=True)

@@ -91,6 +91,7 @@ _GUESSES = (
     (b"\x1f\x8b", "a gzip file"),
     (b"PK\x03\x04", "a zip file"),
     (b"SMF2CLIP", "a MIDI 2.0 clip file"),
+    (b"\x00\x05\x16\x07", "an AppleDouble file: what macOS keeps beside a file, without the file's contents"),
 )
 
 

@@ -24,24 +24,23 @@ DRUMS = 0x80  # is set in the program of a note that is a drum
 GENERAL_MIDI, GS, XG = range(3)  # modes, the values of RESET
 
 _CHANNEL_OF_PART = np.array([9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15])  # GS counts channel 10 as part 0
-RHYTHM_BANK, _MELODY_BANK, _EFFECTS_KIT, _DRUM_KIT = 120, 121, 126, 127  # GM2, GM2, XG, XG
+_DRUM_BANKS, _MELODY_BANK = (120, 126, 127), 121  # GM2, XG, XG; GM2
+_SIGN, _SIGN_OF_XG, _SIGN_OF_BANK = 1, 2, 4  # bits: a sign alone, and two that mean something together
 _TICK_BITS = 31
 
 
 @njit(cache=True, nogil=True, inline="always")
 def is_kept(controller):
-    """Tell whether a controller changes which notes sound, or what is drums."""
-    return controller in (SUSTAIN, BANK_SELECT) or controller >= ALL_SOUND_OFF
+    """Tell whether a controller, besides the sustain pedal, changes which notes sound, or what is drums."""
+    return controller == BANK_SELECT or controller >= ALL_SOUND_OFF
 
 
-@njit(cache=True, nogil=True, inline="always")
-def pedal_move(controller, value):
-    """Return what a controller does to the sustain pedal: its new value, PEDAL_BREAK, or -1 for nothing."""
-    if controller == SUSTAIN:
-        return value
-    if controller < ALL_SOUND_OFF or controller > RESET_ALL_CONTROLLERS:
-        return -1
-    return PEDAL_BREAK if controller == ALL_SOUND_OFF else 0
+@njit(cache=True, nogil=True)
+def pedal_move(controller):
+    """Return what a channel mode message does to the sustain pedal: its new value, PEDAL_BREAK, or -1 for nothing."""
+    if controller == ALL_SOUND_OFF:
+        return PEDAL_BREAK
+    return 0 if controller == RESET_ALL_CONTROLLERS else -1
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -53,9 +52,23 @@ def kind_of(controller):
 
 
 @njit(cache=True, nogil=True)
-def may_move_drums(kind, value):
-    """Tell whether drums may be elsewhere than on channel 10 because of a control, together with others."""
-    return kind == RHYTHM or (kind == BANK and value >= RHYTHM_BANK) or (kind == RESET and value == XG)
+def drum_signs(kind, channel, value):
+    """Return what a control lets expect of the drums of its file, as bits for `are_drums_elsewhere`."""
+    if kind == RESET:
+        return _SIGN_OF_XG if value == XG else 0
+    if kind == RHYTHM:
+        return _SIGN if (value > 0) != (channel == DRUM_CHANNEL) else 0
+    if kind != BANK:
+        return 0
+    if channel == DRUM_CHANNEL and value not in _DRUM_BANKS:
+        return _SIGN if value == _MELODY_BANK else _SIGN_OF_BANK
+    return _SIGN if channel != DRUM_CHANNEL and value in _DRUM_BANKS else 0
+
+
+@njit(cache=True, nogil=True)
+def are_drums_elsewhere(signs):
+    """Tell whether drums may be elsewhere than on channel 10 alone, from the signs of all controls of a file."""
+    return signs & _SIGN > 0 or signs == _SIGN_OF_XG | _SIGN_OF_BANK
 
 
 @njit(cache=True, nogil=True)
@@ -135,6 +148,29 @@ def ending_of(batch, note, keys, places):
 
 
 @njit(cache=True, nogil=True)
+def drop_ended(batch, heads, tails, slot, key, tick, ending_keys, ending_places, max_steps):
+    """End the open notes of a channel and pitch that a message up to `tick` ended; return how many have no length."""
+    note, before, steps, n_zero = heads[slot], -1, 0, 0
+    while note >= 0 and steps < max_steps:
+        if batch.key[note] != key:  # begun on another port
+            before, note, steps = note, batch.next_open[note], steps + 1
+            continue
+        ended = ending_of(batch, note, ending_keys, ending_places)
+        if not 0 <= ended <= tick:
+            break
+        if before < 0:
+            heads[slot] = batch.next_open[note]
+        else:
+            batch.next_open[before] = batch.next_open[note]
+            if tails[slot] == note:
+                tails[slot] = before
+        batch.duration[note] = max(ended - batch.onset[note], 1)
+        n_zero += ended == batch.onset[note]
+        note = batch.next_open[note]
+    return n_zero
+
+
+@njit(cache=True, nogil=True)
 def is_any_cut(batch, first_note, last_note, keys, places, unended):
     """Tell whether a message ends any of the notes before its note-off does."""
     for note in range(first_note, last_note):
@@ -198,7 +234,7 @@ def _reset(bank, is_rhythm, is_drum, mode):
 def _is_drum_bank(mode, bank, is_rhythm):
     if mode == GS:  # its banks are variations of one sound; 126 and 127 hold those of the CM-64
         return is_rhythm
-    if bank in (RHYTHM_BANK, _EFFECTS_KIT, _DRUM_KIT):
+    if bank in _DRUM_BANKS:
         return True
     if mode == XG or bank == _MELODY_BANK:
         return False

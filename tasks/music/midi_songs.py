@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tasks.music.midi_events import (
     CODE,
     DEFAULT_TEMPO,
-    DRUMS_MOVE,
+    DRUM_SIGNS,
     KEY_SIGNATURE,
     LIMIT,
     OK,
@@ -28,7 +28,7 @@ from tasks.music.midi_events import (
     VALUE,
     EventBatch,
 )
-from tasks.music.midi_modes import DRUM_CHANNEL, DRUMS, PEDAL_BREAK, PROGRAM, mark_drums
+from tasks.music.midi_modes import DRUM_CHANNEL, DRUMS, PEDAL_BREAK, PROGRAM, are_drums_elsewhere, mark_drums
 
 TOO_MANY_PARTS, TOO_MANY_PEDALS, TOO_LONG = 101, 102, 103  # further values of CODE
 PARTS_MAX = 0xFFFF
@@ -173,13 +173,14 @@ def _arrange_notes(facts, events, tempos, max_seconds, per_file, part_keys, colu
         begin, end = events.offsets[index, 0], events.offsets[index + 1, 0]
         if facts[index, CODE] == OK:
             _find_programs(events, index, begin, end, programs)
-            if facts[index, DRUMS_MOVE] > 0:
+            is_elsewhere = are_drums_elsewhere(facts[index, DRUM_SIGNS])
+            if is_elsewhere:
                 mark_drums(events, events.offsets[index, 2], events.offsets[index + 1, 2], begin, end, programs)
             parts = part_keys[n_part_keys:]
             n, n_parts[index], serial = _key_notes(
                 events, begin, end, programs, keys, order, parts, part_programs, part_of, stamp, serial
             )
-            if facts[index, DRUMS_MOVE] == 0:  # as in most files: channel 10, whatever its notes
+            if not is_elsewhere:  # as in most files
                 for part in range(n_parts[index]):
                     if parts[part] & 15 == DRUM_CHANNEL:
                         part_programs[part] |= DRUMS
@@ -463,16 +464,13 @@ def _span_channel(events, order, index, key, is_counting, onset, end, written):
     """Write the pedal spans of one channel; return how many, and since when the pedal is down behind them or -1."""
     first, last = events.offsets[index, 1], events.offsets[index + 1, 1]
     ticks, values = events.sustain_tick, events.sustain_value
-    move, last_move = _moves_of(events.sustain_key, order, first, last, key)
-    reset, last_reset = _moves_of(events.sustain_key, order, first, last, -1 - (key >> 4))
+    low, high = _moves_of(events.sustain_key, order, first, last, key)
+    places = order[low:high]
+    low, high = _moves_of(events.sustain_key, order, first, last, -1 - (key >> 4))
+    if low < high:  # resets of the port lift its pedals
+        places = _merge_moves(places, order[low:high], ticks)
     n_spans, down = 0, -1
-    while move < last_move or reset < last_reset:
-        is_reset = move == last_move
-        if move < last_move and reset < last_reset:
-            moved, lifted = ticks[order[move]], ticks[order[reset]]
-            is_reset = lifted < moved or (lifted == moved and order[reset] < order[move])
-        place = order[reset] if is_reset else order[move]
-        reset, move = reset + is_reset, move + (not is_reset)
+    for place in places:
         tick, value = np.int64(ticks[place]), values[place]
         if value >= 64 and down < 0:
             down = -1 if value == PEDAL_BREAK else tick
@@ -483,6 +481,22 @@ def _span_channel(events, order, index, key, is_counting, onset, end, written):
                 n_spans += 1
             down = tick if value == PEDAL_BREAK else -1
     return n_spans, down
+
+
+@njit(cache=True, nogil=True)
+def _merge_moves(moves, resets, ticks):
+    """Return the moves of a channel and the resets of its port by tick, those of one tick as in the file."""
+    merged, reset = np.empty(len(moves) + len(resets), np.int64), 0
+    for at in range(len(moves)):
+        move = moves[at]
+        while reset < len(resets) and (
+            ticks[resets[reset]] < ticks[move] or (ticks[resets[reset]] == ticks[move] and resets[reset] < move)
+        ):
+            merged[at + reset] = resets[reset]
+            reset += 1
+        merged[at + reset] = move
+    merged[len(moves) + reset :] = resets[reset:]
+    return merged
 
 
 @njit(cache=True, nogil=True)

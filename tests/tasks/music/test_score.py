@@ -338,6 +338,7 @@ HUGE = b"\xff\xff\xff\x7f"  # the longest delta: 2**28 - 1 ticks
         pytest.param("empty_file", b"", id="no bytes"),
         pytest.param("not_midi", b"PK\x03\x04 not music at all", id="a zip file"),
         pytest.param("not_midi", b"version https://git-lfs.github.com/spec/v1\n", id="a Git LFS pointer"),
+        pytest.param("not_midi", b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ", id="an AppleDouble file"),
         pytest.param("not_midi", b"RIFF\x10\0\0\0RMIDnone\4\0\0\0abcd", id="RIFF without data"),
         pytest.param("not_midi", b"RIFF\x10\0\0\0WAVEdata\4\0\0\0abcd", id="RIFF of sound"),
         pytest.param("truncated", b"MThd", id="four bytes of header"),
