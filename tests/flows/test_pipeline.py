@@ -193,12 +193,12 @@ def begin_a_long_batch(home: Path) -> tuple[subprocess.Popen[bytes], list[Path]]
     written = {*home.glob("generations/.*/candidates/*.json")}
     with (home / "said").open("w") as said:  # no pipe, which Ray's agents would hold open for a while
         process = subprocess.Popen(command, stderr=said, env=clean_environment(home), start_new_session=True)
-    for _ in range(600):
+    for _ in range(6000):
         now = {*home.glob("generations/.*.unfinished/candidates/*.json")}
         if now - written or process.poll() is not None:
             return process, sorted(now)
         time.sleep(0.1)
-    pytest.fail("nothing was written within a minute")
+    pytest.fail("nothing was written within ten minutes")
 
 
 def interrupt(process: subprocess.Popen[bytes], home: Path) -> str:
