@@ -7,6 +7,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.triggers import check_trigger
 from tasks import steps, summaries
 from tasks.config import (
     DatasetConfig,
@@ -32,6 +33,7 @@ def rebuild_dataset(config: DatasetConfig = DatasetConfig(), home: str = "", par
         home: folder of all results; empty: ORCHESTRION_HOME or `.orchestrion`.
         parent_run_id: MLflow run this one belongs to.
     """
+    check_trigger(config)
     where, started = Home.at(home), time.monotonic()
     with where.locked("rebuild-dataset", lock_wait()):
         inputs = steps.find_inputs(config, where)
@@ -74,6 +76,7 @@ def train(
     from tasks.runs import claim_run, finish_run, finished_model
     from tasks.train import make_job
 
+    check_trigger(config)
     where, started = Home.at(home), time.monotonic()
     with where.locked("train", lock_wait()):
         tracker, version = Tracker(where), resolve_dataset(where, dataset)
@@ -116,6 +119,7 @@ def evaluate(
     """
     from tasks import model_steps
 
+    check_trigger(config)
     where, started = Home.at(home), time.monotonic()
     with where.locked("evaluate", lock_wait()):
         tracker = Tracker(where)
@@ -164,6 +168,7 @@ def generate(
     """
     from tasks import model_steps
 
+    check_trigger(config)
     where, started = Home.at(home), time.monotonic()
     with where.locked("generate", lock_wait()):
         tracker = Tracker(where)
@@ -195,6 +200,7 @@ def pipeline(config: PipelineConfig = PipelineConfig(), home: str = "", fresh: b
         home: folder of all results; empty: ORCHESTRION_HOME or `.orchestrion`.
         fresh: train and compose anew even where the same is finished already.
     """
+    check_trigger(config)
     where, started = Home.at(home), time.monotonic()
     root = str(where.root)
     with where.locked("pipeline", lock_wait()):

@@ -5,6 +5,7 @@ import time
 from prefect import flow
 
 from flows.pipeline import Summary, evaluate, lock_wait, run_tags, since
+from flows.triggers import check_trigger
 from tasks import steps, summaries
 from tasks import sweep as sweeps
 from tasks.config import PipelineConfig, to_json
@@ -32,6 +33,7 @@ def sweep(
     """
     from tasks.sweep_steps import train_points  # brings torch, which a mistake in the space need not wait for
 
+    check_trigger(config)
     where, started = Home.at(home), time.monotonic()
     points = plan_points(config, plan)
     with where.locked("sweep", lock_wait()):

@@ -182,6 +182,16 @@ def test_a_scheduled_rebuild_and_a_triggered_training_run_finish_and_log(deploye
 
 
 @pytest.mark.slow
+def test_a_trigger_with_a_part_of_the_settings_fails_before_any_work(deployed: Deployed) -> None:
+    body = {"parameters": {"config": {"preset": "hourglass_tiny", "n_steps": 30}}}
+    run = deployed.call(f"/deployments/{deployed.deployment('train')['id']}/create_flow_run", body)["id"]
+    state = deployed.ended(run)
+    assert state["type"] == "FAILED"
+    assert "config lacks schedule" in state["message"] or "config lacks model" in state["message"], state["message"]
+    assert not list(deployed.home.runs.glob("hourglass*"))
+
+
+@pytest.mark.slow
 def test_a_cancelled_training_run_saves_and_ends_cancelled(deployed: Deployed) -> None:
     known = set(deployed.home.runs.glob("*"))
     run = deployed.trigger("train", n_steps=100_000, checkpoint_every=90_000, log_every=1)
