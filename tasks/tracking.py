@@ -238,7 +238,7 @@ class Tracker:
         if self.uri.startswith("sqlite:///"):
             self.home.mlflow.mkdir(parents=True, exist_ok=True)
             self.check_store()
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(os.environ.get("MLFLOW_LOGGING_LEVEL", "WARNING").upper())
         mlflow.set_tracking_uri(self.uri)
         if self.uri.startswith(("http://", "https://")):
             _check_password(self.uri)

@@ -2,6 +2,8 @@
 
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -481,3 +483,26 @@ def test_models_of_other_names_do_not_compete(
     assert score(tracker, register("other"), dataset, 9.0)
     assert tracker.champion("one") is not None
     assert tracker.champion("other") is not None
+
+
+@pytest.mark.slow
+def test_a_store_that_cannot_be_written_says_nothing_of_its_own(tmp_path: Path) -> None:
+    """A file that may not grow stands for a disk that is full; the caller tells of it in one line."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from flows import environment\n"
+        "environment.set_defaults()\n"
+        "from tasks.home import Home, storage_problem; from tasks.tracking import Tracker\n"
+        "home = Home.at(sys.argv[1]); home.prepare()\n"
+        "with Tracker(home).open_run('orchestrion/training', 'a run') as run: pass\n"
+        "size = (home.mlflow / 'mlflow.db').stat().st_size\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
+        "try:\n"
+        "    for number in range(1000): run.log_params({f'p{number}_{key}': 'x' * 5000 for key in range(100)})\n"
+        "except Exception as error: print(type(error).__name__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "home")], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout == "MlflowException\n"
+    assert done.stderr == ""
