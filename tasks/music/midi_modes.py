@@ -24,7 +24,7 @@ DRUMS = 0x80  # is set in the program of a note that is a drum
 GENERAL_MIDI, GS, XG = range(3)  # modes, the values of RESET
 
 _CHANNEL_OF_PART = np.array([9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15])  # GS counts channel 10 as part 0
-_DRUM_BANKS, _MELODY_BANK = (120, 126, 127), 121  # GM2, XG, XG; GM2
+DRUM_BANKS, _MELODY_BANK = (120, 126, 127), 121  # GM2, XG, XG; GM2
 _SIGN, _SIGN_OF_XG, _SIGN_OF_BANK = 1, 2, 4  # bits: a sign alone, and two that mean something together
 _TICK_BITS = 31
 
@@ -60,9 +60,9 @@ def drum_signs(kind, channel, value):
         return _SIGN if (value > 0) != (channel == DRUM_CHANNEL) else 0
     if kind != BANK:
         return 0
-    if channel == DRUM_CHANNEL and value not in _DRUM_BANKS:
+    if channel == DRUM_CHANNEL and value not in DRUM_BANKS:
         return _SIGN if value == _MELODY_BANK else _SIGN_OF_BANK
-    return _SIGN if channel != DRUM_CHANNEL and value in _DRUM_BANKS else 0
+    return _SIGN if channel != DRUM_CHANNEL and value in DRUM_BANKS else 0
 
 
 @njit(cache=True, nogil=True)
@@ -234,7 +234,7 @@ def _reset(bank, is_rhythm, is_drum, mode):
 def _is_drum_bank(mode, bank, is_rhythm):
     if mode == GS:  # its banks are variations of one sound; 126 and 127 hold those of the CM-64
         return is_rhythm
-    if bank in _DRUM_BANKS:
+    if bank in DRUM_BANKS:
         return True
     if mode == XG or bank == _MELODY_BANK:
         return False

@@ -10,10 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.music.midi_events import TICK_MAX
+from tasks.music.midi_modes import BANK_SELECT, DRUM_BANKS
 
 
 def second_reading(data: bytes, n_notes: int, max_notes: int) -> bytes | None:
-    """Return the file as symusic understood it, written anew, if it holds more than `n_notes` notes; else None."""
+    """Return the file as symusic understood it, written anew, if it holds more than `n_notes` notes; else None.
+
+    Drums are those of channel 10 and those whose part begins with a bank of drums. symusic leaves out what system
+    exclusive messages say, and notes that no note-off ends.
+    """
     import symusic  # here, because most batches never need it
 
     for sanitize in (False, True):
@@ -26,6 +31,9 @@ def second_reading(data: bytes, n_notes: int, max_notes: int) -> bytes | None:
         times = [np.asarray(track.notes.numpy()[name]) for track in score.tracks for name in ("time", "duration")]
         if any(len(values) and not 0 <= values.min() <= values.max() <= TICK_MAX // 2 for values in times):
             return None
+        for track in score.tracks:  # it knows channel 10 alone, and writes programs before banks
+            banks = [move.value for move in track.controls if move.number == BANK_SELECT]
+            track.is_drum = track.is_drum or (bool(banks) and banks[0] in DRUM_BANKS)
         return bytes(score.dumps_midi())
     return None
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tasks.errors import BadScore
 from tasks.music.midi_files import read_files
 from tasks.music.score import Score, read_midi, write_midi
+from tasks.music.second_reader import second_reading
 from tests.builders import differences, note_rows, off, on, pedal, program, smf, track
 from tests.tasks.music.slow_midi import Event, bytes_of, read_slowly
 
@@ -225,3 +226,12 @@ def test_drums_of_another_channel_are_written_on_channel_10() -> None:
     data = write_midi(read_midi(smf(hits(10, bank(127), program(0, 10)))))
     assert b"\x99\x24" in data
     assert drums(read_midi(data)) == [True, True]
+
+
+def test_the_second_reader_keeps_drums_that_a_bank_chose() -> None:
+    begin = hits(10, bank(127), program(0, 10))
+    second = second_reading(smf(begin, track((0, on(60)), (5, off(60)))), 0, 100)
+    assert second is not None
+    assert sorted(zip(read_midi(second).notes.pitch.tolist(), drums(read_midi(second)), strict=True)) == [
+        (36, True), (38, True), (60, False),
+    ]  # fmt: skip
