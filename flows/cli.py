@@ -337,6 +337,10 @@ def deploy(
     """Register all flows with Prefect, the rebuild on a schedule, and run what is triggered; Ctrl-C stops."""
     config = _config(preset, _dataset_overrides(source, name, licence) + (overrides or []))
     _check_sources(config.dataset.sources)
+    if config.dataset.source_limits.refuse_private_addresses:
+        from tasks.sources.limits import REFUSE_PRIVATE
+
+        os.environ[REFUSE_PRIVATE] = "1"  # for all runs, whatever the parameters that trigger them say
     where = prepare(home, verbose)
     from flows.deployments import serve_flows
 
@@ -350,11 +354,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     streams.open_missing()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit its encoding
+    if arguments is None:
+        _hide_queries()
     code = _run(list(sys.argv[1:] if arguments is None else arguments))
     if code == INTERRUPTED:
         streams.leave(code)
     streams.let_go()
     sys.exit(code)
+
+
+def _hide_queries() -> None:
+    """Start anew without the queries of sources' addresses among the arguments, which `ps` and Ray's records show."""
+    from tasks.sources.secrets import keep_queries
+
+    given = sys.orig_argv[1:]
+    if (hidden := keep_queries(given)) != given:
+        os.execv(sys.executable, [sys.orig_argv[0], *hidden])
 
 
 def _run(arguments: list[str]) -> int:

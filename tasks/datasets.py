@@ -125,6 +125,8 @@ def dataset_name(config: DatasetConfig) -> str:
 def settings_of(config: DatasetConfig) -> dict[str, Any]:
     """Return the settings that are part of a version, as JSON: all but names and places."""
     plain = to_json(replace(config, name="", sources=(), rehash=False))
+    for name in config.source_limits.NOT_IN_VERSION:
+        del plain["source_limits"][name]
     return {key: value for key, value in plain.items() if key not in ("name", "sources", "rehash")}
 
 

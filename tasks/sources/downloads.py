@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,10 @@ from tasks.errors import DamagedFile, DatasetError, NotFound
 from tasks.home import write_atomically
 from tasks.integrity import read_sealed, sealed_bytes
 from tasks.sources.cache import cache_key, replace_synced
+from tasks.sources.connections import Watch, make_session
 from tasks.sources.limits import SourceLimits
+from tasks.sources.names import printable
+from tasks.sources.secrets import full_address, hidden, public_address
 
 if TYPE_CHECKING:
     import requests
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 PIECE = 2**18
 MAX_REDIRECTS = 10
+MAX_DIGITS = 15  # of a number of bytes
 _GONE = (401, 403, 404, 410, 451)
 _LATER = (408, 425, 429)
 
@@ -58,20 +61,21 @@ def download(address: str, cache: Path, limits: SourceLimits, sha256: str = "") 
         NotFound: the server says there is no such file.
         DatasetError: it cannot be fetched, is too large, or has another checksum than `sha256`.
     """
-    name = unquote(Path(urlsplit(address).path).name).replace("/", "_").lstrip(".") or "download"
-    path = cache / "downloads" / f"{cache_key(address)}-{name[-80:]}"
-    return _Download(address, path, limits, sha256.lower()).run()
+    public = public_address(address)
+    name = unquote(Path(urlsplit(public).path).name).replace("/", "_").lstrip(".") or "download"
+    name = "".join(character if character.isprintable() else "_" for character in printable(name)[-40:])
+    path = cache / "downloads" / f"{cache_key(public)}-{name}"
+    with Watch(limits) as watch:
+        return _Download(full_address(address), public, path, limits, sha256.lower(), watch).run()
 
 
 class _Download:
-    def __init__(self, address: str, path: Path, limits: SourceLimits, sha256: str) -> None:
-        import requests
-
+    def __init__(self, address: str, shown: str, path: Path, limits: SourceLimits, sha256: str, watch: Watch) -> None:
         self.address, self.path, self.limits, self.expected = address, path, limits, sha256
-        self.shown = re.sub("(://)[^/@]*@", r"\1", address)  # messages hold no password
+        self.shown, self.watch = shown, watch  # messages hold no secret
         self.partial = path.with_name(f"{path.name}.part")
         self.facts = path.with_name(f"{path.name}.json")
-        self.session = requests.Session()
+        self.session = make_session(limits, watch, shown)
         self.session.max_redirects = MAX_REDIRECTS
         self.known = self._read_facts()
         self.whole = path.exists() and bool(self.known.sha256)  # a copy is here, and as far as known not outdated
@@ -101,7 +105,12 @@ class _Download:
                 resumed = self._attempt() or resumed
                 return resumed
             except Cut as cut:
-                failures = 0 if self._n_partial() > begin else failures + 1
+                if self.watch.is_over:
+                    raise DatasetError(
+                        f"source {self.shown}: not here after download_seconds={self.limits.download_seconds:g};"
+                        f" {self._n_partial()} bytes are kept, and the next run goes on from there"
+                    ) from None
+                failures = 0 if self._n_partial() > begin and not self.watch.is_slow else failures + 1
                 if failures >= self.limits.download_attempts:
                     if self.whole:
                         logger.warning("%s: %s; the copy of an earlier scan is used", self.shown, cut)
@@ -112,7 +121,7 @@ class _Download:
                     ) from None
                 wait = min(60.0, self.limits.retry_wait_seconds * 2 ** max(0, failures - 1))
                 logger.warning("%s: %s; trying again in %.1f s", self.shown, cut, wait)
-                time.sleep(wait)
+                self.watch.wait(wait)
 
     def _attempt(self) -> bool:
         import requests
@@ -127,18 +136,33 @@ class _Download:
         elif self.whole:
             headers |= {"If-None-Match": self.known.etag} if self.known.etag else {}
             headers |= {"If-Modified-Since": self.known.last_modified} if self.known.last_modified else {}
-        timeout = self.limits.download_timeout_seconds
+        timeout = min(self.limits.download_timeout_seconds, max(0.001, self.watch.deadline - time.monotonic()))
+        self.watch.begin_attempt()
         try:
             with self.session.get(self.address, headers=headers, stream=True, timeout=timeout) as answer:
                 return self._receive(answer, begin)
         except requests.exceptions.TooManyRedirects:
             raise DatasetError(f"source {self.shown}: more than {MAX_REDIRECTS} redirects") from None
+        except (DatasetError, NotFound):
+            raise
         except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
-            raise DatasetError(f"source {self.shown}: {error}; redirects may lead to http and https only") from None
+            raise DatasetError(
+                f"source {self.shown}: {_first_line(error)}; redirects may lead to http and https only"
+            ) from None
         except requests.exceptions.SSLError as error:
             raise DatasetError(f"source {self.shown}: {_first_line(error)}") from None
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise Cut(_first_line(error)) from None
+            raise Cut(self._slowness() or _first_line(error)) from None
+        except ValueError as error:  # of the libraries, about what the server sent, such as a redirect to http://[
+            raise DatasetError(f"source {self.shown}: the server's answer is none: {_first_line(error)}") from None
+        finally:
+            self.watch.end_attempt()
+
+    def _slowness(self) -> str:
+        if not self.watch.is_slow:
+            return ""
+        limit = f"download_min_bytes_per_second={self.limits.download_min_bytes_per_second:g}"
+        return f"slower than {limit} over {self.limits.download_timeout_seconds:g} s"
 
     def _receive(self, answer: "requests.Response", begin: int) -> bool:
         if answer.status_code == 304 and self.whole:
@@ -147,20 +171,21 @@ class _Download:
             self._forget()
             raise Cut("the server has no such range")
         if answer.status_code in _GONE:
-            raise NotFound(f"source {self.shown}: the server says {answer.status_code} {answer.reason}")
+            raise NotFound(f"source {self.shown}: the server says {_status(answer)}")
         if answer.status_code >= 500 or answer.status_code in _LATER:
-            raise Cut(f"the server says {answer.status_code} {answer.reason}")
+            raise Cut(f"the server says {_status(answer)}")
         if answer.status_code not in (200, 206):
-            raise DatasetError(f"source {self.shown}: the server says {answer.status_code} {answer.reason}")
+            raise DatasetError(f"source {self.shown}: the server says {_status(answer)}")
         resumes = answer.status_code == 206
-        length = answer.headers.get("Content-Length", "")
-        total = int(length) + (begin if resumes else 0) if length.isdigit() else -1
+        length = self._whole_number(answer, "Content-Length", answer.headers.get("Content-Length", ""))
+        total = length + (begin if resumes else 0) if length >= 0 else -1
         if resumes:
             start, _, of = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
             if not begin or start.partition("-")[0] != str(begin):
                 self._forget()
                 raise Cut(f"the server sent another range than asked for ({start or 'none'})")
-            total = int(of) if of.isdigit() else total
+            stated = self._whole_number(answer, "Content-Range", of if of != "*" else "")
+            total = stated if stated >= 0 else total
         if total > self.limits.max_download_bytes:
             raise self._too_large(total)
         self.known = _Known(answer.headers.get("ETag", ""), answer.headers.get("Last-Modified", ""), total)
@@ -169,17 +194,33 @@ class _Download:
         self._write_body(answer, "ab" if resumes else "wb", begin if resumes else 0)
         return resumes
 
+    def _whole_number(self, answer: "requests.Response", name: str, value: str) -> int:
+        """Return a number of bytes from a header, -1 if there is none."""
+        if not value:
+            return -1
+        if not (value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS):
+            said = answer.headers.get(name, "")
+            raise DatasetError(
+                f"source {self.shown}: the server's {name} is {said[:60]!r}, which is no number of bytes"
+            )
+        return int(value)
+
     def _write_body(self, answer: "requests.Response", mode: str, n_bytes: int) -> None:
         with self.partial.open(mode) as handle:
             while piece := answer.raw.read1(PIECE, decode_content=False):  # all that came, even before a cut
                 n_bytes += len(piece)
+                self.watch.n_bytes += len(piece)
                 if n_bytes > self.limits.max_download_bytes:
                     handle.close()
                     self._forget()
                     raise self._too_large(n_bytes)
                 handle.write(piece)
         if self.known.n_bytes >= 0 and n_bytes < self.known.n_bytes:
-            raise Cut(f"{n_bytes} of {self.known.n_bytes} bytes came")
+            raise Cut(self._slowness() or f"{n_bytes} of {self.known.n_bytes} bytes came")
+        if (
+            self.watch.is_slow or self.watch.is_over
+        ):  # shut down by the watch, which without a length looks like the end
+            raise Cut(self._slowness() or "cut off")
 
     def _publish(self) -> Path:
         if not self.partial.exists():  # what is here is still what is there
@@ -231,11 +272,18 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def _status(answer: "requests.Response") -> str:
+    reason = "".join(character for character in str(answer.reason or "")[:60] if character.isprintable())
+    return f"{answer.status_code} {reason}".strip()
+
+
 def _first_line(error: BaseException) -> str:
     """Return an error of the network without the objects that its text is full of."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    lines = hidden(printable(str(error))).splitlines()
+    said = "".join(character for character in lines[0][:300] if character.isprintable()) if lines else ""
+    return said or type(error).__name__
 
 
 def verify_file(path: str, sha256: str) -> None:

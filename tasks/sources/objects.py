@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from tasks.errors import ConfigError, DamagedFile, DatasetError, NotFound
 from tasks.home import write_atomically
 from tasks.integrity import read_sealed, sealed_bytes
 from tasks.sources.cache import cache_key, load_table, replace_synced, store_table, temporary_path
+from tasks.sources.connections import refuses_private, require_public
 from tasks.sources.limits import SourceLimits
 from tasks.sources.listing import LISTING_SCHEMA, SLICE, UNREAD, Part, combined, stamp_of
 from tasks.sources.names import archive_format, is_companion, is_midi, printable
@@ -116,6 +118,16 @@ def _open_store(address: str) -> _Store:
         raise DatasetError(f"source {address}: {_first_line(error)}; pyarrow: {refusal}") from None
 
 
+def _refuse_private(address: str, label: str) -> None:
+    """Refuse a store on this machine or its networks, named by the address or by its `endpoint_override`."""
+    parts = urlsplit(address)
+    hosts = [urlsplit(f"//{value}").hostname for name, value in parse_qsl(parts.query) if name == "endpoint_override"]
+    if parts.scheme not in ("s3", "gs", "gcs", "memory"):  # whose host is the name of a bucket
+        hosts.append(parts.hostname)
+    for host in hosts:
+        require_public(host or "", None, label)
+
+
 def list_objects(
     address: str, label: str, cache: Path, limits: SourceLimits, n_threads: int, rehash: bool = False,
     on_files: Callable[[int], None] | None = None,
@@ -128,6 +140,8 @@ def list_objects(
         NotFound: there is nothing.
         DatasetError: the store cannot be listed, or an archive cannot be fetched.
     """
+    if refuses_private(limits):
+        _refuse_private(address, label)
     store = _open_store(address)
     try:
         found = sorted(store.objects(), key=lambda item: item.name)

@@ -25,7 +25,7 @@ from tasks.sources.listing import LISTING_SCHEMA, Part, Rows, combined
 from tasks.sources.names import MIDI_SUFFIXES, archive_format, is_midi, printable, printable_column
 from tasks.sources.objects import list_objects
 from tasks.sources.read import BadRead, refuse_rows
-from tasks.sources.spec import SourceSpec, check_source, parse_source, source_name
+from tasks.sources.spec import SourceSpec, check_source, parse_source, shown_source, source_name
 from tasks.sources.threads import default_threads
 from tasks.sources.walk import Found, one_file, read_list, walk_folder
 
@@ -149,7 +149,7 @@ def _check_all(texts: Sequence[str]) -> None:
     if problems:
         raise type(problems[0])("; ".join(str(problem) for problem in problems))
     if twice := next((text for text in texts if texts.count(text) > 1), None):
-        raise ConfigError(f"source {twice} is given twice")
+        raise ConfigError(f"source {shown_source(twice)} is given twice")
 
 
 def _prefixes(texts: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from tasks.errors import ConfigError, DatasetError, NotFound
 from tasks.home import is_home
 from tasks.sources.catalog import catalog_names, find_entry, is_in_catalog
 from tasks.sources.names import ARCHIVE_SUFFIXES, LIST_SUFFIXES, MIDI_SUFFIXES, archive_format, is_midi, printable
+from tasks.sources.secrets import hidden, keep_query, public_address, refuse_secrets
 from tasks.user_paths import as_text
 
 SourceKind = Literal["folder", "file", "list", "archive", "uri", "http", "catalog"]
@@ -34,8 +35,17 @@ class SourceSpec:
 
     @property
     def label(self) -> str:
-        """What messages and tables call it: as written, without settings and without a password."""
-        return re.sub(r"(://)[^/@]*@", r"\1", _split_fragment(self.text)[0])
+        """What messages and tables call it: as written, without settings and without what may be secret."""
+        return _label(self.text)
+
+
+def _label(text: str) -> str:
+    return re.sub(r"^(\w[\w+.-]*://)[^/?#]*@", r"\1", public_address(_split_fragment(text)[0]))
+
+
+def shown_source(text: str) -> str:
+    """Return a source as messages show it: its label, printable and not endlessly long."""
+    return _shortened(printable(_label(text)))
 
 
 def parse_source(text: str) -> SourceSpec:
@@ -53,10 +63,10 @@ def parse_source(text: str) -> SourceSpec:
     sha256 = settings.get("sha256", "").lower()
     if sha256:
         if not re.fullmatch("[0-9a-f]{64}", sha256):
-            raise ConfigError(f"source {written}: sha256={sha256} is not 64 hexadecimal digits")
+            raise ConfigError(f"source {shown_source(text)}: sha256={sha256[:80]} is not 64 hexadecimal digits")
         one_object = kind == "uri" and (archive_format(location.encode()) or is_midi(os.fsencode(location)))
         if kind not in ("file", "archive", "http", "catalog") and not one_object:
-            raise ConfigError(f"source {written}: sha256 is for one file, and this is a {kind}")
+            raise ConfigError(f"source {shown_source(text)}: sha256 is for one file, and this is a {kind}")
     return SourceSpec(text, kind, location, sha256, settings.get("licence", settings.get("license", "")).strip())
 
 
@@ -76,19 +86,25 @@ def _kind_of(written: str) -> tuple[SourceKind, str]:
     if scheme is None:
         return _local_kind(written)
     name = scheme[1].lower()
+    shown = shown_source(written)
     try:
         parts = urlsplit(written)
-        server, _ = parts.hostname, parts.port if name in ("http", "https") else None
-    except ValueError as error:  # brackets that do not match, a port that is none
-        raise ConfigError(f"source {re.sub('://[^/@]*@', '://', written)}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"source {_without_user(written)}: {hidden(str(error))}") from None
+    try:
+        port, host = parts.port, parts.hostname
+    except ValueError:
+        raise ConfigError(f"source {_without_user(written)}: its port is no number from 1 to 65535") from None
+    refuse_secrets(written, name)
     if name in ("http", "https"):
-        if not server:
-            raise ConfigError(f"source {written} names no server")
+        if not host:
+            raise ConfigError(f"source {shown} names no server")
+        if port == 0:
+            raise ConfigError(f"source {shown}: its port is no number from 1 to 65535")
         return "http", written
     if name == "file":
-        parts = urlsplit(written)
         if parts.netloc not in ("", "localhost"):
-            raise ConfigError(f"source {written} names the server {parts.netloc}; file:// is for this machine")
+            raise ConfigError(f"source {shown} names the server {parts.netloc}; file:// is for this machine")
         return _local_kind(os.fsdecode(unquote_to_bytes(parts.path)))
     if name not in ARROW_SCHEMES:
         import fsspec
@@ -99,8 +115,13 @@ def _kind_of(written: str) -> tuple[SourceKind, str]:
                 name, [*ARROW_SCHEMES, "http", "https", "file", *sorted(known)], n=3, cutoff=0.5
             )
             hint = f"; did you mean {', '.join(near)}?" if near else "; known: file, http, https, s3, gs, ..."
-            raise ConfigError(f"source {written}: unknown scheme {name}{hint}")
+            raise ConfigError(f"source {shown}: unknown scheme {name}{hint}")
     return "uri", written
+
+
+def _without_user(malformed: str) -> str:
+    """Return a malformed address for a message; what stands before its last @ may belong to a password."""
+    return shown_source(re.sub("^([^:]*://).*@", r"\1", malformed))
 
 
 def _local_kind(written: str) -> tuple[SourceKind, str]:
@@ -159,14 +180,21 @@ def check_source(text: str) -> None:
 def source_name(text: str) -> str:
     """Return a short name for a source: lower-case, of `[a-z0-9_.-]`, at most 64 characters."""
     written = _split_fragment(text)[0]
+    try:
+        parts = urlsplit(written)
+    except ValueError:
+        parts = urlsplit("")
     if written.startswith("catalog:"):
         stem = written.removeprefix("catalog:").removeprefix("//")
     elif (scheme := _SCHEME.match(written)) and scheme[1].lower() != "file":
-        parts = urlsplit(written)
-        stem = PurePosixPath(unquote(parts.path)).name or parts.netloc
+        stem = PurePosixPath(unquote(parts.path)).name or parts.netloc.rpartition("@")[2]
     else:
-        local = os.fsdecode(unquote_to_bytes(urlsplit(written).path)) if scheme else written
-        stem = Path(os.path.expanduser(local)).resolve().name  # noqa: PTH111  (Path's own raises on an unknown user)
+        local = os.fsdecode(unquote_to_bytes(parts.path)) if scheme else written
+        local = Path(os.path.expanduser(local))  # noqa: PTH111  (Path's own raises on an unknown user)
+        try:
+            stem = local.resolve().name
+        except (OSError, RuntimeError, ValueError):  # too long, a link that leads to itself
+            stem = local.name
     stem = stem.lower()
     suffix = max((end for end in (*ARCHIVE_SUFFIXES, *LIST_SUFFIXES) if stem.endswith(end)), key=len, default="")
     stem = stem.removesuffix(suffix)
@@ -175,8 +203,14 @@ def source_name(text: str) -> str:
 
 
 def absolute_source(text: str) -> str:
-    """Return a source with its local path absolute, so that it means the same in any working folder."""
+    """Return a source as it is stored: a local path absolute, an http address without its query.
+
+    The query stays in this process's environment (`tasks.sources.secrets`).
+    """
     spec = parse_source(text)
+    if spec.kind == "http":
+        settings = _split_fragment(text)[1]
+        return keep_query(spec.location) + ("#" + urlencode(settings) if settings else "")
     if spec.kind not in ("folder", "file", "archive", "list"):
         return text
     settings = _split_fragment(text)[1]

@@ -30,6 +30,7 @@ from tasks.home import Home
 from tasks.music.corpus.writer import write_corpus
 from tests.flows.conftest import clean_environment
 from tests.samples import small_dataset
+from tests.tasks.sources.builders import serve_file, serving, write_zip
 
 N_PIECES = 160
 PADDING = 80 * 2**10  # bytes a file, so that its size makes several pieces of work of the corpus
@@ -97,7 +98,7 @@ class Rebuild:
         """Kill one of the processes that match, of which one must be there: 0 is the oldest, -1 the youngest."""
         os.kill(sorted(self.wait_until(lambda: self.processes(pattern)))[which], signal.SIGKILL)
 
-    def finish(self, seconds: float = 180) -> int:
+    def finish(self, seconds: float = 600) -> int:
         return self.process.wait(seconds)
 
     def result(self) -> dict[str, Any]:
@@ -172,6 +173,29 @@ def files_of(home: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(".") and "reports" not in path.parts
     }
+
+
+@pytest.mark.slow
+def test_a_signature_in_an_address_is_nowhere_after_a_rebuild(
+    start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    write_zip(tmp_path / "s.zip", {path.name: path.read_bytes() for path in write_corpus(tmp_path / "midi", 24)})
+    secret = f"QUERYSECRET{uuid.uuid4().hex}"
+    with serving() as web:
+        web.answer = serve_file((tmp_path / "s.zip").read_bytes())
+        rebuild = start(tmp_path / "home", f"{web.address}/s.zip?sig={secret}")  # type: ignore[arg-type]
+        rebuild.wait_until(lambda: web.requests)
+        commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in rebuild.processes()]
+        result = rebuild.result()
+    assert {path for path, _ in web.requests} == {f"/s.zip?sig={secret}"}
+    assert result["n_files"] == 24
+    assert not [command for command in commands if secret.encode() in command]
+    assert secret not in rebuild.errors + rebuild.said.read_text()
+    places = [tmp_path / "home", *tmp_path_factory.getbasetemp().glob("prefect*")]  # the server's database too
+    held = [
+        path for place in places for path in place.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()
+    ]
+    assert held == []
 
 
 @pytest.mark.slow

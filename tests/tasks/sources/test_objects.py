@@ -106,6 +106,17 @@ def test_objects_that_cannot_be_had_are_rows(
     assert details(result)["bad.mid"] == "no answer, 3 times (bad.mid)"
 
 
+def test_stores_on_private_addresses_are_refused_if_asked_for(cache: Path) -> None:
+    limits = SourceLimits(refuse_private_addresses=True)
+    for address in (
+        "s3://songs/set?scheme=http&endpoint_override=127.0.0.1:9000",
+        "ftp://localhost/x",
+        "sftp://[::1]/x",
+    ):
+        with pytest.raises(DatasetError, match="which is no public address"):
+            scan(cache, address, limits=limits)
+
+
 def test_an_empty_place_and_an_unknown_scheme(memory: fsspec.AbstractFileSystem, cache: Path) -> None:
     with pytest.raises(NotFound, match="does not exist or is empty"):
         scan(cache, "memory://nothing")

@@ -50,7 +50,7 @@ def test_settings_behind_a_source(here: Path) -> None:
     spec = parse_source(f"b.Zip#sha256={digest.upper()}&licence=CC BY%204.0+")
     assert (spec.sha256, spec.licence, spec.location) == (digest, "CC BY 4.0+", str(here / "b.Zip"))
     assert parse_source("tree#license=MIT").licence == "MIT"
-    assert parse_source("s3://key:secret@bucket/x#licence=MIT").label == "s3://bucket/x"
+    assert parse_source("s3://bucket/x?region=a#licence=MIT").label == "s3://bucket/x?region=a"
     for text, said in (("b.Zip#sha256=12", "64 hex"), (f"tree#sha256={digest}", "for one file, and this is a folder")):
         with pytest.raises(ConfigError, match=said):
             parse_source(text)
@@ -65,6 +65,13 @@ def test_settings_behind_a_source(here: Path) -> None:
         ("catalog:giantmidi", NotFound, "fetched by hand.*GiantMIDI-Piano"), ("doc.pdf", DatasetError, "neither a fol"),
         ("s3a4://x", ConfigError, "unknown scheme s3a4"), ("http:///x", ConfigError, "names no server"),
         ("a.mid/b", NotFound, "does not exist"),
+        ("http://[::1", ConfigError, "source http://.*: Invalid IPv6"), ("s3://[::1/x", ConfigError, "Invalid IPv6"),
+        ("http://host:70000/x", ConfigError, "host:70000/x: its port is no number from 1 to 65535"),
+        ("http://host:0/x", ConfigError, "its port is no"), ("http://host:-1/x", ConfigError, "its port is no number"),
+        ("http://host:x/", ConfigError, "source http://host:x/: its port is no number"),
+        ("x" * 300, NotFound, "of 300 characters: File name too long"),
+        ("x" * 300 + ".mid", NotFound, "File name too long"), ("y/" * 3000, NotFound, "of 6000 characters: File name"),
+        ("file:///" + "x" * 300, NotFound, "File name too long"), ("a\0.mid", NotFound, "embedded null byte"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_each(text: str, error: type[OrchestrionError], said: str, here: Path) -> None:
@@ -80,6 +87,7 @@ def test_mistakes_are_one_line_each(text: str, error: type[OrchestrionError], sa
         ("s3://bucket/My Set/?region=x", "my-set"), ("s3://bucket", "bucket"), ("catalog:Groove", "groove"),
         ("https://host/x/maestro-v3.0.0-midi.zip?download=true", "maestro-v3.0.0-midi"), ("https://host/", "host"),
         ("file:///a/b c", "b-c"), ("/", "dataset"), ("Ünï", "n"), ("x" * 99, "x" * 64), ("~noone-", "noone"),
+        ("http://[::1", "dataset"), ("y/" * 3000 + "end", "end"),
     ],
 )  # fmt: skip
 def test_short_names(text: str, name: str, here: Path) -> None:
