@@ -42,6 +42,10 @@ def is_repeat() -> bool:
     return False
 
 
+def _forget_last() -> None:
+    _last_heard[0] = float("-inf")
+
+
 def must_wait(number: int) -> bool:
     """Tell a handler whether its signal is to be dealt with later; see `held`."""
     if _holds:
@@ -136,6 +140,7 @@ def stop_on_signals(request: Callable[[], object]) -> Iterator[Stop]:
         logger.warning("%s: saving a checkpoint, then stopping (again: stop at once)", stop.signal)
         request()
 
+    _forget_last()  # it was not about this training
     before = {number: signal.signal(number, ask) for number in ends()}
     try:
         yield stop
@@ -144,5 +149,5 @@ def stop_on_signals(request: Callable[[], object]) -> Iterator[Stop]:
             signal.signal(number, handler)
     terminate = before.get(signal.SIGTERM)
     if stop.signal == "SIGTERM" and callable(terminate):
-        _last_heard[0] = float("-inf")
+        _forget_last()
         terminate(signal.SIGTERM, None)  # a cancel from Prefect: now that the state is saved, let it take its course
