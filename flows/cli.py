@@ -385,7 +385,7 @@ def _run(arguments: list[str]) -> int:
         _complain(getattr(error, "format_message", error.__str__)())
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        _complain(SAID_INTERRUPTED)
+        _say_interrupted()
         return INTERRUPTED
     except OrchestrionError as error:
         _complain(str(error))
@@ -397,7 +397,7 @@ def _run(arguments: list[str]) -> int:
 def _explain(error: Exception, is_verbose: bool) -> int:
     """Say in one line what went wrong that nobody thought of, and return the exit code."""
     if _was_interrupted(error):
-        _complain(SAID_INTERRUPTED)
+        _say_interrupted()
         return INTERRUPTED
     if is_verbose:
         logging.getLogger("flows").error("failed", exc_info=error)
@@ -413,6 +413,11 @@ def _was_interrupted(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _say_interrupted() -> None:
+    interrupts.told.set()
+    _complain(SAID_INTERRUPTED)
 
 
 def _complain(message: str) -> None:

@@ -20,6 +20,9 @@ GRACE_SECONDS = 25.0  # from a signal to the end of the process, for saying so t
 servers: list[subprocess.Popen[bytes]] = []  # of this process: what hangs may be one of them, which nothing else ends
 
 
+told = threading.Event()  # that the command was interrupted; it is said once
+
+
 def ignore_repeats() -> None:
     """Let Prefect, which handles SIGTERM while a flow runs, take two of them in a row for one; see `is_repeat`."""
     from prefect.exceptions import TerminationSignal
@@ -90,7 +93,8 @@ def _give_up(log: Path, grace_seconds: float) -> None:
         with log.open("w") as stacks:
             faulthandler.dump_traceback(stacks)
         said = f"orchestrion: {SAID_INTERRUPTED} (it hung for {grace_seconds:.0f} s; where: {log})\n"
-        os.write(2, said.encode())
+        if not told.is_set():
+            os.write(2, said.encode())
         say_last_words()
         for server in servers:
             if server.poll() is None:

@@ -99,7 +99,7 @@ def words_of(error: BaseException) -> str:
     lines = [line.strip() for line in _ANSI.sub("", str(error)).splitlines() if line.strip()]
     if not lines:
         return "out of memory" if isinstance(error, MemoryError) else type(error).__name__
-    if any(line.startswith("Traceback (most recent call last)") for line in lines):
+    if any(line.startswith(("Traceback (most recent call last)", 'File "')) for line in lines):
         return lines[-1]
     return f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
