@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tasks.errors import BadScore
 from tasks.music import midi_bytes
 from tasks.music.notes import ByteArray, IntArray
 
@@ -31,6 +32,7 @@ def write_midi(
 
     Raises:
         ValueError: ticks or values that a file cannot hold, or names for some of the parts only.
+        BadScore: more parts than the channels of 128 ports.
     """
     if not 1 <= score.ticks_per_quarter <= 0x7FFF:
         raise ValueError(f"ticks_per_quarter {score.ticks_per_quarter} outside 1-32767")
@@ -72,7 +74,9 @@ def _places(score: "Score") -> list[tuple[int, int]]:
         places.append((n_drums, DRUM_CHANNEL) if drums else (n_pitched // 15, PITCHED_CHANNELS[n_pitched % 15]))
         n_drums, n_pitched = n_drums + drums, n_pitched + (not drums)
     if places and max(places)[0] > 127:
-        raise ValueError(f"{score.n_tracks} parts do not fit on 128 ports of 15 channels and one of drums")
+        raise BadScore(
+            "out_of_range", f"{score.n_tracks} parts do not fit on 128 ports of 15 channels and one of drums"
+        )
     return places
 
 

@@ -144,6 +144,12 @@ def test_writing_refuses_what_no_file_can_hold(notes: list[tuple[int, ...]], mes
         write_midi(make_score(notes))
 
 
+def test_more_parts_than_a_file_has_channels_are_refused_in_one_line() -> None:
+    score = make_score([(0, 10, 36, 80, part) for part in range(129)], programs=[DRUMS] * 129)
+    with pytest.raises(BadScore, match="129 parts do not fit on 128 ports"):
+        write_midi(score)
+
+
 # --- what becomes of odd but readable files
 
 
