@@ -519,8 +519,10 @@ def _say(problem: Any, kind: type, place: str) -> str:
     where = f"{place}: " if place else ""
     if problem["type"] == "unexpected_keyword_argument":
         known = [p for p in field_paths(kind) if p.rpartition(".")[0] == path.rpartition(".")[0]]
-        return f"{where}unknown key {path!r}; known here: {', '.join(p.rpartition('.')[2] for p in known)}"
+        return (
+            f"{where}unknown key {shortened(repr(path))}; known here: {', '.join(p.rpartition('.')[2] for p in known)}"
+        )
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
     shown = f" (got {shortened(repr(given))})" if not isinstance(given, dict) else ""
-    return f"{where}{path or kind.__name__}: {message}{shown}"
+    return f"{where}{shortened(path) or kind.__name__}: {message}{shown}"

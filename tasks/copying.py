@@ -361,7 +361,7 @@ def _read_human(folder: Path) -> HumanRange | None:
         return HumanRange.from_json(read_sealed(path))
     except FileNotFoundError:
         return None
-    except (DamagedFile, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (DamagedFile, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         logger.warning("%s; it is measured again", error if isinstance(error, DamagedFile) else f"{path} is damaged")
         return None
 

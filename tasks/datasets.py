@@ -5,6 +5,7 @@
 
 import hashlib
 import logging
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ from tasks.strict_json import BadJson, parse_json
 
 logger = logging.getLogger(__name__)
 
+_VERSION = re.compile("[0-9a-f]{16}")
 LATEST: dict[str, Any] = {"version": str, "numbers?": {str: int}}  # shape of `latest.json`
 
 
@@ -328,6 +330,8 @@ def _latest(home: Home, name: str) -> tuple[str, dict[str, int]]:
     path = home.datasets / name / "latest.json"
     try:
         found = read_sealed(path, LATEST)
+        if not _VERSION.fullmatch(found["version"]):
+            raise DamagedFile(f"{path} is damaged: {found['version'][:60]!r} is no version")
     except FileNotFoundError:
         return "none", {}  # a kill came between a version and the pointer to it; the manifests' times say as much
     except DamagedFile as error:
@@ -382,7 +386,7 @@ def resolve_dataset(home: Home, reference: str = "") -> DatasetVersion:
     if not wanted:
         latest = _latest(home, name)[0]
         return find_version(home, name, latest) or known[0]
-    if damaged and (home.datasets / name / "versions" / wanted / "manifest.json").exists():
+    if damaged and _VERSION.fullmatch(wanted):
         find_version(home, name, wanted)  # raises where it is the damaged one
     matching = [entry for entry in known if entry.version.startswith(wanted)]
     if len(matching) != 1:
