@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from tasks.sources.names import one_line
+
 # How the bytes of a row are stored. FILE: a file below the container, a folder. The others: a range of the container's
 # bytes, as they are or by deflate.
 FILE, SLICE, DEFLATE, UNREAD = range(4)
@@ -55,7 +57,7 @@ class Rows:
         self._append(member, n_bytes, content_hash, "", "", kind, offset, stored_bytes)
 
     def refuse(self, member: bytes, n_bytes: int, reason: str, detail: str) -> None:
-        self._append(member, n_bytes, None, reason, detail, UNREAD, 0, 0)
+        self._append(member, n_bytes, None, reason, one_line(detail), UNREAD, 0, 0)
 
     def _append(self, *values: object) -> None:
         for column, value in zip(self.columns.values(), values, strict=True):

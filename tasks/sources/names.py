@@ -50,6 +50,11 @@ def printable(name: str | bytes) -> str:
     return os.fsencode(name).decode("utf-8", errors="backslashreplace")
 
 
+def one_line(text: str) -> str:
+    """Return a sentence with the control characters of the names in it as \\xNN."""
+    return re.sub(r"[\x00-\x1f\x7f]", lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
 def printable_column(names: pa.Array) -> pa.Array:
     """Return a column of names in bytes as strings; nothing is copied where all of it is UTF-8."""
     try:

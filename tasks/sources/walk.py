@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from tasks.errors import DatasetError, NotFound
 from tasks.home import is_home
 from tasks.sources.listing import combined
-from tasks.sources.names import archive_format, is_companion, is_midi, printable
+from tasks.sources.names import archive_format, is_companion, is_midi, one_line, printable
 
 CHUNK = 8192  # files whose Python objects exist at one time
 TIMES = ("n_bytes", "mtime_ns", "ctime_ns", "inode")
@@ -59,7 +59,7 @@ class _Columns:
         self.names.append(name)
         for column in self.times:
             column.append(0)
-        self.problems[name] = problem
+        self.problems[name] = one_line(problem)
 
     def flush(self) -> None:
         self.chunks.append(pa.array(self.names, pa.binary()))
@@ -176,6 +176,9 @@ def _look_at(
         status = look()
     except OSError as error:  # a dangling link, or a folder that may be listed but not entered
         columns.refuse(name, f"{error.strerror} ({printable(name)}{said})")
+        return
+    except ValueError as error:  # a NUL byte in a list
+        columns.refuse(name, f"{error} ({printable(name)}{said})")
         return
     if not stat.S_ISREG(status.st_mode):
         columns.refuse(name, f"no regular file but a folder, device, pipe or socket ({printable(name)}{said})")

@@ -262,6 +262,10 @@ def test_a_list_names_files_beside_it(tmp_path: Path, cache: Path) -> None:
     }
     assert result.n_other_files == 1
     assert "songs.lst" in details(result)["gone.mid"]
+    (tree / "songs.lst").write_bytes(b"a.mid\nn\0ul.mid\nn\0ul.zip\n")
+    result = scan(cache, tree / "songs.lst")
+    assert contents(result) == {"a.mid": midi(1), "n\0ul.mid": "unreadable_file", "n\0ul.zip": "unreadable_file"}
+    assert "embedded null" in details(result)["n\0ul.mid"]
 
 
 def test_several_sources_get_their_names_in_front(tmp_path: Path, cache: Path) -> None:

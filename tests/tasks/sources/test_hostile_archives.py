@@ -194,7 +194,7 @@ def test_a_directory_that_cannot_be_read_is_one_row(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_runs_out_of_time_or_memory_is_a_row_that_names_the_setting(tmp_path: Path) -> None:
-    slow = gzip.compress(b"".join(header(b"%06d.mid" % i, octal(0)) for i in range(20_000)))
+    slow = gzip.compress(FIRST + header(b"x.bin", octal(0)) * 100_000)  # seconds of CPU time
     large = io.BytesIO()
     with zipfile.ZipFile(large, "w") as archive:
         archive.writestr("a.mid", bytes(60 * 2**20), zipfile.ZIP_DEFLATED)
@@ -209,7 +209,7 @@ def test_a_reader_that_runs_out_of_time_or_memory_is_a_row_that_names_the_settin
         assert f"dataset.source_limits.{'archive_seconds' if 'slow' in name else 'archive_memory_bytes'}" in said[name]
         assert not list((tmp_path / name / "archives").glob(".*"))
     again = contents(scan(tmp_path / "slow.tar.gz", tree / "slow.tar.gz"))  # such a verdict is not kept
-    assert (len(again), set(again.values())) == (20_000, {b""})
+    assert again == {"first.mid": midi(1)}
 
 
 def test_a_disk_that_is_full_is_no_fault_of_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
