@@ -99,7 +99,9 @@ def verify(
         if others:
             with where.locked("orchestrion datasets verify") if seal else contextlib.nullcontext():
                 findings = others.check_files(where, seal, progress.advance)
-    found += [{"dataset": "", "path": str(f.path), "problem": f.problem} for f in findings if f.problem]
+    told = {problem["path"] for problem in found}  # flat tokens of a version are looked at with it
+    more = [finding for finding in findings if finding.problem and str(finding.path) not in told]
+    found += [{"dataset": "", "path": str(finding.path), "problem": finding.problem} for finding in more]
     facts: dict[str, Any] = {"ok": not found, "n_versions": len(chosen), "n_files": n_of_versions, "problems": found}
     if others:
         facts |= {"n_other_files": n_others, "n_unverified": sum(f.is_unverified for f in findings)}
@@ -108,7 +110,8 @@ def verify(
         typer.echo(json_text(facts))
     else:
         for problem in found:
-            typer.echo(f"{problem['dataset']}: {problem['path']} {problem['problem']}".removeprefix(": "))
+            said = problem["problem"].removeprefix(f"{problem['path']} ")
+            typer.echo(f"{problem['dataset']}: {problem['path']} {said}".removeprefix(": "))
         hint = "; the same rebuild mends a dataset" if found else ""
         beside = f" and {n_others} other files" if others else ""
         typer.echo(f"{n_of_versions} files of {len(chosen)} versions{beside}, {len(found)} problems{hint}")
