@@ -51,7 +51,7 @@ def check_manifest(manifest: Any) -> None:
         for path in paths:
             parts = PurePosixPath(path).parts  # an absolute one begins with /
             is_name = path.isprintable() and path.endswith(".parquet") and max(map(len, parts), default=0) < 120
-            if not is_name or len(parts) > 5 or parts[0] != stage or ".." in parts:
+            if not is_name or len(parts) > 5 or parts[:1] != (stage,) or ".." in parts:
                 raise BadJson(f"it names {path[:100]!r}, which is no shard below {stage}/")
     for old_and_new in manifest["changes"]["settings"].values() if manifest["changes"] else ():
         if len(old_and_new) != 2:
