@@ -24,7 +24,7 @@ from models.config import (
 )
 from tasks.errors import ConfigError
 from tasks.filters import FilterConfig
-from tasks.foreign_text import INTEGERS, OutOfBounds, parse_json
+from tasks.foreign_text import OutOfBounds, parse_json
 from tasks.groups import GroupConfig
 from tasks.leakage import LeakageConfig
 from tasks.music.read_limits import ReadLimits
@@ -407,7 +407,9 @@ def _wrong_number(value: Any, given: Any, path: str = "") -> tuple[str, str] | N
         if isinstance(given, bool):
             return path, f"a number is wanted, not {str(given).lower()}"
         if isinstance(value, int):
-            return None if value in INTEGERS else (path, f"{shortened(str(value))} is beyond 64 bits")
+            return (
+                None if -(2**63) <= value < 2**63 else (path, f"{shortened(str(value))} is beyond 64 bits with a sign")
+            )
         is_usable = math.isfinite(value) and abs(value) <= LARGEST_FLOAT
         return None if is_usable else (path, f"{value} is not a finite number that 32 bits hold")
     return next(filter(None, (_wrong_number(*one) for one in inner)), None)

@@ -8,7 +8,7 @@ from typing import Any
 
 MAX_DEPTH = 100  # of lists and tables within each other
 MAX_KEY_PARTS = 32  # of a dotted key
-INTEGERS = range(-(2**63), 2**63)
+INTEGERS = range(-(2**63), 2**64)  # seeds are without a sign
 _PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
 _LONG_KEY = re.compile(rf"(?m)(?:^|[\[{{,])[ \t]*{_PART}(?:[ \t]*\.[ \t]*{_PART}){{{MAX_KEY_PARTS}}}")
 

@@ -339,15 +339,3 @@ def _strict(value: Any) -> Any:
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0]) if len(found[0]) == 1 else 0
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}" if code else found[0]
-
-
-def read_json(path: Path) -> Any:
-    """Return the parsed JSON file at `path`.
-
-    Raises:
-        ValueError: it is not JSON, or nested deeper than the interpreter reads.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply") from None

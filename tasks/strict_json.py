@@ -1,13 +1,13 @@
-"""JSON that somebody else may have written: bounded in bytes, in depth and in digits before anything is made of it."""
+"""JSON files of a home: parsed within the bounds of `foreign_text`, and held against the shape they should have."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks import foreign_text
+
 MAX_BYTES = 256 * 2**20
-MAX_DEPTH = 64  # the deepest file of this project has 9 levels
-MAX_DIGITS = 400  # of a number; a float has at most 309 before its point
 
 Shape = Any  # see `check_shape`
 
@@ -16,65 +16,34 @@ class BadJson(ValueError):
     """Text that is no JSON, goes beyond a limit, or has another shape than asked for; the message is one line."""
 
 
-def read_json(path: Path, limit_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> Any:
+def read_json(path: Path, limit_bytes: int = MAX_BYTES) -> Any:
     """Return the parsed JSON file at `path`.
 
     Raises:
-        BadJson: it is no JSON, or larger or deeper than the limits.
+        BadJson: it is no JSON, longer than `limit_bytes`, or beyond the bounds of `foreign_text.parse_json`.
         OSError: it cannot be read.
     """
     with path.open("rb") as handle:
         data = handle.read(limit_bytes + 1)
-    return parse_json(data, limit_bytes, max_depth)
+    if len(data) > limit_bytes:
+        raise BadJson(f"it has more than {limit_bytes} bytes")
+    return parse_json(data)
 
 
-def parse_json(text: bytes | str, limit_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> Any:
-    """Return the value of JSON text; NaN and Infinity are taken, as Python writes them.
+def parse_json(text: bytes | str) -> Any:
+    """Return the value of JSON text in UTF-8; NaN and Infinity are taken, as Python writes them.
 
     Raises:
-        BadJson: it is no JSON, or longer or deeper than the limits, or has a number of more than 400 digits.
+        BadJson: it is no JSON, or beyond the bounds of `foreign_text.parse_json`.
     """
-    if len(text) > limit_bytes:
-        raise BadJson(f"it has more than {limit_bytes} bytes")
     try:
-        decoded = text if isinstance(text, str) else text.decode()
-        value = json.loads(decoded, parse_int=_parse_int, parse_float=_parse_float)
-    except RecursionError:
-        raise BadJson(f"it is nested deeper than {max_depth} levels") from None
+        return foreign_text.parse_json(text if isinstance(text, str) else text.decode())
+    except foreign_text.OutOfBounds as error:
+        raise BadJson(str(error)) from None
     except UnicodeDecodeError as error:
         raise BadJson(f"byte {error.start} is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise BadJson(str(error)) from None
-    if _is_deeper(value, max_depth):
-        raise BadJson(f"it is nested deeper than {max_depth} levels")
-    return value
-
-
-def _parse_int(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise BadJson(f"it has a number of {len(digits)} digits, more than {MAX_DIGITS}")
-    return int(digits)
-
-
-def _parse_float(digits: str) -> float:
-    if len(digits) > MAX_DIGITS:
-        raise BadJson(f"it has a number of {len(digits)} digits, more than {MAX_DIGITS}")
-    return float(digits)
-
-
-def _is_deeper(value: Any, max_depth: int) -> bool:
-    level = [value]
-    for _ in range(max_depth):
-        level = [
-            item
-            for parent in level
-            if isinstance(parent, dict | list)
-            for item in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(item, dict | list)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def check_shape(value: Any, shape: Shape, place: str = "") -> None:

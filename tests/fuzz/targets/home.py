@@ -129,8 +129,11 @@ def _read_scan(path: Path) -> None:
 
 def _read_download(home: Home) -> None:
     from tasks.sources import downloads
+    from tasks.sources.connections import Watch
 
-    downloads._Download("http://127.0.0.1:1/one.zip", home.cache / "downloads" / "one.zip", SourceLimits(), "")
+    address, path = "http://127.0.0.1:1/one.zip", home.cache / "downloads" / "one.zip"
+    with Watch(SourceLimits()) as watch:
+        downloads._Download(address, address, path, SourceLimits(), "", watch)
 
 
 @cache
