@@ -110,3 +110,12 @@ def test_operations_names_the_places_of_a_home() -> None:
     ]
     assert [place.name for place in places if f"`{place.name}" not in table] == []
     assert f"{256} MiB" in table
+
+
+def test_every_promise_names_a_test_that_is_there() -> None:
+    table = OPERATIONS.partition("## What is promised")[2].partition("\n## ")[0]
+    named = re.findall(r"\| `([\w/.]+?)(?:::(\w+))?` \|$", table, flags=re.M)
+    assert len(named) > 50
+    for file, name in named:
+        assert not name or f"def {name}(" in (DOCS.parent / "tests" / file).read_text(), f"{file}::{name}"
+        assert (DOCS.parent / "tests" / file).exists(), file
