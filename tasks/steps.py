@@ -64,8 +64,14 @@ def show_progress(label: str, total: int, unit: str, done: int = 0) -> Progress:
     """Return a progress that Prefect's page shows too, where a Prefect task runs."""
     if TaskRunContext.get() is None or not total:  # nothing to show a share of
         return Progress(label, total, unit, done=done)
-    artifact = create_progress_artifact(progress=0.0, key=f"progress-{label}", description=f"{label} {total} {unit}")
+    key, description = artifact_key("progress", label), f"{label} {total} {unit}"
+    artifact = create_progress_artifact(progress=0.0, key=key, description=description)
     return Progress(label, total, unit, lambda share: _show_share(artifact, share), done)
+
+
+def artifact_key(kind: str, name: str) -> str:
+    """Return a key that Prefect takes for an artifact: lowercase letters, digits and dashes."""
+    return f"{kind}-{re.sub('[^a-z0-9]+', '-', name.lower())}"
 
 
 def _show_share(artifact: Any, share: float) -> None:
@@ -241,7 +247,7 @@ def link_report(dataset: DatasetVersion) -> None:
     """Link the page about a version in Prefect; does nothing outside of a flow run or where there is no page."""
     if FlowRunContext.get() and dataset.report.exists():
         create_link_artifact(
-            key=f"report-{re.sub('[^a-z0-9]+', '-', dataset.name)}",
+            key=artifact_key("report", dataset.name),
             link=dataset.report.as_uri(),
             link_text=f"{dataset.reference}: the report",
             description="The same page is an artifact of the rebuild's run in MLflow.",

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from prefect.artifacts import ProgressArtifact
 
-from tasks import progress
+from tasks import progress, steps
 from tasks.progress import Progress
 
 HANG_SECONDS = 60
@@ -122,3 +123,8 @@ def test_a_stage_that_stands_still_says_since_when(clock: list[float]) -> None:
     stage.advance(5)
     clock[0] += 40
     assert stage.standing() == "scanning: 5 files, 0.12 files/s, the last of them 40 s ago"
+
+
+@pytest.mark.parametrize("label", ["scanning", "continuing pieces", "Größe  9"])
+def test_prefect_takes_the_key_of_a_stage_whatever_its_label_is(label: str) -> None:
+    assert ProgressArtifact(key=steps.artifact_key("progress", label), progress=0.0).key
