@@ -67,9 +67,10 @@ def main(arguments: list[str]) -> None:
     if name == "prefect":
         app = prefect_app("--without-page" not in options)
     else:
-        from tasks.tracking import server_application
+        from tasks.mlflow_server import server_application
+        from tasks.tracking import Tracker
 
-        app = server_application(home)
+        app = server_application(Tracker(home).uri, (home.mlflow / "artifacts").as_uri())
     guarded: Any = Guard(app, name, listener.getsockname()[1], password_of(home), PAGES[name])
     config = uvicorn.Config(
         guarded, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=STOP_SECONDS

@@ -1,4 +1,4 @@
-"""What is remembered about a run: parameters, curves, files, lineage, registered models. Sole import of mlflow."""
+"""What is remembered about a run: parameters, curves, files, lineage, registered models; on MLflow, in one place."""
 
 import logging
 import os
@@ -13,9 +13,10 @@ from typing import Any
 
 from tasks.databases import check_database
 from tasks.datasets import DatasetVersion
-from tasks.errors import ConfigError, Interrupted, NotFound
+from tasks.errors import Interrupted, NotFound
 from tasks.home import Home, storage_problem
 from tasks.integrity import parse_sealed
+from tasks.mlflow_server import check_password
 from tasks.signals import held, last_words
 
 logger = logging.getLogger(__name__)
@@ -241,7 +242,7 @@ class Tracker:
         logging.getLogger("mlflow").setLevel(os.environ.get("MLFLOW_LOGGING_LEVEL", "WARNING").upper())
         mlflow.set_tracking_uri(self.uri)
         if self.uri.startswith(("http://", "https://")):
-            _check_password(self.uri)
+            check_password(self.uri)
         return mlflow.MlflowClient(self.uri)
 
     def check_store(self, thorough: bool = False) -> None:
@@ -446,57 +447,6 @@ class Tracker:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def server_application(home: Home) -> Any:
-    """Return MLflow's server over a home's store and artifacts, as an ASGI application for a process of its own.
-
-    It has no password: whoever serves it has to ask for one.
-    """
-    from mlflow import environment_variables as variables
-    from mlflow.server import constants, handlers
-
-    database, artifacts = Tracker(home).uri, (home.mlflow / "artifacts").as_uri()
-    os.environ |= {
-        variables._MLFLOW_SGI_NAME.name: "uvicorn",
-        variables._MLFLOW_IN_JOB_EXECUTOR.name: "false",
-        constants.BACKEND_STORE_URI_ENV_VAR: database,
-        constants.REGISTRY_STORE_URI_ENV_VAR: database,
-        constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
-        constants.SERVE_ARTIFACTS_ENV_VAR: "true",
-        constants.ARTIFACTS_DESTINATION_ENV_VAR: artifacts,
-    }
-    handlers.initialize_backend_stores(database, database, "mlflow-artifacts:/")
-    from mlflow.server.fastapi_app import app  # reads those variables
-
-    return app
-
-
-def _check_password(uri: str) -> None:
-    """See that a server lets this process in: otherwise each call fails in its own words, some of them after retries.
-
-    Raises:
-        ConfigError: it refuses the password of the environment. One that does not answer is left to the calls.
-    """
-    import requests
-
-    name, password = (os.environ.get(f"MLFLOW_TRACKING_{part}", "") for part in ("USERNAME", "PASSWORD"))
-    if os.environ.get("MLFLOW_TRACKING_TOKEN"):
-        return
-    try:
-        answer = requests.post(
-            f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search",
-            json={"max_results": 1},
-            auth=(name, password) if name else None,
-            timeout=10,
-        )
-    except (requests.RequestException, ValueError):
-        return
-    if answer.status_code in (401, 403):
-        raise ConfigError(
-            "the MLflow server at MLFLOW_TRACKING_URI refuses the user or password of MLFLOW_TRACKING_USERNAME and"
-            " MLFLOW_TRACKING_PASSWORD"
-        )
 
 
 def _run_facts(run: Any, experiment: str) -> dict[str, Any]:
