@@ -257,6 +257,8 @@ def _fit_in_thread(job: TrainJob, failure: list[BaseException]) -> None:
         failure.append(error)
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+        with suppress(OSError):  # another attempt's folder is there
+            storage.parent.rmdir()
 
 
 def worker_loop(settings: dict[str, Any]) -> None:

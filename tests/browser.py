@@ -176,7 +176,7 @@ class Browser:
         except urllib.error.HTTPError as error:
             raise BrowserError(f"{method} {path}: {json.load(error)['value']['message']}") from None
 
-    def _read_port(self, seconds: float = 20.0) -> int:
+    def _read_port(self, seconds: float = 120.0) -> int:
         lines: queue.Queue[str] = queue.Queue()
 
         def forward() -> None:

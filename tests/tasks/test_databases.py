@@ -13,6 +13,7 @@ from tasks.databases import check_database
 from tasks.errors import DamagedDatabase
 from tasks.home import Home
 from tasks.tracking import Tracker
+from tests.flows.conftest import clean_environment
 from tests.homes import unpack_home
 
 
@@ -41,7 +42,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def database(packed: Path, home: Home) -> Path:
+def database(packed: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # other tests of this process may have set it
     path = home.mlflow / "mlflow.db"
     (home.mlflow / "artifacts").mkdir(parents=True)
     path.write_bytes((packed / "mlflow" / "mlflow.db").read_bytes())
@@ -102,7 +104,7 @@ def test_every_command_says_it_in_one_line(packed: Path, tmp_path: Path, command
     arguments = [str(midi) if word == "MIDI" else word for word in COMMANDS[command]]
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", *arguments, "--home", str(home)],
-        capture_output=True, text=True, timeout=600, check=False,
+        capture_output=True, text=True, timeout=600, check=False, env=clean_environment(home),
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     said = done.stdout if command == "doctor" else done.stderr

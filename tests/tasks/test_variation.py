@@ -120,9 +120,9 @@ def test_a_filling_knows_those_before_it(studio: Studio, song: Path, half: Batch
     assert prompt.canvas is not None
     asked, real = list[list[int]](), rewriting.write_ids
 
-    def spy(loaded: Any, prompts: Any, *rest: Any) -> None:
+    def spy(loaded: Any, prompts: Any, *rest: Any, **options: Any) -> None:
         asked.extend(map(list, prompts))
-        real(loaded, prompts, *rest)
+        real(loaded, prompts, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rewriting, "write_ids", spy)

@@ -66,7 +66,8 @@ def tokenizer_from_json(form: Mapping[str, Any]) -> Tokenizer:
     ours = tokenizer.to_json()
     if _plain(ours) != _plain(form):
         differing = sorted(key for key in {*ours, *form} if _plain(ours.get(key)) != _plain(form.get(key)))
-        raise ConfigError(f"the stored encoding {form['name']} is not what this version gives: {', '.join(differing)}")
+        named = ", ".join(repr(key[:40]) for key in differing[:3]) + (", ..." if len(differing) > 3 else "")
+        raise ConfigError(f"the stored encoding {form['name']} is not what this version gives: {named}")
     return tokenizer
 
 
