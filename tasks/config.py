@@ -428,7 +428,7 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
         ConfigError: an override without `=`, an unknown key (the message lists the known ones) or a bad value.
     """
     values = to_json(config)
-    for override in overrides:
+    for override in _variants_first(overrides):
         path, equals, text = override.partition("=")
         shown = f"--set {shortened(override)}"
         if not equals:
@@ -439,7 +439,7 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
             section[keys[-1]] = parse_value(text)
         except OutOfBounds as error:
             raise ConfigError(f"{shown}: {error}") from None
-        if keys[-1] == "name":
+        if _VARIANT_NAME.match(override):
             values = _switch_variant(type(config), values, section)
     return from_json(type(config), values)
 
@@ -486,6 +486,14 @@ def _section_of(values: dict[str, Any], keys: list[str], shown: str) -> dict[str
         if depth < len(keys) - 1:
             section = section[key]
     return section
+
+
+_VARIANT_NAME = re.compile(r"\s*([^=]*\.)?(model|schedule|encoding)\.name\s*=")  # says which member of a union is meant
+
+
+def _variants_first(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that choose a variant, then the others, which a change of variant must not take away."""
+    return sorted(overrides, key=lambda override: not _VARIANT_NAME.match(override))
 
 
 def _switch_variant(kind: type, values: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,11 @@ _last_heard = [float("-inf")]
 
 
 def ends() -> list[signal.Signals]:
-    """Return the signals that ask for an end: those of `ENDS` that are not ignored, as SIGHUP is under nohup."""
-    return [number for number in ENDS if signal.getsignal(number) is not signal.SIG_IGN]
+    """Return the signals that ask for an end: all of `ENDS`, but SIGHUP only where it is not ignored, as under nohup.
+
+    A shell starts what it puts into the background with SIGINT ignored; whoever sends it SIGINT still wants an end.
+    """
+    return [number for number in ENDS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def is_repeat() -> bool:

@@ -87,3 +87,13 @@ def test_field_paths_name_every_setting() -> None:
     assert "train.model.n_layers" in paths
     assert "train.schedule.peak" in paths
     assert len(paths) == len(set(paths))
+
+
+def test_a_name_hides_no_mistake_and_takes_no_setting_away() -> None:
+    for overrides in (["dataset.split_seed=-1", "dataset.name=mine"], ["dataset.name=mine", "dataset.split_seed=-1"]):
+        with pytest.raises(ConfigError, match="split_seed=-1"):
+            apply_overrides(PipelineConfig(), overrides)
+    with pytest.raises(ConfigError, match="names a source twice"):
+        apply_overrides(PipelineConfig(), ['dataset.sources=["/a", "/a"]', "dataset.name=mine"])
+    config = apply_overrides(PipelineConfig(), ["train.model.d_model=48", "train.model.name=hourglass"])
+    assert (config.train.model.name, config.train.model.d_model) == ("hourglass", 48)
