@@ -168,15 +168,14 @@ def run_uis(home: Home, prefect_port: int, mlflow_port: int) -> None:
     """Start the pages that do not run yet, say where both are, and wait until interrupted or until one of ours ends.
 
     Raises:
-        HomeError: one of the servers failed.
+        HomeError: both run already, or one of the servers failed.
     """
     _stop_on_terminate()
     with served(home, {"prefect": prefect_port, "mlflow": mlflow_port}) as services:
         running = environment.running_services(home)
         _say_where(home, running)
         if not services:
-            typer.echo("They were running already; the command that started them stops them.")
-            return
+            raise HomeError(f"the servers of home {home.root} run already at {' and '.join(running.values())}")
         typer.echo(f"Ctrl-C stops {' and '.join(service.name for service in services)}.")
         while all(service.process.poll() is None for service in services):
             time.sleep(0.5)
