@@ -236,8 +236,3 @@ def without_password(address: str) -> str:
     """Return an address without user, password and query, as it may be said."""
     parts = urllib.parse.urlsplit(address)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-
-
-def project_root() -> Path:
-    """Return the folder that holds `flows/`."""
-    return Path(__file__).resolve().parent.parent

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from tasks.music.notes import IntArray
 
-END_OF_TRACK = b"\xff\x2f\x00"
 EMPTY_TEXT = b"\xff\x01\x00"
 DELTA_MAX = 2**28 - 1  # the longest time between two events: four bytes of seven bits
 SUSTAIN_CONTROL = 64

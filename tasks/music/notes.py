@@ -67,11 +67,6 @@ class NoteBatch:
         """Index of the piece of each note, int64[N]."""
         return np.repeat(np.arange(self.n_pieces), np.diff(self.offsets))
 
-    @property
-    def piece_of_pedal(self) -> IntArray:
-        """Index of the piece of each pedal span, int64[Q]."""
-        return np.repeat(np.arange(self.n_pieces), np.diff(self.pedal_offsets))
-
     @classmethod
     def from_scores(cls, scores: "Sequence[Score]") -> "NoteBatch":
         """Lay the notes and pedal spans of `scores` end to end, one piece for each score."""
