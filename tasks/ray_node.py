@@ -71,7 +71,8 @@ class Node:
 
     def death(self) -> str:
         """Return what died of this Ray, or the empty string while it lives."""
-        if not self._death and self._keeper.poll() is not None:
+        # A process of several threads can be a zombie that `poll` does not see yet; its pipe tells at once.
+        if not self._death and select.select([self._keeper.stdout], [], [], 0)[0]:
             self._death = self._read().get("dead") or "its keeper died"
         return self._death
 

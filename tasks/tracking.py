@@ -3,6 +3,7 @@
 import logging
 import os
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -240,7 +241,10 @@ class Tracker:
             self.home.mlflow.mkdir(parents=True, exist_ok=True)
             self.check_store()
         logging.getLogger("mlflow").setLevel(os.environ.get("MLFLOW_LOGGING_LEVEL", "WARNING").upper())
-        mlflow.set_tracking_uri(self.uri)
+        given = os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(self.uri)  # its registry asks for it; it also sets the variable, which is the user's
+        if given is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
         if self.uri.startswith(("http://", "https://")):
             check_password(self.uri)
         return mlflow.MlflowClient(self.uri)
@@ -423,12 +427,11 @@ class Tracker:
 
         None where what the run kept cannot be read any more.
         """
-        import mlflow.artifacts
-
         if not run_id or not self.has_run(run_id):
             return None
         try:
-            text = mlflow.artifacts.load_text(f"runs:/{run_id}/{PIECE_SCORES}")
+            with tempfile.TemporaryDirectory() as folder:
+                text = Path(self.client.download_artifacts(run_id, PIECE_SCORES, folder)).read_text()
             return parse_sealed(text, f"{PIECE_SCORES} of run {run_id}", NATS)["nats"]
         except Exception as error:  # the store's own classes, many of them, or a damaged file
             logger.warning(

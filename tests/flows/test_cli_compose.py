@@ -26,10 +26,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, quiet_environment: Path) -> P
     checkpoint = random_checkpoint(where.root, OoreConfig())
     path = str(checkpoint.relative_to(where.root))
     facts = {"preset": "small", "dataset": "small@0123456789abcdef", "checkpoint": path}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        with Tracker(where).open_run("orchestrion/training", "r") as run, exported(checkpoint, facts) as folder:
-            run.register_model("small", folder, facts)
+    with Tracker(where).open_run("orchestrion/training", "r") as run, exported(checkpoint, facts) as folder:
+        run.register_model("small", folder, facts)
     return where.root
 
 

@@ -172,7 +172,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A function that calls the command line in a folder of odd files; nothing is started, and what is made is here."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ORCHESTRION_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for name, data in FILES.items():
         (tmp_path / name).write_bytes(data)
     monkeypatch.setattr(cli, "_run_flow", lambda home, name, *arguments, **options: {"seconds": 0.0})

@@ -42,8 +42,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def database(packed: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # other tests of this process may have set it
+def database(packed: Path, home: Home) -> Path:
     path = home.mlflow / "mlflow.db"
     (home.mlflow / "artifacts").mkdir(parents=True)
     path.write_bytes((packed / "mlflow" / "mlflow.db").read_bytes())

@@ -181,9 +181,8 @@ def test_given_notes_are_told_from_written_ones() -> None:
 
 @pytest.mark.slow
 def test_a_run_in_the_tracker_has_all_of_it(
-    studio: Studio, result: Evaluation, quiet_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    studio: Studio, result: Evaluation, quiet_environment: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracker, model = Tracker(Home.at(tmp_path)), model_of(studio.checkpoint, studio.dataset.reference)
     config = replace(CONFIG, split="train")  # which asks the registry for no champion
     with tracker.open_run("orchestrion/evaluation", "evaluate") as run:

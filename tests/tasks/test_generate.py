@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,15 +194,24 @@ def test_every_file_is_the_same_for_two_workers(home: Home, setup: Setup, ray: N
 @pytest.mark.slow
 def test_a_worker_that_is_killed_costs_only_time(home: Home, setup: Setup, ray: None, tmp_path: Path) -> None:
     killed: list[int] = []
+    done = threading.Event()
 
-    def kill_one(n: int) -> None:
-        workers = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/comm") if is_writer(path)]
-        if not killed and len(workers) == 2:
-            os.kill(workers[0], signal.SIGKILL)
-            killed.append(workers[0])
+    def kill_one() -> None:
+        while not killed and not done.is_set():
+            for comm in Path("/proc").glob("[0-9]*/comm"):
+                if not killed and is_writer(comm):
+                    os.kill(int(comm.parent.name), signal.SIGKILL)
+                    killed.append(int(comm.parent.name))
+            time.sleep(0.005)
 
     long = config_of(n_workers=2, batch_size=2, n_pieces=12, audio="none", sampling=SamplingConfig(max_tokens=400))
-    batch = generate_batch(home, setup.model, setup.checkpoint, long, kill_one)
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    try:
+        batch = generate_batch(home, setup.model, setup.checkpoint, long)
+    finally:
+        done.set()
+        killer.join()
     assert len(killed) == 1
     alone = generate_batch(
         Home.at(tmp_path / "other"), setup.model, setup.checkpoint, replace(long, n_workers=1, batch_size=12)

@@ -4,7 +4,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,8 @@ def checkpoint(home: Home, dataset: DatasetVersion) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tracker(home: Home, quiet_environment: Path) -> Iterator[Tracker]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield Tracker(home)
+def tracker(home: Home, quiet_environment: Path) -> Tracker:
+    return Tracker(home)
 
 
 @pytest.fixture(scope="module")
