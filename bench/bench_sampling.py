@@ -29,11 +29,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.config import DecoderConfig, SamplingConfig
-from models.decoder import Decoder
+from models.decoder.model import Decoder
 from models.registry import Model, build_model
-from models.sampling import piece_uniforms, sample
-from models.sampling_choice import Chooser
-from models.sampling_precision import rounded
+from models.sampling.choice import Chooser
+from models.sampling.precision import rounded
+from models.sampling.sample import piece_uniforms, sample
 
 PACKAGES = ("torch", "numpy")
 VOCAB_SIZE, PAD = 416, 0

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.config import DecoderConfig, OptimizerConfig
-from models.decoder import Decoder
+from models.decoder.model import Decoder
 from models.registry import build_model
 from models.training import build_optimizer, train_step
 

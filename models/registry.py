@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from models.config import DecoderConfig, HourglassConfig, ModelConfig, VaeConfig
-from models.decoder import Decoder
-from models.hourglass import Hourglass
-from models.latents import ConditionedDecoder
-from models.vae import Vae
+from models.decoder.model import Decoder
+from models.hourglass.model import Hourglass
+from models.vae.latents import ConditionedDecoder
+from models.vae.model import Vae
 
 Model = Decoder | Hourglass | Vae
 SampledModel = Model | ConditionedDecoder

@@ -196,7 +196,7 @@ class Countdown:
 
     def __init__(self, folder: Path, candidates: Sequence[Candidate], on_pieces: Callable[[int], None] | None) -> None:
         self.folder, self.left, self.on_pieces = folder, list(candidates), on_pieces
-        self.counted = set[Candidate]()  # one may come twice: see `models.sampling.sample`
+        self.counted = set[Candidate]()  # one may come twice: see `models.sampling.sample.sample`
 
     def __call__(self) -> None:
         left = [candidate for candidate in self.left if not is_written(candidate, self.folder)]

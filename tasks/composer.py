@@ -19,7 +19,7 @@ from tasks.music.note_boundaries import boundary_places
 from tasks.music.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
-    from models.sampling import GrammarTables
+    from models.sampling.sample import GrammarTables
     from tasks.checkpoints import LoadedModel
 
 FORMAT = 1
@@ -262,7 +262,7 @@ class _BlockWriter:
 
     def limited_tables(self, max_note_seconds: float) -> "GrammarTables":
         """Return what is allowed where no note may sound for longer than some seconds, 0: any time."""
-        from models.sampling import GrammarTables
+        from models.sampling.sample import GrammarTables
         from tasks.piece_ids import longest_open
 
         # Blocks are written in several calls, so ages count from the block's beginning, before which no note sounds.
@@ -333,7 +333,7 @@ class _BlockWriter:
         """Let the model write `n_ids` more, or up to the end of the piece."""
         import torch
 
-        from models.sampling import sample
+        from models.sampling.sample import sample
 
         (written,) = sample(
             self.loaded.model,

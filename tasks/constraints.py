@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.grammar_mask import GrammarTables
+from models.sampling.grammar_mask import GrammarTables
 from tasks.config import GenerateConfig
 from tasks.errors import ConfigError
 from tasks.music.grammar import Grammar

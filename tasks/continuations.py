@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from models.config import SamplingConfig
-from models.vae import Vae
+from models.vae.model import Vae
 from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
 from tasks.config import EvaluateConfig, GenerateConfig

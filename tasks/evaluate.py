@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from models.config import SamplingConfig
-from models.latents import latent_use
 from models.registry import Model
-from models.sampling import sample
+from models.sampling.sample import sample
 from models.training import row_losses
-from models.vae import Vae
+from models.vae.latents import latent_use
+from models.vae.model import Vae
 from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
 from tasks.cluster import n_cpus

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.sampling import piece_uniforms
+from models.sampling.sample import piece_uniforms
 from models.training import row_losses
-from models.vae import Vae
+from models.vae.model import Vae
 from tasks.checkpoints import LoadedModel
 from tasks.config import GenerateConfig
 from tasks.errors import ConfigError

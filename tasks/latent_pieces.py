@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.latents import ConditionedDecoder, interpolate, slerp
 from models.registry import Model, SampledModel
-from models.vae import Vae
+from models.vae.latents import ConditionedDecoder, interpolate, slerp
+from models.vae.model import Vae
 from tasks.config import GenerateConfig
 from tasks.errors import ConfigError
 from tasks.music.score import Score

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.registry import Model, build_model
-from models.vae import Vae
+from models.vae.model import Vae
 from tasks.config import TrainConfig, to_json
 from tasks.music.tokenizers.registry import build_tokenizer, needs_vocabulary
 from tasks.presets import PRESETS, build_preset, system_of

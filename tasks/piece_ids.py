@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.beam_search import beam_search
 from models.registry import Model
-from models.sampling import GrammarTables, context_of, sample
-from models.vae import Vae
+from models.sampling.beam_search import beam_search
+from models.sampling.sample import GrammarTables, context_of, sample
+from models.vae.model import Vae
 from tasks.checkpoints import LoadedModel
 from tasks.config import GenerateConfig
 from tasks.constraints import BoundTables, bind, token_bias
@@ -161,7 +161,7 @@ def write_ids(
         indices: the pieces' places in the batch.
         attempts: at each of them, from 0 on; each has a random stream of its own.
         is_full: asked with the place of a piece and its ids so far whether it shall end there.
-        on_void: called when all that came so far is void and comes again; see `models.sampling.sample`.
+        on_void: called when all that came so far is void and comes again; see `models.sampling.sample.sample`.
         on_tokens: called after each step with the number of ids drawn by it, below 0 for those that are void.
     """
     n_before, n_counted = 0, 0  # ids of searches that are over, and of the one at work

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from models.sampling import FULL_EVERY
+from models.sampling.sample import FULL_EVERY
 from tasks.batch_files import check_file, check_piece
 from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import GenerateConfig, to_json

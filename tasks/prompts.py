@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from models.vae import Vae
+from models.vae.model import Vae
 from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
 from tasks.config import GenerateConfig

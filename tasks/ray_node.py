@@ -71,6 +71,7 @@ class Node:
 
     def death(self) -> str:
         """Return what died of this Ray, or the empty string while it lives."""
+        assert self._keeper.stdout is not None
         # A process of several threads can be a zombie that `poll` does not see yet; its pipe tells at once.
         if not self._death and select.select([self._keeper.stdout], [], [], 0)[0]:
             self._death = self._read().get("dead") or "its keeper died"

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.bottlenecks import Latent
 from models.config import (
     DecoderConfig,
     HourglassConfig,
@@ -18,9 +17,10 @@ from models.config import (
     VaeConfig,
     WarmupCosineSchedule,
 )
-from models.decoder import Decoder
+from models.decoder.model import Decoder
 from models.registry import build_model
 from models.training import build_optimizer, count_batch, eval_step, learning_rate, token_loss, train_step
+from models.vae.bottlenecks import Latent
 
 VOCAB_SIZE = 20
 TINY = DecoderConfig(d_model=32, n_heads=4, n_layers=2, d_ff=64, dropout=0.0, max_relative_distance=64)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.config import DecoderConfig
-from models.decoder import Decoder
+from models.decoder.model import Decoder
 
 # A toy of music: 0 pads, 1 starts, 2 ends, 14 with 3-6 behind it opens slots 0-3, 7-10 close them, 11-13 are free.
 PAD, START, END, VOCAB_SIZE = 0, 1, 2, 15

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from models.config import SamplingConfig
 from models.registry import build_model
-from models.sliding_context import SlidingContext
+from models.sampling.sliding_context import SlidingContext
 from tasks.checkpoints import LoadedModel
 from tasks.config import GenerateConfig
 from tasks.constraints import BoundTables, bind, scale_of, token_bias

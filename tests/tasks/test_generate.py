@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import symusic
 
-from models import sampling
 from models.config import SamplingConfig
-from models.sampling_precision import PrecisionLostError
+from models.sampling import sample
+from models.sampling.precision import PrecisionLostError
 from tasks import generate, piece_work
 from tasks.checkpoints import load_model
 from tasks.config import to_json
@@ -108,16 +108,16 @@ class Watched(Progress):
 
 def test_tokens_that_are_void_are_taken_back(home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = drawn_tokens(home, setup)
-    step, n_steps = sampling.Sampler.step, 0
+    step, n_steps = sample.Sampler.step, 0
 
-    def lose_precision(sampler: sampling.Sampler) -> list[int]:
+    def lose_precision(sampler: sample.Sampler) -> list[int]:
         nonlocal n_steps
         n_steps += 1
         if n_steps == 20:
             raise PrecisionLostError
         return step(sampler)
 
-    monkeypatch.setattr(sampling.Sampler, "step", lose_precision)
+    monkeypatch.setattr(sample.Sampler, "step", lose_precision)
     assert drawn_tokens(home, setup) == plain
     assert n_steps > 20
 
@@ -376,9 +376,9 @@ def test_a_failure_half_way_keeps_what_is_written_and_the_same_call_goes_on(
 def test_what_was_written_before_a_loss_of_precision_is_void(
     home: Home, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = sampling.Sampler.step
+    step = sample.Sampler.step
 
-    def lose_precision(sampler: sampling.Sampler) -> list[int]:
+    def lose_precision(sampler: sample.Sampler) -> list[int]:
         written = list(home.generations.glob("*/candidates/*.json"))
         if sampler.gauge is None:  # float64: the first step behind the loss
             raise KeyboardInterrupt
@@ -387,7 +387,7 @@ def test_what_was_written_before_a_loss_of_precision_is_void(
         assert len(written) < 2
         return step(sampler)
 
-    monkeypatch.setattr(sampling.Sampler, "step", lose_precision)
+    monkeypatch.setattr(sample.Sampler, "step", lose_precision)
     with pytest.raises(KeyboardInterrupt):
         silent(home, setup, batch_size=1)
     monkeypatch.undo()

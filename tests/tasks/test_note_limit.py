@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from models.config import SamplingConfig
-from models.grammar_mask import GrammarTables
 from models.registry import build_model
-from models.sampling import sample
+from models.sampling.grammar_mask import GrammarTables
+from models.sampling.sample import sample
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tests.samples import SMALL_MODEL
 

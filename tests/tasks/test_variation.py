@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.config import SamplingConfig
-from models.latents import slerp
+from models.vae.latents import slerp
 from tasks import rewriting
 from tasks.checkpoints import load_model
 from tasks.config import GenerateConfig
@@ -30,7 +30,7 @@ from tasks.piece_work import written_notes
 from tasks.presets import build_preset
 from tasks.prompts import read_prompts
 from tests.builders import DRUMS, make_score
-from tests.models.small_vae import build_vae, rows
+from tests.models.vae.small_vae import build_vae, rows
 from tests.samples import short_training, small_corpus
 from tests.studio import Studio, files_of, model_of, scores_of, sidecars_of
 from tests.tasks.test_presets import dataset_of, shortened, trained

@@ -402,7 +402,7 @@ def write_by_grammar(tokenizer: Any, n: int, seed: int) -> list[list[int]]:
     """Return texts of even chances among all ids that the sampler's own tables allow."""
     import torch  # the sampler's; the tests of the encodings alone need none of it
 
-    from models.grammar_mask import GrammarRows, GrammarTables
+    from models.sampling.grammar_mask import GrammarRows, GrammarTables
 
     torch.manual_seed(seed)
     rows = GrammarRows(GrammarTables.from_numpy(tokenizer.grammar, max_open=100), n)

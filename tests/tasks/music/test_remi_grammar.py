@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from models.grammar_mask import GrammarRows, GrammarTables
+from models.sampling.grammar_mask import GrammarRows, GrammarTables
 from tasks.music.score import Score
 from tasks.music.tokenizers.remi import RemiTokenizer
 from tasks.music.tokenizers.remi_grammar import FINISHED

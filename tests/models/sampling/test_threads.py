@@ -8,8 +8,8 @@ import torch
 
 from models.config import DecoderConfig, SamplingConfig
 from models.registry import build_model
-from models.sampling import sample
-from models.sampling_threads import STEPS_BETWEEN_TRIALS, ThreadCount, tuned_threads
+from models.sampling.sample import sample
+from models.sampling.threads import STEPS_BETWEEN_TRIALS, ThreadCount, tuned_threads
 
 
 @contextmanager

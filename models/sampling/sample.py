@@ -18,21 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.config import SamplingConfig, VaeConfig
-from models.decoder import Decoder
-from models.decoder_step import DecoderStep
-from models.grammar_mask import GrammarArrays, GrammarRows, GrammarTables
+from models.decoder.model import Decoder
+from models.decoder.step import DecoderStep
 from models.registry import SampledModel
-from models.sampling_choice import Chooser, Penalty
-from models.sampling_precision import (
-    CheckSchedule,
-    ErrorGauge,
-    ExactLogits,
-    PrecisionLostError,
-    evaluated_in,
-    rounded,
-)
-from models.sampling_threads import ThreadCount, tuned_threads
-from models.sliding_context import Place, SlidingContext
+from models.sampling.choice import Chooser, Penalty
+from models.sampling.grammar_mask import GrammarArrays, GrammarRows, GrammarTables
+from models.sampling.precision import CheckSchedule, ErrorGauge, ExactLogits, PrecisionLostError, evaluated_in, rounded
+from models.sampling.sliding_context import Place, SlidingContext
+from models.sampling.threads import ThreadCount, tuned_threads
 
 UNIFORMS_AT_ONCE = 1024  # a multiple of 4
 PREFILL_TOKENS = 8192  # in one pass over several prompts

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from models.config import VaeConfig
 from models.training import token_loss
-from models.vae import Vae
-from models.vae_cache import LatentCache
+from models.vae.cache import LatentCache
+from models.vae.model import Vae
 
 # Between nearly equal or opposite directions the arc's formula divides by nearly 0; there a straight line is the arc.
 LEAST_SINE = 1e-6

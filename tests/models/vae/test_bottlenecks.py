@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from models.bottlenecks import Bottleneck, Latent, build_bottleneck, compression_ratio, prior_latents
 from models.config import BottleneckKind
+from models.vae.bottlenecks import Bottleneck, Latent, build_bottleneck, compression_ratio, prior_latents
 
 BLOCK, D_MODEL = 16, 6
 TINY_CHANNELS = {"cnn": (5, 4), "linear_2d": (5, 2), "linear_1d": (20, 7), "none": ()}

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.config import HourglassConfig, OptimizerConfig, SamplingConfig
-from models.hourglass import CrossScaleAttention, Hourglass, HourglassBlock, Level, Stack
-from models.hourglass_cache import fresh_scales
+from models.hourglass.cache import fresh_scales
+from models.hourglass.model import CrossScaleAttention, Hourglass, HourglassBlock, Level, Stack
 from models.registry import build_model
-from models.sampling import piece_uniforms, sample
+from models.sampling.sample import piece_uniforms, sample
 from models.training import build_optimizer, train_step
 
 VOCAB_SIZE = 20

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from models.config import SamplingConfig, VaeConfig
-from models.latents import ConditionedDecoder, interpolate, latent_use, slerp
-from models.sampling import sample
-from models.vae import Vae
-from tests.models.small_vae import ENCODER, END, FAMILIES, PAD, START, TINY, VOCAB_SIZE, build_vae, latents, rows
+from models.sampling.sample import sample
+from models.vae.latents import ConditionedDecoder, interpolate, latent_use, slerp
+from models.vae.model import Vae
+from tests.models.vae.small_vae import ENCODER, END, FAMILIES, PAD, START, TINY, VOCAB_SIZE, build_vae, latents, rows
 
 
 def build_conditioned(config: VaeConfig = TINY, n: int = 4) -> ConditionedDecoder:

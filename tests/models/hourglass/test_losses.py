@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.hourglass_losses import HiddenLevel, cosine_loss, exp_cosine_loss, hidden_levels, hidden_loss
+from models.hourglass.losses import HiddenLevel, cosine_loss, exp_cosine_loss, hidden_levels, hidden_loss
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from models.registry import SampledModel
-from models.sampling_choice import share_spread
+from models.sampling.choice import share_spread
 
 SLACK = 16.0
 LEAST_ERROR = 2e-6  # a usual one; a lucky measurement below it must not make the next one look like a loss

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import SamplingConfig
-from models.grammar_mask import GrammarTables
+from models.sampling.grammar_mask import GrammarTables
 
 NEVER = np.iinfo(np.int32).max
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.grammar_mask import GrammarArrays, GrammarRows, GrammarTables
 from models.registry import SampledModel
-from models.sampling import check_absent, check_prompt, tables_for
-from models.sampling_precision import evaluated_in, rounded
+from models.sampling.grammar_mask import GrammarArrays, GrammarRows, GrammarTables
+from models.sampling.precision import evaluated_in, rounded
+from models.sampling.sample import check_absent, check_prompt, tables_for
 
 
 class Beam(NamedTuple):

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.bottlenecks import Latent, build_bottleneck, compression_ratio, prior_latents
 from models.config import VaeConfig
 from models.dropout import Dropout
 from models.training import LossParts, count_correct, token_loss
-from models.vae_cache import LatentCache, check_cache
-from models.vae_layers import CausalStack, Encoder, build_table
+from models.vae.bottlenecks import Latent, build_bottleneck, compression_ratio, prior_latents
+from models.vae.cache import LatentCache, check_cache
+from models.vae.layers import CausalStack, Encoder, build_table
 
 
 class Vae(nn.Module):

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from models.config import SamplingConfig
-from models.decoder import Decoder
-from models.grammar_mask import GrammarRows, GrammarTables
-from models.sampling import FULL_EVERY, piece_uniforms, sample
-from models.sampling_choice import draw, keep_likeliest
+from models.decoder.model import Decoder
+from models.sampling.choice import draw, keep_likeliest
+from models.sampling.grammar_mask import GrammarRows, GrammarTables
+from models.sampling.sample import FULL_EVERY, piece_uniforms, sample
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tests.models.toy_music import (
     END,

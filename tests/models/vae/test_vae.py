@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.config import BottleneckKind, OptimizerConfig, VaeConfig
-from models.latents import latent_use
 from models.registry import build_model
 from models.training import build_optimizer
-from models.vae import Vae
-from tests.models.small_vae import ENCODER, END, FAMILIES, PAD, START, TINY, VOCAB_SIZE, build_vae, latents, rows
+from models.vae.latents import latent_use
+from models.vae.model import Vae
+from tests.models.vae.small_vae import ENCODER, END, FAMILIES, PAD, START, TINY, VOCAB_SIZE, build_vae, latents, rows
 
 REPLACEMENT = VaeConfig().token_dropout_by
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import VaeConfig
-from models.vae import Vae
+from models.vae.model import Vae
 
 PAD, START, END, VOCAB_SIZE = 1, 2, 3, 30
 TINY = VaeConfig(block=24, d_model=16, n_heads=2, n_layers=2, bias=True, channels=(12, 8), free_bits=0.0)

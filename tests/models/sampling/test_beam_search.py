@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.beam_search import beam_search
 from models.config import DecoderConfig, HourglassConfig, SamplingConfig, VaeConfig
-from models.latents import ConditionedDecoder
 from models.registry import SampledModel, build_model
-from models.sampling import sample
-from models.vae import Vae
+from models.sampling.beam_search import beam_search
+from models.sampling.sample import sample
+from models.vae.latents import ConditionedDecoder
+from models.vae.model import Vae
 
 V, END = 6, 5
 DECODER = DecoderConfig(d_model=16, n_heads=2, n_layers=2, d_ff=16, dropout=0.0, max_relative_distance=4)

@@ -11,14 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models import sampling_precision
 from models.config import DecoderConfig, HourglassConfig, SamplingConfig
-from models.decoder import Decoder
-from models.hourglass import Hourglass
-from models.latents import ConditionedDecoder
-from models.sampling import sample
-from models.sampling_choice import Chooser
-from models.sampling_precision import (
+from models.decoder.model import Decoder
+from models.hourglass.model import Hourglass
+from models.sampling import precision
+from models.sampling.choice import Chooser
+from models.sampling.precision import (
     LEAST_ERROR,
     CheckSchedule,
     ErrorGauge,
@@ -26,8 +24,10 @@ from models.sampling_precision import (
     PrecisionLostError,
     logit_error,
 )
-from tests.models import small_vae
+from models.sampling.sample import sample
+from models.vae.latents import ConditionedDecoder
 from tests.models.toy_music import VOCAB_SIZE, build_decoder, build_grammar, build_prompts
+from tests.models.vae import small_vae
 
 RGA = DecoderConfig(
     d_model=32, n_heads=4, n_layers=2, d_ff=32, activation="gelu", relative_positions="shared",
@@ -117,7 +117,7 @@ def test_a_margin_that_most_choices_fail_changes_no_id(
 ) -> None:
     expected = write(build(), **settings)
     n_before = len(exact_calls)
-    monkeypatch.setattr(sampling_precision, "SLACK", 1e6)
+    monkeypatch.setattr(precision, "SLACK", 1e6)
     for batch_size in (1, 64):
         exact_calls.clear()
         assert write(build(), batch_size, **settings) == expected
@@ -133,8 +133,8 @@ def test_few_choices_need_float64(exact_calls: list[int]) -> None:
 
 def test_where_float32_is_not_enough_all_is_written_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, n_calls = write(build_decoder()), []
-    monkeypatch.setattr(sampling_precision, "GREATEST_ERROR", 0.0)
-    monkeypatch.setattr(sampling_precision.ErrorGauge, "observe", counting(n_calls))
+    monkeypatch.setattr(precision, "GREATEST_ERROR", 0.0)
+    monkeypatch.setattr(precision.ErrorGauge, "observe", counting(n_calls))
     assert write(build_decoder()) == expected
     assert len(n_calls) == 1  # at the first step; float64 is measured against nothing
 
@@ -151,8 +151,8 @@ def counting(calls: list[float]) -> Any:
 
 def test_errors_that_grow_late_begin_all_pieces_again(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, n_steps = write(build_decoder()), []
-    monkeypatch.setattr(sampling_precision, "LEAST_ERROR", 1e-12)
-    monkeypatch.setattr(sampling_precision, "logit_error", lambda *_: 1e-12 if len(n_steps) < 5 else 1e-9)
+    monkeypatch.setattr(precision, "LEAST_ERROR", 1e-12)
+    monkeypatch.setattr(precision, "logit_error", lambda *_: 1e-12 if len(n_steps) < 5 else 1e-9)
     n_steps_at_void = []
     pieces = sample(
         build_decoder(), build_prompts(N_PIECES), range(N_PIECES), 3, SamplingConfig(max_tokens=25), end_id=2,
@@ -171,7 +171,7 @@ def test_the_gauge_keeps_the_largest_error_and_refuses_a_jump() -> None:
     assert gauge.error == LEAST_ERROR
     gauge.observe(exact_V + 2 * LEAST_ERROR * noise_V, exact_V)
     assert LEAST_ERROR < gauge.error < 4 * LEAST_ERROR
-    assert gauge.margin == sampling_precision.SLACK * gauge.error
+    assert gauge.margin == precision.SLACK * gauge.error
     with pytest.raises(PrecisionLostError):
         gauge.observe(exact_V + 20 * LEAST_ERROR * noise_V, exact_V)
     with pytest.raises(PrecisionLostError):

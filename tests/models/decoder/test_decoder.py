@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.config import DecoderConfig
-from models.decoder import Decoder
-from models.decoder_step import DecoderStep
+from models.decoder.model import Decoder
+from models.decoder.step import DecoderStep
 from models.layers import KVCache, RelativeAttention
 from models.registry import build_model
 from tasks.presets import CHAR_GPT, RGA

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from models.config import DecoderConfig, SamplingConfig
-from models.decoder import Decoder
-from models.grammar_mask import GrammarTables
-from models.latents import ConditionedDecoder
-from models.sampling import Sampler, sample
-from models.sliding_context import NEVER, Place, SlidingContext, ids_to_end
+from models.decoder.model import Decoder
+from models.sampling.grammar_mask import GrammarTables
+from models.sampling.sample import Sampler, sample
+from models.sampling.sliding_context import NEVER, Place, SlidingContext, ids_to_end
+from models.vae.latents import ConditionedDecoder
 from tasks.music.tokenizers.optimus_int import SEPARATOR, OptimusIntConfig, OptimusIntTokenizer
 from tasks.music.tokenizers.remi import RemiTokenizer
-from tests.models import small_vae
-from tests.models.test_sampling_precision import build_hourglass
+from tests.models.sampling.test_precision import build_hourglass
 from tests.models.toy_music import END, START, VOCAB_SIZE, allowed_ids, build_decoder, build_grammar, build_prompts
+from tests.models.vae import small_vae
 
 LIMITED = DecoderConfig(
     d_model=16, n_heads=4, n_layers=2, d_ff=32, max_relative_distance=12, absolute_positions="learned", max_positions=16

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from models.config import HourglassConfig
 from models.dropout import Dropout
-from models.hourglass_cache import HourglassCache, Scale, cached_scales, fresh_scales, visible
-from models.hourglass_losses import HiddenLevel, hidden_counts, hidden_levels, hidden_loss
+from models.hourglass.cache import HourglassCache, Scale, cached_scales, fresh_scales, visible
+from models.hourglass.losses import HiddenLevel, hidden_counts, hidden_levels, hidden_loss
 from models.layers import LayerCache, RelativeAttention, padding_before_token, sinusoids
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.decoder import Decoder, DecoderBlock
+from models.decoder.model import Decoder, DecoderBlock
 from models.layers import CachePlan, KVCache, LayerCache, Map, SelfAttention, feed_forward
 
 
