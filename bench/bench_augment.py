@@ -23,8 +23,8 @@ import report
 from tasks import ingest
 from tasks.config import AugmentConfig, ParseConfig
 from tasks.encode import TokenShard, build_token_shard, plan_token_shards, read_counts
+from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.score import read_midi
 from tasks.music.tokenizers.oore import OoreConfig
 from tasks.shards import read_table
 from tasks.sources.limits import SourceLimits

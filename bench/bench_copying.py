@@ -25,8 +25,8 @@ from tasks.errors import BadScore
 from tasks.groups import group_pieces
 from tasks.music.copying import Lines, Runs, draw_lines, find_runs, seeds_between
 from tasks.music.fingerprint import sign_pieces
+from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.score import read_midi
 from tasks.music.tokenizers.base import Tokenizer
 from tasks.music.tokenizers.oore import OoreConfig, OoreTokenizer
 from tasks.music.tokenizers.optimus_int import OptimusIntConfig, OptimusIntTokenizer

@@ -26,7 +26,7 @@ import symusic
 
 from tasks import ingest, ledger
 from tasks.config import ParseConfig
-from tasks.music.midi_files import read_files
+from tasks.music.midi.reader import read_files
 from tasks.sources.limits import SourceLimits
 from tasks.sources.scan import scan_sources
 

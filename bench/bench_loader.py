@@ -31,7 +31,7 @@ from models.config import OptimizerConfig
 from models.registry import build_model
 from models.training import build_optimizer, train_step
 from tasks.batches import TokenStore, WindowKind
-from tasks.music.notes import offsets_of
+from tasks.music.arrays import offsets_of
 from tasks.shards import TOKEN_SCHEMA, list_column, write_table
 
 PACKAGES = ("torch", "numpy", "pyarrow")

@@ -13,8 +13,9 @@ import numpy as np
 import report
 
 from tasks.errors import BadScore
+from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.score import Score, read_midi
+from tasks.music.score import Score
 from tasks.music.tokenizers.mmm import MmmConfig, MmmTokenizer
 
 PACKAGES = ("numpy", "numba")

@@ -15,8 +15,8 @@ from typing import Any
 import report
 
 from tasks.errors import BadScore
+from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.score import read_midi
 from tasks.music.tokenizers.optimus_int import LONGEST, MAX_REPEATS, OptimusIntConfig, OptimusIntTokenizer
 from tasks.music.tokenizers.optimus_rows import CHANNEL_OF_PROGRAM
 from tasks.music.tokenizers.optimus_txt import OptimusTxtConfig, OptimusTxtTokenizer

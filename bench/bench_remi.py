@@ -20,8 +20,8 @@ import report
 import symusic
 
 from tasks.errors import BadScore
+from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.score import read_midi
 from tasks.music.tokenizers.remi import RemiTokenizer
 
 try:

@@ -29,8 +29,9 @@ import pyarrow.parquet as pq
 import report
 
 from tasks.errors import BadScore
-from tasks.music.midi_writer import write_midi
-from tasks.music.score import Score, build_score, read_midi
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
+from tasks.music.score import Score, build_score
 
 PACKAGES = ("ray", "prefect", "mlflow", "pyarrow", "numba", "numpy")
 MIN_NOTES, MAX_NOTES = 30, 90  # taken from each of the two pieces

@@ -30,8 +30,9 @@ import report
 
 from tasks.config import AugmentConfig
 from tasks.errors import BadScore
-from tasks.music.notes import NoteBatch, offsets_of
-from tasks.music.score import read_midi
+from tasks.music.arrays import offsets_of
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tasks.music.transforms import stretch_time
 from tasks.shards import TOKEN_SCHEMA, write_table

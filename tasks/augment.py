@@ -8,7 +8,8 @@ import numpy as np
 
 from tasks.config import AugmentConfig
 from tasks.errors import ConfigError
-from tasks.music.notes import BoolArray, IntArray, NoteBatch
+from tasks.music.arrays import BoolArray, IntArray
+from tasks.music.notes import NoteBatch
 from tasks.music.transforms import shift_velocity, stretch_time
 
 PROGRAMS_PER_FAMILY = 8  # General MIDI

@@ -8,7 +8,7 @@ from models.config import SamplingConfig
 from tasks.config import to_json
 from tasks.critic import COPIED, HEADLINES, Critic
 from tasks.gallery import MAX_AUDIO_BYTES, BatchFigure, GalleryPiece, Mark, Passage, RollNotes, build_gallery
-from tasks.music.score import read_midi
+from tasks.music.midi.read_midi import read_midi
 
 MOST_SOURCES = 200  # pieces that are shown with the passage they are most like, for each is read from the dataset
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from tasks.music.notes import BoolArray, IntArray, offsets_of
+from tasks.music.arrays import BoolArray, IntArray, offsets_of
 from tasks.token_cache import flat_tokens
 
 WindowKind = Literal["random", "whole", "start", "end", "packed"]

@@ -23,8 +23,9 @@ from tasks.errors import CheckpointError, ConfigError, DatasetError, NotFound, O
 from tasks.home import Home, json_bytes, write_atomically
 from tasks.integrity import read_sealed, sealed_bytes
 from tasks.music.added_notes import added_notes
+from tasks.music.midi.writer import write_midi
 from tasks.music.note_boundaries import beginning_of, random_ids, without_ending
-from tasks.music.score import Score, write_midi
+from tasks.music.score import Score
 from tasks.music.tokenizers.base import Tokenizer
 from tasks.music.tokenizers.registry import tokenizer_from_json
 
@@ -265,7 +266,7 @@ class SessionFolder:
         Raises:
             ConfigError: `out` is not named as MIDI is, or cannot be written.
         """
-        from tasks.music.midi_statistics import midi_statistics
+        from tasks.music.midi.event_statistics import midi_statistics
         from tasks.sources.names import MIDI_SUFFIXES
         from tasks.tracking import git_commit
         from tasks.user_paths import check_output, is_regular_output, write_output

@@ -27,7 +27,7 @@ from tasks.filters import FilterConfig
 from tasks.foreign_text import OutOfBounds, parse_json
 from tasks.groups import GroupConfig
 from tasks.leakage import LeakageConfig
-from tasks.music.read_limits import ReadLimits
+from tasks.music.midi.limits import ReadLimits
 from tasks.music.tokenizers.oore import OoreConfig
 from tasks.music.tokenizers.registry import TokenizerConfig
 from tasks.sources.limits import SourceLimits

@@ -23,9 +23,10 @@ from tasks.config import EvaluateConfig, GenerateConfig
 from tasks.datasets import DatasetVersion
 from tasks.held_out import pieces_of_rows
 from tasks.latent_pieces import FROM_PRIOR, LatentPlan, LatentSource
+from tasks.music.arrays import FloatArray, IntArray
 from tasks.music.distances import Estimate, estimate, resample
-from tasks.music.notes import FloatArray, IntArray
-from tasks.music.score import Score, write_midi
+from tasks.music.midi.writer import write_midi
+from tasks.music.score import Score
 from tasks.piece_ids import WrittenIds, write_ids
 from tasks.results import result_row, results_of
 from tasks.shards import read_table

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tasks.errors import DamagedFile
 from tasks.home import whole_file
 from tasks.integrity import OTHER_BYTES, read_header, sealed
-from tasks.music.notes import IntArray
+from tasks.music.arrays import IntArray
 
 if TYPE_CHECKING:
     from tasks.music.copying import Lines

@@ -28,7 +28,8 @@ from tasks.datasets import DatasetVersion
 from tasks.errors import DamagedFile, DatasetError, HomeError, NotFound
 from tasks.home import storage_problem, write_atomically
 from tasks.integrity import read_sealed, sealed_bytes
-from tasks.music.notes import IntArray, NoteBatch
+from tasks.music.arrays import IntArray
+from tasks.music.notes import NoteBatch
 from tasks.originality import BatchVerdict, HumanRange, human_range, judge_batch
 from tasks.shards import flat_values, read_table
 

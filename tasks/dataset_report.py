@@ -102,7 +102,7 @@ def _slowest(rows: pa.Table) -> list[tuple[str, int]]:
 
 def time_readings(payload: bytes) -> bytes:
     """Read each file of some scan rows alone and return the microseconds as JSON; runs in a child process."""
-    from tasks.music.midi_files import read_files
+    from tasks.music.midi.reader import read_files
 
     microseconds: list[int] = []
     for content in read_members(pa.ipc.open_stream(payload).read_all()):
@@ -114,6 +114,6 @@ def time_readings(payload: bytes) -> bytes:
 
 def prepare() -> None:
     """Have the reader compiled before anything is timed."""
-    from tasks.music.midi_files import read_files
+    from tasks.music.midi.reader import read_files
 
     read_files([b""])

@@ -25,9 +25,9 @@ from tasks.datasets import DatasetVersion
 from tasks.errors import CheckpointError, DatasetError, Diverged, HomeError
 from tasks.held_out import held_out_statistics, pieces_of_rows
 from tasks.latent_pieces import FROM_PRIOR, with_latents
+from tasks.music.arrays import FloatArray
 from tasks.music.judgement import judge_pieces
 from tasks.music.metrics import piece_statistics
-from tasks.music.notes import FloatArray
 from tasks.music.score import Score
 from tasks.progress import Progress
 from tasks.results import Clock

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from tasks.music.arrays import FloatArray, IntArray
     from tasks.music.fingerprint import WordArray
-    from tasks.music.notes import FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
 

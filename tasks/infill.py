@@ -18,10 +18,11 @@ from tasks.checkpoints import LoadedModel
 from tasks.config import GenerateConfig
 from tasks.errors import ConfigError
 from tasks.evaluate import window_of
+from tasks.music.arrays import BoolArray, FloatArray, IntArray
 from tasks.music.bars import bar_lines
 from tasks.music.excerpt import Extent, beginning
 from tasks.music.note_boundaries import without_ending
-from tasks.music.notes import BoolArray, FloatArray, IntArray, NoteBatch
+from tasks.music.notes import NoteBatch
 from tasks.music.score import Score, Tempos, TimeSignatures, build_score, seconds_at, ticks_at
 from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.tokenizers.mmm import MmmTokenizer

@@ -23,7 +23,7 @@ from tasks import cluster
 from tasks.config import ParseConfig, digest
 from tasks.errors import DatasetError
 from tasks.isolation import Death, Host, WorkError, WorkLimits, find_culprits
-from tasks.music.read_limits import ReadLimits
+from tasks.music.midi.limits import ReadLimits
 from tasks.shards import SCHEMA_NUMBER, SONG_SCHEMA, list_column, write_into, write_table
 from tasks.sources.read import BadRead, read_members
 
@@ -362,8 +362,8 @@ def parse_members(members: pa.Table, limits: ReadLimits, quarantined: dict[str, 
 def _song_table(
     members: pa.Table, contents: list[bytes], limits: ReadLimits, quarantined: dict[str, list[str]]
 ) -> pa.Table:
-    from tasks.music import midi_events as events
-    from tasks.music.midi_files import read_files
+    from tasks.music.midi import events
+    from tasks.music.midi.reader import read_files
 
     batch = read_files(contents, limits)
     songs, hashes = batch.songs, [value.hex() for value in members.column("content_hash").to_pylist()]

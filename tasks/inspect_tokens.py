@@ -10,8 +10,9 @@ import numpy as np
 from tasks.config import apply_overrides
 from tasks.errors import BadScore, ConfigError, NotFound
 from tasks.foreign_text import OutOfBounds, parse_json
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.score import read_midi, write_midi
 from tasks.music.tokenizers.base import Tokenizer
 from tasks.music.tokenizers.registry import (
     TokenizerConfig,

@@ -22,8 +22,10 @@ from tasks.home import Home
 from tasks.infill import Canvas, Gap, ids_of, make_canvas
 from tasks.latent_pieces import latents_of
 from tasks.music.excerpt import Extent, beginning
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.score import Score, read_midi, write_midi
+from tasks.music.score import Score
 from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.windows import cut_windows
 from tasks.piece_ids import check_prompt_ids, check_request

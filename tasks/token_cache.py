@@ -26,7 +26,7 @@ from tasks.cluster import n_cpus
 from tasks.errors import DamagedFile, NoSeal
 from tasks.home import storage_problem, whole_file
 from tasks.integrity import OTHER_BYTES, read_header, sealed, tree_digest
-from tasks.music.notes import IntArray, offsets_of
+from tasks.music.arrays import IntArray, offsets_of
 from tasks.music.tokenizers.base import TokenArray
 from tasks.shards import read_lists
 

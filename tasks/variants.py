@@ -10,7 +10,8 @@ from numba import njit
 
 from tasks.augment import ITSELF, Variant, change_notes, group_variants, plan_variants
 from tasks.config import AugmentConfig
-from tasks.music.notes import BoolArray, IntArray, NoteBatch, offsets_of
+from tasks.music.arrays import BoolArray, IntArray, offsets_of
+from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.base import TokenArray, TokenBatch, Tokenizer
 from tasks.music.transforms import transpose_within
 from tasks.shards import TOKEN_SCHEMA, list_column

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tasks.music.midi_bytes import variable_length
+from tasks.music.midi.file_bytes import variable_length
 from tasks.music.score import KeySignatures, Score, Tempos, TimeSignatures, build_score
 
 DRUMS = -1  # stands for a program where a part is drums

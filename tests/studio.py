@@ -13,7 +13,9 @@ from tasks.datasets import DatasetVersion
 from tasks.generate import Batch, generate_batch
 from tasks.home import Home
 from tasks.integrity import sealed_bytes
-from tasks.music.score import Score, read_midi, write_midi
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
+from tasks.music.score import Score
 from tasks.originality import HumanRange
 from tasks.tracking import ModelVersion
 from tests.builders import make_score

@@ -12,7 +12,7 @@ PROJECT = {"flows", "tasks", "models", "tests", "bench"}
 # the only files that may import a package, wherever it is used otherwise
 OWNERS = {
     "mlflow": {"tasks/tracking.py", "tasks/mlflow_server.py"},
-    "symusic": {"tasks/music/second_reader.py", "tasks/music/tokenizers/miditok_adapter.py"},
+    "symusic": {"tasks/music/midi/second_reader.py", "tasks/music/tokenizers/miditok_adapter.py"},
 }
 
 

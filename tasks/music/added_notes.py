@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from tasks.music.notes import BoolArray, IntArray
+from tasks.music.arrays import BoolArray, IntArray
 from tasks.music.score import KeySignatures, Score, Tempos, TimeSignatures, build_score
 
 _COMPARED = ("onset", "duration", "pitch", "velocity", "program", "is_drum")

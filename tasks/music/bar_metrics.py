@@ -10,8 +10,8 @@ first to the last in which a note begins. Where there is nothing to compare a st
 
 import numpy as np
 
+from tasks.music.arrays import FloatArray, IntArray
 from tasks.music.bars import CELLS_PER_BAR, GridNotes, NoteCells, count_covered, note_cells, place_notes
-from tasks.music.notes import FloatArray, IntArray
 from tasks.music.repetition import repetition_statistics
 from tasks.music.score import Score
 

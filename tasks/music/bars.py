@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.music.notes import BoolArray, IntArray
+from tasks.music.arrays import BoolArray, IntArray
 from tasks.music.score import Score, TimeSignatures
 
 POSITIONS_PER_QUARTER = 4  # the grid: sixteenth notes

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tasks.music.fingerprint import mix_bits
 
 if TYPE_CHECKING:
-    from tasks.music.notes import BoolArray, ByteArray, IntArray
+    from tasks.music.arrays import BoolArray, ByteArray, IntArray
 
 SEED_INTERVALS = 10
 SEED_STEP = 4  # notes from one indexed seed to the next

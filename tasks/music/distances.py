@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.music.notes import FloatArray
+from tasks.music.arrays import FloatArray
 
 N_RESAMPLES = 500
 GRID = 512  # points for twice the range of the values and five bandwidths at each end

@@ -5,8 +5,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from tasks.music.arrays import BoolArray
 from tasks.music.bars import bar_lines
-from tasks.music.notes import BoolArray
 from tasks.music.score import KeySignatures, Score, Tempos, TimeSignatures, build_score, ticks_at
 
 Changes = TypeVar("Changes", Tempos, TimeSignatures, KeySignatures)

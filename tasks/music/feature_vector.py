@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.music.notes import FloatArray
+from tasks.music.arrays import FloatArray
 
 
 @dataclass(frozen=True, slots=True)

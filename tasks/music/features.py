@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from tasks.music.notes import BoolArray, ByteArray, FloatArray, IntArray
+from tasks.music.arrays import BoolArray, ByteArray, FloatArray, IntArray
 
 DRUMS = 128  # stands behind the programs 0-127 in counts by program
 ENDED_SECONDS = 1e-6  # a note that ends so little after the next onset has ended: rounded seconds must not overlap

@@ -16,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from tasks.music.notes import BoolArray, ByteArray, IntArray
+    from tasks.music.arrays import BoolArray, ByteArray, IntArray
 
 HashArray = NDArray[np.uint64]
 WordArray = NDArray[np.uint32]

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from tasks.music.arrays import FloatArray
 from tasks.music.distances import N_RESAMPLES, TOO_FEW, Estimate, compare_values, compare_vectors, estimate, resample
 from tasks.music.feature_vector import FEATURE_VERSIONS, feature_vectors
-from tasks.music.notes import FloatArray
 
 FEATURES = "v1"
 

@@ -7,8 +7,8 @@ statistic divides by nothing (no notes, no pitched notes, no time), it is 0.
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.music.arrays import ByteArray, FloatArray, IntArray
 from tasks.music.bar_metrics import bar_statistics
-from tasks.music.notes import ByteArray, FloatArray, IntArray
 from tasks.music.score import Score
 
 MAJOR_SCALE = np.array([0, 2, 4, 5, 7, 9, 11])

@@ -21,8 +21,8 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from tasks.music.arrays import IntArray
 from tasks.music.notation import MIDDLE_C, Bars, Chord, Part, bars_of, divisions_of, engrave
-from tasks.music.notes import IntArray
 from tasks.music.pianoroll import part_labels
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.music.notes import BoolArray, IntArray
+from tasks.music.arrays import BoolArray, IntArray
 
 if TYPE_CHECKING:
     from tasks.music.score import Score

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.music.arrays import BoolArray, IntArray
 from tasks.music.grammar import Grammar
-from tasks.music.notes import BoolArray, IntArray
 
 
 def walk(grammar: Grammar, ids: Sequence[int]) -> tuple[IntArray, IntArray]:

@@ -3,19 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from tasks.music.score import Score  # for names only: a worker that reads note tables never loads symusic
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
-ByteArray = NDArray[np.uint8]
-TrackArray = NDArray[np.uint16]
-BoolArray = NDArray[np.bool_]
+from tasks.music.arrays import BoolArray, ByteArray, FloatArray, IntArray, TrackArray, offsets_of
+from tasks.music.score import Score
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +62,7 @@ class NoteBatch:
         return np.repeat(np.arange(self.n_pieces), np.diff(self.offsets))
 
     @classmethod
-    def from_scores(cls, scores: "Sequence[Score]") -> "NoteBatch":
+    def from_scores(cls, scores: Sequence[Score]) -> "NoteBatch":
         """Lay the notes and pedal spans of `scores` end to end, one piece for each score."""
         notes, pedals = [score.notes for score in scores], [score.pedals for score in scores]
         tempos, meters = [score.tempos for score in scores], [score.time_signatures for score in scores]
@@ -146,13 +140,6 @@ class NoteBatch:
 
 
 _OWNERS = ("pedal_", "tempo_", "time_signature_")  # prefixes of the columns that have offsets of their own
-
-
-def offsets_of(lengths: Sequence[int] | IntArray) -> IntArray:
-    """Return the borders of runs of these lengths: int64[len + 1], starting with 0."""
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:

@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from tasks.music.arrays import IntArray
 from tasks.music.bars import GridNotes, NoteCells
-from tasks.music.notes import IntArray
 
 MAX_BARS = 512  # self-similarity looks at as many bars from the first with a note on; 17 minutes of 4/4 at 120 a minute
 PHRASE_BARS = (2, 4, 8)

@@ -1,20 +1,12 @@
-"""Scores in ticks: one piece of music with its times in seconds, read from and written to MIDI files."""
+"""Scores in ticks: one piece of music with its times in seconds, as arrays."""
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import BadScore, NotFound
-from tasks.music.midi_writer import write_midi  # noqa: F401  callers find reading and writing in one place
-from tasks.music.notes import BoolArray, ByteArray, FloatArray, IntArray, TrackArray
-from tasks.music.read_limits import ReadLimits
-
-if TYPE_CHECKING:
-    from tasks.music.midi_songs import SongBatch
+from tasks.music.arrays import BoolArray, ByteArray, FloatArray, IntArray, TrackArray
 
 DEFAULT_TEMPO = 500_000  # microseconds per quarter where a file says nothing: 120 beats a minute
 
@@ -80,7 +72,7 @@ class Score:
 
     Args:
         n_tracks: number of parts; a part has one program, and all its notes carry its index as `track`.
-        dropped: what the reader left out or mended, by reason; see `tasks.music.midi_files.LOSSES`.
+        dropped: what the reader left out or mended, by reason; see `tasks.music.midi.reader.LOSSES`.
     """
 
     ticks_per_quarter: int
@@ -189,72 +181,3 @@ def _note_order(notes: dict[str, NDArray[Any]]) -> IntArray:
     if np.any(keys_in_order[1:] == keys_in_order[:-1]):
         order = np.lexsort([notes["velocity"], notes["duration"], keys])
     return order
-
-
-def read_midi(data: bytes | Path, where: str = "", limits: ReadLimits = ReadLimits()) -> Score:
-    """Read a MIDI file, or an RMID file around one, into a score.
-
-    Pedal spans follow the channel, as on an instrument: a pedal kept on a track without notes holds the notes that
-    other tracks play on its channel; so do programs, unless a track sets its own. Notes of zero length get 1 tick.
-    Sequences of a format 2 file follow one another. What is left out or mended is counted in `dropped`. Which messages
-    end notes, lift pedals and make drums is in `docs/data-format.md`.
-
-    Args:
-        data: the bytes, or a path to read them from.
-        where: how messages name the file; the path by default.
-
-    Raises:
-        BadScore: with one of the reasons empty_file, not_midi, truncated, bad_header, bad_chunk, bad_event,
-            unsupported_division, no_notes, unreadable_notes, out_of_range, too_long, too_many_notes.
-        NotFound: the path is no file.
-    """
-    from tasks.music.midi_files import read_files  # compiled code; configs and tokenizers know scores without it
-
-    if isinstance(data, Path):
-        where = where or str(data)
-        data = _read_file(data, where, limits)
-    batch = read_files([bytes(data)], limits)
-    refusal = batch.refusals[0]
-    if refusal:
-        raise BadScore(refusal.reason, f"{refusal.detail} ({where or 'bytes'})")
-    return _score_of(batch.songs, json.loads(batch.dropped[0]))
-
-
-def _read_file(path: Path, where: str, limits: ReadLimits) -> bytes:
-    if not path.is_file():
-        raise NotFound(f"no such file: {where}")
-    size = path.stat().st_size
-    if size > limits.max_bytes:
-        raise BadScore("too_long", f"file of {size} bytes, limit {limits.max_bytes} ({where})")
-    return path.read_bytes()
-
-
-def _score_of(songs: "SongBatch", dropped: dict[str, int]) -> Score:
-    """Return the one song of a batch as a score."""
-    (_, tempo_tick, tempo), (_, meter_tick, meter), (_, key_tick, key) = songs.metas.values()
-    return Score(
-        ticks_per_quarter=songs.ticks_per_quarter[0],
-        notes=Notes(
-            onset=songs.onset.astype(np.int64),
-            duration=songs.duration.astype(np.int64),
-            pitch=songs.pitch,
-            velocity=songs.velocity,
-            program=songs.program,
-            is_drum=songs.is_drum,
-            track=songs.track,
-            onset_seconds=songs.onset_seconds,
-            end_seconds=songs.end_seconds,
-        ),
-        tempos=Tempos(tempo_tick.astype(np.int64), tempo[:, 0].astype(np.int64)),
-        time_signatures=TimeSignatures(meter_tick.astype(np.int64), *meter.astype(np.int64).T),
-        key_signatures=KeySignatures(key_tick.astype(np.int64), key[:, 0].astype(np.int64), key[:, 1] == 1),
-        pedals=Pedals(
-            onset=songs.pedal_onset.astype(np.int64),
-            end=songs.pedal_end.astype(np.int64),
-            track=songs.pedal_track,
-            onset_seconds=songs.pedal_onset_seconds,
-            end_seconds=songs.pedal_end_seconds,
-        ),
-        n_tracks=int(songs.n_parts[0]),
-        dropped=dropped,
-    )

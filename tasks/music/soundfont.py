@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.errors import ConfigError
-from tasks.music.midi_writer import PITCHED_CHANNELS, write_midi
+from tasks.music.midi.writer import PITCHED_CHANNELS, write_midi
 from tasks.music.synth import BUILT_IN, Rendering, check_settings, level, render
 
 if TYPE_CHECKING:

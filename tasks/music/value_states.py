@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from tasks.music.arrays import BoolArray, IntArray
 from tasks.music.grammar import Grammar
-from tasks.music.notes import BoolArray, IntArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)

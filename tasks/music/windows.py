@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from tasks.music.notes import FloatArray, IntArray, NoteBatch, offsets_of
+from tasks.music.arrays import FloatArray, IntArray, offsets_of
+from tasks.music.notes import NoteBatch
 
 _NEVER = 1 << 60  # the tick at which the last window of a piece ends: nothing rings on behind it
 _NANOSECOND = 1e-9  # pedal spans that touch a window for less do so by the rounding of sums alone

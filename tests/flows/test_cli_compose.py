@@ -8,7 +8,8 @@ import pytest
 
 from tasks.checkpoints import exported
 from tasks.home import Home
-from tasks.music.score import read_midi, write_midi
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
 from tasks.music.tokenizers.oore import OoreConfig
 from tasks.tracking import Tracker
 from tests.builders import make_score, note_rows

@@ -11,7 +11,7 @@ from models.config import SamplingConfig
 from tasks.checkpoints import load_model
 from tasks.errors import ConfigError
 from tasks.home import Home
-from tasks.music.score import read_midi
+from tasks.music.midi.read_midi import read_midi
 from tasks.prompts import read_prompts
 from tasks.summaries import batch_card
 from tests.studio import SHORT, Setup, config_of, files_of, midi_of, sidecars_of, silent

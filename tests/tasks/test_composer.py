@@ -22,10 +22,12 @@ from tasks.config import to_json
 from tasks.errors import BadScore, CheckpointError, ConfigError, HomeError, NotFound, OrchestrionError
 from tasks.home import Home
 from tasks.integrity import SEAL
-from tasks.music.midi_statistics import midi_statistics
+from tasks.music.midi.event_statistics import midi_statistics
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
 from tasks.music.note_boundaries import beginning_of, boundary_places
 from tasks.music.notes import NoteBatch
-from tasks.music.score import Score, read_midi, write_midi
+from tasks.music.score import Score
 from tasks.music.tokenizers.mmm import MmmConfig
 from tasks.music.tokenizers.oore import OoreConfig
 from tasks.music.tokenizers.optimus_int import OptimusIntConfig

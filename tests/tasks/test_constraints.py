@@ -9,7 +9,7 @@ from models.config import SamplingConfig
 from tasks.config import GenerateConfig
 from tasks.constraints import UNWANTED, scale_of, token_bias
 from tasks.errors import ConfigError
-from tasks.music.score import read_midi
+from tasks.music.midi.read_midi import read_midi
 from tasks.music.tokenizers.mmm import MmmConfig, MmmTokenizer
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tasks.music.tokenizers.registry import build_tokenizer, default_config

@@ -27,8 +27,8 @@ from tasks.evaluate import evaluate_model
 from tasks.evaluation_card import report_markdown
 from tasks.held_out import pieces_of_rows
 from tasks.home import Home, json_bytes
+from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.score import read_midi
 from tasks.presets import build_preset
 from tasks.report_page.evaluation import Decision, evaluation_page
 from tasks.strict_json import read_json

@@ -29,7 +29,7 @@ from tasks.generate import batch_name, find_batch, generate_batch, resolve_batch
 from tasks.home import Home
 from tasks.integrity import read_sealed
 from tasks.music.metrics import piece_statistics
-from tasks.music.score import read_midi
+from tasks.music.midi.read_midi import read_midi
 from tasks.progress import Progress
 from tasks.prompts import read_prompts
 from tests.studio import (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tasks.groups import GroupConfig, Groups, group_pieces
 from tasks.music.fingerprint import N_WORDS, sign_pieces
-from tasks.music.score import read_midi
+from tasks.music.midi.read_midi import read_midi
 from tests.conftest import real_data
 from tests.tasks.music.test_fingerprint import flat, moved, music
 

@@ -10,7 +10,8 @@ from models.config import SamplingConfig
 from tasks.checkpoints import load_model
 from tasks.config import GenerateConfig
 from tasks.errors import ConfigError
-from tasks.music.score import Score, write_midi
+from tasks.music.midi.writer import write_midi
+from tasks.music.score import Score
 from tasks.prompts import read_prompts
 from tests.builders import make_score
 from tests.studio import Studio, scores_of, sidecars_of

@@ -14,8 +14,9 @@ from tasks.groups import GroupConfig
 from tasks.home import Home
 from tasks.leakage import LeakageConfig
 from tasks.ledger import count_losses, count_notes
-from tasks.music.midi_writer import write_midi
-from tasks.music.score import Score, build_score, read_midi
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
+from tasks.music.score import Score, build_score
 from tasks.sources.limits import SourceLimits
 from tests.samples import small_corpus, small_dataset
 
@@ -170,7 +171,7 @@ def test_a_file_above_the_limit_is_refused_without_being_read(
 ) -> None:
     from tasks import ingest
     from tasks.config import ParseConfig
-    from tasks.music.read_limits import ReadLimits
+    from tasks.music.midi.limits import ReadLimits
     from tasks.sources.scan import scan_sources
 
     source = small_corpus(tmp_path / "midi", 4)

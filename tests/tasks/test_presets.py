@@ -19,7 +19,8 @@ from tasks.evaluate import evaluate_model
 from tasks.generate import generate_batch
 from tasks.home import Home
 from tasks.model_sizes import preset_facts, preset_rows
-from tasks.music.score import read_midi, write_midi
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
 from tasks.presets import PRESETS, build_preset
 from tasks.prompts import read_prompts
 from tasks.tracking import ModelVersion

@@ -19,8 +19,9 @@ from tasks.datasets import resolve_dataset
 from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
 from tasks.generate import generate_batch
 from tasks.home import Home
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.score import read_midi, write_midi
 from tasks.music.tokenizers.mmm import MmmConfig, MmmTokenizer
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tasks.music.tokenizers.optimus_int import OptimusIntConfig, OptimusIntTokenizer

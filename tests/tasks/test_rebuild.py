@@ -130,7 +130,7 @@ def test_settings_that_matter_change_the_version_and_names_do_not(tmp_path: Path
 
 
 def test_song_rows_hold_the_notes_of_the_file(home: Home, tmp_path: Path) -> None:
-    from tasks.music.score import read_midi
+    from tasks.music.midi.read_midi import read_midi
 
     source = small_corpus(tmp_path / "midi", 6)
     version = small_dataset(home, source)

@@ -22,7 +22,7 @@ from tasks.generate import Batch, generate_batch
 from tasks.home import Home
 from tasks.infill import GAP_BARS, Canvas, Gap, Span, draw_gaps, make_canvas
 from tasks.latent_pieces import LatentPlan, LatentSource, with_latents
-from tasks.music.score import write_midi
+from tasks.music.midi.writer import write_midi
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tasks.music.tokenizers.optimus_int import OptimusIntTokenizer
 from tasks.music.tokenizers.remi import RemiTokenizer

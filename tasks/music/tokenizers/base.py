@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tasks.music.arrays import FloatArray, IntArray, offsets_of
 from tasks.music.grammar import Grammar
-from tasks.music.notes import FloatArray, IntArray, NoteBatch, offsets_of
+from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
 
 TokenArray = NDArray[np.uint16]

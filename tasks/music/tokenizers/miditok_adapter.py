@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tasks.errors import ConfigError
+from tasks.music.arrays import FloatArray, IntArray, offsets_of
 from tasks.music.grammar import Grammar
-from tasks.music.notes import FloatArray, IntArray, NoteBatch, offsets_of
+from tasks.music.notes import NoteBatch
 from tasks.music.score import Score, Tempos, TimeSignatures, build_score
 from tasks.music.tokenizers.base import MAX_VOCABULARY, TokenArray, TokenBatch, digest_of, until_end
 

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from tasks.music.notes import BoolArray, IntArray
+from tasks.music.arrays import BoolArray, IntArray
 
 REASONS = (
     "unison_merged",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.music.notes import IntArray
+from tasks.music.arrays import IntArray
 from tasks.music.score import Score, TimeSignatures, build_score
 from tasks.music.tokenizers.mmm_words import DRUMS, FOUR_FOUR, Kind, Vocabulary, bar_units
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.music.notes import IntArray
+from tasks.music.arrays import IntArray
 
 if TYPE_CHECKING:
     from tasks.music.tokenizers.mmm import MmmConfig

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.music.notes import IntArray, NoteBatch, offsets_of
+from tasks.music.arrays import IntArray, offsets_of
+from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers import mmm_loops as loops
 from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.tokenizers.mmm_loops import Bars, Notes, Tracks, WordTables

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tasks.music.notes import IntArray, NoteBatch
+from tasks.music.arrays import IntArray
+from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.base import BLOCK_NOTES, MAX_VOCABULARY
 from tasks.music.tokenizers.optimus_rows import OFFSET, RowRules, Rows, arrange_rows, check_settings, duration_of
 

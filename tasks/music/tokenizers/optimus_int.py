@@ -12,9 +12,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike
 
+from tasks.music.arrays import BoolArray, IntArray, offsets_of
 from tasks.music.grammar import Grammar
-from tasks.music.midi_writer import DRUM_CHANNEL
-from tasks.music.notes import BoolArray, IntArray, NoteBatch, offsets_of
+from tasks.music.midi.writer import DRUM_CHANNEL
+from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
 from tasks.music.tokenizers.base import BLOCK_NOTES, TokenArray, TokenBatch, digest_of, require_ids, until_end
 from tasks.music.tokenizers.optimus_rows import (

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from tasks.music.notes import IntArray, offsets_of
+from tasks.music.arrays import IntArray, offsets_of
 from tasks.music.score import Score
 from tasks.music.tokenizers.optimus_characters import (
     END,

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numba import njit
 
-from tasks.music.midi_writer import DRUM_CHANNEL, PITCHED_CHANNELS
-from tasks.music.notes import ByteArray, FloatArray, IntArray, NoteBatch, offsets_of
+from tasks.music.arrays import ByteArray, FloatArray, IntArray, offsets_of
+from tasks.music.midi.writer import DRUM_CHANNEL, PITCHED_CHANNELS
+from tasks.music.notes import NoteBatch
 from tasks.music.score import Score, build_score
 from tasks.music.transforms import apply_sustain
 

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from tasks.music.notes import IntArray
+from tasks.music.arrays import IntArray
 from tasks.music.score import DEFAULT_TEMPO, Score, Tempos, TimeSignatures, build_score
 from tasks.music.tokenizers.remi_vocabulary import (
     DEFAULT_VELOCITY,

@@ -8,7 +8,8 @@ tokens are written in order of time.
 import numpy as np
 from numba import njit
 
-from tasks.music.notes import FloatArray, IntArray, NoteBatch
+from tasks.music.arrays import FloatArray, IntArray
+from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.base import TokenArray
 from tasks.music.tokenizers.remi_chords import find_chords
 from tasks.music.tokenizers.remi_meters import (

@@ -6,7 +6,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from tasks.music.notes import FloatArray, IntArray, NoteBatch
+from tasks.music.arrays import FloatArray, IntArray
+from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.remi_vocabulary import (
     CHORDS,
     DENOMINATOR_MAX,

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.music.notes import FloatArray, IntArray
+from tasks.music.arrays import FloatArray, IntArray
 
 DRUMS = -1  # stands for a program where a part is drums
 N_PROGRAMS = 129  # 0-127, and the drums behind them

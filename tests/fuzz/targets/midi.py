@@ -5,9 +5,10 @@ import json
 import numpy as np
 
 from tasks.errors import BadScore
-from tasks.music.midi_files import LOSSES, read_files
-from tasks.music.read_limits import ReadLimits
-from tasks.music.score import read_midi, write_midi
+from tasks.music.midi.limits import ReadLimits
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.reader import LOSSES, read_files
+from tasks.music.midi.writer import write_midi
 from tests.builders import DRUMS, make_score, off, on, pedal, program, smf, tempo, track
 from tests.fuzz.harness import Target
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from tasks.music import bar_metrics, repetition
 from tasks.music.bars import bar_lines, count_covered, note_cells, place_notes
 from tasks.music.metrics import piece_statistics
-from tasks.music.score import Score, read_midi, write_midi
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
+from tasks.music.score import Score
 from tests.builders import DRUMS, make_score
 
 BAR = 2000  # ticks of a bar of 4/4 in these tests, 125 a position

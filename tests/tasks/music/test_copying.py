@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.music.arrays import offsets_of
 from tasks.music.copying import (
     MOST_PLACES,
     SEED_INTERVALS,
@@ -17,8 +18,8 @@ from tasks.music.copying import (
     find_runs,
     seeds_between,
 )
-from tasks.music.notes import NoteBatch, offsets_of
-from tasks.music.score import read_midi
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.oore import OoreConfig, OoreTokenizer
 from tasks.music.tokenizers.remi import RemiTokenizer
 from tasks.music.tokenizers.remi_vocabulary import RemiConfig

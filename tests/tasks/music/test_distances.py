@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import linalg, stats
 
+from tasks.music.arrays import FloatArray
 from tasks.music.distances import (
     BANDWIDTH_MIN,
     Estimate,
@@ -19,7 +20,6 @@ from tasks.music.distances import (
     frechet_distance,
     resample,
 )
-from tasks.music.notes import FloatArray
 
 DICE = np.random.default_rng(7)
 Moments = tuple[FloatArray, FloatArray]

@@ -18,7 +18,7 @@ from tasks.music.fingerprint import (
     gram_hashes,
     sign_pieces,
 )
-from tasks.music.score import read_midi
+from tasks.music.midi.read_midi import read_midi
 from tests.conftest import real_data
 
 GOLDEN = [2159479550, 3556820015, 1664175391]

@@ -15,7 +15,7 @@ from tasks.music.corpus.writer import write_corpus
 from tasks.music.feature_vector import FEATURES_V1, feature_vectors
 from tasks.music.judgement import judge_pieces, typicality
 from tasks.music.metrics import piece_statistics
-from tasks.music.score import read_midi
+from tasks.music.midi.read_midi import read_midi
 from tests.builders import make_score
 
 DICE = np.random.default_rng(7)

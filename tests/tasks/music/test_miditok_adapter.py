@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from tasks.errors import ConfigError
 from tasks.music.corpus.writer import write_corpus
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.score import Score, read_midi, write_midi
+from tasks.music.score import Score
 from tasks.music.tokenizers.base import digest_of
 from tasks.music.tokenizers.miditok_adapter import MidiTokConfig, MidiTokTokenizer
 from tests.builders import DRUMS, make_score, note_rows

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import ConfigError
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.score import Score, read_midi, write_midi
+from tasks.music.score import Score
 from tasks.music.tokenizers import mmm
 from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.tokenizers.mmm import MmmConfig, MmmTokenizer

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.music.midi.read_midi import read_midi
 from tasks.music.musicxml import Engraving, spell, write_musicxml
-from tasks.music.score import Score, read_midi
+from tasks.music.score import Score
 from tests.builders import DRUMS, make_score
 from tests.conftest import real_data
 

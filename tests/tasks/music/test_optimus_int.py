@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.score import Score, read_midi, write_midi
+from tasks.music.score import Score
 from tasks.music.tokenizers import optimus_int
 from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.tokenizers.optimus_int import OptimusIntConfig, OptimusIntTokenizer

@@ -10,8 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tasks.music.grammar import Grammar
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.score import Score, read_midi, write_midi
+from tasks.music.score import Score
 from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.tokenizers.remi import RemiTokenizer
 from tasks.music.tokenizers.remi_vocabulary import RemiConfig

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 
 from tasks.errors import BadScore
+from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.score import Score, read_midi
+from tasks.music.score import Score
 from tasks.music.tokenizers.remi import RemiTokenizer
 from tasks.music.tokenizers.remi_vocabulary import RemiConfig
 from tests.builders import DRUMS, make_score

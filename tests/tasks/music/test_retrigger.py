@@ -3,9 +3,10 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.validity import check_validity
+from tasks.music.midi.writer import write_midi
 from tasks.music.retrigger import end_at_next
-from tasks.music.score import read_midi, write_midi
-from tasks.music.validity import check_validity
 from tests.builders import make_score
 
 NOTES = st.lists(

@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import BadScore, NotFound
-from tasks.music.score import ReadLimits, Score, Tempos, read_midi, seconds_at, ticks_at, write_midi
+from tasks.music.midi.limits import ReadLimits
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
+from tasks.music.score import Score, Tempos, seconds_at, ticks_at
 from tests.builders import (
     DRUMS,
     END_OF_TRACK,
@@ -545,7 +548,7 @@ def test_a_pedal_of_a_format_2_sequence_ends_with_it() -> None:
 
 @pytest.mark.parametrize("limits", [ReadLimits(max_pedals=1), ReadLimits(max_seconds=0.01)])
 def test_a_file_that_is_refused_late_has_no_rows_and_the_next_one_is_whole(limits: ReadLimits) -> None:
-    from tasks.music.midi_files import read_files
+    from tasks.music.midi.reader import read_files
 
     bad = smf(track(*[(5, pedal(v)) for v in (127, 0, 127, 0)], (0, on(60)), (480, off(60))))
     good = smf(track((0, on(60)), (5, off(60))))
@@ -559,7 +562,7 @@ def test_a_file_that_is_refused_late_has_no_rows_and_the_next_one_is_whole(limit
 
 
 def test_the_place_of_a_fault_counts_from_its_own_file() -> None:
-    from tasks.music.midi_files import read_files
+    from tasks.music.midi.reader import read_files
 
     refusal = read_files([smf(ONE_NOTE), b"RIFF\0\0\0\0RMID"]).refusals[1]
     assert refusal is not None

@@ -12,8 +12,8 @@ import soundfile
 
 from tasks.errors import ConfigError
 from tasks.music import synth
+from tasks.music.midi.read_midi import read_midi
 from tasks.music.ogg_pages import set_serial
-from tasks.music.score import read_midi
 from tasks.music.sounds import DRUMS, PROGRAM_TIMBRES, TIMBRES
 from tests.conftest import real_data
 from tests.millisecond_scores import millisecond_score

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.score import Score, read_midi
+from tasks.music.score import Score
 from tasks.music.tokenizers.mmm import MmmConfig, MmmTokenizer
 from tasks.music.transforms import stretch_time
 from tasks.music.windows import cut_windows

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.errors import BadScore
-from tasks.music import midi_bytes
-from tasks.music.notes import ByteArray, IntArray
+from tasks.music.arrays import ByteArray, IntArray
+from tasks.music.midi import file_bytes
 
 if TYPE_CHECKING:
     from tasks.music.score import Score  # score.py imports this file
@@ -45,7 +45,7 @@ def write_midi(
     end = _end_of_last_bar(score) if ends_on_bar_line else 0
     names = part_names or [""] * score.n_tracks
     parts = [_write_part(score, track, *place, names[track], end) for track, place in enumerate(_places(score))]
-    return midi_bytes.build_file(score.ticks_per_quarter, [_write_conductor(score, name, end), *parts])
+    return file_bytes.build_file(score.ticks_per_quarter, [_write_conductor(score, name, end), *parts])
 
 
 def _end_of_last_bar(score: "Score") -> int:
@@ -96,13 +96,13 @@ def _write_conductor(score: "Score", name: str, end: int) -> bytes:
         for tick, key, is_minor in zip(keys.tick, keys.key, keys.is_minor, strict=True)
     ]
     events.sort()
-    metas = midi_bytes.build_metas([(tick, kind, data) for tick, _, kind, data in events])
+    metas = file_bytes.build_metas([(tick, kind, data) for tick, _, kind, data in events])
     return metas + _end_of_track(events[-1][0] if events else 0, end)
 
 
 def _end_of_track(last: int, end: int) -> bytes:
     """Return the bytes that end a track at tick `end`, or at its last event where that is later."""
-    return midi_bytes.build_metas([(max(end - last, 0), 0x2F, b"")])
+    return file_bytes.build_metas([(max(end - last, 0), 0x2F, b"")])
 
 
 def _as_read(
@@ -125,7 +125,7 @@ def _write_part(score: "Score", track: int, port: int, channel: int, name: str, 
     onset, end_of_note, pitch, velocity = _as_read(
         notes.onset[of_part], _ends(score)[of_part], notes.pitch[of_part], notes.velocity[of_part]
     )
-    zero, sustain = np.zeros_like(pitch), np.full(of_pedal.sum(), midi_bytes.SUSTAIN_CONTROL, dtype=np.uint8)
+    zero, sustain = np.zeros_like(pitch), np.full(of_pedal.sum(), file_bytes.SUSTAIN_CONTROL, dtype=np.uint8)
     # Within a tick: notes end, the pedal is lifted, the pedal is pressed, notes begin.
     groups = [
         (end_of_note, 0x80, pitch, zero),
@@ -142,10 +142,10 @@ def _write_part(score: "Score", track: int, port: int, channel: int, name: str, 
     )
     order = np.argsort(ticks, kind="stable")
     program = int(notes.program[of_part][0]) if len(onset) else 0
-    head = midi_bytes.build_metas([(0, 0x03, _text(name))]) if name else b""
+    head = file_bytes.build_metas([(0, 0x03, _text(name))]) if name else b""
     head += (b"\0\xff\x21\x01" + bytes([port]) if port else b"") + bytes([0, 0xC0 | channel, program])
     last = int(ticks.max(initial=0))
-    return head + midi_bytes.build_messages(ticks[order], messages[order]) + _end_of_track(last, end)
+    return head + file_bytes.build_messages(ticks[order], messages[order]) + _end_of_track(last, end)
 
 
 def _text(name: str) -> bytes:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.music.midi_events import TICK_MAX
-from tasks.music.midi_modes import BANK_SELECT, DRUM_BANKS
+from tasks.music.midi.events import TICK_MAX
+from tasks.music.midi.modes import BANK_SELECT, DRUM_BANKS
 
 
 def second_reading(data: bytes, n_notes: int, max_notes: int) -> bytes | None:

@@ -8,11 +8,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import BadScore
-from tasks.music.midi_files import read_files
-from tasks.music.score import Score, read_midi, write_midi
-from tasks.music.second_reader import second_reading
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.reader import read_files
+from tasks.music.midi.second_reader import second_reading
+from tasks.music.midi.writer import write_midi
+from tasks.music.score import Score
 from tests.builders import differences, note_rows, off, on, pedal, program, smf, track
-from tests.tasks.music.slow_midi import Event, bytes_of, read_slowly
+from tests.tasks.music.midi.slow_midi import Event, bytes_of, read_slowly
 
 GM_ON, GM_OFF, GM2_ON = (bytes([0xF0, 5, 0x7E, 0x7F, 9, number, 0xF7]) for number in (1, 2, 3))
 XG_ON = b"\xf0\x08\x43\x10\x4c\x00\x00\x7e\x00\xf7"

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from tasks.music.midi_events import (
+from tasks.music.midi.events import (
     CODE,
     DEFAULT_TEMPO,
     DRUM_SIGNS,
@@ -28,7 +28,7 @@ from tasks.music.midi_events import (
     VALUE,
     EventBatch,
 )
-from tasks.music.midi_modes import DRUM_CHANNEL, DRUMS, PEDAL_BREAK, PROGRAM, are_drums_elsewhere, mark_drums
+from tasks.music.midi.modes import DRUM_CHANNEL, DRUMS, PEDAL_BREAK, PROGRAM, are_drums_elsewhere, mark_drums
 
 TOO_MANY_PARTS, TOO_MANY_PEDALS, TOO_LONG = 101, 102, 103  # further values of CODE
 PARTS_MAX = 0xFFFF

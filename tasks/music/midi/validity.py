@@ -28,11 +28,12 @@ from numba import njit
 from numpy.typing import NDArray
 
 from tasks.errors import BadScore
-from tasks.music import midi_events as events
 from tasks.music.bars import bar_lines
-from tasks.music.read_limits import ReadLimits
-from tasks.music.score import Notes, Score, read_midi
-from tasks.music.second_reader import second_notes
+from tasks.music.midi import events
+from tasks.music.midi.limits import ReadLimits
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.second_reader import second_notes
+from tasks.music.score import Notes, Score
 
 Z_95 = 1.959963984540054  # 97.5 % of a standard normal distribution lie below
 

@@ -9,8 +9,8 @@ import mido
 import pytest
 
 from tasks.errors import BadScore
-from tasks.music.midi_statistics import midi_statistics
-from tasks.music.score import write_midi
+from tasks.music.midi.event_statistics import midi_statistics
+from tasks.music.midi.writer import write_midi
 from tests.builders import DRUMS, make_score, off, on, program, smf, tempo, track
 from tests.conftest import real_data
 

@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from tasks.music import midi_modes as modes
+from tasks.music.midi import modes
 
 TICK_MAX = 2**31 - 1
 UNKNOWN_PROGRAM = 255  # no program change came before the note on its own track

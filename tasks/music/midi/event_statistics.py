@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import BadScore
-from tasks.music import midi_events as events
-from tasks.music.midi_files import read_files
-from tasks.music.midi_writer import DRUM_CHANNEL
-from tasks.music.read_limits import ReadLimits
+from tasks.music.midi import events
+from tasks.music.midi.limits import ReadLimits
+from tasks.music.midi.reader import read_files
+from tasks.music.midi.writer import DRUM_CHANNEL
 
 _BANK_MSB, _BANK_LSB = 0, 32  # controllers
 _GM_MODE_OF = {1: 1, 2: 0, 3: 2}  # last number of the message -> mode

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.music.score import read_midi, write_midi
-from tasks.music.validity import Validity, check_validity, share_valid, wilson_interval
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.validity import Validity, check_validity, share_valid, wilson_interval
+from tasks.music.midi.writer import write_midi
 from tests.builders import DRUMS, make_score, off, on, smf, tempo, track
 from tests.conftest import real_data
 

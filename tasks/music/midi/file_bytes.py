@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.music.notes import IntArray
+from tasks.music.arrays import IntArray
 
 EMPTY_TEXT = b"\xff\x01\x00"
 DELTA_MAX = 2**28 - 1  # the longest time between two events: four bytes of seven bits

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.music import midi_events as events
-from tasks.music import midi_songs as songs
-from tasks.music.midi_songs import SongBatch
-from tasks.music.read_limits import ReadLimits
-from tasks.music.second_reader import second_reading
+from tasks.music.midi import events, songs
+from tasks.music.midi.limits import ReadLimits
+from tasks.music.midi.second_reader import second_reading
+from tasks.music.midi.songs import SongBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ import symusic
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
 from tasks.music.pianoroll import part_labels
-from tasks.music.score import read_midi, write_midi
 from tests.builders import DRUMS, make_score
 
 

@@ -7,7 +7,7 @@ and each message does to it what `docs/data-format.md` says.
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tasks.music.midi_bytes import variable_length
+from tasks.music.midi.file_bytes import variable_length
 from tests.builders import END_OF_TRACK, smf
 
 Event = tuple[int, bytes]  # ticks since the event before, message
