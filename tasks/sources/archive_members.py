@@ -4,10 +4,12 @@ This runs in a child process with limits of time and memory (`tasks.isolation`),
 its reader or to fill the memory. What goes wrong inside an archive is a row or one `DatasetError`, whatever was raised.
 """
 
+import codecs
 import gzip
 import hashlib
 import json
 import os
+import re
 import stat
 import struct
 import tarfile
@@ -33,6 +35,16 @@ _ENCRYPTED = 0x1 | 0x40 | 0x2000  # the member, strongly, the directory's facts 
 _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of the name and of the extra field behind it
 _NAME_RECORDS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 _NAME_RECORDS += (tarfile.SOLARIS_XHDTYPE,)
+_OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
+
+
+def prepare() -> None:
+    """Load what pyarrow loads with the first column, pandas among it, in the host: each child would for itself."""
+    rows = Rows()
+    rows.add(b"", 0, bytes(32), SLICE, 0, 0)
+    with pa.ipc.new_stream(pa.BufferOutputStream(), LISTING_SCHEMA) as writer:
+        writer.write_batch(rows.batch())
+    codecs.lookup("cp437")  # of names in zips
 
 
 def list_members(payload: bytes) -> bytes:
@@ -287,9 +299,26 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "tarfile.TarInfo":
-        header = super().frombuf(buf, encoding, errors)
+        header = cls._of_plain_file(buf, encoding, errors) or super().frombuf(buf, encoding, errors)
         if header.size < 0 or (header.type in _NAME_RECORDS and header.size > MAX_NAME_RECORD):
             raise _BadHeader(f"a size of {header.size} bytes in a header of type {header.type!r}")
+        return header
+
+    @classmethod
+    def _of_plain_file(cls, buf: bytes, encoding: str, errors: str) -> "tarfile.TarInfo | None":
+        """Return the header of an ordinary file, or None for tarfile to look at the bytes.
+
+        tarfile parses thirteen fields, of which the scan uses three, and adds the bytes up twice: a third of the time.
+        """
+        size, checksum = _OCTAL.fullmatch(buf, 124, 136), _OCTAL.fullmatch(buf, 148, 156)
+        if len(buf) != tarfile.BLOCKSIZE or buf[156:157] != tarfile.REGTYPE or not size or not checksum:
+            return None
+        if sum(buf) - sum(buf[148:156]) + 8 * 32 != int(checksum[1], 8):
+            return None
+        header = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
+        header.size = int(size[1], 8)
+        if prefix := buf[345:500].partition(b"\0")[0]:
+            header.name = f"{prefix.decode(encoding, errors)}/{header.name}"
         return header
 
     @classmethod
@@ -421,7 +450,12 @@ def _read_tar_member(
         return
     if not is_midi(name) or is_companion(name):
         listing.n_other_files += 1
-        if name == listing.wanted and member.isreg() and member.size <= listing.limits.max_member_bytes:
+        if (
+            name == listing.wanted
+            and member.isreg()
+            and not member.issparse()
+            and member.size <= listing.limits.max_member_bytes
+        ):
             listing.extra = _content(archive, member)
         return
     if refusal := _tar_refusal(member, name, listing.limits):
@@ -451,8 +485,7 @@ def _read_tar_member(
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    stream = archive.extractfile(member)
-    assert stream is not None  # it is a file, not a link or a folder
+    stream: Any = archive.fileobj  # it stands at the member's bytes; extractfile would add three objects for each
     data = stream.read(member.size)
     if len(data) < member.size:
         raise EOFError(f"{len(data)} are there")
