@@ -23,15 +23,15 @@ from numba import njit
 from tasks.copy_store import IndexedLines, index_path, map_index, write_index
 from tasks.errors import BadScore
 from tasks.groups import group_pieces
-from tasks.music.copying import Lines, Runs, draw_lines, find_runs, seeds_between
-from tasks.music.fingerprint import sign_pieces
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
+from tasks.music.similarity.fingerprint import sign_pieces
+from tasks.music.similarity.shared_runs import Lines, Runs, draw_lines, find_runs, seeds_between
 from tasks.music.tokenizers.base import Tokenizer
 from tasks.music.tokenizers.oore import OoreConfig, OoreTokenizer
-from tasks.music.tokenizers.optimus_int import OptimusIntConfig, OptimusIntTokenizer
-from tasks.music.tokenizers.remi import RemiTokenizer
-from tasks.music.tokenizers.remi_vocabulary import RemiConfig
+from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig, OptimusIntTokenizer
+from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
+from tasks.music.tokenizers.remi.vocabulary import RemiConfig
 from tasks.music.transforms import stretch_time, transpose_within
 from tasks.originality import human_range
 from tasks.split import split_groups

@@ -23,9 +23,9 @@ import report
 from tasks.errors import BadScore
 from tasks.groups import Groups, group_pieces
 from tasks.leakage import MIN_GRAMS, LeakageConfig, measure_leakage, thin_grams, thinning_for
-from tasks.music.fingerprint import SAMPLE, gram_hashes, sign_pieces
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.score import Score
+from tasks.music.similarity.fingerprint import SAMPLE, gram_hashes, sign_pieces
 from tasks.split import split_groups
 
 PACKAGES = ("numba", "numpy", "scipy")

@@ -16,7 +16,8 @@ from tasks.errors import BadScore
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
-from tasks.music.tokenizers.mmm import MmmConfig, MmmTokenizer
+from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
+from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 
 PACKAGES = ("numpy", "numba")
 CASES = {"": MmmConfig(vocabulary_from="all"), "-tie": MmmConfig(vocabulary_from="all", meters=True, across_bars="tie")}

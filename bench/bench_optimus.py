@@ -17,9 +17,9 @@ import report
 from tasks.errors import BadScore
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.tokenizers.optimus_int import LONGEST, MAX_REPEATS, OptimusIntConfig, OptimusIntTokenizer
-from tasks.music.tokenizers.optimus_rows import CHANNEL_OF_PROGRAM
-from tasks.music.tokenizers.optimus_txt import OptimusTxtConfig, OptimusTxtTokenizer
+from tasks.music.tokenizers.optimus.int_tokenizer import LONGEST, MAX_REPEATS, OptimusIntConfig, OptimusIntTokenizer
+from tasks.music.tokenizers.optimus.rows import CHANNEL_OF_PROGRAM
+from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig, OptimusTxtTokenizer
 from tasks.music.transforms import apply_sustain
 
 PACKAGES = ("numpy", "numba")

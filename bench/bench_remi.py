@@ -22,7 +22,7 @@ import symusic
 from tasks.errors import BadScore
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.tokenizers.remi import RemiTokenizer
+from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
 
 try:
     import miditok

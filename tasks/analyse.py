@@ -18,7 +18,7 @@ import pyarrow as pa
 from tasks import cluster
 from tasks.config import digest
 from tasks.leakage import thin_grams, thinning_for
-from tasks.music.features import FEATURES
+from tasks.music.metrics.features import FEATURES
 from tasks.shards import SCHEMA_NUMBER, flat_values, list_column, read_metadata, read_table, write_table
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Analysis:
 
     def signatures(self, wanted: np.ndarray) -> np.ndarray:
         """Return uint32[·, words], the signatures of the pieces where the mask `wanted` is true."""
-        from tasks.music.fingerprint import N_WORDS
+        from tasks.music.similarity.fingerprint import N_WORDS
 
         found, at = np.empty((int(wanted.sum()), N_WORDS), np.uint32), 0
         for shard, begin, end in zip(self.shards, self.offsets[:-1], self.offsets[1:], strict=True):
@@ -110,7 +110,8 @@ def build_analysis(shards: Sequence[AnalysisShard], on_shards: Callable[[int], N
 
 def prepare() -> None:
     """Compile what looks at notes, or load what an earlier process compiled."""
-    from tasks.music import features, fingerprint
+    from tasks.music.metrics import features
+    from tasks.music.similarity import fingerprint
 
     offsets = np.zeros(2, np.int64)
     none: Any = np.zeros(0)
@@ -136,7 +137,8 @@ def analyse_shards(shards: Sequence[AnalysisShard]) -> int:
 
 def analyse(songs: Path) -> tuple[pa.Table, dict[str, list[int]]]:
     """Return the analysis of a song shard's accepted pieces, and histograms over them."""
-    from tasks.music import features, fingerprint  # compiled code; planning does not need it
+    from tasks.music.metrics import features  # compiled code; planning does not need it
+    from tasks.music.similarity import fingerprint
 
     table = read_table(songs, _SONG_COLUMNS)
     table = table.filter(pa.compute.equal(table.column("status"), "accepted"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tasks.config import EvaluateConfig
 from tasks.datasets import DatasetVersion
-from tasks.music.distances import Estimate, compare_scores
+from tasks.music.metrics.distances import Estimate, compare_scores
 from tasks.tracking import ModelVersion, Tracker
 
 if TYPE_CHECKING:  # it brings torch

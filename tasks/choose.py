@@ -9,7 +9,7 @@ from tasks import cluster
 from tasks.config import GenerateConfig
 from tasks.critic import Critic, flags_of, is_copy
 from tasks.latent_pieces import LatentPlan, LatentSource
-from tasks.music.soundfont import Player
+from tasks.music.render.soundfont import Player
 from tasks.piece_work import (
     Candidate,
     RenderJob,

@@ -11,7 +11,7 @@ from tasks.batch_files import check_piece, list_manifests, read_run_note
 from tasks.errors import DamagedFile, NotFound
 from tasks.home import Home
 from tasks.integrity import warn_once
-from tasks.music.distances import compare_scores
+from tasks.music.metrics.distances import compare_scores
 from tasks.report_page.curves import draw_curves
 from tasks.report_page.frame import assemble_page
 from tasks.report_page.markup import escape, path_html, table

@@ -14,9 +14,9 @@ import numpy as np
 
 from models.config import SamplingConfig
 from tasks.errors import OrchestrionError
-from tasks.music.grammar import Grammar
-from tasks.music.note_boundaries import boundary_places
 from tasks.music.tokenizers.base import Tokenizer
+from tasks.music.tokenizers.grammar import Grammar
+from tasks.music.tokenizers.note_boundaries import boundary_places
 
 if TYPE_CHECKING:
     from models.sampling.sample import GrammarTables

@@ -24,9 +24,9 @@ from tasks.home import Home, json_bytes, write_atomically
 from tasks.integrity import read_sealed, sealed_bytes
 from tasks.music.added_notes import added_notes
 from tasks.music.midi.writer import write_midi
-from tasks.music.note_boundaries import beginning_of, random_ids, without_ending
 from tasks.music.score import Score
 from tasks.music.tokenizers.base import Tokenizer
+from tasks.music.tokenizers.note_boundaries import beginning_of, random_ids, without_ending
 from tasks.music.tokenizers.registry import tokenizer_from_json
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ class SessionFolder:
         return self._facts(session) | {"pending": pending, "n_steps": len(session.history), "folder": str(self.folder)}
 
     def _facts(self, session: Session) -> dict[str, Any]:
-        from tasks.music.metrics import piece_statistics
+        from tasks.music.metrics.piece_metrics import piece_statistics
 
         score, primer = self._score(session), session.primer
         return {

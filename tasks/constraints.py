@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from models.sampling.grammar_mask import GrammarTables
 from tasks.config import GenerateConfig
 from tasks.errors import ConfigError
-from tasks.music.grammar import Grammar
-from tasks.music.tokenizers.optimus_int import OptimusIntTokenizer
-from tasks.music.tokenizers.optimus_txt import OptimusTxtTokenizer
-from tasks.music.value_states import bound_grammar
+from tasks.music.tokenizers.grammar import Grammar
+from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntTokenizer
+from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtTokenizer
+from tasks.music.tokenizers.optimus.value_states import bound_grammar
 
 UNWANTED = -100.0
 PITCH = re.compile(r"(?:note_on_|Pitch_|NOTE_ON=|TIE=)(\d+)$")  # a tie to no note begins one

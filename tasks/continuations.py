@@ -24,7 +24,7 @@ from tasks.datasets import DatasetVersion
 from tasks.held_out import pieces_of_rows
 from tasks.latent_pieces import FROM_PRIOR, LatentPlan, LatentSource
 from tasks.music.arrays import FloatArray, IntArray
-from tasks.music.distances import Estimate, estimate, resample
+from tasks.music.metrics.distances import Estimate, estimate, resample
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
 from tasks.piece_ids import WrittenIds, write_ids

@@ -29,7 +29,7 @@ from tasks.integrity import OTHER_BYTES, read_header, sealed
 from tasks.music.arrays import IntArray
 
 if TYPE_CHECKING:
-    from tasks.music.copying import Lines
+    from tasks.music.similarity.shared_runs import Lines
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ _CHUNK = 1 << 24  # bytes whose checksum is taken at once
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IndexedLines:
-    """Lines of P training pieces, N notes in all, and their S seeds; see `tasks.music.copying`."""
+    """Lines of P training pieces, N notes in all, and their S seeds; see `tasks.music.similarity.shared_runs`."""
 
     onset: NDArray[np.float32]  # [N] seconds
     pitch: NDArray[np.uint8]  # [N]
@@ -74,7 +74,7 @@ def write_index(path: Path, version: str, parts: Iterable[tuple[NDArray[np.uint6
 
 def _write_arrays(handle: IO[bytes], parts: Iterable[tuple[NDArray[np.uint64], "Lines"]]) -> dict[str, int]:
     """Write all that follows the header; return the numbers and the checksum that belong into it."""
-    from tasks.music.copying import seeds_between
+    from tasks.music.similarity.shared_runs import seeds_between
 
     out = _Checked(handle)
     pitches, sizes, ids = [np.zeros(0, np.uint8)], [np.zeros(1, np.int64)], [np.zeros(0, np.uint64)]

@@ -1,7 +1,8 @@
 """Where a piece copies the training split: the longest run of notes that it shares, its source, and what people share.
 
 Both an index over the training split and the human range, which is how much the held-out pieces share with it, are made
-when they are first asked for, and lie beside the version's manifest. See `tasks.music.copying` for what a run is.
+when they are first asked for, and lie beside the version's manifest. A run is
+defined in `tasks.music.similarity.shared_runs`.
 """
 
 # pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
@@ -34,8 +35,8 @@ from tasks.originality import BatchVerdict, HumanRange, human_range, judge_batch
 from tasks.shards import flat_values, read_table
 
 if TYPE_CHECKING:
-    from tasks.music.copying import Lines, Runs
     from tasks.music.score import Score
+    from tasks.music.similarity.shared_runs import Lines, Runs
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class CopyIndex:
         """Return the longest run that a piece shares with the training split, or None.
 
         Of equally long runs it is the one in the first training piece. Runs of 14 notes or more are found for certain
-        but where all their seeds are very common, see `tasks.music.copying`; shorter ones by chance.
+        but where all their seeds are very common, see `tasks.music.similarity.shared_runs`; shorter ones by chance.
 
         Args:
             after_seconds: notes that begin earlier do not count: those of a prompt.
@@ -169,7 +170,7 @@ class CopyIndex:
 
     def runs(self, lines: "Lines", piece: int) -> "Runs":
         """Return the runs that one of some lines shares with the training split."""
-        from tasks.music.copying import find_runs
+        from tasks.music.similarity.shared_runs import find_runs
 
         begin, end = lines.offsets[piece : piece + 2]
         train = self.lines
@@ -178,7 +179,7 @@ class CopyIndex:
         )
 
     def _search(self, score: "Score", after_seconds: float) -> tuple[int, CopyMatch | None]:
-        from tasks.music.copying import draw_lines
+        from tasks.music.similarity.shared_runs import draw_lines
 
         notes = score.notes
         begin = int(np.searchsorted(notes.onset_seconds, after_seconds))
@@ -297,7 +298,7 @@ def _numbers(pieces: list[str]) -> NDArray[np.uint64]:
 
 def _read_lines(dataset: DatasetVersion, pieces: NDArray[np.uint64]) -> Iterator[tuple[list[str], "Lines"]]:
     """Yield ids and lines of some pieces, a song shard at a time, in their order."""
-    from tasks.music.copying import draw_lines
+    from tasks.music.similarity.shared_runs import draw_lines
 
     for relative in dataset.manifest["songs"]:
         table = read_table(dataset.folder / relative, ["piece", "onset_seconds", "pitch", "is_drum"])
@@ -322,8 +323,8 @@ def source_notes(dataset: DatasetVersion, match: CopyMatch) -> "Score":
     Raises:
         NotFound: no song shard of the version holds the piece.
     """
-    from tasks.music.copying import draw_lines
     from tasks.music.score import build_score
+    from tasks.music.similarity.shared_runs import draw_lines
     from tasks.music.transforms import apply_sustain
 
     notes = apply_sustain(_read_piece(dataset, match.source))

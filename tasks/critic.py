@@ -15,7 +15,7 @@ from tasks.errors import ConfigError, DamagedFile, DatasetError, HomeError, NotF
 from tasks.held_out import held_out_statistics
 from tasks.home import Home
 from tasks.music.excerpt import Extent
-from tasks.music.judgement import judge_pieces, typicality
+from tasks.music.metrics.judgement import judge_pieces, typicality
 from tasks.music.score import Score
 from tasks.originality import judge_batch
 from tasks.piece_ids import longest_piece

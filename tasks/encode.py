@@ -12,8 +12,14 @@ from tasks import cluster
 from tasks.augment import NO_AUGMENTATION, change_notes, group_variants, plan_variants
 from tasks.config import AugmentConfig, WindowConfig, digest, to_json
 from tasks.music.notes import NoteBatch
-from tasks.music.tokenizers.mmm import MmmConfig
-from tasks.music.tokenizers.registry import LearnedConfig, TokenizerConfig, build_tokenizer, needs_vocabulary
+from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
+from tasks.music.tokenizers.registry import (
+    LearnedConfig,
+    TokenizerConfig,
+    build_tokenizer,
+    needs_vocabulary,
+    symbols_in,
+)
 from tasks.music.transforms import transpose_within
 from tasks.music.windows import cut_windows
 from tasks.shards import SCHEMA_NUMBER, TOKEN_SCHEMA, flat_values, read_metadata, read_table, write_table
@@ -85,7 +91,7 @@ def _symbols_of(shard: TokenShard) -> set[str]:
     for shared, members in group_variants(plan_variants(shard.augment, rows.pieces)):
         changed, _ = change_notes(shard.augment, rows.notes, rows.pieces, shared)
         for variant in members:
-            symbols |= shard.encoding.symbols(transpose_within(changed, variant.transposition)[0])
+            symbols |= symbols_in(shard.encoding, transpose_within(changed, variant.transposition)[0])
     return symbols
 
 

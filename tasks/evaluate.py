@@ -26,8 +26,8 @@ from tasks.errors import CheckpointError, DatasetError, Diverged, HomeError
 from tasks.held_out import held_out_statistics, pieces_of_rows
 from tasks.latent_pieces import FROM_PRIOR, with_latents
 from tasks.music.arrays import FloatArray
-from tasks.music.judgement import judge_pieces
-from tasks.music.metrics import piece_statistics
+from tasks.music.metrics.judgement import judge_pieces
+from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.score import Score
 from tasks.progress import Progress
 from tasks.results import Clock
@@ -49,7 +49,7 @@ class Evaluation:
     n_held_out: int
     n_samples: int
     piece_nats: tuple[float, ...] = ()  # of each held-out piece; none for a model with latents, which are drawn
-    judgement: dict[str, Any] | None = None  # of the samples; see `tasks.music.judgement`
+    judgement: dict[str, Any] | None = None  # of the samples; see `tasks.music.metrics.judgement`
     values: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)  # of each held-out piece, sample
     copying: dict[str, Any] | None = None  # what samples share with train; see `copying_of`
     about: dict[str, Any] = field(default_factory=dict)  # the model and what it was trained on

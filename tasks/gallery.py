@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import ConfigError
-from tasks.music.pianoroll import PART_COLOURS, part_labels
+from tasks.music.render.pianoroll import PART_COLOURS, part_labels
 
 if TYPE_CHECKING:
     from tasks.music.score import Score  # for names only: building a page reads no MIDI

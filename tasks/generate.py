@@ -30,7 +30,7 @@ from tasks.home import Home, json_bytes, publish_folder, write_atomically
 from tasks.integrity import read_sealed, sealed_bytes
 from tasks.latent_pieces import latents_of
 from tasks.music.midi.validity import Validity, share_valid
-from tasks.music.soundfont import find_player
+from tasks.music.render.soundfont import find_player
 from tasks.piece_work import batch_folder, pieces_folder, read_candidate
 from tasks.progress import Progress
 from tasks.prompts import Prompt, read_prompts, tell_losses, with_room

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from tasks.music.arrays import FloatArray, IntArray
-    from tasks.music.fingerprint import WordArray
+    from tasks.music.similarity.fingerprint import WordArray
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ def _near(
     signatures: "WordArray", n_shingles: "FloatArray", left: "IntArray", right: "IntArray", config: GroupConfig
 ) -> NDArray[np.bool_]:
     """Tell which pairs are near-duplicates."""
-    from tasks.music.fingerprint import N_PERMUTATIONS, count_equal
+    from tasks.music.similarity.fingerprint import N_PERMUTATIONS, count_equal
 
     equal = count_equal(signatures, left, right)
     likeness = equal / N_PERMUTATIONS  # an unbiased estimate of the Jaccard index (Broder 1997)

@@ -8,7 +8,7 @@ import numpy as np
 from tasks.batches import TokenStore
 from tasks.datasets import DatasetVersion
 from tasks.music.excerpt import Extent, beginning
-from tasks.music.metrics import piece_statistics
+from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.shards import read_table
 
 MOST_PIECES = 200

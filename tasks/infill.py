@@ -21,11 +21,11 @@ from tasks.evaluate import window_of
 from tasks.music.arrays import BoolArray, FloatArray, IntArray
 from tasks.music.bars import bar_lines
 from tasks.music.excerpt import Extent, beginning
-from tasks.music.note_boundaries import without_ending
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score, Tempos, TimeSignatures, build_score, seconds_at, ticks_at
 from tasks.music.tokenizers.base import TokenBatch
-from tasks.music.tokenizers.mmm import MmmTokenizer
+from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
+from tasks.music.tokenizers.note_boundaries import without_ending
 
 CONTEXT_TOKENS = 1024  # before and behind the join, at most
 GAP_BARS = 4  # of a variation, where enough bars are kept to stand between

@@ -19,6 +19,7 @@ from tasks.music.tokenizers.registry import (
     build_tokenizer,
     default_config,
     needs_vocabulary,
+    symbols_in,
     tokenizer_from_json,
 )
 from tasks.sources.names import printable
@@ -79,7 +80,7 @@ def encode_file(path: Path, config: TokenizerConfig) -> FileTokens:
         raise BadScore(error.reason, f"{path}: {error.detail}") from None
     batch = NoteBatch.from_scores([score])
     if needs_vocabulary(config):
-        config = config.with_symbols(config.symbols(batch))
+        config = config.with_symbols(symbols_in(config, batch))
     tokenizer = build_tokenizer(config)
     tokens = tokenizer.encode(batch)
     dropped = {reason: int(counts.sum()) for reason, counts in tokens.dropped.items() if counts.any()}

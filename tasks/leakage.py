@@ -111,7 +111,7 @@ def measure_leakage(
         groups: the near-duplicate group of each piece; without it the baseline takes pieces one by one.
         thinning: what the caller has thinned the n-grams by, see `thin_grams`; more is done here where it is needed.
     """
-    from tasks.music.fingerprint import SAMPLE
+    from tasks.music.similarity.fingerprint import SAMPLE
 
     ids, of_split = np.asarray(piece_ids), np.asarray(splits)
     if of_split.dtype.kind not in "iu":

@@ -14,7 +14,9 @@ import numpy as np
 SHARE = 0.95  # of human pieces that the human range holds
 ALPHA = 0.05  # chance at which a batch of human music would be called beyond the range
 SHORTEST, LONGEST = 32, 1 << 16  # notes of the excerpts; pieces of half the shortest are too short to be judged
-FOUND_BY_CHANCE = 13  # notes of the longest run that the search may miss, see `SURE_NOTES` in `tasks.music.copying`
+FOUND_BY_CHANCE = (
+    13  # notes of the longest run that the search may miss, see `SURE_NOTES` in `tasks.music.similarity.shared_runs`
+)
 _FEWEST = 19  # human pieces from which 95 % can be told: one in twenty of theirs and the next
 
 

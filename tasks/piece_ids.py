@@ -18,8 +18,8 @@ from tasks.config import GenerateConfig
 from tasks.constraints import BoundTables, bind, token_bias
 from tasks.errors import ConfigError
 from tasks.latent_pieces import LatentPlan, check_latents, with_latents
-from tasks.music.grammar import Grammar
-from tasks.music.tokenizers.mmm import MmmTokenizer
+from tasks.music.tokenizers.grammar import Grammar
+from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
 
 
 def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -> None:

@@ -29,18 +29,18 @@ from tasks.infill import new_notes
 from tasks.integrity import read_sealed, sealed_bytes
 from tasks.latent_pieces import LatentPlan, note_f1
 from tasks.music.excerpt import Extent, beginning
-from tasks.music.metrics import piece_statistics
+from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.midi.event_statistics import midi_statistics
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.validity import check_validity
 from tasks.music.midi.writer import write_midi
-from tasks.music.musicxml import write_musicxml
-from tasks.music.pianoroll import draw_piano_roll, part_labels
+from tasks.music.render.musicxml import write_musicxml
+from tasks.music.render.pianoroll import draw_piano_roll, part_labels
+from tasks.music.render.soundfont import Player
+from tasks.music.render.synth import encode_audio
 from tasks.music.retrigger import end_at_next
 from tasks.music.score import Score, build_score
-from tasks.music.soundfont import Player
-from tasks.music.synth import encode_audio
-from tasks.music.tokenizers.mmm import MmmTokenizer
+from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
 from tasks.piece_ids import WrittenIds, longest_piece, write_ids
 from tasks.prompts import Prompt, piece_limit
 from tasks.results import result_row

@@ -30,10 +30,10 @@ from tasks.config import (
     WindowConfig,
 )
 from tasks.errors import ConfigError
-from tasks.music.tokenizers.mmm import MmmConfig
-from tasks.music.tokenizers.optimus_int import OptimusIntConfig
-from tasks.music.tokenizers.optimus_txt import OptimusTxtConfig
-from tasks.music.tokenizers.remi_vocabulary import RemiConfig
+from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
+from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig
+from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig
+from tasks.music.tokenizers.remi.vocabulary import RemiConfig
 
 # Encodings in beats do not know how fast the music is played, so that stretching it would only make copies.
 TRANSPOSED = AugmentConfig(stretches=(1.0,))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tasks.gallery import UNPRINTABLE
-from tasks.music.pianoroll import FAINT, INK, PAPER
+from tasks.music.render.pianoroll import FAINT, INK, PAPER
 from tasks.sweep import FINISHED, Row
 
 POINT, BEST, MISSING = "#2f6fb7", "#c0392b", "#635f55"

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.music.features import DRUMS, NOTES_EDGES, SECONDS_EDGES, TEMPO_EDGES
-from tasks.music.pianoroll import PROGRAM_GROUPS
+from tasks.music.metrics.features import DRUMS, NOTES_EDGES, SECONDS_EDGES, TEMPO_EDGES
+from tasks.music.render.pianoroll import PROGRAM_GROUPS
 from tasks.report_page.markup import compact, escape, plural, table
 
 KEYS = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.music.features import DRUMS
-from tasks.music.pianoroll import PROGRAM_GROUPS, draw_piano_roll
+from tasks.music.metrics.features import DRUMS
+from tasks.music.render.pianoroll import PROGRAM_GROUPS, draw_piano_roll
 from tasks.report_page.charts import (
     bar_table,
     charts_of,

@@ -25,15 +25,15 @@ from tasks.integrity import SEAL
 from tasks.music.midi.event_statistics import midi_statistics
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
-from tasks.music.note_boundaries import beginning_of, boundary_places
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
-from tasks.music.tokenizers.mmm import MmmConfig
+from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
+from tasks.music.tokenizers.note_boundaries import beginning_of, boundary_places
 from tasks.music.tokenizers.oore import OoreConfig
-from tasks.music.tokenizers.optimus_int import OptimusIntConfig
-from tasks.music.tokenizers.optimus_txt import OptimusTxtConfig
-from tasks.music.tokenizers.registry import build_tokenizer, needs_vocabulary
-from tasks.music.tokenizers.remi_vocabulary import RemiConfig
+from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig
+from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig
+from tasks.music.tokenizers.registry import build_tokenizer, needs_vocabulary, symbols_in
+from tasks.music.tokenizers.remi.vocabulary import RemiConfig
 from tasks.tracking import ModelVersion
 from tests.builders import make_score
 from tests.samples import short_training, small_corpus, small_dataset, small_model
@@ -52,7 +52,7 @@ def learned(encoding: Any) -> Any:
         return encoding
     rows = [(500 * i, 80 + 40 * (i % 30), 40 + i % 50, 80) for i in range(60)]
     batch = NoteBatch.from_scores([make_score(PROMPT_NOTES), make_score(rows)])
-    return encoding.with_symbols(encoding.symbols(batch))
+    return encoding.with_symbols(symbols_in(encoding, batch))
 
 
 def random_checkpoint(root: Path, encoding: Any, model_config: Any = TINY, seed: int = 0) -> Path:

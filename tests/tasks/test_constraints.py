@@ -10,7 +10,8 @@ from tasks.config import GenerateConfig
 from tasks.constraints import UNWANTED, scale_of, token_bias
 from tasks.errors import ConfigError
 from tasks.music.midi.read_midi import read_midi
-from tasks.music.tokenizers.mmm import MmmConfig, MmmTokenizer
+from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
+from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tasks.music.tokenizers.registry import build_tokenizer, default_config
 from tests.studio import Studio

@@ -19,10 +19,10 @@ from tasks.errors import ConfigError
 from tasks.infill import ids_of
 from tasks.latent_pieces import FROM_PRIOR
 from tasks.music.midi.writer import write_midi
-from tasks.music.note_boundaries import random_ids, walk
 from tasks.music.score import Score
-from tasks.music.tokenizers.optimus_int import OptimusIntConfig, OptimusIntTokenizer
-from tasks.music.tokenizers.optimus_txt import OptimusTxtConfig, OptimusTxtTokenizer
+from tasks.music.tokenizers.note_boundaries import random_ids, walk
+from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig, OptimusIntTokenizer
+from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig, OptimusTxtTokenizer
 from tasks.piece_ids import WrittenIds, grammar_tables, write_ids
 from tasks.prompts import read_prompts
 from tests.builders import DRUMS, make_score

@@ -12,7 +12,7 @@ from tasks.batches import TokenStore
 from tasks.copying import human_path
 from tasks.errors import ConfigError
 from tasks.home import Home, json_bytes
-from tasks.music.judgement import typicality
+from tasks.music.metrics.judgement import typicality
 from tasks.originality import HumanRange
 from tasks.piece_ids import WrittenIds
 from tests.studio import Studio, files_of, sidecars_of
@@ -120,7 +120,7 @@ def test_typicality_is_of_the_same_excerpts_of_held_out_pieces(studio: Studio) -
         store = TokenStore(studio.dataset.token_shards(split))
         store_rows += [store.tokens[a:b][:160] for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
     from tasks.checkpoints import load_model
-    from tasks.music.metrics import piece_statistics
+    from tasks.music.metrics.piece_metrics import piece_statistics
 
     tokenizer = load_model(studio.checkpoint).tokenizer
     held_out = [piece_statistics(tokenizer.decode(row)) for row in store_rows]

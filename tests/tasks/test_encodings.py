@@ -13,12 +13,12 @@ from tasks.config import AugmentConfig, ConfigError, WindowConfig
 from tasks.datasets import DatasetVersion
 from tasks.home import Home
 from tasks.music.notes import NoteBatch
-from tasks.music.tokenizers.mmm import MmmConfig
+from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 from tasks.music.tokenizers.oore import OoreConfig
-from tasks.music.tokenizers.optimus_int import OptimusIntConfig
-from tasks.music.tokenizers.optimus_txt import OptimusTxtConfig
-from tasks.music.tokenizers.registry import ENCODINGS, default_config, needs_vocabulary, tokenizer_from_json
-from tasks.music.tokenizers.remi_vocabulary import RemiConfig
+from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig
+from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig
+from tasks.music.tokenizers.registry import ENCODINGS, default_config, needs_vocabulary, symbols_in, tokenizer_from_json
+from tasks.music.tokenizers.remi.vocabulary import RemiConfig
 from tasks.music.transforms import transpose
 from tasks.presets import PRESETS, build_preset
 from tasks.variants import encode_variants
@@ -146,7 +146,9 @@ def test_derived_transpositions_are_encodings_of_transposed_notes(encoding: Any)
     batch, pieces = NoteBatch.from_scores(scores), [f"{7919 * (i + 1):016x}" for i in range(7)]
     moved = [transpose(batch, semitones)[0] for semitones in (-3, 2)]
     if needs_vocabulary(encoding):
-        encoding = encoding.with_symbols(encoding.symbols(batch).union(*(encoding.symbols(part) for part in moved)))
+        encoding = encoding.with_symbols(
+            symbols_in(encoding, batch).union(*(symbols_in(encoding, part) for part in moved))
+        )
     tokenizer = ENCODINGS[encoding.name][1](encoding)
     augment = AugmentConfig(transpositions=(-3, 0, 2), stretches=(1.0,))
     table = encode_variants(tokenizer, augment, batch, pieces).table(pieces)

@@ -19,7 +19,7 @@ from tasks.errors import CheckpointError, DatasetError, Diverged
 from tasks.evaluate import check_fits, evaluate_model, sample_freely, score_held_out
 from tasks.evaluation_card import report_markdown
 from tasks.home import Home
-from tasks.music.metrics import piece_statistics
+from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.tokenizers.oore import OoreConfig
 from tasks.progress import Progress
 from tests.samples import small_corpus, small_dataset, small_model

@@ -19,7 +19,7 @@ from tasks.checkpoints import load_model
 from tasks.config import EvaluateConfig
 from tasks.evaluate import Evaluation, evaluate_model
 from tasks.home import Home
-from tasks.music.distances import Estimate
+from tasks.music.metrics.distances import Estimate
 from tasks.report_page.evaluation import Decision, evaluation_page
 from tasks.report_page.spreads import Scale, draw_interval, draw_notes, draw_spreads
 from tasks.tracking import Tracker

@@ -13,7 +13,7 @@ import pytest
 from tasks.config import field_paths, from_json, to_json
 from tasks.errors import ConfigError
 from tasks.filters import COLUMNS, REASONS, FilterConfig, active_filters, apply_filters
-from tasks.music.features import FEATURES
+from tasks.music.metrics.features import FEATURES
 
 TYPES: dict[str, Any] = {
     "n_notes": pa.int32(),

@@ -10,7 +10,7 @@ import pytest
 
 from tasks.errors import ConfigError
 from tasks.gallery import BatchFigure, GalleryPiece, Mark, Passage, RollNotes, build_gallery
-from tasks.music import pianoroll, synth
+from tasks.music.render import pianoroll, synth
 from tests.browser import Browser, serve_folder, skip_without_browser
 from tests.millisecond_scores import millisecond_score
 

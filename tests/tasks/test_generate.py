@@ -28,7 +28,7 @@ from tasks.errors import ConfigError, NotFound
 from tasks.generate import batch_name, find_batch, generate_batch, resolve_batch
 from tasks.home import Home
 from tasks.integrity import read_sealed
-from tasks.music.metrics import piece_statistics
+from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.midi.read_midi import read_midi
 from tasks.progress import Progress
 from tasks.prompts import read_prompts

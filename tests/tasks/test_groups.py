@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.groups import GroupConfig, Groups, group_pieces
-from tasks.music.fingerprint import N_WORDS, sign_pieces
 from tasks.music.midi.read_midi import read_midi
+from tasks.music.similarity.fingerprint import N_WORDS, sign_pieces
 from tests.conftest import real_data
-from tests.tasks.music.test_fingerprint import flat, moved, music
+from tests.tasks.music.similarity.test_fingerprint import flat, moved, music
 
 
 def ids(n: int) -> list[str]:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from tasks import leakage
 from tasks.leakage import LeakageConfig, LeakageReport, exceeds, measure_leakage, thin_grams, thinning_for
-from tasks.music.fingerprint import gram_hashes
+from tasks.music.similarity.fingerprint import gram_hashes
 from tasks.split import SPLITS
-from tests.tasks.music.test_fingerprint import flat, moved, music
+from tests.tasks.music.similarity.test_fingerprint import flat, moved, music
 
 
 def names(n: int) -> list[str]:

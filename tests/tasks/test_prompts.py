@@ -22,9 +22,10 @@ from tasks.home import Home
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
-from tasks.music.tokenizers.mmm import MmmConfig, MmmTokenizer
+from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
+from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 from tasks.music.tokenizers.oore import OoreTokenizer
-from tasks.music.tokenizers.optimus_int import OptimusIntConfig, OptimusIntTokenizer
+from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig, OptimusIntTokenizer
 from tasks.piece_ids import check_prompt_ids
 from tasks.piece_work import written_notes
 from tasks.prompts import Prompt, read_prompts, tell_losses

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from matplotlib import image
 
-from tasks.music.features import histograms, tempo_histogram
+from tasks.music.metrics.features import histograms, tempo_histogram
 from tasks.report import (
     ChangeFacts,
     DuplicateFacts,

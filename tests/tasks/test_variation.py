@@ -24,8 +24,8 @@ from tasks.infill import GAP_BARS, Canvas, Gap, Span, draw_gaps, make_canvas
 from tasks.latent_pieces import LatentPlan, LatentSource, with_latents
 from tasks.music.midi.writer import write_midi
 from tasks.music.tokenizers.oore import OoreTokenizer
-from tasks.music.tokenizers.optimus_int import OptimusIntTokenizer
-from tasks.music.tokenizers.remi import RemiTokenizer
+from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntTokenizer
+from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
 from tasks.piece_work import written_notes
 from tasks.presets import build_preset
 from tasks.prompts import read_prompts

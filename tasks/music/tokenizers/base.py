@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tasks.music.arrays import FloatArray, IntArray, offsets_of
-from tasks.music.grammar import Grammar
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
+from tasks.music.tokenizers.grammar import Grammar
 
 TokenArray = NDArray[np.uint16]
 MAX_VOCABULARY = 1 << 16  # ids are stored as uint16

@@ -17,10 +17,10 @@ from numpy.typing import ArrayLike
 
 from tasks.errors import ConfigError
 from tasks.music.arrays import FloatArray, IntArray, offsets_of
-from tasks.music.grammar import Grammar
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score, Tempos, TimeSignatures, build_score
 from tasks.music.tokenizers.base import MAX_VOCABULARY, TokenArray, TokenBatch, digest_of, until_end
+from tasks.music.tokenizers.grammar import Grammar
 
 REASONS = ("not_held", "refused")
 _TICK_MAX = 2**31 - 1  # symusic's

@@ -12,10 +12,10 @@ from numpy.typing import ArrayLike
 
 from tasks.errors import ConfigError
 from tasks.music.arrays import BoolArray, IntArray, offsets_of
-from tasks.music.grammar import Grammar
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score, build_score
 from tasks.music.tokenizers.base import BLOCK_NOTES, TokenArray, TokenBatch, digest_of, until_end
+from tasks.music.tokenizers.grammar import Grammar
 from tasks.music.transforms import apply_sustain
 
 SHIFT_MAX = 125  # units in the longest time shift

@@ -5,14 +5,16 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from tasks.errors import ConfigError
+from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.base import Tokenizer
 from tasks.music.tokenizers.miditok_adapter import MidiTokConfig, MidiTokTokenizer
-from tasks.music.tokenizers.mmm import MmmConfig, MmmTokenizer
+from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer, words_in
+from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 from tasks.music.tokenizers.oore import OoreConfig, OoreTokenizer
-from tasks.music.tokenizers.optimus_int import OptimusIntConfig, OptimusIntTokenizer
-from tasks.music.tokenizers.optimus_txt import OptimusTxtConfig, OptimusTxtTokenizer
-from tasks.music.tokenizers.remi import RemiTokenizer
-from tasks.music.tokenizers.remi_vocabulary import RemiConfig
+from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig, OptimusIntTokenizer
+from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig, OptimusTxtTokenizer
+from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
+from tasks.music.tokenizers.remi.vocabulary import RemiConfig
 
 TokenizerConfig = OoreConfig | RemiConfig | OptimusIntConfig | OptimusTxtConfig | MmmConfig | MidiTokConfig
 LearnedConfig = OptimusTxtConfig | MmmConfig  # their `vocabulary` is empty until it has been made of the data
@@ -35,6 +37,11 @@ def needs_vocabulary(config: TokenizerConfig) -> TypeGuard[LearnedConfig]:
     """Tell whether an encoding has to learn its vocabulary before it can encode."""
     is_closed = isinstance(config, MmmConfig) and config.vocabulary_from == "all"
     return isinstance(config, LearnedConfig) and not config.vocabulary and not is_closed
+
+
+def symbols_in(config: LearnedConfig, batch: NoteBatch) -> set[str]:
+    """Return the characters or words that a learned vocabulary needs for these pieces."""
+    return words_in(config, batch) if isinstance(config, MmmConfig) else config.symbols(batch)
 
 
 def default_config(name: str) -> TokenizerConfig:

@@ -91,7 +91,7 @@ def test_one_beam_is_the_greedy_piece_where_nothing_ends() -> None:
 def test_a_grammar_is_obeyed() -> None:
     import numpy as np
 
-    from tasks.music.grammar import Grammar
+    from tasks.music.tokenizers.grammar import Grammar
 
     none = np.full(V, -1, np.int16)
     # 1 and 2 take turns; only 2 may be followed by the end.

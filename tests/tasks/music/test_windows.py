@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
-from tasks.music.tokenizers.mmm import MmmConfig, MmmTokenizer
+from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
+from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 from tasks.music.transforms import stretch_time
 from tasks.music.windows import cut_windows
 from tests.builders import make_score

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
-from tasks.music.pianoroll import part_labels
+from tasks.music.render.pianoroll import part_labels
 from tests.builders import DRUMS, make_score
 
 

@@ -1,0 +1,262 @@
+"""The readable text of Optimus VIRTUOSO: a line for each note or onset, a character for each value, a header a song.
+
+A note is time since the note before, duration and pitch, then velocity and channel where they are wanted.
+Source: Optimus VIRTUOSO (2021), the encoding TXT; its characters and lines, but every note stands once, is timed from
+the note before, and values that are no Unicode characters are skipped.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tasks.errors import ConfigError
+from tasks.music.arrays import IntArray
+from tasks.music.midi.writer import DRUM_CHANNEL
+from tasks.music.notes import NoteBatch
+from tasks.music.score import Score
+from tasks.music.tokenizers.base import BLOCK_NOTES, TokenArray, TokenBatch, digest_of, require_ids, until_end
+from tasks.music.tokenizers.grammar import Grammar
+from tasks.music.tokenizers.optimus.characters import (
+    END,
+    PAD,
+    SPECIAL,
+    START,
+    UNKNOWN,
+    OptimusTxtConfig,
+    arrange,
+    from_code_points,
+)
+from tasks.music.tokenizers.optimus.lines import (
+    HEADER_AFTER_COUNT,
+    HEADER_BEFORE_COUNT,
+    NEWLINE,
+    body,
+    find_groups,
+    id_alphabet,
+    read_lines,
+    text_alphabet,
+    write_lines,
+)
+from tasks.music.tokenizers.optimus.rows import OFFSET, programs_of_channels
+from tasks.music.tokenizers.optimus.value_states import ValueStates, looked_up
+
+_REASONS = ("drums", "program_changed", "channels_shared", "long_notes_clamped", "long_gaps_clamped")
+
+
+class OptimusTxtTokenizer:
+    """Turns notes into lines of characters, and characters into ids and back; a value stands as chr(value + 33).
+
+    Attributes:
+        value_states: where ids are pitches and programs.
+        together_id: says that a note begins with the one before, and nothing else but a pitch of 0; None: no id does.
+    """
+
+    name = "optimus_txt"
+    pad_id = PAD
+    start_id = START
+    end_id = END
+    pitch_range = (0, 127)
+
+    def __init__(self, config: OptimusTxtConfig = OptimusTxtConfig()) -> None:  # noqa: B008  it is frozen
+        self.config = config
+        self.vocab_size = len(SPECIAL) + len(config.vocabulary)
+        self.knows_drums = config.channels
+        self.units_per_second = 1000 / config.unit_milliseconds
+        codes = [ord(symbol) for symbol in config.vocabulary]
+        self._code_of_id = np.array([-1] * len(SPECIAL) + codes, np.int64)
+        self._id_of_code = {code: token for token, code in enumerate(codes, len(SPECIAL))}
+        self.grammar, self.value_states = _build_grammar(config, self._code_of_id, self._id_of_code)
+        self.together_id = None if config.channels else self._id_of_code.get(OFFSET)
+        self._alphabet = id_alphabet(config, self._id_of_code)
+        self.digest = digest_of(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything that decides what the ids mean, ready for JSON."""
+        form = asdict(self.config) | {"vocabulary": list(self.config.vocabulary)}
+        return form | {"vocab_size": self.vocab_size, "units_per_second": self.units_per_second, "revision": 1}
+
+    def token_name(self, token: int) -> str:
+        """Return the name of an id: the character, or `U+000A` and the like where it cannot be seen."""
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"token {token} outside 0-{self.vocab_size - 1}")
+        if token < len(SPECIAL):
+            return SPECIAL[token]
+        symbol = self.config.vocabulary[token - len(SPECIAL)]
+        return symbol if symbol.isprintable() else f"U+{ord(symbol):04X}"
+
+    def token_id(self, name: str) -> int:
+        """Return the id of a name."""
+        if name in SPECIAL:
+            return SPECIAL.index(name)
+        code = int(name[2:], 16) if re.fullmatch(r"U\+[0-9A-F]{4,6}", name) else ord(name) if len(name) == 1 else -1
+        token = self._id_of_code.get(code)
+        if token is None or self.token_name(token) != name:
+            raise ValueError(f"no token is named {name!r}")
+        return token
+
+    def encode(self, batch: NoteBatch) -> TokenBatch:
+        """Encode whole pieces, each from <start> to <end>.
+
+        Onsets and ends are rounded to units one by one, so no error adds up. Notes stand by onset, and in one onset
+        from the highest pitch down, drums last. A value without a character in the vocabulary becomes <unknown>; its
+        note is counted.
+
+        Raises:
+            ConfigError: the vocabulary has not been learned.
+        """
+        if not self.config.vocabulary:
+            raise ConfigError("optimus_txt has no vocabulary yet: learn one from data, see OptimusTxtConfig.symbols")
+        return TokenBatch.joined(self._encode_block(block) for block in batch.blocks(BLOCK_NOTES))
+
+    def _encode_block(self, batch: NoteBatch) -> TokenBatch:
+        rows = arrange(batch, self.config)
+        offsets, ids, n_unknown = write_lines(rows, self.config, self._alphabet)
+        dropped = {reason: rows.counts[reason] for reason in _REASONS} | {"unknown_characters": n_unknown}
+        return TokenBatch(offsets, ids, rows.n_notes, rows.seconds, dropped)
+
+    def decode(self, ids: ArrayLike) -> Score:
+        """Return the music of one piece of tokens, up to the first <end> or the next song's header; a tick is 1 ms.
+
+        Forgiving with what a model may write: lines of another length are left out with their time, notes with an
+        <unknown> or with a pitch or channel that does not exist leave only their time; the score counts both in
+        `dropped`.
+
+        Raises:
+            ValueError: an id outside of the vocabulary.
+        """
+        tokens = until_end(ids, self.vocab_size, END)
+        codes = self._code_of_id[tokens[tokens >= UNKNOWN]]
+        return read_lines(codes[body(codes)], self.config)
+
+    def transpose_ids(self, ids: ArrayLike, semitones: int) -> TokenArray | None:
+        """Move the pitch of every note but the drums on their channel; None where one would leave 0-127.
+
+        None too with `melody_conditioned`: whether a note is the melody depends on its pitch. Without `channels`, drums
+        that were kept look like all others: a piece with some should not be given to it.
+        """
+        if self.config.melody_conditioned:
+            return None
+        tokens = require_ids(ids, self.vocab_size)
+        begins = np.flatnonzero(tokens == START)[1:]
+        moved = [self._transpose_piece(piece, semitones) for piece in np.split(tokens, begins)]
+        fitting = [piece for piece in moved if piece is not None]
+        return np.concatenate(fitting) if len(fitting) == len(moved) else None
+
+    def _transpose_piece(self, tokens: IntArray, semitones: int) -> TokenArray | None:
+        written = np.flatnonzero(tokens >= UNKNOWN)
+        codes = self._code_of_id[tokens[written]]
+        song = body(codes)
+        groups, _ = find_groups(codes[song], self.config)
+        places = written[song][groups]
+        if self.config.channels:
+            places = places[self._code_of_id[tokens[places[:, -1]]] != DRUM_CHANNEL + OFFSET]
+        pitch = from_code_points(self._code_of_id[tokens[places[:, 2]]])
+        low, high = max(0, -semitones), 127 - max(0, semitones)
+        if len(pitch) and not low <= pitch.min() <= pitch.max() <= high:
+            return None
+        tokens[places[:, 2]] = self._alphabet.values[pitch + semitones]
+        return tokens.astype(np.uint16)
+
+    def to_text(self, batch: NoteBatch, names: Sequence[str]) -> str:
+        """Return pieces as songs with real names in their headers; needs no vocabulary.
+
+        A name is cut at its first dot, and what would break a header is replaced in it.
+
+        Raises:
+            ValueError: not one name for each piece.
+        """
+        if len(names) != batch.n_pieces:
+            raise ValueError(f"{len(names)} names for {batch.n_pieces} pieces")
+        songs = list[str]()
+        for block in batch.blocks(BLOCK_NOTES):
+            rows = arrange(block, self.config)
+            offsets, codes, _ = write_lines(rows, self.config, text_alphabet(self.config))
+            for piece, n_notes in enumerate(rows.n_notes.tolist()):
+                lines = codes[offsets[piece] : offsets[piece + 1]].tobytes().decode("utf-32-le")
+                songs.append(f"SONG={_song_name(names[len(songs)])}_with_{n_notes}_notes\n{lines}")
+        return "".join(songs)
+
+    def from_text(self, text: str) -> list[tuple[str, Score]]:
+        """Return the name and the music of each song; the inverse of `to_text`, and of `dataset_text`.
+
+        Forgiving like `decode`; what stands before the first header is no song.
+        """
+        text = re.sub(r"(?m)^TOTAL_SONGS_IN_DATASET=\d+\n?\Z", "", text)
+        heads = list(re.finditer(r"(?m)^SONG=(.*)\n?", text))
+        stops = [*(head.start() for head in heads), len(text)][1:]
+        songs = list[tuple[str, Score]]()
+        for head, stop in zip(heads, stops, strict=True):
+            stated = re.fullmatch(r"(.*)_with_\d+_notes", head[1])
+            lines = text[head.end() : stop].encode("utf-32-le", "surrogatepass")
+            score = read_lines(np.frombuffer(lines, np.uint32).astype(np.int64), self.config)
+            songs.append((stated[1] if stated else head[1], score))
+        return songs
+
+    def dataset_text(self, batch: NoteBatch, names: Sequence[str], *, dataset: str, created_on: str) -> str:
+        """Return all songs behind ten lines that say how to read them, and the number of songs behind them."""
+        config = self.config
+        head = {
+            "DATASET": " ".join(dataset.split()),
+            "CREATED_ON": " ".join(created_on.split()),
+            "CHARS_ENCODING_OFFSET": OFFSET,
+            "TIME_DENOMINATOR": config.unit_milliseconds,
+            "TRANSFORM": 0,
+            "PERFECT_TIMINGS": True,
+            "MUSENET_ENCODING": True,
+            "TRANSPOSED_BY": 0,
+            "TRANSPOSED_AND_FLIPPED": False,
+            "LEGEND": "STA-DUR-PTC" + "-VEL" * config.velocities + "-CHA" * config.channels,
+        }
+        lines = "".join(f"{name}={value}\n" for name, value in head.items())
+        return f"{lines}{self.to_text(batch, names)}TOTAL_SONGS_IN_DATASET={batch.n_pieces}"
+
+
+def _song_name(name: str) -> str:
+    """Return a name that fits into a header, and into UTF-8."""
+    return re.sub(r"[\s=\x00-\x1f\ud800-\udfff]", "_", name.partition(".")[0].replace("'", "-"))
+
+
+def _build_grammar(
+    config: OptimusTxtConfig, code_of_id: IntArray, id_of_code: dict[int, int]
+) -> tuple[Grammar, tuple[ValueStates, ...]]:
+    """States: before <start>, after <end>, before the first line, before another, inside a note, then in the header."""
+    before, after, first_line, line, inside = range(5)
+    value = from_code_points(code_of_id)
+
+    def ids_of(low: int, high: int) -> IntArray:
+        return np.flatnonzero((value >= low) & (value <= high))
+
+    ranges = [(1, config.max_units), (0, 127), *[(1, 127)] * config.velocities, *[(0, 15)] * config.channels]
+    closed = inside + len(ranges)
+    naming, counting = closed + 1, closed + 1 + len(HEADER_BEFORE_COUNT)
+    next_state = np.full((counting + 1 + len(HEADER_AFTER_COUNT), len(code_of_id)), -1, np.int16)
+    no_slot, nothing = np.full(len(code_of_id), -1, np.int16), np.zeros(len(code_of_id), np.int16)
+    grammar = Grammar(next_state, no_slot, no_slot, nothing.astype(np.bool_), nothing, n_slots=0)
+    value_states = [ValueStates("pitch", (inside + 1,), looked_up(value, np.arange(128)))]
+    if config.channels:
+        programs = looked_up(value, programs_of_channels(config.melody_conditioned))
+        value_states.append(ValueStates("program", (closed - 1,), programs))
+    if not config.vocabulary:
+        return grammar, tuple(value_states)
+    next_state[first_line, ids_of(0, config.max_units)] = inside
+    next_state[line, ids_of(1 if config.chordify else 0, config.max_units)] = inside
+    for place, (low, high) in enumerate(ranges):
+        next_state[inside + place, ids_of(low, high)] = inside + place + 1
+    next_state[[first_line, line, inside], UNKNOWN] = inside, inside, inside + 1
+    next_state[closed, id_of_code[NEWLINE]] = line
+    if config.chordify:
+        next_state[closed, ids_of(0, 0)] = inside
+    next_state[[first_line, line], END] = next_state[after, PAD] = after
+    next_state[before, START] = first_line
+    if config.header == "count":
+        next_state[before, START] = naming
+        for place, symbol in enumerate(HEADER_BEFORE_COUNT + "0" + HEADER_AFTER_COUNT):
+            next_state[naming + place, id_of_code[ord(symbol)]] = naming + place + 1
+        digits = [id_of_code[ord(symbol)] for symbol in "0123456789"]
+        next_state[counting : counting + 2, digits] = counting + 1
+        next_state[-1, id_of_code[NEWLINE]] = first_line
+    return grammar, tuple(value_states)
