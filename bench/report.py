@@ -84,11 +84,11 @@ def source_folder(given: Path | None) -> Iterator[Path]:
             sys.exit(f"--source {given}: no MIDI file there")
         yield given
         return
-    from tasks.music.corpus.writer import write_corpus
+    from tasks.sources.sample_corpus import write_sample_corpus
 
     with tempfile.TemporaryDirectory(prefix="orchestrion-bench-") as folder:
         corpus = Path(folder) / "sample"
-        write_corpus(corpus)
+        write_sample_corpus(corpus)
         yield corpus
 
 

@@ -29,9 +29,9 @@ from tasks.datasets import DatasetVersion
 from tasks.errors import DatasetError, OrchestrionError
 from tasks.home import Home, storage_problem
 from tasks.leakage import LeakageReport
-from tasks.music.corpus.writer import write_corpus
 from tasks.progress import Progress
 from tasks.sources.read import refuse_lost
+from tasks.sources.sample_corpus import write_sample_corpus
 from tasks.sources.scan import Scan, carry_vanished, scan_sources
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def find_inputs(config: DatasetConfig, home: Home) -> Inputs:
     """Find and hash the sources' files; without a source, write the sample corpus first."""
     name = datasets.dataset_name(config)
     if not config.sources:
-        write_corpus(home.sample_corpus, with_flaws=True)
+        write_sample_corpus(home.sample_corpus, with_flaws=True)
         config = replace(config, sources=(str(home.sample_corpus),))
     return _inputs(replace(config, name=name), _scan(config, home))
 

@@ -10,7 +10,7 @@ from tasks import analyse, datasets, encode, ingest, ledger
 from tasks.config import AugmentConfig, DatasetConfig, TrainConfig
 from tasks.datasets import DatasetVersion
 from tasks.home import Home
-from tasks.music.corpus.writer import write_corpus
+from tasks.sources.sample_corpus import write_sample_corpus
 from tasks.sources.scan import scan_sources
 
 SMALL_MODEL = DecoderConfig(d_model=32, n_heads=4, n_layers=2, d_ff=64, dropout=0.1, max_relative_distance=64)
@@ -18,7 +18,7 @@ SMALL_MODEL = DecoderConfig(d_model=32, n_heads=4, n_layers=2, d_ff=64, dropout=
 
 def small_corpus(folder: Path, n_pieces: int = 12, with_flaws: bool = False) -> Path:
     """Write some pieces of the sample corpus and return the folder."""
-    write_corpus(folder, n_pieces=n_pieces, with_flaws=with_flaws)
+    write_sample_corpus(folder, n_pieces=n_pieces, with_flaws=with_flaws)
     return folder
 
 

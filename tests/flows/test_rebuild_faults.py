@@ -27,7 +27,7 @@ import pytest
 from flows import access, services
 from tasks import datasets
 from tasks.home import Home
-from tasks.music.corpus.writer import write_corpus
+from tasks.sources.sample_corpus import write_sample_corpus
 from tests.flows.conftest import clean_environment
 from tests.samples import small_dataset
 from tests.tasks.sources.builders import serve_file, serving, write_zip
@@ -47,7 +47,7 @@ PARSER, ENCODER = r"ray::parse_isolated", r"ray::build_token_shard"
 def padded_corpus(folder: Path) -> Path:
     """Write pieces with a chunk of an unknown kind in front of their tracks; readers pass over it."""
     dice = random.Random(0)
-    for path in write_corpus(folder, N_PIECES):
+    for path in write_sample_corpus(folder, N_PIECES):
         data = path.read_bytes()
         chunk = b"XTRA" + PADDING.to_bytes(4, "big") + dice.randbytes(PADDING)
         path.write_bytes(data[:14] + chunk + data[14:])
@@ -179,7 +179,7 @@ def files_of(home: Path) -> dict[str, str]:
 def test_a_signature_in_an_address_is_nowhere_after_a_rebuild(
     start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    write_zip(tmp_path / "s.zip", {path.name: path.read_bytes() for path in write_corpus(tmp_path / "midi", 24)})
+    write_zip(tmp_path / "s.zip", {path.name: path.read_bytes() for path in write_sample_corpus(tmp_path / "midi", 24)})
     secret = f"QUERYSECRET{uuid.uuid4().hex}"
     with serving() as web:
         web.answer = serve_file((tmp_path / "s.zip").read_bytes())
@@ -201,7 +201,7 @@ def test_a_signature_in_an_address_is_nowhere_after_a_rebuild(
 @pytest.mark.slow
 def test_a_folder_that_changes_under_a_rebuild_is_rebuilt(start: Start, tmp_path: Path) -> None:
     source = tmp_path / "midi"
-    paths = write_corpus(source, 24)
+    paths = write_sample_corpus(source, 24)
     rebuild = start(tmp_path / "home", source)
     rebuild.wait_until(lambda: list((tmp_path / "home" / "cache" / "folders").glob("[!.]*.parquet")))  # it is scanned
     paths[0].unlink()
@@ -418,7 +418,7 @@ def test_nothing_runs_on_after_all_of_this(reference: Reference) -> None:
 @pytest.mark.parametrize("change", ["added", "changed", "removed"])
 def test_one_changed_file_changes_one_shard_of_each_kind(home: Home, tmp_path: Path, change: str) -> None:
     source = tmp_path / "midi"
-    write_corpus(source, 40)
+    write_sample_corpus(source, 40)
     if change == "added":
         held_back = sorted(source.glob("*.mid"))[3]
         held_back = held_back.rename(tmp_path / held_back.name)

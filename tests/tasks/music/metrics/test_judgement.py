@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.music.corpus.writer import write_corpus
 from tasks.music.metrics.feature_vector import FEATURES_V1, feature_vectors
 from tasks.music.metrics.judgement import judge_pieces, typicality
 from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.midi.read_midi import read_midi
+from tasks.sources.sample_corpus import write_sample_corpus
 from tests.builders import make_score
 
 DICE = np.random.default_rng(7)
@@ -60,7 +60,7 @@ def test_features_by_hand() -> None:
 
 
 def test_real_music_lies_around_the_middle_of_the_features(tmp_path: Path) -> None:
-    write_corpus(tmp_path, n_pieces=24)
+    write_sample_corpus(tmp_path, n_pieces=24)
     vectors = feature_vectors([piece_statistics(read_midi(path)) for path in sorted(tmp_path.rglob("*.mid"))])
     assert len(vectors) >= 24
     assert np.abs(np.median(vectors, axis=0)).max() < 3

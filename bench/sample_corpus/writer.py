@@ -1,18 +1,26 @@
-"""The built-in sample corpus: some 200 pieces written by the composers of this folder, the same bytes on every run."""
+"""The sample corpus: 200 pieces written by the composers of this folder, the same bytes on every run.
 
-import os
+The project ships its output (`tasks/sources/sample_corpus.tar.xz`). To write that file again after a change here:
+
+    python -m bench.sample_corpus.writer
+"""
+
+import io
+import lzma
+import tarfile
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
+from bench.sample_corpus.band import compose_band
+from bench.sample_corpus.band_styles import BAND_STYLES
+from bench.sample_corpus.chorale import compose_chorale
+from bench.sample_corpus.dice import Dice
+from bench.sample_corpus.harmony import Key
+from bench.sample_corpus.melody import Meter
+from bench.sample_corpus.midi_file import Part, Piece, encode_midi
+from bench.sample_corpus.piano import STYLES, compose_piano
 from tasks.errors import ConfigError
-from tasks.music.corpus.band import compose_band
-from tasks.music.corpus.band_styles import BAND_STYLES
-from tasks.music.corpus.chorale import compose_chorale
-from tasks.music.corpus.dice import Dice
-from tasks.music.corpus.harmony import Key
-from tasks.music.corpus.melody import Meter
-from tasks.music.corpus.midi_file import Part, Piece, encode_midi
-from tasks.music.corpus.piano import STYLES, compose_piano
 
 RESOLUTIONS = (96, 120, 220, 384, 480, 960)  # ticks per quarter note
 # Twenty pieces: eight chorales, seven for piano, five for band; the order mixes them so that few pieces show all kinds.
@@ -20,28 +28,34 @@ FAMILIES = "CPBCPCPBCPCPBCPBCPCB"
 CHORALE_METERS: tuple[Meter, ...] = ((4, 4), (3, 4), (4, 4), (6, 8), (4, 4), (3, 4), (2, 4), (4, 4), (3, 4), (5, 4))
 
 
-def write_corpus(folder: Path, n_pieces: int = 200, seed: int = 0, with_flaws: bool = False) -> list[Path]:
-    """Write the sample corpus into a folder and return its paths; files that hold the right bytes stay untouched.
+README = """\
+The sample corpus of Orchestrion: 200 pieces of music as MIDI files; flawed/ holds five files that an importer refuses.
+Maker: the Orchestrion project, with its own program (bench/sample_corpus in its repository), from no other music.
+Licence: Apache License 2.0 (SPDX: Apache-2.0), https://www.apache.org/licenses/LICENSE-2.0
+"""
+
+
+def build_archive() -> bytes:
+    """Return the archive that the project ships: a tar file in xz format with README.txt, the pieces and the flaws."""
+    files = [("README.txt", README.encode()), *pieces(), *((f"flawed/{name}", data) for name, data in flawed_files())]
+    tar_bytes = io.BytesIO()
+    with tarfile.open(fileobj=tar_bytes, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in files:
+            member = tarfile.TarInfo(name)  # time, owner and mode are constants
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return lzma.compress(tar_bytes.getvalue(), preset=9 | lzma.PRESET_EXTREME)
+
+
+def pieces(n_pieces: int = 200, seed: int = 0) -> Iterator[tuple[str, bytes]]:
+    """Yield (file name, MIDI bytes) of each piece of the sample corpus.
 
     Args:
         n_pieces: 0 or more; piece i is the same whatever the number.
         seed: 0 to 2**63 - 1; another seed is another corpus.
-        with_flaws: also write `flawed/` with an exact duplicate, a truncated file, a web page, an empty file and a file
-            without notes; their paths come last.
     Raises:
         ConfigError: `n_pieces` or `seed` is outside its range.
-        OSError: the folder cannot be written.
     """
-    written = []
-    for name, data in pieces(n_pieces, seed):
-        written.append(_write_if_new(folder / name, data))
-    if with_flaws:
-        written += [_write_if_new(folder / "flawed" / name, data) for name, data in flawed_files(seed)]
-    return written
-
-
-def pieces(n_pieces: int = 200, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Yield (file name, MIDI bytes) of each piece of the sample corpus; arguments and errors as in `write_corpus`."""
     if n_pieces < 0:
         raise ConfigError(f"n_pieces={n_pieces} is below 0 (sample corpus)")
     if not 0 <= seed < 2**63:
@@ -92,14 +106,5 @@ def _vary_file(dice: Dice, piece: Piece) -> None:
         piece.key_signatures = []
 
 
-def _write_if_new(path: Path, data: bytes) -> Path:
-    if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+if __name__ == "__main__":
+    Path(str(resources.files("tasks.sources") / "sample_corpus.tar.xz")).write_bytes(build_archive())

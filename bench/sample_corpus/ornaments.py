@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from tasks.music.corpus.dice import Dice
-from tasks.music.corpus.harmony import Span, neighbour_pitch, passing_pitch
-from tasks.music.corpus.voicing import PAIRS, VOICE_RANGES
+from bench.sample_corpus.dice import Dice
+from bench.sample_corpus.harmony import Span, neighbour_pitch, passing_pitch
+from bench.sample_corpus.voicing import PAIRS, VOICE_RANGES
 
 
 @dataclass(slots=True)

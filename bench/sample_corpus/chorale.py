@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tasks.music.corpus.dice import Dice
-from tasks.music.corpus.expression import Phrase, loudness_at
-from tasks.music.corpus.harmony import Chord, Key, build_phrase, chord, lay_out
-from tasks.music.corpus.midi_file import Note, Part, Piece
-from tasks.music.corpus.ornaments import Texture, ornament
-from tasks.music.corpus.voicing import VOICE_NAMES, voice_chords
+from bench.sample_corpus.dice import Dice
+from bench.sample_corpus.expression import Phrase, loudness_at
+from bench.sample_corpus.harmony import Chord, Key, build_phrase, chord, lay_out
+from bench.sample_corpus.midi_file import Note, Part, Piece
+from bench.sample_corpus.ornaments import Texture, ornament
+from bench.sample_corpus.voicing import VOICE_NAMES, voice_chords
 
 # For each meter the chord lengths of a phrase in quarter notes; the first number is the pickup (0: none).
 PHRASE_RHYTHMS: dict[tuple[int, int], list[tuple[float, list[float]]]] = {

@@ -1,23 +1,23 @@
-"""The sample corpus: same bytes everywhere, lawful files of many shapes, and music that keeps its own rules."""
+"""The program behind the sample corpus: same bytes everywhere, lawful files of many shapes, music by its own rules."""
 
 import collections
 import hashlib
 import io
+import lzma
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import resources
 from itertools import pairwise
-from pathlib import Path
 
 import mido
 import numpy as np
 import pytest
 import symusic
 
-from tasks.errors import ConfigError
-from tasks.music.corpus.dice import Dice
-from tasks.music.corpus.harmony import (
+from bench.sample_corpus.dice import Dice
+from bench.sample_corpus.harmony import (
     MAJOR_MOTION,
     MINOR_MOTION,
     MINOR_TONIC_NAMES,
@@ -27,10 +27,12 @@ from tasks.music.corpus.harmony import (
     chord,
     scale_for,
 )
-from tasks.music.corpus.midi_file import Note, Part, Piece, encode_midi, to_ticks
-from tasks.music.corpus.ornaments import has_parallels
-from tasks.music.corpus.voicing import VOICE_RANGES, list_voicings
-from tasks.music.corpus.writer import flawed_files, pieces, write_corpus
+from bench.sample_corpus.midi_file import Note, Part, Piece, encode_midi, to_ticks
+from bench.sample_corpus.ornaments import has_parallels
+from bench.sample_corpus.voicing import VOICE_RANGES, list_voicings
+from bench.sample_corpus.writer import README, build_archive, flawed_files, pieces
+from tasks.errors import ConfigError
+from tasks.sources.sample_corpus import sample_files
 
 pytestmark = pytest.mark.slow  # seconds a test; see `make check`
 
@@ -117,7 +119,7 @@ def sonorities(piece: Heard) -> list[np.ndarray]:
 
 def test_two_processes_write_the_same_bytes(corpus):
     script = (
-        "import hashlib; from tasks.music.corpus.writer import pieces; d = hashlib.sha256()\n"
+        "import hashlib; from bench.sample_corpus.writer import pieces; d = hashlib.sha256()\n"
         f"for name, data in pieces({N_PIECES}): d.update(name.encode() + data)\n"
         "import sys; sys.stdout.write(d.hexdigest())"
     )
@@ -146,49 +148,30 @@ def test_global_random_state_is_left_alone():
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
 
 
-# --- the folder ---
-
-
-def test_writing_twice_touches_nothing_and_mends_what_differs(tmp_path: Path):
-    paths = write_corpus(tmp_path / "new" / "corpus", n_pieces=6)
-    assert [path.read_bytes() for path in paths] == [data for _, data in pieces(6)]
-    for path in paths:
-        os.utime(path, ns=(1, 1))
-    paths[2].write_bytes(b"damaged")
-    assert write_corpus(tmp_path / "new" / "corpus", n_pieces=6) == paths
-    assert [path.stat().st_mtime_ns == 1 for path in paths] == [True, True, False, True, True, True]
-    assert paths[2].read_bytes() == list(pieces(6))[2][1]
-    assert sorted(path.parent.iterdir()) == sorted(paths), "no partial files stay behind"
-
-
-def test_flaws_come_only_on_request(tmp_path: Path):
-    assert not (write_corpus(tmp_path / "clean", n_pieces=2)[0].parent / "flawed").exists()
-    paths = write_corpus(tmp_path / "all", n_pieces=2, with_flaws=True)
-    flaws = {path.stem: path.read_bytes() for path in paths[2:]}
-    assert {path.parent.name for path in paths[2:]} == {"flawed"}
-    assert flaws == {Path(name).stem: data for name, data in flawed_files()}
-    assert flaws["exact-duplicate"] == paths[0].read_bytes()
-    assert paths[1].read_bytes().startswith(flaws["truncated"])
-    assert flaws["empty"] == b""
-    assert flaws["web-page"].startswith(b"<!DOCTYPE html>")
-    with pytest.raises((EOFError, OSError, IndexError)):
-        mido.MidiFile(file=io.BytesIO(flaws["truncated"]))
-    silent = hear("silent", flaws["without-notes"])
-    assert silent.notes == []
-    assert silent.of_type("set_tempo")
-
-
 @pytest.mark.parametrize(
     ("arguments", "named"), [((-1, 0), "n_pieces=-1"), ((3, -5), "seed=-5"), ((3, 2**63), "seed=")]
 )
-def test_impossible_arguments_are_named(tmp_path: Path, arguments: tuple[int, int], named: str):
+def test_impossible_arguments_are_named(arguments: tuple[int, int], named: str):
     with pytest.raises(ConfigError, match=named):
-        write_corpus(tmp_path / "corpus", *arguments)
-    assert not (tmp_path / "corpus").exists()
+        next(pieces(*arguments))
 
 
-def test_no_pieces_is_a_lawful_wish(tmp_path: Path):
-    assert write_corpus(tmp_path, n_pieces=0) == []
+# --- the shipped archive ---
+
+
+def test_the_program_makes_exactly_the_shipped_files(corpus):
+    made = dict([*corpus, *((f"flawed/{name}", data) for name, data in flawed_files())])
+    shipped = sample_files()
+    assert shipped.pop("README.txt").decode() == README
+    assert list(shipped.items()) == list(made.items())
+
+
+def test_the_archive_is_the_same_bytes_each_time():
+    with (resources.files("tasks.sources") / "sample_corpus.tar.xz").open("rb") as handle:
+        shipped = handle.read()
+    built = build_archive()
+    assert built == build_archive()
+    assert lzma.decompress(built) == lzma.decompress(shipped)  # another liblzma may compress the same bytes otherwise
 
 
 # --- the files ---

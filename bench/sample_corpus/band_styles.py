@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tasks.music.corpus.melody import Meter
+from bench.sample_corpus.melody import Meter
 
 # General MIDI drum keys.
 KICK, STICK, SNARE, LOW_TOM, CLOSED_HAT, MID_TOM, PEDAL_HAT, OPEN_HAT, HIGH_TOM, CRASH, RIDE = (

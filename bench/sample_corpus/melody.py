@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.music.corpus.dice import Dice
-from tasks.music.corpus.harmony import Chord, Key, Span, neighbour_pitch, passing_pitch, scale_for
+from bench.sample_corpus.dice import Dice
+from bench.sample_corpus.harmony import Chord, Key, Span, neighbour_pitch, passing_pitch, scale_for
 
 Meter = tuple[int, int]
 

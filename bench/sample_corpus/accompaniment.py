@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.music.corpus.harmony import Chord, Span
+from bench.sample_corpus.harmony import Chord, Span
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.music.corpus.accompaniment import Figure, Voiced, place_chords, play_figure
-from tasks.music.corpus.dice import Dice
-from tasks.music.corpus.expression import Phrase, loudness_at, shape_tempo
-from tasks.music.corpus.harmony import Key, Span, chord
-from tasks.music.corpus.melody import Meter, Tone, embellish
-from tasks.music.corpus.midi_file import Note, Part, Piece
-from tasks.music.corpus.theme import PHRASE_BARS, Section, compose_section, draw_material
+from bench.sample_corpus.accompaniment import Figure, Voiced, place_chords, play_figure
+from bench.sample_corpus.dice import Dice
+from bench.sample_corpus.expression import Phrase, loudness_at, shape_tempo
+from bench.sample_corpus.harmony import Key, Span, chord
+from bench.sample_corpus.melody import Meter, Tone, embellish
+from bench.sample_corpus.midi_file import Note, Part, Piece
+from bench.sample_corpus.theme import PHRASE_BARS, Section, compose_section, draw_material
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.music.corpus.dice import Dice
+from bench.sample_corpus.dice import Dice
 
 
 @dataclass(frozen=True, slots=True)

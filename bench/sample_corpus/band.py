@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tasks.music.corpus.accompaniment import Voiced, place_chords
-from tasks.music.corpus.band_styles import (
+from bench.sample_corpus.accompaniment import Voiced, place_chords
+from bench.sample_corpus.band_styles import (
     CRASH,
     HIGH_TOM,
     KICK,
@@ -15,11 +15,11 @@ from tasks.music.corpus.band_styles import (
     STICK,
     BandStyle,
 )
-from tasks.music.corpus.dice import Dice
-from tasks.music.corpus.harmony import Key, Span, chord, neighbour_pitch
-from tasks.music.corpus.melody import Tone, embellish
-from tasks.music.corpus.midi_file import DRUM_CHANNEL, Note, Part, Piece
-from tasks.music.corpus.theme import Material, Section, draw_material, sing_phrase
+from bench.sample_corpus.dice import Dice
+from bench.sample_corpus.harmony import Key, Span, chord, neighbour_pitch
+from bench.sample_corpus.melody import Tone, embellish
+from bench.sample_corpus.midi_file import DRUM_CHANNEL, Note, Part, Piece
+from bench.sample_corpus.theme import Material, Section, draw_material, sing_phrase
 
 DRUM_LOUDNESS = {"X": 104, "x": 84, "o": 48}
 

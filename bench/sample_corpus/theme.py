@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tasks.music.corpus.dice import Dice
-from tasks.music.corpus.harmony import Chord, Key, Span, build_phrase, can_build_phrase, lay_out
-from tasks.music.corpus.melody import Meter, Motif, Tone, draw_motif, end_motif, fit_melody, lay_slots
+from bench.sample_corpus.dice import Dice
+from bench.sample_corpus.harmony import Chord, Key, Span, build_phrase, can_build_phrase, lay_out
+from bench.sample_corpus.melody import Meter, Motif, Tone, draw_motif, end_motif, fit_melody, lay_slots
 
 PHRASE_BARS = 4
 

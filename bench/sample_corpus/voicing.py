@@ -9,8 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from tasks.music.corpus.dice import Dice
-from tasks.music.corpus.harmony import Chord
+from bench.sample_corpus.dice import Dice
+from bench.sample_corpus.harmony import Chord
 
 VOICE_NAMES = ("bass", "tenor", "alto", "soprano")
 VOICE_RANGES = ((40, 60), (48, 67), (55, 74), (60, 79))  # E2-C4, C3-G4, G3-D5, C4-G5, both ends included

@@ -1,0 +1,31 @@
+"""What a wheel holds: all code of the three packages, and every file beside it as package data."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+PACKAGES = ("flows", "tasks", "models")
+
+
+def files_of(package: str) -> set[Path]:
+    return {path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_data_file_is_package_data(package: str) -> None:
+    patterns = SETUPTOOLS["package-data"].get(package, [])
+    packaged = {path for pattern in patterns for path in (ROOT / package).glob(pattern)}
+    assert {path for path in files_of(package) if path.suffix != ".py"} <= packaged
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_folder_with_code_is_a_package(package: str) -> None:
+    folders = {path.parent for path in files_of(package) if path.suffix == ".py"}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_nothing_else_is_installed() -> None:
+    assert SETUPTOOLS["packages"]["find"]["include"] == [f"{package}*" for package in PACKAGES]
