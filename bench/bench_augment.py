@@ -26,9 +26,9 @@ from tasks.encode import TokenShard, build_token_shard, plan_token_shards, read_
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.oore import OoreConfig
-from tasks.shards import read_table
 from tasks.sources.limits import SourceLimits
 from tasks.sources.scan import scan_sources
+from tasks.storage.parquet import read_table
 
 PACKAGES = ("numpy", "numba", "pyarrow")
 ORIGINAL_SECONDS = 23.0  # S004's preprocessing of 50 pieces of POP909 into 25 variants each, stored

@@ -32,7 +32,7 @@ from models.registry import build_model
 from models.training import build_optimizer, train_step
 from tasks.batches import TokenStore, WindowKind
 from tasks.music.arrays import offsets_of
-from tasks.shards import TOKEN_SCHEMA, list_column, write_table
+from tasks.storage.parquet import TOKEN_SCHEMA, list_column, write_table
 
 PACKAGES = ("torch", "numpy", "pyarrow")
 BATCH_SIZE, WINDOW_TOKENS = 32, 1024

@@ -171,7 +171,7 @@ def is_worker(process: psutil.Process) -> bool:
         words = " ".join(process.cmdline())
     except psutil.Error:
         return False
-    return "tasks.isolation" in words or words.startswith("ray::")
+    return "tasks.runtime.isolation" in words or words.startswith("ray::")
 
 
 def own_memory(process: psutil.Process) -> float:

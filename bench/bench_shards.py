@@ -35,7 +35,7 @@ from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tasks.music.transforms import stretch_time
-from tasks.shards import TOKEN_SCHEMA, write_table
+from tasks.storage.parquet import TOKEN_SCHEMA, write_table
 
 PACKAGES = ("pyarrow", "numpy", "pandas", "duckdb", "polars")
 SCALARS = (
@@ -164,9 +164,11 @@ def compare(columns: dict[str, pa.Array], ids: np.ndarray, lengths: np.ndarray, 
     with tempfile.TemporaryDirectory(prefix="orchestrion-bench-") as folder:
         ours = Path(folder) / "ours.parquet"
         tables["ours"] = table_of(columns, ids, lengths, TOKEN_SCHEMA.field("tokens").type)
-        sides["tasks/shards.py, to disk"] = partial(write_table, ours, tables["ours"], None, tables["ours"].schema)
+        sides["tasks/storage/parquet.py, to disk"] = partial(
+            write_table, ours, tables["ours"], None, tables["ours"].schema
+        )
         written = report.measure(sides, rounds)
-        files["tasks/shards.py, to disk"] = ours.read_bytes()
+        files["tasks/storage/parquet.py, to disk"] = ours.read_bytes()
         read = report.measure({name: partial(read_tokens, files[name]) for name in sides}, rounds)
         found = {
             name: {

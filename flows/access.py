@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.errors import HomeError
-from tasks.home import Home, sync_folder
+from tasks.storage.files import sync_folder
+from tasks.storage.home import Home
 
 USER = "orchestrion"
 NONCE_HEADER, PROOF_HEADER = "orchestrion-nonce", "orchestrion-proof"

@@ -45,8 +45,9 @@ from flows.cli_options import (
 )
 from flows.interrupts import INTERRUPTED, SAID_INTERRUPTED
 from tasks.errors import ConfigError, HomeError, Interrupted, OrchestrionError, words_of
-from tasks.home import Home, json_text, storage_problem
-from tasks.signals import ends
+from tasks.runtime.signals import ends
+from tasks.storage.files import json_text, storage_problem
+from tasks.storage.home import Home
 
 START_RAY = ("rebuild_dataset", "train", "pipeline", "sweep")  # `evaluate` and `generate` mostly do without
 LONGEST_MESSAGE = 4000  # characters; what a user gave may be longer than anybody reads
@@ -206,13 +207,13 @@ def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> Non
 
 
 def _absolute_prompt(prompt: str) -> str:
-    from tasks.user_paths import as_text, path_of
+    from tasks.storage.user_paths import as_text, path_of
 
     return prompt if not prompt or prompt.startswith("split:") else as_text(path_of(prompt).absolute())
 
 
 def _check_prompt(prompt: str) -> None:
-    from tasks.user_paths import check_there, path_of
+    from tasks.storage.user_paths import check_there, path_of
 
     if prompt and not prompt.startswith("split:"):
         check_there(path_of(prompt), "prompt")
@@ -486,8 +487,8 @@ def _run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[st
         home.locked(f"orchestrion {name.replace('_', '-')}", wait_seconds),
     ):
         from flows import services
-        from tasks import cluster
-        from tasks.progress import Progress
+        from tasks.runtime import cluster
+        from tasks.runtime.progress import Progress
 
         if name in START_RAY:
             cluster.check_start()

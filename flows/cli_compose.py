@@ -11,7 +11,8 @@ from flows import environment
 from flows.cli_look import find_model, tracker_of
 from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, ModelOption, print_list
 from tasks.errors import ConfigError
-from tasks.home import Home, json_text
+from tasks.storage.files import json_text
+from tasks.storage.home import Home
 
 app = typer.Typer(
     help="Make a piece block by block: a model proposes, you listen, accept, ask again or undo.",
@@ -243,7 +244,7 @@ def run(
 @contextmanager
 def _locked(home: str, name: str, command: str, create: bool = False) -> Iterator[Any]:
     from tasks.composer_sessions import locked_session
-    from tasks.progress import Progress
+    from tasks.runtime.progress import Progress
 
     environment.configure_logging(0)
     environment.set_defaults(environment.SAMPLING)  # before torch, which asks once how threads wait for each other
@@ -274,7 +275,7 @@ def _start(
     import dataclasses
 
     from tasks.presets import PRESETS, build_preset
-    from tasks.user_paths import check_there
+    from tasks.storage.user_paths import check_there
 
     if prime not in ("start", "dataset", "random"):
         raise ConfigError(f"--prime {prime}: known are start, dataset, random")

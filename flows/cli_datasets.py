@@ -10,7 +10,8 @@ from flows import environment
 from flows.cli_look import tracker_of
 from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, print_list
 from tasks.errors import ConfigError
-from tasks.home import Home, json_text
+from tasks.storage.files import json_text
+from tasks.storage.home import Home
 
 app = typer.Typer(help="List, compare, check and clean up dataset versions.", invoke_without_command=True)
 
@@ -82,7 +83,7 @@ def verify(
     from tasks.dataset_upkeep import check_datasets
     from tasks.datasets import list_datasets, resolve_dataset
     from tasks.errors import DatasetError
-    from tasks.progress import Progress
+    from tasks.runtime.progress import Progress
 
     where = Home.at(home)
     environment.configure_logging(0)

@@ -9,7 +9,8 @@ import typer
 from flows import environment
 from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, print_list, print_result
 from tasks.errors import NotFound
-from tasks.home import Home, json_text
+from tasks.storage.files import json_text
+from tasks.storage.home import Home
 
 app = typer.Typer()
 
@@ -53,7 +54,7 @@ def compare(
 ) -> None:
     """Set models side by side: figures with intervals, curves, pieces to listen to; also an artifact in MLflow."""
     from tasks.comparison import build_comparison, difference_of, gather_contestants, warnings_of
-    from tasks.user_paths import check_output, write_output
+    from tasks.storage.user_paths import check_output, write_output
 
     check_output(out)
     where = Home.at(home)
@@ -190,7 +191,7 @@ def tracker_of(home: Home) -> Any:
     if not os.environ.get("MLFLOW_TRACKING_URI") and not (home.mlflow / "mlflow.db").exists():
         return None
     environment.prepare(home)
-    from tasks.tracking import Tracker
+    from tasks.tracking.mlflow_tracker import Tracker
 
     return Tracker(home)
 
@@ -201,7 +202,7 @@ def find_model(home: Home, reference: str) -> Any:
     Raises:
         NotFound: there is none.
     """
-    from tasks.progress import Progress
+    from tasks.runtime.progress import Progress
 
     with Progress("looking for the model"):
         tracker = tracker_of(home)

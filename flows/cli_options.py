@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from flows import environment
-from tasks.home import Home, json_text
+from tasks.storage.files import json_text
+from tasks.storage.home import Home
 
 SHOWN_FIGURES = 8  # of a result's metrics; all are in MLflow and in --json
 

@@ -9,7 +9,7 @@ import os
 import runpy
 
 from flows import environment
-from tasks.home import Home
+from tasks.storage.home import Home
 
 if __name__ == "__main__":
     environment.set_defaults()

@@ -10,7 +10,7 @@ import typer
 from flows import access, environment, services
 from tasks.config import PipelineConfig, to_json
 from tasks.errors import ConfigError
-from tasks.home import Home
+from tasks.storage.home import Home
 
 LOCK_WAIT_SECONDS = 24 * 3600  # a triggered run waits for the one before it; a person at a terminal is told at once
 

@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flows import environment
-from tasks.databases import check_database
 from tasks.errors import OrchestrionError
-from tasks.home import MIN_FREE_BYTES, Home
+from tasks.storage.databases import check_database
+from tasks.storage.home import MIN_FREE_BYTES, Home
 
 PACKAGES = ("prefect", "ray", "mlflow", "torch", "symusic", "pyarrow", "safetensors", "soundfile", "matplotlib")
 BOUNDS = {"fastapi": ((0, 139), (0, 151)), "sqlalchemy": ((2, 0), (2, 1))}  # from the first, below the second
@@ -112,7 +112,7 @@ def _prefect_store(home: Home) -> str:
 
 
 def _mlflow(home: Home) -> str:
-    from tasks.tracking import Tracker
+    from tasks.tracking.mlflow_tracker import Tracker
 
     tracker = Tracker(home)
     tracker.check_store(thorough=True)

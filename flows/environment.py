@@ -15,7 +15,7 @@ from pathlib import Path
 
 from flows import access
 from tasks.errors import ConfigError
-from tasks.home import Home
+from tasks.storage.home import Home
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 PASSIVE = "PASSIVE"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from tasks.signals import ENDS, ends, is_repeat, must_wait, say_last_words
+from tasks.runtime.signals import ENDS, ends, is_repeat, must_wait, say_last_words
 
 INTERRUPTED = 130  # exit code
 SAID_INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on"

@@ -18,8 +18,9 @@ from tasks.config import (
     to_json,
 )
 from tasks.datasets import resolve_dataset
-from tasks.home import Home
-from tasks.tracking import Tracker
+from tasks.runtime.prefect_tasks import artifact_key, publish_summary
+from tasks.storage.home import Home
+from tasks.tracking.mlflow_tracker import Tracker
 
 Summary = dict[str, Any]
 
@@ -50,7 +51,7 @@ def rebuild_dataset(config: DatasetConfig = DatasetConfig(), home: str = "", par
                 dataset = steps.encode_and_publish(where, inputs, songs, ledger, leakage)
                 steps.write_dataset_report(dataset, inputs, songs, ledger)
                 summaries.log_dataset(run, dataset)
-        steps.publish_summary(f"dataset-{summaries.artifact_key(dataset.name)}", summaries.dataset_card(dataset))
+        publish_summary(artifact_key("dataset", dataset.name), summaries.dataset_card(dataset))
         steps.link_report(dataset)
         return dataset.summary() | {"reused": reused, "seconds": since(started)}
 
@@ -96,7 +97,7 @@ def train(
             "reused": reused,
             "seconds": since(started),
         }
-        steps.publish_summary(f"train-{summaries.artifact_key(model.name)}", summaries.training_card(summary))
+        publish_summary(artifact_key("train", model.name), summaries.training_card(summary))
         return summary
 
 
@@ -134,8 +135,8 @@ def evaluate(
             run.use_model(chosen)
             result = model_steps.score_model(loaded, version, config)
             promoted = summaries.log_evaluation(run, result, chosen, version, config)
-        steps.publish_summary(
-            f"evaluate-{summaries.artifact_key(chosen.name)}",
+        publish_summary(
+            artifact_key("evaluate", chosen.name),
             summaries.evaluation_card(result, chosen, version, config),
         )
         return {
@@ -187,7 +188,7 @@ def generate(
             run_id = run.run_id
             batch.note_run(run_id)
         summary = summaries.batch_summary(batch) | {"run_id": run_id, "reused": reused, "seconds": since(started)}
-        steps.publish_summary(f"generate-{summaries.artifact_key(chosen.name)}", summaries.batch_card(batch))
+        publish_summary(artifact_key("generate", chosen.name), summaries.batch_card(batch))
         return summary
 
 
@@ -213,7 +214,7 @@ def pipeline(config: PipelineConfig = PipelineConfig(), home: str = "", fresh: b
             batch = generate(config.generate, trained["model_version"], root, run.run_id, fresh)
             summary = summaries.pipeline_summary(dataset, trained, evaluated, batch)
             summaries.log_pipeline(run, summary)
-        steps.publish_summary("pipeline", summaries.pipeline_card(summary))
+        publish_summary("pipeline", summaries.pipeline_card(summary))
         return summary | {"pipeline_run_id": run.run_id, "seconds": since(started)}
 
 

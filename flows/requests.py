@@ -8,8 +8,8 @@ from typing import Any
 
 from tasks.config import GenerateConfig, from_json, shortened, to_json
 from tasks.errors import ConfigError, NotFound
-from tasks.foreign_text import MAX_KEY_PARTS, OutOfBounds, parse_json, parse_toml
 from tasks.prompts import SPLIT_MARK
+from tasks.storage.foreign_text import MAX_KEY_PARTS, OutOfBounds, parse_json, parse_toml
 
 TOP_KEYS, JOB_KEYS = ("model", "defaults", "jobs"), ("name", "model")
 MAX_BYTES = 2**20

@@ -17,7 +17,7 @@ from prefect.runner._state_proposer import StateProposer
 from prefect.utilities.processutils import command_to_string
 
 from tasks.errors import ConfigError
-from tasks.home import Home
+from tasks.storage.home import Home
 
 logger = logging.getLogger(__name__)
 

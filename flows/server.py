@@ -17,7 +17,7 @@ import uvicorn
 
 from flows.access import PAGES, password_of
 from flows.guard import App, Guard, Receive, Scope, Send
-from tasks.home import Home
+from tasks.storage.home import Home
 
 STOP_SECONDS = 3  # for requests under way
 
@@ -67,8 +67,8 @@ def main(arguments: list[str]) -> None:
     if name == "prefect":
         app = prefect_app("--without-page" not in options)
     else:
-        from tasks.mlflow_server import server_application
-        from tasks.tracking import Tracker
+        from tasks.tracking.mlflow_server import server_application
+        from tasks.tracking.mlflow_tracker import Tracker
 
         app = server_application(Tracker(home).uri, (home.mlflow / "artifacts").as_uri())
     guarded: Any = Guard(app, name, listener.getsockname()[1], password_of(home), PAGES[name])

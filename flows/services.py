@@ -17,11 +17,12 @@ from types import FrameType
 import typer
 
 from flows import access, environment, interrupts
-from tasks.databases import check_database
 from tasks.errors import HomeError
-from tasks.home import Home, json_bytes
-from tasks.signals import deaf_children, ends
-from tasks.tracking import EXPERIMENTS, Tracker
+from tasks.runtime.signals import deaf_children, ends
+from tasks.storage.databases import check_database
+from tasks.storage.files import json_bytes
+from tasks.storage.home import Home
+from tasks.tracking.mlflow_tracker import EXPERIMENTS, Tracker
 
 logger = logging.getLogger(__name__)
 

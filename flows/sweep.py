@@ -6,14 +6,16 @@ from prefect import flow
 
 from flows.pipeline import Summary, evaluate, lock_wait, run_tags, since
 from flows.triggers import check_trigger
-from tasks import steps, summaries
+from tasks import summaries
 from tasks import sweep as sweeps
 from tasks.config import PipelineConfig, to_json
 from tasks.datasets import resolve_dataset
 from tasks.errors import SweepFailed, words_of
-from tasks.home import Home, storage_problem
+from tasks.runtime.prefect_tasks import publish_summary
+from tasks.storage.files import storage_problem
+from tasks.storage.home import Home
 from tasks.sweep import SweepConfig, SweepFolder, plan_points
-from tasks.tracking import Tracker
+from tasks.tracking.mlflow_tracker import Tracker
 
 
 @flow(name="sweep")
@@ -57,7 +59,7 @@ def sweep(
                     f"none of {len(ranked)} points came to a result; point {ranked[0]['point']}:"
                     f" {ranked[0]['reason']} (all in {folder.results})"
                 )
-    steps.publish_summary("sweep", summaries.sweep_table(ranked))
+    publish_summary("sweep", summaries.sweep_table(ranked))
     return summaries.sweep_summary(folder, run, version, ranked) | {"reused": not to_score, "seconds": since(started)}
 
 

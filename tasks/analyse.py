@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tasks import cluster
 from tasks.config import digest
 from tasks.leakage import thin_grams, thinning_for
 from tasks.music.metrics.features import FEATURES
-from tasks.shards import SCHEMA_NUMBER, flat_values, list_column, read_metadata, read_table, write_table
+from tasks.runtime import cluster
+from tasks.storage.parquet import SCHEMA_NUMBER, flat_values, list_column, read_metadata, read_table, write_table
 
 logger = logging.getLogger(__name__)
 

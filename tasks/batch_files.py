@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import DamagedFile
-from tasks.home import Home
-from tasks.integrity import OTHER_BYTES, examine, read_sealed, warn_once
+from tasks.storage.home import Home
+from tasks.storage.integrity import OTHER_BYTES, examine, read_sealed, warn_once
 
 _LINEAGE = dict.fromkeys(("batch", "model_version", "model_run_id", "dataset_version", "code_commit"), str)
 _FIGURE = (float, None)

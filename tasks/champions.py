@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tasks.config import EvaluateConfig
 from tasks.datasets import DatasetVersion
 from tasks.music.metrics.distances import Estimate, compare_scores
-from tasks.tracking import ModelVersion, Tracker
+from tasks.tracking.mlflow_tracker import ModelVersion, Tracker
 
 if TYPE_CHECKING:  # it brings torch
     from tasks.evaluate import Evaluation

@@ -20,10 +20,10 @@ from models.config import HourglassConfig, ModelConfig
 from models.registry import Model, build_model
 from tasks.config import TrainConfig, from_json
 from tasks.errors import CheckpointError, DamagedFile, NotFound, OrchestrionError
-from tasks.home import publish_folder, write_atomically
-from tasks.integrity import OTHER_BYTES, examine, read_sealed, sealed_bytes, unsealed
 from tasks.music.tokenizers.registry import tokenizer_from_json
-from tasks.strict_json import BadJson, read_json
+from tasks.storage.files import publish_folder, write_atomically
+from tasks.storage.integrity import OTHER_BYTES, examine, read_sealed, sealed_bytes, unsealed
+from tasks.storage.strict_json import BadJson, read_json
 
 logger = logging.getLogger(__name__)
 

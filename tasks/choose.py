@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tasks import cluster
 from tasks.config import GenerateConfig
 from tasks.critic import Critic, flags_of, is_copy
 from tasks.latent_pieces import LatentPlan, LatentSource
@@ -21,8 +20,9 @@ from tasks.piece_work import (
     render_pieces,
     write_candidates,
 )
-from tasks.progress import Progress
 from tasks.prompts import Prompt
+from tasks.runtime import cluster
+from tasks.runtime.progress import Progress
 from tasks.token_count import TallySheet, TellTokens
 
 MORE_ATTEMPTS = 8  # at most, at a piece that is rejected as a copy

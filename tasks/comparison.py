@@ -9,13 +9,13 @@ from typing import Any
 
 from tasks.batch_files import check_piece, list_manifests, read_run_note
 from tasks.errors import DamagedFile, NotFound
-from tasks.home import Home
-from tasks.integrity import warn_once
 from tasks.music.metrics.distances import compare_scores
-from tasks.report_page.curves import draw_curves
-from tasks.report_page.frame import assemble_page
-from tasks.report_page.markup import escape, path_html, table
-from tasks.tracking import ModelVersion, Tracker
+from tasks.reporting.curves import draw_curves
+from tasks.reporting.frame import assemble_page
+from tasks.reporting.markup import escape, path_html, table
+from tasks.storage.home import Home
+from tasks.storage.integrity import warn_once
+from tasks.tracking.mlflow_tracker import ModelVersion, Tracker
 
 PIECES = 3  # of each model to listen to
 MOST_MODELS = 8  # which have a colour each

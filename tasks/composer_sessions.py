@@ -20,19 +20,20 @@ from tasks import composer
 from tasks.composer import ComposerConfig, Event, ModelFacts, Primer, PrimerKind, Session
 from tasks.config import from_json, to_json
 from tasks.errors import CheckpointError, ConfigError, DatasetError, NotFound, OrchestrionError
-from tasks.home import Home, json_bytes, write_atomically
-from tasks.integrity import read_sealed, sealed_bytes
 from tasks.music.added_notes import added_notes
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
 from tasks.music.tokenizers.base import Tokenizer
 from tasks.music.tokenizers.note_boundaries import beginning_of, random_ids, without_ending
 from tasks.music.tokenizers.registry import tokenizer_from_json
+from tasks.storage.files import json_bytes, write_atomically
+from tasks.storage.home import Home
+from tasks.storage.integrity import read_sealed, sealed_bytes
 
 if TYPE_CHECKING:
     from tasks.checkpoints import LoadedModel
     from tasks.prompts import Prompt
-    from tasks.tracking import ModelVersion
+    from tasks.tracking.mlflow_tracker import ModelVersion
 
 PRIME_TOKENS = 256
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -159,7 +160,7 @@ class SessionFolder:
         session = self.read()
         checkpoint = self.home.root / session.model.checkpoint
         if not (checkpoint / "state.json").exists():
-            from tasks.tracking import Tracker
+            from tasks.tracking.mlflow_tracker import Tracker
 
             tracker = Tracker(self.home)
             checkpoint = tracker.fetch(tracker.model(session.model.reference))
@@ -267,9 +268,9 @@ class SessionFolder:
             ConfigError: `out` is not named as MIDI is, or cannot be written.
         """
         from tasks.music.midi.event_statistics import midi_statistics
-        from tasks.sources.names import MIDI_SUFFIXES
-        from tasks.tracking import git_commit
-        from tasks.user_paths import check_output, is_regular_output, write_output
+        from tasks.storage.file_names import MIDI_SUFFIXES
+        from tasks.storage.project import git_commit
+        from tasks.storage.user_paths import check_output, is_regular_output, write_output
 
         path = self.folder / "piece.mid" if out is None else out
         check_output(path)

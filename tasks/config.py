@@ -24,13 +24,13 @@ from models.config import (
 )
 from tasks.errors import ConfigError
 from tasks.filters import FilterConfig
-from tasks.foreign_text import OutOfBounds, parse_json
 from tasks.groups import GroupConfig
 from tasks.leakage import LeakageConfig
 from tasks.music.midi.limits import ReadLimits
 from tasks.music.tokenizers.oore import OoreConfig
 from tasks.music.tokenizers.registry import TokenizerConfig
 from tasks.sources.limits import SourceLimits
+from tasks.storage.foreign_text import OutOfBounds, parse_json
 
 Config = TypeVar("Config")
 

@@ -29,7 +29,7 @@ from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
 from tasks.piece_ids import WrittenIds, write_ids
 from tasks.results import result_row, results_of
-from tasks.shards import read_table
+from tasks.storage.parquet import read_table
 
 Kind = Literal["continuation", "from_latents"]
 DURATION_EDGES = 2.0 ** np.arange(-6, 4.5, 0.5)  # seconds: half an octave to a bin, from 16 ms to 16 s

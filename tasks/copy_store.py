@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import DamagedFile
-from tasks.home import whole_file
-from tasks.integrity import OTHER_BYTES, read_header, sealed
 from tasks.music.arrays import IntArray
+from tasks.storage.files import whole_file
+from tasks.storage.integrity import OTHER_BYTES, read_header, sealed
 
 if TYPE_CHECKING:
     from tasks.music.similarity.shared_runs import Lines

@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from tasks.copy_store import REVISION, IndexedLines, index_path, map_index, write_index
 from tasks.datasets import DatasetVersion
 from tasks.errors import DamagedFile, DatasetError, HomeError, NotFound
-from tasks.home import storage_problem, write_atomically
-from tasks.integrity import read_sealed, sealed_bytes
 from tasks.music.arrays import IntArray
 from tasks.music.notes import NoteBatch
 from tasks.originality import BatchVerdict, HumanRange, human_range, judge_batch
-from tasks.shards import flat_values, read_table
+from tasks.storage.files import storage_problem, write_atomically
+from tasks.storage.integrity import read_sealed, sealed_bytes
+from tasks.storage.parquet import flat_values, read_table
 
 if TYPE_CHECKING:
     from tasks.music.score import Score

@@ -13,7 +13,6 @@ from tasks.copying import CopyIndex, CopyMatch, copy_index, source_notes
 from tasks.datasets import DatasetVersion
 from tasks.errors import ConfigError, DamagedFile, DatasetError, HomeError, NotFound
 from tasks.held_out import held_out_statistics
-from tasks.home import Home
 from tasks.music.excerpt import Extent
 from tasks.music.metrics.judgement import judge_pieces, typicality
 from tasks.music.score import Score
@@ -21,6 +20,7 @@ from tasks.originality import judge_batch
 from tasks.piece_ids import longest_piece
 from tasks.prompts import dataset_of, piece_limit
 from tasks.split import SPLITS
+from tasks.storage.home import Home
 
 logger = logging.getLogger(__name__)
 

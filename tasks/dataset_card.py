@@ -1,15 +1,10 @@
 """A dataset version, and what changed from one to another, as Markdown: for the terminal, Prefect and MLflow."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from tasks.datasets import DatasetVersion
-
-
-def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
-    """Return rows as a Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+from tasks.reporting.markdown import table
 
 
 def dataset_card(dataset: DatasetVersion) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.errors import DamagedFile, DatasetError
-from tasks.shards import read_table
 from tasks.split import SPLITS
+from tasks.storage.parquet import read_table
 
 if TYPE_CHECKING:
     from tasks.datasets import DatasetVersion

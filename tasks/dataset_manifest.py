@@ -4,7 +4,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from tasks.split import SPLITS
-from tasks.strict_json import BadJson, check_shape
+from tasks.storage.strict_json import BadJson, check_shape
 
 STAGES = ("songs", "analysis", "tokens")
 

@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 
 from tasks.analyse import Analysis
 from tasks.datasets import DatasetVersion
-from tasks.isolation import Death, Host, WorkError, WorkLimits
 from tasks.ledger import Ledger
 from tasks.report import SampleFacts, facts_of_version, write_report
-from tasks.shards import read_table
+from tasks.runtime.isolation import Death, Host, WorkError, WorkLimits
 from tasks.sources.read import read_members
 from tasks.split import SPLITS
+from tasks.storage.parquet import read_table
 
 logger = logging.getLogger(__name__)
 

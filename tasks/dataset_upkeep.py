@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.cluster import n_cpus
 from tasks.dataset_manifest import STAGES
 from tasks.datasets import DatasetVersion, file_hash, list_datasets, newest_version, read_version
 from tasks.errors import DamagedFile, DatasetError
-from tasks.home import Home
-from tasks.integrity import read_checksum
+from tasks.runtime.cluster import n_cpus
 from tasks.split import SPLITS
-from tasks.strict_json import BadJson, check_shape, read_json
+from tasks.storage.home import Home
+from tasks.storage.integrity import read_checksum
+from tasks.storage.strict_json import BadJson, check_shape, read_json
 from tasks.token_cache import check_flat, flat_path
 
 logger = logging.getLogger(__name__)

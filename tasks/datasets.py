@@ -19,15 +19,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.analyse import AnalysisShard
-from tasks.cluster import n_cpus
 from tasks.config import DatasetConfig, digest, to_json
 from tasks.dataset_changes import compare_versions
 from tasks.dataset_manifest import check_manifest
 from tasks.encode import TokenShard, plan_token_shards, read_counts
 from tasks.errors import DamagedFile, DatasetError, NotFound
-from tasks.home import Home, json_bytes, publish_folder, sync_folder, write_atomically
 from tasks.ingest import SongShard, hash_words, hex_strings
-from tasks.integrity import (
+from tasks.leakage import LeakageReport
+from tasks.ledger import Ledger, count_losses, count_notes, count_reasons, count_values
+from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer
+from tasks.runtime.cluster import n_cpus
+from tasks.sources.spec import source_name
+from tasks.split import SPLITS
+from tasks.storage.files import json_bytes, publish_folder, sync_folder, write_atomically
+from tasks.storage.home import Home
+from tasks.storage.integrity import (
     OTHER_BYTES,
     checksum_path,
     examine,
@@ -37,13 +43,8 @@ from tasks.integrity import (
     tell_unverified,
     warn_once,
 )
-from tasks.leakage import LeakageReport
-from tasks.ledger import Ledger, count_losses, count_notes, count_reasons, count_values
-from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer
-from tasks.shards import SCHEMA_NUMBER, read_table, write_table
-from tasks.sources.spec import source_name
-from tasks.split import SPLITS
-from tasks.strict_json import BadJson, parse_json
+from tasks.storage.parquet import SCHEMA_NUMBER, read_table, write_table
+from tasks.storage.strict_json import BadJson, parse_json
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tasks import cluster
 from tasks.augment import NO_AUGMENTATION, change_notes, group_variants, plan_variants
 from tasks.config import AugmentConfig, WindowConfig, digest, to_json
 from tasks.music.notes import NoteBatch
@@ -22,7 +21,8 @@ from tasks.music.tokenizers.registry import (
 )
 from tasks.music.transforms import transpose_within
 from tasks.music.windows import cut_windows
-from tasks.shards import SCHEMA_NUMBER, TOKEN_SCHEMA, flat_values, read_metadata, read_table, write_table
+from tasks.runtime import cluster
+from tasks.storage.parquet import SCHEMA_NUMBER, TOKEN_SCHEMA, flat_values, read_metadata, read_table, write_table
 from tasks.variants import TokenShardCounts, encode_variants
 
 logger = logging.getLogger(__name__)

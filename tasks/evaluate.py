@@ -17,7 +17,6 @@ from models.vae.latents import latent_use
 from models.vae.model import Vae
 from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
-from tasks.cluster import n_cpus
 from tasks.config import EvaluateConfig
 from tasks.continuations import ContinuationTest, continue_pieces
 from tasks.copying import copy_index
@@ -29,9 +28,10 @@ from tasks.music.arrays import FloatArray
 from tasks.music.metrics.judgement import judge_pieces
 from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.score import Score
-from tasks.progress import Progress
 from tasks.results import Clock
-from tasks.shards import check_shards
+from tasks.runtime.cluster import n_cpus
+from tasks.runtime.progress import Progress
+from tasks.storage.parquet import check_shards
 
 logger = logging.getLogger(__name__)
 

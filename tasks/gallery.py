@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 
 from tasks.errors import ConfigError
 from tasks.music.render.pianoroll import PART_COLOURS, part_labels
+from tasks.reporting.markup import UNPRINTABLE
 
 if TYPE_CHECKING:
     from tasks.music.score import Score  # for names only: building a page reads no MIDI
 
 MAX_PART_NAMES = 12  # listed below a piano roll
-# Control characters, halves of surrogate pairs and marks that turn the direction of the text around them.
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 AUDIO_SUFFIX = {"audio/mpeg": "mp3", "audio/flac": "flac", "audio/wav": "wav", "audio/ogg": "ogg"}
 MAX_AUDIO_BYTES = 32 * 2**20  # of all pieces of a page, about 80 minutes: viewers read the whole file at once
 SCRIPTS = ("sound.js", "page.js")  # one after the other in one element

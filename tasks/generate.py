@@ -1,12 +1,10 @@
 """A model and a seed -> a batch of compositions: MIDI, statistics, lineage, picture, sound, and one page for them."""
 
-import hashlib
 import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +24,19 @@ from tasks.choose import Choice, WritePlan, choose_pieces, first_candidates, ren
 from tasks.config import GenerateConfig, digest, to_json
 from tasks.critic import CUT_SHORT, NOTHING_NEW, Critic, batch_flags, is_cut_within_bars
 from tasks.errors import DamagedFile, NotFound
-from tasks.home import Home, json_bytes, publish_folder, write_atomically
-from tasks.integrity import read_sealed, sealed_bytes
 from tasks.latent_pieces import latents_of
 from tasks.music.midi.validity import Validity, share_valid
 from tasks.music.render.soundfont import find_player
 from tasks.piece_work import batch_folder, pieces_folder, read_candidate
-from tasks.progress import Progress
 from tasks.prompts import Prompt, read_prompts, tell_losses, with_room
 from tasks.results import Clock, results_of
+from tasks.runtime.progress import Progress
+from tasks.storage.files import json_bytes, publish_folder, write_atomically
+from tasks.storage.home import Home
+from tasks.storage.integrity import read_sealed, sealed_bytes
+from tasks.storage.project import code_digest, git_commit
 from tasks.token_count import tell_progress
-from tasks.tracking import ModelVersion, git_commit
+from tasks.tracking.mlflow_tracker import ModelVersion
 
 logger = logging.getLogger(__name__)
 
@@ -222,16 +222,6 @@ def open_unfinished(home: Home, name: str, told: dict[str, Any], fresh: bool) ->
         part.mkdir(parents=True, exist_ok=True)
     write_atomically(note, sealed_bytes(told))
     return folder
-
-
-@cache
-def code_digest() -> str:
-    """Return a digest of the code that makes pieces: a commit says nothing of a changed tree."""
-    root, digest_of_all = Path(__file__).resolve().parent.parent, hashlib.sha256()
-    for folder in ("models", "tasks"):
-        for path in sorted((root / folder).rglob("*.py")):
-            digest_of_all.update(path.read_bytes())
-    return digest_of_all.hexdigest()
 
 
 def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any]:

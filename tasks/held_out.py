@@ -9,7 +9,7 @@ from tasks.batches import TokenStore
 from tasks.datasets import DatasetVersion
 from tasks.music.excerpt import Extent, beginning
 from tasks.music.metrics.piece_metrics import piece_statistics
-from tasks.shards import read_table
+from tasks.storage.parquet import read_table
 
 MOST_PIECES = 200
 ALL = Extent()

@@ -10,15 +10,16 @@ from pathlib import Path
 
 from tasks import batch_files, checkpoints, copy_store, runs, sweep, token_cache
 from tasks.composer_sessions import SessionFolder
-from tasks.databases import check_database
 from tasks.datasets import LATEST
 from tasks.errors import DamagedFile, OrchestrionError
-from tasks.home import Home, write_atomically
-from tasks.integrity import SEAL, examine, parse_sealed, read_sealed, sealed_bytes
 from tasks.metrics_log import POINT, point_line
 from tasks.sources.downloads import KNOWN
-from tasks.strict_json import Shape, parse_json, read_json
-from tasks.tracking import NATS
+from tasks.storage.databases import check_database
+from tasks.storage.files import write_atomically
+from tasks.storage.home import Home
+from tasks.storage.integrity import SEAL, examine, parse_sealed, read_sealed, sealed_bytes
+from tasks.storage.strict_json import Shape, parse_json, read_json
+from tasks.tracking.mlflow_tracker import NATS
 
 Check = Callable[[Path], None]
 

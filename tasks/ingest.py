@@ -1,6 +1,6 @@
 """MIDI files -> song shards: every distinct content becomes one row, accepted with its notes or rejected with a reason.
 
-Files are read in limited child processes (`tasks.isolation`). A batch that kills its child is halved until the files
+Files are read in limited child processes (`isolation`). A batch that kills its child is halved until the files
 that do it are found; they are rejected with what they died of, and the others are kept.
 """
 
@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks import cluster
 from tasks.config import ParseConfig, digest
 from tasks.errors import DatasetError
-from tasks.isolation import Death, Host, WorkError, WorkLimits, find_culprits
 from tasks.music.midi.limits import ReadLimits
-from tasks.shards import SCHEMA_NUMBER, SONG_SCHEMA, list_column, write_into, write_table
+from tasks.runtime import cluster
+from tasks.runtime.isolation import Death, Host, WorkError, WorkLimits, find_culprits
 from tasks.sources.read import BadRead, read_members
+from tasks.storage.parquet import SCHEMA_NUMBER, SONG_SCHEMA, list_column, write_into, write_table
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from tasks.config import apply_overrides
 from tasks.errors import BadScore, ConfigError, NotFound
-from tasks.foreign_text import OutOfBounds, parse_json
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
@@ -22,8 +21,9 @@ from tasks.music.tokenizers.registry import (
     symbols_in,
     tokenizer_from_json,
 )
-from tasks.sources.names import printable
-from tasks.user_paths import check_output, write_output
+from tasks.storage.file_names import printable
+from tasks.storage.foreign_text import OutOfBounds, parse_json
+from tasks.storage.user_paths import check_output, write_output
 
 
 @dataclass(frozen=True, slots=True)

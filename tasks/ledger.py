@@ -25,8 +25,8 @@ from tasks.filters import apply_filters
 from tasks.groups import GroupConfig, Groups, group_pieces
 from tasks.ingest import Contents, SongShard
 from tasks.leakage import LeakageConfig, LeakageReport, exceeds, measure_leakage
-from tasks.shards import LEDGER_SCHEMA, read_table
 from tasks.split import SPLITS, official_groups, split_groups
+from tasks.storage.parquet import LEDGER_SCHEMA, read_table
 
 SONG_FACTS = ["piece", "content_hash", "status", "reason", "detail", "dropped", "n_note_ons", "n_notes", "seconds"]
 SONG_FACTS += ["ticks_per_quarter", "programs", "time_signature_numerator", "time_signature_denominator"]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from tasks.batch_files import list_manifests, read_manifest, read_sidecar
 from tasks.datasets import DatasetVersion, list_datasets, resolve_dataset
 from tasks.errors import NotFound, OrchestrionError
-from tasks.home import Home
-from tasks.shards import read_table
-from tasks.strict_json import BadJson, read_json
-from tasks.user_paths import is_file
+from tasks.storage.home import Home
+from tasks.storage.parquet import read_table
+from tasks.storage.strict_json import BadJson, read_json
+from tasks.storage.user_paths import is_file
 
 if TYPE_CHECKING:
-    from tasks.tracking import ModelVersion, Tracker
+    from tasks.tracking.mlflow_tracker import ModelVersion, Tracker
 
 SHOWN_FILES = 5  # of a training split, by name
 LEAST_RUN_ID = 6  # letters of an abbreviated run id

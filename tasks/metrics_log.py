@@ -11,8 +11,8 @@ import torch
 import torch.distributed
 
 from tasks.errors import DamagedFile
-from tasks.home import json_text, write_atomically
-from tasks.integrity import parse_sealed, sealed, warn_once
+from tasks.storage.files import json_text, write_atomically
+from tasks.storage.integrity import parse_sealed, sealed, warn_once
 
 POINT: dict[Any, Any] = {"step": int, str: (float, None)}  # shape of a point
 

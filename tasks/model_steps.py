@@ -11,11 +11,11 @@ from tasks import generate, train
 from tasks.checkpoints import LoadedModel, exported, load_model
 from tasks.config import EvaluateConfig, GenerateConfig, TrainConfig
 from tasks.datasets import DatasetVersion
-from tasks.home import Home
-from tasks.progress import Progress
 from tasks.prompts import read_prompts
-from tasks.steps import HEALS, show_progress
-from tasks.tracking import CurveLog, ModelVersion, Run, Tracker
+from tasks.runtime.prefect_tasks import HEALS, show_progress
+from tasks.runtime.progress import Progress
+from tasks.storage.home import Home
+from tasks.tracking.mlflow_tracker import CurveLog, ModelVersion, Run, Tracker
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,7 @@ from tasks.checkpoints import LoadedModel, load_model
 from tasks.config import GenerateConfig, to_json
 from tasks.copying import CopyIndex
 from tasks.errors import DamagedFile
-from tasks.home import write_atomically
 from tasks.infill import new_notes
-from tasks.integrity import read_sealed, sealed_bytes
 from tasks.latent_pieces import LatentPlan, note_f1
 from tasks.music.excerpt import Extent, beginning
 from tasks.music.metrics.piece_metrics import piece_statistics
@@ -45,6 +43,8 @@ from tasks.piece_ids import WrittenIds, longest_piece, write_ids
 from tasks.prompts import Prompt, piece_limit
 from tasks.results import result_row
 from tasks.rewriting import Rewritten, rewrite
+from tasks.storage.files import write_atomically
+from tasks.storage.integrity import read_sealed, sealed_bytes
 from tasks.token_count import TallySheet, TellTokens, TokenCount
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,6 @@ from tasks.config import GenerateConfig
 from tasks.datasets import DatasetVersion, resolve_dataset
 from tasks.encode import grid_of
 from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
-from tasks.home import Home
 from tasks.infill import Canvas, Gap, ids_of, make_canvas
 from tasks.latent_pieces import latents_of
 from tasks.music.excerpt import Extent, beginning
@@ -29,9 +28,11 @@ from tasks.music.score import Score
 from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.windows import cut_windows
 from tasks.piece_ids import check_prompt_ids, check_request
-from tasks.sources.names import MIDI_SUFFIXES, is_companion, is_midi, printable
+from tasks.sources.names import is_companion
 from tasks.split import SPLITS
-from tasks.user_paths import check_there, path_of
+from tasks.storage.file_names import MIDI_SUFFIXES, is_midi, printable
+from tasks.storage.home import Home
+from tasks.storage.user_paths import check_there, path_of
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.home import write_atomically
-from tasks.report_page.markup import MAX_EXAMPLES, MAX_LISTED, MAX_MEMBERS
 from tasks.report_page.overview import draw_overview
 from tasks.report_page.page import build_page
+from tasks.reporting.markup import MAX_EXAMPLES, MAX_LISTED, MAX_MEMBERS
+from tasks.storage.files import write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,9 +8,10 @@ from typing import Any
 from tasks.config import TrainConfig, to_json
 from tasks.datasets import DatasetVersion
 from tasks.errors import DamagedFile, NotFound
-from tasks.home import Home, write_atomically
-from tasks.integrity import read_sealed, sealed_bytes
-from tasks.tracking import ModelVersion, Run, Tracker
+from tasks.storage.files import write_atomically
+from tasks.storage.home import Home
+from tasks.storage.integrity import read_sealed, sealed_bytes
+from tasks.tracking.mlflow_tracker import ModelVersion, Run, Tracker
 from tasks.train import run_dir_of
 
 logger = logging.getLogger(__name__)

@@ -5,77 +5,35 @@ need torch are in `model_steps.py`, so that a rebuild need not pay for that.
 """
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 from prefect.artifacts import (
     create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import FlowRunContext, TaskRunContext
-from prefect.tasks import Task
+from prefect.context import FlowRunContext
 
-from tasks import analyse, cluster, dataset_report, dataset_upkeep, datasets, encode, ingest, integrity, ledger
+from tasks import analyse, dataset_report, dataset_upkeep, datasets, encode, ingest, ledger
 from tasks.config import DatasetConfig
 from tasks.datasets import DatasetVersion
-from tasks.errors import DatasetError, OrchestrionError
-from tasks.home import Home, storage_problem
+from tasks.errors import DatasetError
 from tasks.leakage import LeakageReport
-from tasks.progress import Progress
+from tasks.runtime import cluster
+from tasks.runtime.prefect_tasks import HEALS, artifact_key, show_progress
+from tasks.runtime.progress import Progress
 from tasks.sources.read import refuse_lost
 from tasks.sources.sample_corpus import write_sample_corpus
 from tasks.sources.scan import Scan, carry_vanished, scan_sources
+from tasks.storage import integrity
+from tasks.storage.home import Home
 
 logger = logging.getLogger(__name__)
 
-RETRY_DELAY_SECONDS = 5
 MAX_RESCANS = 2  # of a rebuild whose sources change under it; what is still lost then is rejected
 MAX_ROUNDS = 12  # of parsing, those included
-
-
-def may_heal(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Return whether trying again can help: a lost worker or a network fault may heal, a full disk does not."""
-    try:
-        state.result()
-    except OrchestrionError:
-        return False
-    except Exception as error:
-        return storage_problem(error) is None and isinstance(error, (OSError, *cluster.lost_worker_errors()))
-    return False
-
-
-HEALS = {
-    "retries": 2,
-    "retry_delay_seconds": RETRY_DELAY_SECONDS,
-    "retry_condition_fn": may_heal,
-    "cache_policy": NO_CACHE,
-}
-
-
-def show_progress(label: str, total: int, unit: str, done: int = 0) -> Progress:
-    """Return a progress that Prefect's page shows too, where a Prefect task runs."""
-    if TaskRunContext.get() is None or not total:  # nothing to show a share of
-        return Progress(label, total, unit, done=done)
-    key, description = artifact_key("progress", label), f"{label} {total} {unit}"
-    artifact = create_progress_artifact(progress=0.0, key=key, description=description)
-    return Progress(label, total, unit, lambda share: _show_share(artifact, share), done)
-
-
-def artifact_key(kind: str, name: str) -> str:
-    """Return a key that Prefect takes for an artifact: lowercase letters, digits and dashes."""
-    return f"{kind}-{re.sub('[^a-z0-9]+', '-', name.lower())}"
-
-
-def _show_share(artifact: Any, share: float) -> None:
-    update_progress_artifact(artifact_id=artifact, progress=round(100 * share, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,9 +210,3 @@ def link_report(dataset: DatasetVersion) -> None:
             link_text=f"{dataset.reference}: the report",
             description="The same page is an artifact of the rebuild's run in MLflow.",
         )
-
-
-def publish_summary(key: str, markdown: str) -> None:
-    """Show a summary as an artifact of the present flow run in Prefect; does nothing outside of one."""
-    if FlowRunContext.get():
-        create_markdown_artifact(key=key, markdown=markdown)

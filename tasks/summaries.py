@@ -1,7 +1,6 @@
 """What each flow says at its end: to MLflow, to Prefect as a card, and to the command line as figures."""
 
 import math
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -13,15 +12,17 @@ from urllib.request import url2pathname
 from tasks.batch_files import RESULTS
 from tasks.champions import against_champion, champion_tags
 from tasks.config import EvaluateConfig, TrainConfig
-from tasks.dataset_card import dataset_card, table
+from tasks.dataset_card import dataset_card
 from tasks.datasets import DatasetVersion
 from tasks.evaluation_card import report_markdown
-from tasks.home import Home, json_bytes, write_atomically
-from tasks.integrity import read_sealed, sealed_bytes
 from tasks.report_page.evaluation import Decision, evaluation_page
+from tasks.reporting.markdown import table
+from tasks.storage.files import json_bytes, write_atomically
+from tasks.storage.home import Home
+from tasks.storage.integrity import read_sealed, sealed_bytes
 from tasks.sweep import FAILED, FINISHED, STOPPED, Row, SweepFolder
 from tasks.sweep_plot import draw_sweep
-from tasks.tracking import PIECE_SCORES, ModelVersion, Run
+from tasks.tracking.mlflow_tracker import PIECE_SCORES, ModelVersion, Run
 
 if TYPE_CHECKING:  # these bring torch, which a rebuild can do without
     from tasks.continuations import ContinuationTest
@@ -32,11 +33,6 @@ if TYPE_CHECKING:  # these bring torch, which a rebuild can do without
 
 Summary = dict[str, Any]
 EVALUATION_PAGE = "evaluation.html"
-
-
-def artifact_key(name: str) -> str:
-    """Return a name in the form Prefect wants for artifact keys."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def log_dataset(run: Run, dataset: DatasetVersion) -> None:

@@ -19,9 +19,10 @@ import numpy as np
 from tasks.config import TRAIN_WITHOUT_EFFECT, PipelineConfig, apply_overrides, digest, parse_value, shortened, to_json
 from tasks.datasets import DatasetVersion
 from tasks.errors import ConfigError, DamagedFile
-from tasks.home import Home, write_atomically
-from tasks.integrity import read_sealed, sealed_bytes
-from tasks.strict_json import Shape
+from tasks.storage.files import write_atomically
+from tasks.storage.home import Home
+from tasks.storage.integrity import read_sealed, sealed_bytes
+from tasks.storage.strict_json import Shape
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.gallery import UNPRINTABLE
 from tasks.music.render.pianoroll import FAINT, INK, PAPER
+from tasks.reporting.markup import UNPRINTABLE
 from tasks.sweep import FINISHED, Row
 
 POINT, BEST, MISSING = "#2f6fb7", "#c0392b", "#635f55"

@@ -12,18 +12,18 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks import summaries, sweep
 from tasks.checkpoints import read_state
-from tasks.cluster import n_cpus
 from tasks.datasets import DatasetVersion
 from tasks.errors import Interrupted
-from tasks.home import Home
 from tasks.metrics_log import read_points
 from tasks.model_steps import register_model
-from tasks.progress import Progress
 from tasks.runs import Claim, claim_run, finish_run, finished_model
-from tasks.shards import check_shards
-from tasks.steps import show_progress
+from tasks.runtime.cluster import n_cpus
+from tasks.runtime.prefect_tasks import show_progress
+from tasks.runtime.progress import Progress
+from tasks.storage.home import Home
+from tasks.storage.parquet import check_shards
 from tasks.sweep import Point, Row, SweepConfig, SweepFolder
-from tasks.tracking import CurveLog, ModelVersion, Run
+from tasks.tracking.mlflow_tracker import CurveLog, ModelVersion, Run
 from tasks.train import TrainJob, divergence_of, make_job, result_of
 from tasks.trials import Event, run_trials, share_cores
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tasks.progress import Progress
+from tasks.runtime.progress import Progress
 
 # Gets tokens drawn since the last call, and by how many fewer tokens there will be than was said before.
 TellTokens = Callable[[int, int], None]

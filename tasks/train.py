@@ -27,18 +27,19 @@ from models.training import (
     learning_rate,
     train_step,
 )
-from tasks import cluster
 from tasks.batches import TokenStore
 from tasks.checkpoints import CheckpointFolder, read_state, restore
 from tasks.config import TRAIN_WITHOUT_EFFECT, TrainConfig, digest, to_json
 from tasks.datasets import DatasetVersion
 from tasks.errors import ConfigError, Diverged, HomeError, Interrupted, cause_of
-from tasks.home import Home, storage_problem, write_atomically
 from tasks.metrics_log import MetricsTail, Reporter, sum_over_ranks
 from tasks.music.tokenizers.registry import tokenizer_from_json
-from tasks.shards import check_shards
-from tasks.signals import SAVE_SECONDS, stop_on_signals
-from tasks.silence import Silence
+from tasks.runtime import cluster
+from tasks.runtime.signals import SAVE_SECONDS, stop_on_signals
+from tasks.runtime.silence import Silence
+from tasks.storage.files import storage_problem, write_atomically
+from tasks.storage.home import Home
+from tasks.storage.parquet import check_shards
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 import torch
 
-from tasks import cluster
 from tasks.errors import ConfigError, Diverged, OrchestrionError, words_of
 from tasks.metrics_log import MetricsTail, read_points
-from tasks.signals import SAVE_SECONDS, stop_on_signals
+from tasks.runtime import cluster
+from tasks.runtime.signals import SAVE_SECONDS, stop_on_signals
 from tasks.train import TrainJob, read_progress, run_steps
 
 logger = logging.getLogger(__name__)

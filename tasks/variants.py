@@ -14,7 +14,7 @@ from tasks.music.arrays import BoolArray, IntArray, offsets_of
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.base import TokenArray, TokenBatch, Tokenizer
 from tasks.music.transforms import transpose_within
-from tasks.shards import TOKEN_SCHEMA, list_column
+from tasks.storage.parquet import TOKEN_SCHEMA, list_column
 
 TOKENS_PER_CHUNK = 1 << 28  # Arrow counts the items of a column of lists with 32 bits
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from flows import environment
-from tasks.home import Home
+from tasks.storage.home import Home
 
 # Before torch is imported: its threads wait for each other in a busy loop, ten times the work of models this small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,7 +49,7 @@ def quiet_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ray(quiet_environment: Path) -> Iterator[None]:
     """A Ray of two cores for the whole session."""
-    from tasks import cluster
+    from tasks.runtime import cluster
 
     cluster.connect()
     yield

@@ -9,9 +9,9 @@ from models.config import DecoderConfig, WarmupCosineSchedule
 from tasks import analyse, datasets, encode, ingest, ledger
 from tasks.config import AugmentConfig, DatasetConfig, TrainConfig
 from tasks.datasets import DatasetVersion
-from tasks.home import Home
 from tasks.sources.sample_corpus import write_sample_corpus
 from tasks.sources.scan import scan_sources
+from tasks.storage.home import Home
 
 SMALL_MODEL = DecoderConfig(d_model=32, n_heads=4, n_layers=2, d_ff=64, dropout=0.1, max_relative_distance=64)
 

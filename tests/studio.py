@@ -11,13 +11,13 @@ from tasks.config import GenerateConfig
 from tasks.copying import copy_index, human_path
 from tasks.datasets import DatasetVersion
 from tasks.generate import Batch, generate_batch
-from tasks.home import Home
-from tasks.integrity import sealed_bytes
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
 from tasks.originality import HumanRange
-from tasks.tracking import ModelVersion
+from tasks.storage.home import Home
+from tasks.storage.integrity import sealed_bytes
+from tasks.tracking.mlflow_tracker import ModelVersion
 from tests.builders import make_score
 from tests.samples import small_corpus, small_dataset, small_model
 

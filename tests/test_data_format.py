@@ -10,8 +10,8 @@ import pytest
 
 from tasks.analyse import ANALYSIS_SCHEMA
 from tasks.datasets import DatasetVersion
-from tasks.home import Home
-from tasks.shards import LEDGER_SCHEMA, SCHEMA_NUMBER, SONG_SCHEMA, TOKEN_SCHEMA
+from tasks.storage.home import Home
+from tasks.storage.parquet import LEDGER_SCHEMA, SCHEMA_NUMBER, SONG_SCHEMA, TOKEN_SCHEMA
 from tests.samples import small_corpus, small_dataset
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

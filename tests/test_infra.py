@@ -22,8 +22,8 @@ import yaml
 from flows import environment
 from flows.cli import app
 from tasks.config import PipelineConfig, apply_overrides
-from tasks.home import Home
 from tasks.presets import build_preset
+from tasks.storage.home import Home
 from tests.kuberay_schema import SCHEMAS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ FRAMEWORKS = {"ray", "prefect", "mlflow"}
 PROJECT = {"flows", "tasks", "models", "tests", "bench"}
 # the only files that may import a package, wherever it is used otherwise
 OWNERS = {
-    "mlflow": {"tasks/tracking.py", "tasks/mlflow_server.py"},
+    "mlflow": {"tasks/tracking/mlflow_tracker.py", "tasks/tracking/mlflow_server.py"},
     "symusic": {"tasks/music/midi/second_reader.py", "tasks/music/tokenizers/miditok_adapter.py"},
 }
 
@@ -84,7 +84,7 @@ def test_one_file_owns_a_foreign_package(package: str) -> None:
 
 def test_only_one_file_starts_ray() -> None:
     starters = [str(p.relative_to(ROOT)) for p in sources("tasks") + sources("flows") if "ray.init(" in p.read_text()]
-    assert starters == ["tasks/ray_node.py"]
+    assert starters == ["tasks/runtime/ray_node.py"]
 
 
 def test_nothing_is_unpickled_or_evaluated() -> None:

@@ -13,10 +13,11 @@ from tasks.champions import Rivalry
 from tasks.config import EvaluateConfig, to_json
 from tasks.datasets import DatasetVersion
 from tasks.report_page.evaluation_music import continuation_section, copying_section, sample_section
-from tasks.report_page.frame import assemble_page
-from tasks.report_page.markup import escape, figure_list, label_of, path_html, say, table
-from tasks.report_page.spreads import Scale, draw_interval
-from tasks.tracking import ModelVersion, git_commit
+from tasks.reporting.frame import assemble_page
+from tasks.reporting.markup import escape, figure_list, label_of, path_html, say, table
+from tasks.reporting.spreads import Scale, draw_interval
+from tasks.storage.project import git_commit
+from tasks.tracking.mlflow_tracker import ModelVersion
 
 if TYPE_CHECKING:  # it brings torch
     from tasks.evaluate import Evaluation

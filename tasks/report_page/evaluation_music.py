@@ -7,9 +7,9 @@ import numpy as np
 
 from tasks.config import EvaluateConfig
 from tasks.evaluation_card import with_interval
-from tasks.report_page.curves import draw_curves
-from tasks.report_page.markup import escape, figure_list, label_of, path_html, plural, table
-from tasks.report_page.spreads import Scale, draw_interval, draw_notes, draw_spreads
+from tasks.reporting.curves import draw_curves
+from tasks.reporting.markup import escape, figure_list, label_of, path_html, plural, table
+from tasks.reporting.spreads import Scale, draw_interval, draw_notes, draw_spreads
 
 if TYPE_CHECKING:  # these bring torch
     from tasks.continuations import Continuation, ContinuationTest

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.gallery import UNPRINTABLE
 from tasks.music.render.pianoroll import FAINT, INK, PAPER
-from tasks.report_page.charts import Chart, charts_of, instrument_families, nice_step
-from tasks.report_page.markup import compact, label_of, shorten
+from tasks.reporting.charts import Chart, charts_of, instrument_families, nice_step
+from tasks.reporting.markup import UNPRINTABLE, compact, label_of, shorten
 
 if TYPE_CHECKING:
     from tasks.report import ReportFacts  # for names only

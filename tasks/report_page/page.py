@@ -12,16 +12,9 @@ import numpy as np
 
 from tasks.music.metrics.features import DRUMS
 from tasks.music.render.pianoroll import PROGRAM_GROUPS, draw_piano_roll
-from tasks.report_page.charts import (
-    bar_table,
-    charts_of,
-    draw_histogram,
-    draw_meter,
-    draw_stack,
-    instrument_families,
-)
-from tasks.report_page.frame import assemble_page
-from tasks.report_page.markup import (
+from tasks.reporting.charts import bar_table, charts_of, draw_histogram, draw_meter, draw_stack, instrument_families
+from tasks.reporting.frame import assemble_page
+from tasks.reporting.markup import (
     MAX_EXAMPLES,
     MAX_LISTED,
     MAX_MEMBERS,

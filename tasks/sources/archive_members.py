@@ -1,6 +1,6 @@
 """Archives -> their MIDI members as rows, by the standard library's zipfile and tarfile.
 
-This runs in a child process with limits of time and memory (`tasks.isolation`), because an archive may be made to hang
+This runs in a child process with limits of time and memory (`isolation`), because an archive may be made to hang
 its reader or to fill the memory. What goes wrong inside an archive is a row or one `DatasetError`, whatever was raised.
 """
 
@@ -23,7 +23,8 @@ import pyarrow as pa
 from tasks.errors import DatasetError
 from tasks.sources.limits import SourceLimits
 from tasks.sources.listing import DEFLATE, LISTING_SCHEMA, SLICE, Rows
-from tasks.sources.names import danger_of, is_companion, is_midi, printable
+from tasks.sources.names import danger_of, is_companion
+from tasks.storage.file_names import is_midi, printable
 
 METHODS = {zipfile.ZIP_STORED: SLICE, zipfile.ZIP_DEFLATED: DEFLATE}
 MAX_NAME_RECORD = 2**20  # bytes of a long name or a pax header in a tar

@@ -14,11 +14,12 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.errors import DatasetError
-from tasks.isolation import Death, Host, WorkError, WorkLimits
+from tasks.runtime.isolation import Death, Host, WorkError, WorkLimits
 from tasks.sources.cache import cache_key, is_racy, load_table, replace_synced, store_table
 from tasks.sources.limits import SourceLimits
 from tasks.sources.listing import LISTING_SCHEMA, Part, stamp_of
-from tasks.sources.names import archive_format, printable, sniff_format
+from tasks.sources.names import archive_format, sniff_format
+from tasks.storage.file_names import printable
 
 COMPRESSED = ("tar.gz", "tar.zst")
 SECONDS_PER_MIB = 2.0  # of CPU time; some hundred times as long as most archives take

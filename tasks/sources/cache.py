@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.home import sync_folder
-from tasks.integrity import OTHER_BYTES, examine
-from tasks.shards import write_sealed
+from tasks.storage.files import sync_folder
+from tasks.storage.integrity import OTHER_BYTES, examine
+from tasks.storage.parquet import write_sealed
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from tasks.errors import DamagedFile, DatasetError, NotFound
-from tasks.home import write_atomically
-from tasks.integrity import read_sealed, sealed_bytes
 from tasks.sources.cache import cache_key, replace_synced
 from tasks.sources.connections import Watch, make_session
 from tasks.sources.limits import SourceLimits
-from tasks.sources.names import printable
 from tasks.sources.secrets import full_address, hidden, public_address
+from tasks.storage.file_names import printable
+from tasks.storage.files import write_atomically
+from tasks.storage.integrity import read_sealed, sealed_bytes
 
 if TYPE_CHECKING:
     import requests

@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 
 from tasks.sources.cache import RACY_NS, cache_key, load_batches, store_table
 from tasks.sources.listing import FILE, LISTING_SCHEMA, Part, hash_column, stamp_column
-from tasks.sources.names import is_companion, printable
+from tasks.sources.names import is_companion
 from tasks.sources.threads import cut, map_in_order
 from tasks.sources.walk import TIMES, Found
+from tasks.storage.file_names import printable
 
 ONE_READ = 8 * 2**20  # bytes; larger files are hashed piece by piece
 CHUNK_FILES, CHUNK_BYTES = 512, 32 * 2**20

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from tasks.sources.names import one_line
+from tasks.storage.file_names import one_line
 
 # How the bytes of a row are stored. FILE: a file below the container, a folder. The others: a range of the container's
 # bytes, as they are or by deflate.

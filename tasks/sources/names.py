@@ -1,11 +1,7 @@
 """File names inside sources: which are MIDI, which are archives, which are dangerous, and how they are printed."""
 
-import os
 import re
 
-import pyarrow as pa
-
-MIDI_SUFFIXES = (".mid", ".midi", ".kar", ".rmi", ".smf")
 LIST_SUFFIXES = (".txt", ".lst")
 ARCHIVE_SUFFIXES = {  # suffix -> format; the longest that fits counts
     ".zip": "zip",
@@ -15,15 +11,9 @@ ARCHIVE_SUFFIXES = {  # suffix -> format; the longest that fits counts
     ".tar.zst": "tar.zst",
     ".tzst": "tar.zst",
 }
-_MIDI = tuple(suffix.encode() for suffix in MIDI_SUFFIXES)
 _ARCHIVES = tuple((suffix.encode(), kind) for suffix, kind in ARCHIVE_SUFFIXES.items())
 _APPLE_DOUBLE = b"\0\5\x16\7"
 _DRIVE = re.compile(rb"^[A-Za-z]:")
-
-
-def is_midi(name: bytes) -> bool:
-    """Tell a MIDI file by its suffix, in any case."""
-    return name[-5:].lower().endswith(_MIDI)
 
 
 def is_companion(name: bytes, head: bytes = b"") -> bool:
@@ -43,24 +33,6 @@ def archive_format(name: bytes) -> str:
     """Return the archive format that a name's suffix says, or an empty string."""
     lowered = name[-8:].lower()
     return next((kind for suffix, kind in _ARCHIVES if lowered.endswith(suffix)), "")
-
-
-def printable(name: str | bytes) -> str:
-    """Return a file name as valid UTF-8; bytes that are not UTF-8 become \\xNN."""
-    return os.fsencode(name).decode("utf-8", errors="backslashreplace")
-
-
-def one_line(text: str) -> str:
-    """Return a sentence with the control characters of the names in it as \\xNN."""
-    return re.sub(r"[\x00-\x1f\x7f]", lambda match: f"\\x{ord(match[0]):02x}", text)
-
-
-def printable_column(names: pa.Array) -> pa.Array:
-    """Return a column of names in bytes as strings; nothing is copied where all of it is UTF-8."""
-    try:
-        return names.cast(pa.string())
-    except pa.ArrowInvalid:
-        return pa.array((printable(name.as_py()) for name in names), pa.string())
 
 
 def danger_of(name: bytes) -> str:

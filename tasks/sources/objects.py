@@ -21,15 +21,16 @@ import pyarrow.compute as pc
 from pyarrow import fs as arrow_fs
 
 from tasks.errors import ConfigError, DamagedFile, DatasetError, NotFound
-from tasks.home import write_atomically
-from tasks.integrity import read_sealed, sealed_bytes
 from tasks.sources.cache import cache_key, load_table, replace_synced, store_table, temporary_path
 from tasks.sources.connections import refuses_private, require_public
 from tasks.sources.limits import SourceLimits
 from tasks.sources.listing import LISTING_SCHEMA, SLICE, UNREAD, Part, combined, stamp_of
-from tasks.sources.names import archive_format, is_companion, is_midi, printable
+from tasks.sources.names import archive_format, is_companion
 from tasks.sources.packs import PackWriter
 from tasks.sources.threads import cut
+from tasks.storage.file_names import is_midi, printable
+from tasks.storage.files import write_atomically
+from tasks.storage.integrity import read_sealed, sealed_bytes
 
 logger = logging.getLogger(__name__)
 

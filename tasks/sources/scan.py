@@ -22,12 +22,13 @@ from tasks.sources.folders import hash_found
 from tasks.sources.labels import LICENCE_FILE, licence_column, read_licences, split_by_folders, split_by_table
 from tasks.sources.limits import SourceLimits
 from tasks.sources.listing import LISTING_SCHEMA, Part, Rows, combined
-from tasks.sources.names import MIDI_SUFFIXES, archive_format, is_midi, printable, printable_column
+from tasks.sources.names import archive_format
 from tasks.sources.objects import list_objects
 from tasks.sources.read import BadRead, refuse_rows
 from tasks.sources.spec import SourceSpec, check_source, parse_source, shown_source, source_name
 from tasks.sources.threads import default_threads
 from tasks.sources.walk import Found, one_file, read_list, walk_folder
+from tasks.storage.file_names import MIDI_SUFFIXES, is_midi, printable, printable_column
 
 logger = logging.getLogger(__name__)
 

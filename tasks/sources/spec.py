@@ -10,11 +10,12 @@ from typing import Literal
 from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlencode, urlsplit
 
 from tasks.errors import ConfigError, DatasetError, NotFound
-from tasks.home import is_home
 from tasks.sources.catalog import catalog_names, find_entry, is_in_catalog
-from tasks.sources.names import ARCHIVE_SUFFIXES, LIST_SUFFIXES, MIDI_SUFFIXES, archive_format, is_midi, printable
+from tasks.sources.names import ARCHIVE_SUFFIXES, LIST_SUFFIXES, archive_format
 from tasks.sources.secrets import hidden, keep_query, public_address, refuse_secrets
-from tasks.user_paths import as_text
+from tasks.storage.file_names import MIDI_SUFFIXES, is_midi, printable
+from tasks.storage.home import is_home
+from tasks.storage.user_paths import as_text
 
 SourceKind = Literal["folder", "file", "list", "archive", "uri", "http", "catalog"]
 ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")

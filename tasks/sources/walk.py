@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.errors import DatasetError, NotFound
-from tasks.home import is_home
 from tasks.sources.listing import combined
-from tasks.sources.names import archive_format, is_companion, is_midi, one_line, printable
+from tasks.sources.names import archive_format, is_companion
+from tasks.storage.file_names import is_midi, one_line, printable
+from tasks.storage.home import is_home
 
 CHUNK = 8192  # files whose Python objects exist at one time
 TIMES = ("n_bytes", "mtime_ns", "ctime_ns", "inode")

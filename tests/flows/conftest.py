@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flows import access
-from tasks.home import Home
+from tasks.storage.home import Home
 from tests.samples import small_corpus
 
 SMALL = [

@@ -11,7 +11,7 @@ import pytest
 
 from flows import access, environment, services
 from tasks.errors import ConfigError
-from tasks.home import Home
+from tasks.storage.home import Home
 
 
 def mode_of(path: Path) -> int:

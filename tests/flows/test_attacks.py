@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from flows import access, environment, services
-from tasks.home import Home
+from tasks.storage.home import Home
 from tests.conftest import REPOSITORY
 from tests.flows.conftest import clean_environment
 
@@ -229,7 +229,7 @@ def test_the_server_of_a_plain_command_asks_too_and_ends_with_it_even_by_kill_9(
     program = """
 import sys
 from flows import environment, services
-from tasks.home import Home
+from tasks.storage.home import Home
 home = Home.at(sys.argv[1])
 environment.prepare(home)
 services.ensure_prefect(home)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tasks.checkpoints import exported
-from tasks.home import Home
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.tokenizers.oore import OoreConfig
-from tasks.tracking import Tracker
+from tasks.storage.home import Home
+from tasks.tracking.mlflow_tracker import Tracker
 from tests.builders import make_score, note_rows
 from tests.flows.conftest import last_json, orchestrion
 from tests.tasks.test_composer import random_checkpoint

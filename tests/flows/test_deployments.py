@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tasks.home import Home
+from tasks.storage.home import Home
 from tests.flows.conftest import authorized, clean_environment
 from tests.samples import small_corpus
 

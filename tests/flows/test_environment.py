@@ -11,8 +11,8 @@ import pytest
 from requests.utils import get_environ_proxies, select_proxy
 
 from flows import environment
-from tasks.home import Home
-from tasks.isolation import Host
+from tasks.runtime.isolation import Host
+from tasks.storage.home import Home
 from tests.flows.conftest import clean_environment, last_json
 from tests.samples import small_corpus
 
@@ -91,14 +91,14 @@ def test_the_reading_process_imports_nothing_of_the_working_folder(
     monkeypatch.setenv("PYTHONSAFEPATH", "")  # without the help of the environment
     host = Host()
     try:
-        assert host.run("tests.tasks.hostile_work:behave", b"hello") == b"HELLO"
+        assert host.run("tests.tasks.runtime.hostile_work:behave", b"hello") == b"HELLO"
     finally:
         host.close()
 
 
 def test_prefect_is_imported_without_the_settings_of_the_working_folder(hostile_folder: Path, tmp_path: Path) -> None:
     code = (
-        "import os; from flows import environment; from tasks.home import Home; home = Home.at('home')\n"
+        "import os; from flows import environment; from tasks.storage.home import Home; home = Home.at('home')\n"
         "home.prepare(); environment.prepare(home); environment.import_prefect(home)\n"
         "from prefect.settings import PREFECT_API_URL; print(PREFECT_API_URL.value(), os.getcwd())"
     )

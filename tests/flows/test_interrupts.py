@@ -136,7 +136,7 @@ CLOSED = """
 import os, sys, time
 from flows import cli, environment, interrupts
 from pathlib import Path
-from tasks.progress import Progress
+from tasks.runtime.progress import Progress
 environment.configure_logging(0)
 def work(arguments):
     try:

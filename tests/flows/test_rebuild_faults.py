@@ -26,8 +26,8 @@ import pytest
 
 from flows import access, services
 from tasks import datasets
-from tasks.home import Home
 from tasks.sources.sample_corpus import write_sample_corpus
+from tasks.storage.home import Home
 from tests.flows.conftest import clean_environment
 from tests.samples import small_dataset
 from tests.tasks.sources.builders import serve_file, serving, write_zip

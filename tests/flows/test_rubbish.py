@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from flows import cli, deployments, services
-from tasks.signals import ends
+from tasks.runtime.signals import ends
 
 N_SEEDS = int(os.environ.get("ORCHESTRION_RUBBISH", "320"))  # argument lists of a run
 LONG, DEEP = "9" * 5000, "[" * 100_000

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from flows import access
-from tasks.home import Home
+from tasks.storage.home import Home
 from tests.browser import Browser, skip_without_browser
 from tests.flows.conftest import authorized, clean_environment, last_json, orchestrion
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tasks.home import Home
+from tasks.storage.home import Home
 from tests.flows.conftest import clean_environment
 from tests.samples import small_corpus, small_dataset
 
@@ -163,6 +163,6 @@ def test_a_signal_to_the_group_before_the_first_step_ends_in_time(begin: Begin, 
 @pytest.mark.slow
 def test_a_signal_to_the_group_in_a_rebuild_ends_in_time(begin: Begin, prepared: tuple[Path, Path]) -> None:
     command = begin("rebuild", "--source", str(prepared[1]), "--name", "again")
-    command.wait_for_process("tasks.isolation")
+    command.wait_for_process("tasks.runtime.isolation")
     os.killpg(command.process.pid, signal.SIGHUP)
     command.see_good_end(command.end())

@@ -10,9 +10,9 @@ import pytest
 from models.config import SamplingConfig
 from tasks.checkpoints import load_model
 from tasks.errors import ConfigError
-from tasks.home import Home
 from tasks.music.midi.read_midi import read_midi
 from tasks.prompts import read_prompts
+from tasks.storage.home import Home
 from tasks.summaries import batch_card
 from tests.studio import SHORT, Setup, config_of, files_of, midi_of, sidecars_of, silent
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.batches import TokenStore, WindowKind
-from tasks.home import Home
-from tasks.shards import TOKEN_SCHEMA, write_table
+from tasks.storage.home import Home
+from tasks.storage.parquet import TOKEN_SCHEMA, write_table
 from tests.samples import small_corpus, small_dataset
 
 START, END, PAD = 414, 415, 0

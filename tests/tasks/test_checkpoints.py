@@ -20,8 +20,8 @@ from tasks import checkpoints
 from tasks.checkpoints import CheckpointFolder, exported, load_model, load_weights, read_state, restore
 from tasks.config import to_json
 from tasks.errors import CheckpointError, NotFound, OrchestrionError
-from tasks.integrity import sealed_bytes
 from tasks.music.tokenizers.oore import OoreTokenizer
+from tasks.storage.integrity import sealed_bytes
 from tests.samples import SMALL_MODEL, short_training
 
 TOKENIZER = OoreTokenizer()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tasks.comparison import Contestant, Heard, build_comparison, difference_of, warnings_of
-from tasks.report_page.curves import draw_curves, round_step
+from tasks.reporting.curves import draw_curves, round_step
 from tests.studio import model_of
 
 

@@ -20,8 +20,6 @@ from tasks.composer import ComposerConfig, Session
 from tasks.composer_sessions import SessionFolder, list_sessions, locked_session, make_primer
 from tasks.config import to_json
 from tasks.errors import BadScore, CheckpointError, ConfigError, HomeError, NotFound, OrchestrionError
-from tasks.home import Home
-from tasks.integrity import SEAL
 from tasks.music.midi.event_statistics import midi_statistics
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
@@ -34,7 +32,9 @@ from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig
 from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig
 from tasks.music.tokenizers.registry import build_tokenizer, needs_vocabulary, symbols_in
 from tasks.music.tokenizers.remi.vocabulary import RemiConfig
-from tasks.tracking import ModelVersion
+from tasks.storage.home import Home
+from tasks.storage.integrity import SEAL
+from tasks.tracking.mlflow_tracker import ModelVersion
 from tests.builders import make_score
 from tests.samples import short_training, small_corpus, small_dataset, small_model
 

@@ -26,12 +26,13 @@ from tasks.datasets import DatasetVersion
 from tasks.evaluate import evaluate_model
 from tasks.evaluation_card import report_markdown
 from tasks.held_out import pieces_of_rows
-from tasks.home import Home, json_bytes
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
 from tasks.presets import build_preset
 from tasks.report_page.evaluation import Decision, evaluation_page
-from tasks.strict_json import read_json
+from tasks.storage.files import json_bytes
+from tasks.storage.home import Home
+from tasks.storage.strict_json import read_json
 from tests.builders import make_score
 from tests.samples import small_corpus, small_dataset, small_model
 from tests.studio import Studio, model_of

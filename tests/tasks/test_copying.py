@@ -18,11 +18,11 @@ from tasks.copying import CopyIndex, copy_index, human_path, source_notes
 from tasks.dataset_upkeep import prune, verify_version
 from tasks.datasets import DatasetVersion
 from tasks.errors import DatasetError, HomeError, NotFound
-from tasks.home import Home
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score, build_score
-from tasks.shards import read_table
+from tasks.storage.home import Home
+from tasks.storage.parquet import read_table
 from tests.builders import DRUMS, make_score
 from tests.samples import small_corpus, small_dataset
 

@@ -11,10 +11,11 @@ from tasks import piece_work
 from tasks.batches import TokenStore
 from tasks.copying import human_path
 from tasks.errors import ConfigError
-from tasks.home import Home, json_bytes
 from tasks.music.metrics.judgement import typicality
 from tasks.originality import HumanRange
 from tasks.piece_ids import WrittenIds
+from tasks.storage.files import json_bytes
+from tasks.storage.home import Home
 from tests.studio import Studio, files_of, sidecars_of
 
 pytestmark = pytest.mark.slow  # seconds a test; see `make check`

@@ -11,7 +11,6 @@ import pytest
 
 from tasks.config import AugmentConfig, ConfigError, WindowConfig
 from tasks.datasets import DatasetVersion
-from tasks.home import Home
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 from tasks.music.tokenizers.oore import OoreConfig
@@ -21,6 +20,7 @@ from tasks.music.tokenizers.registry import ENCODINGS, default_config, needs_voc
 from tasks.music.tokenizers.remi.vocabulary import RemiConfig
 from tasks.music.transforms import transpose
 from tasks.presets import PRESETS, build_preset
+from tasks.storage.home import Home
 from tasks.variants import encode_variants
 from tests.builders import DRUMS, make_score
 from tests.samples import small_corpus, small_dataset

@@ -18,10 +18,10 @@ from tasks.datasets import DatasetVersion
 from tasks.errors import CheckpointError, DatasetError, Diverged
 from tasks.evaluate import check_fits, evaluate_model, sample_freely, score_held_out
 from tasks.evaluation_card import report_markdown
-from tasks.home import Home
 from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.tokenizers.oore import OoreConfig
-from tasks.progress import Progress
+from tasks.runtime.progress import Progress
+from tasks.storage.home import Home
 from tests.samples import small_corpus, small_dataset, small_model
 
 Setup = tuple[DatasetVersion, LoadedModel]

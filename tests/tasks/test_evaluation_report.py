@@ -18,11 +18,11 @@ from tasks.champions import Rivalry
 from tasks.checkpoints import load_model
 from tasks.config import EvaluateConfig
 from tasks.evaluate import Evaluation, evaluate_model
-from tasks.home import Home
 from tasks.music.metrics.distances import Estimate
 from tasks.report_page.evaluation import Decision, evaluation_page
-from tasks.report_page.spreads import Scale, draw_interval, draw_notes, draw_spreads
-from tasks.tracking import Tracker
+from tasks.reporting.spreads import Scale, draw_interval, draw_notes, draw_spreads
+from tasks.storage.home import Home
+from tasks.tracking.mlflow_tracker import Tracker
 from tests.browser import Browser, serve_folder, skip_without_browser
 from tests.studio import Studio, model_of
 from tests.tasks.test_report import NASTY, VIEWER, Page

@@ -26,12 +26,12 @@ from tasks.checkpoints import load_model
 from tasks.config import to_json
 from tasks.errors import ConfigError, NotFound
 from tasks.generate import batch_name, find_batch, generate_batch, resolve_batch
-from tasks.home import Home
-from tasks.integrity import read_sealed
 from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.midi.read_midi import read_midi
-from tasks.progress import Progress
 from tasks.prompts import read_prompts
+from tasks.runtime.progress import Progress
+from tasks.storage.home import Home
+from tasks.storage.integrity import read_sealed
 from tests.studio import (
     SHORT,
     Setup,
@@ -230,7 +230,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from tasks.generate import generate_batch
-from tasks.home import Home
+from tasks.storage.home import Home
 from tests.studio import config_of, model_of
 home, checkpoint, dataset, prompts = sys.argv[1:]
 model = model_of(Path(checkpoint), dataset)

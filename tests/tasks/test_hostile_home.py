@@ -18,9 +18,9 @@ from tasks.dataset_upkeep import prune, verify_version
 from tasks.datasets import DatasetVersion, file_hash
 from tasks.errors import CheckpointError, DamagedFile, DatasetError, OrchestrionError
 from tasks.generate import find_batch
-from tasks.home import Home
-from tasks.integrity import checksum_path, drop_damaged, sealed_bytes
-from tasks.shards import check_shards
+from tasks.storage.home import Home
+from tasks.storage.integrity import checksum_path, drop_damaged, sealed_bytes
+from tasks.storage.parquet import check_shards
 from tasks.token_cache import flat_tokens
 from tests.homes import unpack_home
 from tests.samples import small_corpus, small_dataset
@@ -231,7 +231,7 @@ def test_the_newest_model_is_a_record_and_not_a_time(old: Home) -> None:
     import sqlite3
     from contextlib import closing
 
-    from tasks.tracking import Tracker
+    from tasks.tracking.mlflow_tracker import Tracker
 
     tracker = Tracker(old)
     (first,) = tracker.models()

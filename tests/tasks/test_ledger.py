@@ -11,13 +11,13 @@ from tasks.datasets import DatasetVersion
 from tasks.errors import DatasetError
 from tasks.filters import FilterConfig
 from tasks.groups import GroupConfig
-from tasks.home import Home
 from tasks.leakage import LeakageConfig
 from tasks.ledger import count_losses, count_notes
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score, build_score
 from tasks.sources.limits import SourceLimits
+from tasks.storage.home import Home
 from tests.samples import small_corpus, small_dataset
 
 

@@ -13,8 +13,8 @@ from models.config import SamplingConfig
 from tasks.datasets import DatasetVersion
 from tasks.errors import NotFound
 from tasks.generate import Batch
-from tasks.home import Home
 from tasks.lineage import Lineage, lineage_rows
+from tasks.storage.home import Home
 from tests.studio import train_studio
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from tasks import cluster, ingest, ledger, steps
+from tasks import ingest, ledger, steps
 from tasks.config import DatasetConfig
 from tasks.errors import DatasetError
-from tasks.home import Home
+from tasks.runtime import cluster
 from tasks.sources.scan import scan_sources
+from tasks.storage.home import Home
 from tests.samples import small_corpus
 from tests.tasks.sources.builders import write_tar, write_zip
 

@@ -17,13 +17,13 @@ from tasks.datasets import DatasetVersion, resolve_dataset
 from tasks.errors import BadScore, ConfigError
 from tasks.evaluate import evaluate_model
 from tasks.generate import generate_batch
-from tasks.home import Home
 from tasks.model_sizes import preset_facts, preset_rows
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.presets import PRESETS, build_preset
 from tasks.prompts import read_prompts
-from tasks.tracking import ModelVersion
+from tasks.storage.home import Home
+from tasks.tracking.mlflow_tracker import ModelVersion
 from tests.builders import make_score
 from tests.samples import short_training, small_corpus, small_dataset
 

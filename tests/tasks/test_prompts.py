@@ -18,7 +18,6 @@ from tasks.config import GenerateConfig
 from tasks.datasets import resolve_dataset
 from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
 from tasks.generate import generate_batch
-from tasks.home import Home
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
@@ -29,6 +28,7 @@ from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig, Optim
 from tasks.piece_ids import check_prompt_ids
 from tasks.piece_work import written_notes
 from tasks.prompts import Prompt, read_prompts, tell_losses
+from tasks.storage.home import Home
 from tests.builders import DRUMS, make_score
 from tests.studio import (
     PROMPT_NOTES,

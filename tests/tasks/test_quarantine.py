@@ -14,19 +14,19 @@ import pytest
 from tasks import ingest
 from tasks.config import ParseConfig
 from tasks.errors import DatasetError
-from tasks.home import Home
-from tasks.isolation import Host
+from tasks.runtime.isolation import Host
 from tasks.sources.limits import SourceLimits
 from tasks.sources.scan import scan_sources
+from tasks.storage.home import Home
 from tests.samples import small_corpus, small_dataset
-from tests.tasks import hostile_parser
+from tests.tasks.runtime import hostile_parser
 
 pytestmark = pytest.mark.slow  # seconds a test; see `make check`
 
 LIMITS = ParseConfig(seconds=600.0, memory_bytes=2**30, shard_files=4)
 SHORT = replace(LIMITS, seconds=1.0)  # where that verdict is waited for
 N_PIECES = 20
-HOSTILE = "tests.tasks.hostile_parser"
+HOSTILE = "tests.tasks.runtime.hostile_parser"
 FAST = {"crash": ("crashed", "signal 11 (SIGSEGV)"), "memory": ("out_of_memory", "1024 MiB")}
 SLOW = {"hang": ("timed_out", "not done after"), "sleep": ("timed_out", "not done after")}
 

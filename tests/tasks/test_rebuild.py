@@ -11,9 +11,9 @@ import pytest
 from tasks import analyse, datasets, encode, ingest, ledger
 from tasks.config import AugmentConfig, DatasetConfig
 from tasks.errors import DatasetError, NotFound
-from tasks.home import Home
 from tasks.sources.limits import SourceLimits
 from tasks.sources.scan import scan_sources
+from tasks.storage.home import Home
 from tests.conftest import real_data
 from tests.samples import small_corpus, small_dataset
 

@@ -32,7 +32,7 @@ from tasks.report import (
     facts_of_version,
     write_report,
 )
-from tasks.report_page.charts import charts_of, draw_histogram, nice_step
+from tasks.reporting.charts import charts_of, draw_histogram, nice_step
 from tests.browser import Browser, serve_folder, skip_without_browser
 
 NASTY = "</style><script>alert(1)</script><b onclick='x'>\"&amp; @@style@@ $x^2$ \u202e\ud800\x00 שלום"

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from tasks.config import TRAIN_WITHOUT_EFFECT, PipelineConfig, apply_overrides
 from tasks.errors import ConfigError
-from tasks.home import Home
 from tasks.presets import build_preset
+from tasks.storage.home import Home
 from tasks.sweep import (
     FAILED,
     FINISHED,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from tasks import token_cache
-from tasks.shards import TOKEN_SCHEMA, list_column, write_table
+from tasks.storage.parquet import TOKEN_SCHEMA, list_column, write_table
 from tasks.token_cache import FlatTokens, flat_path, flat_tokens
 
 LENGTHS = (3, 2, 700, 0, 41)

@@ -22,14 +22,16 @@ import pytest
 from torch import Tensor, nn
 
 from models.config import ConstantSchedule, NoamSchedule, OptimizerConfig, WarmupCosineSchedule
-from tasks import cluster, train
+from tasks import train
 from tasks.batches import TokenStore
 from tasks.checkpoints import CheckpointFolder, load_model, read_state
 from tasks.config import TrainConfig, to_json
 from tasks.datasets import DatasetVersion
 from tasks.errors import CheckpointError, ConfigError, Diverged, Interrupted
-from tasks.home import Home, write_atomically
 from tasks.metrics_log import MetricsTail, read_points
+from tasks.runtime import cluster
+from tasks.storage.files import write_atomically
+from tasks.storage.home import Home
 from tasks.train import TrainJob, make_job, read_progress, run_dir_of, run_steps
 from tests.samples import SMALL_MODEL, short_training, small_corpus, small_dataset
 
@@ -615,7 +617,7 @@ from pathlib import Path
 from flows import environment
 from tasks.datasets import resolve_dataset
 from tasks.errors import Interrupted
-from tasks.home import Home
+from tasks.storage.home import Home
 
 home = Home.at(sys.argv[1])
 environment.prepare(Home.at(sys.argv[2]))

@@ -10,13 +10,13 @@ import psutil
 import pytest
 
 from models.config import WarmupCosineSchedule
-from tasks import cluster
 from tasks.checkpoints import CheckpointFolder
 from tasks.config import TrainConfig
 from tasks.datasets import DatasetVersion
 from tasks.errors import ConfigError
-from tasks.home import Home
 from tasks.metrics_log import read_points
+from tasks.runtime import cluster
+from tasks.storage.home import Home
 from tasks.train import TrainJob, make_job, read_progress, run_steps
 from tasks.trials import Event, run_trials, share_cores
 from tests.samples import short_training, small_corpus, small_dataset

@@ -17,7 +17,7 @@ from tasks.dataset_changes import diff_versions
 from tasks.dataset_upkeep import prune, verify_version
 from tasks.datasets import DatasetVersion
 from tasks.errors import DatasetError
-from tasks.home import Home
+from tasks.storage.home import Home
 from tests.samples import small_corpus, small_dataset
 
 N_PIECES = 10
@@ -298,7 +298,7 @@ def answer(home: Home, *arguments: str, code: int = 0) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_the_commands_say_what_the_functions_do(copy: Home, tmp_path: Path) -> None:
-    from tasks.tracking import Tracker
+    from tasks.tracking.mlflow_tracker import Tracker
 
     newest, middle, oldest = versions_of(copy)
     listed = answer(copy, "list")["datasets"]

@@ -16,7 +16,7 @@ from tasks.config import AugmentConfig, ConfigError
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.oore import OoreConfig, OoreTokenizer
 from tasks.music.transforms import shift_velocity, stretch_time, transpose
-from tasks.shards import TOKEN_SCHEMA
+from tasks.storage.parquet import TOKEN_SCHEMA
 from tasks.variants import encode_variants
 from tests.builders import DRUMS, make_score
 

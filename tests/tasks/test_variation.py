@@ -19,7 +19,6 @@ from tasks.checkpoints import load_model
 from tasks.config import GenerateConfig
 from tasks.errors import ConfigError
 from tasks.generate import Batch, generate_batch
-from tasks.home import Home
 from tasks.infill import GAP_BARS, Canvas, Gap, Span, draw_gaps, make_canvas
 from tasks.latent_pieces import LatentPlan, LatentSource, with_latents
 from tasks.music.midi.writer import write_midi
@@ -29,6 +28,7 @@ from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
 from tasks.piece_work import written_notes
 from tasks.presets import build_preset
 from tasks.prompts import read_prompts
+from tasks.storage.home import Home
 from tests.builders import DRUMS, make_score
 from tests.models.vae.small_vae import build_vae, rows
 from tests.samples import short_training, small_corpus

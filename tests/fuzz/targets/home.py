@@ -22,20 +22,20 @@ from tasks.batch_files import check_piece, read_run_note
 from tasks.checkpoints import CheckpointFolder, load_model
 from tasks.composer_sessions import SessionFolder
 from tasks.copy_store import index_path, map_index
-from tasks.databases import check_database
 from tasks.dataset_card import dataset_card
 from tasks.dataset_changes import diff_versions
 from tasks.dataset_upkeep import verify_version
 from tasks.datasets import DatasetVersion
 from tasks.errors import DatasetError
 from tasks.generate import find_batch, find_whole_batch
-from tasks.home import Home
-from tasks.integrity import SEAL, checksum_path, sealed_bytes
 from tasks.lineage import Lineage
 from tasks.metrics_log import MetricsTail, read_points
-from tasks.shards import flat_values, read_metadata, read_table
 from tasks.sources.cache import load_batches, load_table, store_table
 from tasks.sources.limits import SourceLimits
+from tasks.storage.databases import check_database
+from tasks.storage.home import Home
+from tasks.storage.integrity import SEAL, checksum_path, sealed_bytes
+from tasks.storage.parquet import flat_values, read_metadata, read_table
 from tasks.sweep import SweepFolder, rank
 from tests.fuzz.harness import Target
 from tests.fuzz.mutators import BINARY, JSON, Mutator

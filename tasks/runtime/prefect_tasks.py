@@ -1,0 +1,64 @@
+"""What the Prefect tasks of all stages share: retries, progress and summaries on their pages."""
+
+import re
+from typing import Any
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.tasks import Task
+
+from tasks.errors import OrchestrionError
+from tasks.runtime import cluster
+from tasks.runtime.progress import Progress
+from tasks.storage.files import storage_problem
+
+RETRY_DELAY_SECONDS = 5
+
+
+def may_heal(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Return whether trying again can help: a lost worker or a network fault may heal, a full disk does not."""
+    try:
+        state.result()
+    except OrchestrionError:
+        return False
+    except Exception as error:
+        return storage_problem(error) is None and isinstance(error, (OSError, *cluster.lost_worker_errors()))
+    return False
+
+
+HEALS = {
+    "retries": 2,
+    "retry_delay_seconds": RETRY_DELAY_SECONDS,
+    "retry_condition_fn": may_heal,
+    "cache_policy": NO_CACHE,
+}
+
+
+def show_progress(label: str, total: int, unit: str, done: int = 0) -> Progress:
+    """Return a progress that Prefect's page shows too, where a Prefect task runs."""
+    if TaskRunContext.get() is None or not total:  # nothing to show a share of
+        return Progress(label, total, unit, done=done)
+    key, description = artifact_key("progress", label), f"{label} {total} {unit}"
+    artifact = create_progress_artifact(progress=0.0, key=key, description=description)
+    return Progress(label, total, unit, lambda share: _show_share(artifact, share), done)
+
+
+def artifact_key(kind: str, name: str) -> str:
+    """Return a key that Prefect takes for an artifact: lowercase letters, digits and dashes."""
+    return f"{kind}-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}"
+
+
+def _show_share(artifact: Any, share: float) -> None:
+    update_progress_artifact(artifact_id=artifact, progress=round(100 * share, 1))
+
+
+def publish_summary(key: str, markdown: str) -> None:
+    """Show a summary as an artifact of the present flow run in Prefect; does nothing outside of one."""
+    if FlowRunContext.get():
+        create_markdown_artifact(key=key, markdown=markdown)

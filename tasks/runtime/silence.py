@@ -1,0 +1,48 @@
+"""What is waited for, said once nothing has come for a while."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from tasks.runtime import progress
+
+SECONDS = 30.0
+
+
+class Silence:
+    """Watches work that should give signs of life, and adds what it waits for to the lines of the open stage.
+
+    Args:
+        describe: asked again each `SECONDS` of silence, in a thread of its own, for a cluster that is cut off may not
+            answer.
+    """
+
+    def __init__(self, describe: Callable[[], str]) -> None:
+        self.describe = describe
+        self._heard = self._asked = time.monotonic()
+        self._asking: threading.Thread | None = None
+        self._is_noted = False
+
+    def heard(self) -> None:
+        """Note a sign of life."""
+        self._heard = self._asked = time.monotonic()
+        if self._is_noted:
+            progress.note("")
+            self._is_noted = False
+
+    def look(self) -> None:
+        """Say what is waited for, if it is time to."""
+        now = time.monotonic()
+        if min(now - self._heard, now - self._asked) < SECONDS:
+            return
+        self._asked, self._is_noted = now, True
+        if self._asking and self._asking.is_alive():
+            progress.note("waiting for the cluster, whose head does not answer")
+            return
+        self._asking = threading.Thread(target=self._ask, args=(self._heard,), name="silence", daemon=True)
+        self._asking.start()
+
+    def _ask(self, heard: float) -> None:
+        said = self.describe()
+        if heard == self._heard:
+            progress.note(said)

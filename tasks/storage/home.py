@@ -1,0 +1,232 @@
+"""The home folder: where everything a run makes lives, who may write to it, and how a file gets there whole."""
+
+import errno
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from tasks.errors import BadHome, HomeError
+from tasks.storage.files import storage_problem
+
+MIN_FREE_BYTES = 256 * 2**20
+MAX_HOME_BYTES = 480  # of the path: SQLite opens files with paths of up to 504
+MAX_NAME_BYTES = 255
+PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+_MARKS = (
+    "lock",
+    "datasets",
+    "runs",
+    "generations",
+    "mlflow",
+    "prefect",
+    "cache",
+    "session.json",
+)  # of a home or session
+_held_locks: dict[Path, int] = {}  # homes this process has locked, and how deep
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The layout below `<home>`; nothing else in the code joins these names."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, path: str | Path | None = None) -> "Home":
+        """Return the home at `path`, else at ORCHESTRION_HOME, else `.orchestrion` in the current folder.
+
+        Raises:
+            BadHome: the name cannot be that of a home: an address, not UTF-8, too long, or with a character that the
+                databases do not take.
+        """
+        return cls(_checked(str(path or os.environ.get("ORCHESTRION_HOME") or ".orchestrion")))
+
+    @property
+    def datasets(self) -> Path:
+        return self.root / "datasets"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def sweeps(self) -> Path:
+        return self.root / "sweeps"
+
+    @property
+    def generations(self) -> Path:
+        return self.root / "generations"
+
+    @property
+    def mlflow(self) -> Path:
+        return self.root / "mlflow"
+
+    @property
+    def prefect(self) -> Path:
+        return self.root / "prefect"
+
+    @property
+    def sample_corpus(self) -> Path:
+        return self.root / "sample"
+
+    @property
+    def cache(self) -> Path:
+        """What can be made again from the sources: hashes of unchanged files, downloads, unpacked archives."""
+        return self.root / "cache"
+
+    @property
+    def services(self) -> Path:
+        return self.root / "services.json"
+
+    @property
+    def password(self) -> Path:
+        """Of the servers of this home, for its owner alone."""
+        return self.root / "password"
+
+    def prepare(self, min_free_bytes: int = MIN_FREE_BYTES) -> None:
+        """Make the folder, for this user alone, and see that it can be written to.
+
+        A home of this user that others may enter is narrowed; folders above it and homes of other users are left as
+        they are.
+
+        Raises:
+            BadHome: it is a file, or a folder of other things that is open to others.
+            HomeError: it is read-only, or has less than `min_free_bytes` free.
+        """
+        probe = self.root / f".probe-{os.getpid()}"
+        try:
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(PRIVATE_FOLDER, exist_ok=True)
+            self._make_private()
+            probe.write_bytes(b"")
+            probe.unlink()
+        except (FileExistsError, NotADirectoryError):
+            raise BadHome(f"home {self.root} is a file, not a folder; give another --home") from None
+        except OSError as error:
+            kind = BadHome if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else HomeError
+            raise kind(f"cannot write to home {self.root}: {storage_problem(error) or error.strerror}") from None
+        free = shutil.disk_usage(self.root).free
+        if free < min_free_bytes:
+            raise HomeError(
+                f"home {self.root} has {free >> 20} MiB free, below the {min_free_bytes >> 20} MiB a run needs"
+            )
+
+    def _make_private(self) -> None:
+        found = self.root.stat()
+        if found.st_uid != os.geteuid() or not found.st_mode & 0o077:
+            return
+        names = {entry.name for entry in self.root.iterdir()} - {"lost+found"}
+        shared = self.root == Path("/") or found.st_mode & stat.S_ISVTX
+        if shared or (names and names.isdisjoint(_MARKS)):
+            hint = "" if shared else f", or close it yourself: chmod 700 {shlex.quote(str(self.root))}"
+            raise BadHome(
+                f"home {self.root} is open to others and holds other things than a home; give a new folder{hint}"
+            )
+        self.root.chmod(PRIVATE_FOLDER)
+
+    @contextmanager
+    def locked(self, purpose: str, wait_seconds: float = 0.0) -> Iterator[None]:
+        """Hold the home for one writing command; nested calls of the same process share the lock.
+
+        Args:
+            purpose: what to tell whoever finds the home busy, such as `orchestrion train`.
+            wait_seconds: how long to wait for another process to finish.
+        Raises:
+            HomeError: another process still holds it; the message names that process and its purpose.
+        """
+        if _held_locks.get(self.root):
+            _held_locks[self.root] += 1
+            try:
+                yield
+            finally:
+                _held_locks[self.root] -= 1
+            return
+        self.prepare()
+        with _open_lock(self.root / "lock") as handle:
+            _acquire(handle, self.root, wait_seconds)
+            handle.seek(0)
+            handle.truncate()
+            handle.write(json.dumps({"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}))
+            handle.flush()
+            _held_locks[self.root] = 1
+            try:
+                yield
+            finally:
+                del _held_locks[self.root]
+                handle.seek(0)
+                handle.truncate()
+
+
+_LAYOUT = ("cache", "datasets", "generations", "logs", "mlflow", "prefect", "runs", "sample", "sessions", "sweeps")
+
+
+def is_home(folder: str | bytes) -> bool:
+    """Tell whether a folder is a home, by its lock and at least two of the folders that only a home has together."""
+    where = os.fsdecode(folder)
+    if not os.path.isfile(os.path.join(where, "lock")):  # noqa: PTH113, PTH118  (asked of every folder of a source)
+        return False
+    return sum(os.path.isdir(os.path.join(where, name)) for name in _LAYOUT) >= 2  # noqa: PTH112, PTH118
+
+
+def _checked(name: str) -> Path:
+    if "://" in name:
+        raise BadHome(f"home {name} is an address; a home is a folder of this machine")
+    try:
+        path = Path(name).expanduser().absolute()
+        path.resolve()
+        length = len(str(path).encode())
+    except (RuntimeError, OSError) as error:  # no such user; links that lead in a circle; a name that is too long
+        raise BadHome(f"home {name}: {getattr(error, 'strerror', None) or error}") from None
+    except ValueError as error:
+        said = "is not UTF-8" if isinstance(error, UnicodeError) else "holds a NUL character"
+        raise BadHome(f"home {name.encode('utf-8', 'backslashreplace').decode()!r} {said}") from None
+    if any(len(part.encode()) > MAX_NAME_BYTES for part in path.parts):
+        raise BadHome(f"home {path}: a folder's name is too long, above {MAX_NAME_BYTES} bytes")
+    wrong = next((character for character in str(path) if character == "?" or ord(character) < 32), None)
+    if wrong is not None:
+        raise BadHome(f"home {str(path)!r} holds the character {wrong!r}, which the paths of databases cannot")
+    if length > MAX_HOME_BYTES:
+        raise BadHome(f"home {path} is {length} bytes long, above {MAX_HOME_BYTES}: SQLite opens no longer paths")
+    return path
+
+
+def _open_lock(path: Path) -> IO[str]:
+    """Open a lock that other users cannot hold: a lock asks for no more than leave to read."""
+    try:
+        handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE), "r+")
+        if os.fstat(handle.fileno()).st_uid == os.geteuid():
+            os.fchmod(handle.fileno(), PRIVATE_FILE)
+    except OSError as error:
+        raise HomeError(f"cannot open {path}: {storage_problem(error) or error.strerror}") from None
+    return handle
+
+
+def _acquire(handle: IO[str], root: Path, wait_seconds: float) -> None:
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
+        raise HomeError(f"home {root} is in use by {_holder(handle)}; wait for it, or give another --home")
+
+
+def _holder(handle: IO[str]) -> str:
+    try:
+        handle.seek(0)
+        holder = json.loads(handle.read(4096))
+        return f"{holder['purpose']} (process {holder['pid']}, since {holder['since']})"
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return "another process"

@@ -1,0 +1,373 @@
+"""Whether a file still holds what was written: what is read back carries a seal, the digest of the file itself.
+
+A JSON object has its seal under the key `seal`, a Parquet file in its footer's metadata, the header of a mapped file as
+JSON has. A file of another format (weights, MIDI, pictures) has its SHA-256 in the sealed JSON that it belongs to. A
+home of before seals opens: its files are used, and called unverified once.
+"""
+
+import hashlib
+import json
+import logging
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+from tasks.errors import DamagedFile, NoSeal
+from tasks.storage.files import json_bytes, json_text
+from tasks.storage.strict_json import BadJson, Shape, check_shape, parse_json, read_json
+
+logger = logging.getLogger(__name__)
+
+SEAL = "seal"  # key of a JSON object: SHA-256 of the object without it, as canonical JSON
+OTHER_BYTES = "its bytes are not those that were written"
+
+TABLE_SEAL = "orchestrion.seal"  # key of a Parquet footer: SHA-256 of the file with 64 zeros in this value's place
+_BLANK = b"0" * 64
+_MARK = b"\x18" + bytes([len(TABLE_SEAL)]) + TABLE_SEAL.encode() + b"\x18\x40"  # as the footer's Thrift writes the key
+_BLOCK = 1 << 20
+_LONGEST_FOOTER = 64 * 2**20
+_RACY_NS = 2 * 10**9  # a file changed so shortly before it was looked at may change again without its time moving
+_CHUNK = 1 << 24  # bytes of a tree digest's leaves
+
+
+# --- JSON --------------------------------------------------------------------------------------------------------
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its seal, to be written as `json_bytes` or as one line."""
+    plain = json.loads(json_text({key: item for key, item in value.items() if key != SEAL}))  # as a reader gets it
+    return plain | {SEAL: _digest(plain)}
+
+
+def sealed_bytes(value: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a JSON file with its seal."""
+    return json_bytes(sealed(value))
+
+
+def unsealed(value: Any, place: object, shape: Shape = dict) -> dict[str, Any]:
+    """Return a parsed JSON object without its seal, checked against it and against a shape; see `check_shape`.
+
+    Raises:
+        DamagedFile: it is no object, does not fit its seal, or has another shape.
+    """
+    if not isinstance(value, dict):
+        raise DamagedFile(f"{place} is damaged: it is no JSON object")
+    plain = {key: item for key, item in value.items() if key != SEAL}
+    try:
+        found = _digest(plain)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"{place} is damaged: {error}") from None
+    if SEAL in value:
+        if value[SEAL] != found:
+            raise DamagedFile(f"{place} is damaged: {OTHER_BYTES}")
+    elif _is_renamed(plain):
+        raise DamagedFile(f"{place} is damaged: the name of its seal is another")
+    else:
+        tell_unverified(place)
+    try:
+        check_shape(plain, shape)
+    except BadJson as error:
+        raise DamagedFile(f"{place} is damaged: {error}") from None
+    return plain
+
+
+def read_sealed(path: Path, shape: Shape = dict) -> dict[str, Any]:
+    """Return the JSON object of a file without its seal.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFile: it cannot be read, is no JSON object, does not fit its seal, or has another shape.
+    """
+    try:
+        value = read_json(path)
+    except FileNotFoundError:
+        raise
+    except BadJson as error:
+        raise DamagedFile(f"{path} is damaged: {error}") from None
+    except OSError as error:
+        raise DamagedFile(f"{path} cannot be read: {error.strerror}") from None
+    return unsealed(value, path, shape)
+
+
+def parse_sealed(text: bytes | str, place: object, shape: Shape = dict) -> dict[str, Any]:
+    """Return the JSON object of a text, such as a line of a file, without its seal; errors as in `read_sealed`."""
+    try:
+        return unsealed(parse_json(text), place, shape)
+    except BadJson as error:
+        raise DamagedFile(f"{place} is damaged: {error}") from None
+
+
+def _is_renamed(value: Any) -> bool:
+    """Tell whether an object without a seal has one under another name, as after a flipped bit."""
+    items = value.items() if isinstance(value, dict) else ()
+    return any(isinstance(item, str) and len(item) == 64 and item == _digest(value, key) for key, item in items)
+
+
+def _digest(value: dict[str, Any], without: str | None = None) -> str:
+    kept = {key: item for key, item in value.items() if key != without}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+_said: set[str] = set()
+_told_unverified: list[str] = []  # the first file of this process that had no digest
+
+
+def warn_once(message: str) -> None:
+    """Log a warning that this process has not logged yet: the same file may be read many times."""
+    if message not in _said:
+        _said.add(message)
+        logger.warning("%s", message)
+
+
+def tell_unverified(place: object) -> None:
+    """Say, once in a process, that files without digests are used; they are from before there were any."""
+    if not _told_unverified:
+        _told_unverified.append(str(place))
+        logger.warning(
+            "%s has no digest, so nobody can tell whether it is whole: it and others of its age are used unverified;"
+            " `orchestrion datasets verify --seal` adds digests",
+            place,
+        )
+
+
+# --- whole files -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What a look at all bytes of a file says.
+
+    Args:
+        sha256: of the file, as hex.
+        has_seal: it carries one, as a Parquet file of this project does.
+        fits: it carries one and fits it.
+    """
+
+    sha256: str
+    has_seal: bool
+    fits: bool
+
+
+_looked_at: dict[tuple[str, tuple[int, ...]], FileState] = {}
+
+
+def examine(path: Path) -> FileState:
+    """Return what a file's bytes say; one that has not changed since is not read again by the same process.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as handle:
+        status = _status(handle)
+        key = (str(path), status)
+        if (known := _looked_at.get(key)) is not None:
+            return known
+        state = _examine(handle)
+        if _status(handle) == status and max(status[2:4]) < time.time_ns() - _RACY_NS:
+            _looked_at[key] = state
+    return state
+
+
+def _status(handle: IO[bytes]) -> tuple[int, ...]:
+    status = os.fstat(handle.fileno())
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev
+
+
+def _examine(handle: IO[bytes]) -> FileState:
+    place = _seal_place(handle)
+    handle.seek(0)
+    whole = hashlib.sha256()
+    if place is None:
+        _feed(handle, whole, None)
+        return FileState(whole.hexdigest(), has_seal=False, fits=False)
+    _feed(handle, whole, place)
+    blank = whole.copy()
+    written = handle.read(64)
+    whole.update(written)
+    blank.update(_BLANK)
+    rest = handle.read()  # of the footer
+    whole.update(rest)
+    blank.update(rest)
+    return FileState(whole.hexdigest(), has_seal=True, fits=blank.hexdigest().encode() == written)
+
+
+def _feed(handle: IO[bytes], digest: Any, n_bytes: int | None) -> None:
+    left = n_bytes
+    while block := handle.read(_BLOCK if left is None else min(_BLOCK, left)):
+        digest.update(block)
+        left = None if left is None else left - len(block)
+
+
+def _seal_place(handle: IO[bytes]) -> int | None:
+    """Return where the seal of a Parquet file stands, None where there is none."""
+    size = handle.seek(0, 2)
+    handle.seek(max(0, size - 8))
+    footer = int.from_bytes(handle.read(4), "little") + 8  # its length and four letters
+    begin = max(0, size - max(1 << 16, min(footer, _LONGEST_FOOTER)))
+    handle.seek(begin)
+    found = handle.read().rfind(_MARK)
+    place = begin + found + len(_MARK)
+    return place if found >= 0 and place + 64 <= size else None
+
+
+class Sealing:
+    """A file that is written to and then sealed: where `BLANK_SEAL` stands in it comes the digest of all of it."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self.handle, self.begin = handle, handle.tell()
+        self.digest, self.n_bytes, self.place = hashlib.sha256(), 0, -1
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        block = bytes(data)
+        self.digest.update(block)
+        if (found := block.rfind(_MARK + _BLANK)) >= 0:  # a footer is written at once
+            self.place = self.n_bytes + found + len(_MARK)
+        self.n_bytes += len(block)
+        return self.handle.write(block)
+
+    def flush(self) -> None:
+        self.handle.flush()
+
+    def tell(self) -> int:
+        return self.n_bytes
+
+    def seal(self) -> None:
+        """Put the digest in its place; the handle then stands behind all that was written."""
+        assert self.place >= 0, "no place for a seal"
+        self.handle.seek(self.begin + self.place)
+        self.handle.write(self.digest.hexdigest().encode())
+        self.handle.seek(self.begin + self.n_bytes)
+
+
+BLANK_SEAL = {TABLE_SEAL: _BLANK.decode()}
+
+
+def require_whole(path: Path, digest: str = "") -> FileState:
+    """Check all bytes of a file, by its own seal or by a digest that is known of it.
+
+    Args:
+        digest: its SHA-256, where it carries no seal; empty: what stands beside it or in its dataset's `hashes.json`.
+    Raises:
+        DamagedFile: it has other bytes than were written.
+        OSError: it cannot be read.
+    """
+    state = examine(path)
+    if state.has_seal and not digest:
+        is_whole = state.fits
+    else:
+        known = digest or known_digest(path)
+        is_whole = not known or known == state.sha256
+        if not known:
+            tell_unverified(path)
+    if not is_whole:
+        raise DamagedFile(f"{path} is damaged: {OTHER_BYTES}")
+    return state
+
+
+def known_digest(path: Path) -> str:
+    """Return the SHA-256 that a file had when it was written, by the checksum beside it or its dataset; else nothing.
+
+    Files of a dataset carry their own seal; those of before there were seals are in the `hashes.json` of a version.
+    """
+    if beside := read_checksum(path):
+        return beside
+    for folder in list(path.parents)[1:4]:
+        if (folder / "versions").is_dir():
+            name = str(path.relative_to(folder))
+            for hashes in sorted(folder.glob("versions/[!.]*/hashes.json")):
+                if found := _read_hashes(hashes, hashes.stat().st_mtime_ns).get(name):
+                    return found
+            return ""
+    return ""
+
+
+@lru_cache(maxsize=64)
+def _read_hashes(path: Path, changed_ns: int) -> dict[str, str]:
+    try:
+        found = read_json(path)
+        check_shape(found, {str: str})
+    except (OSError, BadJson):
+        return {}
+    return found
+
+
+def checksum_path(path: Path) -> Path:
+    """Return where the SHA-256 of a file is written beside it, as `sha256sum --check` reads it."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def read_checksum(path: Path) -> str:
+    """Return the SHA-256 that stands beside a file, empty where there is none."""
+    try:
+        return checksum_path(path).read_text().partition(" ")[0]
+    except (OSError, ValueError):
+        return ""
+
+
+def drop_damaged(paths: Iterable[Path], n_threads: int, on_files: Callable[[int], None] | None = None) -> int:
+    """Check sealed files that may be used again; delete those that are damaged, so that they are made again.
+
+    Returns:
+        their number; each is a line of the log.
+    """
+    n_dropped = 0
+    here = [path for path in paths if path.exists()]
+    with ThreadPoolExecutor(n_threads) as pool:
+        for path, is_whole in zip(here, pool.map(_is_whole, here), strict=True):
+            if not is_whole:
+                logger.warning("%s is damaged: %s; it is made again", path, OTHER_BYTES)
+                path.unlink(missing_ok=True)
+                n_dropped += 1
+            if on_files:
+                on_files(1)
+    return n_dropped
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return examine(path).fits
+    except OSError:
+        return False
+
+
+# --- mapped files ------------------------------------------------------------------------------------------------
+
+
+def tree_digest(data: "mmap.mmap | memoryview", begin: int, n_threads: int) -> str:
+    """Return a digest of all bytes of a mapped file from `begin` on: SHA-256 of the SHA-256 of each 16 MiB, in hex.
+
+    In pieces, so that all cores may work on a file of many gigabytes.
+    """
+    with memoryview(data) as view:
+        places = range(begin, len(view), _CHUNK)
+        with ThreadPoolExecutor(n_threads) as pool:
+            leaves = pool.map(lambda place: hashlib.sha256(view[place : place + _CHUNK]).digest(), places)
+            return hashlib.sha256(b"".join(leaves)).hexdigest()
+
+
+def read_header(handle: IO[bytes], path: Path, shape: Shape, n_bytes: int = 4096) -> dict[str, Any]:
+    """Return the sealed JSON at the beginning of a mapped file.
+
+    Raises:
+        NoSeal: it is of before there were seals.
+        DamagedFile: it is not what was written.
+    """
+    try:
+        value = parse_json(handle.read(n_bytes))
+    except BadJson as error:
+        raise DamagedFile(f"{path} is damaged: {error}") from None
+    if not isinstance(value, dict) or SEAL not in value:
+        said = "its header has no seal" if _is_renamed(value) else ""
+        raise DamagedFile(f"{path} is damaged: {said}") if said else NoSeal(f"{path} has no digest")
+    found = unsealed(value, path, shape)
+    for key, item in found.items():
+        if isinstance(item, int) and item < 0:
+            raise DamagedFile(f"{path} is damaged: {key} is {item}")
+    return found
