@@ -21,12 +21,12 @@ import pyarrow.compute as pc
 import report
 
 from tasks import ingest
-from tasks.config import AugmentConfig, ParseConfig
+from tasks.config.dataset import AugmentConfig, ParseConfig
+from tasks.config.source_limits import SourceLimits
 from tasks.encode import TokenShard, build_token_shard, plan_token_shards, read_counts
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.oore import OoreConfig
-from tasks.sources.limits import SourceLimits
 from tasks.sources.scan import scan_sources
 from tasks.storage.parquet import read_table
 

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import report
 
+from tasks.config.dataset import LeakageConfig
 from tasks.errors import BadScore
 from tasks.groups import Groups, group_pieces
-from tasks.leakage import MIN_GRAMS, LeakageConfig, measure_leakage, thin_grams, thinning_for
+from tasks.leakage import MIN_GRAMS, measure_leakage, thin_grams, thinning_for
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.score import Score
 from tasks.music.similarity.fingerprint import SAMPLE, gram_hashes, sign_pieces

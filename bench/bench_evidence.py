@@ -22,8 +22,8 @@ from typing import Any
 
 import report
 
-from tasks.model_sizes import forward_flops
-from tasks.presets import build_preset
+from tasks.config.model_sizes import forward_flops
+from tasks.config.presets import build_preset
 
 PACKAGES = ("torch", "ray", "mlflow", "prefect", "numpy")
 OWN = "orchestrion_small_tiny"

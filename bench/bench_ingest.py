@@ -25,9 +25,9 @@ import report
 import symusic
 
 from tasks import ingest, ledger
-from tasks.config import ParseConfig
+from tasks.config.dataset import ParseConfig
+from tasks.config.source_limits import SourceLimits
 from tasks.music.midi.reader import read_files
-from tasks.sources.limits import SourceLimits
 from tasks.sources.scan import scan_sources
 
 try:

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import report
 
-from tasks.config import AugmentConfig
+from tasks.config.dataset import AugmentConfig
 from tasks.errors import BadScore
 from tasks.music.arrays import offsets_of
 from tasks.music.midi.read_midi import read_midi

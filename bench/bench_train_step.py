@@ -31,8 +31,8 @@ from models.training import build_optimizer, train_step
 
 PACKAGES = ("torch", "numpy")
 VOCAB_SIZE = 416
-# Preset -> model, windows in a batch, tokens in a window. Written out, for tasks/presets.py needs more than torch; a
-# test compares the two.
+# Preset -> model, windows in a batch, tokens in a window. Written out, because tasks/config/presets.py needs more
+# than torch; a test compares the two.
 PRESETS = {
     "music_transformer_tiny": (
         DecoderConfig(d_model=128, n_heads=4, n_layers=2, d_ff=256, dropout=0.0, max_relative_distance=256), 8, 256,

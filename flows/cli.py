@@ -339,7 +339,7 @@ def deploy(
     config = _config(preset, _dataset_overrides(source, name, licence) + (overrides or []))
     _check_sources(config.dataset.sources)
     if config.dataset.source_limits.refuse_private_addresses:
-        from tasks.sources.limits import REFUSE_PRIVATE
+        from tasks.config.source_limits import REFUSE_PRIVATE
 
         os.environ[REFUSE_PRIVATE] = "1"  # for all runs, whatever the parameters that trigger them say
     where = prepare(home, verbose)
@@ -432,8 +432,8 @@ def _complain(message: str) -> None:
 
 
 def _config(preset: str, overrides: Sequence[str]) -> Any:
-    from tasks.config import apply_overrides
-    from tasks.presets import build_preset
+    from tasks.config.overrides import apply_overrides
+    from tasks.config.presets import build_preset
 
     return apply_overrides(build_preset(preset), overrides)
 
@@ -451,8 +451,8 @@ def _dataset_overrides(
     if encoding:
         given.append(f"dataset.encoding.name={json.dumps(encoding)}")
     if augment:
-        from tasks.augment import augmentation
-        from tasks.config import to_json
+        from tasks.config.augmentations import augmentation
+        from tasks.config.serialization import to_json
 
         given.append(f"dataset.augment={json.dumps(to_json(augmentation(augment)))}")
     if sources:

@@ -274,7 +274,7 @@ def _start(
     """Begin a session; `as_preset`: with the longest note that batches by the model's preset have."""
     import dataclasses
 
-    from tasks.presets import PRESETS, build_preset
+    from tasks.config.presets import PRESETS, build_preset
     from tasks.storage.user_paths import check_there
 
     if prime not in ("start", "dataset", "random"):

@@ -8,7 +8,8 @@ from typing import Any
 import typer
 
 from flows import access, environment, services
-from tasks.config import PipelineConfig, to_json
+from tasks.config.pipeline import PipelineConfig
+from tasks.config.serialization import to_json
 from tasks.errors import ConfigError
 from tasks.storage.home import Home
 

@@ -9,14 +9,12 @@ from prefect.runtime import flow_run
 
 from flows.triggers import check_trigger
 from tasks import steps, summaries
-from tasks.config import (
-    DatasetConfig,
-    EvaluateConfig,
-    GenerateConfig,
-    PipelineConfig,
-    TrainConfig,
-    to_json,
-)
+from tasks.config.dataset import DatasetConfig
+from tasks.config.evaluation import EvaluateConfig
+from tasks.config.generation import GenerateConfig
+from tasks.config.pipeline import PipelineConfig
+from tasks.config.serialization import to_json
+from tasks.config.training import TrainConfig
 from tasks.datasets import resolve_dataset
 from tasks.runtime.prefect_tasks import artifact_key, publish_summary
 from tasks.storage.home import Home

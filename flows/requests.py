@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.config import GenerateConfig, from_json, shortened, to_json
+from tasks.config.generation import GenerateConfig
+from tasks.config.serialization import from_json, shortened, to_json
 from tasks.errors import ConfigError, NotFound
 from tasks.prompts import SPLIT_MARK
 from tasks.storage.foreign_text import MAX_KEY_PARTS, OutOfBounds, parse_json, parse_toml

@@ -8,7 +8,8 @@ from flows.pipeline import Summary, evaluate, lock_wait, run_tags, since
 from flows.triggers import check_trigger
 from tasks import summaries
 from tasks import sweep as sweeps
-from tasks.config import PipelineConfig, to_json
+from tasks.config.pipeline import PipelineConfig
+from tasks.config.serialization import to_json
 from tasks.datasets import resolve_dataset
 from tasks.errors import SweepFailed, words_of
 from tasks.runtime.prefect_tasks import publish_summary

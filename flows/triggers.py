@@ -6,9 +6,11 @@ from typing import Any
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 
-from tasks.config import PipelineConfig, TrainConfig, check_numbers
+from tasks.config.pipeline import PipelineConfig
+from tasks.config.presets import PRESETS, build_preset
+from tasks.config.serialization import check_numbers
+from tasks.config.training import TrainConfig
 from tasks.errors import ConfigError
-from tasks.presets import PRESETS, build_preset
 
 DEPLOY_HINT = "send the deployment's whole `config` with your changes, or run `orchestrion deploy` with other settings"
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tasks.config import digest
+from tasks.config.serialization import digest
 from tasks.leakage import thin_grams, thinning_for
 from tasks.music.metrics.features import FEATURES
 from tasks.runtime import cluster

@@ -6,31 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tasks.config import AugmentConfig
-from tasks.errors import ConfigError
+from tasks.config.dataset import AugmentConfig
 from tasks.music.arrays import BoolArray, IntArray
 from tasks.music.notes import NoteBatch
 from tasks.music.transforms import shift_velocity, stretch_time
 
 PROGRAMS_PER_FAMILY = 8  # General MIDI
-NO_AUGMENTATION = AugmentConfig(transpositions=(0,), stretches=(1.0,))
-
-# By the name of where they come from; `dataset.augment.<field>` changes any of them.
-AUGMENTATIONS: dict[str, AugmentConfig] = {
-    "none": NO_AUGMENTATION,
-    # S004: five transpositions with five stretches.
-    "oore": AugmentConfig(),
-    # Music Transformer on MAESTRO (Huang et al. 2018): seven transpositions with five stretches.
-    "maestro": AugmentConfig(transpositions=tuple(range(-3, 4)), stretches=(0.95, 0.975, 1.0, 1.025, 1.05)),
-    # S003: each copy moves by a random interval, and apart from that gets louder or softer, with probability 0.1 each.
-    "hourglass": AugmentConfig(
-        transpositions=tuple(range(-12, 13)),
-        stretches=(1.0,),
-        velocity_shifts=tuple(range(-4, 5)),
-        n_sampled=8,
-        change_probability=0.1,
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,17 +25,6 @@ class Variant:
 
 
 ITSELF = Variant()
-
-
-def augmentation(name: str) -> AugmentConfig:
-    """Return a published augmentation.
-
-    Raises:
-        ConfigError: no augmentation has that name; the message lists them.
-    """
-    if name not in AUGMENTATIONS:
-        raise ConfigError(f"unknown augmentation {name!r}; known: {', '.join(AUGMENTATIONS)}")
-    return AUGMENTATIONS[name]
 
 
 def plan_variants(config: AugmentConfig, pieces: list[str]) -> dict[Variant, BoolArray]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import SamplingConfig
-from tasks.config import to_json
+from tasks.config.serialization import to_json
 from tasks.critic import COPIED, HEADLINES, Critic
 from tasks.gallery import MAX_AUDIO_BYTES, BatchFigure, GalleryPiece, Mark, Passage, RollNotes, build_gallery
 from tasks.music.midi.read_midi import read_midi

@@ -18,7 +18,8 @@ from torch import nn
 
 from models.config import HourglassConfig, ModelConfig
 from models.registry import Model, build_model
-from tasks.config import TrainConfig, from_json
+from tasks.config.serialization import from_json
+from tasks.config.training import TrainConfig
 from tasks.errors import CheckpointError, DamagedFile, NotFound, OrchestrionError
 from tasks.music.tokenizers.registry import tokenizer_from_json
 from tasks.storage.files import publish_folder, write_atomically

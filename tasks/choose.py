@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tasks.config import GenerateConfig
+from tasks.config.generation import GenerateConfig
 from tasks.critic import Critic, flags_of, is_copy
 from tasks.latent_pieces import LatentPlan, LatentSource
 from tasks.music.render.soundfont import Player

@@ -18,7 +18,7 @@ import numpy as np
 from models.config import SamplingConfig
 from tasks import composer
 from tasks.composer import ComposerConfig, Event, ModelFacts, Primer, PrimerKind, Session
-from tasks.config import from_json, to_json
+from tasks.config.serialization import from_json, to_json
 from tasks.errors import CheckpointError, ConfigError, DatasetError, NotFound, OrchestrionError
 from tasks.music.added_notes import added_notes
 from tasks.music.midi.writer import write_midi
@@ -394,7 +394,7 @@ def make_primer(
 
 
 def _read_prompt(loaded: "LoadedModel", prompt: str) -> "Prompt":
-    from tasks.config import GenerateConfig
+    from tasks.config.generation import GenerateConfig
     from tasks.prompts import read_prompts
 
     if Path(prompt).is_dir():

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.sampling.grammar_mask import GrammarTables
-from tasks.config import GenerateConfig
+from tasks.config.generation import GenerateConfig
 from tasks.errors import ConfigError
 from tasks.music.tokenizers.grammar import Grammar
 from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntTokenizer

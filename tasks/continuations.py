@@ -19,7 +19,8 @@ from models.config import SamplingConfig
 from models.vae.model import Vae
 from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
-from tasks.config import EvaluateConfig, GenerateConfig
+from tasks.config.evaluation import EvaluateConfig
+from tasks.config.generation import GenerateConfig
 from tasks.datasets import DatasetVersion
 from tasks.held_out import pieces_of_rows
 from tasks.latent_pieces import FROM_PRIOR, LatentPlan, LatentSource

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from tasks.checkpoints import LoadedModel
-from tasks.config import GenerateConfig
+from tasks.config.generation import GenerateConfig
 from tasks.copying import CopyIndex, CopyMatch, copy_index, source_notes
 from tasks.datasets import DatasetVersion
 from tasks.errors import ConfigError, DamagedFile, DatasetError, HomeError, NotFound

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.analyse import AnalysisShard
-from tasks.config import DatasetConfig, digest, to_json
+from tasks.config.dataset import DatasetConfig
+from tasks.config.serialization import digest, to_json
 from tasks.dataset_changes import compare_versions
 from tasks.dataset_manifest import check_manifest
 from tasks.encode import TokenShard, plan_token_shards, read_counts

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tasks.augment import NO_AUGMENTATION, change_notes, group_variants, plan_variants
-from tasks.config import AugmentConfig, WindowConfig, digest, to_json
+from tasks.augment import change_notes, group_variants, plan_variants
+from tasks.config.augmentations import NO_AUGMENTATION
+from tasks.config.dataset import AugmentConfig, WindowConfig
+from tasks.config.serialization import digest, to_json
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 from tasks.music.tokenizers.registry import (

@@ -17,7 +17,7 @@ from models.vae.latents import latent_use
 from models.vae.model import Vae
 from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
-from tasks.config import EvaluateConfig
+from tasks.config.evaluation import EvaluateConfig
 from tasks.continuations import ContinuationTest, continue_pieces
 from tasks.copying import copy_index
 from tasks.datasets import DatasetVersion

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tasks.config import EvaluateConfig
+from tasks.config.evaluation import EvaluateConfig
 from tasks.datasets import DatasetVersion
 
 if TYPE_CHECKING:  # it brings torch

@@ -3,14 +3,14 @@
 Importable without pyarrow: the config names these settings, and `--help` must answer at once.
 """
 
-import math
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tasks.config.dataset import FilterConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,65 +38,6 @@ REASONS = (
 COLUMNS = ("n_notes", "seconds", "programs", "time_signature_numerator", "time_signature_denominator")
 COLUMNS += ("n_pitches", "pitch_min", "pitch_max", "max_polyphony", "mean_polyphony", "n_drum_notes")
 COLUMNS += ("longest_note_seconds", "most_common_pitch_share", "notes_per_second")
-
-_SIGNATURE = re.compile(r"([1-9]\d{0,2})/(1|2|4|8|16|32|64|128)")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FilterConfig:
-    """Which accepted pieces stay in a dataset; as it stands, all of them. Every limit is itself allowed.
-
-    Pitches, programs and shares speak of pitched notes; on a piece of drums alone only the other settings decide.
-    """
-
-    min_notes: int = 0  # notes, drums too
-    max_notes: int = 0  # notes; 0: any number
-    min_seconds: float = 0.0  # end of the last note
-    max_seconds: float = 0.0  # 0: any length
-    min_notes_per_second: float = 0.0  # density: all notes over the end of the last one
-    max_notes_per_second: float = 0.0  # 0: any density
-    pitch_min: int = 0  # MIDI pitch; a piece with one note outside pitch_min to pitch_max is left out
-    pitch_max: int = 127
-    max_polyphony: int = 0  # notes at one moment, drums too; 0: any number
-    max_mean_polyphony: float = 0.0  # notes sounding, averaged over the time in which any does; 0: any number
-    programs_allowed: tuple[int, ...] = ()  # General MIDI programs 0-127, nothing else; empty: all
-    programs_refused: tuple[int, ...] = ()  # a piece with one of these is left out
-    drums: Literal["any", "none", "only"] = "any"  # none: no drum note; only: nothing but drum notes
-    time_signatures: tuple[str, ...] = ()  # such as 4/4, nothing else; a piece that states none is in 4/4; empty: all
-    min_distinct_pitches: int = 0  # different pitches
-    max_share_of_one_pitch: float = 1.0  # of the pitched notes, on the most common pitch; 1: a monotone piece too
-    max_note_seconds: float = 0.0  # the longest note, drums too; 0: any length
-
-    def __post_init__(self) -> None:
-        for name in ("notes", "seconds", "notes_per_second"):
-            low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
-            _require(not high or low <= high, f"min_{name}={low} is above max_{name}={high}")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float):
-                _require(0 <= value < math.inf, f"{field.name}={value} is not a number from 0 on")
-        _require(
-            self.pitch_min <= self.pitch_max <= 127,
-            f"pitch_min={self.pitch_min} to pitch_max={self.pitch_max} is no range within 0-127",
-        )
-        _require(
-            0 < self.max_share_of_one_pitch <= 1,
-            f"max_share_of_one_pitch={self.max_share_of_one_pitch} outside 0 to 1, 0 not included",
-        )
-        _require(
-            self.min_distinct_pitches <= 128, f"min_distinct_pitches={self.min_distinct_pitches}, but there are 128"
-        )
-        for name in ("programs_allowed", "programs_refused"):
-            numbers = getattr(self, name)
-            _require(all(0 <= number <= 127 for number in numbers), f"{name}={numbers} outside 0-127")
-        both = sorted(set(self.programs_allowed) & set(self.programs_refused))
-        _require(not both, f"programs {both} are in programs_allowed and in programs_refused")
-        for signature in self.time_signatures:
-            match = _SIGNATURE.fullmatch(signature)
-            _require(
-                match is not None and int(match[1]) <= 255,
-                f"time_signatures: {signature!r} is not like 4/4 (1-255 over a power of two up to 128)",
-            )
 
 
 def apply_filters(
@@ -348,8 +289,3 @@ def _signature_key(numerator: Any, denominator: Any) -> Any:
 
 def _listed(values: Sequence[int | str]) -> str:
     return ", ".join(str(value) for value in values)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

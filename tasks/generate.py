@@ -21,7 +21,8 @@ from tasks.batch_files import (
 from tasks.batch_page import batch_page
 from tasks.checkpoints import load_model, weights_hash
 from tasks.choose import Choice, WritePlan, choose_pieces, first_candidates, render_all
-from tasks.config import GenerateConfig, digest, to_json
+from tasks.config.generation import GenerateConfig
+from tasks.config.serialization import digest, to_json
 from tasks.critic import CUT_SHORT, NOTHING_NEW, Critic, batch_flags, is_cut_within_bars
 from tasks.errors import DamagedFile, NotFound
 from tasks.latent_pieces import latents_of

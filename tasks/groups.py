@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.config.dataset import GroupConfig
+
 if TYPE_CHECKING:
     from tasks.music.arrays import FloatArray, IntArray
     from tasks.music.similarity.fingerprint import WordArray
@@ -21,36 +23,6 @@ logger = logging.getLogger(__name__)
 _CHUNK = 2**18  # rows of a band whose candidates are held at once
 _STRICTEST = 0.9  # containment at which two pieces are copies: no guard parts them
 _STRICTER = 0.1  # one step of the guard
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GroupConfig:
-    """When two pieces belong to one near-duplicate group.
-
-    They do when the share of the smaller piece's shingles that the larger one holds, estimated from 128 MinHash values,
-    reaches `min_containment + small_piece_margin / sqrt(shingles of the smaller piece)`, at most 0.95: few shingles
-    coincide sooner. The defaults are measured by `bench/bench_duplicates.py`.
-    """
-
-    enabled: bool = True  # off: every piece is a group of its own
-    min_containment: float = 0.15
-    small_piece_margin: float = 2.0
-    min_equal: int = 18  # of the 128 MinHash values
-    reach: int = 4  # neighbours in a bucket that each piece is compared with, beside the bucket's first
-    max_group_pieces: int = 100  # larger groups are suspected of chaining: see `group_pieces`
-    max_group_share: float = 0.01  # of all pieces; the larger of the two limits holds
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("min_containment", 0.0, 1.0),
-            ("small_piece_margin", 0.0, 10.0),
-            ("min_equal", 1, 128),
-            ("reach", 1, 64),
-            ("max_group_pieces", 2, 2**31 - 1),
-            ("max_group_share", 0.0, 1.0),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}={getattr(self, name)} outside {low} to {high}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

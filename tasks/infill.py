@@ -15,7 +15,7 @@ from models.sampling.sample import piece_uniforms
 from models.training import row_losses
 from models.vae.model import Vae
 from tasks.checkpoints import LoadedModel
-from tasks.config import GenerateConfig
+from tasks.config.generation import GenerateConfig
 from tasks.errors import ConfigError
 from tasks.evaluate import window_of
 from tasks.music.arrays import BoolArray, FloatArray, IntArray

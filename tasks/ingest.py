@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.config import ParseConfig, digest
+from tasks.config.dataset import ParseConfig
+from tasks.config.serialization import digest
 from tasks.errors import DatasetError
 from tasks.music.midi.limits import ReadLimits
 from tasks.runtime import cluster

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.config import apply_overrides
+from tasks.config.overrides import apply_overrides
 from tasks.errors import BadScore, ConfigError, NotFound
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.registry import Model, SampledModel
 from models.vae.latents import ConditionedDecoder, interpolate, slerp
 from models.vae.model import Vae
-from tasks.config import GenerateConfig
+from tasks.config.generation import GenerateConfig
 from tasks.errors import ConfigError
 from tasks.music.score import Score
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.config.dataset import LeakageConfig
 from tasks.split import SPLITS
 
 HELD_OUT = SPLITS[1:]
@@ -18,23 +19,6 @@ MOST_GRAMS = 16_000_000  # compared at once, 128 MB; above it, a smaller sample 
 _WORST = 10  # pieces that the report names
 _PIECES_OF_GRAM = 64  # train pieces that are looked at for one n-gram: a common figure stands in thousands
 _BATCH = 256  # held-out pieces whose nearest train piece is sought at once
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeakageConfig:
-    """Where a rebuild fails: a held-out piece is leaked when one train piece holds more of it than `piece_bound`.
-
-    Common figures are spread over many pieces; a copy is found in one. So the bound asks about the nearest train piece,
-    not about train as a whole. The defaults are measured by `bench/bench_duplicates.py`.
-    """
-
-    piece_bound: float = 0.8  # share of the piece's n-grams
-    max_leaked_share: float = 0.001  # of the held-out pieces: below 1,000 of them none may leak
-
-    def __post_init__(self) -> None:
-        for name in ("piece_bound", "max_leaked_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} outside 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

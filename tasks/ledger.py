@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.analyse import Analysis
-from tasks.config import DatasetConfig
+from tasks.config.dataset import DatasetConfig, GroupConfig, LeakageConfig
 from tasks.errors import DatasetError
 from tasks.filters import apply_filters
-from tasks.groups import GroupConfig, Groups, group_pieces
+from tasks.groups import Groups, group_pieces
 from tasks.ingest import Contents, SongShard
-from tasks.leakage import LeakageConfig, LeakageReport, exceeds, measure_leakage
+from tasks.leakage import LeakageReport, exceeds, measure_leakage
 from tasks.split import SPLITS, official_groups, split_groups
 from tasks.storage.parquet import LEDGER_SCHEMA, read_table
 

@@ -9,7 +9,9 @@ from prefect.cache_policies import NO_CACHE
 from tasks import evaluate as evaluation
 from tasks import generate, train
 from tasks.checkpoints import LoadedModel, exported, load_model
-from tasks.config import EvaluateConfig, GenerateConfig, TrainConfig
+from tasks.config.evaluation import EvaluateConfig
+from tasks.config.generation import GenerateConfig
+from tasks.config.training import TrainConfig
 from tasks.datasets import DatasetVersion
 from tasks.prompts import read_prompts
 from tasks.runtime.prefect_tasks import HEALS, show_progress

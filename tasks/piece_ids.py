@@ -14,7 +14,7 @@ from models.sampling.beam_search import beam_search
 from models.sampling.sample import GrammarTables, context_of, sample
 from models.vae.model import Vae
 from tasks.checkpoints import LoadedModel
-from tasks.config import GenerateConfig
+from tasks.config.generation import GenerateConfig
 from tasks.constraints import BoundTables, bind, token_bias
 from tasks.errors import ConfigError
 from tasks.latent_pieces import LatentPlan, check_latents, with_latents

@@ -21,7 +21,8 @@ from torch import Tensor
 from models.sampling.sample import FULL_EVERY
 from tasks.batch_files import check_file, check_piece
 from tasks.checkpoints import LoadedModel, load_model
-from tasks.config import GenerateConfig, to_json
+from tasks.config.generation import GenerateConfig
+from tasks.config.serialization import to_json
 from tasks.copying import CopyIndex
 from tasks.errors import DamagedFile
 from tasks.infill import new_notes

@@ -14,7 +14,7 @@ import numpy as np
 from models.vae.model import Vae
 from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
-from tasks.config import GenerateConfig
+from tasks.config.generation import GenerateConfig
 from tasks.datasets import DatasetVersion, resolve_dataset
 from tasks.encode import grid_of
 from tasks.errors import BadScore, ConfigError, DatasetError, NotFound

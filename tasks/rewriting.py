@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from tasks.checkpoints import LoadedModel
-from tasks.config import GenerateConfig
+from tasks.config.generation import GenerateConfig
 from tasks.infill import Canvas, Gap, Span, join_nats
 from tasks.latent_pieces import FROM_PRIOR
 from tasks.music.score import Score

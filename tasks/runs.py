@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.config import TrainConfig, to_json
+from tasks.config.serialization import to_json
+from tasks.config.training import TrainConfig
 from tasks.datasets import DatasetVersion
 from tasks.errors import DamagedFile, NotFound
 from tasks.storage.files import write_atomically

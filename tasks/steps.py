@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
 from tasks import analyse, dataset_report, dataset_upkeep, datasets, encode, ingest, ledger
-from tasks.config import DatasetConfig
+from tasks.config.dataset import DatasetConfig
 from tasks.datasets import DatasetVersion
 from tasks.errors import DatasetError
 from tasks.leakage import LeakageReport

@@ -11,7 +11,8 @@ from urllib.request import url2pathname
 
 from tasks.batch_files import RESULTS
 from tasks.champions import against_champion, champion_tags
-from tasks.config import EvaluateConfig, TrainConfig
+from tasks.config.evaluation import EvaluateConfig
+from tasks.config.training import TrainConfig
 from tasks.dataset_card import dataset_card
 from tasks.datasets import DatasetVersion
 from tasks.evaluation_card import report_markdown

@@ -16,7 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from tasks.config import TRAIN_WITHOUT_EFFECT, PipelineConfig, apply_overrides, digest, parse_value, shortened, to_json
+from tasks.config.overrides import apply_overrides, parse_value
+from tasks.config.pipeline import PipelineConfig
+from tasks.config.serialization import digest, shortened, to_json
+from tasks.config.training import TRAIN_WITHOUT_EFFECT
 from tasks.datasets import DatasetVersion
 from tasks.errors import ConfigError, DamagedFile
 from tasks.storage.files import write_atomically

@@ -29,7 +29,8 @@ from models.training import (
 )
 from tasks.batches import TokenStore
 from tasks.checkpoints import CheckpointFolder, read_state, restore
-from tasks.config import TRAIN_WITHOUT_EFFECT, TrainConfig, digest, to_json
+from tasks.config.serialization import digest, to_json
+from tasks.config.training import TRAIN_WITHOUT_EFFECT, TrainConfig
 from tasks.datasets import DatasetVersion
 from tasks.errors import ConfigError, Diverged, HomeError, Interrupted, cause_of
 from tasks.metrics_log import MetricsTail, Reporter, sum_over_ranks

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numba import njit
 
 from tasks.augment import ITSELF, Variant, change_notes, group_variants, plan_variants
-from tasks.config import AugmentConfig
+from tasks.config.dataset import AugmentConfig
 from tasks.music.arrays import BoolArray, IntArray, offsets_of
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.base import TokenArray, TokenBatch, Tokenizer

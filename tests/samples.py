@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from models.config import DecoderConfig, WarmupCosineSchedule
 from tasks import analyse, datasets, encode, ingest, ledger
-from tasks.config import AugmentConfig, DatasetConfig, TrainConfig
+from tasks.config.dataset import AugmentConfig, DatasetConfig
+from tasks.config.training import TrainConfig
 from tasks.datasets import DatasetVersion
 from tasks.sources.sample_corpus import write_sample_corpus
 from tasks.sources.scan import scan_sources

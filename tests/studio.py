@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import SamplingConfig
-from tasks.config import GenerateConfig
+from tasks.config.generation import GenerateConfig
 from tasks.copying import copy_index, human_path
 from tasks.datasets import DatasetVersion
 from tasks.generate import Batch, generate_batch

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from tasks.presets import build_preset
+from tasks.config.presets import build_preset
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 SCRIPTS = sorted(BENCH.glob("bench_*.py"))

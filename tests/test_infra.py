@@ -21,8 +21,9 @@ import yaml
 
 from flows import environment
 from flows.cli import app
-from tasks.config import PipelineConfig, apply_overrides
-from tasks.presets import build_preset
+from tasks.config.overrides import apply_overrides
+from tasks.config.pipeline import PipelineConfig
+from tasks.config.presets import build_preset
 from tasks.storage.home import Home
 from tests.kuberay_schema import SCHEMAS
 

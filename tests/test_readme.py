@@ -8,8 +8,8 @@ import pytest
 import typer
 
 from flows.cli import app
-from tasks.config import apply_overrides
-from tasks.presets import PRESETS, build_preset
+from tasks.config.overrides import apply_overrides
+from tasks.config.presets import PRESETS, build_preset
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "infra").glob("*.md"))]
@@ -58,7 +58,7 @@ def test_the_tree_names_files_that_exist() -> None:
 
 
 def test_the_presets_have_the_sizes_the_readme_gives() -> None:
-    from tasks.model_sizes import preset_rows
+    from tasks.config.model_sizes import preset_rows
 
     sizes = {row["name"]: row["n_parameters"] for row in preset_rows()}
     table = dict(re.findall(r"\| `(\w+)` \| \w+ \| ([\d,]+) \|", (ROOT / "README.md").read_text()))

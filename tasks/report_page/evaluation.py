@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.champions import Rivalry
-from tasks.config import EvaluateConfig, to_json
+from tasks.config.evaluation import EvaluateConfig
+from tasks.config.serialization import to_json
 from tasks.datasets import DatasetVersion
 from tasks.report_page.evaluation_music import continuation_section, copying_section, sample_section
 from tasks.reporting.frame import assemble_page

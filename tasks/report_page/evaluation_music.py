@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.config import EvaluateConfig
+from tasks.config.evaluation import EvaluateConfig
 from tasks.evaluation_card import with_interval
 from tasks.reporting.curves import draw_curves
 from tasks.reporting.markup import escape, figure_list, label_of, path_html, plural, table

@@ -20,8 +20,8 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from tasks.config.source_limits import SourceLimits
 from tasks.errors import DatasetError
-from tasks.sources.limits import SourceLimits
 from tasks.sources.listing import DEFLATE, LISTING_SCHEMA, SLICE, Rows
 from tasks.sources.names import danger_of, is_companion
 from tasks.storage.file_names import is_midi, printable

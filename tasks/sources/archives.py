@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from tasks.config.source_limits import SourceLimits
 from tasks.errors import DatasetError
 from tasks.runtime.isolation import Death, Host, WorkError, WorkLimits
 from tasks.sources.cache import cache_key, is_racy, load_table, replace_synced, store_table
-from tasks.sources.limits import SourceLimits
 from tasks.sources.listing import LISTING_SCHEMA, Part, stamp_of
 from tasks.sources.names import archive_format, sniff_format
 from tasks.storage.file_names import printable

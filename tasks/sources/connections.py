@@ -13,8 +13,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from tasks.config.source_limits import REFUSE_PRIVATE, SourceLimits
 from tasks.errors import DatasetError
-from tasks.sources.limits import REFUSE_PRIVATE, SourceLimits
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from tasks.config.source_limits import SourceLimits
 from tasks.errors import DamagedFile, DatasetError, NotFound
 from tasks.sources.cache import cache_key, replace_synced
 from tasks.sources.connections import Watch, make_session
-from tasks.sources.limits import SourceLimits
 from tasks.sources.secrets import full_address, hidden, public_address
 from tasks.storage.file_names import printable
 from tasks.storage.files import write_atomically

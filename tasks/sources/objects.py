@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs as arrow_fs
 
+from tasks.config.source_limits import SourceLimits
 from tasks.errors import ConfigError, DamagedFile, DatasetError, NotFound
 from tasks.sources.cache import cache_key, load_table, replace_synced, store_table, temporary_path
 from tasks.sources.connections import refuses_private, require_public
-from tasks.sources.limits import SourceLimits
 from tasks.sources.listing import LISTING_SCHEMA, SLICE, UNREAD, Part, combined, stamp_of
 from tasks.sources.names import archive_format, is_companion
 from tasks.sources.packs import PackWriter

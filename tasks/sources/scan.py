@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.config.source_limits import SourceLimits
 from tasks.errors import ConfigError, DatasetError, NotFound, OrchestrionError
 from tasks.sources.archives import list_archive, sniff_file
 from tasks.sources.catalog import CatalogEntry, find_entry
 from tasks.sources.downloads import download, verify_file
 from tasks.sources.folders import hash_found
 from tasks.sources.labels import LICENCE_FILE, licence_column, read_licences, split_by_folders, split_by_table
-from tasks.sources.limits import SourceLimits
 from tasks.sources.listing import LISTING_SCHEMA, Part, Rows, combined
 from tasks.sources.names import archive_format
 from tasks.sources.objects import list_objects

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from flows.requests import read_request
-from tasks.config import GenerateConfig
+from tasks.config.generation import GenerateConfig
+from tasks.config.presets import build_preset
 from tasks.errors import BadScore, ConfigError, NotFound, OrchestrionError
-from tasks.presets import build_preset
 
 TOML = """
 model = "mine@champion"

@@ -5,9 +5,13 @@ from typing import Any
 import pytest
 
 from flows.triggers import check_config
-from tasks.config import DatasetConfig, PipelineConfig, TrainConfig, apply_overrides, from_json, to_json
+from tasks.config.dataset import DatasetConfig
+from tasks.config.overrides import apply_overrides
+from tasks.config.pipeline import PipelineConfig
+from tasks.config.presets import build_preset
+from tasks.config.serialization import from_json, to_json
+from tasks.config.training import TrainConfig
 from tasks.errors import ConfigError
-from tasks.presets import build_preset
 
 TINY = build_preset("music_transformer_tiny")
 DEPLOYED = to_json(TINY.train)

@@ -18,7 +18,7 @@ from models.registry import Model, build_model
 from models.training import build_optimizer, train_step
 from tasks import checkpoints
 from tasks.checkpoints import CheckpointFolder, exported, load_model, load_weights, read_state, restore
-from tasks.config import to_json
+from tasks.config.serialization import to_json
 from tasks.errors import CheckpointError, NotFound, OrchestrionError
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tasks.storage.integrity import sealed_bytes

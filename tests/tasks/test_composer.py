@@ -18,7 +18,7 @@ from tasks import composer
 from tasks.checkpoints import CheckpointFolder, load_model
 from tasks.composer import ComposerConfig, Session
 from tasks.composer_sessions import SessionFolder, list_sessions, locked_session, make_primer
-from tasks.config import to_json
+from tasks.config.serialization import to_json
 from tasks.errors import BadScore, CheckpointError, ConfigError, HomeError, NotFound, OrchestrionError
 from tasks.music.midi.event_statistics import midi_statistics
 from tasks.music.midi.read_midi import read_midi

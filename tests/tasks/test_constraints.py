@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.config import SamplingConfig
-from tasks.config import GenerateConfig
+from tasks.config.generation import GenerateConfig
 from tasks.constraints import UNWANTED, scale_of, token_bias
 from tasks.errors import ConfigError
 from tasks.music.midi.read_midi import read_midi

@@ -13,7 +13,7 @@ from models.config import SamplingConfig
 from models.registry import build_model
 from models.sampling.sliding_context import SlidingContext
 from tasks.checkpoints import LoadedModel
-from tasks.config import GenerateConfig
+from tasks.config.generation import GenerateConfig
 from tasks.constraints import BoundTables, bind, scale_of, token_bias
 from tasks.errors import ConfigError
 from tasks.infill import ids_of

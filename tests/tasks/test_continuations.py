@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel, load_model
-from tasks.config import EvaluateConfig
+from tasks.config.evaluation import EvaluateConfig
+from tasks.config.presets import build_preset
 from tasks.continuations import (
     ContinuationTest,
     added,
@@ -28,7 +29,6 @@ from tasks.evaluation_card import report_markdown
 from tasks.held_out import pieces_of_rows
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
-from tasks.presets import build_preset
 from tasks.report_page.evaluation import Decision, evaluation_page
 from tasks.storage.files import json_bytes
 from tasks.storage.home import Home

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import copying
-from tasks.config import AugmentConfig
+from tasks.config.dataset import AugmentConfig
 from tasks.copy_store import index_path
 from tasks.copying import CopyIndex, copy_index, human_path, source_notes
 from tasks.dataset_upkeep import prune, verify_version

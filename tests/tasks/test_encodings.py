@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.config import AugmentConfig, ConfigError, WindowConfig
+from tasks.config.dataset import AugmentConfig, WindowConfig
+from tasks.config.presets import PRESETS, build_preset
+from tasks.config.serialization import ConfigError
 from tasks.datasets import DatasetVersion
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
@@ -19,7 +21,6 @@ from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig
 from tasks.music.tokenizers.registry import ENCODINGS, default_config, needs_vocabulary, symbols_in, tokenizer_from_json
 from tasks.music.tokenizers.remi.vocabulary import RemiConfig
 from tasks.music.transforms import transpose
-from tasks.presets import PRESETS, build_preset
 from tasks.storage.home import Home
 from tasks.variants import encode_variants
 from tests.builders import DRUMS, make_score

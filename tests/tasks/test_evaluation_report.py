@@ -16,7 +16,7 @@ from matplotlib import image
 from tasks import summaries
 from tasks.champions import Rivalry
 from tasks.checkpoints import load_model
-from tasks.config import EvaluateConfig
+from tasks.config.evaluation import EvaluateConfig
 from tasks.evaluate import Evaluation, evaluate_model
 from tasks.music.metrics.distances import Estimate
 from tasks.report_page.evaluation import Decision, evaluation_page

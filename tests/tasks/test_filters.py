@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tasks.config import field_paths, from_json, to_json
+from tasks.config.dataset import FilterConfig
+from tasks.config.serialization import field_paths, from_json, to_json
 from tasks.errors import ConfigError
-from tasks.filters import COLUMNS, REASONS, FilterConfig, active_filters, apply_filters
+from tasks.filters import COLUMNS, REASONS, active_filters, apply_filters
 from tasks.music.metrics.features import FEATURES
 
 TYPES: dict[str, Any] = {

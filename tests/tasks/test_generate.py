@@ -23,7 +23,7 @@ from models.sampling import sample
 from models.sampling.precision import PrecisionLostError
 from tasks import generate, piece_work
 from tasks.checkpoints import load_model
-from tasks.config import to_json
+from tasks.config.serialization import to_json
 from tasks.errors import ConfigError, NotFound
 from tasks.generate import batch_name, find_batch, generate_batch, resolve_batch
 from tasks.music.metrics.piece_metrics import piece_statistics

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.groups import GroupConfig, Groups, group_pieces
+from tasks.config.dataset import GroupConfig
+from tasks.groups import Groups, group_pieces
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.similarity.fingerprint import N_WORDS, sign_pieces
 from tests.conftest import real_data

@@ -8,7 +8,7 @@ import pytest
 
 from models.config import SamplingConfig
 from tasks.checkpoints import load_model
-from tasks.config import GenerateConfig
+from tasks.config.generation import GenerateConfig
 from tasks.errors import ConfigError
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import leakage
-from tasks.leakage import LeakageConfig, LeakageReport, exceeds, measure_leakage, thin_grams, thinning_for
+from tasks.config.dataset import LeakageConfig
+from tasks.leakage import LeakageReport, exceeds, measure_leakage, thin_grams, thinning_for
 from tasks.music.similarity.fingerprint import gram_hashes
 from tasks.split import SPLITS
 from tests.tasks.music.similarity.test_fingerprint import flat, moved, music

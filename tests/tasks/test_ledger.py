@@ -7,16 +7,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.config.dataset import FilterConfig, GroupConfig, LeakageConfig
+from tasks.config.source_limits import SourceLimits
 from tasks.datasets import DatasetVersion
 from tasks.errors import DatasetError
-from tasks.filters import FilterConfig
-from tasks.groups import GroupConfig
-from tasks.leakage import LeakageConfig
 from tasks.ledger import count_losses, count_notes
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score, build_score
-from tasks.sources.limits import SourceLimits
 from tasks.storage.home import Home
 from tests.samples import small_corpus, small_dataset
 
@@ -170,7 +168,7 @@ def test_a_file_above_the_limit_is_refused_without_being_read(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tasks import ingest
-    from tasks.config import ParseConfig
+    from tasks.config.dataset import ParseConfig
     from tasks.music.midi.limits import ReadLimits
     from tasks.sources.scan import scan_sources
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tasks import ingest, ledger, steps
-from tasks.config import DatasetConfig
+from tasks.config.dataset import DatasetConfig
 from tasks.errors import DatasetError
 from tasks.runtime import cluster
 from tasks.sources.scan import scan_sources

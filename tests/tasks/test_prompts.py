@@ -14,7 +14,7 @@ from models.config import SamplingConfig
 from tasks import piece_ids
 from tasks.batches import TokenStore
 from tasks.checkpoints import load_model
-from tasks.config import GenerateConfig
+from tasks.config.generation import GenerateConfig
 from tasks.datasets import resolve_dataset
 from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
 from tasks.generate import generate_batch

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks import ingest
-from tasks.config import ParseConfig
+from tasks.config.dataset import ParseConfig
+from tasks.config.source_limits import SourceLimits
 from tasks.errors import DatasetError
 from tasks.runtime.isolation import Host
-from tasks.sources.limits import SourceLimits
 from tasks.sources.scan import scan_sources
 from tasks.storage.home import Home
 from tests.samples import small_corpus, small_dataset

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks import analyse, datasets, encode, ingest, ledger
-from tasks.config import AugmentConfig, DatasetConfig
+from tasks.config.dataset import AugmentConfig, DatasetConfig
+from tasks.config.source_limits import SourceLimits
 from tasks.errors import DatasetError, NotFound
-from tasks.sources.limits import SourceLimits
 from tasks.sources.scan import scan_sources
 from tasks.storage.home import Home
 from tests.conftest import real_data

@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.config import TRAIN_WITHOUT_EFFECT, PipelineConfig, apply_overrides
+from tasks.config.overrides import apply_overrides
+from tasks.config.pipeline import PipelineConfig
+from tasks.config.presets import build_preset
+from tasks.config.training import TRAIN_WITHOUT_EFFECT
 from tasks.errors import ConfigError
-from tasks.presets import build_preset
 from tasks.storage.home import Home
 from tasks.sweep import (
     FAILED,

@@ -25,7 +25,8 @@ from models.config import ConstantSchedule, NoamSchedule, OptimizerConfig, Warmu
 from tasks import train
 from tasks.batches import TokenStore
 from tasks.checkpoints import CheckpointFolder, load_model, read_state
-from tasks.config import TrainConfig, to_json
+from tasks.config.serialization import to_json
+from tasks.config.training import TrainConfig
 from tasks.datasets import DatasetVersion
 from tasks.errors import CheckpointError, ConfigError, Diverged, Interrupted
 from tasks.metrics_log import MetricsTail, read_points

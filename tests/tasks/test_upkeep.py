@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tasks import dataset_upkeep, datasets, steps
-from tasks.config import AugmentConfig, DatasetConfig
+from tasks.config.dataset import AugmentConfig, DatasetConfig
 from tasks.dataset_changes import diff_versions
 from tasks.dataset_upkeep import prune, verify_version
 from tasks.datasets import DatasetVersion

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.augment import AUGMENTATIONS, ITSELF, Variant, augmentation, change_notes, plan_variants
-from tasks.config import AugmentConfig, ConfigError
+from tasks.augment import ITSELF, Variant, change_notes, plan_variants
+from tasks.config.augmentations import AUGMENTATIONS, augmentation
+from tasks.config.dataset import AugmentConfig
+from tasks.config.serialization import ConfigError
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.oore import OoreConfig, OoreTokenizer
 from tasks.music.transforms import shift_velocity, stretch_time, transpose

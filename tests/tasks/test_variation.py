@@ -16,7 +16,8 @@ from models.config import SamplingConfig
 from models.vae.latents import slerp
 from tasks import rewriting
 from tasks.checkpoints import load_model
-from tasks.config import GenerateConfig
+from tasks.config.generation import GenerateConfig
+from tasks.config.presets import build_preset
 from tasks.errors import ConfigError
 from tasks.generate import Batch, generate_batch
 from tasks.infill import GAP_BARS, Canvas, Gap, Span, draw_gaps, make_canvas
@@ -26,14 +27,13 @@ from tasks.music.tokenizers.oore import OoreTokenizer
 from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntTokenizer
 from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
 from tasks.piece_work import written_notes
-from tasks.presets import build_preset
 from tasks.prompts import read_prompts
 from tasks.storage.home import Home
 from tests.builders import DRUMS, make_score
 from tests.models.vae.small_vae import build_vae, rows
 from tests.samples import short_training, small_corpus
 from tests.studio import Studio, files_of, model_of, scores_of, sidecars_of
-from tests.tasks.test_presets import dataset_of, shortened, trained
+from tests.tasks.config.test_presets import dataset_of, shortened, trained
 
 pytestmark = pytest.mark.slow  # seconds a test; see `make check`
 

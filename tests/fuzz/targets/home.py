@@ -21,6 +21,7 @@ from tasks import copying, datasets, runs, summaries, token_cache
 from tasks.batch_files import check_piece, read_run_note
 from tasks.checkpoints import CheckpointFolder, load_model
 from tasks.composer_sessions import SessionFolder
+from tasks.config.source_limits import SourceLimits
 from tasks.copy_store import index_path, map_index
 from tasks.dataset_card import dataset_card
 from tasks.dataset_changes import diff_versions
@@ -31,7 +32,6 @@ from tasks.generate import find_batch, find_whole_batch
 from tasks.lineage import Lineage
 from tasks.metrics_log import MetricsTail, read_points
 from tasks.sources.cache import load_batches, load_table, store_table
-from tasks.sources.limits import SourceLimits
 from tasks.storage.databases import check_database
 from tasks.storage.home import Home
 from tasks.storage.integrity import SEAL, checksum_path, sealed_bytes

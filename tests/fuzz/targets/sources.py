@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from tasks.config.source_limits import SourceLimits
 from tasks.sources.archive_members import list_members
 from tasks.sources.downloads import download
-from tasks.sources.limits import SourceLimits
 from tasks.sources.walk import read_list
 from tests.fuzz.harness import Target
 from tests.tasks.sources.builders import midi, tar_bytes, write_tar, write_zip

@@ -15,7 +15,7 @@ from models.decoder.model import Decoder
 from models.decoder.step import DecoderStep
 from models.layers import KVCache, RelativeAttention
 from models.registry import build_model
-from tasks.presets import CHAR_GPT, RGA
+from tasks.config.presets import CHAR_GPT, RGA
 
 TINY = DecoderConfig(d_model=24, n_heads=4, n_layers=2, d_ff=40, max_relative_distance=10)
 MODERN = DecoderConfig(

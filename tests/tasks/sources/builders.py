@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.sources.limits import SourceLimits
+from tasks.config.source_limits import SourceLimits
 from tasks.sources.read import BadRead, read_members
 from tasks.sources.scan import SCAN_SCHEMA, Scan, scan_sources
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.config.source_limits import SourceLimits
 from tasks.errors import DatasetError
 from tasks.sources import archives
-from tasks.sources.limits import SourceLimits
 from tasks.sources.names import danger_of
 from tasks.sources.scan import scan_sources
 from tests.tasks.sources.builders import (

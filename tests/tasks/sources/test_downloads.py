@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tasks.config.source_limits import SourceLimits
 from tasks.errors import DatasetError, NotFound
 from tasks.sources import catalog, downloads
 from tasks.sources import scan as scan_module
 from tasks.sources.catalog import CatalogEntry
 from tasks.sources.downloads import download
-from tasks.sources.limits import SourceLimits
 from tests.tasks.sources.builders import LIMITS, Server, contents, midi, scan, serve_file, serving, tar_bytes, write_zip
 
 DATA = b"".join(midi(i, 1000) for i in range(500))

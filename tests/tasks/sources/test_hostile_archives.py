@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.config.source_limits import SourceLimits
 from tasks.errors import DatasetError
 from tasks.sources import archive_members
-from tasks.sources.limits import SourceLimits
 from tests.tasks.sources.builders import (
     LIMITS,
     contents,
@@ -306,7 +306,7 @@ def test_a_child_that_lists_an_archive_finds_all_of_it_loaded(tmp_path: Path) ->
 import json, sys
 from dataclasses import asdict
 from tasks.sources import archive_members
-from tasks.sources.limits import SourceLimits
+from tasks.config.source_limits import SourceLimits
 archive_members.prepare()
 before = set(sys.modules)
 for name, kind in (("a.zip", "zip"), ("b.tar.gz", "tar.gz")):

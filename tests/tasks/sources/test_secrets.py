@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.config import DatasetConfig
+from tasks.config.dataset import DatasetConfig
 from tasks.datasets import version_of
 from tasks.errors import ConfigError, DatasetError, NotFound
 from tasks.sources import secrets

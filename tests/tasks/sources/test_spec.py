@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.config.source_limits import SourceLimits
 from tasks.errors import ConfigError, DatasetError, NotFound, OrchestrionError
 from tasks.sources.catalog import CATALOG, catalog_names, find_entry
 from tasks.sources.labels import split_by_folders
-from tasks.sources.limits import SourceLimits
 from tasks.sources.spec import check_source, parse_source, source_name
 from tests.tasks.sources.builders import midi, write_files
 

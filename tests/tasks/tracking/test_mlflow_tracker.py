@@ -16,7 +16,8 @@ from mlflow.exceptions import MlflowException
 
 from tasks import summaries
 from tasks.checkpoints import exported, load_model
-from tasks.config import EvaluateConfig, to_json
+from tasks.config.evaluation import EvaluateConfig
+from tasks.config.serialization import to_json
 from tasks.datasets import DatasetVersion
 from tasks.errors import Interrupted, NotFound
 from tasks.evaluate import Evaluation

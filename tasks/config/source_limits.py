@@ -1,4 +1,4 @@
-"""How much of other people's archives and servers a scan puts up with."""
+"""Limits on archives and downloads."""
 
 from dataclasses import dataclass, fields
 from typing import ClassVar

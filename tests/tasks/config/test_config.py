@@ -5,9 +5,12 @@ import json
 import pytest
 
 from models.config import WarmupCosineSchedule
-from tasks.config import DatasetConfig, PipelineConfig, apply_overrides, digest, field_paths, from_json, to_json
+from tasks.config.dataset import DatasetConfig
+from tasks.config.overrides import apply_overrides
+from tasks.config.pipeline import PipelineConfig
+from tasks.config.presets import PRESETS, build_preset
+from tasks.config.serialization import digest, field_paths, from_json, to_json
 from tasks.errors import ConfigError
-from tasks.presets import PRESETS, build_preset
 
 
 @pytest.mark.parametrize("name", PRESETS)

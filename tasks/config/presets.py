@@ -19,16 +19,12 @@ from models.config import (
     VaeConfig,
     WarmupCosineSchedule,
 )
-from tasks.augment import NO_AUGMENTATION
-from tasks.config import (
-    AugmentConfig,
-    DatasetConfig,
-    EvaluateConfig,
-    GenerateConfig,
-    PipelineConfig,
-    TrainConfig,
-    WindowConfig,
-)
+from tasks.config.augmentations import NO_AUGMENTATION
+from tasks.config.dataset import AugmentConfig, DatasetConfig, WindowConfig
+from tasks.config.evaluation import EvaluateConfig
+from tasks.config.generation import GenerateConfig
+from tasks.config.pipeline import PipelineConfig
+from tasks.config.training import TrainConfig
 from tasks.errors import ConfigError
 from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig

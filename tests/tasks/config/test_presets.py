@@ -12,15 +12,19 @@ from models.config import SamplingConfig
 from models.training import first_beta, learning_rate
 from tasks import train
 from tasks.checkpoints import CheckpointFolder, load_model
-from tasks.config import EvaluateConfig, GenerateConfig, PipelineConfig, TrainConfig, digest
+from tasks.config.evaluation import EvaluateConfig
+from tasks.config.generation import GenerateConfig
+from tasks.config.model_sizes import preset_facts, preset_rows
+from tasks.config.pipeline import PipelineConfig
+from tasks.config.presets import PRESETS, build_preset
+from tasks.config.serialization import digest
+from tasks.config.training import TrainConfig
 from tasks.datasets import DatasetVersion, resolve_dataset
 from tasks.errors import BadScore, ConfigError
 from tasks.evaluate import evaluate_model
 from tasks.generate import generate_batch
-from tasks.model_sizes import preset_facts, preset_rows
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
-from tasks.presets import PRESETS, build_preset
 from tasks.prompts import read_prompts
 from tasks.storage.home import Home
 from tasks.tracking.mlflow_tracker import ModelVersion

@@ -7,9 +7,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.registry import Model, build_model
 from models.vae.model import Vae
-from tasks.config import TrainConfig, to_json
+from tasks.config.presets import PRESETS, build_preset, system_of
+from tasks.config.serialization import to_json
+from tasks.config.training import TrainConfig
 from tasks.music.tokenizers.registry import build_tokenizer, needs_vocabulary
-from tasks.presets import PRESETS, build_preset, system_of
 
 # Of an encoding that learns its vocabulary from the data, as many words or characters as the published sizes are of.
 PUBLISHED_VOCABULARY = {"mmm": 320, "optimus_txt": 256}

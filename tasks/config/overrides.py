@@ -1,0 +1,76 @@
+"""Settings given as text: `a.b=value`."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tasks.config.serialization import Config, from_json, shortened, to_json
+from tasks.errors import ConfigError
+from tasks.storage.foreign_text import OutOfBounds, parse_json
+
+
+def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """Return `config` with `a.b=value` overrides applied; a value is JSON where it parses as JSON, else text.
+
+    Raises:
+        ConfigError: an override without `=`, an unknown key (the message lists the known ones) or a bad value.
+    """
+    values = to_json(config)
+    for override in _variants_first(overrides):
+        path, equals, text = override.partition("=")
+        shown = f"--set {shortened(override)}"
+        if not equals:
+            raise ConfigError(f"{shown}: write it as key=value, for example train.n_steps=500")
+        keys = path.strip().split(".")
+        section = _section_of(values, keys, shown)
+        try:
+            section[keys[-1]] = parse_value(text)
+        except OutOfBounds as error:
+            raise ConfigError(f"{shown}: {error}") from None
+        if _VARIANT_NAME.match(override):
+            values = _switch_variant(type(config), values, section)
+    return from_json(type(config), values)
+
+
+def parse_value(text: str) -> Any:
+    """Return what a setting's text means: JSON where it parses as JSON, otherwise the text.
+
+    Raises:
+        OutOfBounds: JSON that is nested too deeply, or holds a whole number beyond 64 bits.
+    """
+    try:
+        return parse_json(text)
+    except OutOfBounds:
+        raise
+    except ValueError:
+        return text
+
+
+def _section_of(values: dict[str, Any], keys: list[str], shown: str) -> dict[str, Any]:
+    section: Any = values
+    for depth, key in enumerate(keys):
+        if not isinstance(section, dict) or key not in section:
+            known = ", ".join(section) if isinstance(section, dict) else "nothing below it"
+            raise ConfigError(f"{shown}: unknown key {shortened('.'.join(keys[: depth + 1]))!r}; known here: {known}")
+        if depth < len(keys) - 1:
+            section = section[key]
+    return section
+
+
+_VARIANT_NAME = re.compile(r"\s*([^=]*\.)?(model|schedule|encoding)\.name\s*=")  # says which member of a union is meant
+
+
+def _variants_first(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that choose a variant, then the others, which a change of variant must not take away."""
+    return sorted(overrides, key=lambda override: not _VARIANT_NAME.match(override))
+
+
+def _switch_variant(kind: type, values: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
+    """Complete a section whose `name` was set: where the old fields do not fit the new variant, its defaults do."""
+    try:
+        return to_json(from_json(kind, values))
+    except ConfigError:
+        name = section["name"]
+        section.clear()
+        section["name"] = name
+        return to_json(from_json(kind, values))

@@ -1,0 +1,136 @@
+"""Settings as JSON and back. No settings module imports torch, Ray, Prefect or MLflow."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import typing
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+
+from models.config import (
+    ModelConfig,
+    ScheduleConfig,
+)
+from tasks.errors import ConfigError
+from tasks.music.tokenizers.registry import TokenizerConfig
+
+Config = TypeVar("Config")
+
+LARGEST_FLOAT = 3.4e38  # of 32 bits, in which models compute
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Return a config as plain JSON values; `from_json` is the inverse."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def from_json(kind: type[Config], values: Any, place: str = "") -> Config:
+    """Build a config of `kind` from JSON values.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or an impossible value; the message names the field's path.
+    """
+    try:
+        config = _validator(kind).model_validate({"value": values}).value  # type: ignore[attr-defined]
+    except ValidationError as error:
+        raise ConfigError("; ".join(_say(problem, kind, place) for problem in error.errors()[:3])) from None
+    if wrong := _wrong_number(config, values):
+        path, said = wrong
+        raise ConfigError(f"{place}: {path}: {said}" if place else f"{path}: {said}")
+    return config
+
+
+def check_numbers(config: Any) -> None:
+    """See that all numbers of a config are finite and of a size that is computed with, however it was made.
+
+    Raises:
+        ConfigError: one is not; the message names the field's path.
+    """
+    if wrong := _wrong_number(config, None):
+        raise ConfigError(": ".join(wrong))
+
+
+def _wrong_number(value: Any, given: Any, path: str = "") -> tuple[str, str] | None:
+    """Return the path of the first number that no setting takes, and what is wrong with it.
+
+    Args:
+        given: what `value` was made of, if known: true and false are not 1 and 0.
+    """
+    if dataclasses.is_dataclass(value):
+        names = [entry.name for entry in dataclasses.fields(value)]
+        known = given if isinstance(given, dict) else {}
+        inner = [(getattr(value, name), known.get(name), f"{path}.{name}" if path else name) for name in names]
+    elif isinstance(value, (tuple, list)):
+        known = given if isinstance(given, (tuple, list)) else [None] * len(value)
+        inner = [(item, one, path) for item, one in zip(value, known, strict=False)]
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    else:
+        if isinstance(given, bool):
+            return path, f"a number is wanted, not {str(given).lower()}"
+        if isinstance(value, int):
+            return (
+                None if -(2**63) <= value < 2**63 else (path, f"{shortened(str(value))} is beyond 64 bits with a sign")
+            )
+        is_usable = math.isfinite(value) and abs(value) <= LARGEST_FLOAT
+        return None if is_usable else (path, f"{value} is not a finite number that 32 bits hold")
+    return next(filter(None, (_wrong_number(*one) for one in inner)), None)
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 hex digest of a config's or JSON value's canonical form."""
+    plain = to_json(value) if dataclasses.is_dataclass(value) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def field_paths(kind: type, prefix: str = "") -> list[str]:
+    """Return the dotted path of every setting below a config class, in order of definition."""
+    paths: list[str] = []
+    for entry in dataclasses.fields(kind):
+        hint = typing.get_type_hints(kind)[entry.name]
+        members = [m for m in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(m)]
+        if members:
+            nested = [path for member in members for path in field_paths(member, f"{prefix}{entry.name}.")]  # type: ignore[arg-type]
+            paths += dict.fromkeys(nested)
+        else:
+            paths.append(prefix + entry.name)
+    return paths
+
+
+def shortened(text: str) -> str:
+    """Return a text as a message holds it, however long it is."""
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+# Names that tell the members of a union apart; they stand in the place of a problem and are no keys.
+_VARIANTS = {
+    field.default
+    for union in (ModelConfig, ScheduleConfig, TokenizerConfig)
+    for member in typing.get_args(union)
+    for field in dataclasses.fields(member)
+    if field.name == "name"
+}
+
+
+@functools.cache
+def _validator(kind: type) -> type[BaseModel]:
+    # Plain dataclasses take their strictness from the model they stand in; on their own they ignore unknown keys.
+    return create_model("Config", __config__=ConfigDict(extra="forbid"), value=(kind, ...))
+
+
+def _say(problem: Any, kind: type, place: str) -> str:
+    location = [str(part) for part in problem["loc"][1:]]
+    path = ".".join(part for part in location if not part.endswith(("Config", "Schedule")) and part not in _VARIANTS)
+    where = f"{place}: " if place else ""
+    if problem["type"] == "unexpected_keyword_argument":
+        known = [p for p in field_paths(kind) if p.rpartition(".")[0] == path.rpartition(".")[0]]
+        return (
+            f"{where}unknown key {shortened(repr(path))}; known here: {', '.join(p.rpartition('.')[2] for p in known)}"
+        )
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = f" (got {shortened(repr(given))})" if not isinstance(given, dict) else ""
+    return f"{where}{shortened(path) or kind.__name__}: {message}{shown}"
