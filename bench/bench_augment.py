@@ -20,14 +20,14 @@ from typing import Any
 import pyarrow.compute as pc
 import report
 
-from tasks import ingest
 from tasks.config.dataset import AugmentConfig, ParseConfig
 from tasks.config.source_limits import SourceLimits
-from tasks.encode import TokenShard, build_token_shard, plan_token_shards, read_counts
+from tasks.dataset.encode import TokenShard, build_token_shard, plan_token_shards, read_counts
+from tasks.ingest import song_shards
+from tasks.ingest.sources.scan import scan_sources
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.oore import OoreConfig
-from tasks.sources.scan import scan_sources
 from tasks.storage.parquet import read_table
 
 PACKAGES = ("numpy", "numba", "pyarrow")
@@ -81,9 +81,9 @@ def ingest_files(paths: list[Path], scratch: Path) -> list[TokenShard]:
     for index, path in enumerate(paths):
         shutil.copy(path, folder / f"{index:04d}{path.suffix}")
     files = scan_sources([str(folder)], scratch / "cache", SourceLimits(), n_threads=1).files
-    songs = ingest.plan_song_shards(ParseConfig(), ingest.distinct_contents(files), scratch / "songs")
-    for job in ingest.jobs(songs):
-        ingest.parse_isolated(job)
+    songs = song_shards.plan_song_shards(ParseConfig(), song_shards.distinct_contents(files), scratch / "songs")
+    for job in song_shards.jobs(songs):
+        song_shards.parse_isolated(job)
     wanted = []
     for shard in songs:
         table = read_table(shard.path, ["piece", "status"])

@@ -21,8 +21,9 @@ import report
 from numba import njit
 
 from tasks.copy_store import IndexedLines, index_path, map_index, write_index
+from tasks.dataset.near_duplicates import group_pieces
+from tasks.dataset.split import split_groups
 from tasks.errors import BadScore
-from tasks.groups import group_pieces
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.notes import NoteBatch
 from tasks.music.similarity.fingerprint import sign_pieces
@@ -34,7 +35,6 @@ from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
 from tasks.music.tokenizers.remi.vocabulary import RemiConfig
 from tasks.music.transforms import stretch_time, transpose_within
 from tasks.originality import human_range
-from tasks.split import split_groups
 
 PACKAGES = ("numba", "numpy")
 PASSAGES = (24, 48)

@@ -21,13 +21,13 @@ import numpy as np
 import report
 
 from tasks.config.dataset import LeakageConfig
+from tasks.dataset.leakage import MIN_GRAMS, measure_leakage, thin_grams, thinning_for
+from tasks.dataset.near_duplicates import Groups, group_pieces
+from tasks.dataset.split import split_groups
 from tasks.errors import BadScore
-from tasks.groups import Groups, group_pieces
-from tasks.leakage import MIN_GRAMS, measure_leakage, thin_grams, thinning_for
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.score import Score
 from tasks.music.similarity.fingerprint import SAMPLE, gram_hashes, sign_pieces
-from tasks.split import split_groups
 
 PACKAGES = ("numba", "numpy", "scipy")
 CONFIRMED = 0.1  # share of the smaller piece's 13-note n-grams; unrelated pieces of one source rarely share any

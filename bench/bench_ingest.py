@@ -24,11 +24,12 @@ import mido
 import report
 import symusic
 
-from tasks import ingest, ledger
 from tasks.config.dataset import ParseConfig
 from tasks.config.source_limits import SourceLimits
+from tasks.dataset import ledger
+from tasks.ingest import song_shards
+from tasks.ingest.sources.scan import scan_sources
 from tasks.music.midi.reader import read_files
-from tasks.sources.scan import scan_sources
 
 try:
     import miditok
@@ -100,10 +101,10 @@ def ingest_folder(folder: Path, scratch: Path) -> dict[str, int]:
     shutil.rmtree(scratch / "out", ignore_errors=True)
     config = ParseConfig()
     files = scan_sources([str(folder)], scratch / "out" / "cache", SourceLimits(), n_threads=1).files
-    contents = ingest.distinct_contents(files)
-    shards = ingest.plan_song_shards(config, contents, scratch / "out" / "songs")
-    for job in ingest.jobs(shards):
-        ingest.parse_isolated(job)
+    contents = song_shards.distinct_contents(files)
+    shards = song_shards.plan_song_shards(config, contents, scratch / "out" / "songs")
+    for job in song_shards.jobs(shards):
+        song_shards.parse_isolated(job)
     facts = ledger.read_song_facts(shards)
     return {"notes": sum(facts.column("n_notes").to_pylist()), "shards": len(shards)}
 

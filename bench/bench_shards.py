@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python bench/bench_shards.py --source some/folder
 
-The shard holds the pieces of the source in `oore` with the default augmentation, in the order of `tasks/encode.py`.
+The shard holds the pieces of the source in `oore` with the default augmentation, in the order of `encode.py`.
 Every way writes to memory, so that no disk is measured; rates are tokens for each second of one core. The ratio is the
 chosen way's write rate over that of pyarrow's defaults. Whether DuckDB and Polars open each file is seen where they
 are installed; they are no dependencies:

@@ -84,7 +84,7 @@ def source_folder(given: Path | None) -> Iterator[Path]:
             sys.exit(f"--source {given}: no MIDI file there")
         yield given
         return
-    from tasks.sources.sample_corpus import write_sample_corpus
+    from tasks.ingest.sources.sample_corpus import write_sample_corpus
 
     with tempfile.TemporaryDirectory(prefix="orchestrion-bench-") as folder:
         corpus = Path(folder) / "sample"

@@ -366,7 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _hide_queries() -> None:
     """Start anew without the queries of sources' addresses among the arguments, which `ps` and Ray's records show."""
-    from tasks.sources.secrets import keep_queries
+    from tasks.ingest.sources.secrets import keep_queries
 
     given = sys.orig_argv[1:]
     if (hidden := keep_queries(given)) != given:
@@ -445,7 +445,7 @@ def _dataset_overrides(
     encoding: str = "",
     augment: str = "",
 ) -> list[str]:
-    from tasks.sources.spec import absolute_source
+    from tasks.ingest.sources.spec import absolute_source
 
     given = []
     if encoding:
@@ -468,14 +468,14 @@ def _dataset_overrides(
 
 
 def _check_sources(sources: Sequence[str]) -> None:
-    from tasks.sources.spec import check_source
+    from tasks.ingest.sources.spec import check_source
 
     for source in sources:
         check_source(source)
 
 
 def _check_dataset(home: Home, reference: str) -> None:
-    from tasks.datasets import resolve_dataset
+    from tasks.dataset.versions import resolve_dataset
 
     resolve_dataset(home, reference)
 

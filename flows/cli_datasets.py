@@ -34,7 +34,7 @@ def datasets(context: typer.Context, home: HomeOption = DEFAULT_HOME, as_json: J
 @app.command("list", epilog="Example: orchestrion datasets list --json")
 def list_versions(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """List the dataset versions, newest first."""
-    from tasks.datasets import list_datasets
+    from tasks.dataset.versions import list_datasets
 
     print_list([entry.summary() for entry in list_datasets(Home.at(home))], _COLUMNS, as_json, "datasets")
 
@@ -42,8 +42,8 @@ def list_versions(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) 
 @app.command(epilog="Example: orchestrion datasets show mine")
 def show(reference: ReferenceArgument = "", home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show a version: where its files went, its splits, what leaks between them, what changed before it."""
-    from tasks.dataset_card import dataset_card
-    from tasks.datasets import resolve_dataset
+    from tasks.dataset.card import dataset_card
+    from tasks.dataset.versions import resolve_dataset
 
     dataset = resolve_dataset(Home.at(home), reference)
     typer.echo(json_text(dataset.summary() | {"manifest": dataset.manifest}) if as_json else dataset_card(dataset))
@@ -57,9 +57,9 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Say what changed from one version to another: files, settings, shards."""
-    from tasks.dataset_card import changes_card
-    from tasks.dataset_changes import diff_versions
-    from tasks.datasets import resolve_dataset
+    from tasks.dataset.card import changes_card
+    from tasks.dataset.changes import diff_versions
+    from tasks.dataset.versions import resolve_dataset
 
     where = Home.at(home)
     before = resolve_dataset(where, old)
@@ -80,8 +80,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Hash every file of a version again; exit code 1 if one is not what was written."""
-    from tasks.dataset_upkeep import check_datasets
-    from tasks.datasets import list_datasets, resolve_dataset
+    from tasks.dataset.upkeep import check_datasets
+    from tasks.dataset.versions import list_datasets, resolve_dataset
     from tasks.errors import DatasetError
     from tasks.runtime.progress import Progress
 
@@ -131,7 +131,7 @@ def prune(
     as_json: JsonOption = False,
 ) -> None:
     """Delete shards that no version uses, and old versions if asked; those that models were trained on stay."""
-    from tasks.dataset_upkeep import prune as prune_datasets
+    from tasks.dataset.upkeep import prune as prune_datasets
 
     where = Home.at(home)
     tracker = tracker_of(where)
@@ -153,7 +153,7 @@ def catalog(as_json: JsonOption = False) -> None:
     """List the public sets that a rebuild can fetch by name: `orchestrion rebuild --source catalog:NAME`."""
     import dataclasses
 
-    from tasks.sources.catalog import CATALOG
+    from tasks.ingest.sources.catalog import CATALOG
 
     if as_json:
         typer.echo(json_text({"catalog": [dataclasses.asdict(entry) for entry in CATALOG]}))

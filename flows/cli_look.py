@@ -138,7 +138,7 @@ def encode(
     as_json: JsonOption = False,
 ) -> None:
     """Show files as tokens: readable names, or with --json ids and what they mean, one line for each file."""
-    from tasks.inspect_tokens import encode_file, encoding_config
+    from tasks.dataset.inspect_tokens import encode_file, encoding_config
 
     config = encoding_config(encoding, overrides or [])
     for path in paths:
@@ -164,7 +164,7 @@ def decode(
     as_json: JsonOption = False,
 ) -> None:
     """Turn token ids back into a MIDI file."""
-    from tasks.inspect_tokens import decode_file, encoding_config
+    from tasks.dataset.inspect_tokens import decode_file, encoding_config
 
     n_notes = decode_file(ids, encoding_config(encoding) if encoding else None, out)
     print_result({"path": str(out), "n_notes": n_notes}, as_json, ("path", "n_notes"))

@@ -122,7 +122,7 @@ def _mlflow(home: Home) -> str:
 
 
 def _datasets(home: Home) -> str:
-    from tasks.datasets import list_datasets
+    from tasks.dataset.versions import list_datasets
 
     found = list_datasets(home)
     broken = [f"{entry.reference} misses {len(missing)} files" for entry in found if (missing := entry.missing_files())]

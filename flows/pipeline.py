@@ -8,14 +8,17 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.triggers import check_trigger
-from tasks import steps, summaries
+from tasks import summaries
 from tasks.config.dataset import DatasetConfig
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.generation import GenerateConfig
 from tasks.config.pipeline import PipelineConfig
 from tasks.config.serialization import to_json
 from tasks.config.training import TrainConfig
-from tasks.datasets import resolve_dataset
+from tasks.dataset import steps
+from tasks.dataset.card import dataset_card
+from tasks.dataset.summary import log_dataset
+from tasks.dataset.versions import resolve_dataset
 from tasks.runtime.prefect_tasks import artifact_key, publish_summary
 from tasks.storage.home import Home
 from tasks.tracking.mlflow_tracker import Tracker
@@ -48,8 +51,8 @@ def rebuild_dataset(config: DatasetConfig = DatasetConfig(), home: str = "", par
                 ledger, leakage = steps.account_for_files(inputs, songs)
                 dataset = steps.encode_and_publish(where, inputs, songs, ledger, leakage)
                 steps.write_dataset_report(dataset, inputs, songs, ledger)
-                summaries.log_dataset(run, dataset)
-        publish_summary(artifact_key("dataset", dataset.name), summaries.dataset_card(dataset))
+                log_dataset(run, dataset)
+        publish_summary(artifact_key("dataset", dataset.name), dataset_card(dataset))
         steps.link_report(dataset)
         return dataset.summary() | {"reused": reused, "seconds": since(started)}
 

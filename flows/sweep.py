@@ -10,7 +10,7 @@ from tasks import summaries
 from tasks import sweep as sweeps
 from tasks.config.pipeline import PipelineConfig
 from tasks.config.serialization import to_json
-from tasks.datasets import resolve_dataset
+from tasks.dataset.versions import resolve_dataset
 from tasks.errors import SweepFailed, words_of
 from tasks.runtime.prefect_tasks import publish_summary
 from tasks.storage.files import storage_problem

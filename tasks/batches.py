@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from tasks.dataset.token_cache import flat_tokens
 from tasks.music.arrays import BoolArray, IntArray, offsets_of
-from tasks.token_cache import flat_tokens
 
 WindowKind = Literal["random", "whole", "start", "end", "packed"]
 
@@ -22,7 +22,7 @@ class TokenStore:
 
     Args:
         shards: the split's files, in the manifest's order; that order is part of what a batch depends on.
-        folder: where the rows lie flat in a file that is mapped into memory, made if need be; see `tasks.token_cache`.
+        folder: where the rows lie flat in a file that is mapped into memory, made if need be; see `token_cache`.
             None: they are read into memory.
     Raises:
         ValueError: the shards hold no token.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tasks.config.evaluation import EvaluateConfig
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.music.metrics.distances import Estimate, compare_scores
 from tasks.tracking.mlflow_tracker import ModelVersion, Tracker
 

@@ -407,8 +407,8 @@ def _read_prompt(loaded: "LoadedModel", prompt: str) -> "Prompt":
 
 def _excerpt(home: Home, loaded: "LoadedModel", rng: np.random.Generator, n_tokens: int) -> tuple[str, Sequence[int]]:
     """Return the name and the first ids of a piece of the training split."""
-    from tasks.datasets import resolve_dataset
-    from tasks.token_cache import flat_tokens
+    from tasks.dataset.token_cache import flat_tokens
+    from tasks.dataset.versions import resolve_dataset
 
     reference = "{name}@{version}".format(**loaded.state["dataset"])
     dataset = resolve_dataset(home, reference)

@@ -21,7 +21,7 @@ from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.generation import GenerateConfig
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.held_out import pieces_of_rows
 from tasks.latent_pieces import FROM_PRIOR, LatentPlan, LatentSource
 from tasks.music.arrays import FloatArray, IntArray

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tasks.copy_store import REVISION, IndexedLines, index_path, map_index, write_index
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import DamagedFile, DatasetError, HomeError, NotFound
 from tasks.music.arrays import IntArray
 from tasks.music.notes import NoteBatch
@@ -340,7 +340,7 @@ def source_notes(dataset: DatasetVersion, match: CopyMatch) -> "Score":
 
 
 def _read_piece(dataset: DatasetVersion, piece: str) -> NoteBatch:
-    from tasks.encode import read_notes
+    from tasks.dataset.encode import read_notes
 
     for relative in dataset.manifest["songs"]:
         songs = dataset.folder / relative

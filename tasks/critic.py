@@ -10,7 +10,8 @@ from typing import Any
 from tasks.checkpoints import LoadedModel
 from tasks.config.generation import GenerateConfig
 from tasks.copying import CopyIndex, CopyMatch, copy_index, source_notes
-from tasks.datasets import DatasetVersion
+from tasks.dataset.split import SPLITS
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import ConfigError, DamagedFile, DatasetError, HomeError, NotFound
 from tasks.held_out import held_out_statistics
 from tasks.music.excerpt import Extent
@@ -19,7 +20,6 @@ from tasks.music.score import Score
 from tasks.originality import judge_batch
 from tasks.piece_ids import longest_piece
 from tasks.prompts import dataset_of, piece_limit
-from tasks.split import SPLITS
 from tasks.storage.home import Home
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from tasks.checkpoints import LoadedModel
 from tasks.config.evaluation import EvaluateConfig
 from tasks.continuations import ContinuationTest, continue_pieces
 from tasks.copying import copy_index
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import CheckpointError, DatasetError, Diverged, HomeError
 from tasks.held_out import held_out_statistics, pieces_of_rows
 from tasks.latent_pieces import FROM_PRIOR, with_latents

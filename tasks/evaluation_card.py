@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tasks.config.evaluation import EvaluateConfig
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 
 if TYPE_CHECKING:  # it brings torch
     from tasks.continuations import ContinuationTest

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tasks.batches import TokenStore
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.music.excerpt import Extent, beginning
 from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.storage.parquet import read_table

@@ -1,6 +1,6 @@
 """Every kind of file of a home that is read back, how it is checked, and how one of before there were seals gets one.
 
-`docs/operations.md` has the same table in words. Datasets have `tasks.dataset_upkeep` besides.
+`docs/operations.md` has the same table in words. Datasets have `tasks.dataset.upkeep` besides.
 """
 
 import json
@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import batch_files, checkpoints, copy_store, runs, sweep, token_cache
+from tasks import batch_files, checkpoints, copy_store, runs, sweep
 from tasks.composer_sessions import SessionFolder
-from tasks.datasets import LATEST
+from tasks.dataset import token_cache
+from tasks.dataset.versions import LATEST
 from tasks.errors import DamagedFile, OrchestrionError
+from tasks.ingest.sources.downloads import KNOWN
 from tasks.metrics_log import POINT, point_line
-from tasks.sources.downloads import KNOWN
 from tasks.storage.databases import check_database
 from tasks.storage.files import write_atomically
 from tasks.storage.home import Home

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.batch_files import list_manifests, read_manifest, read_sidecar
-from tasks.datasets import DatasetVersion, list_datasets, resolve_dataset
+from tasks.dataset.versions import DatasetVersion, list_datasets, resolve_dataset
 from tasks.errors import NotFound, OrchestrionError
 from tasks.storage.home import Home
 from tasks.storage.parquet import read_table

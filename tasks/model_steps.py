@@ -12,7 +12,7 @@ from tasks.checkpoints import LoadedModel, exported, load_model
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.generation import GenerateConfig
 from tasks.config.training import TrainConfig
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.prompts import read_prompts
 from tasks.runtime.prefect_tasks import HEALS, show_progress
 from tasks.runtime.progress import Progress

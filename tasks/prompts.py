@@ -15,10 +15,12 @@ from models.vae.model import Vae
 from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel
 from tasks.config.generation import GenerateConfig
-from tasks.datasets import DatasetVersion, resolve_dataset
-from tasks.encode import grid_of
+from tasks.dataset.encode import grid_of
+from tasks.dataset.split import SPLITS
+from tasks.dataset.versions import DatasetVersion, resolve_dataset
 from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
 from tasks.infill import Canvas, Gap, ids_of, make_canvas
+from tasks.ingest.sources.names import is_companion
 from tasks.latent_pieces import latents_of
 from tasks.music.excerpt import Extent, beginning
 from tasks.music.midi.read_midi import read_midi
@@ -28,8 +30,6 @@ from tasks.music.score import Score
 from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.windows import cut_windows
 from tasks.piece_ids import check_prompt_ids, check_request
-from tasks.sources.names import is_companion
-from tasks.split import SPLITS
 from tasks.storage.file_names import MIDI_SUFFIXES, is_midi, printable
 from tasks.storage.home import Home
 from tasks.storage.user_paths import check_there, path_of

@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.config.serialization import to_json
 from tasks.config.training import TrainConfig
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import DamagedFile, NotFound
 from tasks.storage.files import write_atomically
 from tasks.storage.home import Home

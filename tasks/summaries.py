@@ -13,8 +13,7 @@ from tasks.batch_files import RESULTS
 from tasks.champions import against_champion, champion_tags
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.training import TrainConfig
-from tasks.dataset_card import dataset_card
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.evaluation_card import report_markdown
 from tasks.report_page.evaluation import Decision, evaluation_page
 from tasks.reporting.markdown import table
@@ -34,21 +33,6 @@ if TYPE_CHECKING:  # these bring torch, which a rebuild can do without
 
 Summary = dict[str, Any]
 EVALUATION_PAGE = "evaluation.html"
-
-
-def log_dataset(run: Run, dataset: DatasetVersion) -> None:
-    """Send a new dataset version to the tracker."""
-    counts = dataset.manifest["counts"]
-    run.log_params(dataset.manifest["config"], "dataset")
-    figures = {key: value for key, value in counts.items() if key.startswith("n_")}
-    run.log_metrics({f"dataset/{key}": value for key, value in figures.items()})
-    run.use_dataset(dataset, "built")
-    run.log_file(dataset.manifest_path)
-    run.log_file(dataset.ledger)
-    for path in (dataset.report, dataset.report.with_suffix(".png")):
-        if path.exists():
-            run.log_file(path)
-    run.describe(dataset_card(dataset))
 
 
 def log_training_start(run: Run, claim: "Claim", config: TrainConfig, dataset: DatasetVersion) -> None:

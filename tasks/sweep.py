@@ -20,7 +20,7 @@ from tasks.config.overrides import apply_overrides, parse_value
 from tasks.config.pipeline import PipelineConfig
 from tasks.config.serialization import digest, shortened, to_json
 from tasks.config.training import TRAIN_WITHOUT_EFFECT
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import ConfigError, DamagedFile
 from tasks.storage.files import write_atomically
 from tasks.storage.home import Home

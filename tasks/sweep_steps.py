@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks import summaries, sweep
 from tasks.checkpoints import read_state
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import Interrupted
 from tasks.metrics_log import read_points
 from tasks.model_steps import register_model

@@ -31,7 +31,7 @@ from tasks.batches import TokenStore
 from tasks.checkpoints import CheckpointFolder, read_state, restore
 from tasks.config.serialization import digest, to_json
 from tasks.config.training import TRAIN_WITHOUT_EFFECT, TrainConfig
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import ConfigError, Diverged, HomeError, Interrupted, cause_of
 from tasks.metrics_log import MetricsTail, Reporter, sum_over_ranks
 from tasks.music.tokenizers.registry import tokenizer_from_json

@@ -6,12 +6,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from models.config import DecoderConfig, WarmupCosineSchedule
-from tasks import analyse, datasets, encode, ingest, ledger
 from tasks.config.dataset import AugmentConfig, DatasetConfig
 from tasks.config.training import TrainConfig
-from tasks.datasets import DatasetVersion
-from tasks.sources.sample_corpus import write_sample_corpus
-from tasks.sources.scan import scan_sources
+from tasks.dataset import analyse, encode, ledger
+from tasks.dataset.publish import dataset_name, plan_tokens, publish_version, version_of
+from tasks.dataset.versions import DatasetVersion
+from tasks.ingest import song_shards
+from tasks.ingest.sources.sample_corpus import write_sample_corpus
+from tasks.ingest.sources.scan import scan_sources
 from tasks.storage.home import Home
 
 SMALL_MODEL = DecoderConfig(d_model=32, n_heads=4, n_layers=2, d_ff=64, dropout=0.1, max_relative_distance=64)
@@ -42,20 +44,20 @@ def small_dataset(
         place, field = files.schema.get_field_index("split"), files.schema.field("split")
         stated = [official.get(path) for path in files.column("path").to_pylist()]
         files = files.set_column(place, field, pa.array(stated).cast(field.type))
-    folder = home.datasets / datasets.dataset_name(config)
-    contents = ingest.distinct_contents(files)
-    songs = ingest.plan_song_shards(config.parse, contents, folder / "songs")
-    ingest.parse_isolated([shard for shard in songs if not shard.path.exists()])
+    folder = home.datasets / dataset_name(config)
+    contents = song_shards.distinct_contents(files)
+    songs = song_shards.plan_song_shards(config.parse, contents, folder / "songs")
+    song_shards.parse_isolated([shard for shard in songs if not shard.path.exists()])
     planned = analyse.plan_analysis([shard.path for shard in songs], folder / "analysis")
     analyse.analyse_shards([shard for shard in planned if not shard.path.exists()])
     analysis = analyse.read_analysis(planned)
     book = ledger.build_ledger(config, files, contents, songs, analysis)
     leakage = ledger.check_leakage(config, book, analysis)
-    tokens = datasets.plan_tokens(config, book, songs, folder)
+    tokens = plan_tokens(config, book, songs, folder)
     for shard in tokens:
         encode.build_token_shard(shard)
-    version = datasets.version_of(config, files)
-    return datasets.publish(home, config, version, scan.n_other_files, book, leakage, songs, planned, tokens)
+    version = version_of(config, files)
+    return publish_version(home, config, version, scan.n_other_files, book, leakage, songs, planned, tokens)
 
 
 def short_training(**settings: object) -> TrainConfig:

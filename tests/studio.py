@@ -9,7 +9,7 @@ from typing import Any
 from models.config import SamplingConfig
 from tasks.config.generation import GenerateConfig
 from tasks.copying import copy_index, human_path
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.generate import Batch, generate_batch
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi

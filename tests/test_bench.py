@@ -40,7 +40,7 @@ def test_the_models_are_those_of_the_presets(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_ingest_runs_on_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks.sources.sample_corpus import write_sample_corpus
+    from tasks.ingest.sources.sample_corpus import write_sample_corpus
 
     write_sample_corpus(tmp_path / "music", n_pieces=3)
     arguments = ["bench/bench_ingest.py", "--source", str(tmp_path / "music"), "--results", str(tmp_path / "out")]

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.analyse import ANALYSIS_SCHEMA
-from tasks.datasets import DatasetVersion
+from tasks.dataset.analyse import ANALYSIS_SCHEMA
+from tasks.dataset.versions import DatasetVersion
 from tasks.storage.home import Home
 from tasks.storage.parquet import LEDGER_SCHEMA, SCHEMA_NUMBER, SONG_SCHEMA, TOKEN_SCHEMA
 from tests.samples import small_corpus, small_dataset

@@ -1,6 +1,6 @@
 """The sample corpus: 200 pieces written by the composers of this folder, the same bytes on every run.
 
-The project ships its output (`tasks/sources/sample_corpus.tar.xz`). To write that file again after a change here:
+The project ships its output, `tasks/ingest/sources/sample_corpus.tar.xz`. To write that file again after a change:
 
     python -m bench.sample_corpus.writer
 """
@@ -107,4 +107,4 @@ def _vary_file(dice: Dice, piece: Piece) -> None:
 
 
 if __name__ == "__main__":
-    Path(str(resources.files("tasks.sources") / "sample_corpus.tar.xz")).write_bytes(build_archive())
+    Path(str(resources.files("tasks.ingest.sources") / "sample_corpus.tar.xz")).write_bytes(build_archive())

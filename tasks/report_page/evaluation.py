@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.champions import Rivalry
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.serialization import to_json
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.report_page.evaluation_music import continuation_section, copying_section, sample_section
 from tasks.reporting.frame import assemble_page
 from tasks.reporting.markup import escape, figure_list, label_of, path_html, say, table

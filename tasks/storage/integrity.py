@@ -371,3 +371,11 @@ def read_header(handle: IO[bytes], path: Path, shape: Shape, n_bytes: int = 4096
         if isinstance(item, int) and item < 0:
             raise DamagedFile(f"{path} is damaged: {key} is {item}")
     return found
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file as hex, empty if it cannot be read."""
+    try:
+        return examine(path).sha256
+    except OSError:
+        return ""

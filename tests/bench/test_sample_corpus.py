@@ -32,7 +32,7 @@ from bench.sample_corpus.ornaments import has_parallels
 from bench.sample_corpus.voicing import VOICE_RANGES, list_voicings
 from bench.sample_corpus.writer import README, build_archive, flawed_files, pieces
 from tasks.errors import ConfigError
-from tasks.sources.sample_corpus import sample_files
+from tasks.ingest.sources.sample_corpus import sample_files
 
 pytestmark = pytest.mark.slow  # seconds a test; see `make check`
 
@@ -167,7 +167,7 @@ def test_the_program_makes_exactly_the_shipped_files(corpus):
 
 
 def test_the_archive_is_the_same_bytes_each_time():
-    with (resources.files("tasks.sources") / "sample_corpus.tar.xz").open("rb") as handle:
+    with (resources.files("tasks.ingest.sources") / "sample_corpus.tar.xz").open("rb") as handle:
         shipped = handle.read()
     built = build_archive()
     assert built == build_archive()

@@ -25,12 +25,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import access, services
-from tasks import datasets
-from tasks.sources.sample_corpus import write_sample_corpus
+from tasks.dataset import versions
+from tasks.ingest.sources.sample_corpus import write_sample_corpus
 from tasks.storage.home import Home
 from tests.flows.conftest import clean_environment
 from tests.samples import small_dataset
-from tests.tasks.sources.builders import serve_file, serving, write_zip
+from tests.tasks.ingest.sources.builders import serve_file, serving, write_zip
 
 N_PIECES = 160
 PADDING = 80 * 2**10  # bytes a file, so that its size makes several pieces of work of the corpus
@@ -219,7 +219,7 @@ def test_a_folder_that_changes_under_a_rebuild_is_rebuilt(start: Start, tmp_path
 
 def see_nothing_half_done(home: Path, reference: Reference) -> None:
     """See that no version can be seen yet, and that each shard that can be seen is whole."""
-    assert datasets.list_datasets(Home.at(home)) == []
+    assert versions.list_datasets(Home.at(home)) == []
     for name, digest in files_of(home).items():
         assert not name.startswith("versions/")
         assert digest == reference.files[name]
@@ -449,4 +449,4 @@ def test_one_changed_file_changes_one_shard_of_each_kind(home: Home, tmp_path: P
     for split in ("train", "validation", "test"):
         assert sum(f"split={split}" in str(path) for path in new) <= most
     assert len(new) == sum(shards[stage]["new"] for stage in ("songs", "analysis", "tokens"))
-    assert datasets.find_version(home, "small", before.version) is not None
+    assert versions.find_version(home, "small", before.version) is not None

@@ -23,7 +23,7 @@ from tasks.continuations import (
     distance,
     likeness_of,
 )
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.evaluate import evaluate_model
 from tasks.evaluation_card import report_markdown
 from tasks.held_out import pieces_of_rows

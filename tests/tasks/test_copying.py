@@ -15,8 +15,8 @@ from tasks import copying
 from tasks.config.dataset import AugmentConfig
 from tasks.copy_store import index_path
 from tasks.copying import CopyIndex, copy_index, human_path, source_notes
-from tasks.dataset_upkeep import prune, verify_version
-from tasks.datasets import DatasetVersion
+from tasks.dataset.upkeep import prune, verify_version
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import DatasetError, HomeError, NotFound
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi

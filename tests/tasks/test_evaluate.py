@@ -14,7 +14,7 @@ from tasks import evaluate as evaluation
 from tasks.batches import TokenStore
 from tasks.checkpoints import LoadedModel, load_model
 from tasks.config.evaluation import EvaluateConfig
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import CheckpointError, DatasetError, Diverged
 from tasks.evaluate import check_fits, evaluate_model, sample_freely, score_held_out
 from tasks.evaluation_card import report_markdown

@@ -15,20 +15,20 @@ import pytest
 from tasks import home_files
 from tasks.checkpoints import load_model
 from tasks.copying import copy_index
-from tasks.dataset_upkeep import verify_version
-from tasks.datasets import file_hash, list_datasets, resolve_dataset
+from tasks.dataset.split import SPLITS
+from tasks.dataset.token_cache import check_flat, flat_tokens
+from tasks.dataset.upkeep import verify_version
+from tasks.dataset.versions import list_datasets, resolve_dataset
 from tasks.errors import OrchestrionError
 from tasks.home_files import Finding, check_files
+from tasks.ingest.sources.cache import load_table
 from tasks.metrics_log import read_points
-from tasks.sources.cache import load_table
-from tasks.split import SPLITS
 from tasks.storage import integrity
 from tasks.storage.files import write_atomically
 from tasks.storage.home import Home
-from tasks.storage.integrity import sealed_bytes
+from tasks.storage.integrity import file_hash, sealed_bytes
 from tasks.storage.parquet import check_shard, read_table
 from tasks.sweep import SweepFolder
-from tasks.token_cache import check_flat, flat_tokens
 from tests.homes import unpack_home
 from tests.samples import small_dataset
 

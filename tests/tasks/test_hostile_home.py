@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from tasks import analyse, datasets
 from tasks.batch_files import run_note_path
 from tasks.checkpoints import CheckpointFolder, load_model
 from tasks.comparison import _newest_batch
-from tasks.dataset_upkeep import prune, verify_version
-from tasks.datasets import DatasetVersion, file_hash
+from tasks.dataset import analyse, versions
+from tasks.dataset.token_cache import flat_tokens
+from tasks.dataset.upkeep import prune, verify_version
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import CheckpointError, DamagedFile, DatasetError, OrchestrionError
 from tasks.generate import find_batch
 from tasks.storage.home import Home
-from tasks.storage.integrity import checksum_path, drop_damaged, sealed_bytes
+from tasks.storage.integrity import checksum_path, drop_damaged, file_hash, sealed_bytes
 from tasks.storage.parquet import check_shards
-from tasks.token_cache import flat_tokens
 from tests.homes import unpack_home
 from tests.samples import small_corpus, small_dataset
 
@@ -52,12 +52,12 @@ FOREIGN: dict[str, Any] = {
 def test_a_foreign_manifest_blocks_no_other_dataset(old: Home, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     path = put(old, "bad", FOREIGN[kind])
     with caplog.at_level(logging.WARNING):
-        assert [dataset.name for dataset in datasets.list_datasets(old)] == ["small"]
+        assert [dataset.name for dataset in versions.list_datasets(old)] == ["small"]
     assert caplog.text.count(f"{path} is damaged") == 1
-    assert datasets.resolve_dataset(old).name == datasets.resolve_dataset(old, "small").name == "small"
+    assert versions.resolve_dataset(old).name == versions.resolve_dataset(old, "small").name == "small"
     for reference in ("bad", "bad@0000000000000000"):
         with pytest.raises(DatasetError, match=r"manifest\.json is damaged"):
-            datasets.resolve_dataset(old, reference)
+            versions.resolve_dataset(old, reference)
     before = {path for path in old.datasets.rglob("*") if path.is_file()}
     with pytest.raises(DatasetError, match="the others were pruned"):
         prune(old)
@@ -77,14 +77,14 @@ CHANGES: dict[str, Any] = {
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("has_checksum", [False, True])
 def test_a_manifest_that_names_other_places_is_refused(old: Home, name: str, has_checksum: bool) -> None:
-    (version,) = datasets.list_datasets(old)
+    (version,) = versions.list_datasets(old)
     manifest = json.loads(version.manifest_path.read_text())
     CHANGES[name](manifest)
     version.manifest_path.write_text(json.dumps(manifest))
     if not has_checksum:
         checksum_path(version.manifest_path).unlink()
     with pytest.raises(DatasetError, match=r"manifest\.json is damaged") as error:
-        datasets.resolve_dataset(old, "small")
+        versions.resolve_dataset(old, "small")
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -200,17 +200,17 @@ def test_the_newest_dataset_is_a_record_and_not_a_time(home: Home, tmp_path: Pat
         built.append(small_dataset(home, source, name=name))
         set_time(built[-1].manifest_path, time.time() - 10_000 * number)  # the clock is put back before each
     first, other, second = built
-    assert [version.reference for version in datasets.list_datasets(home)] == [
+    assert [version.reference for version in versions.list_datasets(home)] == [
         second.reference, other.reference, first.reference,
     ]  # fmt: skip
-    assert datasets.resolve_dataset(home).reference == second.reference
-    assert datasets.resolve_dataset(home, "one").version == second.version
+    assert versions.resolve_dataset(home).reference == second.reference
+    assert versions.resolve_dataset(home, "one").version == second.version
     assert prune(home, 1).versions == (first.reference,)
-    datasets.confirm(other)
-    assert datasets.resolve_dataset(home).reference == other.reference
+    versions.confirm(other)
+    assert versions.resolve_dataset(home).reference == other.reference
     (other.folder / "latest.json").unlink()  # lost with its numbers: what has a number is newer
-    assert datasets.resolve_dataset(home).reference == second.reference
-    assert datasets.resolve_dataset(home, "other").version == other.version
+    assert versions.resolve_dataset(home).reference == second.reference
+    assert versions.resolve_dataset(home, "other").version == other.version
 
 
 def test_the_newest_batch_is_a_record_and_not_a_time(old: Home) -> None:

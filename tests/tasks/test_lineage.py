@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.config import SamplingConfig
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import NotFound
 from tasks.generate import Batch
 from tasks.lineage import Lineage, lineage_rows

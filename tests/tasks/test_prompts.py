@@ -15,7 +15,7 @@ from tasks import piece_ids
 from tasks.batches import TokenStore
 from tasks.checkpoints import load_model
 from tasks.config.generation import GenerateConfig
-from tasks.datasets import resolve_dataset
+from tasks.dataset.versions import resolve_dataset
 from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
 from tasks.generate import generate_batch
 from tasks.music.midi.read_midi import read_midi

@@ -27,7 +27,7 @@ from tasks.batches import TokenStore
 from tasks.checkpoints import CheckpointFolder, load_model, read_state
 from tasks.config.serialization import to_json
 from tasks.config.training import TrainConfig
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import CheckpointError, ConfigError, Diverged, Interrupted
 from tasks.metrics_log import MetricsTail, read_points
 from tasks.runtime import cluster
@@ -616,7 +616,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from flows import environment
-from tasks.datasets import resolve_dataset
+from tasks.dataset.versions import resolve_dataset
 from tasks.errors import Interrupted
 from tasks.storage.home import Home
 

@@ -12,7 +12,7 @@ import pytest
 from models.config import WarmupCosineSchedule
 from tasks.checkpoints import CheckpointFolder
 from tasks.config.training import TrainConfig
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import ConfigError
 from tasks.metrics_log import read_points
 from tasks.runtime import cluster

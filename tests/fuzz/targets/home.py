@@ -17,21 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from flows import environment
-from tasks import copying, datasets, runs, summaries, token_cache
+from tasks import copying, runs, summaries
 from tasks.batch_files import check_piece, read_run_note
 from tasks.checkpoints import CheckpointFolder, load_model
 from tasks.composer_sessions import SessionFolder
 from tasks.config.source_limits import SourceLimits
 from tasks.copy_store import index_path, map_index
-from tasks.dataset_card import dataset_card
-from tasks.dataset_changes import diff_versions
-from tasks.dataset_upkeep import verify_version
-from tasks.datasets import DatasetVersion
+from tasks.dataset import token_cache, versions
+from tasks.dataset.card import dataset_card
+from tasks.dataset.changes import diff_versions
+from tasks.dataset.upkeep import verify_version
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import DatasetError
 from tasks.generate import find_batch, find_whole_batch
+from tasks.ingest.sources.cache import load_batches, load_table, store_table
 from tasks.lineage import Lineage
 from tasks.metrics_log import MetricsTail, read_points
-from tasks.sources.cache import load_batches, load_table, store_table
 from tasks.storage.databases import check_database
 from tasks.storage.home import Home
 from tasks.storage.integrity import SEAL, checksum_path, sealed_bytes
@@ -64,7 +65,7 @@ def a_home() -> Home:
     folder = Path(tempfile.mkdtemp(prefix="fuzz-home-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     home = Home(unpack_home("96e5a72", folder)[0])
-    (dataset,) = datasets.list_datasets(home)
+    (dataset,) = versions.list_datasets(home)
     token_cache.flat_tokens(dataset.token_shards("train"), dataset.flat_tokens)
     copying.copy_index(dataset)
     cached = next((home.cache / "folders").glob("*.parquet"))
@@ -84,7 +85,7 @@ def a_home() -> Home:
 
 def _versions(home: Home) -> list[DatasetVersion]:
     damaged: list[DatasetError] = []
-    found = datasets.list_datasets(home, damaged=damaged)
+    found = versions.list_datasets(home, damaged=damaged)
     if damaged:
         raise damaged[0]
     return found
@@ -128,8 +129,8 @@ def _read_scan(path: Path) -> None:
 
 
 def _read_download(home: Home) -> None:
-    from tasks.sources import downloads
-    from tasks.sources.connections import Watch
+    from tasks.ingest.sources import downloads
+    from tasks.ingest.sources.connections import Watch
 
     address, path = "http://127.0.0.1:1/one.zip", home.cache / "downloads" / "one.zip"
     with Watch(SourceLimits()) as watch:
@@ -139,7 +140,7 @@ def _read_download(home: Home) -> None:
 @cache
 def text_places() -> list[Place]:
     home = a_home()
-    (version,) = datasets.list_datasets(home)
+    (version,) = versions.list_datasets(home)
     checksum_path(version.manifest_path).unlink()  # or no mutant would get beyond it
     checkpoint = next(home.root.glob("runs/*/checkpoints/step-*/state.json")).parent
     run = checkpoint.parents[1]
@@ -151,7 +152,7 @@ def text_places() -> list[Place]:
     human = copying.human_path(version.version_folder)
     return [
         Place(version.manifest_path, lambda: _show_dataset(home)),
-        Place(version.folder / "latest.json", lambda: datasets.resolve_dataset(home, "small").summary()),
+        Place(version.folder / "latest.json", lambda: versions.resolve_dataset(home, "small").summary()),
         Place(version.hashes_path, lambda: verify_version(version)),
         Place(human, lambda: copying._read_human(version.version_folder)),
         Place(checkpoint / "state.json", lambda: load_model(checkpoint)),
@@ -178,7 +179,7 @@ def _read_curve(path: Path) -> None:
 @cache
 def binary_places() -> list[Place]:
     home = a_home()
-    (version,) = datasets.list_datasets(home)
+    (version,) = versions.list_datasets(home)
     checkpoint = next(home.root.glob("runs/*/checkpoints/step-*/state.json")).parent
     flat = token_cache.flat_path(version.token_shards("train"), version.flat_tokens)
     index = index_path(version.version_folder)

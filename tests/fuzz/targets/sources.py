@@ -15,11 +15,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from tasks.config.source_limits import SourceLimits
-from tasks.sources.archive_members import list_members
-from tasks.sources.downloads import download
-from tasks.sources.walk import read_list
+from tasks.ingest.sources.archive_members import list_members
+from tasks.ingest.sources.downloads import download
+from tasks.ingest.sources.walk import read_list
 from tests.fuzz.harness import Target
-from tests.tasks.sources.builders import midi, tar_bytes, write_tar, write_zip
+from tests.tasks.ingest.sources.builders import midi, tar_bytes, write_tar, write_zip
 
 LIMITS = SourceLimits(
     retry_wait_seconds=0, download_attempts=1, download_timeout_seconds=5, max_member_bytes=2**20,

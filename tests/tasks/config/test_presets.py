@@ -19,7 +19,7 @@ from tasks.config.pipeline import PipelineConfig
 from tasks.config.presets import PRESETS, build_preset
 from tasks.config.serialization import digest
 from tasks.config.training import TrainConfig
-from tasks.datasets import DatasetVersion, resolve_dataset
+from tasks.dataset.versions import DatasetVersion, resolve_dataset
 from tasks.errors import BadScore, ConfigError
 from tasks.evaluate import evaluate_model
 from tasks.generate import generate_batch

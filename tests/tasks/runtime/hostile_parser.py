@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tasks import ingest
+from tasks.ingest import song_shards
 from tests.tasks.runtime.hostile_work import behave
 
 VARIABLE = "ORCHESTRION_HOSTILE_FILES"
@@ -21,19 +21,19 @@ VARIABLE = "ORCHESTRION_HOSTILE_FILES"
 
 def prepare() -> None:
     """Make the real parser ready, as its own module does."""
-    ingest.prepare()
+    song_shards.prepare()
 
 
 def parse(payload: bytes) -> bytes:
     """Die of the first chosen file that is to be read, else parse."""
     for what in _chosen(payload).values():
         behave(what.encode())
-    return ingest.parse_shards(payload)
+    return song_shards.parse_shards(payload)
 
 
 def parse_then_die(payload: bytes) -> bytes:
     """Do all the work, written shards included, and die of the first chosen file before saying so."""
-    answer = ingest.parse_shards(payload)
+    answer = song_shards.parse_shards(payload)
     for what in _chosen(payload).values():
         behave(what.encode())
     return answer
@@ -56,7 +56,7 @@ def die_then_kill_host(payload: bytes) -> bytes:
         marker.touch()
         ctypes.string_at(0)
     is_dry = json.loads(pa.ipc.open_stream(payload).schema.metadata[b"order"])["dry"]
-    return ingest.parse_shards(payload) if is_dry else kill_host_once(payload)
+    return song_shards.parse_shards(payload) if is_dry else kill_host_once(payload)
 
 
 def kill_host_of_one_file(payload: bytes) -> bytes:
@@ -71,7 +71,7 @@ def jostle(payload: bytes) -> bytes:
     """Die of any batch of more than one file, as if they needed too much together."""
     if pa.ipc.open_stream(payload).read_all().num_rows > 1:
         ctypes.string_at(0)
-    return ingest.parse_shards(payload)
+    return song_shards.parse_shards(payload)
 
 
 def _misbehave_once(payload: bytes, how: object) -> bytes:
@@ -80,7 +80,7 @@ def _misbehave_once(payload: bytes, how: object) -> bytes:
         marker.touch()
         how()  # type: ignore[operator]
         signal.pause()
-    return ingest.parse_shards(payload)
+    return song_shards.parse_shards(payload)
 
 
 def _chosen(payload: bytes) -> Mapping[str, str]:

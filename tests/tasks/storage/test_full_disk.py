@@ -9,7 +9,7 @@ import pytest
 
 from tasks import train
 from tasks.checkpoints import CheckpointFolder, load_model
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import HomeError
 from tasks.metrics_log import read_points
 from tasks.runtime import cluster

@@ -18,7 +18,7 @@ from tasks import summaries
 from tasks.checkpoints import exported, load_model
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.serialization import to_json
-from tasks.datasets import DatasetVersion
+from tasks.dataset.versions import DatasetVersion
 from tasks.errors import Interrupted, NotFound
 from tasks.evaluate import Evaluation
 from tasks.storage.home import Home

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.ingest.sources.sample_corpus import write_sample_corpus
 from tasks.music.metrics.feature_vector import FEATURES_V1, feature_vectors
 from tasks.music.metrics.judgement import judge_pieces, typicality
 from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.midi.read_midi import read_midi
-from tasks.sources.sample_corpus import write_sample_corpus
 from tests.builders import make_score
 
 DICE = np.random.default_rng(7)

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import ConfigError
+from tasks.ingest.sources.sample_corpus import write_sample_corpus
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
 from tasks.music.tokenizers.base import digest_of
 from tasks.music.tokenizers.miditok_adapter import MidiTokConfig, MidiTokTokenizer
-from tasks.sources.sample_corpus import write_sample_corpus
 from tests.builders import DRUMS, make_score, note_rows
 
 FORM = '{"config": {}, "tokenization": "REMI"}'

@@ -1,0 +1,190 @@
+"""Song shards -> token shards: each piece of the training split in all its variants, the others as they are."""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tasks.config.augmentations import NO_AUGMENTATION
+from tasks.config.dataset import AugmentConfig, WindowConfig
+from tasks.config.serialization import digest, to_json
+from tasks.dataset.augment import change_notes, group_variants, plan_variants
+from tasks.dataset.variants import TokenShardCounts, encode_variants
+from tasks.music.notes import NoteBatch
+from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
+from tasks.music.tokenizers.registry import (
+    LearnedConfig,
+    TokenizerConfig,
+    build_tokenizer,
+    needs_vocabulary,
+    symbols_in,
+)
+from tasks.music.transforms import transpose_within
+from tasks.music.windows import cut_windows
+from tasks.runtime import cluster
+from tasks.storage.parquet import SCHEMA_NUMBER, TOKEN_SCHEMA, flat_values, read_metadata, read_table, write_table
+
+logger = logging.getLogger(__name__)
+
+WHOLE_PIECES = WindowConfig()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenShard:
+    """One unit of encoding: some pieces of a song shard, all of one split, and where the result goes."""
+
+    songs: Path
+    pieces: pa.StringArray  # a quarter of the memory of a tuple of strings
+    split: str
+    encoding: TokenizerConfig
+    windows: WindowConfig
+    augment: AugmentConfig
+    path: Path
+
+
+def plan_token_shards(
+    wanted: Iterable[tuple[Path, str, pa.StringArray]],
+    encoding: TokenizerConfig,
+    augment: AugmentConfig,
+    folder: Path,
+    windows: WindowConfig = WHOLE_PIECES,
+) -> list[TokenShard]:
+    """Name token shards by what is in them; a vocabulary that the encoding learns is learned here.
+
+    Args:
+        wanted: (song shard, split, its accepted pieces of that split in rising order), one for each token shard.
+        folder: where token shards live; a sub-folder for the encoding is made in it.
+    """
+    shards = [
+        TokenShard(songs, pieces, split, encoding, windows, augment if split == "train" else NO_AUGMENTATION, Path())
+        for songs, split, pieces in wanted
+    ]
+    encoding = learn_vocabulary(shards, encoding)
+    tokenizer = build_tokenizer(encoding)
+    base = folder / f"{tokenizer.name}-{tokenizer.digest[:12]}"
+    named = []
+    for shard in shards:
+        identity = {
+            "schema": SCHEMA_NUMBER,
+            "songs": shard.songs.stem,
+            "pieces": shard.pieces.to_pylist(),
+            "encoder": tokenizer.digest,
+            "windows": to_json(shard.windows),
+            "augment": to_json(shard.augment),
+        }
+        path = base / f"split={shard.split}" / f"{digest(identity)[:24]}.parquet"
+        named.append(replace(shard, encoding=encoding, path=path))
+    return named
+
+
+def learn_vocabulary(shards: list[TokenShard], encoding: TokenizerConfig) -> TokenizerConfig:
+    """Return the encoding with the vocabulary that these pieces need in all their variants, if it learns one."""
+    if not needs_vocabulary(encoding):
+        return encoding
+    return encoding.with_symbols(set[str]().union(*cluster.run_over(_symbols_of, shards)))
+
+
+def _symbols_of(shard: TokenShard) -> set[str]:
+    assert isinstance(shard.encoding, LearnedConfig)
+    rows, symbols = _read_rows(shard), set[str]()
+    for shared, members in group_variants(plan_variants(shard.augment, rows.pieces)):
+        changed, _ = change_notes(shard.augment, rows.notes, rows.pieces, shared)
+        for variant in members:
+            symbols |= symbols_in(shard.encoding, transpose_within(changed, variant.transposition)[0])
+    return symbols
+
+
+def build_token_shards(shards: list[TokenShard], on_pieces: Callable[[int], None] | None = None) -> int:
+    """Encode and write the shards that do not exist yet; return how many were written."""
+    missing = [shard for shard in shards if not shard.path.exists()]
+    cluster.run_over(build_token_shard, missing, lambda n_pieces: on_pieces and on_pieces(n_pieces))
+    return len(missing)
+
+
+def build_token_shard(shard: TokenShard) -> int:
+    """Encode one shard and write it; return the number of pieces."""
+    tokenizer = build_tokenizer(shard.encoding)
+    sequences = _read_rows(shard)
+    rows = encode_variants(tokenizer, shard.augment, sequences.notes, sequences.pieces)
+    rows.counts.n_pieces, rows.counts.notes_cut_by_windows = len(shard.pieces), sequences.n_cut
+    metadata = {
+        "schema": SCHEMA_NUMBER,
+        "encoder": tokenizer.to_json(),
+        "encoder_digest": tokenizer.digest,
+        "counts": asdict(rows.counts),
+    }
+    write_table(shard.path, rows.table(sequences.pieces, sequences.windows), metadata, TOKEN_SCHEMA)
+    return len(shard.pieces)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sequences:
+    """What becomes one row each: whole pieces, or windows of them, in order of piece and time."""
+
+    notes: NoteBatch
+    pieces: list[str]
+    windows: np.ndarray  # int64, the number of each window within its piece
+    n_cut: int  # notes that a window cuts where it ends
+
+
+def _read_rows(shard: TokenShard) -> _Sequences:
+    pieces = shard.pieces.to_pylist()
+    batch = read_notes(shard.songs, tuple(pieces))
+    if not shard.windows.bars:
+        return _Sequences(batch, pieces, np.zeros(len(pieces), np.int64), 0)
+    units = grid_of(shard.encoding)
+    hop = shard.windows.hop_bars or shard.windows.bars
+    batch, piece, n_cut = cut_windows(batch, shard.windows.bars, hop, units)
+    first = np.searchsorted(piece, piece)
+    return _Sequences(batch, [pieces[place] for place in piece], np.arange(len(piece)) - first, int(n_cut.sum()))
+
+
+def grid_of(encoding: TokenizerConfig) -> int:
+    """Return the units per quarter to which an encoding rounds before it looks for bars; 0: it does not."""
+    return encoding.units_per_quarter if isinstance(encoding, MmmConfig) else 0
+
+
+def read_counts(path: Path) -> TokenShardCounts:
+    """Return the counts that `build_token_shard` left in a shard's metadata."""
+    return TokenShardCounts(**read_metadata(path, "counts"))
+
+
+def read_notes(songs: Path, pieces: tuple[str, ...] | None = None) -> NoteBatch:
+    """Return the notes of a song shard's accepted pieces (or of some of them), in order of piece."""
+    table = read_table(songs)
+    wanted = set(pieces) if pieces is not None else None
+    keep = [
+        status == "accepted" and (wanted is None or piece in wanted)
+        for piece, status in zip(table.column("piece").to_pylist(), table.column("status").to_pylist(), strict=True)
+    ]
+    table = table.filter(pa.array(keep))
+    flat = {field.name: flat_values(table, field.name) for field in table.schema if pa.types.is_list(field.type)}
+    onset_seconds, pedal_onset_seconds = flat["onset_seconds"][1], flat["pedal_onset_seconds"][1]
+    return NoteBatch(
+        offsets=flat["pitch"][0],
+        onset=flat["onset"][1].astype(np.int64),
+        duration=flat["duration"][1].astype(np.int64),
+        onset_seconds=onset_seconds,
+        end_seconds=onset_seconds + flat["duration_seconds"][1],
+        pitch=flat["pitch"][1],
+        velocity=flat["velocity"][1],
+        program=flat["program"][1],
+        is_drum=flat["is_drum"][1],
+        track=flat["track"][1],
+        pedal_offsets=flat["pedal_onset"][0],
+        pedal_onset_seconds=pedal_onset_seconds,
+        pedal_end_seconds=pedal_onset_seconds + flat["pedal_duration_seconds"][1],
+        pedal_track=flat["pedal_track"][1],
+        ticks_per_quarter=table.column("ticks_per_quarter").to_numpy().astype(np.int64),
+        tempo_offsets=flat["tempo_tick"][0],
+        tempo_tick=flat["tempo_tick"][1].astype(np.int64),
+        tempo_microseconds_per_quarter=flat["tempo_microseconds_per_quarter"][1].astype(np.float64),
+        time_signature_offsets=flat["time_signature_tick"][0],
+        **{
+            name: flat[name][1].astype(np.int64)
+            for name in ("time_signature_tick", "time_signature_numerator", "time_signature_denominator")
+        },
+    )

@@ -1,0 +1,237 @@
+"""Publishing a dataset version: its name, its number, its token shards and its manifest."""
+
+# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
+# pyright: reportAttributeAccessIssue=false
+
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.config.dataset import DatasetConfig
+from tasks.config.serialization import digest, to_json
+from tasks.dataset.analyse import AnalysisShard
+from tasks.dataset.changes import compare_versions
+from tasks.dataset.encode import TokenShard, plan_token_shards, read_counts
+from tasks.dataset.leakage import LeakageReport
+from tasks.dataset.ledger import Ledger, count_losses, count_notes, count_reasons, count_values
+from tasks.dataset.split import SPLITS
+from tasks.dataset.versions import DatasetVersion, newest_version, note_latest, read_version, usable_version
+from tasks.errors import DamagedFile, DatasetError
+from tasks.ingest.song_shards import SongShard, hash_words, hex_strings
+from tasks.ingest.sources.spec import source_name
+from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer
+from tasks.runtime.cluster import n_cpus
+from tasks.storage.files import json_bytes, publish_folder, sync_folder, write_atomically
+from tasks.storage.home import Home
+from tasks.storage.integrity import (
+    checksum_path,
+    file_hash,
+)
+from tasks.storage.parquet import SCHEMA_NUMBER, read_table, write_table
+
+
+def dataset_name(config: DatasetConfig) -> str:
+    """Return the dataset's name: as given, else made of the first source's."""
+    if config.name:
+        return config.name
+    return source_name(config.sources[0]) if config.sources else "sample"
+
+
+def settings_of(config: DatasetConfig) -> dict[str, Any]:
+    """Return the settings that are part of a version, as JSON: all but names and places."""
+    plain = to_json(replace(config, name="", sources=(), rehash=False))
+    for name in config.source_limits.NOT_IN_VERSION:
+        del plain["source_limits"][name]
+    return {key: value for key, value in plain.items() if key not in ("name", "sources", "rehash")}
+
+
+def version_of(config: DatasetConfig, files: pa.Table) -> str:
+    """Return the version that `config` and these scan rows determine: 16 hex digits.
+
+    The dataset's name, the sources' places, the files' names and their order do not count; contents, what the sources
+    state of them, and settings do.
+    """
+    files = files.select(["path", "reason", "content_hash", "licence", "split"])  # a filter copies what it sees
+    readable = files.drop_columns(["path", "reason"]).filter(pc.is_valid(files.column("content_hash")))
+    words = hash_words(readable.column("content_hash").combine_chunks())
+    stated = [pc.fill_null(readable.column(name).cast(pa.string()), "") for name in ("licence", "split")]
+    facts = pc.binary_join_element_wise(*stated, "|").combine_chunks().dictionary_encode()
+    rank = np.argsort(np.argsort(np.array(facts.dictionary.to_pylist(), object)))[facts.indices.to_numpy()]
+    order = np.lexsort([rank, *words.T[::-1]])
+    refused = files.filter(pc.is_null(files.column("content_hash")))
+    identity = {
+        "schema": SCHEMA_NUMBER,
+        "config": settings_of(config),
+        "encoder": build_tokenizer(config.encoding).digest,
+        "contents": hashlib.sha256(words[order].astype(">u8").tobytes()).hexdigest(),
+        "stated": sorted(facts.dictionary.to_pylist()),
+        "stated_of": hashlib.sha256(rank[order].astype(">u4").tobytes()).hexdigest(),
+        "refused": sorted(f"{row['reason']}:{row['path']}" for row in refused.select(["reason", "path"]).to_pylist()),
+    }
+    return digest(identity)[:16]
+
+
+def plan_tokens(config: DatasetConfig, ledger: Ledger, songs: Sequence[SongShard], folder: Path) -> list[TokenShard]:
+    """Return the token shards that the ledger's accepted pieces need."""
+    wanted = []
+    split_of = np.asarray(pc.index_in(ledger.pieces.column("split"), pa.array(SPLITS)))
+    for number in range(len(songs)):
+        begin, end = np.searchsorted(ledger.shard, [number, number + 1])
+        pieces = ledger.pieces.column("piece").slice(begin, end - begin).combine_chunks()
+        for split in range(len(SPLITS)):
+            chosen = pieces.filter(pa.array(split_of[begin:end] == split))
+            if len(chosen):
+                wanted.append((songs[number].path, SPLITS[split], chosen))
+    return plan_token_shards(wanted, config.encoding, config.augment, folder / "tokens", config.windows)
+
+
+def publish_version(
+    home: Home, config: DatasetConfig, version: str, n_other_files: int, ledger: Ledger, leakage: LeakageReport,
+    songs: Sequence[SongShard], analysis: Sequence[AnalysisShard], tokens: Sequence[TokenShard], n_homes: int = 0,
+) -> DatasetVersion:  # fmt: skip
+    """Write ledger and manifest into a temporary folder and rename it into place: all of a version or none of it.
+
+    Raises:
+        DatasetError: nothing is left for the encoding in a split.
+    """
+    name = dataset_name(config)
+    folder = home.datasets / name
+    final, temporary = folder / "versions" / version, folder / "versions" / f".{version}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    notes = count_notes(ledger.table)
+    manifest = {
+        "schema": SCHEMA_NUMBER,
+        "name": name,
+        "version": version,
+        "config": settings_of(config),
+        "encoder": _encoder_facts(tokens[0].encoding),
+        "counts": _counts(ledger, n_other_files, n_homes),
+        "notes": notes,
+        "groups": _group_facts(ledger),
+        "leakage": leakage.as_json(),
+        "splits": {split: _split_facts(split, ledger, tokens, folder) for split in SPLITS},
+        "songs": [str(shard.path.relative_to(folder)) for shard in songs],
+        "analysis": [str(shard.path.relative_to(folder)) for shard in analysis],
+    }
+    _refuse_empty_splits(config, manifest["splits"])
+    manifest["counts"]["n_notes"] = notes["kept"]
+    manifest["counts"]["n_tokens"] = sum(facts["n_tokens"] for facts in manifest["splits"].values())
+    previous, earlier = newest_version(home, name), usable_version(home, name, version)
+    if earlier:  # published before, but damaged or under other names since: what it said of changes stands
+        manifest["changes"] = earlier.manifest["changes"]
+    else:
+        manifest["changes"] = compare_versions(previous, manifest, ledger.table) if previous else None
+    write_table(temporary / "pieces.parquet", ledger.table, {"dataset_version": version})
+    hashes = _hash_shards(DatasetVersion(name, version, folder, manifest))
+    # The ledger names paths of this machine, so its hash is kept apart from what is the same on all of them.
+    _write_checksum(temporary / "pieces.parquet")
+    write_atomically(temporary / "hashes.json", json_bytes(hashes))
+    manifest["hashes"] = file_hash(temporary / "hashes.json")
+    write_atomically(temporary / "manifest.json", json_bytes(manifest))
+    _write_checksum(temporary / "manifest.json")
+    for stage in {path.parent for path in DatasetVersion(name, version, folder, manifest).shards()}:
+        sync_folder(stage)
+    publish_folder(temporary, final)
+    note_latest(home, name, version)
+    return read_version(final / "manifest.json")
+
+
+def _hash_shards(dataset: DatasetVersion) -> dict[str, str]:
+    """Return path -> SHA-256 of every shard; one that was just checked is not read again."""
+    paths = dataset.shards()
+    with ThreadPoolExecutor(n_cpus()) as pool:
+        hashes = list(pool.map(file_hash, paths))
+    return {str(path.relative_to(dataset.folder)): found for path, found in zip(paths, hashes, strict=True)}
+
+
+def _write_checksum(path: Path) -> None:
+    write_atomically(checksum_path(path), f"{file_hash(path)}  {path.name}\n".encode())
+
+
+def _encoder_facts(encoding: TokenizerConfig) -> dict[str, Any]:
+    tokenizer = build_tokenizer(encoding)
+    return {"name": tokenizer.name, "digest": tokenizer.digest, "settings": tokenizer.to_json()}
+
+
+def _counts(ledger: Ledger, n_other_files: int, n_homes: int) -> dict[str, Any]:
+    table = ledger.table
+    status = count_values(table, "status")
+    reasons = {state: dict(count_reasons(table, state)) for state in ("rejected", "duplicate")}
+    return {
+        "n_files": table.num_rows,
+        "n_other_files": n_other_files,
+        "n_homes_left_out": n_homes,
+        "n_accepted": status["accepted"],
+        "n_duplicate": status["duplicate"],
+        "n_rejected": status["rejected"],
+        "rejected_by_reason": reasons["rejected"],
+        "duplicate_by_reason": reasons["duplicate"],
+        "left_out_by_reader": count_losses(table),
+    }
+
+
+def _group_facts(ledger: Ledger) -> dict[str, int]:
+    groups = ledger.groups
+    return {
+        "n_groups": groups.n_groups,
+        "largest": groups.largest,
+        "n_pieces_in_larger_groups": int(np.sum(np.bincount(groups.component)[groups.component] > 1)),
+        "n_links": groups.n_links,
+        "n_candidates": groups.n_candidates,
+        "n_guarded": groups.n_guarded,
+        "n_parted": groups.n_parted,
+    }
+
+
+def _split_facts(split: str, ledger: Ledger, tokens: Sequence[TokenShard], folder: Path) -> dict[str, Any]:
+    shards = [shard for shard in tokens if shard.split == split]
+    counts = [asdict(read_counts(shard.path)) for shard in shards]
+    dropped: Counter[str] = Counter()
+    for shard_counts in counts:
+        dropped.update(shard_counts.pop("notes_dropped"))
+    max_tokens = max((shard_counts.pop("max_tokens") for shard_counts in counts), default=0)
+    totals = {key: sum(shard_counts[key] for shard_counts in counts) for key in (counts[0] if counts else ("n_rows",))}
+    in_split = ledger.pieces.filter(pc.equal(ledger.pieces.column("split"), split))
+    return totals | {
+        "n_groups": len(pc.unique(in_split.column("group"))),
+        "seconds": round(totals.get("seconds", 0.0), 3),
+        "max_tokens": max_tokens,
+        "notes_dropped": dict(dropped),
+        "shards": [str(shard.path.relative_to(folder)) for shard in shards],
+    }
+
+
+def _refuse_empty_splits(config: DatasetConfig, splits: dict[str, dict[str, Any]]) -> None:
+    for split, facts in splits.items():
+        if facts["n_rows"] == 0:
+            dropped = ", ".join(f"{n} {reason}" for reason, n in facts["notes_dropped"].items() if n) or "no notes"
+            raise DatasetError(
+                f"no piece of split {split} has a note that encoding {config.encoding.name} keeps ({dropped} dropped)"
+            )
+
+
+def holds_names(dataset: DatasetVersion, files: pa.Table) -> bool:
+    """Tell whether the ledger calls the files as the scan does; contents may be the same under other names."""
+    try:
+        ledger = read_table(dataset.ledger, ["path", "source", "content_hash"])
+    except (OSError, DamagedFile):
+        return False  # damaged; publishing it again mends it
+    if not ledger.column("path").equals(files.column("path")):
+        return False
+    if not ledger.column("source").equals(files.column("source").cast(pa.string())):
+        return False
+    return (
+        ledger.column("content_hash")
+        .combine_chunks()
+        .equals(hex_strings(files.column("content_hash").combine_chunks()))
+    )

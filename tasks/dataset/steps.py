@@ -1,0 +1,215 @@
+"""Each stage of a rebuild as a Prefect task: its name, what it may retry, its progress; the work is in its own file.
+
+Kept apart from the stages because Ray's workers import those, and need not pay for importing Prefect; the stages that
+need torch are in `model_steps.py`, so that a rebuild need not pay for that.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import (
+    create_link_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+
+from tasks.config.dataset import DatasetConfig
+from tasks.dataset import analyse, encode, ledger, upkeep, versions
+from tasks.dataset.leakage import LeakageReport
+from tasks.dataset.publish import dataset_name, holds_names, plan_tokens, publish_version, version_of
+from tasks.dataset.report import build
+from tasks.dataset.versions import DatasetVersion
+from tasks.errors import DatasetError
+from tasks.ingest import song_shards
+from tasks.ingest.sources.read import refuse_lost
+from tasks.ingest.sources.sample_corpus import write_sample_corpus
+from tasks.ingest.sources.scan import Scan, carry_vanished, scan_sources
+from tasks.runtime import cluster
+from tasks.runtime.prefect_tasks import HEALS, artifact_key, show_progress
+from tasks.runtime.progress import Progress
+from tasks.storage import integrity
+from tasks.storage.home import Home
+
+logger = logging.getLogger(__name__)
+
+MAX_RESCANS = 2  # of a rebuild whose sources change under it; what is still lost then is rejected
+MAX_ROUNDS = 12  # of parsing, those included
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a rebuild starts from."""
+
+    config: DatasetConfig  # with its name and sources filled in
+    scan: Scan
+    version: str
+
+    def folder(self, home: Home) -> Path:
+        return home.datasets / self.config.name
+
+
+@dataclass(frozen=True, slots=True)
+class Songs:
+    """The distinct contents of the inputs as music, and what was found about each."""
+
+    contents: song_shards.Contents
+    shards: list[song_shards.SongShard]
+    analysis: analyse.Analysis
+
+
+@task(name="find-inputs", **HEALS)
+def find_inputs(config: DatasetConfig, home: Home) -> Inputs:
+    """Find and hash the sources' files; without a source, write the sample corpus first."""
+    name = dataset_name(config)
+    if not config.sources:
+        write_sample_corpus(home.sample_corpus, with_flaws=True)
+        config = replace(config, sources=(str(home.sample_corpus),))
+    return _inputs(replace(config, name=name), _scan(config, home))
+
+
+def _scan(config: DatasetConfig, home: Home) -> Scan:
+    with show_progress("scanning", 0, "files") as progress:
+        scan = scan_sources(
+            config.sources, home.cache, config.source_limits, config.rehash, cluster.n_cpus(), progress.advance
+        )
+    return replace(scan, files=ledger.allow_licences(scan.files, config.licences))
+
+
+def _inputs(config: DatasetConfig, scan: Scan) -> Inputs:
+    return Inputs(config, scan, version_of(config, scan.files))
+
+
+@task(name="find-inputs-again", **HEALS)
+def find_inputs_again(home: Home, inputs: Inputs, lost: frozenset[str], n_rescans: int) -> Inputs:
+    """Find the inputs anew after files went or changed under a rebuild; after so many times, refuse what is not there.
+
+    A file that went is a row `vanished`; one that changed is read as it is now, or is a row `changed`, if it changes
+    again and again. So the version is of what was really read.
+    """
+    hashes = [bytes.fromhex(text) for text in sorted(lost)]
+    if n_rescans <= MAX_RESCANS:
+        logger.warning("%d files went or changed since the scan; scanning again", len(lost))
+        return _inputs(inputs.config, carry_vanished(inputs.scan, _scan(inputs.config, home), hashes))
+    logger.warning("%d files went or changed again; they are rejected", len(lost))
+    return _inputs(inputs.config, replace(inputs.scan, files=refuse_lost(inputs.scan.files, hashes)))
+
+
+def read_songs(home: Home, inputs: Inputs) -> tuple[Inputs, Songs]:
+    """Parse and analyse the inputs, which may be found anew if the sources change meanwhile; return what was read.
+
+    Raises:
+        DatasetError: they never hold still.
+    """
+    for n_rescans in range(1, MAX_ROUNDS + 1):
+        songs = parse_songs(home, inputs)
+        if isinstance(songs, Songs):
+            return inputs, songs
+        inputs = find_inputs_again(home, inputs, songs, n_rescans)
+    raise DatasetError(
+        f"the sources of {inputs.config.name} change faster than they are read, {MAX_ROUNDS} times in a row; rebuild"
+        " from a copy of them"
+    )
+
+
+@task(name="find-version", cache_policy=NO_CACHE)
+def find_whole_version(home: Home, inputs: Inputs) -> DatasetVersion | None:
+    """Return the version if it is published already with all its files, and make it the latest of its name."""
+    found = versions.usable_version(home, inputs.config.name, inputs.version)
+    if found is None or found.missing_files() or not holds_names(found, inputs.scan.files):
+        return None
+    counts, scan = found.manifest["counts"], inputs.scan
+    if (counts["n_other_files"], counts.get("n_homes_left_out", 0)) != (scan.n_other_files, scan.n_homes):
+        return None
+    with show_progress("checking", upkeep.n_files_of(found), "files") as progress:
+        problems = upkeep.verify_version(found, progress.advance)
+    for problem in problems:
+        logger.warning("%s %s; the version is made again", problem.path, problem.problem)
+    if problems:
+        return None
+    versions.confirm(found)
+    return found
+
+
+def _check_shards(paths: Sequence[Path]) -> None:
+    """Check the shards that an earlier rebuild has made; a damaged one goes, so that it is made again."""
+    here = [path for path in paths if path.exists()]
+    with show_progress("checking", len(here), "files") as progress:
+        integrity.drop_damaged(here, cluster.n_cpus(), progress.advance)
+
+
+@task(name="parse-songs", **HEALS)
+def parse_songs(home: Home, inputs: Inputs) -> Songs | frozenset[str]:
+    """Parse and analyse what no earlier rebuild has; return the contents that are lost instead, if any are."""
+    folder, files = inputs.folder(home), inputs.scan.files
+    contents = song_shards.distinct_contents(files)
+    shards = song_shards.plan_song_shards(inputs.config.parse, contents, folder / "songs")
+    _check_shards([shard.path for shard in shards])
+    missing = [shard.n_files for shard in shards if not shard.path.exists()]
+    if missing:
+        with Progress("preparing the readers"):
+            song_shards.start_workers()  # before the clock of the progress starts, so that its rate is that of the work
+    with show_progress("parsing", sum(missing), "files") as progress:
+        parsed = song_shards.build_song_shards(shards, progress.advance)
+    if parsed.lost:
+        return parsed.lost
+    logger.info("songs: %d shards, %d of them new", len(shards), len(missing))
+    planned = analyse.plan_analysis([shard.path for shard in shards], folder / "analysis")
+    _check_shards([shard.path for shard in planned])
+    n_missing = sum(not shard.path.exists() for shard in planned)
+    with show_progress("analysing", n_missing, "shards") as progress:
+        analyse.build_analysis(planned, progress.advance)
+    logger.info("analysis: %d shards, %d of them new", len(planned), n_missing)
+    with Progress("reading the analysis"):
+        return Songs(contents, shards, analyse.read_analysis(planned))
+
+
+@task(name="account-for-files", cache_policy=NO_CACHE)
+def account_for_files(inputs: Inputs, songs: Songs) -> tuple[ledger.Ledger, LeakageReport]:
+    """Decide the state and the split of every file, and see that nothing leaks from one split to another."""
+    with Progress("grouping pieces"):
+        book = ledger.build_ledger(
+            inputs.config, inputs.scan.files, songs.contents, songs.shards, songs.analysis, cluster.run_apart
+        )
+    with Progress("looking for leakage"):
+        return book, ledger.check_leakage(inputs.config, book, songs.analysis, cluster.run_apart)
+
+
+@task(name="encode-tokens", **HEALS)
+def encode_and_publish(
+    home: Home, inputs: Inputs, songs: Songs, book: ledger.Ledger, leakage: LeakageReport
+) -> DatasetVersion:
+    """Augment and encode what no earlier rebuild has encoded, and publish the version."""
+    with Progress("planning the tokens"):
+        tokens = plan_tokens(inputs.config, book, songs.shards, inputs.folder(home))
+    _check_shards([shard.path for shard in tokens])
+    missing = [len(shard.pieces) for shard in tokens if not shard.path.exists()]
+    with show_progress("encoding", sum(missing), "pieces") as progress:
+        encode.build_token_shards(tokens, progress.advance)
+    logger.info("tokens: %d shards, %d of them new", len(tokens), len(missing))
+    with Progress("publishing"):
+        return publish_version(
+            home, inputs.config, inputs.version, inputs.scan.n_other_files, book, leakage, songs.shards,
+            songs.analysis.shards, tokens, inputs.scan.n_homes,
+        )  # fmt: skip
+
+
+@task(name="write-report", cache_policy=NO_CACHE)
+def write_dataset_report(dataset: DatasetVersion, inputs: Inputs, songs: Songs, book: ledger.Ledger) -> Path:
+    """Write the page about a version."""
+    wanted = build.report_inputs(dataset, inputs.scan.files, book, songs.analysis)
+    with Progress("writing the report"):
+        return cluster.run_apart(build.write_dataset_report, wanted)
+
+
+def link_report(dataset: DatasetVersion) -> None:
+    """Link the page about a version in Prefect; does nothing outside of a flow run or where there is no page."""
+    if FlowRunContext.get() and dataset.report.exists():
+        create_link_artifact(
+            key=artifact_key("report", dataset.name),
+            link=dataset.report.as_uri(),
+            link_text=f"{dataset.reference}: the report",
+            description="The same page is an artifact of the rebuild's run in MLflow.",
+        )

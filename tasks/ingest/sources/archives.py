@@ -1,0 +1,139 @@
+"""Archives -> listings, read in a limited child process. One that has not changed since the last scan is not opened."""
+
+import json
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tasks.config.source_limits import SourceLimits
+from tasks.errors import DatasetError
+from tasks.ingest.sources.cache import cache_key, is_racy, load_table, replace_synced, store_table
+from tasks.ingest.sources.listing import LISTING_SCHEMA, Part, stamp_of
+from tasks.ingest.sources.names import archive_format, sniff_format
+from tasks.runtime.isolation import Death, Host, WorkError, WorkLimits
+from tasks.storage.file_names import printable
+
+COMPRESSED = ("tar.gz", "tar.zst")
+SECONDS_PER_MIB = 2.0  # of CPU time; some hundred times as long as most archives take
+
+_host = Host()  # one for each process that scans
+
+
+def list_archive(
+    path: bytes, cache: Path, limits: SourceLimits, *, kind: str = "", wanted: str = "",
+    rehash: bool = False, on_files: Callable[[int], None] | None = None,
+) -> Part:  # fmt: skip
+    """Return the listing of an archive, from the cache where neither the archive nor the limits have changed.
+
+    Args:
+        path: absolute path.
+        kind: format, where the name does not tell it.
+        wanted: name of a member that is not MIDI but asked for; its bytes become the part's `extra`.
+    Raises:
+        DatasetError: the archive cannot be read at all.
+    """
+    started_ns = time.time_ns()
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        raise DatasetError(f"archive {printable(path)}: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DatasetError(f"archive {printable(path)} is no regular file but a folder, device, pipe or socket")
+    identity = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, *astuple(limits)[:4], wanted]
+    key = cache_key(path)
+    where = cache / "archives" / f"{key}.parquet"
+    cached = None if rehash else load_table(where)
+    if cached is not None and cached[1]["identity"] == identity:
+        part = _recall(*cached, path, cache, stamp_of(status))
+        if part is not None:
+            if on_files:
+                on_files(part.table.num_rows)
+            return part
+    kind = kind or archive_format(path)
+    pack = cache / "packs" / f"{key}-{stamp_of(status):016x}.pack" if kind in COMPRESSED else None
+    table, found = _read(os.fsdecode(path), status.st_size, kind, limits, where.parent, pack, wanted)
+    if on_files:
+        on_files(table.num_rows)
+    facts: dict[str, Any] = {"identity": identity, **found, "pack": pack.name if pack else ""}
+    facts["pack_stamp"] = stamp_of(pack.stat()) if pack else 0
+    if not is_racy(status.st_mtime_ns, started_ns):
+        store_table(where, table, facts)
+    if pack:
+        _remove_older(pack, key)
+    container, stamp = (os.fsencode(pack), facts["pack_stamp"]) if pack else (path, stamp_of(status))
+    return Part(table, stamp, container, n_other_files=found["n_other_files"], extra=_extra(found))
+
+
+def _read(
+    path: str, n_bytes: int, kind: str, limits: SourceLimits, folder: Path, pack: Path | None, wanted: str
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Have a child process list an archive; return its rows and what `list_members` says beside them.
+
+    Args:
+        folder: for temporary files, on the file system of the cache.
+        pack: where to put what a compressed archive holds.
+    """
+    place = printable(os.fsencode(path))
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder))
+    rows, spool = temporary / "rows", temporary / "pack"
+    order = {"path": path, "kind": kind, "limits": asdict(limits), "wanted": wanted}
+    order |= {"rows": str(rows), "pack": str(spool) if pack else ""}
+    try:
+        seconds = limits.archive_seconds + SECONDS_PER_MIB * n_bytes / 2**20
+        bounds = WorkLimits(seconds=seconds, memory_bytes=limits.archive_memory_bytes)
+        answer = _host.run("tasks.ingest.sources.archive_members:list_members", json.dumps(order).encode(), bounds)
+        if isinstance(answer, Death):
+            setting = {"timed_out": "archive_seconds", "out_of_memory": "archive_memory_bytes"}.get(answer.reason)
+            hint = f"; dataset.source_limits.{setting} sets the limit" if setting else ""
+            raise DatasetError(f"archive {place}: its reader {answer.reason.replace('_', ' ')}: {answer.detail}{hint}")
+        with pa.OSFile(str(rows), "rb") as file:
+            table = pa.ipc.open_stream(file).read_all().combine_chunks()
+        if pack:
+            pack.parent.mkdir(parents=True, exist_ok=True)
+            replace_synced(spool, pack)
+        return table, json.loads(answer)
+    except WorkError as error:
+        if error.errno:  # the disk is full, for example; the archive is not at fault
+            raise OSError(error.errno, error.message) from None
+        raise DatasetError(error.message if error.kind == "DatasetError" else f"archive {place}: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _extra(facts: dict[str, Any]) -> bytes | None:
+    return None if facts["extra"] is None else facts["extra"].encode("latin-1")
+
+
+def _recall(table: pa.Table, facts: dict[str, Any], path: bytes, cache: Path, stamp: int) -> Part | None:
+    container = path
+    if facts["pack"]:
+        pack = cache / "packs" / facts["pack"]
+        try:
+            if stamp_of(pack.stat()) != facts["pack_stamp"]:
+                return None
+        except OSError:
+            return None
+        container, stamp = os.fsencode(pack), facts["pack_stamp"]
+    table = table.replace_schema_metadata(None).cast(LISTING_SCHEMA)
+    return Part(table, stamp, container, n_other_files=facts["n_other_files"], extra=_extra(facts))
+
+
+def _remove_older(pack: Path, key: str) -> None:
+    for older in pack.parent.glob(f"{key}-*.pack"):
+        if older != pack:
+            older.unlink(missing_ok=True)
+
+
+def sniff_file(path: Path) -> str:
+    """Return what the first bytes of a file say it is: an archive format, `midi`, or an empty string."""
+    with path.open("rb") as handle:
+        return sniff_format(handle.read(512))

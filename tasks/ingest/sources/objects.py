@@ -1,0 +1,314 @@
+"""Stores behind an address (s3://, gs://, memory:// ...): each object is fetched once, into packs on this machine."""
+
+# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
+# pyright: reportAttributeAccessIssue=false
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import fs as arrow_fs
+
+from tasks.config.source_limits import SourceLimits
+from tasks.errors import ConfigError, DamagedFile, DatasetError, NotFound
+from tasks.ingest.sources.cache import cache_key, load_table, replace_synced, store_table, temporary_path
+from tasks.ingest.sources.connections import refuses_private, require_public
+from tasks.ingest.sources.listing import LISTING_SCHEMA, SLICE, UNREAD, Part, combined, stamp_of
+from tasks.ingest.sources.names import archive_format, is_companion
+from tasks.ingest.sources.packs import PackWriter
+from tasks.ingest.sources.threads import cut
+from tasks.storage.file_names import is_midi, printable
+from tasks.storage.files import write_atomically
+from tasks.storage.integrity import read_sealed, sealed_bytes
+
+logger = logging.getLogger(__name__)
+
+BATCH_OBJECTS, BATCH_BYTES = 512, 128 * 2**20  # held in memory at one time
+ATTEMPTS = 3
+_FACTS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "created", "updated")
+STORED_SCHEMA = pa.schema(
+    [(name, LISTING_SCHEMA.field(name).type) for name in ("member", "n_bytes", "content_hash", "offset")]
+    + [("token", pa.string()), ("pack", pa.string())]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object: its name below the address, its size, and what changes when it does; no token: nobody can tell."""
+
+    name: bytes
+    path: str
+    n_bytes: int
+    token: str
+
+
+class _Store(Protocol):
+    def objects(self) -> Iterator[StoredObject]: ...
+    def open(self, path: str) -> Any: ...
+
+
+class _ArrowStore:
+    def __init__(self, system: arrow_fs.FileSystem, path: str) -> None:
+        self.system, self.path = system, path
+
+    def objects(self) -> Iterator[StoredObject]:
+        top = self.system.get_file_info(self.path)
+        if top.type == arrow_fs.FileType.File:
+            yield _arrow_object(top, top.base_name)
+            return
+        selector = arrow_fs.FileSelector(self.path, allow_not_found=True, recursive=True)
+        root = self.path.rstrip("/") + "/"
+        for info in self.system.get_file_info(selector):
+            if info.type == arrow_fs.FileType.File:
+                yield _arrow_object(info, info.path.removeprefix(root))
+
+    def open(self, path: str) -> Any:
+        return self.system.open_input_stream(path)
+
+
+def _arrow_object(info: arrow_fs.FileInfo, name: str) -> StoredObject:
+    token = "" if info.mtime_ns is None else str(info.mtime_ns)
+    return StoredObject(os.fsencode(name), info.path, info.size or 0, token)
+
+
+class _FsspecStore:
+    def __init__(self, system: Any, path: str) -> None:
+        self.system, self.path = system, path
+
+    def objects(self) -> Iterator[StoredObject]:
+        top = self.system.info(self.path)
+        if top["type"] == "file":
+            yield _fsspec_object(top, self.path, os.path.basename(self.path))  # noqa: PTH119
+            return
+        root = self.path.rstrip("/") + "/"
+        for path, info in self.system.find(self.path, detail=True).items():
+            yield _fsspec_object(info, path, path.removeprefix(root))
+
+    def open(self, path: str) -> Any:
+        return self.system.open(path, "rb")
+
+
+def _fsspec_object(info: dict[str, Any], path: str, name: str) -> StoredObject:
+    token = {key: str(info[key]) for key in _FACTS if info.get(key) is not None}
+    return StoredObject(os.fsencode(name), path, int(info.get("size") or 0), json.dumps(token) if token else "")
+
+
+def _open_store(address: str) -> _Store:
+    try:
+        return _ArrowStore(*arrow_fs.FileSystem.from_uri(address))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        refusal = _first_line(error)
+    import fsspec
+
+    try:
+        return _FsspecStore(*fsspec.core.url_to_fs(address))
+    except ImportError as error:
+        raise ConfigError(f"source {address}: {_first_line(error)}") from None
+    except Exception as error:  # whatever a foreign file system raises
+        raise DatasetError(f"source {address}: {_first_line(error)}; pyarrow: {refusal}") from None
+
+
+def _refuse_private(address: str, label: str) -> None:
+    """Refuse a store on this machine or its networks, named by the address or by its `endpoint_override`."""
+    parts = urlsplit(address)
+    hosts = [urlsplit(f"//{value}").hostname for name, value in parse_qsl(parts.query) if name == "endpoint_override"]
+    if parts.scheme not in ("s3", "gs", "gcs", "memory"):  # whose host is the name of a bucket
+        hosts.append(parts.hostname)
+    for host in hosts:
+        require_public(host or "", None, label)
+
+
+def list_objects(
+    address: str, label: str, cache: Path, limits: SourceLimits, n_threads: int, rehash: bool = False,
+    on_files: Callable[[int], None] | None = None,
+) -> tuple[list[Part], list[tuple[bytes, Path]]]:  # fmt: skip
+    """Fetch what has changed below an address; return the listings of its packs, and its archives as local files.
+
+    Args:
+        label: the address as messages show it.
+    Raises:
+        NotFound: there is nothing.
+        DatasetError: the store cannot be listed, or an archive cannot be fetched.
+    """
+    if refuses_private(limits):
+        _refuse_private(address, label)
+    store = _open_store(address)
+    try:
+        found = sorted(store.objects(), key=lambda item: item.name)
+    except FileNotFoundError:
+        found = []
+    except Exception as error:  # whatever a foreign file system raises
+        raise DatasetError(f"source {label}: cannot list it: {_first_line(error)}") from None
+    if not found:
+        raise NotFound(f"source {label} does not exist or is empty")
+    files = [item for item in found if is_midi(item.name) and not is_companion(item.name)]
+    archives = [item for item in found if archive_format(item.name) and not is_companion(item.name)]
+    fetcher = _Fetcher(store, label, address, cache, limits, n_threads, on_files)
+    parts = fetcher.fetch(files, rehash)
+    parts[0].n_other_files = len(found) - len(files) - len(archives) + fetcher.n_companions
+    return parts, [(item.name, fetcher.fetch_archive(item, rehash)) for item in archives]
+
+
+@dataclass(slots=True)
+class _Fetcher:
+    store: _Store
+    label: str
+    address: str
+    cache: Path
+    limits: SourceLimits
+    n_threads: int
+    on_files: Callable[[int], None] | None
+    n_companions: int = 0  # among the files that were fetched
+
+    def fetch(self, files: list[StoredObject], rehash: bool) -> list[Part]:
+        key = cache_key(self.address)
+        where = self.cache / "objects" / f"{key}.parquet"
+        cached = None if rehash else load_table(where)
+        kept = self._kept(files, cached[0].replace_schema_metadata(None)) if cached else STORED_SCHEMA.empty_table()
+        names = set(kept["member"].to_pylist())
+        missing = [item for item in files if item.name not in names]
+        if self.on_files and names:
+            self.on_files(len(names))
+        fresh, refused = self._spool(missing, key)
+        stored = pa.concat_tables([kept, fresh]).combine_chunks()
+        if missing or cached is None or len(cached[0]) != len(stored):
+            store_table(where, stored, {"address": self.label})
+        self._remove_unused(key, stored)
+        return [*self._parts(stored), self._refused_part(refused)]
+
+    def _kept(self, files: list[StoredObject], table: pa.Table) -> pa.Table:
+        """Return the rows of objects that are as they were, and whose packs are here."""
+        names = pa.array([item.name for item in files], pa.binary())
+        index = pc.index_in(combined(table["member"]), value_set=names)
+        tokens = pa.array([item.token for item in files], pa.string()).take(index)
+        sizes = pa.array([item.n_bytes for item in files], pa.int64()).take(index)
+        packs = [pack for pack in pc.unique(table["pack"]).to_pylist() if (self.cache / "packs" / pack).exists()]
+        same = pc.and_(pc.equal(tokens, table["token"]), pc.equal(sizes, table["n_bytes"]))
+        same = pc.and_(pc.and_(same, pc.not_equal(tokens, "")), pc.is_in(table["pack"], pa.array(packs, pa.string())))
+        return table.filter(pc.fill_null(same, False))
+
+    def _spool(self, files: list[StoredObject], key: str) -> tuple[pa.Table, list[tuple[StoredObject, str, str]]]:
+        columns: dict[str, list[Any]] = {name: [] for name in STORED_SCHEMA.names}
+        refused: list[tuple[StoredObject, str, str]] = []
+        if not files:
+            return STORED_SCHEMA.empty_table(), refused
+        path = self.cache / "packs" / f"{key}-{time.time_ns():016x}.pack"
+        batches = cut(files, [item.n_bytes for item in files], BATCH_OBJECTS, BATCH_BYTES)
+        with ThreadPoolExecutor(self.n_threads) as pool, PackWriter(path) as pack:
+            for batch in batches:
+                for item, (data, reason, detail) in zip(batch, pool.map(self._get, batch), strict=True):
+                    if data is None:
+                        refused.append((item, reason, detail))
+                        continue
+                    if is_companion(item.name, data):
+                        self.n_companions += 1
+                        continue
+                    row = (item.name, len(data), hashlib.sha256(data).digest(), pack.append(data), item.token)
+                    for column, value in zip(columns.values(), (*row, path.name), strict=True):
+                        column.append(value)
+                if self.on_files:
+                    self.on_files(len(batch))
+            pack.publish()
+        return pa.table(columns, schema=STORED_SCHEMA), refused
+
+    def _get(self, item: StoredObject) -> tuple[bytes | None, str, str]:
+        """Return an object's bytes, or None with a reason."""
+        limit = self.limits.max_member_bytes
+        problem = ""
+        if item.n_bytes > limit:
+            return None, "too_large", f"{item.n_bytes} bytes, above max_member_bytes={limit} ({printable(item.name)})"
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(self.limits.retry_wait_seconds * 2 ** (attempt - 1))
+            try:
+                with self.store.open(item.path) as stream:
+                    data = stream.read(limit + 1)
+            except FileNotFoundError:
+                return None, "vanished", f"gone since the store was listed ({printable(item.name)})"
+            except Exception as error:  # whatever a foreign file system raises
+                problem = _first_line(error)
+                continue
+            if len(data) > limit:
+                return None, "too_large", f"more than max_member_bytes={limit} ({printable(item.name)})"
+            return data, "", ""
+        return None, "download_failed", f"{problem}, {ATTEMPTS} times ({printable(item.name)})"
+
+    def fetch_archive(self, item: StoredObject, rehash: bool) -> Path:
+        """Return a local copy of an archive in the store."""
+        base = printable(item.name).replace("/", "_")[-80:]
+        path = self.cache / "downloads" / f"{cache_key(self.address, item.name)}-{base}"
+        facts = path.with_name(f"{path.name}.json")
+        identity = [item.n_bytes, item.token]
+        if item.token and not rehash and path.exists() and _read_identity(facts) == identity:
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_path(path)
+        n_bytes = 0
+        try:
+            with self.store.open(item.path) as stream, temporary.open("wb") as handle:
+                while piece := stream.read(2**20):
+                    n_bytes += len(piece)
+                    if n_bytes > self.limits.max_download_bytes:
+                        limit = f"max_download_bytes={self.limits.max_download_bytes}"
+                        raise DatasetError(f"source {self.label}: {printable(item.name)} is larger than {limit}")
+                    handle.write(piece)
+            facts.unlink(missing_ok=True)
+            replace_synced(temporary, path)
+        except DatasetError:
+            raise
+        except Exception as error:  # whatever a foreign file system raises
+            shown = printable(item.name)
+            raise DatasetError(f"source {self.label}: cannot fetch {shown}: {_first_line(error)}") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        write_atomically(facts, sealed_bytes({"identity": identity}))
+        return path
+
+    def _parts(self, stored: pa.Table) -> list[Part]:
+        parts = []
+        for name in sorted(pc.unique(stored["pack"]).to_pylist()):
+            pack = self.cache / "packs" / name
+            rows = stored.filter(pc.equal(stored["pack"], name)).combine_chunks()
+            empty = pa.repeat(pa.scalar("", pa.string()), len(rows))
+            columns = {column: rows[column] for column in ("member", "n_bytes", "content_hash", "offset")}
+            columns |= {"reason": empty, "detail": empty, "stored_bytes": rows["n_bytes"]}
+            columns["kind"] = pa.array(np.full(len(rows), SLICE, np.int8))
+            ordered = {column: columns[column] for column in LISTING_SCHEMA.names}
+            parts.append(Part(pa.table(ordered, schema=LISTING_SCHEMA), stamp_of(pack.stat()), os.fsencode(pack)))
+        return parts
+
+    def _refused_part(self, refused: list[tuple[StoredObject, str, str]]) -> Part:
+        rows = [
+            {"member": item.name, "n_bytes": item.n_bytes, "reason": reason, "detail": detail}
+            | {"kind": UNREAD, "offset": 0, "stored_bytes": 0}
+            for item, reason, detail in refused
+        ]
+        return Part(pa.Table.from_pylist(rows, schema=LISTING_SCHEMA), 0, os.fsencode(self.cache))
+
+    def _remove_unused(self, key: str, stored: pa.Table) -> None:
+        used = set(pc.unique(stored["pack"]).to_pylist())
+        for pack in (self.cache / "packs").glob(f"{key}-*.pack"):
+            if pack.name not in used:
+                pack.unlink(missing_ok=True)
+
+
+def _read_identity(facts: Path) -> list[Any] | None:
+    try:
+        return read_sealed(facts, {"identity": list})["identity"]
+    except (FileNotFoundError, DamagedFile):
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
