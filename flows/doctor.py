@@ -13,7 +13,10 @@ from tasks.errors import OrchestrionError
 from tasks.storage.databases import check_database
 from tasks.storage.home import MIN_FREE_BYTES, Home
 
-PACKAGES = ("prefect", "ray", "mlflow", "torch", "symusic", "pyarrow", "safetensors", "soundfile", "matplotlib")
+PACKAGES = (
+    "prefect", "ray", "mlflow", "torch", "symusic", "pyarrow", "safetensors", "soundfile", "matplotlib", "midirenderer",
+    "pretty_midi",
+)  # fmt: skip
 BOUNDS = {"fastapi": ((0, 139), (0, 151)), "sqlalchemy": ((2, 0), (2, 1))}  # from the first, below the second
 
 
@@ -37,6 +40,7 @@ def examine(home: Home) -> list[Check]:
         *((package, lambda package=package: _bounded(package)) for package in BOUNDS),
         ("home", lambda: _home(home)),
         ("accelerator", _accelerator),
+        ("sound", _sound),
         ("ray", _ray),
         ("prefect server", lambda: _prefect(home)),
         ("prefect store", lambda: _prefect_store(home)),
@@ -88,6 +92,15 @@ def _accelerator() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     return f"none; training runs on {len(os.sched_getaffinity(0))} CPU cores"
+
+
+def _sound() -> str:
+    from tasks.music.render.soundfont import find_player
+
+    player = find_player()
+    if player.problem:
+        raise OrchestrionError(f"{player.problem}; run `make setup`, or set generate.audio=none")
+    return player.made_with
 
 
 def _ray() -> str:

@@ -131,13 +131,7 @@ def _from_folder(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     changed = dict(settings)
     for key in PATHS:
         value = settings.get(key)
-        if (
-            isinstance(value, str)
-            and value
-            and not value.startswith(SPLIT_MARK)
-            and value != "none"
-            and "://" not in value
-        ):
+        if isinstance(value, str) and value and not value.startswith(SPLIT_MARK) and "://" not in value:
             local = os.path.expanduser(value)  # noqa: PTH111  (Path's own raises on an unknown user)
             changed[key] = str((folder / local).absolute())
     return changed

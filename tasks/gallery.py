@@ -123,7 +123,7 @@ class GalleryPiece:
 
     Args:
         name: shown as its title; also the stem of the downloaded files.
-        audio: compressed sound as from `synth.encode_audio`; None: the page plays the notes with a sound of its own.
+        audio: compressed sound as from `audio.encode_audio`; None: the page plays the notes with a sound of its own.
         png: picture for readers without scripts and for print, or None.
         statistics: number by name; pieces can be sorted by each, and what is not finite counts as missing.
         lineage: lines of text about where the piece comes from.

@@ -74,7 +74,7 @@ class Batch:
 def batch_name(model: ModelVersion, config: GenerateConfig, prompts: list[Prompt], checkpoint: Path) -> str:
     """Return the name that model, settings and prompts determine; what only changes the speed does not count."""
     settings = to_json(config)
-    for by_contents in ("batch_size", "n_workers", "prompt", "prompt_to", "soundfont"):
+    for by_contents in ("batch_size", "n_workers", "prompt", "prompt_to", "renderer", "soundfont"):
         settings.pop(by_contents)
     identity = {
         "model": model.reference,
@@ -83,7 +83,7 @@ def batch_name(model: ModelVersion, config: GenerateConfig, prompts: list[Prompt
         "prompts": [(p.name, p.sha256) for p in prompts],
     }
     if config.audio != "none":
-        identity |= {"player": find_player(config.soundfont).identity}
+        identity |= {"player": find_player(config.renderer, config.soundfont).identity}
     return f"{model.name}-v{model.version}-{digest(identity)[:10]}"
 
 
@@ -147,7 +147,9 @@ def generate_batch(
         fresh: begin anew even where some of it is written already.
         show: makes the progress of a stage, of its label, total and unit.
     """
-    player = find_player(config.soundfont)
+    player = find_player(config.renderer, config.soundfont)
+    if config.audio != "none" and player.problem:
+        logger.warning("no audio: %s; the gallery's page plays the notes itself", player.problem)
     loaded = load_model(checkpoint)
     prompts = read_prompts(loaded, config, home)
     tell_losses(prompts, loaded.tokenizer)
@@ -162,7 +164,8 @@ def generate_batch(
         "dataset_version": "{name}@{version}".format(**loaded.state["dataset"]),
         "code_commit": git_commit(),
     }
-    told = lineage | {"code": code_digest(), "unjudged": critic.reason, "player": player.identity}
+    told = lineage | {"code": code_digest(), "unjudged": critic.reason}
+    told |= {"player": player.identity if config.audio != "none" else {}}
     folder = open_unfinished(home, name, told, fresh)
     plan = WritePlan(checkpoint, prompts, config, lineage, folder, critic, latents_of(loaded.model, config))
     clock = Clock()
@@ -232,7 +235,9 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any
     validities = [Validity(piece["validity"]["problems"]) for piece in sidecars]
     manifest = plan.lineage | {
         "config": to_json(config)
-        | dict.fromkeys(("batch_size", "n_workers", "prompt", "prompt_to", "soundfont")),  # see each sidecar's prompt
+        | dict.fromkeys(
+            ("batch_size", "n_workers", "prompt", "prompt_to", "renderer", "soundfont")
+        ),  # see each sidecar's prompt
         "n_pieces": len(sidecars),
         "n_nothing_new": sum(NOTHING_NEW in piece["flags"] for piece in sidecars),
         "n_cut_short": sum(CUT_SHORT in piece["flags"] for piece in sidecars),

@@ -33,10 +33,10 @@ from tasks.music.midi.event_statistics import midi_statistics
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.validity import check_validity
 from tasks.music.midi.writer import write_midi
+from tasks.music.render.audio import encode_audio
 from tasks.music.render.musicxml import write_musicxml
 from tasks.music.render.pianoroll import draw_piano_roll, part_labels
-from tasks.music.render.soundfont import Player
-from tasks.music.render.synth import encode_audio
+from tasks.music.render.soundfont import NoSound, Player
 from tasks.music.retrigger import end_at_next
 from tasks.music.score import Score, build_score
 from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
@@ -302,9 +302,13 @@ def _render_piece(job: RenderJob, candidate: Candidate, more: dict[str, Any], si
     with DRAWING:
         files["png"] = draw_piano_roll(score)
     if job.config.audio != "none":
-        sound = job.player.render(score)
-        facts |= {"warnings": [*facts["warnings"], *sound.warnings], "played_by": sound.made_with}
-        files[job.config.audio] = encode_audio(sound.samples, sound.sample_rate, job.config.audio)
+        try:
+            sound = job.player.render(score)
+        except NoSound as error:  # the page plays the notes itself
+            facts["warnings"] = [*facts["warnings"], f"no audio: {error}"]
+        else:
+            facts |= {"warnings": [*facts["warnings"], *sound.warnings], "played_by": sound.made_with}
+            files[job.config.audio] = encode_audio(sound.samples, sound.sample_rate, job.config.audio)
     if job.config.musicxml:
         page = write_musicxml(score, facts["name"])
         facts["musicxml_losses"] = page.losses

@@ -43,7 +43,8 @@ class GenerateConfig:
     batch_size: int = 8
     n_workers: int = 1
     audio: Literal["ogg", "mp3", "none"] = "ogg"  # an MP3 takes four times as long; browsers before 2024 may need it
-    soundfont: str = ""  # an SF2 or SF3 file, or `none` for the built-in sounds; empty: one that is found
+    renderer: Literal["midirenderer", "fluidsynth"] = "midirenderer"  # FluidSynth is a program of the system
+    soundfont: str = ""  # an SF2 file, for FluidSynth also SF3; empty: TimGM6mb.sf2 of the package pretty_midi
     musicxml: bool = False  # write a score for notation programs too
 
     def __post_init__(self) -> None:

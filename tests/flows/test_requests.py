@@ -88,9 +88,13 @@ def test_tables_without_end_are_no_json(tmp_path: Path) -> None:
 
 def test_splits_and_whole_paths_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
-    path.write_text('[[jobs]]\nprompt = "split:test"\n[[jobs]]\nprompt = "/music/b.mid"\nsoundfont = "none"\n')
+    path.write_text('[[jobs]]\nprompt = "split:test"\n[[jobs]]\nprompt = "/music/b.mid"\nsoundfont = "/sounds/c.sf2"\n')
     one, other = read_request(path, settings_of)
-    assert (one.config.prompt, other.config.prompt, other.config.soundfont) == ("split:test", "/music/b.mid", "none")
+    assert (one.config.prompt, other.config.prompt, other.config.soundfont) == (
+        "split:test",
+        "/music/b.mid",
+        "/sounds/c.sf2",
+    )
     assert (one.name, other.name) == ("job 0", "job 1")
 
 

@@ -1,5 +1,6 @@
 """Judged batches: copies caught with their source and written anew, the best of several attempts kept."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,23 @@ def test_a_soundfont_that_is_not_there_is_told_before_anything_is_written(studio
     with pytest.raises(ConfigError, match=r"soundfont='/gone\.sf2'"):
         studio.compose(seed=5, soundfont="/gone.sf2", audio="mp3")
     assert not list(studio.home.generations.glob(".*"))
+
+
+def test_a_batch_whose_soundfont_is_broken_has_no_audio_and_a_page_that_plays(
+    studio: Studio, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "broken.sf2").write_bytes(b"RIFF\x04\x00\x00\x00sfbk")
+    batch = studio.compose(seed=6, soundfont=str(tmp_path / "broken.sf2"), audio="ogg")
+    said = [record.message for record in caplog.records if "no audio" in record.message]
+    assert len(said) == 1
+    assert re.fullmatch(
+        r"no audio: midirenderer fails with status 1: .*; the gallery's page plays the notes itself", said[0]
+    )
+    assert {path.suffix for path in (batch.folder / "pieces").iterdir()} == {".mid", ".png", ".json"}
+    for sidecar in sidecars_of(batch):
+        assert [line for line in sidecar["warnings"] if line.startswith("no audio: midirenderer fails")]
+        assert "played_by" not in sidecar
+    page = (batch.folder / "gallery.html").read_text()
+    assert "<audio" not in page
+    assert page.count('class="piece') >= 3
+    assert studio.compose(seed=6, audio="ogg").name != batch.name, "with sound it is another batch"

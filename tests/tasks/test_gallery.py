@@ -10,7 +10,8 @@ import pytest
 
 from tasks.errors import ConfigError
 from tasks.gallery import BatchFigure, GalleryPiece, Mark, Passage, RollNotes, build_gallery
-from tasks.music.render import pianoroll, synth
+from tasks.music.render import audio, pianoroll
+from tasks.music.render.soundfont import find_player
 from tests.browser import Browser, serve_folder, skip_without_browser
 from tests.millisecond_scores import millisecond_score
 
@@ -51,12 +52,12 @@ def silent_piece(name: str = "one", **changes) -> GalleryPiece:
 
 def sounding_piece(place: int) -> GalleryPiece:
     score = millisecond_score([(300 * i, 280, 60 + place + i, 90) for i in range(10)], pedals=[(0, 1000, 0)])
-    rendering = synth.render(score)
+    rendering = find_player().render(score)
     return GalleryPiece(
         name=f"piece {place}",
         midi=b"MThd",
         notes=RollNotes.from_score(score),
-        audio=synth.encode_audio(rendering.samples, rendering.sample_rate, "ogg" if place == 1 else "mp3"),
+        audio=audio.encode_audio(rendering.samples, rendering.sample_rate, "ogg" if place == 1 else "mp3"),
         audio_mime="audio/ogg" if place == 1 else "audio/mpeg",
         png=pianoroll.draw_piano_roll(score),
         statistics={

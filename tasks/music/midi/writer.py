@@ -17,7 +17,12 @@ PITCHED_CHANNELS = [channel for channel in range(16) if channel != DRUM_CHANNEL]
 
 
 def write_midi(
-    score: "Score", name: str = "", part_names: Sequence[str] = (), *, ends_on_bar_line: bool = False
+    score: "Score",
+    name: str = "",
+    part_names: Sequence[str] = (),
+    *,
+    ends_on_bar_line: bool = False,
+    last_tick: int = 0,
 ) -> bytes:
     """Return a MIDI file of format 1: a conductor track, then one track for each part; the same score, the same bytes.
 
@@ -29,6 +34,7 @@ def write_midi(
         part_names: name of the track of each part, or none.
         ends_on_bar_line: end every track where the last bar ends (4/4 without a time signature), as sequencers loop and
             append files by the end of their tracks; else each track ends with its last event.
+        last_tick: end every track there, or with its last event where that is later.
 
     Raises:
         ValueError: ticks or values that a file cannot hold, or names for some of the parts only.
@@ -42,9 +48,9 @@ def write_midi(
             raise ValueError(f"{field} {values.min()} to {values.max()} of a note outside {low}-{high}")
     if part_names and len(part_names) != score.n_tracks:
         raise ValueError(f"{len(part_names)} names for {score.n_tracks} parts")
-    end = _end_of_last_bar(score) if ends_on_bar_line else 0
+    end = _end_of_last_bar(score) if ends_on_bar_line else last_tick
     names = part_names or [""] * score.n_tracks
-    parts = [_write_part(score, track, *place, names[track], end) for track, place in enumerate(_places(score))]
+    parts = [_write_part(score, track, *place, names[track], end) for track, place in enumerate(part_places(score))]
     return file_bytes.build_file(score.ticks_per_quarter, [_write_conductor(score, name, end), *parts])
 
 
@@ -65,8 +71,12 @@ def _ends(score: "Score") -> IntArray:
     return score.notes.onset + score.notes.duration
 
 
-def _places(score: "Score") -> list[tuple[int, int]]:
-    """Return (port, channel) of each part."""
+def part_places(score: "Score") -> list[tuple[int, int]]:
+    """Return (port, channel) of each part.
+
+    Raises:
+        BadScore: more parts than the channels of 128 ports.
+    """
     is_drum = np.zeros(score.n_tracks, dtype=np.bool_)
     is_drum[score.notes.track] = score.notes.is_drum
     n_drums, n_pitched, places = 0, 0, list[tuple[int, int]]()

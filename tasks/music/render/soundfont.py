@@ -1,178 +1,227 @@
-"""Scores played through a SoundFont by the FluidSynth program, or by the built-in synthesiser where there is none.
+"""Scores played with the instruments of a SoundFont, by midirenderer or by FluidSynth.
 
-    player = find_player(soundfont)   # once, before anything is composed; fails if a named file is no SoundFont
-    rendering = player.render(score)  # never silent: what FluidSynth cannot play, the built-in sound plays
+    player = find_player()            # once, before anything is composed; a named file that is no SoundFont is refused
+    player.problem                    # why there will be no sound, or empty
+    rendering = player.render(score)
     rendering.made_with               # one line for the sidecar
 
-FluidSynth runs as a program of its own, so that a broken SoundFont cannot take the worker down with it.
+The renderer runs in a process of its own, so that a broken SoundFont cannot take the worker down with it.
 """
 
 import errno
 import hashlib
-import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
-from dataclasses import dataclass, replace
+import wave
+from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tasks.errors import ConfigError
-from tasks.music.midi.writer import PITCHED_CHANNELS, write_midi
-from tasks.music.render.synth import BUILT_IN, Rendering, check_settings, level, render
+from tasks.music.midi.writer import part_places, write_midi
+from tasks.music.render.audio import Samples, level
+from tasks.music.score import Score, Tempos, build_score, ticks_at
 
-if TYPE_CHECKING:
-    from tasks.music.score import Score
-
-VARIABLE = "ORCHESTRION_SOUNDFONT"  # a path; `none` asks for the built-in synthesiser
-SUFFIXES = (".sf2", ".sf3")
-FOLDERS = (
-    "/usr/share/sounds/sf2", "/usr/share/sounds/sf3", "/usr/share/soundfonts", "/usr/local/share/soundfonts",
-    "/opt/homebrew/share/soundfonts", "/usr/local/share/fluidsynth",
-)  # fmt: skip
-TAIL_SECONDS = 3.0  # sound after the last note that is kept
+SAMPLE_RATE = 24_000  # of the result
+RENDERED_RATE = 48_000  # the only one that midirenderer has
+TAIL_SECONDS = 2.0  # sound after the last note that is kept
+EMPTY_SECONDS = 0.5
 START_SECONDS, SPEED_MIN = 60.0, 4.0  # time to load a large SoundFont; slower than four times real time is hanging
-SILENCE_RMS = 1e-5
-GAIN = "0.5"
+SILENT_PEAK = 1e-4  # three steps of 16 bits: what rounding and dither leave of silence
+GAIN = "0.5"  # of FluidSynth
+DEFAULT_SOUNDFONT = ("pretty_midi", "TimGM6mb.sf2")  # package and file: General MIDI, 6 MB
+RENDER = (
+    "import sys, midirenderer; from pathlib import Path; font, midi, sound = map(Path, sys.argv[1:]);"
+    " sound.write_bytes(midirenderer.render_wave_from(font.read_bytes(), midi.read_bytes()))"
+)
+
+
+class NoSound(Exception):
+    """The renderer gave no usable sound; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rendering:
+    """Sound of a score.
+
+    Args:
+        samples: float32 [N, 2] within -0.94..0.94.
+        n_notes_cut: notes that the cap cut or left out.
+        made_with: what played it, in one line.
+    """
+
+    samples: Samples
+    n_notes_cut: int
+    score_seconds: float
+    made_with: str
+    sample_rate: int = SAMPLE_RATE
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.sample_rate
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        if not self.n_notes_cut:
+            return ()
+        return (
+            f"the audio stops at {self.seconds:.0f} s of {self.score_seconds:.0f} s: "
+            f"{self.n_notes_cut} notes are missing or cut",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Player:
-    """What plays scores: FluidSynth with a SoundFont, or the built-in synthesiser where `soundfont` is empty."""
+    """What plays scores: a renderer with a SoundFont. `missing` says what of the two is not there."""
 
+    renderer: str
+    version: str = ""
+    program: str = ""  # of FluidSynth
     soundfont: str = ""
     sha256: str = ""
-    program: str = ""
-    version: str = ""
-    reason: str = ""  # why it is the built-in synthesiser
+    missing: str = ""
 
     @property
     def made_with(self) -> str:
-        if not self.soundfont:
-            return BUILT_IN
-        return f"FluidSynth {self.version} with {Path(self.soundfont).name} (sha256 {self.sha256[:16]})"
+        return f"{self.renderer} {self.version} with {Path(self.soundfont).name} (sha256 {self.sha256[:16]})"
+
+    @property
+    def problem(self) -> str:
+        """Return why this player makes no sound, or nothing; the first call plays a note."""
+        return self.missing or _try_out(self)
 
     @property
     def identity(self) -> dict[str, str]:
         """Return what decides the samples; a place on the disk does not."""
-        return {"version": self.version, "sha256": self.sha256} if self.soundfont else {}
+        if self.problem:
+            return {"renderer": "none"}
+        return {"renderer": self.renderer, "version": self.version, "sha256": self.sha256}
 
-    def render(self, score: "Score", sample_rate: int = 24_000, max_seconds: float = 600.0) -> Rendering:
-        """Play `score` in stereo; the same score, SoundFont and FluidSynth give the same samples.
+    def render(self, score: Score, max_seconds: float = 600.0) -> Rendering:
+        """Play `score` in stereo; the same score, SoundFont and renderer give the same samples.
 
-        What FluidSynth cannot play (more than 15 pitched parts or one of drums, a crash, silence) is played by the
-        built-in synthesiser, and `problem` says why.
+        Times are the score's own, leading rests included; pieces are levelled to one loudness. A score without notes
+        gives half a second of silence.
 
+        Args:
+            max_seconds: cap on the length, above 0; what falls behind it is counted in `n_notes_cut`.
         Raises:
-            ConfigError: `sample_rate` or `max_seconds` is impossible.
+            NoSound: the renderer fails, takes far too long or makes no sound.
+            OSError: the disk is full, or the renderer was ended from outside.
         """
-        check_settings(sample_rate, max_seconds)
-        if not self.soundfont or not (score.notes.onset_seconds < max_seconds).any():
-            return render(score, sample_rate, max_seconds)
-        problem = _refusal(score)
-        if not problem:
-            try:
-                return self._render(score, sample_rate, max_seconds)
-            except _CannotPlay as error:
-                problem = str(error)
-        return replace(render(score, sample_rate, max_seconds), problem=f"played by the {BUILT_IN}: {problem}")
+        if self.missing:
+            raise NoSound(self.missing)
+        ends, score_seconds = score.notes.end_seconds, float(score.notes.end_seconds.max(initial=0.0))
+        if not (score.notes.onset_seconds < max_seconds).any():
+            n_silent = round(min(score_seconds or EMPTY_SECONDS, max_seconds) * SAMPLE_RATE)
+            return Rendering(np.zeros((n_silent, 2), np.float32), len(ends), score_seconds, self.made_with)
+        n_seconds = min(score_seconds + TAIL_SECONDS, max_seconds)
+        mix = np.zeros((2, max(1, round(n_seconds * SAMPLE_RATE))), np.float32)
+        for part in _parts_on_sixteen_channels(score, n_seconds):
+            mix += self._play(part, n_seconds)[:, : mix.shape[1]]
+        if np.abs(mix).max() < SILENT_PEAK:
+            raise NoSound(f"{self.renderer} makes no sound of it with {Path(self.soundfont).name}")
+        level(mix, SAMPLE_RATE)
+        n_cut = int((ends > mix.shape[1] / SAMPLE_RATE).sum())
+        return Rendering(np.ascontiguousarray(mix.T), n_cut, score_seconds, self.made_with)
 
-    def _render(self, score: "Score", sample_rate: int, max_seconds: float) -> Rendering:
-        score_seconds = float(score.notes.end_seconds.max())
-        heard = _cut(score, max_seconds)
-        with tempfile.TemporaryDirectory(prefix="fluidsynth-") as folder:
-            raw = self._run(write_midi(heard), Path(folder), sample_rate, min(score_seconds, max_seconds))
-        n_samples = max(1, round(min(score_seconds + TAIL_SECONDS, max_seconds) * sample_rate))
-        mix = np.ascontiguousarray(raw[:n_samples].T)
-        n_first = round(float(heard.notes.onset_seconds.min()) * sample_rate)
-        if not np.isfinite(mix).all() or np.sqrt(np.mean(mix[:, n_first:] ** 2)) < SILENCE_RMS:
-            raise _CannotPlay(f"FluidSynth makes no sound of it with {Path(self.soundfont).name}")
-        level(mix, sample_rate)
-        cut = int((score.notes.end_seconds > n_samples / sample_rate).sum())
-        return Rendering(np.ascontiguousarray(mix.T), sample_rate, cut, score_seconds, self.made_with)
+    def _play(self, score: Score, seconds: float) -> Samples:
+        """Return float32 [2, N] at SAMPLE_RATE, at least `seconds` long."""
+        from scipy.signal import resample_poly
 
-    def _run(self, midi: bytes, folder: Path, sample_rate: int, seconds: float) -> np.ndarray:
-        """Return float32 [N, 2] at least as long as the music."""
-        (folder / "score.mid").write_bytes(midi)
-        (folder / "commands").write_bytes(b"")  # in place of a user's own start commands
-        command = [
-            self.program, "-q", "-n", "-i", "-f", "commands", "-F", "sound.raw", "-T", "raw", "-O", "float",
-            "-E", "little", "-r", str(sample_rate), "-R", "1", "-C", "0", "-g", GAIN,
-            "-o", "synth.default-soundfont=none",  # which it would play in place of one that it cannot load
-            str(Path(self.soundfont).resolve()), "score.mid",
-        ]  # fmt: skip
+        last_tick = int(ticks_at(score.tempos, score.ticks_per_quarter, np.array([seconds]))[0]) + 1
+        with tempfile.TemporaryDirectory(prefix="orchestrion-sound-") as folder:
+            Path(folder, "score.mid").write_bytes(write_midi(score, last_tick=last_tick))
+            self._run(Path(folder), seconds)
+            rendered = _read_wave(Path(folder, "sound.wav"))
+        if len(rendered) < round(seconds * RENDERED_RATE):  # FluidSynth says so only in passing, and ends well
+            raise OSError(
+                errno.ENOSPC, f"{self.renderer} wrote {len(rendered) / RENDERED_RATE:.1f} s of {seconds:.1f} s", folder
+            )
+        rendered = rendered[: round((seconds + 0.1) * RENDERED_RATE)]
+        return resample_poly(rendered, SAMPLE_RATE, RENDERED_RATE, axis=0).astype(np.float32).T
+
+    def _run(self, folder: Path, seconds: float) -> None:
+        """Render `score.mid` to `sound.wav` in a folder."""
+        font, midi, sound = self.soundfont, "score.mid", "sound.wav"
+        command = [sys.executable, "-I", "-c", RENDER, font, midi, sound]
+        if self.renderer == "fluidsynth":
+            (folder / "commands").write_bytes(b"")  # in place of a user's own start commands
+            command = [
+                self.program, "-q", "-n", "-i", "-f", "commands", "-F", sound, "-T", "wav", "-O", "s16",
+                "-r", str(RENDERED_RATE), "-R", "1", "-C", "0", "-g", GAIN,
+                "-o", "synth.default-soundfont=none",  # which it would play in place of one that it cannot load
+                font, midi,
+            ]  # fmt: skip
         try:
             done = subprocess.run(
                 command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True,
                 timeout=START_SECONDS + seconds / SPEED_MIN, env={"HOME": str(folder)}, check=False,
-                start_new_session=True,  # Ctrl-C is for us: a piece would get another sound, and keep it
+                start_new_session=True,  # Ctrl-C is for us: a piece would be kept without its sound
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
-            raise _CannotPlay(f"FluidSynth took more than {error.timeout:.0f} s") from None
+            raise NoSound(f"{self.renderer} took more than {error.timeout:.0f} s") from None
         except OSError as error:
-            raise _CannotPlay(f"FluidSynth does not start: {error.strerror}") from None
+            raise NoSound(f"{self.renderer} does not start: {error.strerror}") from None
         if -done.returncode in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            raise OSError(f"FluidSynth was ended by signal {-done.returncode}")
-        sound = folder / "sound.raw"
-        n_bytes = sound.stat().st_size // 8 * 8 if sound.exists() else 0
-        if done.returncode or n_bytes < 8:
-            said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
-            raise _CannotPlay(f"FluidSynth fails with status {done.returncode}{': ' + said[-1] if said else ''}")
-        if n_bytes // 8 < round(seconds * sample_rate):  # it says so only in passing, and ends well
-            raise OSError(
-                errno.ENOSPC, f"FluidSynth wrote {n_bytes} bytes of sound, less than the music lasts", str(folder)
-            )
-        n_wanted = round((seconds + TAIL_SECONDS) * sample_rate)
-        return np.fromfile(sound, "<f4", min(n_bytes // 8, n_wanted) * 2).reshape(-1, 2)
+            raise OSError(f"{self.renderer} was ended by signal {-done.returncode}")
+        if done.returncode or not (folder / sound).exists():
+            message = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+            reason = f": {message[-1]}" if message else ""
+            raise NoSound(f"{self.renderer} fails with status {done.returncode}{reason}")
 
 
-class _CannotPlay(Exception):
-    """FluidSynth gave no usable sound; the message says why."""
-
-
-def find_player(soundfont: str = "") -> Player:
-    """Return what plays scores on this machine.
+def find_player(renderer: str = "midirenderer", soundfont: str = "") -> Player:
+    """Return what plays scores.
 
     Args:
-        soundfont: path of an SF2 or SF3 file; `none` for the built-in synthesiser; empty: the file that the variable
-            ORCHESTRION_SOUNDFONT names, or else the first one in the usual places, if FluidSynth is there to play it.
+        renderer: `midirenderer` or `fluidsynth`.
+        soundfont: path of an SF2 file, for FluidSynth also SF3; empty: the one of pretty_midi, TimGM6mb.sf2.
     Raises:
-        ConfigError: a file that was named is missing or no SoundFont, or it was named and FluidSynth is missing.
+        ConfigError: a file that was named is missing or no SoundFont, or FluidSynth was named and is missing.
     """
-    named, source = (soundfont, "soundfont") if soundfont else (os.environ.get(VARIABLE, ""), VARIABLE)
-    if named == "none":
-        return Player(reason=f"{source}=none")
-    program = shutil.which("fluidsynth") or ""
-    if named:
-        path = Path(named)
-        if problem := _problem_of(path):
-            raise ConfigError(f"{source}={named!r} {problem}")
-        if not program:
-            raise ConfigError(f"{source}={named!r} needs the program `fluidsynth`, which is not on PATH")
-    else:
-        found = _find_soundfont()
-        if not program or found is None:
-            return Player(reason="no SoundFont found" if found is None else "the program `fluidsynth` is not on PATH")
-        path = found
-    version = _version_of(program)
+    path = Path(soundfont) if soundfont else _default_soundfont()
+    problem = _problem_of(path) if path else f"the package {DEFAULT_SOUNDFONT[0]} is not installed"
+    if soundfont and problem:
+        raise ConfigError(f"soundfont={soundfont!r} {problem}")
+    program = (shutil.which("fluidsynth") or "") if renderer == "fluidsynth" else ""
+    if renderer == "fluidsynth" and not program:
+        raise ConfigError("renderer='fluidsynth' needs the program `fluidsynth`, which is not on PATH")
+    if path is None or problem:
+        return Player(renderer=renderer, missing=f"SoundFont {DEFAULT_SOUNDFONT[1]}: {problem}")
+    try:
+        found = _version_of(program) if renderer == "fluidsynth" else version(renderer)
+    except PackageNotFoundError:
+        return Player(renderer=renderer, missing=f"the package {renderer} is not installed")
     path = path.resolve()
     facts = path.stat()
     sha256 = _sha256(path, facts.st_size, facts.st_mtime_ns)
-    return Player(soundfont=str(path), sha256=sha256, program=program, version=version)
+    return Player(renderer=renderer, version=found, program=program, soundfont=str(path), sha256=sha256)
 
 
-def _find_soundfont() -> Path | None:
-    for folder in map(Path, FOLDERS):
-        files = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
-        files.sort(key=lambda file: not file.name.startswith("default"))  # the one that the system prefers
-        for file in files:
-            if not _problem_of(file):
-                return file
-    return None
+@lru_cache(maxsize=8)
+def _try_out(player: Player) -> str:
+    """Play one note, and return what goes wrong."""
+    names = ("onset", "duration", "pitch", "velocity", "program", "is_drum", "track")
+    columns: dict[str, np.ndarray] = dict(zip(names, np.array([[0], [480], [60], [90], [0], [0], [0]]), strict=True))
+    try:
+        player.render(build_score(480, columns))
+    except NoSound as error:
+        return str(error)
+    return ""
+
+
+def _default_soundfont() -> Path | None:
+    package, name = DEFAULT_SOUNDFONT
+    spec = find_spec(package)  # finds the folder without importing the package
+    return Path(spec.origin).with_name(name) if spec and spec.origin else None
 
 
 def _problem_of(path: Path) -> str:
@@ -201,26 +250,43 @@ def _sha256(path: Path, n_bytes: int, changed_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _refusal(score: "Score") -> str:
-    """FluidSynth knows 16 channels and no ports."""
-    n_drums = len(np.unique(score.notes.track[score.notes.is_drum]))
-    n_pitched = score.n_tracks - n_drums
-    if n_pitched > len(PITCHED_CHANNELS) or n_drums > 1:
-        return f"{n_pitched} pitched parts and {n_drums} of drums do not fit on the 16 channels of FluidSynth"
-    return ""
+def _read_wave(path: Path) -> Samples:
+    """Return float32 [N, 2]."""
+    try:
+        with wave.open(str(path), "rb") as file:
+            data = file.readframes(file.getnframes())
+    except (wave.Error, EOFError) as error:
+        raise NoSound(f"the renderer wrote no WAV file: {error}") from None
+    return np.frombuffer(data[: len(data) // 4 * 4], "<i2").reshape(-1, 2).astype(np.float32) / np.float32(32768)
 
 
-def _cut(score: "Score", max_seconds: float) -> "Score":
-    """Leave out what begins behind the cap and end what sounds there, so that the file written is bounded."""
-    if score.notes.end_seconds.max() <= max_seconds and not np.any(score.pedals.end_seconds > max_seconds):
-        return score
-    from tasks.music.score import build_score, ticks_at
+def _parts_on_sixteen_channels(score: Score, max_seconds: float) -> list[Score]:
+    """Return the parts of each MIDI port as a score; renderers know no ports.
 
+    What begins behind the cap is left out, and what sounds there is ended, so that the files are bounded.
+    """
     last = int(ticks_at(score.tempos, score.ticks_per_quarter, np.array([max_seconds]))[0]) + 1
-    notes, pedals = score.notes, score.pedals
-    names = ("onset", "duration", "pitch", "velocity", "program", "is_drum", "track")
-    kept = {name: getattr(notes, name)[notes.onset < last] for name in names}
-    kept["duration"] = np.minimum(kept["duration"], last - kept["onset"])
-    spans = {name: getattr(pedals, name)[pedals.onset < last] for name in ("onset", "end", "track")}
-    spans["end"] = np.minimum(spans["end"], last)
-    return build_score(score.ticks_per_quarter, kept, tempos=score.tempos, pedals=spans, n_tracks=score.n_tracks)
+    port = np.array([place for place, _ in part_places(score)])
+    notes, pedals, is_early = score.notes, score.pedals, score.tempos.tick < last
+    tempos = Tempos(score.tempos.tick[is_early], score.tempos.microseconds_per_quarter[is_early])
+    scores = []
+    for number in np.unique(port[notes.track]):
+        own = port == number
+        track = np.cumsum(own) - 1
+        kept = own[notes.track] & (notes.onset < last)
+        columns = {
+            name: getattr(notes, name)[kept]
+            for name in ("onset", "duration", "pitch", "velocity", "program", "is_drum", "track")
+        }
+        columns["duration"] = np.minimum(columns["duration"], last - columns["onset"])
+        columns["track"] = track[columns["track"]]
+        spans = {
+            name: getattr(pedals, name)[own[pedals.track] & (pedals.onset < last)] for name in ("onset", "end", "track")
+        }
+        spans["end"] = np.minimum(spans["end"], last)
+        spans["track"] = track[spans["track"]]
+        if len(columns["onset"]):
+            scores.append(
+                build_score(score.ticks_per_quarter, columns, tempos=tempos, pedals=spans, n_tracks=int(own.sum()))
+            )
+    return scores
