@@ -6,10 +6,13 @@ SOCKET is a listening socket and READY a pipe, both inherited from `flows/servic
 server answers. It ends with its parent, however that ends: its standard input is a pipe that nobody else writes to.
 """
 
+import asyncio
+import logging
 import os
 import socket
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,7 @@ def prefect_app(has_page: bool) -> App:
 
 
 class _Server(uvicorn.Server):
-    """A server that says when it answers."""
+    """A server that says when it answers, and whose process ends with it."""
 
     def __init__(self, config: uvicorn.Config, ready: int) -> None:
         super().__init__(config)
@@ -58,6 +61,16 @@ class _Server(uvicorn.Server):
         if self.started:
             os.write(self._ready, b"!")
         os.close(self._ready)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().serve(sockets)
+        if self.started:
+            # All requests are answered and the application has written what it held. Prefect closes its database when
+            # the loop ends. What is left are threads that poll; to wait for them takes 2 to 8 seconds.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.get_running_loop().shutdown_asyncgens(), STOP_SECONDS)
+            logging.shutdown()
+            os._exit(0)
 
 
 def main(arguments: list[str]) -> None:

@@ -27,6 +27,7 @@ from tasks.tracking.mlflow_tracker import EXPERIMENTS, Tracker
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_SECONDS = 300.0  # a busy machine has taken more than 120
+SEND_SECONDS = 5.0  # for the last log lines and events of flows
 HOST = "127.0.0.1"
 SHOWN = {"prefect": ("Prefect", "flows, schedules, triggers"), "mlflow": ("MLflow", "runs, models, galleries")}
 # Settings of clients, and of servers that others start: ours has its own address and asks for its own password.
@@ -121,8 +122,21 @@ def ensure_prefect(home: Home) -> None:
         return
     service = start_prefect(home, 0, has_page=False)
     interrupts.servers.append(service.process)
-    atexit.register(stop, service)  # before Prefect is imported, so that it runs after what Prefect sends at the end
+    atexit.register(_end_own_prefect, service)
     access.use_prefect(home, f"{service.address}/api")
+
+
+def _end_own_prefect(service: Service) -> None:
+    """Stop the Prefect server of this process once what Prefect's client still holds for it is sent.
+
+    The client sends the rest when the interpreter ends its threads; an interrupted command leaves before that, and the
+    client would then try for long to reach a server that is gone.
+    """
+    if "prefect.logging.handlers" in sys.modules:
+        from prefect.logging.handlers import APILogWorker
+
+        APILogWorker.drain_all(timeout=SEND_SECONDS)  # of all of its queues, those of events too
+    stop(service)
 
 
 @contextmanager
@@ -168,15 +182,18 @@ def _write_services(home: Home, lines: dict[str, str]) -> None:
 def run_uis(home: Home, prefect_port: int, mlflow_port: int) -> None:
     """Start the pages that do not run yet, say where both are, and wait until interrupted or until one of ours ends.
 
+    Where both run already it only says where they are.
+
     Raises:
-        HomeError: both run already, or one of the servers failed.
+        HomeError: one of the servers failed.
     """
     _stop_on_terminate()
     with served(home, {"prefect": prefect_port, "mlflow": mlflow_port}) as services:
         running = environment.running_services(home)
         _say_where(home, running)
         if not services:
-            raise HomeError(f"the servers of home {home.root} run already at {' and '.join(running.values())}")
+            typer.echo(f"Both run already for home {home.root}; they stop with the commands that started them.")
+            return
         typer.echo(f"Ctrl-C stops {' and '.join(service.name for service in services)}.")
         while all(service.process.poll() is None for service in services):
             time.sleep(0.5)

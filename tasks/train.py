@@ -74,6 +74,11 @@ class TrainJob:
         return self.run_dir / "stop"
 
     @property
+    def begun(self) -> Path:
+        """Made by an attempt just before its first step, so that who stops it earlier has nothing to wait for."""
+        return self.run_dir / "begun"
+
+    @property
     def divergence(self) -> Path:
         """Why the last attempt at the run gave up, where it diverged."""
         return divergence_of(self.run_dir)
@@ -168,6 +173,7 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
     check_shards(job.shards, cluster.n_cpus())
     job.run_dir.mkdir(parents=True, exist_ok=True)
     job.stop_request.unlink(missing_ok=True)
+    job.begun.unlink(missing_ok=True)
     job.divergence.unlink(missing_ok=True)
     shutil.rmtree(job.run_dir / "ray", ignore_errors=True)  # of an attempt that was killed
     cluster.connect()
@@ -178,6 +184,8 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
         trainer.start()
         try:
             while trainer.is_alive() and not stop.is_overdue:
+                if stop and not job.begun.exists():  # it looks for the request after it has made this file
+                    break
                 trainer.join(0.25)
                 points = tail.new_points()
                 on_points(points)
@@ -193,9 +201,10 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
         finally:
             if trainer.is_alive():  # it waits for a server that died, or for a worker in a long step
                 cluster.disconnect()
+            job.begun.unlink(missing_ok=True)
     state = read_progress(job.run_dir)
     if stop and state["step"] < job.config.n_steps:
-        raise Interrupted(f"training stopped by {stop.signal} at step {state['step']} of {job.config.n_steps}; saved")
+        raise Interrupted(f"training stopped by {stop.signal} {_words_of_progress(job, state['step'])}")
     if failure:
         error = cause_of(failure[0])
         if problem := storage_problem(error):
@@ -205,8 +214,12 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
     if job.divergence.exists():
         raise Diverged(job.divergence.read_text())
     if state["step"] < job.config.n_steps:
-        raise Interrupted(f"training stopped by request at step {state['step']} of {job.config.n_steps}; saved")
+        raise Interrupted(f"training stopped by request {_words_of_progress(job, state['step'])}")
     return result_of(job.run_dir)
+
+
+def _words_of_progress(job: TrainJob, step: int) -> str:
+    return f"at step {step} of {job.config.n_steps}; saved" if step else "before there was a step to save"
 
 
 def _words_of_wait(job: TrainJob) -> str:
@@ -311,10 +324,7 @@ def run_steps(
     validation = TokenStore(job.validation_shards, job.flat_tokens)
     reporter.constant = {"train/tokens_out_of_reach": train.n_out_of_reach(config.window_tokens, config.windows)}
     best_loss, n_skipped = state["best_loss"], state.get("skipped_in_a_row", 0)
-    is_asked = _any_rank(
-        job.stop_request.exists() if rank == 0 else False, world_size
-    )  # before there is a step to save
-    for step in range(state["step"] + 1, 0 if is_asked else config.n_steps + 1):
+    for step in range(state["step"] + 1, 0 if _is_stopped_before(job, rank, world_size) else config.n_steps + 1):
         started = time.perf_counter()
         batch = train.batch(
             config.seed, step, config.batch_size, config.window_tokens, tokenizer.pad_id, config.windows
@@ -362,6 +372,13 @@ def run_steps(
             break
     if world_size > 1:
         torch.distributed.barrier()
+
+
+def _is_stopped_before(job: TrainJob, rank: int, world_size: int) -> bool:
+    """Note that the steps begin, and tell whether an end was asked for before there is one to save."""
+    if rank == 0:
+        job.begun.touch()
+    return _any_rank(job.stop_request.exists() if rank == 0 else False, world_size)
 
 
 def _give_up(job: TrainJob, rank: int, step: int, reason: str) -> NoReturn:

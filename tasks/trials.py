@@ -86,6 +86,8 @@ def run_trials(
     state = _State(jobs)
     tuner = threading.Thread(target=_tune, args=(state, concurrent, past), name="ray-tune", daemon=True)
     tails: dict[int, MetricsTail] = {}
+    ended = set[int]()
+    gave_up = False
     with stop_on_signals(state.request_stop) as stop:
         tuner.start()
         try:
@@ -96,20 +98,24 @@ def run_trials(
                         tails[event.index] = MetricsTail(jobs[event.index].metrics)
                         yield event
                         continue
+                    ended.add(event.index)
+                    jobs[event.index].begun.unlink(missing_ok=True)
                     yield from _new_points({event.index: tails.pop(event.index)})
                     yield event
                 yield from _new_points(tails)
-                if not alive or stop.is_overdue:
+                at_work = [index for index in state.started if index not in ended and jobs[index].begun.exists()]
+                gave_up = alive and (stop.is_overdue or (bool(stop) and not at_work))
+                if not alive or gave_up:
                     break
                 tuner.join(0.25)
                 cluster.require_servers()
         finally:
             if tuner.is_alive():
                 state.request_stop()
-                tuner.join(0 if stop.is_overdue else SAVE_SECONDS)
+                tuner.join(0 if gave_up else SAVE_SECONDS)
             if tuner.is_alive():  # it waits for a server that died, or for a worker in a long step
                 cluster.disconnect()
-    if stop.is_overdue:
+    if gave_up:
         return  # what had not ended is still to be trained, as its row says
     if state.failure:
         raise state.failure[0]
@@ -145,6 +151,7 @@ class _State:
         self.started.append(index)
         job.run_dir.mkdir(parents=True, exist_ok=True)
         job.stop_request.unlink(missing_ok=True)
+        job.begun.unlink(missing_ok=True)
         job.divergence.unlink(missing_ok=True)
         return not self.stop.is_set()
 

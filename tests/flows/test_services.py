@@ -71,8 +71,11 @@ def test_both_servers_listen_on_loopback_alone(ui: dict[str, str]) -> None:
 def test_a_second_ui_of_the_same_home_is_told_where_the_first_is(ui: dict[str, str], finished: Finished) -> None:
     home, _, _ = finished
     done = orchestrion(home, "ui", "--home", str(home))
-    assert done.returncode == 1
-    assert ui["prefect_url"] in done.stderr
+    assert done.returncode == 0  # they run and answer: what was asked for
+    assert f"{ui['prefect_url']}/" in done.stdout
+    assert f"{ui['mlflow_url']}/#/experiments" in done.stdout
+    assert f"Both run already for home {home}" in done.stdout
+    assert json.loads((home / "services.json").read_text())["prefect_url"] == ui["prefect_url"]
 
 
 def test_it_is_said_where_the_pages_are_and_how_to_sign_in(ui: dict[str, str], finished: Finished) -> None:
@@ -92,10 +95,10 @@ def test_a_terminal_gets_links_that_sign_in_once(ui: dict[str, str], finished: F
     os.close(theirs)
     assert process.stderr
     complaint = process.stderr.read().decode()
-    process.wait(60)
+    assert process.wait(60) == 0
+    assert not complaint
     said = os.read(ours, 100_000).decode()
     os.close(ours)
-    assert ui["prefect_url"] in complaint
     links = re.findall(rf"(http://\S+{access.SIGN_IN_PATH}\?once=\S+)", said)
     assert [link.split("/orchestrion")[0] for link in links] == [ui["prefect_url"], ui["mlflow_url"]]
     for link in links:

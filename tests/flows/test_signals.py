@@ -75,6 +75,8 @@ class Command:
         assert len([line for line in text.splitlines() if line.startswith("orchestrion:")]) == 1, text
         assert "Traceback" not in text
         assert seconds < IN_TIME
+        hung = self.home / "logs" / "hung.txt"
+        assert not hung.exists(), hung.read_text()  # it was not ended by force
         assert self.processes() == []
         assert "RUNNING" not in statuses(self.home)
 
@@ -152,12 +154,17 @@ def test_a_signal_to_all_processes_of_the_service_saves(begin: Begin, prepared: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["gcs_server", "ray::RayTrainWorker"])
-def test_a_signal_to_the_group_before_the_first_step_ends_in_time(begin: Begin, moment: str) -> None:
+@pytest.mark.parametrize(("moment", "number"), [("gcs_server", signal.SIGTERM), ("ray::RayTrainWorker", signal.SIGHUP)])
+def test_a_signal_to_the_group_before_the_first_step_waits_for_nothing(
+    begin: Begin, prepared: tuple[Path, Path], moment: str, number: int
+) -> None:
+    before = set(prepared[0].glob("runs/*/checkpoints/*"))
     command = begin(*TRAIN, "--set", "train.seed=3")
     command.wait_for_process(moment)
-    os.killpg(command.process.pid, signal.SIGTERM)
+    os.killpg(command.process.pid, number)
     command.see_good_end(command.end())
+    assert set(prepared[0].glob("runs/*/checkpoints/*")) == before
+    assert not list(prepared[0].glob("runs/*/begun"))
 
 
 @pytest.mark.slow
