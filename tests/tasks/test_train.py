@@ -470,11 +470,37 @@ def test_a_second_signal_stops_at_once(
     dataset: DatasetVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
+
+    def work(job: TrainJob, _: object) -> None:
+        job.begun.touch()
+        release.wait(60)
+
     monkeypatch.setattr(cluster, "connect", lambda: None)
-    monkeypatch.setattr(train, "_fit_in_thread", lambda *_: release.wait(60))
+    monkeypatch.setattr(train, "_fit_in_thread", work)
     try:
         with pytest.raises(KeyboardInterrupt):
             train.fit(make_job(short_training(), dataset, tmp_path), lambda _: os.kill(os.getpid(), signal.SIGINT))
+    finally:
+        release.set()
+
+
+def test_a_signal_before_the_first_step_waits_for_nothing(
+    dataset: DatasetVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(cluster, "connect", lambda: None)
+    monkeypatch.setattr(train, "_fit_in_thread", lambda *_: release.wait(60))
+    given: list[object] = []
+
+    def interrupt_once(points: object) -> None:
+        given.append(points)
+        if len(given) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        with pytest.raises(Interrupted, match="SIGINT before there was a step to save"):
+            train.fit(make_job(short_training(), dataset, tmp_path), interrupt_once)
+        assert "ray-train" in [thread.name for thread in threading.enumerate()]  # nobody waited for it
     finally:
         release.set()
 
