@@ -168,7 +168,9 @@ def generate(
         return
     _check_prompt(_config(preset or DEFAULT_PRESET, settings).generate.prompt)
     where = prepare(home, verbose, quiet)
-    config = _config(preset or cli_look.find_model(where, model).preset, settings)
+    found = cli_look.find_model(where, model)
+    config = _config(preset or found.preset, settings)
+    cli_look.check_wishes(where, found, config.generate)
     print_result(_run_flow(where, "generate", config.generate, model, fresh=fresh), as_json, BATCH_FACTS)
 
 
@@ -180,9 +182,20 @@ def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> Non
     """
     from flows.requests import read_request
 
-    jobs = read_request(request, lambda model: _config(cli_look.find_model(where, model).preset, ()).generate)
+    models = dict[str, Any]()
+
+    def settings_of(model: str) -> Any:
+        models[model] = models.get(model) or cli_look.find_model(where, model)
+        return _config(models[model].preset, ()).generate
+
+    jobs = read_request(request, settings_of)
     for job in jobs:
         _check_prompt(job.config.prompt)
+        try:
+            cli_look.check_wishes(where, models[job.model], job.config)
+        except OrchestrionError as error:
+            error.put_before(f"{request.name}: {job.name}")
+            raise
     results, failed = [], list[OrchestrionError]()
     try:
         for job in jobs:

@@ -13,6 +13,7 @@ from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, ModelOption,
 from tasks.errors import ConfigError
 from tasks.storage.files import json_text
 from tasks.storage.home import Home
+from tasks.words import plural
 
 app = typer.Typer(
     help="Make a piece block by block: a model proposes, you listen, accept, ask again or undo.",
@@ -128,7 +129,10 @@ def grow(
 
         def tell(grown: Any) -> None:
             n_notes = primer.n_notes + sum(block.n_notes for block in grown.blocks)
-            typer.echo(f"block {grown.blocks[-1].number}: {len(grown.ids)} tokens, {n_notes} notes", err=as_json)
+            typer.echo(
+                f"block {grown.blocks[-1].number}: {plural(len(grown.ids), 'token')}, {plural(n_notes, 'note')}",
+                err=as_json,
+            )
 
         _print_state(session.describe(session.grow(blocks, tell)), as_json)
 
@@ -295,7 +299,10 @@ def _print_saved(saved: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json_text(saved))
     else:
-        typer.echo(f"{saved['path']}: {saved['n_notes']} notes, {saved['seconds']:g} s, {len(saved['blocks'])} blocks")
+        typer.echo(
+            f"{saved['path']}: {plural(saved['n_notes'], 'note')}, {saved['seconds']:g} s,"
+            f" {plural(len(saved['blocks']), 'block')}"
+        )
 
 
 def _print_state(state: dict[str, Any], as_json: bool) -> None:

@@ -12,6 +12,7 @@ from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, print_list
 from tasks.errors import ConfigError
 from tasks.storage.files import json_text
 from tasks.storage.home import Home
+from tasks.words import plural
 
 app = typer.Typer(help="List, compare, check and clean up dataset versions.", invoke_without_command=True)
 
@@ -115,7 +116,10 @@ def verify(
             typer.echo(f"{problem['dataset']}: {problem['path']} {said}".removeprefix(": "))
         hint = "; the same rebuild mends a dataset" if found else ""
         beside = f" and {n_others} other files" if others else ""
-        typer.echo(f"{n_of_versions} files of {len(chosen)} versions{beside}, {len(found)} problems{hint}")
+        typer.echo(
+            f"{plural(n_of_versions, 'file')} of {plural(len(chosen), 'version')}{beside},"
+            f" {plural(len(found), 'problem')}{hint}"
+        )
         if facts.get("n_sealed"):
             typer.echo(f"{facts['n_sealed']} files had no digest and have one now, or are made again when needed")
         if facts.get("n_unverified"):
@@ -145,7 +149,7 @@ def prune(
     verb = "would delete" if dry_run else "deleted"
     for version in pruned.versions:
         typer.echo(f"{verb} {version}")
-    typer.echo(f"{verb} {pruned.n_files} unused shards, {pruned.n_bytes / 2**20:.1f} MiB")
+    typer.echo(f"{verb} {plural(pruned.n_files, 'unused shard')}, {pruned.n_bytes / 2**20:.1f} MiB")
 
 
 @app.command(epilog="Example: orchestrion datasets catalog")

@@ -11,6 +11,7 @@ from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, print_list, 
 from tasks.errors import NotFound
 from tasks.storage.files import json_text
 from tasks.storage.home import Home
+from tasks.words import plural
 
 app = typer.Typer()
 
@@ -148,7 +149,9 @@ def encode(
             typer.echo(json_text(facts))
         else:
             lost = ", ".join(f"{n} {reason}" for reason, n in tokens.dropped.items())
-            typer.echo(f"{path}: {len(tokens.ids)} tokens{f'; notes lost or changed: {lost}' if lost else ''}")
+            typer.echo(
+                f"{path}: {plural(len(tokens.ids), 'token')}{f'; notes lost or changed: {lost}' if lost else ''}"
+            )
             typer.echo(tokens.rendering())
 
 
@@ -209,3 +212,21 @@ def find_model(home: Home, reference: str) -> Any:
         if tracker is None:
             raise NotFound(f"home {home.root} holds no trained model yet; run `orchestrion train` first")
         return tracker.model(reference)
+
+
+def check_wishes(home: Home, model: Any, config: Any) -> None:
+    """See, before Prefect is started, that a model's encoding has ids for what a batch asks for.
+
+    Args:
+        model: of `find_model`.
+        config: the `GenerateConfig`.
+    Raises:
+        ConfigError: it has none of a kind, such as programs in an encoding without programs.
+    """
+    folder = home.root / model.checkpoint
+    if not (config.key or config.programs or config.tempo or config.density) or not folder.exists():
+        return
+    from tasks.checkpoints import read_tokenizer
+    from tasks.piece_ids import check_wishes as check
+
+    check(read_tokenizer(folder), config)

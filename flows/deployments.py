@@ -11,6 +11,7 @@ from flows import access, environment, services
 from tasks.config.pipeline import PipelineConfig
 from tasks.config.serialization import to_json
 from tasks.errors import ConfigError
+from tasks.runtime.progress import Progress
 from tasks.storage.home import Home
 
 LOCK_WAIT_SECONDS = 24 * 3600  # a triggered run waits for the one before it; a person at a terminal is told at once
@@ -66,7 +67,8 @@ def serve_flows(home: Home, config: PipelineConfig, cron: str) -> None:
     Uses the Prefect server of PREFECT_API_URL or of `orchestrion ui`; where there is none, starts one.
     """
     os.environ.setdefault("ORCHESTRION_LOCK_WAIT_SECONDS", str(LOCK_WAIT_SECONDS))
-    with ExitStack() as stack:
+    with ExitStack() as stack, ExitStack() as starting:
+        starting.enter_context(Progress("starting Prefect"))  # or nothing is said for up to 25 s
         listener = None
         with access.servers_locked(home):
             # Prefect reads the address when it is imported: a client without one would start a server of its own, to
@@ -82,16 +84,18 @@ def serve_flows(home: Home, config: PipelineConfig, cron: str) -> None:
             check_cron(cron)
             if listener:
                 stack.enter_context(services.served(home, {"prefect": listener}))
+        starting.close()
         _serve(home, config, cron)
 
 
 def _serve(home: Home, config: PipelineConfig, cron: str) -> None:
     from flows.runner import FlowRunner
 
-    # The schedule stays active when this process stops: it goes on where another one serves the same server.
-    runner = FlowRunner(home, name="orchestrion", limit=1, pause_on_shutdown=False)
-    for deployment in build_deployments(home, config, cron):
-        runner.register(deployment)
+    with Progress("registering the deployments"):
+        # The schedule stays active when this process stops: it goes on where another one serves the same server.
+        runner = FlowRunner(home, name="orchestrion", limit=1, pause_on_shutdown=False)
+        for deployment in build_deployments(home, config, cron):
+            runner.register(deployment)
     address = environment.without_password(os.environ["PREFECT_API_URL"]).removesuffix("/api")
     if environment.running_prefect(home):
         typer.echo(f"Sign in as user {access.USER}; the password is in {home.password}")

@@ -12,6 +12,7 @@ from flows import environment
 from tasks.errors import OrchestrionError
 from tasks.storage.databases import check_database
 from tasks.storage.home import MIN_FREE_BYTES, Home
+from tasks.words import plural
 
 PACKAGES = (
     "prefect", "ray", "mlflow", "torch", "symusic", "pyarrow", "safetensors", "soundfile", "matplotlib", "midirenderer",
@@ -131,14 +132,18 @@ def _mlflow(home: Home) -> str:
     tracker.check_store(thorough=True)
     if tracker.uri.startswith("sqlite:///") and not (home.mlflow / "mlflow.db").exists():
         return f"{tracker.uri}, made by the first run"
-    return f"{tracker.uri}, {len(tracker.models())} model versions"
+    return f"{tracker.uri}, {plural(len(tracker.models()), 'model version')}"
 
 
 def _datasets(home: Home) -> str:
     from tasks.dataset.versions import list_datasets
 
     found = list_datasets(home)
-    broken = [f"{entry.reference} misses {len(missing)} files" for entry in found if (missing := entry.missing_files())]
+    broken = [
+        f"{entry.reference} misses {plural(len(missing), 'file')}"
+        for entry in found
+        if (missing := entry.missing_files())
+    ]
     if broken:
         raise OrchestrionError(f"{'; '.join(broken)}; run its rebuild again")
-    return f"{len(found)} versions, all files there"
+    return f"{plural(len(found), 'version')}, all files there"

@@ -1,5 +1,6 @@
 """The story of a run: rebuild, train, evaluate, generate, and the pipeline that chains them."""
 
+import logging
 import os
 import time
 from typing import Any
@@ -25,6 +26,8 @@ from tasks.tracking.mlflow_tracker import Tracker
 
 Summary = dict[str, Any]
 
+logger = logging.getLogger(__name__)
+
 
 @flow(name="rebuild-dataset")
 def rebuild_dataset(config: DatasetConfig = DatasetConfig(), home: str = "", parent_run_id: str = "") -> Summary:
@@ -43,6 +46,8 @@ def rebuild_dataset(config: DatasetConfig = DatasetConfig(), home: str = "", par
         if dataset and not dataset.report.exists():
             dataset = None  # a kill after publishing: nobody was told of it yet
         reused = dataset is not None
+        if dataset:
+            logger.info("dataset %s is reused: nothing has changed", dataset.reference)
         if dataset is None:
             with Tracker(where).open_run(
                 "orchestrion/datasets", f"rebuild-{inputs.config.name}", run_tags(), parent_run_id
@@ -86,6 +91,8 @@ def train(
         job = make_job(config, version, claim.folder)
         model = finished_model(claim, tracker)
         reused = model is not None
+        if model:
+            logger.info("model %s is reused: run %s is finished; `fresh` trains anew", model.reference, claim.run_id)
         if model is None:
             tags = run_tags() | {"orchestrion.preset": config.preset}
             with tracker.open_run("orchestrion/training", claim.folder.name, tags, parent_run_id, claim.run_id) as run:
@@ -178,6 +185,8 @@ def generate(
         batch = None if fresh else model_steps.find_same_batch(where, chosen, config)
         reused = batch is not None
         run_id = batch.logged_run() if batch else ""
+        if reused:
+            logger.info("batch %s is reused; `fresh` composes anew", batch.name if batch else "")
         if batch is None or not run_id:
             with tracker.open_run(
                 "orchestrion/generation", f"generate-{chosen.reference}", run_tags(), parent_run_id

@@ -1,7 +1,8 @@
 """Request files: several batches of compositions, described in TOML or JSON."""
 
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tasks.storage.foreign_text import MAX_KEY_PARTS, OutOfBounds, parse_json, p
 
 TOP_KEYS, JOB_KEYS = ("model", "defaults", "jobs"), ("name", "model")
 MAX_BYTES = 2**20
+MAX_NAME = 200  # characters of a job's name
 PATHS = ("prompt", "prompt_to", "soundfont")  # relative to the file's folder
 
 
@@ -45,23 +47,74 @@ def read_request(path: Path, settings_of: Callable[[str], GenerateConfig]) -> li
         raise ConfigError(f"{path.name}: jobs is no list of tables, or an empty one; each [[jobs]] is a batch")
     if not isinstance(defaults, dict):
         raise ConfigError(f"{path.name}: defaults is no table")
-    requested, nested = [], _nested(defaults, f"{path.name}: defaults")
-    for place, job in enumerate(jobs):
-        name, model = (str(job.get(key, "")) for key in JOB_KEYS)
-        where = f"{path.name}: jobs[{place}]" + (f" ({name})" if name else "")
-        model = model or str(form.get("model", ""))
-        wanted = _merged(nested, _nested({key: value for key, value in job.items() if key not in JOB_KEYS}, where))
-        try:
-            settings = to_json(settings_of(model))
-        except NotFound as error:
-            raise NotFound(f"{where}: {error}") from None
-        values = _merged(settings, _from_folder(wanted, path.parent))
-        requested.append(RequestedBatch(name or f"job {place}", model, from_json(GenerateConfig, values, where)))
-    names = [job.name for job in requested]
+    nested, default_model = _nested(defaults, f"{path.name}: defaults"), _text(form, "model", path.name)
+    _check_values(nested, f"{path.name}: defaults")
+    read = [_read_job(job, place, path, nested) for place, job in enumerate(jobs)]
+    names = [job.name for job in read]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise ConfigError(f"{path.name}: two jobs are named {twice!r}")
+    requested = []  # from here on models are looked for
+    for job in read:
+        model = job.model or default_model
+        try:
+            settings = to_json(settings_of(model))
+        except NotFound as error:
+            raise NotFound(f"{job.where}: {error}") from None
+        values = _merged(settings, _from_folder(job.wanted, path.parent))
+        requested.append(RequestedBatch(job.name, model, from_json(GenerateConfig, values, job.where)))
     return requested
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    name: str
+    model: str
+    wanted: dict[str, Any]  # settings
+    where: str
+
+
+def _read_job(job: Mapping[str, Any], place: int, path: Path, defaults: Mapping[str, Any]) -> _Job:
+    where = f"{path.name}: jobs[{place}]"
+    name, model = _text(job, "name", where), _text(job, "model", where)
+    if name and (not name.isprintable() or set(name) & set("/\\") or name.startswith(".") or len(name) > MAX_NAME):
+        raise ConfigError(
+            f"{where}: name={shortened(name)!r} is no name: up to {MAX_NAME} printable characters without / and \\,"
+            " the first no dot"
+        )
+    where += f" ({name})" if name else ""
+    own = _nested({key: value for key, value in job.items() if key not in JOB_KEYS}, where)
+    _check_values(own, where)
+    return _Job(name or f"job {place}", model, _merged(defaults, own), where)
+
+
+def _text(table: Mapping[str, Any], key: str, where: str) -> str:
+    value = table.get(key, "")
+    if not isinstance(value, str):
+        raise ConfigError(f"{where}: {key}={shortened(repr(value))} is no text")
+    return value
+
+
+def _check_values(settings: Mapping[str, Any], where: str) -> None:
+    """See what can be told of settings without the model whose own they change: keys, and numbers that none takes."""
+    known = to_json(GenerateConfig())
+    for key, value in settings.items():
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {shortened(key)!r}; known here: {', '.join(known)}")
+        for path, number in _numbers(value, key):
+            if not math.isfinite(number):
+                raise ConfigError(f"{where}: {shortened(path)}={number} is no finite number")
+
+
+def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{path}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner, path)
 
 
 def _read(path: Path) -> dict[str, Any]:

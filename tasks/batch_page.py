@@ -9,6 +9,7 @@ from tasks.config.serialization import to_json
 from tasks.critic import COPIED, HEADLINES, Critic
 from tasks.gallery import MAX_AUDIO_BYTES, BatchFigure, GalleryPiece, Mark, Passage, RollNotes, build_gallery
 from tasks.music.midi.read_midi import read_midi
+from tasks.words import plural
 
 MOST_SOURCES = 200  # pieces that are shown with the passage they are most like, for each is read from the dataset
 
@@ -120,9 +121,9 @@ def _nearest(sidecar: Mapping[str, Any], critic: Critic | None) -> tuple[list[Ma
         return [], []
     match, passage = found
     span = (match.start_seconds, match.end_seconds)
-    label = f"{match.n_notes} notes as in {match.source_file}"
+    label = f"{plural(match.n_notes, 'note')} as in {match.source_file}"
     facts = [
-        f"{match.n_notes} notes in a row, {100 * match.share:.0f} % of the piece; people share up to"
+        f"{plural(match.n_notes, 'note')} in a row, {100 * match.share:.0f} % of the piece; people share up to"
         f" {sidecar['copying']['human_limit'] or 'an unknown number'}",
         f"from {match.source_start_seconds:.1f} s on, transposed by {match.transposition:+d}, {match.stretch:.2f} times"
         " as long",

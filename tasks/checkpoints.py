@@ -152,6 +152,24 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     return state
 
 
+def read_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a checkpoint, without its weights; raises as `load_model`."""
+    return _read_settings(folder)[3]
+
+
+def _read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, str] | None, TrainConfig, Any]:
+    if not folder.exists():
+        raise NotFound(f"checkpoint {folder} does not exist")
+    state, files = _read_state(folder)
+    try:
+        config = from_json(TrainConfig, state["config"], str(folder / "state.json"))
+        return state, files, config, tokenizer_from_json(state["tokenizer"])
+    except OrchestrionError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{folder / 'state.json'} is damaged: {_first_line(error)}") from None
+
+
 def load_model(folder: Path) -> LoadedModel:
     """Build the model that a checkpoint describes and load its weights, ready to evaluate.
 
@@ -159,16 +177,7 @@ def load_model(folder: Path) -> LoadedModel:
         NotFound: no such folder.
         CheckpointError: a file is missing or damaged, or the weights do not fit the config.
     """
-    if not folder.exists():
-        raise NotFound(f"checkpoint {folder} does not exist")
-    state, files = _read_state(folder)
-    try:
-        config = from_json(TrainConfig, state["config"], str(folder / "state.json"))
-        tokenizer = tokenizer_from_json(state["tokenizer"])
-    except OrchestrionError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{folder / 'state.json'} is damaged: {_first_line(error)}") from None
+    state, files, config, tokenizer = _read_settings(folder)
     _require_bytes(folder / WEIGHTS, files)
     _refuse_other_shapes(folder, config.model, tokenizer)
     model = build_model(config.model, tokenizer.vocab_size, tokenizer.pad_id)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config.evaluation import EvaluateConfig
 from tasks.dataset.versions import DatasetVersion
+from tasks.words import plural
 
 if TYPE_CHECKING:  # it brings torch
     from tasks.continuations import ContinuationTest
@@ -17,7 +18,7 @@ def report_markdown(evaluation: "Evaluation", model: str, dataset: DatasetVersio
     lines = [
         f"# {model} on {dataset.name}@{dataset.version}, {config.split}",
         "",
-        f"{int(m['n_tokens'])} tokens of {evaluation.n_held_out} pieces of the split, each predicted once,"
+        f"{int(m['n_tokens'])} tokens of {plural(evaluation.n_held_out, 'piece')} of the split, each predicted once,"
         + (
             f" with at least {evaluation.least_context} tokens before it."
             if evaluation.least_context
@@ -52,8 +53,9 @@ def report_markdown(evaluation: "Evaluation", model: str, dataset: DatasetVersio
             ),
             f"| tokens sampled per second | {evaluation.tokens_per_second:,.0f} |",
             "",
-            f"Means over {evaluation.n_samples} free samples of at most {config.sample_tokens} tokens and over as long"
-            " beginnings of pieces of the split; the overlap of their densities, 0 to 1, with its 95 % interval:",
+            f"Means over {plural(evaluation.n_samples, 'free sample')} of at most {config.sample_tokens} tokens and"
+            " over as long beginnings of pieces of the split;"
+            " the overlap of their densities, 0 to 1, with its 95 % interval:",
             "",
             f"| statistic | {config.split} | samples | overlap |",
             "|---|---:|---:|---:|",

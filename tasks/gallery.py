@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tasks.errors import ConfigError
 from tasks.music.render.pianoroll import PART_COLOURS, part_labels
 from tasks.reporting.markup import UNPRINTABLE
+from tasks.words import plural
 
 if TYPE_CHECKING:
     from tasks.music.score import Score  # for names only: building a page reads no MIDI
@@ -198,7 +199,7 @@ def build_gallery(
             f'<option value="{_text("flag:" + flag)}">{_text(flag)}</option>'
             for flag in dict.fromkeys(flag for piece in pieces for flag in piece.flags)
         ),
-        "count": "1 piece" if len(pieces) == 1 else f"{len(pieces)} pieces",
+        "count": plural(len(pieces), "piece"),
         "pieces": "\n".join(_article(place, piece, place in sounding) for place, piece in enumerate(pieces)),
         "style": style,
         "script": script,

@@ -31,8 +31,7 @@ def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -
         ConfigError: it cannot.
     """
     check_latents(loaded.model, config, n_prompts)
-    token_bias(loaded.tokenizer, config)
-    bind(loaded.tokenizer, grammar_of(loaded.tokenizer, config), config)
+    check_wishes(loaded.tokenizer, config)
     try:
         context_of(loaded.model, replace(config.sampling, max_tokens=longest_piece(loaded.model, config)), None, 0)
     except ValueError as error:
@@ -55,6 +54,16 @@ def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -
             f"sampling.beams={beams} give {beams} pieces for each prompt, but n_pieces={config.n_pieces}"
             f" are {n_ranks} for each"
         )
+
+
+def check_wishes(tokenizer: Any, config: GenerateConfig) -> None:
+    """See that an encoding has ids for the key, the programs, the tempo and the density that a batch asks for.
+
+    Raises:
+        ConfigError: it has none of a kind.
+    """
+    token_bias(tokenizer, config)
+    bind(tokenizer, grammar_of(tokenizer, config), config)
 
 
 def check_prompt_ids(loaded: LoadedModel, config: GenerateConfig, ids: Sequence[int], name: str) -> None:

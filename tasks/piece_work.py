@@ -47,6 +47,7 @@ from tasks.rewriting import Rewritten, rewrite
 from tasks.storage.files import write_atomically
 from tasks.storage.integrity import read_sealed, sealed_bytes
 from tasks.token_count import TallySheet, TellTokens, TokenCount
+from tasks.words import plural
 
 logger = logging.getLogger(__name__)
 
@@ -358,7 +359,7 @@ def _short_of(config: GenerateConfig, score: Score, ended_by: str, n_tracks: int
     limit = piece_limit(config)
     if ended_by != "tokens":
         return []
-    return [f"{limit}"] * (bool(limit) and not limit.is_filled_by(score)) + [f"{config.n_tracks} tracks"] * (
+    return [f"{limit}"] * (bool(limit) and not limit.is_filled_by(score)) + [plural(config.n_tracks, "track")] * (
         n_tracks < config.n_tracks
     )
 
@@ -369,7 +370,7 @@ def _whole_tracks(config: GenerateConfig, ids: np.ndarray, tokenizer: Any) -> in
 
 def _cut_warnings(config: GenerateConfig, short_of: Sequence[str], n_tokens: int, n_tracks: int) -> list[str]:
     said = [
-        f"{n_tracks} of {wish} are whole" if wish == f"{config.n_tracks} tracks" else f"{wish} are not reached"
+        f"{n_tracks} of {wish} are whole" if wish == plural(config.n_tracks, "track") else f"{wish} are not reached"
         for wish in short_of
     ]
     return [f"cut at {n_tokens} tokens: {', '.join(said)}"] if said else []

@@ -33,8 +33,11 @@ from tasks.piece_ids import check_prompt_ids, check_request
 from tasks.storage.file_names import MIDI_SUFFIXES, is_midi, printable
 from tasks.storage.home import Home
 from tasks.storage.user_paths import check_there, path_of
+from tasks.words import plural
 
 logger = logging.getLogger(__name__)
+
+LONG_SILENCE_SECONDS = 8.0
 
 SPLIT_MARK = "split:"  # before the name of a split
 
@@ -51,6 +54,7 @@ class Prompt:
     n_notes: int = 0  # of the file
     dropped: dict[str, int] = field(default_factory=dict)  # notes that the encoding left out or changed, by reason
     canvas: Canvas | None = None  # of which bars are written anew
+    lead_seconds: float = 0.0  # of silence before the first note of the file
 
 
 def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None = None) -> list[Prompt]:
@@ -81,13 +85,20 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None 
 
 
 def tell_losses(prompts: Sequence[Prompt], tokenizer: Any) -> None:
-    """Say in one line each what an encoding leaves out of prompts, and which have no note, if any."""
+    """Say in one line each what an encoding leaves out of prompts, and which have no note or a long silence first."""
     continued = [prompt for prompt in prompts if prompt.name and not prompt.window]
     silent = [prompt for prompt in continued if not len(tokenizer.decode(np.array(prompt.ids)).notes.pitch)]
     if silent:
         logger.warning(
             "%d of %d prompts have no note among the tokens that are taken of them; the first: %s, %d tokens",
             len(silent), len(prompts), silent[0].name, len(silent[0].ids),
+        )  # fmt: skip
+    late = [prompt for prompt in continued if prompt.lead_seconds > LONG_SILENCE_SECONDS]
+    if late:
+        logger.warning(
+            "%d of %s with more than %g s of silence, which the pieces keep; the first: %s, %.1f s",
+            len(late), "1 prompt begins" if len(prompts) == 1 else f"{len(prompts)} prompts begin",
+            LONG_SILENCE_SECONDS, late[0].name, late[0].lead_seconds,
         )  # fmt: skip
     lossy, lost = [prompt for prompt in prompts if prompt.dropped], Counter[str]()
     for prompt in lossy:
@@ -134,9 +145,10 @@ def losses(tokens: TokenBatch) -> dict[str, int]:
 
 def _encode(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes, score: Score) -> Prompt:
     sha256, n_notes = hashlib.sha256(data).hexdigest(), len(score.notes.pitch)
+    lead = float(np.min(NoteBatch.from_scores([score]).onset_seconds, initial=np.inf)) if n_notes else 0.0
     if latents_of(loaded.model, config) == "prior":
         ids, tokens, canvas = _first_ids(loaded, config, name, score)
-        return Prompt(name, sha256, ids, len(tokens.ids), (), n_notes, losses(tokens), canvas)
+        return Prompt(name, sha256, ids, len(tokens.ids), (), n_notes, losses(tokens), canvas, lead)
     assert isinstance(loaded.model, Vae)
     if config.infill_bars:
         raise ConfigError(f"infill_bars={list(config.infill_bars)}: bars are filled by decoders, not from latents")
@@ -179,7 +191,7 @@ def _first_ids(
 
 
 def _said(extent: Extent) -> str:
-    return f"first {extent.n_bars} bars" if extent.n_bars else f"first {extent.seconds:g} seconds"
+    return f"first {plural(extent.n_bars, 'bar')}" if extent.n_bars else f"first {extent.seconds:g} seconds"
 
 
 def _contents(

@@ -41,6 +41,7 @@ from tasks.runtime.silence import Silence
 from tasks.storage.files import storage_problem, write_atomically
 from tasks.storage.home import Home
 from tasks.storage.parquet import check_shards
+from tasks.words import plural
 
 logger = logging.getLogger(__name__)
 
@@ -228,8 +229,9 @@ def _words_of_wait(job: TrainJob) -> str:
 
     n_cores, there = job.config.n_workers * job.n_threads, int(ray.cluster_resources().get("CPU", 0))
     if there < n_cores:
-        wanted = f"{job.config.n_workers} workers of {job.n_threads} cores each"
-        return f"waiting for {wanted}; there are {there} cores{cluster.words_of_nodes()}"
+        wanted = f"{plural(job.config.n_workers, 'worker')} of {plural(job.n_threads, 'core')} each"
+        known = plural(there, "core is there", "cores are there")
+        return f"waiting for {wanted}; {known}{cluster.words_of_nodes()}"
     return f"waiting for the next point{cluster.words_of_nodes()}"
 
 

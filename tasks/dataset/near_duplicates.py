@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.config.dataset import GroupConfig
+from tasks.words import plural
 
 if TYPE_CHECKING:
     from tasks.music.arrays import FloatArray, IntArray
@@ -97,7 +98,12 @@ def group_pieces(
         n_guarded=counted.guarded,
         n_parted=counted.parted,
     )
-    logger.info("%d pieces: %d groups, the largest of %d", n_pieces, groups.n_groups, groups.largest)
+    logger.info(
+        "%s: %s, the largest of %d",
+        plural(n_pieces, "piece"),
+        plural(groups.n_groups, "group"),
+        groups.largest,
+    )
     if order is None:
         return groups
     back = np.empty(n_pieces, np.int64)

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import DatasetError
+from tasks.words import plural
 
 SPLITS = ("train", "validation", "test")
 
@@ -30,7 +31,7 @@ def split_groups(
     fixed = np.full(len(group_keys), -1, np.int8) if fixed is None else fixed
     if len(group_keys) < len(SPLITS):
         raise DatasetError(
-            f"found {len(group_keys)} distinct usable groups of pieces; at least {len(SPLITS)} are needed,"
+            f"found {plural(len(group_keys), 'distinct usable group')} of pieces; at least {len(SPLITS)} are needed,"
             f" one each for {', '.join(SPLITS)}"
         )
     place = _unit_hash(seed, group_keys)

@@ -32,6 +32,7 @@ from tasks.runtime.prefect_tasks import HEALS, artifact_key, show_progress
 from tasks.runtime.progress import Progress
 from tasks.storage import integrity
 from tasks.storage.home import Home
+from tasks.words import plural
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +92,9 @@ def find_inputs_again(home: Home, inputs: Inputs, lost: frozenset[str], n_rescan
     """
     hashes = [bytes.fromhex(text) for text in sorted(lost)]
     if n_rescans <= MAX_RESCANS:
-        logger.warning("%d files went or changed since the scan; scanning again", len(lost))
+        logger.warning("%s went or changed since the scan; scanning again", plural(len(lost), "file"))
         return _inputs(inputs.config, carry_vanished(inputs.scan, _scan(inputs.config, home), hashes))
-    logger.warning("%d files went or changed again; they are rejected", len(lost))
+    logger.warning("%s went or changed again: rejected", plural(len(lost), "file"))
     return _inputs(inputs.config, replace(inputs.scan, files=refuse_lost(inputs.scan.files, hashes)))
 
 
@@ -155,13 +156,13 @@ def parse_songs(home: Home, inputs: Inputs) -> Songs | frozenset[str]:
         parsed = song_shards.build_song_shards(shards, progress.advance)
     if parsed.lost:
         return parsed.lost
-    logger.info("songs: %d shards, %d of them new", len(shards), len(missing))
+    logger.info("songs: %s, %d new", plural(len(shards), "shard"), len(missing))
     planned = analyse.plan_analysis([shard.path for shard in shards], folder / "analysis")
     _check_shards([shard.path for shard in planned])
     n_missing = sum(not shard.path.exists() for shard in planned)
     with show_progress("analysing", n_missing, "shards") as progress:
         analyse.build_analysis(planned, progress.advance)
-    logger.info("analysis: %d shards, %d of them new", len(planned), n_missing)
+    logger.info("analysis: %s, %d new", plural(len(planned), "shard"), n_missing)
     with Progress("reading the analysis"):
         return Songs(contents, shards, analyse.read_analysis(planned))
 
@@ -188,7 +189,7 @@ def encode_and_publish(
     missing = [len(shard.pieces) for shard in tokens if not shard.path.exists()]
     with show_progress("encoding", sum(missing), "pieces") as progress:
         encode.build_token_shards(tokens, progress.advance)
-    logger.info("tokens: %d shards, %d of them new", len(tokens), len(missing))
+    logger.info("tokens: %s, %d new", plural(len(tokens), "shard"), len(missing))
     with Progress("publishing"):
         return publish_version(
             home, inputs.config, inputs.version, inputs.scan.n_other_files, book, leakage, songs.shards,

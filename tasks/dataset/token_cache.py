@@ -29,6 +29,7 @@ from tasks.runtime.cluster import n_cpus
 from tasks.storage.files import storage_problem, whole_file
 from tasks.storage.integrity import OTHER_BYTES, read_header, sealed, tree_digest
 from tasks.storage.parquet import read_lists
+from tasks.words import plural
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,12 @@ def flat_tokens(shards: Sequence[Path], folder: Path | None = None) -> FlatToken
         return _map(path) or _make(path, shards)
     except OSError as error:
         reason = storage_problem(error) or error
-        logger.warning("no flat tokens in %s (%s): %d shards are held in memory", folder, reason, len(shards))
+        logger.warning(
+            "no flat tokens in %s (%s): %s held in memory",
+            folder,
+            reason,
+            plural(len(shards), "shard is", "shards are"),
+        )
         return _in_memory(shards)
 
 
@@ -108,7 +114,9 @@ def _make(path: Path, shards: Sequence[Path]) -> FlatTokens:
             with whole_file(path) as handle:
                 n_tokens = _write(handle, path.stem, shards)
             seconds = time.perf_counter() - started
-            logger.info("laid %d tokens of %d shards flat in %s, %.1f s", n_tokens, len(shards), path, seconds)
+            logger.info(
+                "laid %d tokens of %s flat in %s, %.1f s", n_tokens, plural(len(shards), "shard"), path, seconds
+            )
     made = _map(path)
     if not made:
         raise OSError(f"{path} does not hold what was written to it")

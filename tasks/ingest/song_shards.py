@@ -27,6 +27,7 @@ from tasks.music.midi.limits import ReadLimits
 from tasks.runtime import cluster
 from tasks.runtime.isolation import Death, Host, WorkError, WorkLimits, find_culprits
 from tasks.storage.parquet import SCHEMA_NUMBER, SONG_SCHEMA, list_column, write_into, write_table
+from tasks.words import plural
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +208,7 @@ def parse_isolated(shards: Sequence[SongShard], function: str = "tasks.ingest.so
         return Parsed(0)
     outcome = _attempt(shards, function)
     if isinstance(outcome, Death):
-        logger.warning("a batch of %d shards: %s; looking for the file", len(shards), outcome.detail)
+        logger.warning("a batch of %s: %s; looking for the file", plural(len(shards), "shard"), outcome.detail)
         outcome = frozenset().union(*(_parse_carefully(shard, function) for shard in shards))
     return Parsed(sum(shard.n_files for shard in shards), outcome)
 
@@ -221,7 +222,7 @@ def _parse_carefully(shard: SongShard, function: str) -> frozenset[str]:
             return outcome
         if attempt + 1 == ATTEMPTS_OF_A_SHARD:
             raise DatasetError(
-                f"reading {shard.n_files} files from {shard.members.column('path')[0]} on: {outcome.detail},"
+                f"reading {plural(shard.n_files, 'file')} from {shard.members.column('path')[0]} on: {outcome.detail},"
                 " though none does so alone; raise dataset.parse.seconds or dataset.parse.memory_bytes"
             )
     raise AssertionError

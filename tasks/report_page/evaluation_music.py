@@ -8,8 +8,9 @@ import numpy as np
 from tasks.config.evaluation import EvaluateConfig
 from tasks.evaluation_card import with_interval
 from tasks.reporting.curves import draw_curves
-from tasks.reporting.markup import escape, figure_list, label_of, path_html, plural, table
+from tasks.reporting.markup import escape, figure_list, label_of, path_html, table
 from tasks.reporting.spreads import Scale, draw_interval, draw_notes, draw_spreads
+from tasks.words import plural
 
 if TYPE_CHECKING:  # these bring torch
     from tasks.continuations import Continuation, ContinuationTest

@@ -108,10 +108,5 @@ def compact(value: float) -> str:
     return f"{value:g}"
 
 
-def plural(n: int, noun: str) -> str:
-    """Return a count with its noun."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
 # Control characters, halves of surrogate pairs and marks that turn the direction of the text around them.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")

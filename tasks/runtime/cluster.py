@@ -14,6 +14,7 @@ from tasks.runtime.progress import Progress
 from tasks.runtime.ray_files import folder_root, secure_token
 from tasks.runtime.ray_node import Node
 from tasks.runtime.silence import Silence
+from tasks.words import plural
 
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
@@ -82,9 +83,9 @@ def connect() -> None:
         else:
             _start()
     logger.info(
-        "ray is %s with %d cores",
+        "ray is %s with %s",
         f"joined at {address}" if address else "started",
-        ray.cluster_resources().get("CPU", 0),
+        plural(int(ray.cluster_resources().get("CPU", 0)), "core"),
     )
 
 
@@ -172,7 +173,7 @@ def words_of_nodes() -> str:
 
     nodes = ray.nodes()
     gone = sorted({node["NodeManagerAddress"] for node in nodes if not node["Alive"]})
-    words = f" on {sum(node['Alive'] for node in nodes)} nodes"
+    words = f" on {plural(sum(node['Alive'] for node in nodes), 'node')}"
     return words + (f"; gone: {', '.join(gone)}" if gone else "")
 
 
@@ -208,7 +209,9 @@ def run_over(
     pending: dict[Any, int] = {}
     queue: Iterator[tuple[int, Chunk]] = enumerate(itertools.chain(first, remaining))
     exhausted = False
-    silence = Silence(lambda: f"waiting for {len(pending)} pieces of work{words_of_nodes()}")
+    silence = Silence(
+        lambda: f"waiting for {plural(len(pending), 'piece of work', 'pieces of work')}{words_of_nodes()}"
+    )
     try:
         while pending or not exhausted:
             while not exhausted and len(pending) < limit:

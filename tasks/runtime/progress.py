@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 9.0  # ten are promised; a busy machine is a little late
 SECONDS_BETWEEN_SHARES = 5.0
+SECONDS_TO_SETTLE = 3.0  # workers that start together count their first units together, which is no rate
 SECONDS_OF_SILENCE = 30.0  # after which the line of a stage that counts says when it last counted
 
 
@@ -83,7 +84,8 @@ class Progress:
             self.on_share(1.0 if error is None else self.share)
         n = self.done - self.done_before
         if error is None and n:
-            _voice.say("%s: %d %s in %.1f s (%s)", self.label, n, self.unit, self.seconds, self._rate())
+            unit = self.unit.removesuffix("s") if n == 1 else self.unit
+            _voice.say("%s: %d %s in %.1f s (%s)", self.label, n, unit, self.seconds, self._words_of_end())
         elif error is None and self._was_said:
             _voice.say("%s: done in %.1f s", self.label, self.seconds)
 
@@ -126,7 +128,7 @@ class Progress:
         n, of = self.done - self.done_before, f" of {self.total}" if self.total else ""
         if n:
             parts = [f"{self.done}{of} {self.unit}", self._rate()]
-            if self.total:
+            if self.total and self._is_settled():
                 parts.append(f"{max(self.total - self.done, 0) / self._per_second():.0f} s left")
             idle = time.monotonic() - self.last_unit
             if idle >= SECONDS_OF_SILENCE:
@@ -141,14 +143,31 @@ class Progress:
         self._was_said = True
         self._context.run(_voice.say, "%s", self.standing())
 
+    def _is_settled(self) -> bool:
+        """Return whether units were counted for long enough after the start-up to tell how fast they come."""
+        if self._begun is None:
+            return False
+        since, before = self._begun
+        return self.done > before and time.monotonic() - since >= SECONDS_TO_SETTLE
+
     def _per_second(self) -> float:
-        """Return the units of this process in a second, without the start-up where they are more than the first."""
-        if self._begun and self.done > self._begun[1]:
-            return (self.done - self._begun[1]) / max(time.monotonic() - self._begun[0], 1e-6)
+        """Return the units of this process in a second, without the start-up once the rate after it is known."""
+        if self._begun and self._is_settled():
+            return (self.done - self._begun[1]) / (time.monotonic() - self._begun[0])
         return (self.done - self.done_before) / self.seconds
 
     def _rate(self) -> str:
-        rate = self._per_second()
+        return self._words_of_rate(self._per_second())
+
+    def _words_of_end(self) -> str:
+        """Return the rate over the whole stage; and that after the start-up, where the two differ by a tenth."""
+        whole = (self.done - self.done_before) / self.seconds
+        if self._begun and self._is_settled() and self._per_second() > 1.1 * whole:
+            start_up = self._begun[0] - self.started
+            return f"{self._words_of_rate(self._per_second())} after a start-up of {start_up:.1f} s"
+        return self._words_of_rate(whole)
+
+    def _words_of_rate(self, rate: float) -> str:
         return f"{rate:.0f} {self.unit}/s" if rate >= 10 else f"{rate:.2f} {self.unit}/s"
 
 

@@ -1,6 +1,7 @@
 """Paths that a user names: what is to be read is there, and what is to be written can be.
 
-Regular files are written whole, links are followed, devices and pipes stay what they are.
+Regular files are written whole, links are followed, pipes and devices such as /dev/null stay what they are; a disk is
+never written to.
 """
 
 import errno
@@ -64,12 +65,14 @@ def check_output(path: Path) -> None:
     """See that a file can be written at a path, without touching it.
 
     Raises:
-        ConfigError: it is a folder, has no name or one that is too long, or leads nowhere.
+        ConfigError: it is a folder or a block device, has no name or one that is too long, or leads nowhere.
     """
     try:
         found = _status(path)
         if found is not None and stat.S_ISDIR(found.st_mode):
             raise ConfigError(f"cannot write to {printable(str(path))}: it is a folder; name a file")
+        if found is not None and stat.S_ISBLK(found.st_mode):
+            raise ConfigError(f"cannot write to {printable(str(path))}: it is a block device; name a file")
         if found is None:
             _check_new(path, Path(os.path.realpath(path)))
     except (OSError, ValueError) as error:

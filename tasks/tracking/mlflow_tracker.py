@@ -19,6 +19,7 @@ from tasks.storage.home import Home
 from tasks.storage.integrity import parse_sealed
 from tasks.storage.project import git_commit
 from tasks.tracking.mlflow_server import check_password
+from tasks.words import plural
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ class CurveLog:
         if self.waiting:
             self.run.log_curve(self.waiting)
         if self.is_away:
-            logger.info("the tracker answers again: %d points sent", len(self.waiting))
+            logger.info("the tracker answers again: %s sent", plural(len(self.waiting), "point"))
         self.waiting, self.is_away = [], False
 
 

@@ -119,6 +119,50 @@ def test_every_mistake_is_told_with_its_place(tmp_path: Path, text: str, said: s
         read_request(path, settings_of)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "r.toml",
+            '[[jobs]]\nname = "a"\nsampling.temperature = nan',
+            r"jobs\[0\] \(a\): sampling.temperature=nan is no f",
+        ),
+        (
+            "r.json",
+            '{"jobs": [{"sampling": {"temperature": NaN}}]}',
+            r"jobs\[0\]: sampling.temperature=nan is no finite",
+        ),
+        (
+            "r.toml",
+            "[defaults]\ndensity = inf\n[[jobs]]\nseed = 1",
+            r"r.toml: defaults: density=inf is no finite number",
+        ),
+        ("r.toml", '[[jobs]]\nname = "../../x"', r"jobs\[0\]: name='../../x' is no name"),
+        ("r.json", '{"jobs": [{"name": "a\\u0000b"}]}', r"jobs\[0\]: name='a\\x00b' is no name"),
+        ("r.json", '{"jobs": [{"name": ["a"]}]}', r"jobs\[0\]: name=\['a'\] is no text"),
+        ("r.toml", "model = 3\n[[jobs]]\nseed = 1", r"r.toml: model=3 is no text"),
+        (
+            "r.json",
+            '{"jobs": [{"' + ".".join("a" * 100_000) + '": 1}]}',
+            r"jobs\[0\]: key 'a.a.a.* has more than 32 parts",
+        ),
+        ("r.toml", "[[jobs]]\n" + ".".join("a" * 100_000) + " = 1", r"r.toml is no TOML that is read: a key has more"),
+    ],
+    ids=range(9),
+)
+def test_what_no_model_could_do_is_told_before_one_is_looked_for(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    def fail(reference: str) -> GenerateConfig:
+        raise AssertionError(f"model {reference!r} was looked for")
+
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=said) as told:
+        read_request(tmp_path / name, fail)
+    assert "\n" not in str(told.value)
+    assert told.value.exit_code == 2
+
+
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="No such file"):
         read_request(tmp_path / "gone.toml", settings_of)

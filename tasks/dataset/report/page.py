@@ -24,12 +24,12 @@ from tasks.reporting.markup import (
     figure_list,
     label_of,
     path_html,
-    plural,
     say,
     say_number,
     shorten,
     table,
 )
+from tasks.words import plural
 
 if TYPE_CHECKING:
     from tasks.dataset.report.facts import ReasonFacts, ReportFacts, SampleFacts  # for names only

@@ -25,6 +25,7 @@ from tasks.errors import DatasetError
 from tasks.ingest.sources.listing import DEFLATE, LISTING_SCHEMA, SLICE, Rows
 from tasks.ingest.sources.names import danger_of, is_companion
 from tasks.storage.file_names import is_midi, printable
+from tasks.words import plural
 
 METHODS = {zipfile.ZIP_STORED: SLICE, zipfile.ZIP_DEFLATED: DEFLATE}
 MAX_NAME_RECORD = 2**20  # bytes of a long name or a pax header in a tar
@@ -431,7 +432,8 @@ def _list_tar(stream: Any, listing: _Listing, pack: IO[bytes] | None) -> None:
         return
     if not listing.n_members:
         raise DatasetError(f"archive {listing.place}: {problem}; no member could be read")
-    what = f"{problem}; {listing.n_members} members were read, any further ones are lost ({listing.place})"
+    n_read = plural(listing.n_members, "member was", "members were")
+    what = f"{problem}; {n_read} read, any further ones are lost ({listing.place})"
     listing.refuse(b"", 0, reason, what)
 
 

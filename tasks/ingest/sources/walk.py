@@ -18,6 +18,7 @@ from tasks.ingest.sources.listing import combined
 from tasks.ingest.sources.names import archive_format, is_companion
 from tasks.storage.file_names import is_midi, one_line, printable
 from tasks.storage.home import is_home
+from tasks.words import plural
 
 CHUNK = 8192  # files whose Python objects exist at one time
 TIMES = ("n_bytes", "mtime_ns", "ctime_ns", "inode")
@@ -147,13 +148,14 @@ class _Walk:
         if self.linked:
             shown = printable(min(self.linked))
             notes.append(
-                f"{len(self.linked)} links to folders not followed ({shown}); give what they lead to as a source"
+                f"{plural(len(self.linked), 'link')} to folders not followed ({shown});"
+                " give what they lead to as a source"
             )
         if self.homes:
             shown = printable(min(self.homes))
             notes.append(
-                f"{len(self.homes)} homes of Orchestrion not read ({shown}), for they hold what it made itself; name a"
-                " folder inside one as a source if that is meant"
+                f"{plural(len(self.homes), 'home')} of Orchestrion not read ({shown}), for they hold what it made"
+                " itself; name a folder inside one as a source if that is meant"
             )
         return self.columns.found(self.archives, self.n_other_files, notes, len(self.homes))
 

@@ -106,6 +106,45 @@ def test_a_start_up_of_known_end_leaves_no_unit_out(clock: list[float]) -> None:
     assert stage.standing() == "parsing: 20 of 100 files, 2.00 files/s, 40 s left"
 
 
+def test_units_that_come_at_once_after_the_start_up_are_no_rate(clock: list[float]) -> None:
+    """Two workers that started together end their first shards together."""
+    stage = Progress("encoding", 120, "pieces")
+    clock[0] += 10
+    stage.advance(10)
+    clock[0] += 0.1
+    stage.advance(10)
+    assert stage.standing() == "encoding: 20 of 120 pieces, 1.98 pieces/s"
+    clock[0] += 9.9
+    stage.advance(10)
+    assert stage.standing() == "encoding: 30 of 120 pieces, 2.00 pieces/s, 45 s left"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ((41.0, 2.5), "training: 36 steps in 43.5 s (0.83 steps/s)"),
+        ((40.0, 3.5), "training: 36 steps in 43.5 s (10 steps/s after a start-up of 40.0 s)"),
+        ((0.1, 20.0), "training: 36 steps in 20.1 s (1.79 steps/s)"),
+    ],
+)
+def test_the_last_rate_is_the_count_over_the_time_or_says_what_it_leaves_out(
+    lines: "queue.Queue[str]", clock: list[float], seconds: tuple[float, float], said: str
+) -> None:
+    with Progress("training", 36, "steps") as stage:
+        clock[0] += seconds[0]
+        stage.advance(1)
+        clock[0] += seconds[1]
+        stage.advance(35)
+    assert await_line(lines, "training: 36") == said
+
+
+def test_one_unit_is_singular(lines: "queue.Queue[str]", clock: list[float]) -> None:
+    with Progress("parsing", 1, "files") as stage:
+        clock[0] += 2
+        stage.advance(1)
+    assert await_line(lines, "parsing: 1 ") == "parsing: 1 file in 2.0 s (0.50 files/s)"
+
+
 def test_after_a_resume_only_this_session_is_in_the_rate(clock: list[float]) -> None:
     shares: list[float] = []
     stage = Progress("training", 120, "steps", shares.append, done=41)

@@ -56,6 +56,18 @@ def test_a_pipe_and_a_device_are_written_to(tmp_path: Path) -> None:
         write_output(Path("/dev/full"), b"x")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes device files")
+def test_a_disk_is_refused_also_through_a_link(tmp_path: Path) -> None:
+    disk, link = tmp_path / "disk", tmp_path / "link.mid"
+    os.mknod(disk, 0o600 | stat.S_IFBLK, os.makedev(240, 0))  # a number for local use, of no driver
+    link.symlink_to(disk)
+    for path in (disk, link):
+        for refuse in (check_output, lambda path: write_output(path, b"x")):
+            with pytest.raises(ConfigError, match="it is a block device; name a file"):
+                refuse(path)
+    assert stat.S_ISBLK(disk.stat().st_mode)
+
+
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 def test_the_standard_output_is_written_to_and_what_follows_stands_behind_it(tmp_path: Path, name: str) -> None:
     code = (
