@@ -20,7 +20,8 @@ import numpy as np
 import report
 from numba import njit
 
-from tasks.copy_store import IndexedLines, index_path, map_index, write_index
+from tasks.copying.human_range import human_range
+from tasks.copying.store import IndexedLines, index_path, map_index, write_index
 from tasks.dataset.near_duplicates import group_pieces
 from tasks.dataset.split import split_groups
 from tasks.errors import BadScore
@@ -34,7 +35,6 @@ from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig, Optim
 from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
 from tasks.music.tokenizers.remi.vocabulary import RemiConfig
 from tasks.music.transforms import stretch_time, transpose_within
-from tasks.originality import human_range
 
 PACKAGES = ("numba", "numpy")
 PASSAGES = (24, 48)

@@ -30,9 +30,9 @@ from torch.utils.data import DataLoader, Dataset
 from models.config import OptimizerConfig
 from models.registry import build_model
 from models.training import build_optimizer, train_step
-from tasks.batches import TokenStore, WindowKind
 from tasks.music.arrays import offsets_of
 from tasks.storage.parquet import TOKEN_SCHEMA, list_column, write_table
+from tasks.training.token_store import TokenStore, WindowKind
 
 PACKAGES = ("torch", "numpy", "pyarrow")
 BATCH_SIZE, WINDOW_TOKENS = 32, 1024
@@ -42,7 +42,7 @@ KINDS: tuple[WindowKind, ...] = get_args(WindowKind)
 MAKE = """
 import json, sys, time
 from pathlib import Path
-from tasks.batches import TokenStore
+from tasks.training.token_store import TokenStore
 peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 before, started = peak(), time.perf_counter()
 TokenStore([Path(name) for name in sys.argv[2:]], Path(sys.argv[1]))

@@ -255,7 +255,7 @@ def pipeline(
     if as_json:
         typer.echo(json_text(result))
         return
-    from tasks.summaries import pipeline_rows
+    from flows.pipeline_summary import pipeline_rows
 
     rows = [*pipeline_rows(result), ("took", f"{result['seconds']:.0f} s")]
     for label, text in [*rows, ("look around", f"orchestrion ui --home {where.root}")]:
@@ -295,7 +295,7 @@ def sweep(
 
     The same command again goes on where it was stopped. A point is the run that `train` makes with the same settings.
     """
-    from tasks.sweep import SweepConfig, plan_points
+    from tasks.sweep.space import SweepConfig, plan_points
 
     config = _config(preset, overrides or [])
     plan = SweepConfig(
@@ -307,7 +307,7 @@ def sweep(
     _check_dataset(where, dataset)
     result = _run_flow(where, "sweep", config, plan, dataset)
     if not as_json:
-        from tasks.summaries import sweep_table
+        from tasks.sweep.summary import sweep_table
 
         typer.echo(sweep_table(result["runs"]))
     facts = ("sweep", "n_points", "n_finished", "n_stopped", "n_failed", "model_version", "metrics", "table", "plot")
@@ -510,9 +510,9 @@ def _run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[st
             services.ensure_prefect(home)
             environment.import_prefect(home)
             interrupts.ignore_repeats()
-            flows = importlib.import_module("flows.sweep" if name == "sweep" else "flows.pipeline")
+            flow = getattr(importlib.import_module(f"flows.{name}"), name)
             try:
-                return getattr(flows, name)(*arguments, home=str(home.root), **options)
+                return flow(*arguments, home=str(home.root), **options)
             finally:
                 cluster.disconnect()
 

@@ -163,7 +163,7 @@ def save(
 @app.command(epilog="Example: orchestrion compose show tune")
 def show(name: NameArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show a session: its piece, its blocks, what is proposed."""
-    from tasks.composer_sessions import SessionFolder
+    from tasks.composer.sessions import SessionFolder
 
     session = SessionFolder(Home.at(home), name)
     _print_state(session.describe(session.read()), as_json)
@@ -172,7 +172,7 @@ def show(name: NameArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOptio
 @app.command("list", epilog="Example: orchestrion compose list --json")
 def list_all(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """List the sessions; one that cannot be read is listed with what is wrong."""
-    from tasks.composer_sessions import SessionFolder, list_sessions
+    from tasks.composer.sessions import SessionFolder, list_sessions
     from tasks.errors import OrchestrionError
 
     where = Home.at(home)
@@ -247,7 +247,7 @@ def run(
 
 @contextmanager
 def _locked(home: str, name: str, command: str, create: bool = False) -> Iterator[Any]:
-    from tasks.composer_sessions import locked_session
+    from tasks.composer.sessions import locked_session
     from tasks.runtime.progress import Progress
 
     environment.configure_logging(0)
@@ -261,7 +261,7 @@ def _config(base: Any, **given: Any) -> Any:
     """Return `base`, or the default settings, with what was given on the command line."""
     import dataclasses
 
-    from tasks.composer import ComposerConfig
+    from tasks.composer.blocks import ComposerConfig
 
     changes = {key: value for key, value in given.items() if value is not None}
     if "block_tokens" in changes and "block_notes" not in changes:

@@ -91,7 +91,7 @@ def verify(
     damaged: list[DatasetError] = []
     chosen = list_datasets(where, damaged=damaged) if everything or seal else [resolve_dataset(where, reference)]
     n_of_versions = sum(len(dataset.shards()) + 1 for dataset in chosen)  # and the ledger
-    others = importlib.import_module("tasks.home_files") if everything or seal else None  # brings torch
+    others = importlib.import_module("tasks.upkeep.home_files") if everything or seal else None  # brings torch
     n_others = others.n_files(where) if others else 0
     found = [{"dataset": "", "path": str(error).partition(" ")[0], "problem": str(error)} for error in damaged]
     findings: list[Any] = []

@@ -54,7 +54,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Set models side by side: figures with intervals, curves, pieces to listen to; also an artifact in MLflow."""
-    from tasks.comparison import build_comparison, difference_of, gather_contestants, warnings_of
+    from tasks.review.comparison import build_comparison, difference_of, gather_contestants, warnings_of
     from tasks.storage.user_paths import check_output, write_output
 
     check_output(out)
@@ -102,7 +102,7 @@ def lineage(
     as_json: JsonOption = False,
 ) -> None:
     """Tell where something comes from, back to the training files and their licences, and what was made of it."""
-    from tasks.lineage import Lineage, lineage_rows
+    from tasks.lineage.lineage import Lineage, lineage_rows
 
     where = Home.at(home)
     facts = Lineage(where, tracker_of(where)).of(target)
@@ -227,6 +227,6 @@ def check_wishes(home: Home, model: Any, config: Any) -> None:
     if not (config.key or config.programs or config.tempo or config.density) or not folder.exists():
         return
     from tasks.checkpoints import read_tokenizer
-    from tasks.piece_ids import check_wishes as check
+    from tasks.sampling.sample_ids import check_wishes as check
 
     check(read_tokenizer(folder), config)

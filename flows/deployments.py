@@ -37,16 +37,21 @@ def build_deployments(home: Home, config: PipelineConfig, cron: str) -> list[Any
     """Return one deployment for each flow; the rebuild runs by `cron`, the others when triggered."""
     from prefect.types.entrypoint import EntrypointType
 
-    from flows import pipeline, sweep
+    from flows.evaluate import evaluate
+    from flows.generate import generate
+    from flows.pipeline import pipeline
+    from flows.rebuild_dataset import rebuild_dataset
+    from flows.sweep import sweep
+    from flows.train import train
 
     root = str(home.root)
     parameters = {
-        "rebuild": (pipeline.rebuild_dataset, {"config": to_json(config.dataset)}),
-        "train": (pipeline.train, {"config": to_json(config.train), "dataset": ""}),
-        "evaluate": (pipeline.evaluate, {"config": to_json(config.evaluate)}),
-        "generate": (pipeline.generate, {"config": to_json(config.generate)}),
-        "pipeline": (pipeline.pipeline, {"config": to_json(config)}),
-        "sweep": (sweep.sweep, {"config": to_json(config), "dataset": ""}),
+        "rebuild": (rebuild_dataset, {"config": to_json(config.dataset)}),
+        "train": (train, {"config": to_json(config.train), "dataset": ""}),
+        "evaluate": (evaluate, {"config": to_json(config.evaluate)}),
+        "generate": (generate, {"config": to_json(config.generate)}),
+        "pipeline": (pipeline, {"config": to_json(config)}),
+        "sweep": (sweep, {"config": to_json(config), "dataset": ""}),
     }
     return [
         flow.to_deployment(

@@ -10,7 +10,7 @@ from typing import Any
 from tasks.config.generation import GenerateConfig
 from tasks.config.serialization import from_json, shortened, to_json
 from tasks.errors import ConfigError, NotFound
-from tasks.prompts import SPLIT_MARK
+from tasks.generation.prompts import SPLIT_MARK
 from tasks.storage.foreign_text import MAX_KEY_PARTS, OutOfBounds, parse_json, parse_toml
 
 TOP_KEYS, JOB_KEYS = ("model", "defaults", "jobs"), ("name", "model")

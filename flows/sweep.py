@@ -4,10 +4,9 @@ import time
 
 from prefect import flow
 
-from flows.pipeline import Summary, evaluate, lock_wait, run_tags, since
+from flows.evaluate import evaluate
+from flows.run_context import Summary, lock_wait, run_tags, since
 from flows.triggers import check_trigger
-from tasks import summaries
-from tasks import sweep as sweeps
 from tasks.config.pipeline import PipelineConfig
 from tasks.config.serialization import to_json
 from tasks.dataset.versions import resolve_dataset
@@ -15,7 +14,9 @@ from tasks.errors import SweepFailed, words_of
 from tasks.runtime.prefect_tasks import publish_summary
 from tasks.storage.files import storage_problem
 from tasks.storage.home import Home
-from tasks.sweep import SweepConfig, SweepFolder, plan_points
+from tasks.sweep import space as sweeps
+from tasks.sweep.space import SweepConfig, SweepFolder, plan_points
+from tasks.sweep.summary import log_sweep, sweep_summary, sweep_table
 from tasks.tracking.mlflow_tracker import Tracker
 
 
@@ -34,7 +35,7 @@ def sweep(
         dataset: `name`, `name@version`, or empty for the newest.
         home: folder of all results; empty: ORCHESTRION_HOME or `.orchestrion`.
     """
-    from tasks.sweep_steps import train_points  # brings torch, which a mistake in the space need not wait for
+    from tasks.sweep.steps import train_points  # brings torch, which a mistake in the space need not wait for
 
     check_trigger(config)
     where, started = Home.at(home), time.monotonic()
@@ -54,14 +55,17 @@ def sweep(
             for point, row in to_score:
                 _score(point, row, where, run.run_id)
                 folder.write_rows(rows)
-            ranked = summaries.log_sweep(run, folder, rows)
+            ranked = log_sweep(run, folder, rows)
             if ranked[0]["status"] != sweeps.FINISHED:
                 raise SweepFailed(
                     f"none of {len(ranked)} points came to a result; point {ranked[0]['point']}:"
                     f" {ranked[0]['reason']} (all in {folder.results})"
                 )
-    publish_summary("sweep", summaries.sweep_table(ranked))
-    return summaries.sweep_summary(folder, run, version, ranked) | {"reused": not to_score, "seconds": since(started)}
+    publish_summary("sweep", sweep_table(ranked))
+    return sweep_summary(folder, run, version, ranked) | {
+        "reused": not to_score,
+        "seconds": since(started),
+    }
 
 
 def _is_trained(row: sweeps.Row) -> bool:

@@ -73,12 +73,12 @@ def short_training(**settings: object) -> TrainConfig:
 
 def small_model(home: Home, dataset: DatasetVersion, **settings: object) -> Path:
     """Train for some steps in this process, without Ray, and return the best checkpoint."""
-    from tasks import train  # imports torch, which the tests of other parts need not pay for
     from tasks.checkpoints import CheckpointFolder
+    from tasks.training import trainer  # imports torch, which the tests of other parts need not pay for
 
     config = short_training(**settings)
-    job = train.make_job(config, dataset, train.run_dir_of(home, config, dataset))
-    train.run_steps(job)
+    job = trainer.make_job(config, dataset, trainer.run_dir_of(home, config, dataset))
+    trainer.run_steps(job)
     best = CheckpointFolder(job.run_dir / "checkpoints").find("best")
     assert best is not None
     return best

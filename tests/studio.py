@@ -8,13 +8,13 @@ from typing import Any
 
 from models.config import SamplingConfig
 from tasks.config.generation import GenerateConfig
-from tasks.copying import copy_index, human_path
+from tasks.copying.human_range import HumanRange
+from tasks.copying.index import copy_index, human_path
 from tasks.dataset.versions import DatasetVersion
-from tasks.generate import Batch, generate_batch
+from tasks.generation.generate import Batch, generate_batch
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
-from tasks.originality import HumanRange
 from tasks.storage.home import Home
 from tasks.storage.integrity import sealed_bytes
 from tasks.tracking.mlflow_tracker import ModelVersion

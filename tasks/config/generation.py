@@ -38,7 +38,9 @@ class GenerateConfig:
     n_tracks: int = 0  # of a piece, for encodings that write one after the other; 0: as many as the model likes
     max_note_seconds: float = 0.0  # a note still sounding after so long must end next; 0: as long as the model likes
     best_of: int = 1  # attempts at each piece, of which one is kept
-    best_by: Literal["typicality", "originality", "join"] = "typicality"  # see `tasks.critic`; `join`: of new bars
+    best_by: Literal["typicality", "originality", "join"] = (
+        "typicality"  # see `tasks.generation.judge`; `join`: of new bars
+    )
     reject_copies: bool = False  # write a piece anew that shares a longer run with train than people's pieces do
     batch_size: int = 8
     n_workers: int = 1

@@ -14,7 +14,7 @@ from tasks.storage.home import Home
 from tasks.tracking.mlflow_tracker import Tracker
 from tests.builders import make_score, note_rows
 from tests.flows.conftest import last_json, orchestrion
-from tests.tasks.test_composer import random_checkpoint
+from tests.tasks.composer.test_composer import random_checkpoint
 
 THEME = [(0, 480, 60, 64), (480, 480, 64, 72), (960, 480, 67, 80)]  # C4 E4 G4, on the encoding's grid
 

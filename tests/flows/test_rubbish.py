@@ -177,7 +177,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(cli, "_run_flow", lambda home, name, *arguments, **options: {"seconds": 0.0})
     monkeypatch.setattr(deployments, "serve_flows", lambda *arguments: None)
     monkeypatch.setattr(services, "run_uis", lambda *arguments: None)
-    monkeypatch.setattr("tasks.summaries.pipeline_rows", lambda result: [])
+    monkeypatch.setattr("flows.pipeline_summary.pipeline_rows", lambda result: [])
     before = {number: signal.getsignal(number) for number in ends()}
 
     def call(arguments: list[str]) -> tuple[int, str, str]:

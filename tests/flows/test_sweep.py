@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tasks.metrics_log import read_points
 from tasks.storage.home import Home
 from tasks.tracking.mlflow_tracker import Tracker
+from tasks.training.metrics_log import read_points
 from tests.flows.conftest import clean_environment, last_json, orchestrion
 from tests.samples import small_corpus, small_dataset
 

@@ -16,28 +16,29 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flows import environment
-from tasks import copying, runs, summaries
-from tasks.batch_files import check_piece, read_run_note
+from flows import environment, pipeline_summary
 from tasks.checkpoints import CheckpointFolder, load_model
-from tasks.composer_sessions import SessionFolder
+from tasks.composer.sessions import SessionFolder
 from tasks.config.source_limits import SourceLimits
-from tasks.copy_store import index_path, map_index
+from tasks.copying import index
+from tasks.copying.store import index_path, map_index
 from tasks.dataset import token_cache, versions
 from tasks.dataset.card import dataset_card
 from tasks.dataset.changes import diff_versions
 from tasks.dataset.upkeep import verify_version
 from tasks.dataset.versions import DatasetVersion
 from tasks.errors import DatasetError
-from tasks.generate import find_batch, find_whole_batch
+from tasks.generation.batch_files import check_piece, read_run_note
+from tasks.generation.generate import find_batch, find_whole_batch
 from tasks.ingest.sources.cache import load_batches, load_table, store_table
-from tasks.lineage import Lineage
-from tasks.metrics_log import MetricsTail, read_points
+from tasks.lineage.lineage import Lineage
 from tasks.storage.databases import check_database
 from tasks.storage.home import Home
 from tasks.storage.integrity import SEAL, checksum_path, sealed_bytes
 from tasks.storage.parquet import flat_values, read_metadata, read_table
-from tasks.sweep import SweepFolder, rank
+from tasks.sweep.space import SweepFolder, rank
+from tasks.training import runs
+from tasks.training.metrics_log import MetricsTail, read_points
 from tests.fuzz.harness import Target
 from tests.fuzz.mutators import BINARY, JSON, Mutator
 from tests.homes import unpack_home
@@ -67,7 +68,7 @@ def a_home() -> Home:
     home = Home(unpack_home("96e5a72", folder)[0])
     (dataset,) = versions.list_datasets(home)
     token_cache.flat_tokens(dataset.token_shards("train"), dataset.flat_tokens)
-    copying.copy_index(dataset)
+    index.copy_index(dataset)
     cached = next((home.cache / "folders").glob("*.parquet"))
     store_table(cached, read_table(dataset.ledger), {"started_ns": 1})
     (home.sweeps / "one").mkdir(parents=True)
@@ -103,8 +104,8 @@ def _show_dataset(home: Home) -> None:
 def _show_batch(home: Home, name: str) -> None:
     batch = find_batch(home, name)
     assert batch
-    summaries.batch_summary(batch)
-    summaries.batch_card(batch)
+    pipeline_summary.batch_summary(batch)
+    pipeline_summary.batch_card(batch)
     Lineage(home, None).of(name)
     find_whole_batch(home, name)
 
@@ -149,12 +150,12 @@ def text_places() -> list[Place]:
     sidecar = batch / "pieces" / "0001.json"
     sweep = SweepFolder(home.sweeps / "one")
     pointer = CheckpointFolder(checkpoint.parent)
-    human = copying.human_path(version.version_folder)
+    human = index.human_path(version.version_folder)
     return [
         Place(version.manifest_path, lambda: _show_dataset(home)),
         Place(version.folder / "latest.json", lambda: versions.resolve_dataset(home, "small").summary()),
         Place(version.hashes_path, lambda: verify_version(version)),
-        Place(human, lambda: copying._read_human(version.version_folder)),
+        Place(human, lambda: index._read_human(version.version_folder)),
         Place(checkpoint / "state.json", lambda: load_model(checkpoint)),
         Place(pointer.root / "last.json", lambda: pointer.find("last")),
         Place(run / "run.json", lambda: runs._read_facts(run / "run.json").get("run_id")),

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tasks import train
 from tasks.checkpoints import CheckpointFolder, load_model
 from tasks.dataset.versions import DatasetVersion
 from tasks.errors import HomeError
-from tasks.metrics_log import read_points
 from tasks.runtime import cluster
 from tasks.storage.files import storage_problem
 from tasks.storage.home import Home
-from tasks.train import TrainJob, make_job, read_progress, run_steps
+from tasks.training import trainer
+from tasks.training.job import TrainJob, make_job
+from tasks.training.metrics_log import read_points
+from tasks.training.trainer import read_progress
+from tasks.training.worker import run_steps
 from tests.samples import short_training, small_corpus, small_dataset
 from tests.studio import Setup, files_of, silent
 
@@ -66,7 +68,7 @@ def test_a_training_keeps_its_last_checkpoint_and_goes_on(
             failure.append(error)
 
     monkeypatch.setattr(cluster, "connect", lambda: None)
-    monkeypatch.setattr(train, "_fit_in_thread", fit_here)
+    monkeypatch.setattr(trainer, "_fit_in_thread", fit_here)
     config = short_training(checkpoint_every=2)
     whole = make_job(config, dataset, tmp_path / "whole")
     run_steps(whole)
@@ -77,7 +79,7 @@ def test_a_training_keeps_its_last_checkpoint_and_goes_on(
         with pytest.raises(
             HomeError, match=r"training stopped after step \d+ of 12, which is saved: the disk is full"
         ) as said:
-            train.fit(job, lambda _: None)
+            trainer.fit(job, lambda _: None)
         assert "\n" not in str(said.value)
         assert HomeError.exit_code == 1
         step = read_progress(job.run_dir)["step"]
@@ -87,7 +89,7 @@ def test_a_training_keeps_its_last_checkpoint_and_goes_on(
         load_model(last)
         assert leftovers(job.run_dir) == []
     disk("64m")
-    train.fit(job, lambda _: None)
+    trainer.fit(job, lambda _: None)
     for folder in (whole.run_dir, job.run_dir):
         assert read_progress(folder)["step"] == 12
     weights = [

@@ -1,0 +1,422 @@
+"""Sessions of the composer on disk: `<home>/sessions/<name>/` with its state, what is proposed, and what was saved.
+
+Each step reads the state, and writes it anew as a whole when it is done; a second command on the same session is
+refused meanwhile.
+"""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from models.config import SamplingConfig
+from tasks.composer import blocks
+from tasks.composer.blocks import ComposerConfig, Event, ModelFacts, Primer, PrimerKind, Session
+from tasks.config.serialization import from_json, to_json
+from tasks.errors import CheckpointError, ConfigError, DatasetError, NotFound, OrchestrionError
+from tasks.music.added_notes import added_notes
+from tasks.music.midi.writer import write_midi
+from tasks.music.score import Score
+from tasks.music.tokenizers.base import Tokenizer
+from tasks.music.tokenizers.note_boundaries import beginning_of, random_ids, without_ending
+from tasks.music.tokenizers.registry import tokenizer_from_json
+from tasks.storage.files import json_bytes, write_atomically
+from tasks.storage.home import Home
+from tasks.storage.integrity import read_sealed, sealed_bytes
+
+if TYPE_CHECKING:
+    from tasks.checkpoints import LoadedModel
+    from tasks.generation.prompts import Prompt
+    from tasks.tracking.mlflow_tracker import ModelVersion
+
+PRIME_TOKENS = 256
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PRIMER_STREAM = 2**64 - 1  # no block has this number
+_CONTINUING_MODELS = ("decoder", "hourglass")
+
+
+def sessions_folder(home: Home) -> Path:
+    return home.root / "sessions"
+
+
+def list_sessions(home: Home) -> list[str]:
+    """Return the names of all sessions, in order."""
+    return sorted(path.parent.name for path in sessions_folder(home).glob("*/session.json"))
+
+
+@contextmanager
+def locked_session(home: Home, name: str, purpose: str, create: bool = False) -> Iterator["SessionFolder"]:
+    """Hold one session for a command that writes to it; what a refused start has made is gone afterwards.
+
+    Args:
+        purpose: what to tell whoever finds the session busy, such as `orchestrion compose propose`.
+        create: the command may begin the session.
+    Raises:
+        ConfigError: a name that is no name of a folder.
+        NotFound: there is no such session, and the command may not begin it.
+        HomeError: another command holds the session.
+    """
+    session = SessionFolder(home, name)
+    if not create:
+        session.require()
+    is_there = session.folder.exists()
+    home.prepare()
+    try:
+        with Home(session.folder).locked(purpose):
+            yield session
+    except BaseException:
+        if not is_there and not session.state_path.exists():
+            shutil.rmtree(session.folder, ignore_errors=True)
+        raise
+
+
+class SessionFolder:
+    """A session's folder; a model that one step has loaded serves the next one too."""
+
+    def __init__(self, home: Home, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"session name {name!r} is not up to 64 letters, digits, dots, dashes and underscores")
+        self.home, self.name = home, name
+        self.folder = sessions_folder(home) / name
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / "session.json"
+
+    @property
+    def proposal_path(self) -> Path:
+        return self.folder / "proposal.mid"
+
+    @property
+    def block_path(self) -> Path:
+        return self.folder / "block.mid"
+
+    def require(self) -> None:
+        """Raise NotFound where there is no such session."""
+        if not self.state_path.exists():
+            known = ", ".join(list_sessions(self.home)) or "none yet"
+            raise NotFound(f"no session {self.name!r} in {sessions_folder(self.home)}; known: {known}")
+
+    def read(self) -> Session:
+        """Return the session as the last step left it.
+
+        Raises:
+            NotFound: there is none.
+            OrchestrionError: its file is damaged or of another format.
+        """
+        self.require()
+        try:
+            values = read_sealed(self.state_path)
+            if values.get("format") != blocks.FORMAT:
+                raise OrchestrionError(f"{self.state_path} is not of session format {blocks.FORMAT}")
+            _fill_in(values)
+            session = from_json(Session, values, str(self.state_path))
+            self._check(session)
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
+            if isinstance(error, OrchestrionError) and str(self.state_path) in str(error):
+                raise
+            said = str(error).splitlines() or [type(error).__name__]
+            raise OrchestrionError(f"{self.state_path} is damaged: {said[0]}") from None
+        return session
+
+    def _check(self, session: Session) -> None:
+        tokenizer = self.tokenizer_of(session)
+        proposed = session.proposal.ids if session.proposal else ()
+        wrong = tokenizer.grammar.first_violation([*session.ids, *proposed])
+        if wrong is not None:
+            raise ValueError(f"id {wrong} of the piece is forbidden in encoding {tokenizer.name}")
+        if any(not block.ids for block in (*session.blocks, session.proposal) if block):
+            raise ValueError("a block without ids")
+        checkpoint = PurePosixPath(session.model.checkpoint)
+        if checkpoint.is_absolute() or ".." in checkpoint.parts:
+            raise ValueError(f"its checkpoint {session.model.checkpoint!r} is outside of the home")
+
+    def write(self, session: Session) -> Session:
+        """Make a state the session's own, in one step."""
+        write_atomically(self.state_path, sealed_bytes(to_json(session)))
+        return session
+
+    def tokenizer_of(self, session: Session) -> Tokenizer:
+        """Return the session's tokenizer; neither model nor checkpoint is needed for it."""
+        self._tokenizer = self._tokenizer or tokenizer_from_json(session.encoding)
+        return self._tokenizer
+
+    @cached_property
+    def loaded(self) -> "LoadedModel":
+        """The session's model, from the checkpoint it began with, else from the registry's copy.
+
+        Raises:
+            NotFound, CheckpointError: neither is there, or the weights are others now.
+        """
+        from tasks.checkpoints import load_model, weights_hash
+
+        session = self.read()
+        checkpoint = self.home.root / session.model.checkpoint
+        if not (checkpoint / "state.json").exists():
+            from tasks.tracking.mlflow_tracker import Tracker
+
+            tracker = Tracker(self.home)
+            checkpoint = tracker.fetch(tracker.model(session.model.reference))
+        if weights_hash(checkpoint) != session.model.weights_sha256:
+            raise CheckpointError(f"{checkpoint} does not hold the weights that session {self.name} began with")
+        return load_model(checkpoint)
+
+    def start(
+        self,
+        model: "ModelVersion",
+        checkpoint: Path,
+        config: ComposerConfig,
+        prime: PrimerKind = "start",
+        prompt: str = "",
+        prime_tokens: int | None = None,
+    ) -> Session:
+        """Begin a session with a model and what its piece begins with.
+
+        Args:
+            prompt: a MIDI file to go on from, for `prime` "midi".
+            prime_tokens: of what it begins with, at most where notes can be ended at any place. None: all of a file,
+                `PRIME_TOKENS` of the others.
+        Raises:
+            ConfigError: there is a session of that name, or the model cannot continue ids.
+            NotFound, BadScore, DatasetError: the prompt or the dataset cannot be used.
+        """
+        from tasks.checkpoints import load_model, weights_hash
+
+        if self.state_path.exists():
+            raise ConfigError(f"session {self.name!r} exists already, in {self.folder}; give another name")
+        loaded = load_model(checkpoint)
+        kind = loaded.state["config"]["model"]["name"]
+        if kind not in _CONTINUING_MODELS:
+            raise ConfigError(
+                f"model {model.reference} is a {kind}; a session needs one of {', '.join(_CONTINUING_MODELS)}"
+            )
+        primer = make_primer(self.home, loaded, prime, prompt, prime_tokens, config.seed)
+        session = Session(
+            name=self.name,
+            model=ModelFacts(
+                reference=model.reference,
+                run_id=model.run_id,
+                dataset="{name}@{version}".format(**loaded.state["dataset"]),
+                checkpoint=str(model.checkpoint),
+                weights_sha256=weights_hash(checkpoint),
+            ),
+            encoding=loaded.tokenizer.to_json(),
+            config=config,
+            primer=primer,
+            history=(Event(step="start", n_tokens=len(primer.ids)),),
+        )
+        self.__dict__["loaded"] = loaded
+        return self.write(session)
+
+    def propose(self, config: ComposerConfig | None = None) -> Session:
+        """Make a proposal and write it as MIDI: the piece with it, and the block alone."""
+        session = blocks.propose(self.read(), self.loaded, config)
+        assert session.proposal
+        tokenizer = self.tokenizer_of(session)
+        before = tokenizer.decode(np.array(session.ids))
+        after = tokenizer.decode(np.array([*session.ids, *session.proposal.ids]))
+        self._drop_midi()  # first, so that a kill never leaves what is not the proposal that accepting takes
+        self.write(session)
+        write_atomically(self.proposal_path, write_midi(after, self.name))
+        write_atomically(self.block_path, write_midi(added_notes(before, after), f"{self.name} block"))
+        return session
+
+    def grow(self, n_blocks: int, on_block: Callable[[Session], None]) -> Session:
+        """Add blocks one after the other, each of which is the session's own once it is told to `on_block`.
+
+        The model does not end the piece. Memory does not grow with it but for the ids. Killed at any time, the session
+        holds all blocks that were told.
+        """
+        session = self.read()
+        self._drop_midi()
+        for _ in range(n_blocks):
+            session = self.write(blocks.accept(blocks.propose(session, self.loaded, may_end=False)))
+            on_block(session)
+        return session
+
+    def accept(self) -> Session:
+        """Make the proposal part of the piece."""
+        return self._without_proposal(blocks.accept(self.read()))
+
+    def undo(self) -> Session:
+        """Take the last block away again."""
+        return self._without_proposal(blocks.undo(self.read()))
+
+    def _without_proposal(self, session: Session) -> Session:
+        self._drop_midi()
+        return self.write(session)
+
+    def _drop_midi(self) -> None:
+        for path in (self.proposal_path, self.block_path):
+            path.unlink(missing_ok=True)
+
+    def save(self, out: Path | None = None) -> dict[str, Any]:
+        """Write the piece as MIDI, and beside it where it comes from as JSON; the same piece gives the same bytes.
+
+        Args:
+            out: MIDI file to write; `piece.mid` in the session's folder by default.
+        Returns:
+            what the JSON file holds, and `path`.
+        Raises:
+            ConfigError: `out` is not named as MIDI is, or cannot be written.
+        """
+        from tasks.music.midi.event_statistics import midi_statistics
+        from tasks.storage.file_names import MIDI_SUFFIXES
+        from tasks.storage.project import git_commit
+        from tasks.storage.user_paths import check_output, is_regular_output, write_output
+
+        path = self.folder / "piece.mid" if out is None else out
+        check_output(path)
+        has_sidecar = is_regular_output(path)  # nothing stands beside a device or a pipe
+        if has_sidecar:
+            if path.suffix.lower() not in MIDI_SUFFIXES:
+                raise ConfigError(f"{path} is not named as one of {' '.join(MIDI_SUFFIXES)}")
+            check_output(path.with_suffix(".json"))
+        own = (self.state_path, self.proposal_path, self.block_path)
+        if {path.resolve(), path.with_suffix(".json").resolve()} & {kept.resolve() for kept in own}:
+            raise ConfigError(f"{path} would overwrite the session's own files; give another name")
+        session = self.read()
+        midi = write_midi(self._score(session), self.name)
+        sidecar = self._facts(session) | {
+            "model_run_id": session.model.run_id,
+            "weights_sha256": session.model.weights_sha256,
+            "code_commit": git_commit(),
+            "midi_sha256": hashlib.sha256(midi).hexdigest(),
+            "midi_statistics": midi_statistics(midi),
+        }
+        write_output(path, midi)
+        if has_sidecar:
+            write_output(path.with_suffix(".json"), json_bytes(sidecar))
+        return sidecar | {"path": str(path)}
+
+    def describe(self, session: Session) -> dict[str, Any]:
+        """Return what the commands print: the piece, its blocks, and what is proposed."""
+        pending = None
+        if session.proposal:
+            ids = [*session.ids, *session.proposal.ids]
+            tokenizer = self.tokenizer_of(session)
+            pending = _block_facts(session.proposal) | {
+                "seconds": _seconds(tokenizer.decode(np.array(ids))),
+                "ends": bool(ids[-1] == tokenizer.end_id),
+                "midi": str(self.proposal_path),
+                "block_midi": str(self.block_path),
+            }
+        return self._facts(session) | {"pending": pending, "n_steps": len(session.history), "folder": str(self.folder)}
+
+    def _facts(self, session: Session) -> dict[str, Any]:
+        from tasks.music.metrics.piece_metrics import piece_statistics
+
+        score, primer = self._score(session), session.primer
+        return {
+            "session": self.name,
+            "model_version": session.model.reference,
+            "dataset_version": session.model.dataset,
+            "encoding": session.encoding["name"],
+            "seed": session.config.seed,
+            "config": to_json(session.config),
+            "primer": {
+                "kind": primer.kind,
+                "name": primer.name,
+                "sha256": primer.sha256,
+                "n_tokens": len(primer.ids),
+                "n_notes": primer.n_notes,
+                "n_file_notes": primer.n_file_notes,
+                "dropped": primer.dropped,
+            },
+            "blocks": [_block_facts(block) for block in session.blocks],
+            "n_tokens": len(session.ids),
+            "n_notes": len(score.notes.pitch),
+            "seconds": _seconds(score),
+            "ended": session.is_ended(self.tokenizer_of(session).end_id),
+            "statistics": piece_statistics(score),
+        }
+
+    def _score(self, session: Session) -> Score:
+        return self.tokenizer_of(session).decode(np.array(session.ids))
+
+
+def _fill_in(values: dict[str, Any]) -> None:
+    """Give the settings of a session of an older release what these did not say, so that it goes on as it began."""
+    blocks = values.get("blocks")
+    for part in (values, values.get("proposal"), *(blocks if isinstance(blocks, list) else ())):
+        config = part.get("config") if isinstance(part, dict) else None
+        if isinstance(config, dict):
+            config.setdefault("min_new_tokens", 0)
+
+
+def _block_facts(block: blocks.Block) -> dict[str, Any]:
+    facts = {"number": block.number, "proposal": block.proposal, "n_tokens": len(block.ids), "n_notes": block.n_notes}
+    return facts | {"config": to_json(block.config)}
+
+
+def _seconds(score: Score) -> float:
+    return round(float(score.notes.end_seconds.max(initial=0.0)), 3)
+
+
+def make_primer(
+    home: Home, loaded: "LoadedModel", kind: PrimerKind, prompt: str, n_tokens: int | None, seed: int
+) -> Primer:
+    """Return what a piece begins with; all but `<start>` alone ends on a note boundary.
+
+    Args:
+        kind: "start" is `<start>` alone; "midi" a file or its beginning; "dataset" the beginning of a piece of the
+            model's training split; "random" a random walk through the encoding's grammar.
+        prompt: the file, for "midi".
+        n_tokens: see `SessionFolder.start`; a random walk goes on to the next note boundary.
+        seed: draws the piece, or the walk.
+    """
+    tokenizer = loaded.tokenizer
+    rng = np.random.Generator(np.random.Philox(key=np.array([seed, _PRIMER_STREAM], np.uint64)))
+    name = sha256 = ""
+    n_file_notes, dropped = 0, dict[str, int]()
+    if kind == "midi":
+        read = _read_prompt(loaded, prompt)
+        name, sha256, ids, n_file_notes, dropped = read.name, read.sha256, read.ids, read.n_notes, read.dropped
+        ids = ids if n_tokens is None else beginning_of(tokenizer.grammar, ids, n_tokens, tokenizer.end_id)
+    elif kind == "dataset":
+        name, ids = _excerpt(home, loaded, rng, n_tokens or PRIME_TOKENS)
+    elif kind == "random":
+        ids = random_ids(tokenizer.grammar, rng, n_tokens or PRIME_TOKENS, tokenizer.end_id, tokenizer.pad_id)
+    else:
+        ids = [tokenizer.start_id]
+    ids = without_ending(tokenizer.grammar, ids, tokenizer.end_id, tokenizer.pad_id)
+    n_notes = blocks.count_notes(tokenizer, ids)
+    return Primer(
+        kind=kind, name=name, sha256=sha256, n_notes=n_notes, n_file_notes=n_file_notes, dropped=dropped, ids=tuple(ids)
+    )
+
+
+def _read_prompt(loaded: "LoadedModel", prompt: str) -> "Prompt":
+    from tasks.config.generation import GenerateConfig
+    from tasks.generation.prompts import read_prompts
+
+    if Path(prompt).is_dir():
+        raise ConfigError(f"prompt {prompt} is a folder; a session goes on from one file")
+    everything = 2**62
+    sampling = SamplingConfig(max_tokens=everything + 1)
+    (read,) = read_prompts(loaded, GenerateConfig(prompt=prompt, prompt_tokens=everything, sampling=sampling))
+    return read
+
+
+def _excerpt(home: Home, loaded: "LoadedModel", rng: np.random.Generator, n_tokens: int) -> tuple[str, Sequence[int]]:
+    """Return the name and the first ids of a piece of the training split."""
+    from tasks.dataset.token_cache import flat_tokens
+    from tasks.dataset.versions import resolve_dataset
+
+    reference = "{name}@{version}".format(**loaded.state["dataset"])
+    dataset = resolve_dataset(home, reference)
+    flat = flat_tokens(dataset.token_shards("train"), dataset.flat_tokens)
+    if dataset.manifest["encoder"]["digest"] != loaded.tokenizer.digest:
+        raise DatasetError(f"dataset {reference} is not in the encoding of the model")
+    row = int(rng.integers(len(flat.offsets) - 1))
+    ids = flat.tokens[flat.offsets[row] : flat.offsets[row + 1]].tolist()
+    return f"{reference} train row {row}", beginning_of(
+        loaded.tokenizer.grammar, ids, n_tokens, loaded.tokenizer.end_id
+    )

@@ -1,0 +1,184 @@
+"""Whether a model is better than the champion of its name, beyond what the choice of held-out pieces can make."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tasks.config.evaluation import EvaluateConfig
+from tasks.dataset.versions import DatasetVersion
+from tasks.music.metrics.distances import Estimate, compare_scores
+from tasks.tracking.mlflow_tracker import ModelVersion, Tracker
+
+if TYPE_CHECKING:  # it brings torch
+    from tasks.evaluation.evaluate import Evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Rivalry:
+    """A model against the champion of its name.
+
+    Args:
+        verdict: a sentence that says why it has won or not.
+        champion: the one it was compared with by bits per note, empty where there was none to compare with.
+        theirs, ours: bits per note of both.
+        difference: ours - theirs with its interval, where pieces were compared one by one.
+    """
+
+    is_won: bool
+    verdict: str
+    champion: str = ""
+    theirs: float = math.nan
+    ours: float = math.nan
+    difference: Estimate | None = None
+
+    @property
+    def said(self) -> str:
+        """A paragraph about it, in Markdown."""
+        line = f"\n{self.verdict}\n"
+        if self.champion:
+            line += f"\nChampion {self.champion}: {self.theirs:.4f} bits per note; this model: {self.ours:.4f}."
+            if self.difference:
+                line += f" The difference is {self.difference.low:+.4f} to {self.difference.high:+.4f} (95 %)."
+            line += "\n"
+        return line
+
+
+def scored_on(dataset: DatasetVersion, config: EvaluateConfig) -> str:
+    """Return which music figures must be of to be compared."""
+    return f"{dataset.reference}/{config.split}"
+
+
+def scored_with(result: "Evaluation", config: EvaluateConfig) -> dict[str, int]:
+    """Return the settings that change a model's figures on the same music, by name.
+
+    That is how far a model looks back; of a model with latents, which reads whole blocks, what decides the draws.
+    """
+    if has_latents(result):
+        return {"seed": config.seed, "batch_size": config.batch_size}
+    return {"window_tokens": config.window_tokens}
+
+
+def has_latents(result: "Evaluation") -> bool:
+    """Tell whether an evaluation is of a model with latents, whose pieces have no scores of their own."""
+    return "kl" in result.metrics
+
+
+def champion_tags(result: "Evaluation", dataset: DatasetVersion, config: EvaluateConfig, run_id: str) -> dict[str, str]:
+    """Return what a registered version is tagged with, so that later models are compared with it."""
+    return {
+        "scored_on": scored_on(dataset, config),
+        "scored_with": json.dumps(scored_with(result, config)),
+        "bits_per_note": f"{result.metrics['bits_per_note']:.6f}",
+        "scored_by": run_id,
+    }
+
+
+def against_champion(
+    tracker: Tracker, result: "Evaluation", model: ModelVersion, dataset: DatasetVersion, config: EvaluateConfig
+) -> Rivalry:
+    """Compare an evaluated model with the champion of its name by bits per note; the lower is the better.
+
+    By `promote_by="interval"` it wins only if the 95 % interval of the difference, from a bootstrap over the held-out
+    pieces with both models' scores of each drawn together, is below 0. By `"figure"` the lower figure wins; so it does
+    where the pieces of a model have no scores of their own (models with latents), which the verdict says. It wins
+    unopposed where there is no champion, where it is the champion itself, and where that one was scored on another
+    dataset version or split, or has no finite figure. It does not win where a figure of its own is not finite, where
+    the champion was scored with other settings, or where the scores of pieces are lost.
+    """
+    if reason := _no_candidate(result):
+        return Rivalry(False, reason)
+    champion = tracker.champion(model.name)
+    if champion is None or champion.version == model.version:
+        return Rivalry(True, "It is the champion itself." if champion else f"There is no champion of {model.name} yet.")
+    tags, said = tracker.model_tags(champion), f"The champion {champion.reference}"
+    if (other := tags.get("scored_on", "nothing")) != scored_on(dataset, config):
+        return Rivalry(True, f"{said} was scored on {other}, so it cannot be compared and gives way.")
+    if not math.isfinite(float(tags.get("bits_per_note", "nan"))):
+        return Rivalry(True, f"{said} has no finite bits per note, so it gives way.")
+    if apart := _settings_apart(tracker, tags, result, config):
+        way_out = "so the two cannot be compared; evaluate both with the same settings."
+        return Rivalry(False, f"{said} was scored with {apart}, {way_out}")
+    return _compare(tracker, result, champion.reference, tags, config)
+
+
+def _no_candidate(result: "Evaluation") -> str:
+    """Return why a model cannot be a champion, whatever there is to compare it with; empty if it can."""
+    if not math.isfinite(result.metrics["bits_per_note"]):
+        return "Its bits per note are no finite number, so it cannot be a champion."
+    wrong = [name for name, value in result.metrics.items() if not math.isfinite(value)]
+    return f"Its figures are not all finite ({', '.join(wrong[:3])}), so it cannot be a champion." if wrong else ""
+
+
+def _compare(
+    tracker: Tracker, result: "Evaluation", champion: str, tags: Mapping[str, str], config: EvaluateConfig
+) -> Rivalry:
+    """Compare a model with a champion that was scored on the same music with the same settings, which `tags` say."""
+    ours, theirs = result.metrics["bits_per_note"], float(tags["bits_per_note"])
+    if config.promote_by == "figure":
+        return _by_figure(ours, theirs, champion)
+    their_nats = tracker.piece_scores(tags.get("scored_by", ""))
+    if their_nats is None:
+        return _not_told(ours, theirs, champion, f"the piece scores of {champion} cannot be read")
+    for nats, whose in ((result.piece_nats, "this model"), (their_nats, champion)):
+        if not nats:
+            return _by_figure(ours, theirs, champion, f"the pieces of {whose} have no scores of their own")
+    difference = _difference(ours, result.piece_nats, their_nats)
+    if difference is None:
+        n = f"{len(result.piece_nats)} and {len(their_nats)}"
+        return _not_told(ours, theirs, champion, f"the scores of {n} pieces give none")
+    assert difference.high is not None
+    return Rivalry(difference.high < 0, _by_interval(difference, champion), champion, theirs, ours, difference)
+
+
+def _settings_apart(tracker: Tracker, tags: Mapping[str, str], result: "Evaluation", config: EvaluateConfig) -> str:
+    """Return how the settings differ with which the champion and a model were scored, empty where they do not."""
+    ours = scored_with(result, config)
+    if "scored_with" in tags:
+        theirs = json.loads(tags["scored_with"])
+    else:  # of before there was such a tag: the run says it
+        params = tracker.params(tags.get("scored_by", ""))
+        theirs = {name: int(params[f"evaluate.{name}"]) for name in ours if f"evaluate.{name}" in params}
+        if len(theirs) < len(ours):
+            return f"unknown settings ({', '.join(sorted(ours.keys() - theirs.keys()))})"
+    # A model with latents and one without have no such setting in common, and their figures do compare.
+    apart = [name for name in ours if name in theirs and ours[name] != theirs[name]]
+    return ", ".join(f"{name}={theirs[name]}, this model with {ours[name]}" for name in apart)
+
+
+def _by_figure(ours: float, theirs: float, champion: str, reason: str = "") -> Rivalry:
+    is_won = ours < theirs
+    verdict = f"It has {'fewer' if is_won else 'no fewer'} bits per note than {champion}."
+    if reason:
+        verdict = f"By the figure alone, for {reason}: {verdict[0].lower()}{verdict[1:]}"
+    return Rivalry(is_won, verdict, champion, theirs, ours)
+
+
+def _not_told(ours: float, theirs: float, champion: str, reason: str) -> Rivalry:
+    verdict = (
+        f"No interval can be told: {reason}. Evaluate {champion} again, or compare the figures alone by"
+        " evaluate.promote_by=figure."
+    )
+    return Rivalry(False, verdict, champion, theirs, ours)
+
+
+def _difference(ours: float, our_nats: Sequence[float], their_nats: Sequence[float]) -> Estimate | None:
+    """Return how many bits per note we are above them, with its interval; None where there is none."""
+    total = sum(our_nats)
+    if len(their_nats) != len(our_nats) or not total or not math.isfinite(total + sum(their_nats)):
+        return None
+    bits_per_note = len(their_nats) * ours / total  # of a nat in one piece, so that the mean is that of the split
+    sides = ({str(i): bits_per_note * n for i, n in enumerate(nats)} for nats in (our_nats, their_nats))
+    found = compare_scores(*sides).difference
+    return None if found.low is None or found.high is None else found
+
+
+def _by_interval(difference: Estimate, champion: str) -> str:
+    assert difference.low is not None
+    assert difference.high is not None
+    if difference.high < 0:
+        return f"It is better than {champion} beyond what the choice of pieces can make."
+    if difference.low > 0:
+        return f"It is worse than {champion} beyond what the choice of pieces can make."
+    return f"It cannot be told from {champion}: the interval of the difference holds 0."

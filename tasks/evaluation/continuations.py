@@ -1,0 +1,326 @@
+"""How a model goes on from held-out pieces, beside how these go on: entropies, times, and how alike the two are.
+
+A model with latents cannot be asked that: its latent stands for a whole window. It writes the first window of each
+piece again from that window's latent, whose figures have names of their own: `from_latents`.
+"""
+
+import hashlib
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from models.config import SamplingConfig
+from models.vae.model import Vae
+from tasks.checkpoints import LoadedModel
+from tasks.config.evaluation import EvaluateConfig
+from tasks.config.generation import GenerateConfig
+from tasks.dataset.versions import DatasetVersion
+from tasks.evaluation.held_out import pieces_of_rows
+from tasks.music.arrays import FloatArray, IntArray
+from tasks.music.metrics.distances import Estimate, estimate, resample
+from tasks.music.midi.writer import write_midi
+from tasks.music.score import Score
+from tasks.sampling.latents import FROM_PRIOR, LatentPlan, LatentSource
+from tasks.sampling.sample_ids import WrittenIds, write_ids
+from tasks.sampling.timing import result_row, results_of
+from tasks.storage.parquet import read_table
+from tasks.training.token_store import TokenStore
+
+Kind = Literal["continuation", "from_latents"]
+DURATION_EDGES = 2.0 ** np.arange(-6, 4.5, 0.5)  # seconds: half an octave to a bin, from 16 ms to 16 s
+FEATURES = ("pitch_class", "duration")
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A held-out piece and how much of it a model is given.
+
+    Args:
+        name: split and row, as prompts from a split are called.
+        file: where the sources have it.
+        ids: all of it.
+        n_given: ids at its beginning that are given as they are; <start> alone where a latent is given instead.
+        n_compared: ids at its beginning up to which what is written is set beside it.
+    """
+
+    name: str
+    file: str
+    ids: IntArray = field(repr=False)
+    n_given: int
+    n_compared: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Continuation:
+    """What a model wrote behind an opening, and what stands there."""
+
+    opening: Opening
+    row: dict[str, Any]  # of the results file
+    given: Score
+    written: Score  # with what was given
+    original: Score  # as far as it is compared, with what was given
+
+    def notes_of(self, score: Score) -> list[tuple[float, float, int, bool]]:
+        """Return start and end in seconds and pitch of each note, and whether it was given."""
+        return [(*span, is_given) for span, is_given in zip(_spans(score), are_given(score, self.given), strict=True)]
+
+
+def are_given(score: Score, given: Score) -> list[bool]:
+    """Tell of each note of a piece whether it is one of those that it was given; these may sound on in the piece."""
+    left = Counter((start, pitch) for start, _, pitch in _spans(given))
+    found = list[bool]()
+    for start, _, pitch in _spans(score):
+        found.append(left[start, pitch] > 0)
+        left[start, pitch] -= found[-1]
+    return found
+
+
+def _spans(score: Score) -> list[tuple[float, float, int]]:
+    notes = score.notes
+    times = (np.round(seconds, 4).tolist() for seconds in (notes.onset_seconds, notes.end_seconds))
+    return list(zip(*times, notes.pitch.tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ContinuationTest:
+    """All that a model was asked to go on from.
+
+    Args:
+        n_too_short: pieces of the split that are too short to be asked about.
+        likeness: of each of `FEATURES`: see `likeness_of`.
+        tokens_per_second: drawn, of all pieces together.
+    """
+
+    kind: Kind
+    pieces: tuple[Continuation, ...]
+    n_too_short: int
+    likeness: dict[str, dict[str, Estimate]]
+    tokens_per_second: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Figures that are the same in every run, by `<kind>/<name>`; none without pieces."""
+        rows = [piece.row for piece in self.pieces]
+        if not rows:
+            return {}
+        figures: dict[str, float | None] = {
+            "n_pieces": len(rows),
+            "mean_entropy": results_of(rows)["mean_entropy"],
+            "mean_length": float(np.mean([row["generated_length"] for row in rows])),
+            "ended_share": float(np.mean([row["ended_with_eos"] for row in rows])),
+        }
+        for feature, found in self.likeness.items():
+            figures[f"{feature}_distance"] = found["to_own"].value
+            figures[f"{feature}_distance_of_others"] = found["of_others"].value
+        return {f"{self.kind}/{name}": float(value) for name, value in figures.items() if value is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the results file: what `results_of` says, and how alike each piece and its original are."""
+        rows = [piece.row for piece in self.pieces]
+        likeness = {
+            feature: {name: figure.to_json() for name, figure in found.items()}
+            for feature, found in self.likeness.items()
+        }
+        facts = {"kind": self.kind, "n_too_short": self.n_too_short, "likeness": likeness}
+        measured = results_of(rows) if rows else {"mean_entropy": None, "mean_generation_time": None, "pieces": []}
+        return facts | measured | {"tokens_per_second": self.tokens_per_second}
+
+    def write_files(self, folder: Path) -> None:
+        """Write `<piece>/generated.mid` and `<piece>/original.mid`, both with what was given, and `prompt.mid`."""
+        for piece in self.pieces:
+            target = folder / piece.row["piece"]
+            target.mkdir(parents=True)
+            parts = {"generated": piece.written, "original": piece.original}
+            if piece.opening.n_given > 1:
+                parts["prompt"] = piece.given
+            for part, score in parts.items():
+                (target / f"{part}.mid").write_bytes(write_midi(score, f"{piece.opening.name} {part}"))
+
+
+def continue_pieces(
+    loaded: LoadedModel,
+    dataset: DatasetVersion,
+    store: TokenStore,
+    config: EvaluateConfig,
+    on_tokens: Callable[[int], None] | None = None,
+) -> ContinuationTest:
+    """Let a model go on from the first `prompt_tokens` of some pieces of the split, as batches are written.
+
+    Up to `sample_tokens` are drawn behind them, under the grammar and at temperature 1, and set beside as many of the
+    piece itself. The random stream of a piece depends on the seed and its place among those chosen, which is the same
+    however many are.
+
+    Args:
+        on_tokens: see `write_ids`.
+    """
+    is_vae = isinstance(loaded.model, Vae)
+    openings, n_too_short = choose_openings(loaded, dataset, store, config)
+    started = time.perf_counter()
+    written = _write(loaded, openings, config, on_tokens) if openings else []
+    seconds = time.perf_counter() - started
+    pieces, counts = list[Continuation](), list[dict[str, tuple[FloatArray, FloatArray]]]()
+    for place, (opening, piece) in enumerate(zip(openings, written, strict=True)):
+        scored = time.perf_counter()
+        ends = (opening.n_given, len(piece.ids), opening.n_compared)
+        sources = (opening.ids, piece.ids, opening.ids)
+        given, ours, theirs = (loaded.tokenizer.decode(ids[:n]) for ids, n in zip(sources, ends, strict=True))
+        counts.append({name: (added(ours, given, name), added(theirs, given, name)) for name in FEATURES})
+        measured = result_row(
+            piece, opening.name, opening.n_given, len(opening.ids), loaded.tokenizer.end_id,
+            time.perf_counter() - scored,
+        )  # fmt: skip
+        more = {
+            "piece": f"{place:04d}",
+            "file": opening.file,
+            "continued_original_length": opening.n_compared - opening.n_given,
+            **{f"{name}_distance": round(distance(*pair), 4) for name, pair in counts[-1].items()},
+        }
+        pieces.append(Continuation(opening, measured | more, given, ours, theirs))
+    n_drawn = sum(piece.row["generated_length"] for piece in pieces)
+    return ContinuationTest(
+        kind="from_latents" if is_vae else "continuation",
+        pieces=tuple(pieces),
+        n_too_short=n_too_short,
+        likeness={name: likeness_of([count[name] for count in counts]) for name in FEATURES} if counts else {},
+        tokens_per_second=round(n_drawn / seconds, 1),
+    )
+
+
+def choose_openings(
+    loaded: LoadedModel, dataset: DatasetVersion, store: TokenStore, config: EvaluateConfig
+) -> tuple[list[Opening], int]:
+    """Return the beginnings of some pieces, and how many pieces are too short to be among them.
+
+    A piece is long enough if something but its end comes behind `prompt_tokens`. Of those, the ones are taken of which
+    a hash of the seed and the given tokens is lowest: more pieces asked for are the same ones and more. Of a piece that
+    is cut into windows it is the first one.
+    """
+    lengths = np.diff(store.offsets)
+    names = pieces_of_rows(dataset, config.split)
+    first_rows = np.unique(names, return_index=True)[1]
+    latent_ids = loaded.model.max_length if isinstance(loaded.model, Vae) else 0
+    n_given = 1 if latent_ids else config.prompt_tokens
+    rows = np.sort(first_rows[lengths[first_rows] >= n_given + 2])
+    looked_at = latent_ids or config.prompt_tokens
+    hashes = [_hash(config.seed, store.tokens[at : at + looked_at]) for at in store.offsets[rows]]
+    chosen = [int(rows[place]) for place in sorted(range(len(rows)), key=lambda k: (hashes[k], k))]
+    chosen = chosen[: config.n_continuations]
+    files = _files_of(dataset, [names[row] for row in chosen])
+    n_compared = min(latent_ids or math.inf, config.prompt_tokens + config.sample_tokens)
+    openings = [
+        Opening(
+            name=f"{config.split}/{row:04d}",
+            file=file,
+            ids=store.tokens[store.offsets[row] : store.offsets[row + 1]].astype(np.int64),
+            n_given=n_given,
+            n_compared=int(min(n_compared, lengths[row])),
+        )
+        for row, file in zip(chosen, files, strict=True)
+    ]
+    return openings, len(first_rows) - len(rows)
+
+
+def _hash(seed: int, ids: np.ndarray) -> bytes:
+    return hashlib.blake2b(ids.astype("<u2").tobytes(), key=str(seed).encode(), digest_size=16).digest()
+
+
+def _files_of(dataset: DatasetVersion, pieces: Sequence[str]) -> list[str]:
+    """Return the paths of some pieces, as the ledger has them."""
+    ledger = read_table(dataset.ledger, ["piece", "path", "status"]).to_pydict()
+    path_of = {
+        piece: path
+        for piece, path, status in zip(ledger["piece"], ledger["path"], ledger["status"], strict=True)
+        if status == "accepted"
+    }
+    return [path_of.get(piece, piece) for piece in pieces]
+
+
+def _write(
+    loaded: LoadedModel,
+    openings: Sequence[Opening],
+    config: EvaluateConfig,
+    on_tokens: Callable[[int], None] | None,
+) -> list[WrittenIds]:
+    """Return what a model writes behind each opening, or from the latent of its first window."""
+    latents = FROM_PRIOR
+    if isinstance(loaded.model, Vae):
+        sources = tuple(
+            LatentSource(opening.name, "", tuple(opening.ids[: loaded.model.max_length].tolist()), 0)
+            for opening in openings
+        )
+        latents = LatentPlan("prompt", sources, len(openings))
+    settings = GenerateConfig(
+        n_pieces=len(openings),
+        seed=config.seed,
+        sampling=SamplingConfig(max_tokens=config.prompt_tokens + config.sample_tokens),
+        batch_size=config.batch_size,
+    )
+    written = dict[int, WrittenIds]()
+    write_ids(
+        loaded,
+        [opening.ids[: opening.n_given].tolist() for opening in openings],
+        range(len(openings)),
+        [0] * len(openings),
+        latents,
+        settings,
+        lambda piece: written.update({piece.place: piece}),
+        on_tokens=on_tokens,
+    )
+    return [written[place] for place in range(len(openings))]
+
+
+def added(score: Score, given: Score, feature: str) -> FloatArray:
+    """Count the notes of a piece beyond those that it was given, by pitch class (drums apart) or by duration.
+
+    Durations are in seconds, in half octaves from 16 ms to 16 s; shorter and longer ones are in the outermost bins.
+    """
+    notes, is_new = score.notes, ~np.array(are_given(score, given), np.bool_)
+    if feature == "pitch_class":
+        return np.bincount(notes.pitch[is_new & ~notes.is_drum] % 12, minlength=12).astype(np.float64)
+    seconds = (notes.end_seconds - notes.onset_seconds)[is_new]
+    seconds = np.clip(seconds, DURATION_EDGES[0], DURATION_EDGES[-1])
+    return np.histogram(seconds, DURATION_EDGES)[0].astype(np.float64)
+
+
+def distance(ours: FloatArray, theirs: FloatArray) -> float:
+    """Return the total variation distance of two distributions given by counts: ½ Σ |p - q|, 0-1.
+
+    It is the share of notes that would have to be others for the two to be alike. If one alone has no notes it is 1,
+    if both have none 0.
+    """
+    n_ours, n_theirs = ours.sum(), theirs.sum()
+    if not n_ours or not n_theirs:
+        return float(bool(n_ours) != bool(n_theirs))
+    return float(0.5 * np.abs(ours / n_ours - theirs / n_theirs).sum())
+
+
+def likeness_of(counts: Sequence[tuple[FloatArray, FloatArray]]) -> dict[str, Estimate]:
+    """Return how far what was written is from its originals, with 95 % intervals over pieces.
+
+    Returns:
+        to_own: the mean distance from each piece's written notes to those that stand there.
+        of_others: the yardstick, the mean distance between originals of different pieces.
+        gain: of_others - to_own; above 0, a piece is closer to its own original than chance would have it.
+    """
+    own = np.array([distance(ours, theirs) for ours, theirs in counts])
+    if len(counts) < 2:
+        nothing = Estimate(None, reason="there is no other piece")
+        return {"to_own": Estimate(float(own[0])), "of_others": nothing, "gain": nothing}
+    others = np.array(
+        [
+            np.mean([distance(theirs, other) for j, (_, other) in enumerate(counts) if j != i])
+            for i, (_, theirs) in enumerate(counts)
+        ]
+    )
+    drawn = resample(len(counts), 0, "continuations") / len(counts)
+    return {
+        "to_own": estimate(drawn @ own, 0.0, 1.0),
+        "of_others": estimate(drawn @ others, 0.0, 1.0),
+        "gain": estimate(drawn @ (others - own), -1.0, 1.0),
+    }

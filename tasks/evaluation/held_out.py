@@ -1,0 +1,43 @@
+"""Statistics of the beginnings of held-out pieces, to set generated ones of the same length beside."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tasks.checkpoints import LoadedModel
+from tasks.dataset.versions import DatasetVersion, resolve_dataset
+from tasks.music.excerpt import Extent, beginning
+from tasks.music.metrics.piece_metrics import piece_statistics
+from tasks.storage.home import Home
+from tasks.storage.parquet import read_table
+from tasks.training.token_store import TokenStore
+
+MOST_PIECES = 200
+ALL = Extent()
+
+
+def pieces_of_rows(dataset: DatasetVersion, split: str) -> list[str]:
+    """Return the piece that each token row of a split is of, or is a window of."""
+    shards = dataset.token_shards(split)
+    return [piece for shard in shards for piece in read_table(shard, ["piece"]).column("piece").to_pylist()]
+
+
+def held_out_statistics(
+    tokenizer: Any, dataset: DatasetVersion, splits: Sequence[str], max_tokens: int, limit: Extent = ALL
+) -> list[dict[str, float]]:
+    """Return the statistics of the beginnings of pieces of some splits, as the encoding holds them.
+
+    A beginning has `max_tokens` tokens and is within `limit` at most. There are `MOST_PIECES` at most, evenly spread
+    over the splits in their order.
+    """
+    stores = [TokenStore(dataset.token_shards(split), dataset.flat_tokens) for split in splits]
+    rows = [store.tokens[a:b] for store in stores for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_PIECES)).round().astype(int))
+    scores = (tokenizer.decode(rows[place][:max_tokens]) for place in chosen)
+    return [piece_statistics(beginning(score, limit, cut=True) if limit else score) for score in scores]
+
+
+def dataset_of(loaded: LoadedModel, home: Home) -> DatasetVersion:
+    """Return the dataset version that a model was trained on; NotFound where it is gone."""
+    return resolve_dataset(home, "{name}@{version}".format(**loaded.state["dataset"]))

@@ -1,0 +1,393 @@
+"""The work on single pieces of a batch, for any worker: sample some and write them down, then draw and render them.
+
+A piece is first a candidate: its MIDI file, and beside it, written last, what is known of it. So whatever ends a
+worker, the candidates with both files are finished, and whoever comes next goes on with the others.
+"""
+
+import hashlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from models.sampling.sample import FULL_EVERY
+from tasks.checkpoints import LoadedModel, load_model
+from tasks.config.generation import GenerateConfig
+from tasks.config.serialization import to_json
+from tasks.copying.index import CopyIndex
+from tasks.errors import DamagedFile
+from tasks.generation.batch_files import check_file, check_piece
+from tasks.generation.infill import new_notes
+from tasks.generation.prompts import Prompt
+from tasks.generation.rewriting import Rewritten, rewrite
+from tasks.music.excerpt import Extent, beginning
+from tasks.music.metrics.piece_metrics import piece_statistics
+from tasks.music.midi.event_statistics import midi_statistics
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.validity import check_validity
+from tasks.music.midi.writer import write_midi
+from tasks.music.render.audio import encode_audio
+from tasks.music.render.musicxml import write_musicxml
+from tasks.music.render.pianoroll import draw_piano_roll, part_labels
+from tasks.music.render.soundfont import NoSound, Player
+from tasks.music.retrigger import end_at_next
+from tasks.music.score import Score, build_score
+from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
+from tasks.sampling.latents import LatentPlan, note_f1
+from tasks.sampling.sample_ids import WrittenIds, longest_piece, piece_limit, write_ids
+from tasks.sampling.timing import result_row
+from tasks.sampling.token_count import TallySheet, TellTokens, TokenCount
+from tasks.storage.files import write_atomically
+from tasks.storage.integrity import read_sealed, sealed_bytes
+from tasks.words import plural
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS: tuple[str, ...] = ("onset", "duration", "pitch", "velocity", "program", "is_drum", "track")
+DRAWING = Lock()  # matplotlib is not made for several threads
+EMPTY_SCORE = build_score(480, {name: np.zeros(0, np.int64) for name in _COLUMNS})  # no file without notes is read
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Which piece of a batch, and the how manieth attempt at it."""
+
+    index: int
+    attempt: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.index:04d}"
+
+    def path(self, folder: Path, suffix: str) -> Path:
+        return folder / "candidates" / f"{self.index:04d}-{self.attempt}.{suffix}"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteJob:
+    """Candidates to sample; a worker needs nothing else."""
+
+    checkpoint: Path
+    candidates: tuple[Candidate, ...]
+    prompts: tuple[Prompt, ...]  # one for each candidate
+    latents: LatentPlan
+    config: GenerateConfig
+    lineage: dict[str, str]
+    folder: Path  # of the unfinished batch
+    dataset_folder: Path | None  # of the version with the index of copies
+    tally: Path | None = None  # where a worker in another process writes how many tokens are drawn
+
+
+@dataclass(frozen=True, slots=True)
+class RenderJob:
+    """Chosen candidates of which pieces are made; a worker needs nothing else."""
+
+    chosen: tuple[Candidate, ...]
+    facts: tuple[dict[str, Any], ...]  # what the sidecar of each says beyond what is known of the candidate
+    config: GenerateConfig
+    folder: Path
+    player: Player
+    n_threads: int
+
+
+def batch_folder(folder: Path) -> Path:
+    """Return where what will be published of an unfinished batch is built."""
+    return folder / "batch"
+
+
+def pieces_folder(folder: Path) -> Path:
+    return batch_folder(folder) / "pieces"
+
+
+def is_written(candidate: Candidate, folder: Path) -> bool:
+    """Tell whether both files of a candidate are there and what was written; a damaged one is taken away."""
+    path = candidate.path(folder, "json")
+    if not path.exists():
+        return False
+    try:
+        check_file(candidate.path(folder, "mid"), read_candidate(candidate, folder)["facts"]["midi_sha256"])
+    except (DamagedFile, FileNotFoundError) as error:
+        logger.warning("%s; the piece is written again", error)
+        path.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def expected_tokens(prompt: Prompt, index: int, config: GenerateConfig, most_tokens: int) -> int:
+    """Return how many tokens are drawn for a piece at most, or about, where bars are written anew.
+
+    Args:
+        index: of the piece in its batch.
+        most_tokens: of a piece, its prompt included.
+    """
+    if prompt.canvas is None:
+        return max(most_tokens - len(prompt.ids), 0)
+    seconds = prompt.canvas.line_seconds
+    spans = prompt.canvas.spans(config, index)
+    share = sum(span.end_seconds - span.start_seconds for span in spans) / max(seconds[-1] - seconds[0], 1e-9)
+    return config.n_tries * (round(share * prompt.n_whole) + FULL_EVERY * len(spans))
+
+
+def is_rendered(candidate: Candidate, folder: Path) -> bool:
+    """Tell whether all files of a chosen candidate are there, its sidecar being the last."""
+    return (pieces_folder(folder) / f"{candidate.name}.json").exists()
+
+
+def write_candidates(
+    job: WriteJob, on_candidate: Callable[[Candidate], None] | None = None, tell: TellTokens | None = None
+) -> int:
+    """Sample those candidates that are not there yet and write each as soon as it is complete; return their number.
+
+    Args:
+        tell: gets the tokens that are drawn; by default a job's tally does, if it has one.
+    """
+    left = [place for place, candidate in enumerate(job.candidates) if not is_written(candidate, job.folder)]
+    if not left:
+        return 0
+    loaded = load_model(job.checkpoint)
+    copies = CopyIndex.open(job.dataset_folder) if job.dataset_folder else None
+    count = TokenCount(tell or (TallySheet(job.tally).tell if job.tally else lambda n_drawn, n_fewer: None))
+    most_tokens = longest_piece(loaded.model, job.config)
+    expected = [
+        expected_tokens(prompt, candidate.index, job.config, most_tokens)
+        for prompt, candidate in zip(job.prompts, job.candidates, strict=True)
+    ]
+    count.ended(sum(expected) - sum(expected[place] for place in left), 0)  # what an earlier try has written
+    n_fewer = dict[int, int]()  # by place
+
+    def keep(piece: WrittenIds, new: Rewritten | None = None) -> None:
+        place = left[piece.place]
+        n_drawn = new.n_drawn if new else len(piece.ids) - len(job.prompts[place].ids)
+        n_fewer[place] = expected[place] - n_drawn
+        count.ended(expected[place], n_drawn)
+        _write_candidate(job, job.candidates[place], job.prompts[place], piece, loaded, copies, new)
+        if on_candidate:
+            on_candidate(job.candidates[place])
+
+    def discard() -> None:
+        count.ended(-sum(n_fewer.values()), 0)
+        n_fewer.clear()
+        for place in left:
+            job.candidates[place].path(job.folder, "json").unlink(missing_ok=True)
+
+    prompts = [job.prompts[place] for place in left]
+    indices = [job.candidates[place].index for place in left]
+    attempts = [job.candidates[place].attempt for place in left]
+    canvases = [prompt.canvas for prompt in prompts if prompt.canvas]
+    if canvases:
+        rewrite(loaded, canvases, indices, attempts, job.config, lambda new: keep(new.written, new), count.drawn)
+    else:
+        ids, fullness = [prompt.ids for prompt in prompts], _fullness(job.config, loaded.tokenizer)
+        write_ids(loaded, ids, indices, attempts, job.latents, job.config, keep, fullness, discard, count.drawn)
+    count.flush()
+    return len(left)
+
+
+def _fullness(config: GenerateConfig, tokenizer: Any) -> Callable[[int, Tensor], bool] | None:
+    """Return what tells whether ids go on beyond their limit; None where they need not be asked before their end."""
+    limit = piece_limit(config)
+    if not limit or isinstance(tokenizer, MmmTokenizer):  # which comes back to the first bar for each track
+        return None
+    return lambda _, ids: limit.is_passed_by(tokenizer.decode(ids.numpy()))
+
+
+def _write_candidate(
+    job: WriteJob,
+    candidate: Candidate,
+    prompt: Prompt,
+    piece: WrittenIds,
+    loaded: LoadedModel,
+    copies: CopyIndex | None,
+    new: Rewritten | None,
+) -> None:
+    started, tokenizer = time.perf_counter(), loaded.tokenizer
+    score, ended_by = (new.score, new.ended_by) if new else _ended(piece, piece_limit(job.config), tokenizer)
+    n_tracks = _whole_tracks(job.config, piece.ids, tokenizer)
+    short_of = [] if new else _short_of(job.config, score, ended_by, n_tracks)  # of bars written anew each gap is told
+    score, n_shortened = end_at_next(score)
+    title = f"{job.lineage['batch']} {candidate.name}"
+    midi = write_midi(score, title, part_names=part_labels(score), ends_on_bar_line=True)
+    own = written_notes(score, prompt, tokenizer, new)
+    given = _prompt_facts(prompt, tokenizer) if prompt.name and not prompt.window else None
+    facts = {
+        "seed": job.config.seed,
+        "attempt": candidate.attempt,
+        "sampling": to_json(job.config.sampling),
+        "prompt": given,
+        "latent": _latent_facts(job, candidate.index, score, tokenizer) if job.latents.kind != "prior" else None,
+        "infill": new.to_json(job.config.variation) if new else None,
+        "n_tokens": len(piece.ids),
+        "n_new_notes": len(own.notes.pitch),
+        "n_notes_shortened": n_shortened,
+        "ended": ended_by == "itself",
+        "ended_by": ended_by,
+        "short_of": short_of,
+        "midi_sha256": hashlib.sha256(midi).hexdigest(),
+        "statistics": piece_statistics(score),
+        "midi": midi_statistics(midi, candidate.name),
+        "validity": check_validity(midi, score).to_json(),
+        "copying": copies.check(own).as_json() if copies else None,
+        "warnings": _cut_warnings(job.config, short_of, len(piece.ids), n_tracks) + (new.warnings if new else []),
+    }
+    n_given = new.n_given if new else len(prompt.ids)
+    seconds = time.perf_counter() - started
+    measured = result_row(piece, prompt.name, n_given, prompt.n_whole, tokenizer.end_id, seconds)
+    write_atomically(candidate.path(job.folder, "mid"), midi)
+    write_atomically(candidate.path(job.folder, "json"), sealed_bytes({"facts": facts, "measured": measured}))
+
+
+def _ended(piece: WrittenIds, limit: Extent, tokenizer: Any) -> tuple[Score, str]:
+    """Return the music of a piece up to its limit, and what ended it: `itself`, the `limit` or the most `tokens`."""
+    score = tokenizer.decode(piece.ids)
+    is_cut, is_ended = limit.is_passed_by(score), piece.ids[-1] == tokenizer.end_id
+    if limit:
+        score = beginning(score, limit, cut=True)  # also what sounds on beyond it
+    return score, "limit" if is_cut else "itself" if is_ended else "tokens"
+
+
+def read_candidate(candidate: Candidate, folder: Path) -> dict[str, Any]:
+    """Return `facts` and `measured` of a candidate.
+
+    Raises:
+        DamagedFile: they are not what was written.
+    """
+    return read_sealed(candidate.path(folder, "json"), {"facts": {"midi_sha256": str}, "measured": dict})
+
+
+def render_pieces(job: RenderJob, on_piece: Callable[[Candidate], None] | None = None) -> None:
+    """Write the MIDI, picture, sound and sidecar of those pieces that have none yet.
+
+    Args:
+        on_piece: called with each piece that is complete.
+    """
+    left = [
+        (candidate, facts, sidecar)
+        for candidate, facts in zip(job.chosen, job.facts, strict=True)
+        if not _is_rendered(sidecar := pieces_folder(job.folder) / f"{candidate.name}.json")
+    ]
+    pool = ThreadPoolExecutor(job.n_threads)  # most of the work is in compiled code, which others may run beside
+    try:
+        running = {pool.submit(_render_piece, job, *piece): piece[0] for piece in left}
+        for done in as_completed(running):
+            done.result()
+            if on_piece:
+                on_piece(running[done])
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _is_rendered(sidecar: Path) -> bool:
+    try:
+        check_piece(sidecar)
+    except DamagedFile as error:
+        if sidecar.exists():
+            logger.warning("%s; the piece is rendered again", error)
+        return False
+    return True
+
+
+def _render_piece(job: RenderJob, candidate: Candidate, more: dict[str, Any], sidecar: Path) -> None:
+    midi = candidate.path(job.folder, "mid").read_bytes()
+    facts = read_candidate(candidate, job.folder)["facts"] | more
+    score = read_midi(midi, candidate.name) if facts["statistics"]["n_notes"] else EMPTY_SCORE
+    write_atomically(sidecar.with_suffix(".mid"), midi)
+    files: dict[str, bytes] = {}
+    with DRAWING:
+        files["png"] = draw_piano_roll(score)
+    if job.config.audio != "none":
+        try:
+            sound = job.player.render(score)
+        except NoSound as error:  # the page plays the notes itself
+            facts["warnings"] = [*facts["warnings"], f"no audio: {error}"]
+        else:
+            facts |= {"warnings": [*facts["warnings"], *sound.warnings], "played_by": sound.made_with}
+            files[job.config.audio] = encode_audio(sound.samples, sound.sample_rate, job.config.audio)
+    if job.config.musicxml:
+        page = write_musicxml(score, facts["name"])
+        facts["musicxml_losses"] = page.losses
+        files["mxl"] = page.packed
+    for suffix, data in files.items():
+        write_atomically(sidecar.with_suffix(f".{suffix}"), data)
+    facts["files"] = {suffix: hashlib.sha256(data).hexdigest() for suffix, data in files.items()}
+    write_atomically(sidecar, sealed_bytes(facts))
+
+
+def _prompt_facts(prompt: Prompt, tokenizer: Any) -> dict[str, Any]:
+    score = tokenizer.decode(np.array(prompt.ids))
+    seconds = float(score.notes.end_seconds.max(initial=0.0))
+    return {
+        "name": prompt.name,
+        "sha256": prompt.sha256,
+        "n_tokens": len(prompt.ids),
+        "seconds": round(seconds, 3),
+        "n_file_notes": prompt.n_notes,
+        "dropped": prompt.dropped,
+    }
+
+
+def written_notes(score: Score, prompt: Prompt, tokenizer: Any, new: Rewritten | None = None) -> Score:
+    """Return a piece without the notes that its prompt gave it; all else stays where it is."""
+    if new:
+        is_new = new_notes(score, new.new_spans)
+    else:
+        given = Counter(_places_of(tokenizer.decode(np.array(prompt.ids))))
+        is_new = np.ones(len(score.notes.pitch), np.bool_)
+        for note, place in enumerate(_places_of(score)):
+            if given[place]:
+                given[place] -= 1
+                is_new[note] = False
+    columns = {name: getattr(score.notes, name)[is_new] for name in _COLUMNS}
+    return build_score(score.ticks_per_quarter, columns, tempos=score.tempos, n_tracks=score.n_tracks)
+
+
+def _places_of(score: Score) -> list[tuple[int, ...]]:
+    notes = score.notes  # not their tracks: what is added before a prompt's first part in order moves all numbers
+    columns = (notes.onset, notes.pitch, notes.program, notes.is_drum)
+    return list(zip(*(values.tolist() for values in columns), strict=True))
+
+
+def _short_of(config: GenerateConfig, score: Score, ended_by: str, n_tracks: int) -> list[str]:
+    """Return which lengths that were asked for a piece does not reach, for it has the most tokens."""
+    limit = piece_limit(config)
+    if ended_by != "tokens":
+        return []
+    return [f"{limit}"] * (bool(limit) and not limit.is_filled_by(score)) + [plural(config.n_tracks, "track")] * (
+        n_tracks < config.n_tracks
+    )
+
+
+def _whole_tracks(config: GenerateConfig, ids: np.ndarray, tokenizer: Any) -> int:
+    return int((ids == tokenizer.token_id("TRACK_END")).sum()) if config.n_tracks else 0
+
+
+def _cut_warnings(config: GenerateConfig, short_of: Sequence[str], n_tokens: int, n_tracks: int) -> list[str]:
+    said = [
+        f"{n_tracks} of {wish} are whole" if wish == plural(config.n_tracks, "track") else f"{wish} are not reached"
+        for wish in short_of
+    ]
+    return [f"cut at {n_tokens} tokens: {', '.join(said)}"] if said else []
+
+
+def _latent_facts(job: WriteJob, index: int, score: Score, tokenizer: Any) -> dict[str, Any]:
+    """Return whose latent a piece was written from, and how many of that music's notes it has again."""
+    sources = [
+        {
+            "name": source.name,
+            "sha256": source.sha256,
+            "n_tokens": len(source.ids),
+            "n_tokens_cut": source.n_tokens_cut,
+            "note_f1": round(note_f1(score, tokenizer.decode(np.array(source.ids))), 4),
+        }
+        for source in job.latents.sources_of(index)
+    ]
+    share = {"share": job.latents.share_of(index)} if job.latents.kind == "path" else {}
+    variation = {"variation": job.latents.variation} if job.latents.variation else {}
+    return {"of": job.latents.kind, "sources": sources} | share | variation

@@ -1,0 +1,146 @@
+"""The page of a batch: each piece with its scores, its prompt, and the training passage that it is most like."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from models.config import SamplingConfig
+from tasks.config.serialization import to_json
+from tasks.generation.gallery.gallery import (
+    MAX_AUDIO_BYTES,
+    BatchFigure,
+    GalleryPiece,
+    Mark,
+    Passage,
+    RollNotes,
+    build_gallery,
+)
+from tasks.generation.judge import COPIED, HEADLINES, Critic
+from tasks.music.midi.read_midi import read_midi
+from tasks.words import plural
+
+MOST_SOURCES = 200  # pieces that are shown with the passage they are most like, for each is read from the dataset
+
+
+def batch_page(critic: Critic, pieces: Path, sidecars: Sequence[dict[str, Any]], manifest: Mapping[str, Any]) -> str:
+    """Return the page as HTML.
+
+    Args:
+        pieces: folder of the pieces' files.
+    """
+    shown, n_bytes = [], 0
+    for place, sidecar in enumerate(sidecars):
+        shown.append(_piece(pieces, sidecar, critic if place < MOST_SOURCES else None, n_bytes <= MAX_AUDIO_BYTES))
+        n_bytes += len(shown[-1].audio or b"")
+    usual = to_json(SamplingConfig())
+    sampling = ", ".join(
+        f"{key} {value}"
+        for key, value in manifest["config"]["sampling"].items()
+        if value != usual[key] or key in ("temperature", "max_tokens")
+    )
+    facts = {
+        "model": manifest["model_version"],
+        "dataset": manifest["dataset_version"],
+        "run": manifest["model_run_id"],
+        "code": manifest["code_commit"],
+        "seed": str(manifest["config"]["seed"]),
+        "sampling": sampling,
+    }
+    subtitle = f"{manifest['n_pieces']} pieces, {manifest['n_ended']} of them ended by themselves"
+    if manifest["n_attempts"] > manifest["n_pieces"]:
+        subtitle += f", chosen from {manifest['n_attempts']}"
+    return build_gallery(
+        manifest["batch"], subtitle, shown, facts, batch_figures=_figures(manifest["judgement"]),
+        flags=manifest["flags"],
+    )  # fmt: skip
+
+
+def _figures(judgement: Mapping[str, Any] | None) -> list[BatchFigure]:
+    """Return the rows of the table that sets the batch beside held-out music."""
+    if judgement is None:
+        return []
+    rows = [
+        BatchFigure(
+            name=name.replace("_", " "),
+            generated=metric["generated"]["value"],
+            held_out=metric["held_out"]["value"],
+            note=_interval(metric["generated"]),
+        )
+        for name in HEADLINES
+        if (metric := judgement["metrics"].get(name)) and metric["generated"]["value"] is not None
+    ]
+    distance = judgement["fd_feat"]
+    if distance["value"] is not None:
+        note = f"{_interval(distance)}; human pieces among themselves up to {distance['chance_high']:.3g}"
+        rows.append(BatchFigure(name="Fréchet distance of features", generated=distance["value"], note=note))
+    return rows
+
+
+def _interval(figure: Mapping[str, Any]) -> str:
+    if figure.get("low") is None or figure.get("high") is None:
+        return ""
+    return f"95 %: {figure['low']:.3g} to {figure['high']:.3g}"
+
+
+def _piece(pieces: Path, sidecar: dict[str, Any], critic: Critic | None, with_sound: bool) -> GalleryPiece:
+    def file(suffix: str) -> bytes | None:
+        path = pieces / f"{sidecar['name']}.{suffix}"
+        return path.read_bytes() if path.exists() else None
+
+    midi = (pieces / f"{sidecar['name']}.mid").read_bytes()
+    notes = RollNotes.from_score(read_midi(midi)) if sidecar["statistics"]["n_notes"] else RollNotes.empty()
+    mp3, ogg = (file("mp3"), file("ogg")) if with_sound else (None, None)
+    audio, is_mp3 = (mp3, True) if mp3 else (ogg, False)
+    marks, comparisons = _nearest(sidecar, critic)
+    chosen, prompt = sidecar["chosen_from"], sidecar["prompt"]
+    return GalleryPiece(
+        name=sidecar["name"],
+        midi=midi,
+        notes=notes,
+        audio=audio,
+        audio_mime="audio/mpeg" if is_mp3 else "audio/ogg",
+        png=file("png"),
+        musicxml=file("mxl"),
+        statistics=sidecar["statistics"],
+        scores=sidecar["scores"],
+        flags=sidecar["flags"],
+        marks=marks,
+        comparisons=comparisons,
+        n_candidates=chosen["n"] if chosen else 1,
+        chosen_by=chosen["by"] if chosen else "",
+        lineage=[
+            f"{sidecar['n_tokens']} tokens, {_ending(sidecar)}",
+            f"midi sha256 {sidecar['midi_sha256']}",
+        ],
+        prompt=prompt["name"] if prompt else None,
+        prompt_seconds=prompt["seconds"] if prompt else None,
+        warnings=sidecar["warnings"],
+    )
+
+
+def _ending(sidecar: Mapping[str, Any]) -> str:
+    ends = {"itself": "ended by itself", "limit": "ended at the limit asked for", "tokens": "cut at the most tokens"}
+    return ends[sidecar["ended_by"]]
+
+
+def _nearest(sidecar: Mapping[str, Any], critic: Critic | None) -> tuple[list[Mark], list[Passage]]:
+    found = critic.source_of(sidecar) if critic else None
+    if found is None:
+        return [], []
+    match, passage = found
+    span = (match.start_seconds, match.end_seconds)
+    label = f"{plural(match.n_notes, 'note')} as in {match.source_file}"
+    facts = [
+        f"{plural(match.n_notes, 'note')} in a row, {100 * match.share:.0f} % of the piece; people share up to"
+        f" {sidecar['copying']['human_limit'] or 'an unknown number'}",
+        f"from {match.source_start_seconds:.1f} s on, transposed by {match.transposition:+d}, {match.stretch:.2f} times"
+        " as long",
+    ]
+    marks = [Mark(label=label, onset_seconds=span[0], end_seconds=span[1])] if COPIED in sidecar["flags"] else []
+    passages = [
+        Passage(
+            title=match.source_file, kind="nearest training passage", notes=RollNotes.from_score(passage), facts=facts,
+            piece_span_seconds=span,
+        )
+    ]  # fmt: skip
+    return marks, passages

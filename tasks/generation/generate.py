@@ -1,0 +1,265 @@
+"""A model and a seed -> a batch of compositions: MIDI, statistics, lineage, picture, sound, and one page for them."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.checkpoints import load_model, weights_hash
+from tasks.config.generation import GenerateConfig
+from tasks.config.serialization import digest, to_json
+from tasks.errors import DamagedFile, NotFound
+from tasks.generation.batch_files import RESULTS, check_batch, check_piece, read_manifest, read_run_note, run_note_path
+from tasks.generation.candidates import batch_folder, pieces_folder, read_candidate
+from tasks.generation.gallery.batch_page import batch_page
+from tasks.generation.judge import CUT_SHORT, NOTHING_NEW, Critic, batch_flags, is_cut_within_bars
+from tasks.generation.prompts import Prompt, read_prompts, tell_losses, with_room
+from tasks.generation.selection import Choice, WritePlan, choose_pieces, first_candidates, render_all
+from tasks.music.midi.validity import Validity, share_valid
+from tasks.music.render.soundfont import find_player
+from tasks.runtime.progress import Progress
+from tasks.sampling.latents import latents_of
+from tasks.sampling.timing import Clock, results_of
+from tasks.sampling.token_count import tell_progress
+from tasks.storage.files import json_bytes, publish_folder, write_atomically
+from tasks.storage.home import Home
+from tasks.storage.integrity import read_sealed, sealed_bytes
+from tasks.storage.project import code_digest, git_commit
+from tasks.tracking.mlflow_tracker import ModelVersion
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A finished batch."""
+
+    name: str
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def gallery(self) -> Path:
+        return self.folder / "gallery.html"
+
+    @property
+    def results(self) -> Path:
+        """What `results_of` says; beside the folder, for measured times are not the same bytes every time."""
+        return self.folder.with_name(f"{self.name}.results.json")
+
+    def logged_run(self) -> str:
+        """Return the run in the tracker that holds the batch, empty if there is none yet."""
+        return read_run_note(self.folder).get("run_id", "")
+
+    def note_run(self, run_id: str) -> None:
+        """Remember that a run holds the batch, and that it is the newest of the home."""
+        others = [path.name.removesuffix(".run.json") for path in self.folder.parent.glob("*.run.json")]
+        numbers = [read_run_note(self.folder.with_name(name)).get("number", 0) for name in others]
+        note = {"run_id": run_id, "number": 1 + max(numbers, default=0)}
+        write_atomically(run_note_path(self.folder), sealed_bytes(note))
+
+
+def batch_name(model: ModelVersion, config: GenerateConfig, prompts: list[Prompt], checkpoint: Path) -> str:
+    """Return the name that model, settings and prompts determine; what only changes the speed does not count."""
+    settings = to_json(config)
+    for by_contents in ("batch_size", "n_workers", "prompt", "prompt_to", "renderer", "soundfont"):
+        settings.pop(by_contents)
+    identity = {
+        "model": model.reference,
+        "weights": weights_hash(checkpoint),
+        "config": settings,
+        "prompts": [(p.name, p.sha256) for p in prompts],
+    }
+    if config.audio != "none":
+        identity |= {"player": find_player(config.renderer, config.soundfont).identity}
+    return f"{model.name}-v{model.version}-{digest(identity)[:10]}"
+
+
+def find_batch(home: Home, name: str) -> Batch | None:
+    """Return a finished batch, or None.
+
+    Raises:
+        DamagedFile: its manifest is not what was written.
+    """
+    folder = home.generations / name
+    try:
+        return Batch(name, folder, read_manifest(folder / "manifest.json"))
+    except FileNotFoundError:
+        return None
+
+
+def find_whole_batch(home: Home, name: str) -> Batch | None:
+    """Return a finished batch whose files are all what was written, or None; a damaged one is told and made again."""
+    try:
+        batch = find_batch(home, name)
+        if batch:
+            check_batch(batch.folder, batch.manifest)
+            read_sealed(batch.results, RESULTS)
+    except (DamagedFile, FileNotFoundError) as error:
+        said = error if isinstance(error, DamagedFile) else f"{error.filename} is missing"
+        logger.warning("%s; the batch is composed again", said)
+        return None
+    return batch
+
+
+def resolve_batch(home: Home, name: str) -> Batch:
+    """Return a finished batch by name or by path.
+
+    Raises:
+        NotFound: there is none.
+        DamagedFile: its manifest is not what was written.
+    """
+    batch = find_batch(home, name)
+    if batch is None:
+        known = sorted(path.parent.name for path in home.generations.glob("*/manifest.json"))
+        raise NotFound(f"no batch {name!r} in {home.generations}; known: {', '.join(known) or 'none yet'}")
+    return batch
+
+
+def generate_batch(
+    home: Home,
+    model: ModelVersion,
+    checkpoint: Path,
+    config: GenerateConfig,
+    on_pieces: Callable[[int], None] | None = None,
+    fresh: bool = False,
+    show: Callable[[str, int, str], Progress] = Progress,
+) -> Batch:
+    """Compose a batch and publish it in one step.
+
+    The bytes depend on the model and its dataset, the settings and the prompts; `batch_size` and `n_workers` change
+    only the speed. What ends it early keeps the pieces that are written, and the same call goes on with the others.
+
+    Args:
+        on_pieces: called with the number of attempts that are written since the last time.
+        fresh: begin anew even where some of it is written already.
+        show: makes the progress of a stage, of its label, total and unit.
+    """
+    player = find_player(config.renderer, config.soundfont)
+    if config.audio != "none" and player.problem:
+        logger.warning("no audio: %s; the gallery's page plays the notes itself", player.problem)
+    loaded = load_model(checkpoint)
+    prompts = read_prompts(loaded, config, home)
+    tell_losses(prompts, loaded.tokenizer)
+    name = batch_name(model, config, prompts, checkpoint)
+    config = with_room(config, prompts)
+    with Progress("reading the dataset"):
+        critic = Critic.of(home, loaded, config)
+    lineage = {
+        "batch": name,
+        "model_version": model.reference,
+        "model_run_id": model.run_id,
+        "dataset_version": "{name}@{version}".format(**loaded.state["dataset"]),
+        "code_commit": git_commit(),
+    }
+    told = lineage | {"code": code_digest(), "unjudged": critic.reason}
+    told |= {"player": player.identity if config.audio != "none" else {}}
+    folder = open_unfinished(home, name, told, fresh)
+    plan = WritePlan(checkpoint, prompts, config, lineage, folder, critic, latents_of(loaded.model, config))
+    clock = Clock()
+    choices = _compose(plan, on_pieces, show)
+    clock.stop("writing")
+    with show("rendering", sum(choice.seconds for choice in choices), "seconds of music") as progress:
+        render_all(plan, choices, player, progress)
+    clock.stop("rendering")
+    with Progress("judging"):
+        manifest = _write_manifest(plan, choices)
+    clock.stop("judging")
+    batch = Batch(name, home.generations / name, manifest)
+    kept = [choice.candidate for choice in choices]
+    rows = [{"piece": candidate.name} | read_candidate(candidate, folder)["measured"] for candidate in kept]
+    results = results_of(rows) | {"stage_seconds": clock.seconds}
+    write_atomically(batch.results, sealed_bytes(results))
+    for left_by_a_kill in batch_folder(folder).rglob(".*.tmp"):
+        left_by_a_kill.unlink()
+    publish_folder(batch_folder(folder), batch.folder)  # asked for anew: the same bytes again
+    shutil.rmtree(folder, ignore_errors=True)
+    return batch
+
+
+def _compose(
+    plan: WritePlan, on_pieces: Callable[[int], None] | None, show: Callable[[str, int, str], Progress]
+) -> list[Choice]:
+    first, n_written = first_candidates(plan.config), 0
+    with show("composing", plan.expected_tokens(first), "tokens") as progress:
+
+        def count(n_pieces: int) -> None:
+            nonlocal n_written
+            n_written += n_pieces
+            progress.note = f"{n_written} of {len(first)} pieces are written"
+            if on_pieces:
+                on_pieces(n_pieces)
+
+        return choose_pieces(plan, count, tell_progress(progress))
+
+
+def open_unfinished(home: Home, name: str, told: dict[str, Any], fresh: bool) -> Path:
+    """Return the folder of an unfinished batch: one that was left, or an empty one.
+
+    Args:
+        told: what its files depend on beside the batch's name; what was begun otherwise is thrown away.
+        fresh: throw it away in any case.
+    """
+    folder = home.generations / f".{name}.unfinished"
+    note = folder / "told.json"
+    try:
+        is_ours = read_sealed(note) == json.loads(json_bytes(told)) and not fresh
+    except (FileNotFoundError, DamagedFile):
+        is_ours = False
+    if folder.exists() and not is_ours:
+        logger.info("what was begun of the batch by other code or otherwise is thrown away: %s", folder)
+        note.unlink(missing_ok=True)  # first, so that whatever stops the rest leaves nothing that looks like ours
+        shutil.rmtree(folder)
+    for part in (folder / "candidates", pieces_folder(folder)):
+        part.mkdir(parents=True, exist_ok=True)
+    write_atomically(note, sealed_bytes(told))
+    return folder
+
+
+def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any]:
+    """Write the page and, last, the manifest of a batch; return the latter."""
+    target, config = batch_folder(plan.folder), plan.config
+    sidecars = [check_piece(pieces_folder(plan.folder) / f"{choice.candidate.name}.json") for choice in choices]
+    validities = [Validity(piece["validity"]["problems"]) for piece in sidecars]
+    manifest = plan.lineage | {
+        "config": to_json(config)
+        | dict.fromkeys(
+            ("batch_size", "n_workers", "prompt", "prompt_to", "renderer", "soundfont")
+        ),  # see each sidecar's prompt
+        "n_pieces": len(sidecars),
+        "n_nothing_new": sum(NOTHING_NEW in piece["flags"] for piece in sidecars),
+        "n_cut_short": sum(CUT_SHORT in piece["flags"] for piece in sidecars),
+        "cut_before": sorted({wish for piece in sidecars for wish in _cut_before(piece)}),
+        "most_tokens": plan.critic.max_tokens,
+        "n_ended": sum(piece["ended"] for piece in sidecars),
+        "n_attempts": sum(choice.n_attempts for choice in choices),
+        "n_rejected_as_copies": sum(len(choice.rejected) for choice in choices),
+        "pieces": [
+            {"name": piece["name"], "midi_sha256": piece["midi_sha256"], "chosen_from": piece["chosen_from"]}
+            | ({"new_bars": piece["infill"]["bars"]} if piece["infill"] else {})
+            for piece in sidecars
+        ],
+        "statistics": _means([piece["statistics"] for piece in sidecars]),
+        "validity": share_valid(validities),
+        **plan.critic.verdict(sidecars),
+    }
+    manifest["flags"] = batch_flags(manifest)
+    for line in manifest["flags"]:
+        logger.warning("%s", line)
+    page = batch_page(plan.critic, pieces_folder(plan.folder), sidecars, manifest)
+    write_atomically(target / "gallery.html", page.encode())
+    write_atomically(target / "manifest.json", sealed_bytes(manifest))
+    return manifest
+
+
+def _cut_before(piece: dict[str, Any]) -> list[str]:
+    return piece["short_of"] + ["end of the bars"] * is_cut_within_bars(piece)
+
+
+def _means(pieces: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([piece[name] for piece in pieces])) for name in pieces[0]}

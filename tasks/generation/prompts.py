@@ -1,0 +1,252 @@
+"""What pieces begin with: files, folders of files or a split of the model's dataset, cut as the settings say."""
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.vae.model import Vae
+from tasks.checkpoints import LoadedModel
+from tasks.config.generation import GenerateConfig
+from tasks.dataset.encode import grid_of
+from tasks.dataset.split import SPLITS
+from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
+from tasks.evaluation.held_out import dataset_of
+from tasks.generation.infill import Canvas, Gap, ids_of, make_canvas
+from tasks.ingest.sources.names import is_companion
+from tasks.music.excerpt import Extent, beginning
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
+from tasks.music.notes import NoteBatch
+from tasks.music.score import Score
+from tasks.music.tokenizers.base import TokenBatch
+from tasks.music.windows import cut_windows
+from tasks.sampling.latents import latents_of
+from tasks.sampling.sample_ids import check_prompt_ids, check_request, piece_limit
+from tasks.storage.file_names import MIDI_SUFFIXES, is_midi, printable
+from tasks.storage.home import Home
+from tasks.storage.user_paths import check_there, path_of
+from tasks.training.token_store import TokenStore
+from tasks.words import plural
+
+logger = logging.getLogger(__name__)
+
+LONG_SILENCE_SECONDS = 8.0
+
+SPLIT_MARK = "split:"  # before the name of a split
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The beginning that a piece continues."""
+
+    name: str
+    sha256: str
+    ids: tuple[int, ...]  # <start> included
+    n_whole: int = 0  # tokens of the whole of it, or of its first window where that is what a latent is made of
+    window: tuple[int, ...] = ()  # as much of it as a model with latents makes one of; else empty
+    n_notes: int = 0  # of the file
+    dropped: dict[str, int] = field(default_factory=dict)  # notes that the encoding left out or changed, by reason
+    canvas: Canvas | None = None  # of which bars are written anew
+    lead_seconds: float = 0.0  # of silence before the first note of the file
+
+
+def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None = None) -> list[Prompt]:
+    """Return the prompts that `config` names, in order of path or piece; none means one that is only <start>.
+
+    Args:
+        home: where the model's dataset is, for prompts that are one of its splits.
+    Raises:
+        NotFound, BadScore: a path that does not exist, or a file that is not usable MIDI.
+        ConfigError: latents of prompts are wanted that the model or the prompts do not give; a prompt is too long, or
+            the part of it that is wanted has no note.
+    """
+    named = [config.prompt, config.prompt_to] if config.prompt_to else [config.prompt]
+    given = [found for prompt in named if prompt for found in _contents(prompt, loaded, config, home)]
+    check_request(loaded, config, len(given))
+    if not given:
+        return [Prompt("", "", (loaded.tokenizer.start_id,))]
+    prompts = []
+    for name, data in given:
+        try:
+            score = read_midi(data, name)
+        except BadScore as error:
+            raise BadScore(error.reason, f"prompt {name}: {error.detail}") from None
+        prompts.append(_encode(loaded, config, name, data, score))
+        check_prompt_ids(loaded, with_room(config, prompts[-1:]), prompts[-1].ids, name)
+        _check_room(loaded, config, prompts[-1])
+    return prompts
+
+
+def tell_losses(prompts: Sequence[Prompt], tokenizer: Any) -> None:
+    """Say in one line each what an encoding leaves out of prompts, and which have no note or a long silence first."""
+    continued = [prompt for prompt in prompts if prompt.name and not prompt.window]
+    silent = [prompt for prompt in continued if not len(tokenizer.decode(np.array(prompt.ids)).notes.pitch)]
+    if silent:
+        logger.warning(
+            "%d of %d prompts have no note among the tokens that are taken of them; the first: %s, %d tokens",
+            len(silent), len(prompts), silent[0].name, len(silent[0].ids),
+        )  # fmt: skip
+    late = [prompt for prompt in continued if prompt.lead_seconds > LONG_SILENCE_SECONDS]
+    if late:
+        logger.warning(
+            "%d of %s with more than %g s of silence, which the pieces keep; the first: %s, %.1f s",
+            len(late), "1 prompt begins" if len(prompts) == 1 else f"{len(prompts)} prompts begin",
+            LONG_SILENCE_SECONDS, late[0].name, late[0].lead_seconds,
+        )  # fmt: skip
+    lossy, lost = [prompt for prompt in prompts if prompt.dropped], Counter[str]()
+    for prompt in lossy:
+        lost.update(prompt.dropped)
+    if lossy:
+        logger.warning(
+            "%d of %d prompts hold notes that encoding %s leaves out or changes (%s of %d notes); the first: %s",
+            len(lossy),
+            len(prompts),
+            tokenizer.name,
+            ", ".join(f"{n} {reason}" for reason, n in sorted(lost.items())),
+            sum(prompt.n_notes for prompt in lossy),
+            lossy[0].name,
+        )
+
+
+def with_room(config: GenerateConfig, prompts: Sequence[Prompt]) -> GenerateConfig:
+    """Return settings whose longest piece has room for each prompt of which bars are written anew, twice as dense."""
+    longest = max((prompt.n_whole for prompt in prompts if prompt.canvas), default=0)
+    max_tokens = max(config.sampling.max_tokens, 2 * longest)
+    return replace(config, sampling=replace(config.sampling, max_tokens=max_tokens))
+
+
+def _check_room(loaded: LoadedModel, config: GenerateConfig, prompt: Prompt) -> None:
+    limit = piece_limit(config)
+    if limit and limit.is_filled_by(loaded.tokenizer.decode(np.array(prompt.ids))):
+        raise ConfigError(f"prompt {prompt.name}: it already fills the {limit} that pieces may have; take less of it")
+
+
+def prompt_extent(config: GenerateConfig) -> Extent:
+    """Return how much of a prompt is taken, where that is not said in tokens."""
+    return Extent(config.prompt_notes, config.prompt_bars, config.prompt_seconds)
+
+
+def losses(tokens: TokenBatch) -> dict[str, int]:
+    """Return the notes that an encoding left out or changed, by reason."""
+    return {reason: n for reason, counts in tokens.dropped.items() if (n := int(counts.sum()))}
+
+
+def _encode(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes, score: Score) -> Prompt:
+    sha256, n_notes = hashlib.sha256(data).hexdigest(), len(score.notes.pitch)
+    lead = float(np.min(NoteBatch.from_scores([score]).onset_seconds, initial=np.inf)) if n_notes else 0.0
+    if latents_of(loaded.model, config) == "prior":
+        ids, tokens, canvas = _first_ids(loaded, config, name, score)
+        return Prompt(name, sha256, ids, len(tokens.ids), (), n_notes, losses(tokens), canvas, lead)
+    assert isinstance(loaded.model, Vae)
+    if config.infill_bars:
+        raise ConfigError(f"infill_bars={list(config.infill_bars)}: bars are filled by decoders, not from latents")
+    tokenizer, batch = loaded.tokenizer, NoteBatch.from_scores([score])
+    bars = int(loaded.state["dataset"].get("window_bars", 0))
+    if bars:
+        batch = cut_windows(batch, bars, bars, grid_of(tokenizer.config))[0].take(np.array([0]))
+    tokens = tokenizer.encode(batch)
+    window = tuple(tokens.ids[: loaded.model.max_length].tolist())
+    return Prompt(name, sha256, (tokenizer.start_id,), len(tokens.ids), window, n_notes, losses(tokens))
+
+
+def _first_ids(
+    loaded: LoadedModel, config: GenerateConfig, name: str, score: Score
+) -> tuple[tuple[int, ...], TokenBatch, Canvas | None]:
+    """Return the ids of the part of a prompt that is wanted, the tokens of all of it, and what is to be filled.
+
+    Where bars are written anew, all before them is wanted, or all of it where each piece has other ones.
+    """
+    tokenizer = loaded.tokenizer
+    tokens = tokenizer.encode(NoteBatch.from_scores([score]))
+    if not int(tokens.n_notes[0]):
+        reasons = ", ".join(f"{n} {reason}" for reason, n in losses(tokens).items())
+        raise ConfigError(f"prompt {name}: encoding {tokenizer.name} holds none of its notes ({reasons} dropped)")
+    if config.infill_bars or config.variation:
+        canvas = make_canvas(loaded, config, name, score)
+        if config.variation:
+            return ids_of(tokenizer, canvas.whole), tokens, canvas
+        (span,) = canvas.spans(config, 0)
+        return Gap(canvas.whole, span).prompt_ids(tokenizer), tokens, canvas
+    extent = prompt_extent(config)
+    if not extent:
+        ids = tokens.ids[: min(config.prompt_tokens, len(tokens.ids) - 1)]  # a whole short piece: without its <end>
+        return tuple(ids.tolist()), tokens, None
+    ids = ids_of(tokenizer, beginning(score, extent))
+    if len(ids) == 1:
+        what = "its first notes" if extent.n_notes else f"the {_said(extent)}"
+        raise ConfigError(f"prompt {name}: {what} hold no note that encoding {tokenizer.name} keeps")
+    return ids, tokens, None
+
+
+def _said(extent: Extent) -> str:
+    return f"first {plural(extent.n_bars, 'bar')}" if extent.n_bars else f"first {extent.seconds:g} seconds"
+
+
+def _contents(
+    prompt: str, loaded: LoadedModel, config: GenerateConfig, home: Home | None
+) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, MIDI) of the file, of the files below the folder, or of the pieces of a split."""
+    if prompt.startswith(SPLIT_MARK):
+        yield from _pieces_of_split(prompt.removeprefix(SPLIT_MARK), loaded, config, home)
+        return
+    files = _prompt_files(path_of(prompt))
+    if len(files) > config.n_pieces:
+        logger.info("prompt %s: the first %d of %d files, one for each piece", prompt, config.n_pieces, len(files))
+    for name, path in files[: config.n_pieces]:
+        try:
+            if path.exists() and not path.is_file():
+                raise NotFound(f"prompt {name} is no regular file but a folder, device or pipe ({path})")
+            yield name, path.read_bytes()
+        except OSError as error:
+            raise NotFound(f"prompt {name}: {error.strerror} ({path})") from None
+
+
+def _prompt_files(prompt: Path) -> list[tuple[str, Path]]:
+    """Return (name, path) of the prompt, or of the MIDI files below it, in order of name."""
+    check_there(prompt, "prompt")
+    if prompt.is_file():
+        if not is_midi(os.fsencode(prompt.name)):
+            raise DatasetError(f"prompt {prompt} is neither a folder nor a {' '.join(MIDI_SUFFIXES)} file")
+        if _is_companion(prompt, prompt.name):
+            raise DatasetError(f"prompt {prompt} is what macOS lays beside a file (AppleDouble), and no song")
+        return [(printable(prompt.name), prompt)]
+    named = [path for path in prompt.rglob("*") if is_midi(os.fsencode(path.name))]
+    files = [path for path in named if not _is_companion(path, path.relative_to(prompt))]
+    if len(files) < len(named):
+        logger.info("prompt %s: %d files of macOS beside the songs are left out", prompt, len(named) - len(files))
+    if not files:
+        raise DatasetError(f"prompt {prompt} holds no MIDI file ({', '.join(MIDI_SUFFIXES)})")
+    return sorted((printable(str(path.relative_to(prompt))), path) for path in files)
+
+
+def _is_companion(path: Path, name: str | Path) -> bool:
+    """Tell an AppleDouble file by its name or first bytes; one that cannot be read is told of when it is a prompt."""
+    try:
+        if not path.is_file():  # a pipe would block
+            return is_companion(os.fsencode(name))
+        with path.open("rb") as file:
+            return is_companion(os.fsencode(name), file.read(4))
+    except OSError:
+        return is_companion(os.fsencode(name))
+
+
+def _pieces_of_split(
+    split: str, loaded: LoadedModel, config: GenerateConfig, home: Home | None
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the first pieces of a split of the model's dataset, as its encoding holds them."""
+    if split not in SPLITS:
+        raise ConfigError(f"prompt={SPLIT_MARK}{split}: no such split; one of {', '.join(SPLITS)}")
+    if home is None:
+        raise ConfigError(f"prompt={SPLIT_MARK}{split}: no home to find the dataset in")
+    dataset = dataset_of(loaded, home)
+    store = TokenStore(dataset.token_shards(split), dataset.flat_tokens)
+    for row in range(min(config.n_pieces, len(store.offsets) - 1)):
+        ids = store.tokens[store.offsets[row] : store.offsets[row + 1]]
+        yield f"{split}/{row:04d}", write_midi(loaded.tokenizer.decode(ids), f"{dataset.reference} {split} {row}")

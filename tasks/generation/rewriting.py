@@ -1,0 +1,220 @@
+"""Pieces whose gaps are filled from left to right, each after those before it, with the best of some tries."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tasks.checkpoints import LoadedModel
+from tasks.config.generation import GenerateConfig
+from tasks.generation.infill import Canvas, Gap, Span, join_nats
+from tasks.music.score import Score
+from tasks.sampling.latents import FROM_PRIOR
+from tasks.sampling.sample_ids import WrittenIds, write_ids
+
+TRY_BIT, GAP_BIT = 10, 20  # of the number of an attempt: attempts and tries are below 1,024, gaps below 2,048
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """What a gap was filled with.
+
+    Args:
+        join_nats: per token, what the music behind it costs after it; of each try, and of the one that is kept.
+        n_tokens: drawn; 0 where there was no room for one, and the bars are as they were.
+        ended_by: the `limit` of the gap, `itself`, or the most `tokens` of a piece.
+    """
+
+    span: Span
+    join_nats: float
+    of_tries: tuple[float, ...]
+    n_tokens: int
+    ended_by: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the filling as a sidecar has it."""
+        return {
+            "bars": [self.span.first_bar, self.span.last_bar],
+            "start_seconds": round(self.span.start_seconds, 3),
+            "end_seconds": round(self.span.end_seconds, 3),
+            "join_nats_per_token": self.join_nats,
+            "of_tries": list(self.of_tries),
+            "n_tokens": self.n_tokens,
+            "ended_by": self.ended_by,
+        }
+
+
+@dataclass(slots=True, eq=False)
+class Rewritten:
+    """A piece on its way, complete when there is a filling for each of its spans.
+
+    Args:
+        place: among the pieces asked for.
+        index, attempt: of the piece in its batch.
+        score: the piece with all that is filled so far.
+        ids: of all before the first gap, then what was drawn for each gap, the tries that were kept alone.
+        n_given: of these ids, those before the first gap.
+        seconds: that all of its tries took.
+        n_drawn: ids of all of its tries.
+    """
+
+    place: int
+    index: int
+    attempt: int
+    spans: tuple[Span, ...]
+    score: Score
+    fillings: list[Filling] = field(default_factory=list)
+    ids: list[np.ndarray] = field(default_factory=list)
+    entropies: list[np.ndarray] = field(default_factory=lambda: [np.empty(0, np.float32)])
+    n_given: int = 0
+    seconds: float = 0.0
+    n_drawn: int = 0
+
+    @property
+    def next_gap(self) -> Gap:
+        return Gap(self.score, self.spans[len(self.fillings)])
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.fillings) == len(self.spans)
+
+    @property
+    def written(self) -> WrittenIds:
+        """The piece's ids, for all that counts them; the music is `score`."""
+        return WrittenIds(self.place, np.concatenate(self.ids), np.concatenate(self.entropies), self.seconds)
+
+    @property
+    def ended_by(self) -> str:
+        """How its fillings ended: the first of `tokens`, `limit` and `itself` that is true of any."""
+        return min((filling.ended_by for filling in self.fillings), key=("tokens", "limit", "itself").index)
+
+    @property
+    def new_spans(self) -> tuple[Span, ...]:
+        """The bars that are not as they were."""
+        return tuple(filling.span for filling in self.fillings if filling.n_tokens)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a listener should know of gaps that are not as they were meant to be."""
+        return [
+            f"bars {filling.span.first_bar}-{filling.span.last_bar}: "
+            + ("cut at the most tokens" if filling.n_tokens else "left as they were, for the piece has too many tokens")
+            for filling in self.fillings
+            if filling.ended_by == "tokens"
+        ]
+
+    def stream(self, attempt: int) -> int:
+        """Return the number of the random stream of a try at the next gap; the first one at the first is its own."""
+        return self.attempt + (attempt << TRY_BIT) + (len(self.fillings) << GAP_BIT)
+
+    def fill(self, loaded: LoadedModel, gap: Gap, prompt: Sequence[int], tries: Sequence[WrittenIds]) -> None:
+        """Fill the next gap with the try after which the model finds the music behind it likeliest.
+
+        Args:
+            tries: empty where the piece has no room for one.
+        """
+        if not self.ids:
+            self.ids, self.n_given = [np.array(prompt)], len(prompt)
+        if not tries:
+            nats = round(join_nats(loaded, gap, self.score), 4)
+            self.fillings.append(Filling(gap.span, nats, (nats,), 0, "tokens"))
+            return
+        attempts = [loaded.tokenizer.decode(found.ids) for found in tries]
+        filled = [gap.filled(attempt) for attempt in attempts]
+        nats_of_tries = tuple(round(join_nats(loaded, gap, score), 4) for score in filled)
+        best = int(np.argmin(nats_of_tries))  # the first of equals
+        drawn = tries[best].ids[len(prompt) :]
+        is_cut, is_ended = gap.extent.is_passed_by(attempts[best]), drawn[-1] == loaded.tokenizer.end_id
+        ended_by = "limit" if is_cut else "itself" if is_ended else "tokens"
+        self.fillings.append(Filling(gap.span, nats_of_tries[best], nats_of_tries, len(drawn), ended_by))
+        self.ids.append(drawn)
+        self.entropies.append(tries[best].entropies)
+        self.seconds += sum(found.seconds for found in tries)
+        self.n_drawn += sum(len(found.ids) - len(prompt) for found in tries)
+        self.score = filled[best]
+
+    def to_json(self, share: float) -> dict[str, Any]:
+        """Return what a sidecar says of the bars that are new.
+
+        Args:
+            share: that was asked for, 0 where the bars themselves were.
+        """
+        return {
+            "share": share or None,
+            "bars": [[span.first_bar, span.last_bar] for span in self.new_spans],
+            "join_nats_per_token": round(float(np.mean([filling.join_nats for filling in self.fillings])), 4),
+            "gaps": [filling.to_json() for filling in self.fillings],
+        }
+
+
+def rewrite(
+    loaded: LoadedModel,
+    canvases: Sequence[Canvas],
+    indices: Sequence[int],
+    attempts: Sequence[int],
+    config: GenerateConfig,
+    on_piece: Callable[[Rewritten], None],
+    on_tokens: Callable[[int], None] | None = None,
+) -> None:
+    """Write bars of some pieces of a batch anew and hand over each piece as soon as it is complete.
+
+    A piece depends on its canvas, the settings, its index and attempt alone. As many as fit into a batch go side by
+    side, gap after gap; what ends the work early costs these.
+
+    Args:
+        on_tokens: see `write_ids`.
+    """
+    pieces = [
+        Rewritten(place, index, attempt, canvas.spans(config, index), canvas.whole)
+        for place, canvas, index, attempt in zip(count(), canvases, indices, attempts, strict=False)
+    ]
+    for first in range(0, len(pieces), config.batch_size):
+        side_by_side = pieces[first : first + config.batch_size]
+        while left := [piece for piece in side_by_side if not piece.is_complete]:
+            _fill_next_gaps(loaded, left, config, on_piece, on_tokens)
+
+
+def _fill_next_gaps(
+    loaded: LoadedModel,
+    pieces: Sequence[Rewritten],
+    config: GenerateConfig,
+    on_piece: Callable[[Rewritten], None],
+    on_tokens: Callable[[int], None] | None,
+) -> None:
+    gaps = [piece.next_gap for piece in pieces]
+    prompts = [gap.prompt_ids(loaded.tokenizer) for gap in gaps]
+    max_tokens = config.sampling.max_tokens
+    rows = [
+        (place, attempt)
+        for place, prompt in enumerate(prompts)
+        for attempt in range(config.n_tries)
+        if len(prompt) < max_tokens
+    ]
+    written = dict[int, WrittenIds]()  # by row; one that comes a second time takes the place of its first
+
+    def keep(found: WrittenIds) -> None:
+        written[found.place] = found
+
+    write_ids(
+        loaded,
+        [prompts[place] for place, _ in rows],
+        [pieces[place].index for place, _ in rows],
+        [pieces[place].stream(attempt) for place, attempt in rows],
+        FROM_PRIOR,
+        config,
+        keep,
+        lambda row, ids: gaps[rows[row][0]].extent.is_passed_by(_decoded(loaded, ids)),
+        on_tokens=on_tokens,
+    )
+    for place, piece in enumerate(pieces):
+        tries = [written[row] for row, (of_place, _) in enumerate(rows) if of_place == place]
+        piece.fill(loaded, gaps[place], prompts[place], tries)
+        if piece.is_complete:
+            on_piece(piece)
+
+
+def _decoded(loaded: LoadedModel, ids: Tensor) -> Any:
+    return loaded.tokenizer.decode(ids.numpy())

@@ -1,0 +1,237 @@
+"""Which attempts at the pieces of a batch are written, which are kept, and their rendering, all over the workers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tasks.config.generation import GenerateConfig
+from tasks.generation.candidates import (
+    Candidate,
+    RenderJob,
+    WriteJob,
+    expected_tokens,
+    is_rendered,
+    is_written,
+    read_candidate,
+    render_pieces,
+    write_candidates,
+)
+from tasks.generation.judge import Critic, flags_of, is_copy
+from tasks.generation.prompts import Prompt
+from tasks.music.render.soundfont import Player
+from tasks.runtime import cluster
+from tasks.runtime.progress import Progress
+from tasks.sampling.latents import LatentPlan, LatentSource
+from tasks.sampling.token_count import TallySheet, TellTokens
+
+MORE_ATTEMPTS = 8  # at most, at a piece that is rejected as a copy
+
+
+@dataclass(frozen=True, slots=True)
+class WritePlan:
+    """What all work on a batch has in common."""
+
+    checkpoint: Path
+    prompts: list[Prompt]
+    config: GenerateConfig
+    lineage: dict[str, str]
+    folder: Path  # of the unfinished batch
+    critic: Critic
+    latents: str  # where they come from, see `latents_of`
+
+    def expected_tokens(self, candidates: Sequence[Candidate]) -> int:
+        """Return how many tokens are drawn for some candidates at most."""
+        return sum(
+            expected_tokens(
+                self.prompts[candidate.index % len(self.prompts)], candidate.index, self.config, self.critic.max_tokens
+            )
+            for candidate in candidates
+        )
+
+    def jobs(self, candidates: Sequence[Candidate]) -> list[WriteJob]:
+        """Deal candidates out to the workers, who each keep all their rows in use while any is left."""
+        sources = tuple(LatentSource(p.name, p.sha256, p.window, p.n_whole - len(p.window)) for p in self.prompts)
+        latents = LatentPlan(self.latents, sources, self.config.n_pieces, self.config.variation)
+        dataset_folder = self.critic.index.folder if self.critic.index else None
+        return [
+            WriteJob(
+                self.checkpoint, share, tuple(self.prompts[c.index % len(self.prompts)] for c in share), latents,
+                self.config, self.lineage, self.folder, dataset_folder,
+            )
+            for share in deal(candidates, self.config.n_workers)
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The attempt at a piece that is kept.
+
+    Args:
+        scores: of the attempt that is kept.
+        of_attempts: the score by which it was chosen, of each attempt.
+        rejected: other attempts that were taken for copies.
+    """
+
+    candidate: Candidate
+    facts: Mapping[str, Any]
+    scores: dict[str, float]
+    of_attempts: dict[int, float]
+    rejected: tuple[int, ...]
+
+    @property
+    def n_attempts(self) -> int:
+        return max(len(self.of_attempts), 1)
+
+    @property
+    def seconds(self) -> int:
+        """Of the music, 1 at least."""
+        return max(round(self.facts["statistics"]["seconds"]), 1)
+
+    def sidecar(self, config: GenerateConfig) -> dict[str, Any]:
+        """Return what the piece's sidecar says of the choice."""
+        chosen_from = {
+            "n": self.n_attempts,
+            "by": config.best_by,
+            "scores": {str(attempt): score for attempt, score in self.of_attempts.items()},
+            "rejected_as_copies": list(self.rejected),
+        }
+        return {
+            "name": self.candidate.name,
+            "index": self.candidate.index,
+            "scores": self.scores,
+            "flags": flags_of(self.facts),
+            "chosen_from": chosen_from if self.n_attempts > 1 else None,
+        }
+
+
+def deal(items: Sequence[Any], n_workers: int) -> list[tuple[Any, ...]]:
+    """Return a share of some items for each worker, none for those that there is nothing for."""
+    return [share for worker in range(n_workers) if (share := tuple(items[worker::n_workers]))]
+
+
+def first_candidates(config: GenerateConfig) -> list[Candidate]:
+    """Return the attempts that are made in any case, in the order in which they are written."""
+    n_attempts = config.best_of // config.n_tries
+    return [Candidate(index, attempt) for attempt in range(n_attempts) for index in range(config.n_pieces)]
+
+
+def choose_pieces(
+    plan: WritePlan, on_pieces: Callable[[int], None] | None = None, tell: TellTokens | None = None
+) -> list[Choice]:
+    """Write attempts at each piece, more where all are copies and these are not wanted, and choose.
+
+    Args:
+        on_pieces: called with the number of attempts written since the last call; those that were written before count.
+        tell: gets the tokens drawn since the last call, and by how many they will be fewer than
+            `WritePlan.expected_tokens` of the first candidates.
+    """
+    config, first = plan.config, first_candidates(plan.config)
+    attempts = {index: list(range(config.best_of // config.n_tries)) for index in range(config.n_pieces)}
+    write_all(plan, first, on_pieces, tell)
+    choices = _choose(plan, attempts)
+    for _ in range(MORE_ATTEMPTS if config.reject_copies else 0):
+        copies = [choice.candidate.index for choice in choices if is_copy(choice.facts)]
+        if not copies:
+            break
+        for index in copies:
+            attempts[index].append(len(attempts[index]))
+        more = [Candidate(index, attempts[index][-1]) for index in copies]
+        if tell:
+            tell(0, -plan.expected_tokens(more))
+        write_all(plan, more, None, tell)
+        choices = _choose(plan, attempts)
+    return choices
+
+
+def _choose(plan: WritePlan, attempts: Mapping[int, Sequence[int]]) -> list[Choice]:
+    """Return the best attempt at each piece, of equals the first; copies are last where they are not wanted."""
+    candidates = [Candidate(index, attempt) for index, some in attempts.items() for attempt in some]
+    facts = {c: read_candidate(c, plan.folder)["facts"] for c in candidates}
+    scores = dict(zip(candidates, plan.critic.scores(list(facts.values())), strict=True))
+    choices = []
+    for index, some in attempts.items():
+        mine = [Candidate(index, attempt) for attempt in some]
+        refused = [c for c in mine if plan.config.reject_copies and is_copy(facts[c])]
+        by = {c: scores[c].get(plan.config.best_by, 0.0) for c in mine}
+        best = max(mine, key=lambda c: (c not in refused, by[c], -c.attempt))
+        of_attempts = {c.attempt: by[c] for c in mine} if len(mine) > 1 else {}
+        rejected = tuple(c.attempt for c in refused if c != best)
+        choices.append(Choice(best, facts[best], scores[best], of_attempts, rejected))
+    return choices
+
+
+def write_all(
+    plan: WritePlan,
+    candidates: Sequence[Candidate],
+    on_pieces: Callable[[int], None] | None = None,
+    tell: TellTokens | None = None,
+) -> None:
+    """Write all candidates that are not written yet; see `choose_pieces`."""
+    countdown = Countdown(plan.folder, candidates, on_pieces)
+    countdown()
+    if tell:
+        tell(0, plan.expected_tokens(candidates) - plan.expected_tokens(countdown.left))
+    jobs = plan.jobs(countdown.left)
+    if plan.config.n_workers == 1:
+        for job in jobs:
+            write_candidates(job, countdown.count_one, tell)
+        return
+    jobs = [replace(job, tally=plan.folder / f"tally-{place}") for place, job in enumerate(jobs)]
+    sheets = [TallySheet(job.tally) for job in jobs if job.tally]
+    for sheet in sheets:
+        sheet.path.unlink(missing_ok=True)
+
+    def look() -> None:
+        countdown()
+        for sheet in sheets:
+            sheet.news(tell or (lambda n_drawn, n_fewer: None))
+
+    cluster.run_over(write_candidates, jobs, max_in_flight=len(jobs), on_wait=look)
+    look()
+
+
+class Countdown:
+    """Tells how many more candidates are written than when it was last asked."""
+
+    def __init__(self, folder: Path, candidates: Sequence[Candidate], on_pieces: Callable[[int], None] | None) -> None:
+        self.folder, self.left, self.on_pieces = folder, list(candidates), on_pieces
+        self.counted = set[Candidate]()  # one may come twice: see `models.sampling.sample.sample`
+
+    def __call__(self) -> None:
+        left = [candidate for candidate in self.left if not is_written(candidate, self.folder)]
+        if self.on_pieces and len(left) < len(self.left):
+            self.on_pieces(len(self.left) - len(left))
+        self.left = left
+
+    def count_one(self, candidate: Candidate) -> None:
+        if self.on_pieces and candidate not in self.counted:
+            self.on_pieces(1)
+        self.counted.add(candidate)
+
+
+def render_all(plan: WritePlan, choices: Sequence[Choice], player: Player, progress: Progress) -> None:
+    """Make the files of all chosen pieces that are not there yet; `progress` counts seconds of music."""
+    config = plan.config
+    jobs = [
+        RenderJob(
+            chosen=tuple(choice.candidate for choice in share),
+            facts=tuple(plan.lineage | choice.sidecar(config) for choice in share),
+            config=config,
+            folder=plan.folder,
+            player=player,
+            n_threads=max(cluster.n_cpus() // config.n_workers, 1),
+        )
+        for share in deal(choices, config.n_workers)
+    ]
+    seconds = {choice.candidate: choice.seconds for choice in choices}
+    if config.n_workers == 1:
+        for job in jobs:
+            render_pieces(job, lambda candidate: progress.advance(seconds[candidate]))
+        return
+
+    def look() -> None:
+        for candidate in [c for c in seconds if is_rendered(c, plan.folder)]:
+            progress.advance(seconds.pop(candidate))
+
+    cluster.run_over(render_pieces, jobs, max_in_flight=len(jobs), on_wait=look)

@@ -1,0 +1,258 @@
+"""Models side by side: figures with intervals, curves, and pieces to listen to, as one page."""
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import DamagedFile, NotFound
+from tasks.generation.batch_files import check_piece, list_manifests, read_run_note
+from tasks.music.metrics.distances import compare_scores
+from tasks.reporting.curves import draw_curves
+from tasks.reporting.frame import assemble_page
+from tasks.reporting.markup import escape, path_html, table
+from tasks.storage.home import Home
+from tasks.storage.integrity import warn_once
+from tasks.tracking.mlflow_tracker import ModelVersion, Tracker
+
+PIECES = 3  # of each model to listen to
+MOST_MODELS = 8  # which have a colour each
+CURVES = (("val/loss", "Validation loss, nats per token"), ("train/loss", "Training loss, nats per token"))
+FIGURES = (
+    ("bits_per_note", "bits per note", 3),
+    ("bits_per_second", "bits per second", 2),
+    ("nll_per_token", "nats per token", 4),
+    ("accuracy", "accuracy", 4),
+    ("baseline/accuracy", "accuracy of the most frequent token", 4),
+    ("grammar_error_rate", "grammar errors per token", 5),
+    ("samples/typicality", "typicality of samples", 3),
+    ("samples/fd_feat", "Fréchet distance of features", 2),
+    ("samples/longest_copied_run", "longest copied run", 0),
+    ("continuation/mean_entropy", "entropy of continuations, nats", 3),
+    ("continuation/pitch_class_distance", "distance of continuations in pitch classes", 3),
+)  # metric, label, digits
+
+_LIKELIHOOD, _SAMPLES, _CONTINUATIONS = "figures of held-out music", "figures of samples", "figures of continuations"
+CHANGED_BY = {  # setting of an evaluation -> what it changes
+    "window_tokens": _LIKELIHOOD,
+    "n_samples": _SAMPLES,
+    "sample_tokens": f"{_SAMPLES} and of continuations",
+    "n_continuations": _CONTINUATIONS,
+    "prompt_tokens": _CONTINUATIONS,
+    "seed": f"{_SAMPLES} and of continuations",
+}
+SETTINGS = tuple(CHANGED_BY)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A piece to listen to."""
+
+    name: str
+    png: bytes | None
+    audio: bytes | None
+    mime: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """One model and what is known of it.
+
+    Args:
+        scored_on: dataset version and split of its newest evaluation, or empty.
+        settings: those of that evaluation which change figures, by name.
+        metrics: of that evaluation, without the split's name.
+        piece_nats: of each held-out piece, in the split's order.
+        curves: metric -> (step, value), of its training.
+        batch: its newest batch, or empty.
+    """
+
+    model: ModelVersion
+    scored_on: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    piece_nats: Sequence[float] = ()
+    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    batch: str = ""
+    pieces: Sequence[Heard] = ()
+
+
+def gather_contestants(home: Home, tracker: Tracker, references: Sequence[str]) -> list[Contestant]:
+    """Return what is known of some models, each once, in the order asked for.
+
+    Raises:
+        NotFound: one of them is not there, they are more than eight, or fewer than two.
+    """
+    models = list(dict.fromkeys(tracker.model(reference) for reference in references))
+    if not 2 <= len(models) <= MOST_MODELS:
+        raise NotFound(f"{len(models)} different models to compare; 2 to {MOST_MODELS} can be")
+    return [_contestant(home, tracker, model) for model in models]
+
+
+def _contestant(home: Home, tracker: Tracker, model: ModelVersion) -> Contestant:
+    evaluations = [run for run in tracker.evaluations(model) if _split_of(run["metrics"]) in ("test", "validation")]
+    facts: dict[str, Any] = {}
+    if evaluations:
+        run = evaluations[0]
+        split = _split_of(run["metrics"])
+        version = run["tags"].get("orchestrion.dataset_version", "")
+        metrics = {key.removeprefix(f"{split}/"): value for key, value in run["metrics"].items()}
+        facts = {
+            "scored_on": f"{version}/{split}",
+            "settings": _settings_of(tracker.params(run["run_id"])),
+            "metrics": metrics,
+            "piece_nats": tracker.piece_scores(run["run_id"]) or (),
+        }
+    batch = _newest_batch(home, model.reference)
+    curves = {key: tracker.curve(model.run_id, key) for key, _ in CURVES} if model.run_id else {}
+    pieces = _pieces_of(home.generations / batch / "pieces") if batch else []
+    return Contestant(model, curves=curves, batch=batch, pieces=pieces, **facts)
+
+
+def _split_of(metrics: Mapping[str, float]) -> str:
+    return next((key.partition("/")[0] for key in metrics if key.endswith("/bits_per_note")), "")
+
+
+def _settings_of(params: Mapping[str, str]) -> dict[str, str]:
+    return {name: params[key] for name in SETTINGS if (key := f"evaluate.{name}") in params}
+
+
+def _newest_batch(home: Home, model: str) -> str:
+    """Return the batch of a model that was made last, by the numbers of batches; one of before there were any, by time.
+
+    A clock that was put back would tell otherwise.
+    """
+    mine = [folder for folder, manifest in list_manifests(home) if manifest["model_version"] == model]
+    ages = {folder: (read_run_note(folder).get("number", 0), folder.stat().st_mtime) for folder in mine}
+    return max(mine, key=lambda folder: ages[folder]).name if mine else ""
+
+
+def _pieces_of(folder: Path) -> list[Heard]:
+    heard = []
+    for sidecar in sorted(folder.glob("*.json"))[:PIECES]:
+        try:
+            check_piece(sidecar)
+        except DamagedFile as error:
+            warn_once(f"{error}; the piece is not shown")
+            continue
+        found = {
+            suffix: path.read_bytes()
+            for suffix in ("png", "ogg", "mp3")
+            if (path := sidecar.with_suffix(f".{suffix}")).exists()
+        }
+        mime = "audio/ogg" if "ogg" in found else "audio/mpeg"
+        heard.append(Heard(sidecar.stem, found.get("png"), found.get("ogg") or found.get("mp3"), mime))
+    return heard
+
+
+def build_comparison(contestants: Sequence[Contestant]) -> str:
+    """Return the page as HTML; the first model is the one that the others are set beside."""
+    names = [contestant.model.reference for contestant in contestants]
+    scored = {contestant.scored_on for contestant in contestants if contestant.scored_on}
+    sections = [
+        ("figures", "Held-out figures", _figure_table(contestants)),
+        ("curves", "Curves", _legend(names) + f'<div class="pair">{_charts(contestants)}</div>'),
+        ("listen", "Listen", "".join(map(_listening, contestants))),
+        ("origin", "Origin", _origins(contestants)),
+    ]
+    return assemble_page(
+        "Comparison of models", f"{len(names)} models", f"scored on {escape(', '.join(sorted(scored)) or 'nothing')}",
+        {}, warnings_of(contestants), sections,
+    )  # fmt: skip
+
+
+def warnings_of(contestants: Sequence[Contestant]) -> list[str]:
+    """Return what a reader must know before the figures: models without any, and figures that do not compare."""
+    warnings = [f"{c.model.reference} has not been evaluated" for c in contestants if not c.scored_on]
+    evaluated = [contestant for contestant in contestants if contestant.scored_on]
+    scored = {contestant.scored_on for contestant in evaluated}
+    if len(scored) > 1:
+        warnings.append(f"scored on different music, so figures do not compare: {', '.join(sorted(scored))}")
+    for name in SETTINGS:
+        values = {c.model.reference: c.settings.get(name, "unknown") for c in evaluated}
+        if len(set(values.values())) > 1:
+            said = ", ".join(f"{value} ({reference})" for reference, value in values.items())
+            warnings.append(f"evaluated with different {name}, which changes {CHANGED_BY[name]}: {said}")
+    for contestant in evaluated:
+        wrong = [name for name, value in contestant.metrics.items() if not math.isfinite(value)]
+        if wrong:
+            warnings.append(f"{contestant.model.reference} has figures that are not finite: {', '.join(wrong[:3])}")
+    return warnings
+
+
+def difference_of(one: Contestant, first: Contestant) -> str:
+    """Return how many bits per note one model is above another, with its 95 % interval; empty if nobody can tell."""
+    total, n_pieces = sum(one.piece_nats), len(one.piece_nats)
+    window = [side.settings.get("window_tokens") for side in (one, first)]
+    if one is first or one.scored_on != first.scored_on or window[0] != window[1]:
+        return ""
+    nats = (*one.piece_nats, *first.piece_nats)
+    if n_pieces != len(first.piece_nats) or not total or not all(map(math.isfinite, nats)):
+        return ""
+    scale = n_pieces * one.metrics["bits_per_note"] / total
+    sides = ({str(i): scale * nats for i, nats in enumerate(side.piece_nats)} for side in (one, first))
+    found = compare_scores(*sides).difference
+    if found.value is None or found.low is None or found.high is None:
+        return ""
+    return f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+
+
+def _figure_table(contestants: Sequence[Contestant]) -> str:
+    shown = [figure for figure in FIGURES if any(figure[0] in contestant.metrics for contestant in contestants)]
+    differences = [difference_of(contestant, contestants[0]) for contestant in contestants]
+    rows = []
+    for contestant, difference in zip(contestants, differences, strict=True):
+        figures = [_figure(contestant.metrics.get(key), digits) for key, _, digits in shown]
+        cells = [figures[0], escape(difference), *figures[1:]] if any(differences) and shown else figures
+        rows.append([escape(contestant.model.reference), *cells])
+    labels = [label for _, label, _ in shown]
+    if any(differences):
+        labels.insert(1, "bits per note above the first (95 %)")
+    heads = ["model", *labels]
+    return table(heads, rows, ["path", *["number"] * (len(heads) - 1)], label="Held-out figures")
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+
+
+def _legend(names: Sequence[str]) -> str:
+    entries = "".join(f'<li class="p{place}">{escape(name)}</li>' for place, name in enumerate(names))
+    return f'<ul class="legend">{entries}</ul>'
+
+
+def _charts(contestants: Sequence[Contestant]) -> str:
+    charts = [draw_curves(title, [list(c.curves.get(key, ())) for c in contestants]) for key, title in CURVES]
+    return "".join(charts) or '<p class="empty">No curves.</p>'
+
+
+def _listening(contestant: Contestant) -> str:
+    head = f"<h3>{escape(contestant.model.reference)}</h3>"
+    if not contestant.pieces:
+        return head + '<p class="empty">No batch by this model; `orchestrion generate` makes one.</p>'
+    pieces = "".join(map(_heard, contestant.pieces))
+    return f'{head}<p class="lead">{path_html(contestant.batch)}</p><div class="heard">{pieces}</div>'
+
+
+def _heard(piece: Heard) -> str:
+    name, picture, sound = escape(piece.name), "", "<p>no sound</p>"
+    if piece.png:
+        picture = f'<img alt="piano roll of piece {name}" src="{_data("image/png", piece.png)}">'
+    if piece.audio:
+        sound = f'<audio controls preload="none" src="{_data(piece.mime, piece.audio)}"></audio>'
+    return f"<figure><figcaption>{name}</figcaption>{picture}{sound}</figure>"
+
+
+def _data(mime: str, data: bytes) -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+
+
+def _origins(contestants: Sequence[Contestant]) -> str:
+    rows = []
+    for contestant in contestants:
+        model = contestant.model
+        texts = (model.reference, ", ".join(model.aliases), model.preset)
+        rows.append([*map(escape, texts), path_html(model.dataset), f"<code>{escape(model.run_id)}</code>"])
+    return table(("model", "aliases", "preset", "dataset", "run"), rows, ("", "", "", "path", "path"), label="Origin")

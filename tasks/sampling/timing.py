@@ -1,0 +1,63 @@
+"""What sampled pieces took and how sure the model was: the rows of a results file, of batches and of evaluations."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tasks.sampling.sample_ids import WrittenIds
+
+
+def result_row(
+    piece: WrittenIds, prompt: str, prompt_length: int, original_length: int, end_id: int, scoring_time: float
+) -> dict[str, Any]:
+    """Return what is measured of one piece, ready for JSON; see `results_of`.
+
+    Args:
+        prompt: its name, empty where there is none.
+        prompt_length, original_length: tokens taken of it, and of all of it.
+        scoring_time: seconds.
+    """
+    return {
+        "prompt": prompt or None,
+        "prompt_length": prompt_length,
+        "generated_length": len(piece.ids) - prompt_length,
+        "original_length": original_length or None,
+        "ended_with_eos": bool(piece.ids[-1] == end_id),
+        "entropy": round(float(np.mean(piece.entropies)), 4) if len(piece.entropies) else None,
+        "generation_time": round(piece.seconds, 4),
+        "scoring_time": round(scoring_time, 4),
+        "entropies": [round(float(entropy), 3) for entropy in piece.entropies],
+    }
+
+
+def results_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return lengths, entropies and times; measured, so that they are not the same bytes in every run.
+
+    Lengths are in tokens: `original_length` of all of a prompt's file, `prompt_length` of what was taken of it.
+    Entropies are in nats, of the model's distribution at each token drawn. `generation_time` is a piece's share of the
+    seconds of the steps that sampled it, `scoring_time` what its MIDI, statistics and checks took.
+
+    Args:
+        rows: one or more, as from `result_row`, with the piece's name as `piece`.
+    """
+    means = [row["entropy"] for row in rows if row["entropy"] is not None]
+    return {
+        "mean_entropy": round(float(np.mean(means)), 4) if means else None,
+        "mean_generation_time": round(float(np.mean([row["generation_time"] for row in rows])), 4),
+        "pieces": list(rows),
+    }
+
+
+class Clock:
+    """Seconds of the stages of some work, one after the other."""
+
+    def __init__(self) -> None:
+        self.seconds = dict[str, float]()
+        self.begun = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        """Say that a stage is over and the next one begins."""
+        now = time.perf_counter()
+        self.seconds[stage], self.begun = round(now - self.begun, 3), now

@@ -1,0 +1,129 @@
+"""One training run: what determines it, its folder and its result."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+
+from models.config import VaeConfig
+from models.registry import build_model
+from tasks.config.serialization import digest, to_json
+from tasks.config.training import TRAIN_WITHOUT_EFFECT, TrainConfig
+from tasks.dataset.versions import DatasetVersion
+from tasks.errors import ConfigError
+from tasks.music.tokenizers.registry import tokenizer_from_json
+from tasks.runtime import cluster
+from tasks.storage.home import Home
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """All that a worker needs to know; travels whole."""
+
+    config: TrainConfig
+    dataset: dict[str, Any]  # name and version
+    tokenizer: dict[str, Any]  # its JSON form
+    train_shards: list[Path]
+    validation_shards: list[Path]
+    flat_tokens: Path
+    run_dir: Path
+    n_threads: int
+
+    @property
+    def shards(self) -> list[Path]:
+        return [*self.train_shards, *self.validation_shards]
+
+    @property
+    def metrics(self) -> Path:
+        return self.run_dir / "metrics.jsonl"
+
+    @property
+    def stop_request(self) -> Path:
+        return self.run_dir / "stop"
+
+    @property
+    def begun(self) -> Path:
+        """Made by an attempt just before its first step, so that who stops it earlier has nothing to wait for."""
+        return self.run_dir / "begun"
+
+    @property
+    def divergence(self) -> Path:
+        """Why the last attempt at the run gave up, where it diverged."""
+        return divergence_of(self.run_dir)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """Where a run ended."""
+
+    run_dir: Path
+    checkpoint: Path  # the best one
+    step: int
+    metrics: dict[str, float]
+
+
+def divergence_of(run_dir: Path) -> Path:
+    """Return the file that says why a run gave up, which there is only if it diverged."""
+    return run_dir / "diverged.txt"
+
+
+def run_dir_of(home: Home, config: TrainConfig, dataset: DatasetVersion) -> Path:
+    """Return the folder of the run that (dataset version, settings) determine; the same call goes on there."""
+    settings = to_json(config)
+    for name in TRAIN_WITHOUT_EFFECT:
+        settings.pop(name)
+    identity = {"dataset": dataset.name, "dataset_version": dataset.version, "train": settings}
+    return home.runs / f"{config.preset}-{digest(identity)[:12]}"
+
+
+def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> TrainJob:
+    """Put together what the workers need.
+
+    Raises:
+        ConfigError: more workers than the machine or cluster has cores for, or a model that does not go with the
+            dataset's encoding.
+    """
+    check_model(config, dataset)
+    n_cores = cluster.n_cluster_cpus()
+    n_threads = config.cpus_per_worker or max(1, n_cores // config.n_workers)
+    if config.n_workers * n_threads > n_cores:
+        raise ConfigError(
+            f"train.n_workers={config.n_workers} x {n_threads} cores each are more than the {n_cores} cores there are"
+        )
+    return TrainJob(
+        config=config,
+        dataset={
+            "name": dataset.name,
+            "version": dataset.version,
+            "window_bars": dataset.manifest["config"]["windows"]["bars"],
+        },
+        tokenizer=dataset.manifest["encoder"]["settings"],
+        train_shards=dataset.token_shards("train"),
+        validation_shards=dataset.token_shards("validation"),
+        flat_tokens=dataset.flat_tokens,
+        run_dir=run_dir,
+        n_threads=n_threads,
+    )
+
+
+def check_model(config: TrainConfig, dataset: DatasetVersion) -> None:
+    """See that the model can be built for a dataset; on shapes alone, without memory for it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    tokenizer = tokenizer_from_json(dataset.manifest["encoder"]["settings"])
+    model = config.model
+    word = model.token_dropout_by if isinstance(model, VaeConfig) and model.token_dropout else "all"
+    if word != "all" and tokenizer.name != "mmm":
+        raise ConfigError(
+            f"train.model.token_dropout_by={word} is a word of mmm, but the dataset is in"
+            f" {tokenizer.name}; set it to all, or train.model.token_dropout to 0"
+        )
+    try:
+        with torch.device("meta"):
+            build_model(model, tokenizer.vocab_size, tokenizer.pad_id)
+    except ValueError as error:
+        raise ConfigError(f"train.model: {error}") from None

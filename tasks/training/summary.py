@@ -1,0 +1,58 @@
+"""What the tracker, Prefect and the command line are told of a training run."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from tasks.config.training import TrainConfig
+from tasks.dataset.versions import DatasetVersion
+from tasks.reporting.markdown import table
+from tasks.storage.home import Home
+from tasks.tracking.mlflow_tracker import ModelVersion, Run
+
+if TYPE_CHECKING:  # these bring torch, which a rebuild can do without
+    from tasks.training.job import TrainResult
+    from tasks.training.runs import Claim
+
+
+def log_training_start(run: Run, claim: "Claim", config: TrainConfig, dataset: DatasetVersion) -> None:
+    """Tell the tracker what is about to be trained on what."""
+    from tasks.training.runs import start_run
+
+    start_run(claim, run)
+    run.log_params(claim.facts["config"], "train")
+    run.use_dataset(dataset, "training")
+
+
+def log_training_end(run: Run, model: ModelVersion, result: "TrainResult") -> None:
+    """Tell the tracker what came out."""
+    run.log_file(result.run_dir / "metrics.jsonl")
+    run.describe(f"Model `{model.reference}`, step {result.step}, checkpoint `{result.checkpoint}`")
+
+
+def training_summary(home: Home, model: ModelVersion, folder: Any) -> dict[str, Any]:
+    """Return ids, paths and figures of a finished training run."""
+    from tasks.checkpoints import read_state
+
+    checkpoint = home.root / model.checkpoint
+    state = read_state(checkpoint)
+    return {
+        "model_version": model.reference,
+        "run_id": model.run_id,
+        "run_dir": str(folder),
+        "checkpoint": str(checkpoint),
+        "dataset_version": state["dataset"]["version"],
+        "n_parameters": state["n_parameters"],
+        "step": state["step"],
+        "metrics": {key: math.nan if value is None else value for key, value in state["metrics"].items()},
+    }
+
+
+def training_card(summary: dict[str, Any]) -> str:
+    """Return a training summary as Markdown."""
+    rows = [(key, f"{value:.4f}") for key, value in sorted(summary["metrics"].items())]
+    facts = (
+        f"Dataset version {summary['dataset_version']}, {summary['n_parameters']:,} parameters,"
+        f" best at step {summary['step']}."
+    )
+    figures = table(rows, ("figure", "value"))
+    return f"# {summary['model_version']}\n\n{facts}\n\n{figures}\n\nCheckpoint: `{summary['checkpoint']}`\n"

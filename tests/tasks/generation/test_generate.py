@@ -1,0 +1,476 @@
+"""Batches: the same bytes whatever the speed settings, and all of a batch or none of it."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mido
+import numpy as np
+import pytest
+import symusic
+
+from models.config import SamplingConfig
+from models.sampling import sample
+from models.sampling.precision import PrecisionLostError
+from tasks.checkpoints import load_model
+from tasks.config.serialization import to_json
+from tasks.errors import ConfigError, NotFound
+from tasks.generation import candidates, generate
+from tasks.generation.generate import batch_name, find_batch, generate_batch, resolve_batch
+from tasks.generation.prompts import read_prompts
+from tasks.music.metrics.piece_metrics import piece_statistics
+from tasks.music.midi.read_midi import read_midi
+from tasks.runtime.progress import Progress
+from tasks.storage.home import Home
+from tasks.storage.integrity import read_sealed
+from tests.studio import (
+    SHORT,
+    Setup,
+    compose,
+    config_of,
+    files_of,
+    midi_of,
+    sidecars_of,
+    silent,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_every_file_is_the_same_for_any_batch_size(home: Home, setup: Setup) -> None:
+    first = compose(home, setup, batch_size=8, prompt=str(setup.prompts))
+    files = files_of(first.folder)
+    stems = [f"pieces/{index:04d}" for index in range(5)]
+    assert sorted(files) == sorted(
+        ["manifest.json", "gallery.html", *(f"{s}.{kind}" for s in stems for kind in ("mid", "json", "png", "ogg"))]
+    )
+    for batch_size in (1, 3):
+        other = compose(home, setup, batch_size=batch_size, prompt=str(setup.prompts))
+        assert other.name == first.name
+        assert files_of(other.folder) == files
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"max_notes": 3, "sampling": SamplingConfig(max_tokens=300)},
+        {"sampling": replace(SHORT, beams=3, max_tokens=16), "n_pieces": 3},
+        {"prompt": "b.mid", "infill_bars": (1, 1), "best_of": 2, "best_by": "join"},
+        {"prompt": "b.mid", "variation": 0.5, "best_of": 2, "best_by": "join"},
+    ],
+    ids=str,
+)
+def test_progress_counts_tokens_and_then_seconds_of_music(
+    home: Home, setup: Setup, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.sampling.token_count.SECONDS_BETWEEN_TALES", 0.0)
+    shown: list[Watched] = []
+
+    def show(label: str, total: int, unit: str) -> Watched:
+        shown.append(Watched(label, total, unit))
+        return shown[-1]
+
+    if "prompt" in settings:
+        settings = settings | {"prompt": str(setup.prompts / settings["prompt"])}
+    counted: list[int] = []
+    config = config_of(**settings)
+    batch = generate_batch(home, setup.model, setup.checkpoint, config, counted.append, show=show)
+    composing, rendering = shown
+    assert [(s.label, s.unit) for s in shown] == [("composing", "tokens"), ("rendering", "seconds of music")]
+    assert composing.done == composing.total > 0
+    assert len(composing.steps) > 5 * batch.manifest["n_pieces"]  # not only when a piece is complete
+    assert sum(counted) == batch.manifest["n_attempts"]
+    assert composing.note == f"{sum(counted)} of {sum(counted)} pieces are written"
+    assert (
+        rendering.done
+        == rendering.total
+        == sum(max(round(piece["statistics"]["seconds"]), 1) for piece in sidecars_of(batch))
+    )
+
+
+class Watched(Progress):
+    """A progress that keeps the steps that it is told."""
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        self.__dict__.setdefault("steps", []).append(n)
+        super().advance(n, note)
+
+
+def test_tokens_that_are_void_are_taken_back(home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = drawn_tokens(home, setup)
+    step, n_steps = sample.Sampler.step, 0
+
+    def lose_precision(sampler: sample.Sampler) -> list[int]:
+        nonlocal n_steps
+        n_steps += 1
+        if n_steps == 20:
+            raise PrecisionLostError
+        return step(sampler)
+
+    monkeypatch.setattr(sample.Sampler, "step", lose_precision)
+    assert drawn_tokens(home, setup) == plain
+    assert n_steps > 20
+
+
+def drawn_tokens(home: Home, setup: Setup) -> tuple[int, int]:
+    """Return done and total of the progress of a batch."""
+    shown: list[Progress] = []
+
+    def show(label: str, total: int, unit: str) -> Progress:
+        shown.append(Progress(label, total, unit))
+        return shown[-1]
+
+    generate_batch(home, setup.model, setup.checkpoint, config_of(), fresh=True, show=show)
+    assert shown[0].done == shown[0].total
+    return shown[0].done, shown[0].total
+
+
+def test_results_tell_lengths_entropies_and_times(home: Home, setup: Setup) -> None:
+    batch = silent(home, setup, prompt=str(setup.prompts), prompt_tokens=20)
+    results = json.loads(batch.results.read_text())
+    sidecars = sidecars_of(batch)
+    assert [row["piece"] for row in results["pieces"]] == [sidecar["name"] for sidecar in sidecars]
+    for row, sidecar in zip(results["pieces"], sidecars, strict=True):
+        assert row["prompt"] == sidecar["prompt"]["name"]
+        assert row["prompt_length"] == sidecar["prompt"]["n_tokens"] <= 20
+        assert row["prompt_length"] < row["original_length"]
+        assert row["prompt_length"] + row["generated_length"] == sidecar["n_tokens"]
+        assert row["ended_with_eos"] == sidecar["ended"]
+        assert len(row["entropies"]) == row["generated_length"]
+        assert row["entropy"] == pytest.approx(np.mean(row["entropies"]), abs=1e-3)
+        assert 0 < row["entropy"] < np.log(416)
+        assert row["generation_time"] > 0
+    assert results["mean_entropy"] == pytest.approx(np.mean([row["entropy"] for row in results["pieces"]]), abs=1e-4)
+    alone = silent(home, setup)
+    rows = json.loads(alone.results.read_text())["pieces"]
+    assert {(row["prompt"], row["original_length"], row["prompt_length"]) for row in rows} == {(None, None, 1)}
+
+
+def test_beams_are_the_same_for_any_seed_and_batch_size(home: Home, setup: Setup) -> None:
+    beams = replace(SHORT, beams=3, max_tokens=30)
+    first, other = (
+        midi_of(silent(home, setup, sampling=beams, seed=seed, n_pieces=3, batch_size=batch_size))
+        for seed, batch_size in ((0, 3), (5, 2))
+    )
+    notes = [[read_midi(midi).notes.pitch.tolist() for midi in batch if b"\x90" in midi] for batch in (first, other)]
+    assert notes[0] == notes[1]
+    assert len({sidecar["midi_sha256"] for sidecar in sidecars_of(find_all(home)[-1])}) == 3
+    with pytest.raises(ConfigError, match="beams=3 give 3 pieces for each prompt, but n_pieces=4 are 4 for each"):
+        silent(home, setup, sampling=beams, n_pieces=4)
+
+
+def find_all(home: Home) -> list[generate.Batch]:
+    return [resolve_batch(home, path.parent.name) for path in sorted(home.generations.glob("*/manifest.json"))]
+
+
+@pytest.mark.slow
+def test_every_file_is_the_same_for_two_workers(home: Home, setup: Setup, ray: None) -> None:
+    one = files_of(compose(home, setup).folder)
+    seen: list[int] = []
+    config = config_of(n_workers=2, batch_size=2)
+    stages: list[Progress] = []
+
+    def show(label: str, total: int, unit: str) -> Progress:
+        stages.append(Progress(label, total, unit))
+        return stages[-1]
+
+    two = generate_batch(home, setup.model, setup.checkpoint, config, seen.append, show=show)
+    assert files_of(two.folder) == one
+    assert sum(seen) == 5
+    assert [stage.done for stage in stages] == [stage.total for stage in stages]  # what the workers drew and rendered
+    assert stages[0].done > 5
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_only_time(home: Home, setup: Setup, ray: None, tmp_path: Path) -> None:
+    killed: list[int] = []
+    done = threading.Event()
+
+    def kill_one() -> None:
+        while not killed and not done.is_set():
+            for comm in Path("/proc").glob("[0-9]*/comm"):
+                if not killed and is_writer(comm):
+                    os.kill(int(comm.parent.name), signal.SIGKILL)
+                    killed.append(int(comm.parent.name))
+            time.sleep(0.005)
+
+    long = config_of(n_workers=2, batch_size=2, n_pieces=12, audio="none", sampling=SamplingConfig(max_tokens=400))
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    try:
+        batch = generate_batch(home, setup.model, setup.checkpoint, long)
+    finally:
+        done.set()
+        killer.join()
+    assert len(killed) == 1
+    alone = generate_batch(
+        Home.at(tmp_path / "other"), setup.model, setup.checkpoint, replace(long, n_workers=1, batch_size=12)
+    )
+    assert files_of(batch.folder) == files_of(alone.folder)
+
+
+def is_writer(comm: Path) -> bool:
+    try:
+        return comm.read_text().startswith("ray::write_cand")
+    except OSError:  # it has just ended
+        return False
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from tasks.generation.generate import generate_batch
+from tasks.storage.home import Home
+from tests.studio import config_of, model_of
+home, checkpoint, dataset, prompts = sys.argv[1:]
+model = model_of(Path(checkpoint), dataset)
+generate_batch(Home.at(home), model, Path(checkpoint), config_of(batch_size=2, prompt=prompts))
+"""
+
+
+@pytest.mark.slow
+def test_every_file_is_the_same_in_another_process_and_home(home: Home, setup: Setup, tmp_path: Path) -> None:
+    batch = compose(home, setup, prompt=str(setup.prompts))
+    elsewhere = tmp_path / "prompts elsewhere"
+    elsewhere.mkdir()
+    for path in setup.prompts.iterdir():
+        (elsewhere / path.name).write_bytes(path.read_bytes())
+    arguments = [str(tmp_path / "other"), str(setup.checkpoint), setup.model.dataset, str(elsewhere)]
+    subprocess.run([sys.executable, "-c", CHILD, *arguments], cwd=REPOSITORY, check=True, timeout=300)
+    assert files_of(Home.at(tmp_path / "other").generations / batch.name) == files_of(batch.folder)
+
+
+def test_a_piece_does_not_depend_on_its_neighbours(home: Home, setup: Setup) -> None:
+    few, many = silent(home, setup, n_pieces=2), silent(home, setup, n_pieces=5)
+    for mine, theirs in zip(midi_of(few), midi_of(many), strict=False):
+        one, other = read_midi(mine).notes, read_midi(theirs).notes
+        for name in ("onset", "duration", "pitch", "velocity"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert len({tuple(read_midi(data).notes.pitch.tolist()) for data in midi_of(many)}) == 5
+
+
+def test_what_changes_the_bytes_changes_the_name(home: Home, setup: Setup, tmp_path: Path) -> None:
+    def name(**settings: Any) -> str:
+        config = config_of(**settings)
+        prompts = read_prompts(load_model(setup.checkpoint), config)
+        return batch_name(setup.model, config, prompts, setup.checkpoint)
+
+    renamed = tmp_path / "other name.mid"
+    renamed.write_bytes((setup.prompts / "b.mid").read_bytes())
+    names = [
+        name(), name(seed=1), name(n_pieces=4), name(audio="none"), name(sampling=replace(SHORT, temperature=0.9)),
+        name(prompt=str(setup.prompts)), name(prompt=str(setup.prompts / "b.mid")), name(prompt=str(renamed)),
+        name(prompt=str(setup.prompts), prompt_tokens=12),
+    ]  # fmt: skip
+    assert len(set(names)) == len(names)
+    assert name(batch_size=1) == name(n_workers=4) == name()
+    other = replace(setup.model, version="2")
+    assert batch_name(other, config_of(), [], setup.checkpoint) != batch_name(
+        setup.model, config_of(), [], setup.checkpoint
+    )
+    assert all(found.startswith("small-small-v1-") for found in names)
+
+
+def test_pieces_read_the_same_in_mido_and_symusic(home: Home, setup: Setup) -> None:
+    batch = silent(home, setup, prompt=str(setup.prompts))
+    for data, sidecar in zip(midi_of(batch), sidecars_of(batch), strict=True):
+        notes = read_midi(data).notes
+        events = [message for track in mido.MidiFile(file=io.BytesIO(data)).tracks for message in track]
+        starts = [event for event in events if event.type == "note_on" and event.velocity]
+        theirs = [note for track in symusic.Score.from_midi(data).tracks for note in track.notes]
+        assert len(starts) == len(theirs) == len(notes.pitch) == sidecar["statistics"]["n_notes"] > 0
+        assert sorted(event.note for event in starts) == sorted(note.pitch for note in theirs) == sorted(notes.pitch)
+
+
+def test_manifest_and_sidecars_tell_where_a_piece_comes_from(home: Home, setup: Setup) -> None:
+    batch = silent(home, setup, seed=7)
+    manifest = read_sealed(batch.folder / "manifest.json")
+    assert manifest == batch.manifest
+    assert manifest["n_pieces"] == len(manifest["pieces"]) == 5
+    lineage = {
+        "batch": batch.name, "model_version": "small-small@1", "model_run_id": "0123456789abcdef",
+        "dataset_version": setup.model.dataset,
+    }  # fmt: skip
+    assert manifest | lineage == manifest
+    assert manifest["config"]["seed"] == 7
+    for index, (sidecar, listed, data) in enumerate(
+        zip(sidecars_of(batch), manifest["pieces"], midi_of(batch), strict=True)
+    ):
+        assert sidecar | lineage == sidecar
+        assert sidecar["code_commit"] == manifest["code_commit"] != ""
+        assert (sidecar["index"], sidecar["name"], sidecar["seed"]) == (index, f"{index:04d}", 7)
+        assert sidecar["sampling"] == to_json(SHORT)
+        assert sidecar["prompt"] is None
+        assert sidecar["midi_sha256"] == listed["midi_sha256"] == hashlib.sha256(data).hexdigest()
+        assert listed["name"] == sidecar["name"]
+        assert sidecar["statistics"] == pytest.approx(piece_statistics(read_midi(data)))
+        assert 1 < sidecar["n_tokens"] <= SHORT.max_tokens
+        assert sidecar["ended"] or sidecar["n_tokens"] == SHORT.max_tokens
+    means = {name: np.mean([s["statistics"][name] for s in sidecars_of(batch)]) for name in manifest["statistics"]}
+    assert manifest["statistics"] == pytest.approx(means)
+    assert manifest["n_ended"] == sum(sidecar["ended"] for sidecar in sidecars_of(batch))
+
+
+def test_the_manifest_names_no_folder_of_the_machine(home: Home, setup: Setup, tmp_path: Path) -> None:
+    batch = silent(home, setup, n_pieces=2, prompt=str(setup.prompts))
+    for path in batch.folder.rglob("*"):
+        if path.is_file():
+            assert str(tmp_path.parent).encode() not in path.read_bytes()
+            assert str(setup.prompts.parent).encode() not in path.read_bytes()
+
+
+def test_pieces_without_notes_make_a_batch_all_the_same(home: Home, setup: Setup) -> None:
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is no JSON")
+
+    batch = compose(home, setup, n_pieces=2, sampling=SamplingConfig(max_tokens=2))  # one id after <start>: no note
+    assert len(files_of(batch.folder)) == 2 + 2 * 4
+    for path in batch.folder.rglob("*.json"):
+        json.loads(path.read_text(), parse_constant=refuse)
+    assert [sidecar["statistics"]["n_notes"] for sidecar in sidecars_of(batch)] == [0, 0]
+    for data in midi_of(batch):
+        assert sum(len(track.notes) for track in symusic.Score.from_midi(data).tracks) == 0
+        assert mido.MidiFile(file=io.BytesIO(data)).tracks
+    assert batch.gallery.stat().st_size > 10_000
+
+
+def test_a_failure_half_way_keeps_what_is_written_and_the_same_call_goes_on(
+    home: Home, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, written = candidates._write_candidate, list[int]()
+
+    def fail_at_third(job: Any, candidate: Any, *rest: Any) -> None:
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        whole(job, candidate, *rest)
+        written.append(candidate.index)
+
+    monkeypatch.setattr(candidates, "_write_candidate", fail_at_third)
+    with pytest.raises(OSError, match="No space left"):
+        silent(home, setup, batch_size=2)
+    assert find_all(home) == []
+    monkeypatch.setattr(
+        candidates, "_write_candidate", lambda job, candidate, *rest: (
+            written.append(candidate.index), whole(job, candidate, *rest)
+        )
+    )  # fmt: skip
+    seen: list[int] = []
+    config = config_of(audio="none", batch_size=3)
+    batch = generate_batch(home, setup.model, setup.checkpoint, config, seen.append)
+    assert sorted(written) == [0, 1, 2, 3, 4]
+    assert sum(seen) == 5
+    assert files_of(batch.folder) == files_of(silent(Home.at(tmp_path / "other"), setup).folder)
+    assert {path.name for path in home.generations.iterdir()} == {batch.name, batch.results.name}
+
+
+def test_what_was_written_before_a_loss_of_precision_is_void(
+    home: Home, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = sample.Sampler.step
+
+    def lose_precision(sampler: sample.Sampler) -> list[int]:
+        written = list(home.generations.glob("*/candidates/*.json"))
+        if sampler.gauge is None:  # float64: the first step behind the loss
+            raise KeyboardInterrupt
+        if len(written) == 2:
+            raise PrecisionLostError
+        assert len(written) < 2
+        return step(sampler)
+
+    monkeypatch.setattr(sample.Sampler, "step", lose_precision)
+    with pytest.raises(KeyboardInterrupt):
+        silent(home, setup, batch_size=1)
+    monkeypatch.undo()
+    (unfinished,) = home.generations.iterdir()
+    assert list((unfinished / "candidates").glob("*.json")) == []
+    batch = silent(home, setup)
+    assert files_of(batch.folder) == files_of(silent(Home.at(tmp_path / "other"), setup).folder)
+
+
+def test_what_other_code_began_is_not_gone_on_with(home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "render_all", refuse)
+    with pytest.raises(KeyboardInterrupt):
+        silent(home, setup, n_pieces=2)
+    monkeypatch.undo()
+    (unfinished,) = home.generations.iterdir()
+    candidate = unfinished / "candidates" / "0000-0.json"
+    assert candidate.exists()
+    candidate.write_text("{}")  # stands for what other code would have made of it
+    monkeypatch.setattr(generate, "git_commit", lambda: "0" * 40)
+    batch = silent(home, setup, n_pieces=2)
+    assert batch.manifest["code_commit"] == "0" * 40
+    assert len(batch.manifest["pieces"]) == 2
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_an_interrupted_batch_is_gone_on_with_unless_it_shall_be_fresh(
+    home: Home, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    def stop(plan: Any, *_: Any) -> None:
+        (candidates.pieces_folder(plan.folder) / ".0001.png.77-1.tmp").write_bytes(b"half a picture")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "render_all", stop)
+    with pytest.raises(KeyboardInterrupt):
+        silent(home, setup, n_pieces=2)
+    monkeypatch.undo()
+    written: list[int] = []
+    whole = candidates._write_candidate
+    monkeypatch.setattr(
+        candidates, "_write_candidate", lambda job, c, *rest: (written.append(c.index), whole(job, c, *rest))
+    )
+    config = config_of(audio="none", n_pieces=2)
+    batch = generate_batch(home, setup.model, setup.checkpoint, config, fresh=fresh)
+    assert sorted(written) == ([0, 1] if fresh else [])
+    assert files_of(batch.folder) == files_of(silent(Home.at(tmp_path / "other"), setup, n_pieces=2).folder)
+
+
+def test_a_batch_remembers_the_run_that_holds_it(home: Home, setup: Setup) -> None:
+    batch = silent(home, setup, n_pieces=1)
+    assert batch.logged_run() == ""
+    batch.note_run("ab" * 16)
+    found = find_batch(home, batch.name)
+    assert found is not None
+    assert found.logged_run() == "ab" * 16
+
+
+def test_what_a_kill_left_does_not_get_into_the_batch(home: Home, setup: Setup) -> None:
+    first = silent(home, setup, n_pieces=2)
+    files = files_of(first.folder)
+    leftover = home.generations / f".{first.name}.unfinished" / "candidates"
+    leftover.mkdir(parents=True)
+    (leftover / "0001-0.mid").write_bytes(b"half")
+    (first.folder / "pieces" / "0009.mid").write_bytes(b"not of this batch")
+    assert files_of(silent(home, setup, n_pieces=2).folder) == files
+    assert {path.name for path in home.generations.iterdir()} == {first.name, first.results.name}
+
+
+def test_batches_are_found_by_name_and_path(home: Home, setup: Setup) -> None:
+    assert find_batch(home, "small-small-v1-0000000000") is None
+    with pytest.raises(NotFound, match="known: none yet"):
+        resolve_batch(home, "nonesuch")
+    batch = silent(home, setup, n_pieces=1)
+    assert find_batch(home, batch.name) == batch
+    assert resolve_batch(home, str(batch.folder)).manifest == batch.manifest
+    assert batch.gallery == batch.folder / "gallery.html"
+    with pytest.raises(NotFound, match=f"no batch 'nonesuch' in .*known: {batch.name}"):
+        resolve_batch(home, "nonesuch")
+
+
+def test_a_batch_without_its_manifest_does_not_exist(home: Home, setup: Setup) -> None:
+    batch = silent(home, setup, n_pieces=1)
+    (batch.folder / "manifest.json").unlink()
+    assert find_batch(home, batch.name) is None

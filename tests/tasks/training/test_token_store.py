@@ -1,0 +1,288 @@
+"""Batches depend on seed and step alone; windows keep to their rows; scoring counts every token once."""
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.storage.home import Home
+from tasks.storage.parquet import TOKEN_SCHEMA, write_table
+from tasks.training.token_store import TokenStore, WindowKind
+from tests.samples import small_corpus, small_dataset
+
+START, END, PAD = 414, 415, 0
+ROW_LENGTHS = (2, 3, 5, 9, 10, 17, 40, 64)
+KINDS = get_args(WindowKind)
+
+
+def write_rows(path: Path, rows: list[list[int]]) -> Path:
+    write_table(path, pa.table({"tokens": pa.array(rows, TOKEN_SCHEMA.field("tokens").type)}))
+    return path
+
+
+def numbered_rows(lengths: tuple[int, ...]) -> list[list[int]]:
+    """Rows in which every token but <start> and <end> is a number of its own, from 1 up."""
+    numbers = iter(range(1, START))
+    return [[START, *(next(numbers) for _ in range(length - 2)), END] for length in lengths]
+
+
+@pytest.fixture(params=["in memory", "mapped"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> TokenStore:
+    rows = numbered_rows(ROW_LENGTHS)
+    shards = [write_rows(tmp_path / "a.parquet", rows[:3]), write_rows(tmp_path / "b.parquet", rows[3:])]
+    return TokenStore(shards, tmp_path / "flat" if request.param == "mapped" else None)
+
+
+def test_the_store_holds_the_rows_of_all_shards_in_order(store: TokenStore) -> None:
+    rows = [store.tokens[a:b].tolist() for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
+    assert rows == numbered_rows(ROW_LENGTHS)
+    assert (store.n_rows, store.n_tokens) == (len(ROW_LENGTHS), sum(ROW_LENGTHS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_depends_on_seed_and_step_alone(store: TokenStore, kind: WindowKind) -> None:
+    first = store.batch(3, 7, 16, 12, kind=kind)
+    for other_step in (8, 1, 1000):
+        assert not np.array_equal(store.batch(3, other_step, 16, 12, kind=kind), first)
+    assert not np.array_equal(store.batch(4, 7, 16, 12, kind=kind), first)
+    np.random.default_rng(0).random(5)
+    np.testing.assert_array_equal(store.batch(3, 7, 16, 12, kind=kind), first)
+    assert first.shape == (16, 13)
+    assert first.dtype == np.int64
+
+
+def test_large_seeds_are_told_apart(store: TokenStore) -> None:
+    assert not np.array_equal(store.batch(2**63, 1, 16, 12), store.batch(2**63 + 1, 1, 16, 12))
+
+
+# What a run that was begun with an earlier release still has to draw when it goes on.
+DRAWN = {
+    "random": "e74695adc63b8422",
+    "whole": "a1bc0869bec8d083",
+    "start": "676576e8f9a85c58",
+    "end": "31aea8420e98ed9b",
+    "packed": "eb58ff22a065ff54",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_what_they_always_were(store: TokenStore, kind: WindowKind) -> None:
+    drawn = np.concatenate([store.batch(3, step, 16, 12, kind=kind) for step in range(1, 9)])
+    assert hashlib.sha256(drawn.astype("<i8").tobytes()).hexdigest()[:16] == DRAWN[kind]
+
+
+def test_a_kind_that_is_none_is_refused(store: TokenStore) -> None:
+    with pytest.raises(ValueError, match="kind 'middle'; known: random, whole, start, end, packed"):
+        store.batch(0, 1, 4, 8, kind="middle")  # type: ignore[arg-type]
+
+
+def test_shards_without_a_token_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no token in 1 shards .*a\.parquet"):
+        TokenStore([write_rows(tmp_path / "a.parquet", [])])
+
+
+def test_another_store_of_the_same_shards_gives_the_same_batches(home: Home, tmp_path: Path) -> None:
+    dataset = small_dataset(home, small_corpus(tmp_path / "midi", 6))
+    shards = dataset.token_shards("train")
+    one, other = TokenStore(shards), TokenStore(shards)
+    for step in range(1, 6):
+        np.testing.assert_array_equal(one.batch(0, step, 4, 64), other.batch(0, step, 4, 64))
+
+
+@pytest.mark.parametrize("window_tokens", [8, 12, 63, 100])
+def test_windows_lie_inside_one_row_and_pads_stand_at_the_end(store: TokenStore, window_tokens: int) -> None:
+    rows = [[*row, *[PAD] * window_tokens] for row in numbered_rows(ROW_LENGTHS)]
+    allowed = set()
+    for row, length in zip(rows, ROW_LENGTHS, strict=True):
+        for start in range(max(length - window_tokens - 1, 0) + 1):
+            allowed.add(tuple(row[start : start + window_tokens + 1]))
+    drawn = {tuple(row) for step in range(60) for row in store.batch(0, step, 16, window_tokens).tolist()}
+    assert drawn <= allowed
+    assert all(row[0] == START for row in drawn if PAD in row)  # short rows begin at their beginning
+
+
+@pytest.mark.parametrize("kind", ["random", "whole", "start", "end"])
+def test_start_and_end_occur_only_where_a_piece_starts_or_ends(store: TokenStore, kind: WindowKind) -> None:
+    for step in range(40):
+        for row in store.batch(1, step, 16, 10, kind=kind):
+            assert START not in row[1:]
+            places = np.flatnonzero(row == END)
+            assert len(places) <= 1
+            assert not row[places[0] + 1 :].any() if len(places) else (row != PAD).all()
+
+
+def test_tokens_beyond_the_windows_are_counted(store: TokenStore) -> None:
+    lengths = np.diff(store.offsets)
+    assert store.longest_row == lengths.max() - 1
+    for window_tokens in (3, 8, 100):
+        beyond = sum(max(int(length) - window_tokens - 1, 0) for length in lengths)
+        assert store.n_out_of_reach(window_tokens, "whole") == store.n_out_of_reach(window_tokens, "end") == beyond
+        assert store.n_out_of_reach(window_tokens, "random") == store.n_out_of_reach(window_tokens, "packed") == 0
+        windows = [len(tokens) for tokens, _ in store.sequential_windows(window_tokens, window_tokens, 3)]
+        assert store.n_sequential_windows(window_tokens, window_tokens) == sum(windows)
+
+
+def padded(row: list[int], length: int) -> tuple[int, ...]:
+    return (*row, *[PAD] * (length - len(row)))
+
+
+@pytest.mark.parametrize("window_tokens", [8, 16, 100])
+@pytest.mark.parametrize("kind", ["start", "end"])
+def test_first_and_last_windows_of_rows_are_drawn_evenly(
+    store: TokenStore, kind: WindowKind, window_tokens: int
+) -> None:
+    length = window_tokens + 1
+    part = slice(None, length) if kind == "start" else slice(-length, None)
+    expected = {padded(row[part], length) for row in numbered_rows(ROW_LENGTHS)}
+    drawn = np.concatenate([store.batch(0, step, 32, window_tokens, kind=kind) for step in range(100)])
+    found, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert {tuple(row) for row in found.tolist()} == expected
+    np.testing.assert_allclose(counts, 3200 / len(ROW_LENGTHS), atol=5 * np.sqrt(3200 / len(ROW_LENGTHS)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 20])
+def test_whole_rows_come_once_in_each_epoch(store: TokenStore, batch_size: int) -> None:
+    n_epochs, n_rows = 15, len(ROW_LENGTHS)
+    n_steps = -(-n_epochs * n_rows // batch_size)
+    drawn = np.concatenate([store.batch(2, step, batch_size, 30, kind="whole") for step in range(1, n_steps + 1)])
+    expected = sorted(padded(row[:31], 31) for row in numbered_rows(ROW_LENGTHS))
+    epochs = drawn[: n_epochs * n_rows].reshape(n_epochs, n_rows, 31)
+    for epoch in epochs.tolist():
+        assert sorted(map(tuple, epoch)) == expected
+    assert len({epoch.tobytes() for epoch in epochs}) > 1  # not the same order each time
+
+
+@settings(max_examples=60)
+@given(
+    lengths=st.lists(st.integers(2, 40), min_size=1, max_size=9),
+    window_tokens=st.integers(1, 60),
+    batch_size=st.integers(1, 7),
+    seed=st.integers(0, 3),
+)
+def test_packed_windows_hold_whole_rows_end_to_end(
+    lengths: list[int], window_tokens: int, batch_size: int, seed: int
+) -> None:
+    rows = numbered_rows(tuple(lengths))
+    with tempfile.TemporaryDirectory() as folder:
+        store = TokenStore([write_rows(Path(folder) / "a.parquet", rows)])
+    n_windows = -(-store.n_tokens // window_tokens)
+    n_steps = -(-n_windows // batch_size)
+    batches = [store.packed(seed, step, batch_size, window_tokens) for step in range(1, n_steps + 1)]
+    for tokens, numbers in batches:
+        assert tokens.shape == numbers.shape == (batch_size, window_tokens + 1)
+        for window, number in zip(tokens, numbers, strict=True):
+            parts = np.split(window, np.flatnonzero(np.diff(number)) + 1)
+            assert number[0] == 1
+            assert set(np.diff(number).tolist()) <= {0, 1}
+            for place, part in enumerate(parts):
+                row = next(row for row in rows if _position(row, part.tolist()) is not None)
+                assert place == 0 or part[0] == row[0] == START
+                assert place == len(parts) - 1 or part[-1] == row[-1] == END
+                assert place in (0, len(parts) - 1) or part.tolist() == row
+    epoch = np.concatenate([tokens for tokens, _ in batches])[:n_windows]
+    counts = np.bincount(epoch[:, 1:].ravel(), minlength=END + 1)
+    expected = np.bincount(np.concatenate(rows), minlength=END + 1)
+    n_twice = n_windows * window_tokens - store.n_tokens  # the last window runs on into the first row
+    assert (counts >= expected).all()
+    assert counts.sum() - expected.sum() == n_twice < window_tokens
+
+
+def test_packed_batches_are_the_tokens_of_packed(store: TokenStore) -> None:
+    np.testing.assert_array_equal(store.batch(1, 9, 5, 12, kind="packed"), store.packed(1, 9, 5, 12)[0])
+
+
+def test_packed_windows_of_a_batch_come_from_all_over_the_epoch(tmp_path: Path) -> None:
+    store = TokenStore([write_rows(tmp_path / "a.parquet", [[START, number, END] for number in range(1, 400)])])
+    batch, _ = store.packed(0, 1, 16, 11)  # four rows each
+    assert len(np.unique(batch[batch < START])) > 16 * 3
+
+
+def test_every_token_of_every_row_is_reached(store: TokenStore) -> None:
+    seen = np.unique(np.concatenate([store.batch(0, step, 32, 12).ravel() for step in range(200)]))
+    assert set(seen.tolist()) == {PAD, *store.tokens.tolist()}
+
+
+def test_rows_are_drawn_in_proportion_to_their_length(store: TokenStore) -> None:
+    row_of_token = dict(
+        zip(store.tokens.tolist(), np.repeat(np.arange(store.n_rows), ROW_LENGTHS).tolist(), strict=True)
+    )
+    first_inner = np.concatenate([store.batch(5, step, 64, 8)[:, 1] for step in range(400)])
+    inner = first_inner[first_inner < START]  # a row of two tokens has only <start> and <end>
+    counts = np.bincount([row_of_token[token] for token in inner.tolist()], minlength=store.n_rows)
+    expected = np.array(ROW_LENGTHS) / sum(ROW_LENGTHS) * len(first_inner)
+    np.testing.assert_allclose(counts[1:], expected[1:], atol=5 * np.sqrt(expected.max()))
+
+
+def test_beginnings_and_ends_are_not_starved(tmp_path: Path) -> None:
+    store = TokenStore([write_rows(tmp_path / "a.parquet", numbered_rows((400,)))])
+    batches = np.concatenate([store.batch(0, step, 64, 40) for step in range(100)])
+    share_of_starts, share_of_ends = (batches[:, 0] == START).mean(), (batches[:, -1] == END).mean()
+    # 360 inner starts and 20 more for each of the two ends: (20 + 1) / 400 each
+    assert share_of_starts == pytest.approx(21 / 400, rel=0.25)
+    assert share_of_ends == pytest.approx(21 / 400, rel=0.25)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_workers_slices_make_up_the_global_batch(store: TokenStore, world_size: int) -> None:
+    # Each worker draws the whole batch by itself and takes every world_size-th row.
+    whole = store.batch(0, 3, 8, 12)
+    slices = [store.batch(0, 3, 8, 12)[rank::world_size] for rank in range(world_size)]
+    joined = np.empty_like(whole)
+    for rank, part in enumerate(slices):
+        assert len(part) == 8 // world_size
+        joined[rank::world_size] = part
+    np.testing.assert_array_equal(joined, whole)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize(("window_tokens", "stride"), [(8, 4), (8, 8), (8, 1), (9, 4), (16, 5), (63, 31), (200, 100)])
+def test_scoring_counts_every_target_once_with_enough_before_it(
+    store: TokenStore, window_tokens: int, stride: int, batch_size: int
+) -> None:
+    place_of = {
+        (token, int(row)): (int(row), place)
+        for row in range(store.n_rows)
+        for place, token in enumerate(store.tokens[store.offsets[row] : store.offsets[row + 1]].tolist())
+    }
+    rows = numbered_rows(ROW_LENGTHS)
+    counted: dict[tuple[int, int], int] = {}
+    for tokens, mask in store.sequential_windows(window_tokens, stride, batch_size, PAD):
+        assert tokens.shape == mask.shape == (len(tokens), window_tokens + 1)
+        assert len(tokens) <= batch_size
+        for window, chosen in zip(tokens.tolist(), mask.tolist(), strict=True):
+            real = [token for token in window if token != PAD]
+            assert window == real + [PAD] * (len(window) - len(real))
+            row = next(index for index, whole in enumerate(rows) if _position(whole, real) is not None)
+            start = _position(rows[row], real)
+            assert start is not None
+            for place, is_counted in enumerate(chosen):
+                if is_counted:
+                    _, at = place_of[window[place], row]
+                    assert at == start + place
+                    assert place >= min(at, window_tokens - stride)  # tokens before it in its window
+                    counted[row, at] = counted.get((row, at), 0) + 1
+    assert counted == {(row, place): 1 for row, length in enumerate(ROW_LENGTHS) for place in range(1, length)}
+
+
+def _position(row: list[int], window: list[int]) -> int | None:
+    """Return where `window` stands in `row`; the numbers of `numbered_rows` make that unique, but for [start, end]."""
+    starts = [start for start in range(len(row) - len(window) + 1) if row[start : start + len(window)] == window]
+    return starts[0] if starts else None
+
+
+@pytest.mark.parametrize("stride", [0, 9])
+def test_a_stride_that_would_leave_tokens_out_is_refused(store: TokenStore, stride: int) -> None:
+    with pytest.raises(ValueError, match=f"stride={stride} outside 1-8"):
+        next(store.sequential_windows(8, stride, 4))
+
+
+def test_scoring_windows_end_where_the_row_ends(store: TokenStore) -> None:
+    n_windows = sum(len(tokens) for tokens, _ in store.sequential_windows(8, 4, 16))
+    # (length - 9) / 4 further windows, rounded up, after the first
+    assert n_windows == sum(1 + max(0, -(-(length - 9) // 4)) for length in ROW_LENGTHS)
