@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from flows.environment import DEFAULTS
+from flows.services.environment import DEFAULTS
 
 # How threads wait for each other decides what two cores are worth: as the command line sets it, before torch comes in.
 for _name, _value in DEFAULTS.items():

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from flows import cli_compose, cli_datasets, cli_look, environment, interrupts, streams
+from flows import cli_compose, cli_datasets, cli_look
 from flows.cli_options import (
     DEFAULT_HOME,
     DEFAULT_PRESET,
@@ -43,7 +43,8 @@ from flows.cli_options import (
     prepare,
     print_result,
 )
-from flows.interrupts import INTERRUPTED, SAID_INTERRUPTED
+from flows.services import environment, interrupts, streams
+from flows.services.interrupts import INTERRUPTED, SAID_INTERRUPTED
 from tasks.errors import ConfigError, HomeError, Interrupted, OrchestrionError, words_of
 from tasks.runtime.signals import ends
 from tasks.storage.files import json_text, storage_problem
@@ -332,7 +333,7 @@ def ui(
 ) -> None:
     """Start the Prefect and MLflow UIs on loopback, those that do not run yet; Ctrl-C stops them."""
     where = prepare(home, verbose)
-    from flows.services import run_uis
+    from flows.services.servers import run_uis
 
     run_uis(where, prefect_port, mlflow_port)
 
@@ -499,7 +500,7 @@ def _run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[st
         interrupts.ended_soon(home.root / "logs" / "hung.txt"),
         home.locked(f"orchestrion {name.replace('_', '-')}", wait_seconds),
     ):
-        from flows import services
+        from flows.services import servers
         from tasks.runtime import cluster
         from tasks.runtime.progress import Progress
 
@@ -507,7 +508,7 @@ def _run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[st
             cluster.check_start()
         with Progress(name.replace("_", "-")) as whole:
             whole.note = "starting Prefect"
-            services.ensure_prefect(home)
+            servers.ensure_prefect(home)
             environment.import_prefect(home)
             interrupts.ignore_repeats()
             flow = getattr(importlib.import_module(f"flows.{name}"), name)

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import environment
 from flows.cli_look import tracker_of
 from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, print_list
+from flows.services import environment
 from tasks.errors import ConfigError
 from tasks.storage.files import json_text
 from tasks.storage.home import Home

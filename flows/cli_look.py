@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import environment
 from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, print_list, print_result
+from flows.services import environment
 from tasks.errors import NotFound
 from tasks.storage.files import json_text
 from tasks.storage.home import Home

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import environment
+from flows.services import environment
 from tasks.storage.files import json_text
 from tasks.storage.home import Home
 

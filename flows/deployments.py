@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from flows import access, environment, services
+from flows.services import access, environment, servers
 from tasks.config.pipeline import PipelineConfig
 from tasks.config.serialization import to_json
 from tasks.errors import ConfigError
@@ -83,18 +83,18 @@ def serve_flows(home: Home, config: PipelineConfig, cron: str) -> None:
             elif address := environment.running_prefect(home):
                 access.use_prefect(home, address)
             else:
-                listener = services.listen(environment.PREFECT_PORT)
-                access.use_prefect(home, f"{services.address_of(listener)}/api")
+                listener = servers.listen(environment.PREFECT_PORT)
+                access.use_prefect(home, f"{servers.address_of(listener)}/api")
             environment.import_prefect(home)
             check_cron(cron)
             if listener:
-                stack.enter_context(services.served(home, {"prefect": listener}))
+                stack.enter_context(servers.served(home, {"prefect": listener}))
         starting.close()
         _serve(home, config, cron)
 
 
 def _serve(home: Home, config: PipelineConfig, cron: str) -> None:
-    from flows.runner import FlowRunner
+    from flows.services.runner import FlowRunner
 
     with Progress("registering the deployments"):
         # The schedule stays active when this process stops: it goes on where another one serves the same server.

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from flows import environment
+from flows.services import environment
 from tasks.errors import OrchestrionError
 from tasks.storage.databases import check_database
 from tasks.storage.home import MIN_FREE_BYTES, Home

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from flows import environment
+from flows.services import environment
 from tasks.storage.home import Home
 
 # Before torch is imported: its threads wait for each other in a busy loop, ten times the work of models this small.

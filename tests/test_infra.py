@@ -19,8 +19,8 @@ import pytest
 import typer
 import yaml
 
-from flows import environment
 from flows.cli import app
+from flows.services import environment
 from tasks.config.overrides import apply_overrides
 from tasks.config.pipeline import PipelineConfig
 from tasks.config.presets import build_preset

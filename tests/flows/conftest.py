@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows import access
+from flows.services import access
 from tasks.storage.home import Home
 from tests.samples import small_corpus
 

@@ -128,7 +128,7 @@ def test_there_is_one_server_and_the_runner_listens_to_it(deployed: Deployed) ->
     """A runner that was imported before it knew the server once had a hidden one, to which no cancel came."""
     children = Path(f"/proc/{deployed.process.pid}/task/{deployed.process.pid}/children").read_text().split()
     commands = [Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ") for child in children]
-    assert len([command for command in commands if "flows.server prefect" in command]) == 1
+    assert len([command for command in commands if "flows.services.server prefect" in command]) == 1
     assert not any("prefect.server.api.server" in command for command in commands)
 
 
@@ -212,7 +212,7 @@ def test_a_cancelled_training_run_saves_and_ends_cancelled(deployed: Deployed) -
     state = deployed.wait_for("cancelled run", cancelled)
     assert "timed out" not in state["message"]  # the server's own patience: nobody had stopped it
     assert set((folder / "checkpoints").glob("step-*")) - before
-    assert not [command for command in commands_below(deployed.process.pid) if "flows.deployed" in command]
+    assert not [command for command in commands_below(deployed.process.pid) if "flows.services.deployed" in command]
 
 
 def commands_below(pid: int) -> list[str]:

@@ -224,7 +224,7 @@ def test_ctrl_c_is_answered_soon_and_the_same_command_goes_on(finished: Finished
 def test_ctrl_c_is_answered_while_prefects_server_hangs_too(finished: Finished) -> None:
     home, _, _ = finished
     process, written = begin_a_long_batch(home)
-    (server,) = [pid for pid, command in children_of(process.pid) if "flows.server prefect" in command]
+    (server,) = [pid for pid, command in children_of(process.pid) if "flows.services.server prefect" in command]
     os.kill(server, signal.SIGSTOP)
     assert interrupt(process, home).endswith(f"(it hung for 25 s; where: {home}/logs/hung.txt)")
     assert "prefect/client" in (home / "logs" / "hung.txt").read_text()

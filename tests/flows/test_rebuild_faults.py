@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from flows import access, services
+from flows.services import access, servers
 from tasks.dataset import versions
 from tasks.ingest.sources.sample_corpus import write_sample_corpus
 from tasks.storage.home import Home
@@ -133,9 +133,9 @@ class Reference:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A Prefect server for all rebuilds here, as its clients' variables: one for each would cost more than they do."""
     home = Home.at(tmp_path_factory.mktemp("prefect"))
-    service = services.start_prefect(home, 0)
+    service = servers.start_prefect(home, 0)
     yield access.client_variables(home, f"{service.address}/api")
-    services.stop(service)
+    servers.stop(service)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import typer
 
-from flows import cli, deployments, services
+from flows import cli, deployments
+from flows.services import servers
 from tasks.runtime.signals import ends
 
 N_SEEDS = int(os.environ.get("ORCHESTRION_RUBBISH", "320"))  # argument lists of a run
@@ -176,7 +177,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         (tmp_path / name).write_bytes(data)
     monkeypatch.setattr(cli, "_run_flow", lambda home, name, *arguments, **options: {"seconds": 0.0})
     monkeypatch.setattr(deployments, "serve_flows", lambda *arguments: None)
-    monkeypatch.setattr(services, "run_uis", lambda *arguments: None)
+    monkeypatch.setattr(servers, "run_uis", lambda *arguments: None)
     monkeypatch.setattr("flows.pipeline_summary.pipeline_rows", lambda result: [])
     before = {number: signal.getsignal(number) for number in ends()}
 

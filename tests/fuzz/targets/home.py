@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flows import environment, pipeline_summary
+from flows import pipeline_summary
+from flows.services import environment
 from tasks.checkpoints import CheckpointFolder, load_model
 from tasks.composer.sessions import SessionFolder
 from tasks.config.source_limits import SourceLimits

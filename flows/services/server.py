@@ -1,8 +1,8 @@
 """The process of one server on loopback: Prefect's or MLflow's application behind the guard.
 
-    python -m flows.server prefect HOME SOCKET READY [--without-page]
+    python -m flows.services.server prefect HOME SOCKET READY [--without-page]
 
-SOCKET is a listening socket and READY a pipe, both inherited from `flows/services.py`; a byte on the pipe says that the
+SOCKET is a listening socket and READY a pipe, both inherited from `servers.py`; a byte on the pipe says that the
 server answers. It ends with its parent, however that ends: its standard input is a pipe that nobody else writes to.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 
 import uvicorn
 
-from flows.access import PAGES, password_of
-from flows.guard import App, Guard, Receive, Scope, Send
+from flows.services.access import PAGES, password_of
+from flows.services.guard import App, Guard, Receive, Scope, Send
 from tasks.storage.home import Home
 
 STOP_SECONDS = 3  # for requests under way

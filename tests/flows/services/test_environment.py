@@ -10,7 +10,7 @@ import httpx
 import pytest
 from requests.utils import get_environ_proxies, select_proxy
 
-from flows import environment
+from flows.services import environment
 from tasks.runtime.isolation import Host
 from tasks.storage.home import Home
 from tests.flows.conftest import clean_environment, last_json

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
 
-from flows.access import NONCE_HEADER, PROOF_HEADER, SIGN_IN_PATH, USER, proof
+from flows.services.access import NONCE_HEADER, PROOF_HEADER, SIGN_IN_PATH, USER, proof
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -1,14 +1,14 @@
 """The command of a flow run that a deployment triggers: Prefect's engine, with this project's log lines switched on.
 
-    python -m flows.deployed
+    python -m flows.services.deployed
 
-`flows/runner.py` starts it. Without it a run's log in Prefect has warnings only.
+`flows/services/runner.py` starts it. Without it a run's log in Prefect has warnings only.
 """
 
 import os
 import runpy
 
-from flows import environment
+from flows.services import environment
 from tasks.storage.home import Home
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from types import FrameType
 
 import typer
 
-from flows import access, environment, interrupts
+from flows.services import access, environment, interrupts
 from tasks.errors import HomeError
 from tasks.runtime.signals import deaf_children, ends
 from tasks.storage.databases import check_database
@@ -235,7 +235,7 @@ def _start(home: Home, name: str, port: int | socket.socket, options: list[str])
         descriptors = (listener.fileno(), to_write)
         with log.open("ab") as output, deaf_children(signal.SIGINT):
             process = subprocess.Popen(
-                [sys.executable, "-m", "flows.server", name, str(home.root), *map(str, descriptors), *options],
+                [sys.executable, "-m", "flows.services.server", name, str(home.root), *map(str, descriptors), *options],
                 cwd=log.parent,  # uvicorn imports from the working folder first; this one holds no modules
                 env=own,
                 pass_fds=descriptors,

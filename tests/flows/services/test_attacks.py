@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from flows import access, environment, services
+from flows.services import access, environment, servers
 from tasks.storage.home import Home
 from tests.conftest import REPOSITORY
 from tests.flows.conftest import clean_environment
@@ -63,7 +63,7 @@ def running() -> Iterator[Running]:
         Path(folder).chmod(0o755)
         home = Home.at(Path(folder) / "home")
         home.prepare()
-        with services.served(home, {"prefect": 0, "mlflow": 0}) as started:
+        with servers.served(home, {"prefect": 0, "mlflow": 0}) as started:
             (home.mlflow / "artifacts").mkdir(exist_ok=True)
             (home.mlflow / "artifacts" / "piece.mid").write_bytes(b"MThd")
             yield Running(
@@ -308,7 +308,7 @@ def test_a_wrong_password_is_told_in_one_line(
 def serve_beside(home: Home, together: Any) -> int:
     """Start what does not run yet, wait for the other process to have done so too, and return how many were started."""
     environment.prepare(home)
-    with services.served(home, {"prefect": 0}) as started:
+    with servers.served(home, {"prefect": 0}) as started:
         together.wait(300)
         assert list(environment.running_services(home)) == ["prefect"]
         together.wait(300)

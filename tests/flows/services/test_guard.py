@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from flows import access
-from flows.guard import LINK_SECONDS, Guard, Receive, Scope, Send
+from flows.services import access
+from flows.services.guard import LINK_SECONDS, Guard, Receive, Scope, Send
 
 PASSWORD, PORT = "x" * 43, 4200
 HOST = "127.0.0.1:4200"

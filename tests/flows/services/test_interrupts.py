@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 
 def run_and_signal(body: str, log: Path, number: int, *arguments: str) -> tuple[int, str, float]:
     """Run `body` in the block, signal it when it prints `ready`, and return exit code, what it said and the seconds."""
-    program = "from flows.interrupts import ended_soon\nfrom pathlib import Path\nimport signal, sys, time\n"
+    program = "from flows.services.interrupts import ended_soon\nfrom pathlib import Path\nimport signal, sys, time\n"
     program += "from tasks import signals\n"
     program += f"with ended_soon(Path({str(log)!r}), grace_seconds=1.0):\n"
     program += textwrap.indent(textwrap.dedent(body), "    ")
@@ -109,7 +109,7 @@ def test_the_time_runs_though_another_handler_takes_the_signal(tmp_path: Path):
 
 
 def test_what_prefect_makes_of_a_termination_is_an_interrupt(tmp_path: Path):
-    from flows.interrupts import ended_soon
+    from flows.services.interrupts import ended_soon
 
     class TerminationSignal(BaseException):
         pass
@@ -166,7 +166,7 @@ def test_a_terminal_that_is_closed_ends_a_command_in_good_order(tmp_path: Path):
 
 
 def test_the_handlers_from_before_come_back(tmp_path: Path):
-    from flows.interrupts import ended_soon
+    from flows.services.interrupts import ended_soon
 
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with ended_soon(tmp_path / "hung.txt"):

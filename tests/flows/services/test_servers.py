@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from flows import access
+from flows.services import access
 from tasks.storage.home import Home
 from tests.browser import Browser, skip_without_browser
 from tests.flows.conftest import authorized, clean_environment, last_json, orchestrion

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flows import access
+from flows.services import access
 from tasks.errors import ConfigError
 from tasks.storage.home import Home
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import access, environment, services
+from flows.services import access, environment, servers
 from tasks.errors import ConfigError
 from tasks.storage.home import Home
 
@@ -70,8 +70,8 @@ def test_a_strangers_server_on_the_port_of_one_that_ended_is_not_told_the_passwo
             connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ntrue")
 
     password = access.password_of(home)
-    with services.listen(0) as listener:
-        address = services.address_of(listener)
+    with servers.listen(0) as listener:
+        address = servers.address_of(listener)
         access.write_private(home.services, b'{"prefect_url": "%s", "prefect_api_url": "x"}' % address.encode())
         stranger = threading.Thread(target=answer, args=(listener,))
         stranger.start()

@@ -64,7 +64,7 @@ class FlowRunner(Runner):
         return EngineCommandStarter(
             tmp_dir=self._tmp_dir,
             entrypoint=self._entrypoints[identity],
-            command=command_to_string([sys.executable, "-m", "flows.deployed"]),
+            command=command_to_string([sys.executable, "-m", "flows.services.deployed"]),
             env={"ORCHESTRION_HOME": str(self._home.root)},
             deployment_name=self._deployment_registry.get_deployment_name(identity),
             control_channel=self._control_channel,

@@ -1,6 +1,6 @@
 """The password of a home's servers: made once, kept where only its owner reads it, proved before it is sent.
 
-Every server that this project starts asks for it (`flows/guard.py`), and every command of the same home finds it here.
+Every server that this project starts asks for it (`guard.py`), and every command of the same home finds it here.
 """
 
 import base64
