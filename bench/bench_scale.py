@@ -125,7 +125,17 @@ def splice(scores: list[Score], index: int) -> Score:
 
 def rebuild(archive: Path, home: Path) -> dict[str, Any]:
     """Run the command and look at its processes until it ends."""
-    command = [sys.executable, "-m", "flows.cli", "rebuild", "--source", str(archive), "--home", str(home), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "rebuild",
+        "--source",
+        str(archive),
+        "--home",
+        str(home),
+        "--json",
+    ]
     command += ["--set", "dataset.augment.transpositions=[0]", "--set", "dataset.augment.stretches=[1.0]"]
     command += ["--set", "dataset.leakage.max_leaked_share=1.0"]  # spliced pieces share whole phrases by design
     started = time.perf_counter()

@@ -74,11 +74,12 @@ def short_training(**settings: object) -> TrainConfig:
 def small_model(home: Home, dataset: DatasetVersion, **settings: object) -> Path:
     """Train for some steps in this process, without Ray, and return the best checkpoint."""
     from tasks.checkpoints import CheckpointFolder
-    from tasks.training import trainer  # imports torch, which the tests of other parts need not pay for
+    from tasks.training.job import make_job, run_dir_of
+    from tasks.training.worker import run_steps
 
     config = short_training(**settings)
-    job = trainer.make_job(config, dataset, trainer.run_dir_of(home, config, dataset))
-    trainer.run_steps(job)
+    job = make_job(config, dataset, run_dir_of(home, config, dataset))
+    run_steps(job)
     best = CheckpointFolder(job.run_dir / "checkpoints").find("best")
     assert best is not None
     return best

@@ -19,7 +19,7 @@ import pytest
 import typer
 import yaml
 
-from flows.cli import app
+from flows.cli.main import app
 from flows.services import environment
 from tasks.config.overrides import apply_overrides
 from tasks.config.pipeline import PipelineConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from flows.cli import app
+from flows.cli.main import app
 from tasks.config.overrides import apply_overrides
 from tasks.config.presets import PRESETS, build_preset
 

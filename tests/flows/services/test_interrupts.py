@@ -134,7 +134,8 @@ def test_nohup_is_honoured(tmp_path: Path):
 
 CLOSED = """
 import os, sys, time
-from flows import cli, environment, interrupts
+from flows.cli import main
+from flows.services import environment, interrupts
 from pathlib import Path
 from tasks.runtime.progress import Progress
 environment.configure_logging(0)
@@ -145,10 +146,10 @@ def work(arguments):
             os.write(3, b"ready")
             time.sleep(60)
     except KeyboardInterrupt:
-        cli._complain("interrupted")
+        main.complain("interrupted")
         return 130
-cli._run = work
-cli.main()
+main._run = work
+main.main()
 """
 
 

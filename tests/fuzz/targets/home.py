@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flows import pipeline_summary
 from flows.services import environment
 from tasks.checkpoints import CheckpointFolder, load_model
 from tasks.composer.sessions import SessionFolder
@@ -31,6 +30,7 @@ from tasks.dataset.versions import DatasetVersion
 from tasks.errors import DatasetError
 from tasks.generation.batch_files import check_piece, read_run_note
 from tasks.generation.generate import find_batch, find_whole_batch
+from tasks.generation.summary import batch_card, batch_summary
 from tasks.ingest.sources.cache import load_batches, load_table, store_table
 from tasks.lineage.lineage import Lineage
 from tasks.storage.databases import check_database
@@ -105,8 +105,8 @@ def _show_dataset(home: Home) -> None:
 def _show_batch(home: Home, name: str) -> None:
     batch = find_batch(home, name)
     assert batch
-    pipeline_summary.batch_summary(batch)
-    pipeline_summary.batch_card(batch)
+    batch_summary(batch)
+    batch_card(batch)
     Lineage(home, None).of(name)
     find_whole_batch(home, name)
 

@@ -27,7 +27,8 @@ from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.storage.home import Home
 from tasks.tracking.mlflow_tracker import ModelVersion
-from tasks.training import trainer
+from tasks.training.job import make_job
+from tasks.training.worker import run_steps
 from tests.builders import make_score
 from tests.samples import short_training, small_corpus, small_dataset
 
@@ -64,7 +65,7 @@ def shortened(config: PipelineConfig, **changes: object) -> TrainConfig:
 
 
 def trained(home: Home, config: TrainConfig, dataset: DatasetVersion, folder: str) -> Path:
-    trainer.run_steps(trainer.make_job(config, dataset, home.root / folder / config.preset))
+    run_steps(make_job(config, dataset, home.root / folder / config.preset))
     last = CheckpointFolder(home.root / folder / config.preset / "checkpoints").find("last")
     assert last is not None
     return last
@@ -282,11 +283,11 @@ def test_models_that_do_not_go_with_a_dataset_are_refused(home: Home, corpus: Pa
     dataset = dataset_of("music_transformer_tiny", home, corpus)
     vae = shortened(build_preset("mmm_vae_tiny"))
     with pytest.raises(ConfigError, match="token_dropout_by=4 is a word of mmm, but the dataset is in oore"):
-        trainer.make_job(vae, dataset, home.root / "x")
+        make_job(vae, dataset, home.root / "x")
     words = dataset_of("mmm_vae_tiny", home, corpus)
     model = replace(vae.model, token_dropout_by=60_000)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match=r"train\.model: token_dropout_by=60000 is neither"):
-        trainer.make_job(replace(vae, model=model), words, home.root / "x")
+        make_job(replace(vae, model=model), words, home.root / "x")
     with pytest.raises(ValueError, match="kl_reduction='sum' is over a whole batch"):
         replace(vae, n_parts=2, model=replace(vae.model, kl_reduction="sum"))  # type: ignore[call-arg]
 

@@ -15,6 +15,7 @@ from tasks.config.evaluation import EvaluateConfig
 from tasks.dataset.versions import DatasetVersion
 from tasks.errors import CheckpointError, DatasetError, Diverged
 from tasks.evaluation import evaluate as evaluation
+from tasks.evaluation import likelihood
 from tasks.evaluation.card import report_markdown
 from tasks.evaluation.evaluate import check_fits, evaluate_model, sample_freely
 from tasks.evaluation.likelihood import score_held_out
@@ -122,7 +123,7 @@ def test_the_number_of_tokens_is_exact_and_the_batch_makes_no_difference(setup: 
 
 
 def test_the_baseline_is_what_counting_says(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "COUNTED_AT_ONCE", 1000)
+    monkeypatch.setattr(likelihood, "COUNTED_AT_ONCE", 1000)
     train, held_out = (rows_of(setup[0], split) for split in ("train", "test"))
     seen = np.bincount(np.concatenate([row[1:] for row in train]), minlength=416)
     targets = np.concatenate([row[1:] for row in held_out])

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from flows import pipeline_summary
 from tasks.checkpoints import load_model
 from tasks.config.evaluation import EvaluateConfig
 from tasks.evaluation.champions import Rivalry
 from tasks.evaluation.evaluate import Evaluation, evaluate_model
 from tasks.evaluation.page.page import Decision, evaluation_page
+from tasks.evaluation.summary import log_evaluation, report_address
 from tasks.music.metrics.distances import Estimate
 from tasks.reporting.spreads import Scale, draw_interval, draw_notes, draw_spreads
 from tasks.storage.home import Home
@@ -186,7 +186,7 @@ def test_a_run_in_the_tracker_has_all_of_it(
     tracker, model = Tracker(Home.at(tmp_path)), model_of(studio.checkpoint, studio.dataset.reference)
     config = replace(CONFIG, split="train")  # which asks the registry for no champion
     with tracker.open_run("orchestrion/evaluation", "evaluate") as run:
-        assert not pipeline_summary.log_evaluation(run, result, model, studio.dataset, config)
+        assert not log_evaluation(run, result, model, studio.dataset, config)
     metrics = tracker.client.get_run(run.run_id).data.metrics
     assert metrics["train/continuation/pitch_class_distance"] == pytest.approx(
         result.metrics["continuation/pitch_class_distance"]
@@ -198,7 +198,7 @@ def test_a_run_in_the_tracker_has_all_of_it(
         return mlflow.artifacts.load_text(f"runs:/{run.run_id}/{name}")
 
     page = load("evaluation.html")
-    assert Path(pipeline_summary.report_address(run)).read_text() == page
+    assert Path(report_address(run)).read_text() == page
     assert run.run_id in page
     assert model.reference in page
     rows = json.loads(load("continuations.json"))["pieces"]

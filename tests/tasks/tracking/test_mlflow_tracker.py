@@ -14,13 +14,13 @@ from urllib.request import url2pathname
 import pytest
 from mlflow.exceptions import MlflowException
 
-from flows import pipeline_summary
 from tasks.checkpoints import exported, load_model
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.serialization import to_json
 from tasks.dataset.versions import DatasetVersion
 from tasks.errors import Interrupted, NotFound
 from tasks.evaluation.evaluate import Evaluation
+from tasks.evaluation.summary import log_evaluation
 from tasks.storage.home import Home
 from tasks.tracking.mlflow_tracker import CurveLog, ModelVersion, Run, Tracker
 from tests.flows.conftest import clean_environment
@@ -317,7 +317,7 @@ def score(
     result = Evaluation(figures, {}, 1, 1, 0, piece_nats)
     with tracker.open_run(EVALUATION, "score") as run:
         run.log_params(to_json(EvaluateConfig(**settings)), "evaluate")
-        return pipeline_summary.log_evaluation(run, result, model, dataset, EvaluateConfig(**settings))
+        return log_evaluation(run, result, model, dataset, EvaluateConfig(**settings))
 
 
 def test_the_champion_gives_way_only_to_a_better_model(

@@ -30,7 +30,7 @@ from tasks.errors import CheckpointError, ConfigError, Diverged, Interrupted
 from tasks.runtime import cluster
 from tasks.storage.files import write_atomically
 from tasks.storage.home import Home
-from tasks.training import trainer
+from tasks.training import trainer, worker
 from tasks.training.job import TrainJob, make_job, run_dir_of
 from tasks.training.metrics_log import MetricsTail, read_points
 from tasks.training.token_store import TokenStore
@@ -284,7 +284,7 @@ def test_a_run_without_a_finite_gradient_gives_up_half_way(dataset: DatasetVersi
 def test_a_long_run_without_a_finite_gradient_gives_up_after_so_many_steps(
     dataset: DatasetVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "MOST_SKIPPED", 3)
+    monkeypatch.setattr(worker, "MOST_SKIPPED", 3)
     job = make_job(short_training(), dataset, tmp_path / "stopped")
     with pytest.raises(Diverged, match="step 8 of 12: 3 steps in a row"):
         run_steps(job, wrap=without_numbers({1, 2, 4, 6, 7, 8}))
@@ -323,7 +323,7 @@ def test_a_last_validation_that_is_no_number_is_no_result(
     dataset: DatasetVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = iter([3.0, math.inf, math.nan])
-    monkeypatch.setattr(trainer, "_validate", lambda *_: {"val/loss": next(figures), "val/accuracy": 0.0})
+    monkeypatch.setattr(worker, "_validate", lambda *_: {"val/loss": next(figures), "val/accuracy": 0.0})
     job = make_job(short_training(evaluate_every=4), dataset, tmp_path)
     with pytest.raises(Diverged, match="step 12 of 12: the last validation loss is nan"):
         run_steps(job)
@@ -346,9 +346,9 @@ def test_the_rate_is_that_of_training_alone(
         return slowed
 
     first = iter([100.0])  # the first step compiles
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(trainer, "train_step", slow(trainer.train_step, lambda: next(first, 2.0)))
-    monkeypatch.setattr(trainer, "_validate", slow(trainer._validate, lambda: 1000.0))
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(worker, "train_step", slow(worker.train_step, lambda: next(first, 2.0)))
+    monkeypatch.setattr(worker, "_validate", slow(worker._validate, lambda: 1000.0))
     monkeypatch.setattr(CheckpointFolder, "save", slow(CheckpointFolder.save, lambda: 1000.0))
     job = make_job(short_training(evaluate_every=2, log_every=3), dataset, tmp_path)
     run_steps(job)

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli_look import find_model, tracker_of
-from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, ModelOption, print_list
+from flows.cli.options import DEFAULT_HOME, HomeOption, JsonOption, ModelOption, print_list
+from flows.cli.registry import find_model, tracker_of
 from flows.services import environment
 from tasks.errors import ConfigError
 from tasks.storage.files import json_text

@@ -36,8 +36,8 @@ def test_help_has_an_example(command: str, tmp_path: Path) -> None:
 )
 def test_help_and_mistakes_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        "import sys\nfrom flows import cli\n"
-        f"try: cli.main({arguments!r})\nexcept SystemExit: pass\n"
+        "import sys\nfrom flows.cli import main\n"
+        f"try: main.main({arguments!r})\nexcept SystemExit: pass\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr

@@ -1,19 +1,18 @@
 """The commands that look and change nothing: lists, tokens, the state of the installation."""
 
-import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, print_list, print_result
+from flows.cli.app import app
+from flows.cli.options import DEFAULT_HOME, HomeOption, JsonOption, print_list, print_result
+from flows.cli.registry import tracker_of
 from flows.services import environment
 from tasks.errors import NotFound
 from tasks.storage.files import json_text
 from tasks.storage.home import Home
 from tasks.words import plural
-
-app = typer.Typer()
 
 
 @app.command(epilog="Example: orchestrion runs -n 5")
@@ -176,7 +175,7 @@ def decode(
 @app.command(epilog="Example: orchestrion doctor")
 def doctor(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Check the installation, the home and the servers, and say how to mend what is wrong."""
-    from flows.doctor import examine
+    from flows.cli.doctor import examine
 
     where = Home.at(home)
     environment.prepare(where)
@@ -187,46 +186,3 @@ def doctor(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
         for check in checks:
             typer.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
     raise typer.Exit(0 if all(c.ok for c in checks) else 1)
-
-
-def tracker_of(home: Home) -> Any:
-    """Return the home's tracker, or None where nothing was ever tracked: looking must not make a store."""
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not (home.mlflow / "mlflow.db").exists():
-        return None
-    environment.prepare(home)
-    from tasks.tracking.mlflow_tracker import Tracker
-
-    return Tracker(home)
-
-
-def find_model(home: Home, reference: str) -> Any:
-    """Return the registered model that a reference means.
-
-    Raises:
-        NotFound: there is none.
-    """
-    from tasks.runtime.progress import Progress
-
-    with Progress("looking for the model"):
-        tracker = tracker_of(home)
-        if tracker is None:
-            raise NotFound(f"home {home.root} holds no trained model yet; run `orchestrion train` first")
-        return tracker.model(reference)
-
-
-def check_wishes(home: Home, model: Any, config: Any) -> None:
-    """See, before Prefect is started, that a model's encoding has ids for what a batch asks for.
-
-    Args:
-        model: of `find_model`.
-        config: the `GenerateConfig`.
-    Raises:
-        ConfigError: it has none of a kind, such as programs in an encoding without programs.
-    """
-    folder = home.root / model.checkpoint
-    if not (config.key or config.programs or config.tempo or config.density) or not folder.exists():
-        return
-    from tasks.checkpoints import read_tokenizer
-    from tasks.sampling.sample_ids import check_wishes as check
-
-    check(read_tokenizer(folder), config)

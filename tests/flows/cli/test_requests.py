@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.requests import read_request
+from flows.cli.requests import read_request
 from tasks.config.generation import GenerateConfig
 from tasks.config.presets import build_preset
 from tasks.errors import BadScore, ConfigError, NotFound, OrchestrionError

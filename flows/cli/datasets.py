@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli_look import tracker_of
-from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption, print_list
+from flows.cli.options import DEFAULT_HOME, HomeOption, JsonOption, print_list
+from flows.cli.registry import tracker_of
 from flows.services import environment
 from tasks.errors import ConfigError
 from tasks.storage.files import json_text

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import typer
 
-from flows import cli, deployments
+from flows import deployments
+from flows.cli import main
 from flows.services import servers
 from tasks.runtime.signals import ends
 
@@ -126,7 +127,7 @@ def commands() -> Iterator[tuple[list[str], Any]]:
         else:
             yield words, command
 
-    yield from below(typer.main.get_command(cli.app), [])
+    yield from below(typer.main.get_command(main.app), [])
 
 
 def argument_lists(rng: random.Random) -> Iterator[list[str]]:
@@ -175,7 +176,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("ORCHESTRION_HOME", str(tmp_path / "home"))
     for name, data in FILES.items():
         (tmp_path / name).write_bytes(data)
-    monkeypatch.setattr(cli, "_run_flow", lambda home, name, *arguments, **options: {"seconds": 0.0})
+    for command in main.COMMANDS:
+        if hasattr(command, "run_flow"):
+            monkeypatch.setattr(command, "run_flow", lambda home, name, *arguments, **options: {"seconds": 0.0})
     monkeypatch.setattr(deployments, "serve_flows", lambda *arguments: None)
     monkeypatch.setattr(servers, "run_uis", lambda *arguments: None)
     monkeypatch.setattr("flows.pipeline_summary.pipeline_rows", lambda result: [])
@@ -184,7 +187,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def call(arguments: list[str]) -> tuple[int, str, str]:
         out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            cli.main(arguments)
+            main.main(arguments)
         for stream in (out, err):
             stream.flush()
         return int(ended.value.code or 0), out.buffer.getvalue().decode(), err.buffer.getvalue().decode()  # type: ignore[union-attr]

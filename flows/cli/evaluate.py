@@ -1,0 +1,40 @@
+"""`orchestrion evaluate`."""
+
+from flows.cli.app import app
+from flows.cli.options import (
+    DEFAULT_HOME,
+    DEFAULT_PRESET,
+    DatasetOption,
+    HomeOption,
+    JsonOption,
+    ModelOption,
+    ModelPresetOption,
+    QuietOption,
+    SetOption,
+    VerboseOption,
+    prepare,
+    print_result,
+)
+from flows.cli.registry import find_model
+from flows.cli.run_flow import build_config, run_flow
+
+
+@app.command(epilog="Example: orchestrion evaluate --model sample-music_transformer_tiny@champion")
+def evaluate(
+    model: ModelOption = "",
+    dataset: DatasetOption = "",
+    preset: ModelPresetOption = "",
+    overrides: SetOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Score a model on held-out music and make it the champion if it is the best so far."""
+    build_config(preset or DEFAULT_PRESET, overrides or [])  # a typo is told before the model is looked for
+    where = prepare(home, verbose, quiet)
+    config = build_config(preset or find_model(where, model).preset, overrides or [])
+    result = run_flow(where, "evaluate", config.evaluate, model, dataset)
+    print_result(
+        result, as_json, ("model_version", "dataset_version", "promoted", "metrics", "report", "run_id", "seconds")
+    )

@@ -1,0 +1,138 @@
+"""`orchestrion generate`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.app import app
+from flows.cli.options import (
+    DEFAULT_HOME,
+    DEFAULT_PRESET,
+    FreshOption,
+    HomeOption,
+    JsonOption,
+    ModelOption,
+    ModelPresetOption,
+    QuietOption,
+    SetOption,
+    VerboseOption,
+    prepare,
+    print_result,
+)
+from flows.cli.registry import check_wishes, find_model
+from flows.cli.run_flow import build_config, complain, run_flow
+from flows.services import environment
+from tasks.errors import ConfigError, HomeError, Interrupted, OrchestrionError
+from tasks.storage.files import json_text
+from tasks.storage.home import Home
+
+BATCH_FACTS = ("batch", "model_version", "n_pieces", "flags", "batch_dir", "gallery", "reused", "seconds")
+
+
+@app.command(epilog="Example: orchestrion generate --model mine-music_transformer@champion -n 16 --prompt theme.mid")
+def generate(
+    model: ModelOption = "",
+    n_pieces: Annotated[int | None, typer.Option("-n", "--n-pieces", help="Pieces to compose.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same bytes.")] = None,
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="To continue: a MIDI file, a folder of them, or split:test of the dataset.")
+    ] = "",
+    variation: Annotated[
+        float | None,
+        typer.Option("--variation", help="Share of the prompt's bars to write anew, other ones in each piece; 0-1."),
+    ] = None,
+    best_of: Annotated[int | None, typer.Option("--best-of", help="Attempts at each piece; the best is kept.")] = None,
+    reject_copies: Annotated[
+        bool,
+        typer.Option("--reject-copies", help="Write anew what shares more with the training music than people do."),
+    ] = False,
+    request: Annotated[
+        Path | None, typer.Option("--request", help="A TOML or JSON file that describes several batches.")
+    ] = None,
+    preset: ModelPresetOption = "",
+    overrides: SetOption = None,
+    fresh: FreshOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compose a batch of pieces with a page to review them; Ctrl-C keeps what is written, the same command goes on."""
+    environment.set_defaults(environment.SAMPLING)
+    given = {
+        "n_pieces": n_pieces, "seed": seed, "prompt": _absolute_prompt(prompt) or None, "variation": variation,
+        "best_of": best_of, "reject_copies": reject_copies or None,
+    }  # fmt: skip
+    settings = [f"generate.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    settings += overrides or []
+    if request is not None:
+        if settings or model or preset:
+            raise ConfigError(f"--request {request.name} says all; leave out --model, --preset and all settings")
+        _generate_all(request, prepare(home, verbose, quiet), fresh, as_json)
+        return
+    _check_prompt(build_config(preset or DEFAULT_PRESET, settings).generate.prompt)
+    where = prepare(home, verbose, quiet)
+    found = find_model(where, model)
+    config = build_config(preset or found.preset, settings)
+    check_wishes(where, found, config.generate)
+    print_result(run_flow(where, "generate", config.generate, model, fresh=fresh), as_json, BATCH_FACTS)
+
+
+def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> None:
+    """Compose all batches of a request file, once all its settings, models and prompts are known to be there.
+
+    A job that fails for a reason of its own does not keep the others from being composed; all such are told at the end,
+    whatever ends it, and the last of them decides the exit code.
+    """
+    from flows.cli.requests import read_request
+
+    models = dict[str, Any]()
+
+    def settings_of(model: str) -> Any:
+        models[model] = models.get(model) or find_model(where, model)
+        return build_config(models[model].preset, ()).generate
+
+    jobs = read_request(request, settings_of)
+    for job in jobs:
+        _check_prompt(job.config.prompt)
+        try:
+            check_wishes(where, models[job.model], job.config)
+        except OrchestrionError as error:
+            error.put_before(f"{request.name}: {job.name}")
+            raise
+    results, failed = [], list[OrchestrionError]()
+    try:
+        for job in jobs:
+            try:
+                result = run_flow(where, "generate", job.config, job.model, fresh=fresh)
+            except OrchestrionError as error:
+                error.put_before(f"{request.name}: {job.name}")
+                if isinstance(error, (HomeError, Interrupted)):  # of all jobs
+                    raise
+                failed.append(error)
+                continue
+            results.append({"name": job.name} | result)
+            if not as_json:
+                print_result(results[-1], as_json, ("name", *BATCH_FACTS))
+    finally:
+        if as_json:
+            typer.echo(json_text({"jobs": results}))
+        for error in failed:
+            complain(str(error))
+    if failed:
+        raise typer.Exit(failed[-1].exit_code)
+
+
+def _absolute_prompt(prompt: str) -> str:
+    from tasks.storage.user_paths import as_text, path_of
+
+    return prompt if not prompt or prompt.startswith("split:") else as_text(path_of(prompt).absolute())
+
+
+def _check_prompt(prompt: str) -> None:
+    from tasks.storage.user_paths import check_there, path_of
+
+    if prompt and not prompt.startswith("split:"):
+        check_there(path_of(prompt), "prompt")

@@ -1,0 +1,112 @@
+"""The command line. Each command builds one config, then calls one flow; heavy imports wait until then."""
+
+import io
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import typer
+from typer.exceptions import TyperException
+
+from flows.cli import compose, datasets, evaluate, generate, pipeline, rebuild, serve, show, sweep, train
+from flows.cli.app import app
+from flows.cli.run_flow import complain
+from flows.services import interrupts, streams
+from flows.services.interrupts import INTERRUPTED, SAID_INTERRUPTED
+from tasks.errors import OrchestrionError, words_of
+from tasks.runtime.signals import ends
+from tasks.storage.files import storage_problem
+
+PANELS = {
+    "Build": ("demo", "pipeline", "rebuild", "train", "evaluate", "sweep", "datasets"),
+    "Compose": ("generate", "compose", "encode", "decode"),
+    "Look": ("runs", "models", "compare", "lineage", "presets", "doctor"),
+    "Serve": ("ui", "deploy"),
+}
+COMMANDS = (rebuild, train, evaluate, generate, pipeline, sweep, serve, show)  # imported, they are registered
+
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(compose.app, name="compose")
+_places = {name: (place, panel) for panel, names in PANELS.items() for place, name in enumerate(names)}
+for command in (*app.registered_commands, *app.registered_groups):
+    command.name = command.name or command.callback.__name__  # type: ignore[union-attr]
+    command.rich_help_panel = _places[command.name][1]
+app.registered_commands.sort(key=lambda command: list(_places).index(str(command.name)))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; every mistake becomes one line on stderr and an exit code."""
+    for number in ends():  # all end as Ctrl-C does, so that nothing is left running
+        signal.signal(number, signal.default_int_handler)
+    streams.open_missing()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit its encoding
+    if arguments is None:
+        _hide_queries()
+    code = _run(list(sys.argv[1:] if arguments is None else arguments))
+    if code == INTERRUPTED:
+        streams.leave(code)
+    streams.let_go()
+    sys.exit(code)
+
+
+def _hide_queries() -> None:
+    """Start anew without the queries of sources' addresses among the arguments, which `ps` and Ray's records show."""
+    from tasks.ingest.sources.secrets import keep_queries
+
+    given = sys.orig_argv[1:]
+    if (hidden := keep_queries(given)) != given:
+        os.execv(sys.executable, [sys.orig_argv[0], *hidden])
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        with streams.reader_gone_told():
+            returned = app(args=arguments, standalone_mode=False)
+        if returned == INTERRUPTED:  # typer turns Ctrl-C into a number without a word
+            raise KeyboardInterrupt
+        return returned if isinstance(returned, int) else 0
+    except typer.Exit as error:
+        return error.exit_code
+    except TyperException as error:  # a wrong option: `format_message` names it
+        complain(getattr(error, "format_message", error.__str__)())
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        _say_interrupted()
+        return INTERRUPTED
+    except OrchestrionError as error:
+        complain(str(error))
+        return error.exit_code
+    except Exception as error:
+        return _explain(error, is_verbose=bool({"-v", "--verbose"} & set(arguments)))
+
+
+def _explain(error: Exception, is_verbose: bool) -> int:
+    """Say in one line what went wrong that nobody thought of, and return the exit code."""
+    if _was_interrupted(error):
+        _say_interrupted()
+        return INTERRUPTED
+    if is_verbose:
+        logging.getLogger("flows").error("failed", exc_info=error)
+    said = f"failed: {type(error).__name__}: {words_of(error)} (-v shows where)"
+    complain(storage_problem(error) or said)
+    return 1
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Tell whether an error arose while Ctrl-C was dealt with, which reaches Prefect's server too and ends it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _say_interrupted() -> None:
+    interrupts.told.set()
+    complain(SAID_INTERRUPTED)
+
+
+# What can be told to be wrong before Prefect and Ray are started is told before.

@@ -1,0 +1,68 @@
+"""`orchestrion pipeline` and `orchestrion demo`."""
+
+import typer
+
+from flows.cli.app import app
+from flows.cli.options import (
+    DEFAULT_HOME,
+    DEFAULT_PRESET,
+    AugmentOption,
+    EncodingOption,
+    FreshOption,
+    HomeOption,
+    JsonOption,
+    LicenceOption,
+    NameOption,
+    PresetOption,
+    QuietOption,
+    SetOption,
+    SourceOption,
+    VerboseOption,
+    prepare,
+)
+from flows.cli.rebuild import check_sources, dataset_overrides
+from flows.cli.run_flow import build_config, run_flow
+from tasks.storage.files import json_text
+
+
+@app.command(epilog="Example: orchestrion pipeline --source ~/midi --preset music_transformer_tiny --json")
+def pipeline(
+    source: SourceOption = None,
+    name: NameOption = "",
+    licence: LicenceOption = None,
+    encoding: EncodingOption = "",
+    augment: AugmentOption = "",
+    preset: PresetOption = DEFAULT_PRESET,
+    overrides: SetOption = None,
+    fresh: FreshOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Rebuild, train, evaluate, generate: the whole way from a folder to a gallery."""
+    config = build_config(preset, dataset_overrides(source, name, licence, encoding, augment) + (overrides or []))
+    check_sources(config.dataset.sources)
+    where = prepare(home, verbose, quiet)
+    result = run_flow(where, "pipeline", config, fresh=fresh)
+    if as_json:
+        typer.echo(json_text(result))
+        return
+    from flows.pipeline_summary import pipeline_rows
+
+    rows = [*pipeline_rows(result), ("took", f"{result['seconds']:.0f} s")]
+    for label, text in [*rows, ("look around", f"orchestrion ui --home {where.root}")]:
+        typer.echo(f"{label:>14}  {text}")
+
+
+@app.command(epilog="Example: orchestrion demo --source ~/midi")
+def demo(
+    source: SourceOption = None,
+    overrides: SetOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """The pipeline with small defaults, on the built-in sample corpus or on your own folder."""
+    pipeline(source, "", None, "", "", DEFAULT_PRESET, overrides, False, home, as_json, verbose, quiet)

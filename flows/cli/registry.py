@@ -1,0 +1,51 @@
+"""Registered models, as commands look them up."""
+
+import os
+from typing import Any
+
+from flows.services import environment
+from tasks.errors import NotFound
+from tasks.storage.home import Home
+
+
+def tracker_of(home: Home) -> Any:
+    """Return the home's tracker, or None where nothing was ever tracked: looking must not make a store."""
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (home.mlflow / "mlflow.db").exists():
+        return None
+    environment.prepare(home)
+    from tasks.tracking.mlflow_tracker import Tracker
+
+    return Tracker(home)
+
+
+def find_model(home: Home, reference: str) -> Any:
+    """Return the registered model that a reference means.
+
+    Raises:
+        NotFound: there is none.
+    """
+    from tasks.runtime.progress import Progress
+
+    with Progress("looking for the model"):
+        tracker = tracker_of(home)
+        if tracker is None:
+            raise NotFound(f"home {home.root} holds no trained model yet; run `orchestrion train` first")
+        return tracker.model(reference)
+
+
+def check_wishes(home: Home, model: Any, config: Any) -> None:
+    """See, before Prefect is started, that a model's encoding has ids for what a batch asks for.
+
+    Args:
+        model: of `find_model`.
+        config: the `GenerateConfig`.
+    Raises:
+        ConfigError: it has none of a kind, such as programs in an encoding without programs.
+    """
+    folder = home.root / model.checkpoint
+    if not (config.key or config.programs or config.tempo or config.density) or not folder.exists():
+        return
+    from tasks.checkpoints import read_tokenizer
+    from tasks.sampling.sample_ids import check_wishes as check
+
+    check(read_tokenizer(folder), config)

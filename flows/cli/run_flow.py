@@ -1,0 +1,56 @@
+"""What commands share: building a config, running a flow, saying what went wrong."""
+
+import importlib
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import typer
+
+from flows.services import environment, interrupts
+from tasks.storage.home import Home
+
+START_RAY = ("rebuild_dataset", "train", "pipeline", "sweep")  # `evaluate` and `generate` mostly do without
+LONGEST_MESSAGE = 4000  # characters; what a user gave may be longer than anybody reads
+
+
+def complain(message: str) -> None:
+    """Say something in one line, which control characters and names that are not UTF-8 leave one."""
+    line = " ".join(message.split())
+    if len(line) > LONGEST_MESSAGE:
+        line = f"{line[: LONGEST_MESSAGE // 2]} ... {line[-LONGEST_MESSAGE // 2 :]}"
+    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
+    with suppress(OSError):  # the terminal is gone
+        typer.echo(f"orchestrion: {shown}", err=True)
+
+
+def build_config(preset: str, overrides: Sequence[str]) -> Any:
+    from tasks.config.overrides import apply_overrides
+    from tasks.config.presets import build_preset
+
+    return apply_overrides(build_preset(preset), overrides)
+
+
+def run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+    wait_seconds = float(os.environ.get("ORCHESTRION_LOCK_WAIT_SECONDS", "0"))
+    with (
+        interrupts.ended_soon(home.root / "logs" / "hung.txt"),
+        home.locked(f"orchestrion {name.replace('_', '-')}", wait_seconds),
+    ):
+        from flows.services import servers
+        from tasks.runtime import cluster
+        from tasks.runtime.progress import Progress
+
+        if name in START_RAY:
+            cluster.check_start()
+        with Progress(name.replace("_", "-")) as whole:
+            whole.note = "starting Prefect"
+            servers.ensure_prefect(home)
+            environment.import_prefect(home)
+            interrupts.ignore_repeats()
+            flow = getattr(importlib.import_module(f"flows.{name}"), name)
+            try:
+                return flow(*arguments, home=str(home.root), **options)
+            finally:
+                cluster.disconnect()

@@ -1,0 +1,65 @@
+"""`orchestrion ui` and `orchestrion deploy`."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from flows.cli.app import app
+from flows.cli.options import (
+    DEFAULT_HOME,
+    DEFAULT_PRESET,
+    HomeOption,
+    LicenceOption,
+    NameOption,
+    PresetOption,
+    SetOption,
+    SourceOption,
+    VerboseOption,
+    prepare,
+)
+from flows.cli.rebuild import check_sources, dataset_overrides
+from flows.cli.run_flow import build_config
+from flows.services import environment
+
+
+@app.command(epilog="Example: orchestrion ui")
+def ui(
+    home: HomeOption = DEFAULT_HOME,
+    prefect_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of Prefect's UI on 127.0.0.1; another free one if it is taken.")
+    ] = environment.PREFECT_PORT,
+    mlflow_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of MLflow's UI on 127.0.0.1; another free one if it is taken.")
+    ] = environment.MLFLOW_PORT,
+    verbose: VerboseOption = False,
+) -> None:
+    """Start the Prefect and MLflow UIs on loopback, those that do not run yet; Ctrl-C stops them."""
+    where = prepare(home, verbose)
+    from flows.services.servers import run_uis
+
+    run_uis(where, prefect_port, mlflow_port)
+
+
+@app.command(epilog='Example: orchestrion deploy --source ~/midi --cron "0 3 * * *"')
+def deploy(
+    source: SourceOption = None,
+    name: NameOption = "",
+    licence: LicenceOption = None,
+    preset: PresetOption = DEFAULT_PRESET,
+    overrides: SetOption = None,
+    cron: Annotated[str, typer.Option("--cron", help="When to rebuild the dataset.")] = "0 3 * * *",
+    home: HomeOption = DEFAULT_HOME,
+    verbose: VerboseOption = False,
+) -> None:
+    """Register all flows with Prefect, the rebuild on a schedule, and run what is triggered; Ctrl-C stops."""
+    config = build_config(preset, dataset_overrides(source, name, licence) + (overrides or []))
+    check_sources(config.dataset.sources)
+    if config.dataset.source_limits.refuse_private_addresses:
+        from tasks.config.source_limits import REFUSE_PRIVATE
+
+        os.environ[REFUSE_PRIVATE] = "1"  # for all runs, whatever the parameters that trigger them say
+    where = prepare(home, verbose)
+    from flows.deployments import serve_flows
+
+    serve_flows(where, config, cron)

@@ -1,0 +1,45 @@
+"""`orchestrion train`."""
+
+from flows.cli.app import app
+from flows.cli.options import (
+    DEFAULT_HOME,
+    DEFAULT_PRESET,
+    DatasetOption,
+    FreshOption,
+    HomeOption,
+    JsonOption,
+    PresetOption,
+    QuietOption,
+    SetOption,
+    VerboseOption,
+    prepare,
+    print_result,
+)
+from flows.cli.run_flow import build_config, run_flow
+from tasks.storage.home import Home
+
+
+@app.command(epilog="Example: orchestrion train --dataset mine --preset music_transformer --set train.n_steps=5000")
+def train(
+    dataset: DatasetOption = "",
+    preset: PresetOption = DEFAULT_PRESET,
+    overrides: SetOption = None,
+    fresh: FreshOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a model and register it; Ctrl-C saves, and the same command goes on from there."""
+    config = build_config(preset, overrides or [])
+    where = prepare(home, verbose, quiet)
+    check_dataset(where, dataset)
+    result = run_flow(where, "train", config.train, dataset, fresh=fresh)
+    facts = ("model_version", "dataset_version", "n_parameters", "step", "metrics")
+    print_result(result, as_json, (*facts, "checkpoint", "run_id", "reused", "seconds"))
+
+
+def check_dataset(home: Home, reference: str) -> None:
+    from tasks.dataset.versions import resolve_dataset
+
+    resolve_dataset(home, reference)
