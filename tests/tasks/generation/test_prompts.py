@@ -26,7 +26,7 @@ from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig, OptimusIntTokenizer
 from tasks.sampling import sample_ids
-from tasks.sampling.sample_ids import check_prompt_ids
+from tasks.sampling.sample_ids import check_prompt_ids, check_wishes
 from tasks.storage.home import Home
 from tasks.training.token_store import TokenStore
 from tests.builders import DRUMS, make_score
@@ -237,6 +237,15 @@ def test_a_prompt_of_tokens_without_a_note_is_told(
     prompts = read_prompts(load_model(setup.checkpoint), config_of(prompt=str(tmp_path / "late.mid"), prompt_tokens=5))
     tell_losses(prompts, OoreTokenizer())
     assert "1 of 1 prompts have no note among the tokens that are taken of them; the first: late.mid, 5" in caplog.text
+    assert (
+        "1 of 1 prompt begins with more than 8 s of silence, which the pieces keep; the first: late.mid" in caplog.text
+    )
+
+
+def test_a_wish_that_an_encoding_cannot_say_is_told_by_its_tokenizer_alone() -> None:
+    with pytest.raises(ConfigError, match="generate.programs: encoding oore has no ids that say it"):
+        check_wishes(OoreTokenizer(), GenerateConfig(programs=(0,)))
+    check_wishes(OoreTokenizer(), GenerateConfig(key="C"))
 
 
 def test_a_piece_that_adds_no_note_to_its_prompt_is_flagged(home: Home, setup: Setup) -> None:
