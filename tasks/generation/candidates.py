@@ -35,7 +35,7 @@ from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.validity import check_validity
 from tasks.music.midi.writer import write_midi
 from tasks.music.render.audio import encode_audio
-from tasks.music.render.musicxml import write_musicxml
+from tasks.music.render.notation import NoNotation, write_musicxml
 from tasks.music.render.pianoroll import draw_piano_roll, part_labels
 from tasks.music.render.soundfont import NoSound, Player
 from tasks.music.retrigger import end_at_next
@@ -311,9 +311,13 @@ def _render_piece(job: RenderJob, candidate: Candidate, more: dict[str, Any], si
             facts |= {"warnings": [*facts["warnings"], *sound.warnings], "played_by": sound.made_with}
             files[job.config.audio] = encode_audio(sound.samples, sound.sample_rate, job.config.audio)
     if job.config.musicxml:
-        page = write_musicxml(score, facts["name"])
-        facts["musicxml_losses"] = page.losses
-        files["mxl"] = page.packed
+        try:
+            page = write_musicxml(score, facts["name"])
+        except NoNotation as error:
+            facts["warnings"] = [*facts["warnings"], f"no MusicXML: {error}"]
+        else:
+            facts["musicxml_losses"] = page.losses
+            files["mxl"] = page.packed
     for suffix, data in files.items():
         write_atomically(sidecar.with_suffix(f".{suffix}"), data)
     facts["files"] = {suffix: hashlib.sha256(data).hexdigest() for suffix, data in files.items()}

@@ -21,6 +21,7 @@ from tasks.generation.judge import CUT_SHORT, NOTHING_NEW, Critic, batch_flags, 
 from tasks.generation.prompts import Prompt, read_prompts, tell_losses, with_room
 from tasks.generation.selection import Choice, WritePlan, choose_pieces, first_candidates, render_all
 from tasks.music.midi.validity import Validity, share_valid
+from tasks.music.render.notation import check_notation
 from tasks.music.render.soundfont import find_player
 from tasks.runtime.progress import Progress
 from tasks.sampling.latents import latents_of
@@ -141,6 +142,8 @@ def generate_batch(
         show: makes the progress of a stage, of its label, total and unit.
     """
     player = find_player(config.renderer, config.soundfont)
+    if config.musicxml:
+        check_notation()
     if config.audio != "none" and player.problem:
         logger.warning("no audio: %s; the gallery's page plays the notes itself", player.problem)
     loaded = load_model(checkpoint)

@@ -1,197 +1,217 @@
-"""Scores as notation: bars, a grid of sixteenths or of their triplets in each beat, staves and voices.
+"""Scores as MusicXML for notation programs, by music21 (the extra `notation`).
 
-A quarter has `divisions` steps, 12 or a power of two more. In each beat (quarter) of each part, onsets go to sixteenths
-or to triplets of sixteenths, whichever is nearer; so do ends.
+    check_notation()                          # once, before anything is composed
+    page = write_musicxml(score, "Prelude")
+    page.packed                               # a .mxl file; the same score gives the same bytes
+    page.losses                               # what the page changes, by reason
+
+In each beat (quarter) of each part, notes go to sixteenths or to triplets of them, whichever is nearer. Velocities and
+pedals are left out; a change of meter inside a bar waits for the next bar line.
 """
 
+import io
 import itertools
+import re
+import zipfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from fractions import Fraction
+from importlib.util import find_spec
+from threading import Lock
+from typing import Any
 
 import numpy as np
 
-from tasks.music.arrays import BoolArray, IntArray
-
-if TYPE_CHECKING:
-    from tasks.music.score import Score
+from tasks.errors import ConfigError
+from tasks.music.arrays import BoolArray
+from tasks.music.bars import bar_lines
+from tasks.music.render.pianoroll import part_labels
+from tasks.music.score import Score
 
 MAX_BARS = 20_000
-MAX_VOICES = 4  # of a staff; notation programs know no more
-TRIPLET_BIAS = 0.6  # triplets have more places in a beat: they must be nearer by this factor to be believed
-MIDDLE_C = 60
-LOWEST_PITCH = 12  # C0: MusicXML has no octave below
-LOSSES = ("notes_moved", "notes_lengthened", "notes_doubled", "notes_shortened", "notes_raised")
+LOWEST_PITCH, MIDDLE_C = 12, 60
 N_KEYBOARDS = 24  # General MIDI programs below are pianos, tuned percussion and organs: two staves
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Bars:
-    """M bars: start and length in divisions, meter as (numerator, denominator), and whether a change of meter cuts it.
-
-    The last entry of `start` is the end of the last bar, so that it has M + 1 entries.
-    """
-
-    divisions: int
-    start: IntArray
-    meter: list[tuple[int, int]]
-    is_cut: list[bool]
-
-    def beats(self, bar: int) -> list[tuple[int, int]]:
-        """Return (start, end) of the quarters of a bar; the last may be shorter."""
-        start, end = int(self.start[bar]), int(self.start[bar + 1])
-        return [(beat, min(beat + self.divisions, end)) for beat in range(start, end, self.divisions)]
+TRIPLET_BIAS = 0.6  # triplets have more places in a beat: they must be nearer by this factor to be believed
+TEMPO_CHANGE_SHOWN = 0.08  # smaller ones are left out
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+CONTAINER = (
+    '<?xml version="1.0" encoding="UTF-8"?>\n<container><rootfiles><rootfile full-path="score.musicxml" '
+    'media-type="application/vnd.recordare.musicxml+xml"/></rootfiles></container>\n'
+)
+_ONE_AT_A_TIME = Lock()  # music21 keeps much in module variables
 
 
 @dataclass(frozen=True, slots=True)
-class Chord:
-    """Notes that begin and end together in one voice, in divisions from the start of the piece."""
+class Page:
+    """A score as MusicXML: the file, the same packed as .mxl, and how many notes differ, by reason."""
 
-    onset: int
-    end: int
-    pitches: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """One part on the grid: `voices[staff][voice]` are chords in order, `triplet_beats` starts of beats in triplets."""
-
-    track: int
-    program: int
-    is_drum: bool
-    voices: list[list[list[Chord]]]
-    triplet_beats: frozenset[int]
+    text: bytes
+    packed: bytes
+    losses: dict[str, int]
 
 
-def divisions_of(score: "Score") -> int:
-    """Return the steps of a quarter: 12, or more where a meter counts in notes shorter than a sixteenth."""
-    return 12 * max(1, int(score.time_signatures.denominator.max(initial=4)) // 16)
+class NoNotation(Exception):
+    """A score cannot be written as MusicXML; the message says why."""
 
 
-def bars_of(score: "Score", divisions: int) -> Bars:
-    """Return the bars up to the end of the last note; 4/4 where the score names no meter.
+def check_notation() -> None:
+    """Raise ConfigError if music21 is not installed."""
+    if find_spec("music21") is None:
+        raise ConfigError("musicxml=true needs the extra `notation`: pip install 'orchestrion[notation]'")
+
+
+def write_musicxml(score: Score, title: str = "") -> Page:
+    """Write `score` as MusicXML 4.0.
 
     Raises:
-        ValueError: there would be more than `MAX_BARS`.
+        NoNotation: more than 20,000 bars, or something that music21 cannot write.
     """
-    meters = score.time_signatures
-    ticks = (np.round(_at(score, meters.tick, divisions) / 3) * 3).astype(int).tolist()  # what notes can fill
-    changes = dict(zip(ticks, zip(meters.numerator.tolist(), meters.denominator.tolist(), strict=True), strict=True))
-    changes = {0: (4, 4)} | changes
-    ends = score.notes.onset + score.notes.duration
-    # A note that is lengthened to a step of the grid must still fit.
-    last = int(np.ceil(_at(score, ends, divisions).max(initial=0.0) + divisions / 4))
-    starts, in_force, is_cut = list[int](), list[tuple[int, int]](), list[bool]()
-    edges = [*sorted(tick for tick in changes if tick < last), last]
-    for place, (begin, stop) in enumerate(itertools.pairwise(edges)):
-        numerator, denominator = changes[begin]
-        length = numerator * 4 * divisions // denominator
-        if len(starts) + (stop - begin) / length > MAX_BARS:
-            raise ValueError(f"{(stop - begin) / length:.0f} bars of {numerator}/{denominator}, limit {MAX_BARS}")
-        own = list(range(begin, stop, length))
-        starts += own
-        in_force += [(numerator, denominator)] * len(own)
-        is_cut += [False] * (len(own) - 1) + [place < len(edges) - 2 and own[-1] + length > stop]
-        last = max(stop, own[-1] + length)
-    return Bars(divisions, np.array([*starts, last]), in_force, is_cut)
+    lines = bar_lines(score.time_signatures, score.ticks_per_quarter)
+    last = int((score.notes.onset + score.notes.duration).max(initial=0))
+    unit = lines.units_per_tick
+    bar, rest = (int(values[0]) for values in lines.place(np.array([max(last, 1) * unit - 1])))
+    run = np.searchsorted(lines.first_bar, bar, side="right") - 1
+    n_bars, n_quarters = (
+        bar + 1,
+        (max(last, 1) * unit - 1 - rest + int(lines.length[run])) / (unit * score.ticks_per_quarter),
+    )
+    if n_bars > MAX_BARS:
+        raise NoNotation(f"{n_bars} bars, limit {MAX_BARS}")
+    try:
+        with _ONE_AT_A_TIME:
+            page, losses = _build(score, title, n_quarters)
+            text = _export(page)
+    except Exception as error:  # music21 raises classes of its own and many others
+        raise NoNotation(f"music21 fails: {type(error).__name__}: {error}") from error
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in (("META-INF/container.xml", CONTAINER.encode()), ("score.musicxml", text)):
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
+    return Page(text, buffer.getvalue(), losses)
 
 
-def engrave(score: "Score", bars: Bars) -> tuple[list[Part], dict[str, int]]:
-    """Put every part on the grid, its notes on staves and in voices; count what that changes, by reason."""
-    counts: dict[str, int] = dict.fromkeys(LOSSES, 0)
-    parts = [_engrave_part(score, bars, track, counts) for track in range(max(score.n_tracks, 1))]
-    return parts, {reason: n for reason, n in counts.items() if n}
+def _build(score: Score, title: str, n_quarters: float) -> tuple[Any, dict[str, int]]:
+    from music21 import layout, metadata, note, stream
+
+    page = stream.Score()
+    page.metadata = metadata.Metadata(title=NOT_XML.sub("\ufffd", title or "Untitled"))
+    counts = {"notes_moved": 0, "notes_doubled": 0, "notes_raised": 0}
+    for track, name in enumerate(part_labels(score) or ["no notes"]):
+        own = score.notes.track == track
+        is_keyboard = own.any() and not score.notes.is_drum[own][0] and score.notes.program[own][0] < N_KEYBOARDS
+        staves = [stream.PartStaff(id=f"P{track + 1}-{hand}") for hand in (1, 2)] if is_keyboard else [stream.Part()]
+        for staff in staves:
+            staff.partName = NOT_XML.sub("\ufffd", name)
+            _add_signs(staff, score, with_tempos=track == 0 and staff is staves[0])
+        _add_notes(staves, score, own, counts)
+        for staff in staves:
+            if staff.highestTime < n_quarters:
+                staff.insert(staff.highestTime, note.Rest(quarterLength=n_quarters - staff.highestTime))
+            page.insert(0, staff)
+        if is_keyboard:
+            page.insert(0, layout.StaffGroup(staves, name=staves[0].partName, symbol="brace"))
+    return page, {reason: n for reason, n in counts.items() if n}
 
 
-def _at(score: "Score", ticks: IntArray, divisions: int) -> np.ndarray:
-    return ticks * divisions / score.ticks_per_quarter
+def _add_signs(part: Any, score: Score, with_tempos: bool) -> None:
+    from music21 import key, meter, tempo
+
+    meters, keys, tempos = score.time_signatures, score.key_signatures, score.tempos
+    lines = bar_lines(meters, score.ticks_per_quarter)
+    quarter = score.ticks_per_quarter * lines.units_per_tick
+    run_of = np.searchsorted(lines.start, meters.tick * lines.units_per_tick).tolist()  # the next bar line
+    ratios = [f"{over}/{under}" for over, under in zip(meters.numerator, meters.denominator, strict=True)]
+    for run, ratio in ({0: "4/4"} | dict(zip(run_of, ratios, strict=True))).items():
+        part.insert(int(lines.start[run]) / quarter, meter.TimeSignature(ratio))
+    for tick, fifths, is_minor in zip(keys.tick.tolist(), keys.key.tolist(), keys.is_minor.tolist(), strict=True):
+        signature = key.KeySignature(fifths).asKey("minor" if is_minor else "major")
+        part.insert(round(4 * tick / score.ticks_per_quarter) / 4, signature)
+    shown = 0.0
+    for tick, microseconds in zip(tempos.tick.tolist(), tempos.microseconds_per_quarter.tolist(), strict=True):
+        per_minute = 60e6 / microseconds
+        if with_tempos and abs(per_minute - shown) > TEMPO_CHANGE_SHOWN * shown:
+            shown = per_minute
+            part.insert(round(4 * tick / score.ticks_per_quarter) / 4, tempo.MetronomeMark(number=round(per_minute, 2)))
 
 
-def _engrave_part(score: "Score", bars: Bars, track: int, counts: dict[str, int]) -> Part:
-    notes = score.notes
-    mine = notes.track == track
-    onset = _at(score, notes.onset[mine], bars.divisions)
-    end = _at(score, notes.onset[mine] + notes.duration[mine], bars.divisions)
-    pitch = notes.pitch[mine].astype(int)
-    is_drum = bool(notes.is_drum[mine].any())
-    program = int(notes.program[mine][0]) if len(pitch) else 0
-    if not is_drum:
+def _add_notes(staves: list[Any], score: Score, own: BoolArray, counts: dict[str, int]) -> None:
+    from music21 import chord, instrument, note, percussion, tie
+
+    notes, lines = score.notes, bar_lines(score.time_signatures, score.ticks_per_quarter)
+    twelfth = score.ticks_per_quarter * lines.units_per_tick // 12  # near enough to tell in which bar a note ends
+    onset, end = (ticks[own] / score.ticks_per_quarter for ticks in (notes.onset, notes.onset + notes.duration))
+    start, stop = _on_grid(onset, end)
+    counts["notes_moved"] += int(((abs(start / 12 - onset) > 1e-9) | (abs(stop / 12 - end) > 1e-9)).sum())
+    is_drum = bool(notes.is_drum[own].any())
+    pitch = notes.pitch[own].astype(int)
+    if not is_drum:  # MusicXML has no octave below C0
         counts["notes_raised"] += int((pitch < LOWEST_PITCH).sum())
         pitch[pitch < LOWEST_PITCH] += 12
-    placed, triplet_beats = _quantise(onset, end, bars, counts)
-    longest: dict[tuple[int, int], int] = {}
-    for start, stop, key in zip(*placed, pitch.tolist(), strict=True):
-        longest[start, key] = max(longest.get((start, key), 0), stop)
-    counts["notes_doubled"] += len(pitch) - len(longest)
-    has_two_staves = not is_drum and program < N_KEYBOARDS and len(pitch) > 0
-    chords: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(1 + has_two_staves)]
-    for (start, key), stop in sorted(longest.items()):
-        chords[int(has_two_staves and key < MIDDLE_C)].setdefault((start, stop), []).append(key)
-    voices = [_assign([Chord(*span, tuple(keys)) for span, keys in staff.items()], counts) for staff in chords]
-    return Part(track, program, is_drum, voices, triplet_beats)
+    staff_of = (pitch < MIDDLE_C).astype(int) * (len(staves) - 1)
+    together: dict[tuple[int, int, int], set[int]] = {}
+    for *place, sounding in zip(start.tolist(), stop.tolist(), staff_of.tolist(), pitch.tolist(), strict=True):
+        together.setdefault(tuple(place), set()).add(sounding)
+    counts["notes_doubled"] += len(pitch) - sum(map(len, together.values()))
+    sounds = {drum: instrument.UnpitchedPercussion() for drum in np.unique(pitch).tolist()} if is_drum else {}
+    for drum, sound in sounds.items():
+        sound.percMapPitch, sound.instrumentName = drum, f"percussion {drum}"
+    program = int(notes.program[own][0]) if own.any() else 0
+    for sound in sounds.values() or [instrument.instrumentFromMidiProgram(program)]:
+        staves[0].insert(0, sound)
+    for (first, last, staff), pitches in sorted(together.items()):
+        cuts = _cuts(first, last)
+        for place, (begin, stop) in enumerate(itertools.pairwise(cuts)):
+            if is_drum:
+                elements = [note.Unpitched("B4") for _ in pitches]
+                for member, drum in zip(elements, sorted(pitches), strict=True):
+                    member.storedInstrument = sounds[drum]
+                bar = lines.place(np.array([begin, stop - 1]) * twelfth)[0]
+                if len(pitches) > 1 and len(cuts) == 2 and bar[0] == bar[1]:  # music21 ties no chord of drums
+                    elements = [percussion.PercussionChord(elements)]
+            else:
+                elements = [chord.Chord(sorted(pitches)) if len(pitches) > 1 else note.Note(*pitches)]
+            for element in elements:
+                if len(cuts) > 2:
+                    element.tie = tie.Tie("start" if place == 0 else "stop" if stop == last else "continue")
+                element.quarterLength = Fraction(stop - begin, 12)
+                staves[staff].insert(Fraction(begin, 12), element)
 
 
-def _quantise(
-    onset: np.ndarray, end: np.ndarray, bars: Bars, counts: dict[str, int]
-) -> tuple[tuple[list[int], list[int]], frozenset[int]]:
-    """Return onsets and ends in whole divisions, and the starts of the beats that are in triplets."""
-    beat, beat_end = _beats_of(onset, bars)
-    by_four = _nearest(onset, beat, beat_end, bars.divisions // 4)
-    by_six = _nearest(onset, beat, beat_end, bars.divisions // 6)
-    errors = np.where((beat_end - beat) % (bars.divisions // 2) == 0, [abs(onset - by_four), abs(onset - by_six)], 0)
-    distances: dict[int, np.ndarray] = {}
-    for place, error in zip(beat.tolist(), errors.T, strict=True):
-        distances[place] = distances.get(place, 0) + error
-    triplets = frozenset(place for place, (four, six) in distances.items() if six < TRIPLET_BIAS * four - 1e-9)
+def _cuts(first: int, last: int) -> list[int]:
+    """Return where a note of twelfths of a quarter is cut into lengths that one note can have in a beat of triplets."""
+    cuts = {first, last}
+    if first % 3:
+        cuts.add(min(first - first % -12, last))
+    if last % 3:
+        cuts.add(max(last - last % 12, first))
+    tens = [
+        begin + (6 if begin % 12 == 0 else 4) for begin, stop in itertools.pairwise(sorted(cuts)) if stop - begin == 10
+    ]
+    return sorted({*cuts, *tens})
 
-    def in_triplets(beats: IntArray) -> BoolArray:
-        return np.isin(beats, np.array(sorted(triplets), dtype=np.int64))
 
-    start = np.where(in_triplets(beat), by_six, by_four)
-    last, last_end = _beats_of(np.nextafter(end, 0), bars)
-    stop = np.where(
-        in_triplets(last),
-        _nearest(end, last, last_end, bars.divisions // 6),
-        _nearest(end, last, last_end, bars.divisions // 4),
+def _on_grid(onset: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return onsets and ends in twelfths of a quarter, on the sixteenths (3) or triplets of them (2) of their beat."""
+    beat = np.floor(onset).astype(np.int64)
+    n_beats = int(max(beat.max(initial=0), np.ceil(end).max(initial=0))) + 2
+    distance = [
+        np.bincount(beat, np.abs(np.rint(onset * 12 / step) * step / 12 - onset), minlength=n_beats) for step in (3, 2)
+    ]
+    step_of = np.where(distance[1] < TRIPLET_BIAS * distance[0] - 1e-9, 2, 3)
+    start = (np.rint(onset * 12 / step_of[beat]) * step_of[beat]).astype(np.int64)
+    last = np.maximum(np.ceil(end).astype(np.int64) - 1, 0)
+    stop = (np.rint(end * 12 / step_of[last]) * step_of[last]).astype(np.int64)
+    return start, np.where(stop > start, stop, start + step_of[start // 12])
+
+
+def _export(page: Any) -> bytes:
+    """Return the file without what differs from call to call: names made of addresses in memory, and the date."""
+    from music21.musicxml.m21ToXml import GeneralObjectExporter
+
+    text = GeneralObjectExporter(page).parse()
+    text = re.sub(rb"\s*<encoding-date>[^<]*</encoding-date>", b"", text)
+    numbers: dict[bytes, bytes] = {}
+    return re.sub(
+        rb'(?<=id=")[IP][0-9a-f]{32}',
+        lambda found: numbers.setdefault(found[0], b"%c%d" % (found[0][0], len(numbers) + 1)),
+        text,
     )
-    counts["notes_moved"] += int(((abs(start - onset) > 1e-9) | (abs(stop - end) > 1e-9)).sum())
-    is_short = stop <= start
-    counts["notes_lengthened"] += int(is_short.sum())
-    home, home_end = _beats_of(start.astype(float), bars)
-    step = np.where(in_triplets(home), bars.divisions // 6, bars.divisions // 4)
-    stop = np.where(is_short, np.minimum(start + step, home_end), stop)
-    return (start.tolist(), stop.tolist()), triplets
-
-
-def _beats_of(place: np.ndarray, bars: Bars) -> tuple[IntArray, IntArray]:
-    """Return start and end of the beat that each place lies in."""
-    bar = np.clip(np.searchsorted(bars.start, place, side="right") - 1, 0, len(bars.start) - 2)
-    start = bars.start[bar] + ((place - bars.start[bar]) // bars.divisions).astype(np.int64) * bars.divisions
-    return start, np.minimum(start + bars.divisions, bars.start[bar + 1])
-
-
-def _nearest(place: np.ndarray, beat: IntArray, beat_end: IntArray, step: int) -> IntArray:
-    return np.minimum(beat + np.floor((place - beat) / step + 0.5).astype(np.int64) * step, beat_end)
-
-
-def _assign(chords: list[Chord], counts: dict[str, int]) -> list[list[Chord]]:
-    """Give each chord the first voice that is free; where all are taken, the one that is free first gives way."""
-    voices: list[list[Chord]] = [[]]
-    for chord in sorted(chords, key=lambda chord: (chord.onset, -chord.pitches[-1])):
-        free = next((voice for voice in voices if not voice or voice[-1].end <= chord.onset), None)
-        if free is None and len(voices) < MAX_VOICES:
-            free = list[Chord]()
-            voices.append(free)
-        if free is None:
-            candidates = [voice for voice in voices if voice[-1].onset < chord.onset]
-            if candidates:
-                free = min(candidates, key=lambda voice: voice[-1].end)
-                counts["notes_shortened"] += len(free[-1].pitches)
-                free[-1] = Chord(free[-1].onset, chord.onset, free[-1].pitches)
-            else:  # more than four lengths at one onset: the nearest length takes it in
-                nearest = min(voices, key=lambda voice: abs(voice[-1].end - chord.end))
-                counts["notes_shortened"] += len(chord.pitches)
-                pitches = tuple(sorted({*nearest[-1].pitches, *chord.pitches}))
-                nearest[-1] = Chord(chord.onset, nearest[-1].end, pitches)
-                continue
-        free.append(chord)
-    return voices
