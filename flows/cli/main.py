@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import typer
 from typer.exceptions import TyperException
@@ -18,6 +19,7 @@ from flows.services.interrupts import INTERRUPTED, SAID_INTERRUPTED
 from tasks.errors import OrchestrionError, words_of
 from tasks.runtime.signals import ends
 from tasks.storage.files import storage_problem
+from tasks.storage.home import Home
 
 PANELS = {
     "Build": ("demo", "pipeline", "rebuild", "train", "evaluate", "sweep", "datasets"),
@@ -54,11 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _hide_queries() -> None:
     """Start anew without the queries of sources' addresses among the arguments, which `ps` and Ray's records show."""
-    from tasks.ingest.sources.secrets import keep_queries
+    from tasks.ingest.sources.secrets import keep_queries, public_address, use_key
 
     given = sys.orig_argv[1:]
-    if (hidden := keep_queries(given)) != given:
-        os.execv(sys.executable, [sys.orig_argv[0], *hidden])
+    if keep_queries(given, public_address) == given:
+        return
+    with suppress(OrchestrionError):  # it is told later what is wrong with the home
+        use_key(Home.at(_home_of(given)).address_key)
+    os.execv(sys.executable, [sys.orig_argv[0], *keep_queries(given)])
+
+
+def _home_of(arguments: Sequence[str]) -> str | None:
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        if before == "--home" or argument.startswith("--home="):
+            return argument.removeprefix("--home=")
+    return None
 
 
 def _run(arguments: list[str]) -> int:

@@ -235,4 +235,4 @@ class DatasetConfig:
             require(0 < getattr(self, name) < 1, f"{name}={getattr(self, name)} outside 0 to 1")
         require(self.validation_share + self.test_share < 1, "validation_share + test_share leave nothing to train on")
         require(0 <= self.max_reject_share <= 1, f"max_reject_share={self.max_reject_share} outside 0 to 1")
-        require(len(set(self.sources)) == len(self.sources), f"sources={self.sources} names a source twice")
+        require(len(set(self.sources)) == len(self.sources), "sources names a source twice")

@@ -27,6 +27,7 @@ from tasks.ingest import song_shards
 from tasks.ingest.sources.read import refuse_lost
 from tasks.ingest.sources.sample_corpus import write_sample_corpus
 from tasks.ingest.sources.scan import Scan, carry_vanished, scan_sources
+from tasks.ingest.sources.secrets import keep_sources
 from tasks.runtime import cluster
 from tasks.runtime.prefect_tasks import HEALS, artifact_key, show_progress
 from tasks.runtime.progress import Progress
@@ -68,7 +69,8 @@ def find_inputs(config: DatasetConfig, home: Home) -> Inputs:
     if not config.sources:
         write_sample_corpus(home.sample_corpus, with_flaws=True)
         config = replace(config, sources=(str(home.sample_corpus),))
-    return _inputs(replace(config, name=name), _scan(config, home))
+    config = replace(config, name=name, sources=keep_sources(config.sources, home.address_key))
+    return _inputs(config, _scan(config, home))
 
 
 def _scan(config: DatasetConfig, home: Home) -> Scan:

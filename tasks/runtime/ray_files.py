@@ -1,6 +1,5 @@
 """Ray's token and the folder of a Ray that this process starts: where they are, and that nobody else gets at them."""
 
-import contextlib
 import fcntl
 import logging
 import os
@@ -11,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from tasks.errors import ConfigError, HomeError
+from tasks.storage.files import write_private_once
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def secure_token(is_new: bool = True) -> None:
             return  # Ray says what is missing
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _close_to_others(path.parent)
-        _write_once(path, secrets.token_hex(32))
+        write_private_once(path, secrets.token_hex(32))
         if _close_to_others(path):
             logger.warning(
                 "others could read Ray's token %s until now; `ray get-auth-token --generate` makes a new one", path
@@ -66,20 +66,6 @@ def _close_to_others(path: Path) -> bool:
         return False
     path.chmod(stat.S_IMODE(found.st_mode) & 0o700)
     return True
-
-
-def _write_once(path: Path, text: str) -> None:
-    """Write a file for the owner alone, unless there is one; a reader never sees half of it."""
-    if path.exists():
-        return
-    handle, name = tempfile.mkstemp(prefix=".token-", dir=path.parent)  # 0600
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        with contextlib.suppress(FileExistsError):  # another process was faster
-            os.link(name, path)
-    finally:
-        Path(name).unlink()
 
 
 def folder_root() -> Path:

@@ -6,9 +6,10 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,6 +43,21 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one, whatever is killed when."""
     with whole_file(path) as handle:
         handle.write(data)
+
+
+def write_private_once(path: Path, text: str) -> None:
+    """Write a file for the owner alone, unless there is one; a reader never sees half of it."""
+    if path.exists():
+        return
+    path.parent.mkdir(0o700, parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        with suppress(FileExistsError):  # another process was faster
+            os.link(name, path)
+    finally:
+        Path(name).unlink()
 
 
 @contextmanager

@@ -30,6 +30,7 @@ _MARKS = (
     "prefect",
     "cache",
     "session.json",
+    "address-key",
 )  # of a home or session
 _held_locks: dict[Path, int] = {}  # homes this process has locked, and how deep
 
@@ -91,6 +92,11 @@ class Home:
     def password(self) -> Path:
         """Of the servers of this home, for its owner alone."""
         return self.root / "password"
+
+    @property
+    def address_key(self) -> Path:
+        """Of the digests that stand for the secrets of sources' addresses, for its owner alone."""
+        return self.root / "address-key"
 
     def prepare(self, min_free_bytes: int = MIN_FREE_BYTES) -> None:
         """Make the folder, for this user alone, and see that it can be written to.

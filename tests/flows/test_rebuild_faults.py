@@ -180,22 +180,28 @@ def test_a_signature_in_an_address_is_nowhere_after_a_rebuild(
     start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     write_zip(tmp_path / "s.zip", {path.name: path.read_bytes() for path in write_sample_corpus(tmp_path / "midi", 24)})
-    secret = f"QUERYSECRET{uuid.uuid4().hex}"
+    secrets = [f"SECRET{uuid.uuid4().hex}" for _ in range(7)]
+    asked = "/a;v={}/s.zip;{}?sig={}&key={}&unlisted={}&{}".format(*secrets)
     with serving() as web:
         web.answer = serve_file((tmp_path / "s.zip").read_bytes())
-        rebuild = start(tmp_path / "home", f"{web.address}/s.zip?sig={secret}")  # type: ignore[arg-type]
+        source = f"{web.address}{asked}#access_token={secrets[6]}"
+        rebuild = start(tmp_path / "home", source)  # type: ignore[arg-type]
         rebuild.wait_until(lambda: web.requests)
         commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in rebuild.processes()]
         result = rebuild.result()
-    assert {path for path, _ in web.requests} == {f"/s.zip?sig={secret}"}
-    assert result["n_files"] == 24
-    assert not [command for command in commands if secret.encode() in command]
-    assert secret not in rebuild.errors + rebuild.said.read_text()
+        again = start(tmp_path / "home", source).result()  # type: ignore[arg-type]
+    assert {path for path, _ in web.requests} == {asked}
+    assert web.requests[1][1]["If-None-Match"] == '"v1"'  # the same address is known again by the key of the home
+    assert (result["n_files"], again["reused"]) == (24, True)
+    said = rebuild.errors + rebuild.said.read_text()
     places = [tmp_path / "home", *tmp_path_factory.getbasetemp().glob("prefect*")]  # the server's database too
-    held = [
-        path for place in places for path in place.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()
-    ]
-    assert held == []
+    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    ledger = str(pq.read_table(result["ledger"]).to_pylist())
+    assert f"{web.address}/a/s.zip?query=" in ledger
+    for secret in secrets:
+        assert not [command for command in commands if secret.encode() in command]
+        assert secret not in said + ledger
+        assert [path for path in files if secret in str(path) or secret.encode() in path.read_bytes()] == []
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from tasks.ingest.sources.listing import LISTING_SCHEMA, Part, Rows, combined
 from tasks.ingest.sources.names import archive_format
 from tasks.ingest.sources.objects import list_objects
 from tasks.ingest.sources.read import BadRead, refuse_rows
+from tasks.ingest.sources.secrets import public_address
 from tasks.ingest.sources.spec import SourceSpec, check_source, parse_source, shown_source, source_name
 from tasks.ingest.sources.threads import default_threads
 from tasks.ingest.sources.walk import Found, one_file, read_list, walk_folder
@@ -186,7 +187,7 @@ def _list_source(
         return [_list_local(local, entry.title, settings, entry.split_table)], [], entry
     if spec.kind == "http":
         local = download(spec.location, settings.cache, settings.limits, spec.sha256)
-        named = PurePosixPath(unquote(urlsplit(spec.location).path)).name or "download"
+        named = PurePosixPath(unquote(urlsplit(public_address(spec.location)).path)).name or "download"
         return [_list_local(local, spec.label, settings, named=printable(named))], [], None
     if spec.sha256:
         verify_file(spec.location, spec.sha256)

@@ -1,98 +1,201 @@
-"""What is secret in an address stays out of whatever is stored or said; the process that fetches finds it again.
+"""Addresses of sources without their secrets, for all that is stored or printed.
 
-The query of an http address, which may be a signature, is replaced by `query=` and a digest, under which the query
-itself stands in this process's environment, where child processes find it too. Of parameters that look like secrets
-nothing enters the digest, so that an address signed anew stays the same address. Names and passwords in front of a host
-are refused, as is what looks like a secret in the address of a store: netrc and the environment are for those.
+A secret may stand in the query of an http address, in parameters of its path (`;name=value`) or behind `#`. Its public
+form has neither; `?query=` and a digest stand for them. The whole address is in this process's environment under the
+digest, where child processes find it. The digest is an HMAC with a key of the home, so nobody without the key can find
+a short secret by trial. Addresses that differ in a secret are different sources. Only signatures are left out of the
+digest, because an address that is signed anew still names the same file.
+Names and passwords in front of a host are refused, as are secrets in the address of a store: netrc and the environment
+are for those.
 """
 
-import hashlib
+import hmac
+import json
 import os
 import re
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-from tasks.errors import ConfigError, NotFound
+from tasks.errors import ConfigError, HomeError, NotFound
+from tasks.storage.files import storage_problem, write_private_once
 
 VARIABLE = "ORCHESTRION_QUERY_"  # and the digest in capitals
+SETTINGS = frozenset({"sha256", "licence", "license"})  # of a source, behind its #
+STORE_OPTIONS = frozenset(
+    {"region", "scheme", "endpoint_override", "allow_bucket_creation", "allow_bucket_deletion", "anonymous",
+     "retry_limit_seconds", "replication", "buffer_size", "default_block_size", "user", "tls_ca_file_path"}
+)  # fmt: skip
 _WEB = re.compile(r"^https?://", re.IGNORECASE)
-_PUBLIC_QUERY = re.compile(r"query=([0-9a-f]{8})")
+_PARTS = re.compile(r"(https?://)([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.IGNORECASE | re.DOTALL)
+_PARAMETERS = re.compile(r"(?:;|%3b)[^/]*", re.IGNORECASE)  # of a server, or of one folder or file of a path
+_PUBLIC_QUERY = re.compile(r"query=([0-9a-f]{8}|[0-9a-f]{16})")  # 8 digits: of homes of before 2026-11-30
 _SECRET = re.compile(
     r"^(x-(amz|goog|oss|cos|obs|ms)-.*|sig|s[ektprv]|sk[a-z]+|spr|sdd|exp|expires?|policy|(aws|google)accesskeyid"
     r"|key-pair-id|hdn.*|st|pin|otp|code|auth|session.*|.*(signature|token|secret|passw|passphrase|pwd|credential|hmac).*"
     r"|.*auth(orization)?|.*(api|access|private|account|shared|sas|secret)[-_]?(key|id)|key)$",
     re.IGNORECASE,
 )
+_SIGNATURE = re.compile(r"^(sig|hmac|hdn.*|.*signature)$", re.IGNORECASE)
+_SIGNING = re.compile(  # what stands beside a signature and changes with it, in the schemes of the large stores
+    r"^(x-(amz|goog|oss|cos|obs|ms)-.*|sig|hmac|hdn.*|.*signature|s[ektprv]|sk[a-z]+|spr|sip|sdd|exp|expires?|policy"
+    r"|(aws|google|oss)accesskeyid|googleaccessid|key-pair-id)$",
+    re.IGNORECASE,
+)
 _COLON_IS_NO_PASSWORD = ("github",)  # github://owner:repository@branch/path
+
+_key = secrets.token_bytes(32)  # of this process, until `use_key` says which home's
+
+
+def use_key(path: Path) -> None:
+    """Take the key of digests from a file that only its owner reads; the first call makes it.
+
+    Raises:
+        HomeError: it can be neither read nor written.
+    """
+    global _key  # noqa: PLW0603
+    try:
+        write_private_once(path, secrets.token_hex(32))
+        text = path.read_text("ascii", "replace").strip()
+        if not re.fullmatch("[0-9a-f]{64}", text):  # damaged: its digests are lost, which costs downloads
+            path.unlink()
+            write_private_once(path, text := secrets.token_hex(32))
+    except OSError as error:
+        raise HomeError(f"cannot keep the key in {path}: {storage_problem(error) or error.strerror}") from None
+    _key = bytes.fromhex(text)
 
 
 def hidden(text: str) -> str:
-    """Return a text without the names, passwords and queries of the addresses in it, for messages of other programs."""
+    """Return a text without the names, passwords and parameters of the addresses in it, for messages of libraries."""
     text = re.sub(r"(\w://)[^\s/?#'\"<>]*@", r"\1", text)
-    return re.sub(r"(\w://[^\s?#'\"<>]*)\?[^\s#'\"<>)]*", r"\1?...", text)
+    text = re.sub(r"(\w://[^\s?#;'\"<>]*)([?#;])[^\s'\"<>)]*", r"\1\2...", text)
+    return re.sub(r"(\burl: /[^\s?#;]*)([?#;])\S*", r"\1\2...", text)  # urllib3 names paths without their hosts
+
+
+def hidden_path(written: str) -> str:
+    """Return what is no path of this machine as messages show it: it may be an address with a mistake in it."""
+    written = re.sub(r"^([A-Za-z][\w+.-]*:)?[^@]*:[^@]*@", r"\1", written)
+    return re.sub(r"([?#;])[\w.%-]+=.*", r"\1...", hidden(written), flags=re.DOTALL)
+
+
+def split_settings(text: str) -> tuple[str, dict[str, str]]:
+    """Cut the settings of a source off; a `#` in front of anything else is part of its name."""
+    before, mark, after = text.strip().rpartition("#")
+    if not mark or not all(name in SETTINGS and equals for name, equals, _ in _pairs(after)):
+        return text.strip(), {}
+    return before, dict(parse_qsl(after.replace("+", "%2B"), keep_blank_values=True))
+
+
+def names_settings(fragment: str) -> bool:
+    """Tell whether a setting of a source stands among other things, where it would not count."""
+    return any(name in SETTINGS for name, _, _ in _pairs(fragment))
+
+
+def _pairs(text: str) -> list[tuple[str, str, str]]:
+    return [pair.partition("=") for pair in text.split("&")]
 
 
 def public_address(address: str) -> str:
     """Return an http address without what may be secret in it; other addresses and paths as they are."""
-    if not _WEB.match(address):
+    parts = _PARTS.fullmatch(address)
+    if parts is None:
         return address
-    address = re.sub(r"^(\w+://)[^/?#]*@", r"\1", address)
-    before, mark, rest = address.partition("?")
-    query, hash_mark, fragment = rest.partition("#")
-    if not mark or not query or _PUBLIC_QUERY.fullmatch(query):
-        return address
-    plain = [pair for pair in query.split("&") if not _SECRET.match(pair.partition("=")[0])]
-    digest = hashlib.sha256("&".join(plain).encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    return f"{before}?query={digest}{hash_mark}{fragment}"
+    scheme, server, path, query, _ = parts.groups()
+    server = server.rpartition("@")[2]
+    if not server:  # a slash too many, so that a password may stand in the path
+        path = path.rpartition("@")[2]
+    bare, whole = scheme + _PARAMETERS.sub("", server + path), scheme + server + path
+    if bare == whole and (not query or _PUBLIC_QUERY.fullmatch(query)):
+        return bare if query is None else f"{bare}?{query}"
+    named = [(pair, pair.partition("=")[0]) for pair in (query or "").split("&")]
+    if any(_SIGNATURE.match(name) for _, name in named):
+        named = [(pair, name) for pair, name in named if not _SIGNING.match(name)]
+    counted = f"{server}{path}?{'&'.join(pair for pair, _ in named)}"
+    digest = hmac.new(_key, counted.encode("utf-8", "surrogateescape"), "sha256").hexdigest()[:16]
+    return f"{bare}?query={digest}"
 
 
 def keep_query(address: str) -> str:
-    """Return the public form of an address, and keep its query in the environment for whoever fetches it."""
-    public = public_address(address)
-    if public != address and (query := address.partition("?")[2].partition("#")[0]):
-        os.environ[_variable(public)] = query
+    """Return the public form of an address, and keep the whole one in the environment for whoever fetches it."""
+    public, whole = public_address(address), address.partition("#")[0]
+    if _WEB.match(address) and public != whole:
+        os.environ[_variable(public)] = whole
     return public
 
 
-def keep_queries(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of a command with the addresses of its sources in their public form, queries kept."""
+def keep_queries(arguments: Sequence[str], keep: Callable[[str], str] = keep_query) -> list[str]:
+    """Return the arguments of a command with the addresses of its sources in their public form, queries kept.
+
+    Args:
+        keep: `public_address` only looks, and keeps nothing.
+    """
     result: list[str] = []
     for before, argument in zip(("", *arguments), arguments, strict=False):
-        if before == "--source" or argument.startswith("--source="):
-            result.append(re.sub(r"https?://[^\s#]+", _kept, argument, flags=re.IGNORECASE))
-        elif argument.startswith("dataset.sources="):
-            result.append(re.sub(r"https?://[^\s#\"]+", _kept, argument, flags=re.IGNORECASE))
+        name, equals, value = argument.partition("=")
+        if before == "--source":
+            result.append(_kept(argument, keep))
+        elif name == "--source" and equals:
+            result.append(f"--source={_kept(value, keep)}")
+        elif name in ("dataset", "dataset.sources") and equals:
+            result.append(f"{name}={_kept_in(value, keep)}")
         else:
             result.append(argument)
     return result
 
 
-def _kept(match: re.Match[str]) -> str:
-    has_user = "@" in re.split("[/?]", match[0].partition("://")[2])[0]  # refused later, where that can be said
-    return match[0] if has_user else keep_query(match[0])
+def keep_sources(sources: Sequence[str], key: Path) -> tuple[str, ...]:
+    """Return sources in their public form, queries kept; `key` is the home's, made where it is needed."""
+    if any(_kept(source, public_address) != source for source in sources):
+        use_key(key)
+    return tuple(_kept(source, keep_query) for source in sources)
+
+
+def _kept_in(value: str, keep: Callable[[str], str]) -> str:
+    """Return a setting in JSON with the addresses in it in their public form."""
+    try:
+        given = json.loads(value)
+    except (ValueError, RecursionError):
+        return re.sub(r"https?://[^\s\"',\]]+", lambda found: _kept(found[0], keep), value, flags=re.IGNORECASE)
+    kept = _kept_all(given, keep)
+    return value if kept == given else json.dumps(kept)
+
+
+def _kept_all(value: object, keep: Callable[[str], str]) -> object:
+    if isinstance(value, dict):
+        return {key: _kept_all(inner, keep) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_kept_all(inner, keep) for inner in value]
+    return _kept(value, keep) if isinstance(value, str) else value
+
+
+def _kept(source: str, keep: Callable[[str], str]) -> str:
+    address, settings = split_settings(source)
+    parts = _PARTS.fullmatch(address)
+    if parts is None or "@" in parts[2] or names_settings(parts[5] or ""):  # the last two are refused later
+        return source
+    return keep(address) + (source.strip().removeprefix(address) if settings else "")
 
 
 def full_address(public: str) -> str:
-    """Return an address with the query that was kept for it.
+    """Return the address that was kept for a public one.
 
     Raises:
         NotFound: none was.
     """
-    before, _, rest = public.partition("?")
-    query, mark, fragment = rest.partition("#")
+    before, _, query = public.partition("?")
     if not _WEB.match(public) or not _PUBLIC_QUERY.fullmatch(query):
         return public
     if (kept := os.environ.get(_variable(public))) is None:
         raise NotFound(
             f"source {public}: its query is not stored, and this process was not told of it; give the whole address"
-            f" again, or set {_variable(public)} to what stood behind the question mark"
+            f" again, or set {_variable(public)} to the whole address"
         )
-    return f"{before}?{kept}{mark}{fragment}"
+    return kept if public_address(kept).partition("?")[0] == before else f"{before}?{kept}"
 
 
 def _variable(public: str) -> str:
-    query = public.partition("?")[2].partition("#")[0]
-    return VARIABLE + query.removeprefix("query=").upper()
+    return VARIABLE + public.partition("?query=")[2].upper()
 
 
 def refuse_secrets(address: str, scheme: str) -> None:
@@ -118,10 +221,26 @@ def refuse_secrets(address: str, scheme: str) -> None:
         "gcs": "GOOGLE_APPLICATION_CREDENTIALS",
     }.get(scheme, f"FSSPEC_{scheme.upper()}_USERNAME and FSSPEC_{scheme.upper()}_PASSWORD, say")
     names_user = at and (":" in user or scheme in ("s3", "gs", "gcs")) and scheme not in _COLON_IS_NO_PASSWORD
-    named = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET.match(name)]
+    places = (parts.query, parts.fragment, *parts.path.split(";")[1:])
+    pairs = [pair for place in places for pair in parse_qsl(place, keep_blank_values=True)]
+    named = [name for name, _ in pairs if _SECRET.match(name)]
     if names_user or named:
         what = f"a secret ({', '.join(named)[:80]})" if named else "a user or password"
         raise ConfigError(
             f"source {shown} was given with {what}, which would be stored; leave it out of the address and set it in"
             f" the environment ({variables})"
+        )
+
+
+def refuse_unknown_options(address: str) -> None:
+    """See that the query of a store's address holds options of stores alone; anything else might be a secret.
+
+    Raises:
+        ConfigError: it holds other things.
+    """
+    query = urlsplit(address).query
+    if query and any(not equals or name not in STORE_OPTIONS for name, equals, _ in _pairs(query)):
+        raise ConfigError(
+            f"source {hidden(address)}: what stands behind its ? is no option of a store; known:"
+            f" {', '.join(sorted(STORE_OPTIONS))}"
         )

@@ -7,12 +7,21 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
-from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlencode, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlencode, urlsplit
 
 from tasks.errors import ConfigError, DatasetError, NotFound
 from tasks.ingest.sources.catalog import catalog_names, find_entry, is_in_catalog
 from tasks.ingest.sources.names import ARCHIVE_SUFFIXES, LIST_SUFFIXES, archive_format
-from tasks.ingest.sources.secrets import hidden, keep_query, public_address, refuse_secrets
+from tasks.ingest.sources.secrets import (
+    hidden,
+    hidden_path,
+    keep_query,
+    names_settings,
+    public_address,
+    refuse_secrets,
+    refuse_unknown_options,
+    split_settings,
+)
 from tasks.storage.file_names import MIDI_SUFFIXES, is_midi, printable
 from tasks.storage.home import is_home
 from tasks.storage.user_paths import as_text
@@ -21,7 +30,7 @@ SourceKind = Literal["folder", "file", "list", "archive", "uri", "http", "catalo
 ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 MAX_SHOWN = 120  # characters of a name that is too long for the system
-_SETTINGS = {"sha256", "licence", "license"}
+_NO_ADDRESS = re.compile(r"^(https?):[/\\]*", re.IGNORECASE)  # a slash is missing or turned
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +50,14 @@ class SourceSpec:
 
 
 def _label(text: str) -> str:
-    return re.sub(r"^(\w[\w+.-]*://)[^/?#]*@", r"\1", public_address(_split_fragment(text)[0]))
+    return re.sub(r"^(\w[\w+.-]*://)[^/?#]*@", r"\1", public_address(split_settings(text)[0]))
 
 
 def shown_source(text: str) -> str:
     """Return a source as messages show it: its label, printable and not endlessly long."""
-    return _shortened(printable(_label(text)))
+    label = _label(text)
+    is_web = label.lower().startswith(("http://", "https://"))
+    return _shortened(printable(label if is_web else hidden_path(label)))
 
 
 def parse_source(text: str) -> SourceSpec:
@@ -57,7 +68,7 @@ def parse_source(text: str) -> SourceSpec:
         NotFound: no such path or catalog entry.
         DatasetError: a path that is neither a folder nor a file of a known kind.
     """
-    written, settings = _split_fragment(text)
+    written, settings = split_settings(text)
     if not written:
         raise ConfigError(f"source {text!r} is empty; give a folder, a file, an address or a name of the catalog")
     kind, location = _kind_of(written)
@@ -69,15 +80,6 @@ def parse_source(text: str) -> SourceSpec:
         if kind not in ("file", "archive", "http", "catalog") and not one_object:
             raise ConfigError(f"source {shown_source(text)}: sha256 is for one file, and this is a {kind}")
     return SourceSpec(text, kind, location, sha256, settings.get("licence", settings.get("license", "")).strip())
-
-
-def _split_fragment(text: str) -> tuple[str, dict[str, str]]:
-    """Cut settings off; a `#` in front of anything else is part of the name."""
-    before, mark, after = text.strip().rpartition("#")
-    pairs = after.split("&")
-    if not mark or not all(pair.partition("=")[0] in _SETTINGS and "=" in pair for pair in pairs):
-        return text.strip(), {}
-    return before, dict(parse_qsl(after.replace("+", "%2B"), keep_blank_values=True))
 
 
 def _kind_of(written: str) -> tuple[SourceKind, str]:
@@ -99,13 +101,17 @@ def _kind_of(written: str) -> tuple[SourceKind, str]:
     refuse_secrets(written, name)
     if name in ("http", "https"):
         if not host:
-            raise ConfigError(f"source {shown} names no server")
+            raise ConfigError(f"source {hidden(_without_user(written))} names no server")
+        if names_settings(parts.fragment):
+            raise ConfigError(
+                f"source {shown}: behind its # stands something besides the settings of a source, sha256 and licence"
+            )
         if port == 0:
             raise ConfigError(f"source {shown}: its port is no number from 1 to 65535")
         return "http", written
     if name == "file":
         if parts.netloc not in ("", "localhost"):
-            raise ConfigError(f"source {shown} names the server {parts.netloc}; file:// is for this machine")
+            raise ConfigError(f"source {shown} names the server {host}; file:// is for this machine")
         return _local_kind(os.fsdecode(unquote_to_bytes(parts.path)))
     if name not in ARROW_SCHEMES:
         import fsspec
@@ -117,6 +123,7 @@ def _kind_of(written: str) -> tuple[SourceKind, str]:
             )
             hint = f"; did you mean {', '.join(near)}?" if near else "; known: file, http, https, s3, gs, ..."
             raise ConfigError(f"source {shown}: unknown scheme {name}{hint}")
+    refuse_unknown_options(written)
     return "uri", written
 
 
@@ -134,7 +141,7 @@ def _local_kind(written: str) -> tuple[SourceKind, str]:
         mode = 0
     except (OSError, ValueError) as error:  # a name that is too long, a link that leads to itself, a NUL byte
         problem = getattr(error, "strerror", None) or str(error)
-        raise NotFound(f"source {_shortened(printable(written))}: {problem}") from None
+        raise NotFound(f"source {_shortened(printable(hidden_path(written)))}: {problem}") from None
     if stat.S_ISDIR(mode):
         if is_home(location):
             raise DatasetError(
@@ -145,9 +152,13 @@ def _local_kind(written: str) -> tuple[SourceKind, str]:
     if not mode:
         if is_in_catalog(written):
             return "catalog", written
+        if begin := _NO_ADDRESS.match(written):
+            raise ConfigError(
+                f"source {printable(begin[0])}... is no address of a web server; that begins with {begin[1]}://HOST"
+            )
         near = [] if os.sep in written else difflib.get_close_matches(written.lower(), catalog_names(), n=3)
         hint = f"; did you mean {' or '.join(f'catalog:{name}' for name in near)}?" if near else ""
-        raise NotFound(f"source {printable(written)} does not exist{hint}")
+        raise NotFound(f"source {printable(hidden_path(written))} does not exist{hint}")
     if not stat.S_ISREG(mode):
         raise DatasetError(f"source {printable(written)} is no regular file but a device, pipe or socket")
     name = os.fsencode(path.name)
@@ -180,7 +191,7 @@ def check_source(text: str) -> None:
 
 def source_name(text: str) -> str:
     """Return a short name for a source: lower-case, of `[a-z0-9_.-]`, at most 64 characters."""
-    written = _split_fragment(text)[0]
+    written = public_address(split_settings(text)[0])
     try:
         parts = urlsplit(written)
     except ValueError:
@@ -210,9 +221,9 @@ def absolute_source(text: str) -> str:
     """
     spec = parse_source(text)
     if spec.kind == "http":
-        settings = _split_fragment(text)[1]
+        settings = split_settings(text)[1]
         return keep_query(spec.location) + ("#" + urlencode(settings) if settings else "")
     if spec.kind not in ("folder", "file", "archive", "list"):
         return text
-    settings = _split_fragment(text)[1]
+    settings = split_settings(text)[1]
     return as_text(Path(spec.location)) + ("#" + urlencode(settings) if settings else "")

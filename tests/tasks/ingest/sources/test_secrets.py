@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import uuid
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import pytest
 
 from tasks.config.dataset import DatasetConfig
 from tasks.dataset.publish import version_of
-from tasks.errors import ConfigError, DatasetError, NotFound
+from tasks.errors import ConfigError, DatasetError, HomeError, NotFound
 from tasks.ingest.sources import secrets
 from tasks.ingest.sources.downloads import download
 from tasks.ingest.sources.secrets import full_address, hidden, keep_queries, keep_query, public_address
-from tasks.ingest.sources.spec import absolute_source, check_source, parse_source
+from tasks.ingest.sources.spec import absolute_source, check_source, parse_source, shown_source, source_name
 from tests.tasks.ingest.sources.builders import LIMITS, Server, contents, midi, scan, serve_file, serving
 
 SECRET = "QUERYSECRET"
@@ -134,12 +135,88 @@ def test_a_stored_address_without_its_query_says_how_to_give_it(tmp_path: Path) 
 def test_addresses_without_anything_secret_stay_as_they_are() -> None:
     for address in (
         "http://host/x.tar",
-        "http://host/x#part",
         "http://host?",
         "https://host/a?query=0123abcd",
         "/a?b=c",
     ):
         assert public_address(address) == keep_query(address) == address
+
+
+PLACES = [  # S: a secret
+    "http://u:S@host/x.zip", "http://S@host/x.zip", "http://host/x.zip?S", "http://host/x.zip?sig=S&a=b",
+    "http://host/x.zip?a=b&unlisted=S", "http://host/x.zip?S=1", "http://host/x.zip;p=S", "http://host/x.zip;S",
+    "http://host/a;p=S/x.zip?b=c", "http://host/a%3bS/x.zip", "http://host/x.zip#access_token=S", "http://host/x.zip#S",
+    "http://host/x.zip?a=b#S", "http://host/x.zip#access_token=S#licence=MIT", "http://host/x.zip#S=1&licence=MIT",
+    "http://host;S/x.zip", "http:/u:S@host/x.zip", "http:u:S@host/x.zip", "HTTPS:/host/x.zip?key=S",
+    "http:///u:S@host/x.zip", "http:\\\\u:S@host/x.zip", "u:S@host/x.zip", "host/x.zip?key=S", "host/x.zip#token=S",
+    "host/x.zip;p=S", "file://S@host/x", "htp://S@host/x", "htp://host/x?k=S", "s3://b/x?region=S1&token=S",
+    "s3://b/x?unlisted=S", "s3://b/x?S", "s3://b/x#access_token=S", "s3://b/x;token=S", "foo:/u:S@host/x?a=S",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_secret_anywhere_in_an_address_is_neither_stored_nor_said(place: str) -> None:
+    secret = f"S{uuid.uuid4().hex}"
+    address = place.replace("S", secret).replace(f"HTTP{secret}", "HTTPS")
+    told = [source_name(address), shown_source(address)]
+    for read in (parse_source, absolute_source, check_source):
+        try:
+            read(address)
+        except (ConfigError, NotFound, DatasetError) as error:
+            told.append(str(error))
+    if "//host" in address and "htp" not in address:
+        (kept,) = keep_queries(["--source", address])[1:]
+        if kept != address:
+            told += [kept, parse_source(kept).label, absolute_source(kept)]
+            whole = address.partition("#")[0]
+            assert full_address(kept.partition("#")[0]) == whole
+    shown_where_it_is_no_address = place.startswith(("u:S", "host"))
+    if shown_where_it_is_no_address:
+        told = [text for text in told if "source" in text]  # what is said of a file that does not exist
+    assert [text for text in told if secret in text] == []
+
+
+def test_addresses_that_differ_in_a_secret_are_different_sources() -> None:
+    addresses = [
+        "http://h/x?key=1", "http://h/x?key=2", "http://h/x?code=1", "http://h/x?token=1", "http://h/x;v=1?key=1",
+        "http://h/x;v=1", "http://h/x;v=2", "http://h/y?key=1", "http://g/x?key=1", "http://h/x?exp=1", "http://h/x?exp=2",
+    ]  # fmt: skip
+    stored = [keep_query(address) for address in addresses]
+    assert len(set(stored)) == len(addresses)
+    assert [full_address(public) for public in stored] == addresses
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("?X-Amz-Date=1&X-Amz-Signature=1&versionId=3", "?X-Amz-Date=2&X-Amz-Signature=2&versionId=3"),
+        ("?AWSAccessKeyId=a&Expires=1&Signature=b", "?AWSAccessKeyId=a&Expires=2&Signature=c"),
+        ("?sv=1&st=1&se=1&sr=b&sp=r&sig=a", "?sv=1&st=2&se=2&sr=b&sp=r&sig=b"),
+        ("?Expires=1&Signature=a&Key-Pair-Id=K", "?Expires=2&Signature=b&Key-Pair-Id=K"),
+    ],
+)
+def test_an_address_signed_anew_stays_the_same(one: str, other: str) -> None:
+    assert public_address(f"https://h/x{one}") == public_address(f"https://h/x{other}")
+    assert public_address(f"https://h/x{one}") != public_address(f"https://h/x{other}&key=1")
+
+
+def test_a_digest_needs_the_key_of_its_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "_key", b"")
+    found = set()
+    for name in ("a", "b", "a"):
+        secrets.use_key(tmp_path / name / "key")
+        assert (tmp_path / name / "key").stat().st_mode & 0o777 == 0o600
+        found.add(public_address("http://h/x?pin=1234"))
+    assert len(found) == 2
+    (tmp_path / "a" / "key").write_text("damaged")
+    secrets.use_key(tmp_path / "a" / "key")
+    assert public_address("http://h/x?pin=1234") not in found
+    with pytest.raises(HomeError, match="cannot keep the key"):
+        secrets.use_key(tmp_path / "a" / "key" / "key")
+
+
+def test_fragments_are_dropped_for_no_server_is_sent_them() -> None:
+    assert public_address("http://host/x#part") == keep_query("http://host/x#part") == "http://host/x"
 
 
 def test_arguments_of_a_command_lose_their_queries() -> None:
@@ -161,7 +238,7 @@ def test_arguments_of_a_command_lose_their_queries() -> None:
 
 def test_hidden_takes_secrets_out_of_other_programs_messages() -> None:
     said = f"Failed to parse: 'http://me:{SECRET}@host/x?sig={SECRET}' and https://h/?{SECRET}#a (s3://{SECRET}@b)"
-    assert hidden(said) == "Failed to parse: 'http://host/x?...' and https://h/?...#a (s3://b)"
+    assert hidden(said) == "Failed to parse: 'http://host/x?...' and https://h/?... (s3://b)"
 
 
 def test_netrc_is_the_place_for_a_password(server: Server, tmp_path: Path) -> None:
