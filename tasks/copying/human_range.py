@@ -59,20 +59,6 @@ class HumanRange:
             return None
         return max(FOUND_BY_CHANCE, self._sorted(length)[_rank(self.n_excerpts(length)) - 1])
 
-    def limit_interval(self, n_notes: int) -> tuple[int, int] | None:
-        """Return the 95 % confidence interval of the 95 % quantile: two order statistics, exact for any distribution.
-
-        Where there are too few excerpts for an upper end, it is the longest run seen.
-        """
-        from scipy.stats import binom
-
-        length = self.length_for(n_notes)
-        if length is None:
-            return None
-        runs = self._sorted(length)
-        low, high = (int(binom.ppf(share, len(runs), SHARE)) for share in (0.025, 0.975))
-        return runs[max(0, low - 1)], runs[min(len(runs) - 1, high)]
-
     def n_excerpts(self, length: int) -> int:
         """Return how many excerpts there are of a length."""
         return sum(self.runs[length].values())

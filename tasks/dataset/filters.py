@@ -4,7 +4,6 @@ Importable without pyarrow: the config names these settings, and `--help` must a
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,11 +84,6 @@ def apply_filters(
         "stuck_note", "longest_note_seconds", "max_note_seconds", config.max_note_seconds, "seconds for one note"
     )
     return judged.finish()
-
-
-def active_filters(config: FilterConfig) -> dict[str, Any]:
-    """Return the settings that differ from their defaults, for logs and reports."""
-    return {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
 
 
 class _Judged:

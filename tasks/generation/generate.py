@@ -13,7 +13,7 @@ import numpy as np
 from tasks.checkpoints import load_model, weights_hash
 from tasks.config.generation import GenerateConfig
 from tasks.config.serialization import digest, to_json
-from tasks.errors import DamagedFile, NotFound
+from tasks.errors import DamagedFile
 from tasks.generation.batch_files import RESULTS, check_batch, check_piece, read_manifest, read_run_note, run_note_path
 from tasks.generation.candidates import batch_folder, pieces_folder, read_candidate
 from tasks.generation.gallery.batch_page import batch_page
@@ -105,20 +105,6 @@ def find_whole_batch(home: Home, name: str) -> Batch | None:
         said = error if isinstance(error, DamagedFile) else f"{error.filename} is missing"
         logger.warning("%s; the batch is composed again", said)
         return None
-    return batch
-
-
-def resolve_batch(home: Home, name: str) -> Batch:
-    """Return a finished batch by name or by path.
-
-    Raises:
-        NotFound: there is none.
-        DamagedFile: its manifest is not what was written.
-    """
-    batch = find_batch(home, name)
-    if batch is None:
-        known = sorted(path.parent.name for path in home.generations.glob("*/manifest.json"))
-        raise NotFound(f"no batch {name!r} in {home.generations}; known: {', '.join(known) or 'none yet'}")
     return batch
 
 

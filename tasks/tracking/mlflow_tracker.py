@@ -319,11 +319,6 @@ class Tracker:
         except MlflowException:
             return False
 
-    def run_url(self, run_id: str) -> str:
-        """Return the address of a run's page below the UI's own address."""
-        experiment = self.client.get_run(run_id).info.experiment_id
-        return f"#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
-
     def recent_runs(self, limit: int = 20) -> list[dict[str, Any]]:
         """Return the newest runs of all experiments with their status, tags and main figures."""
         experiments = [found for name in EXPERIMENTS if (found := self.client.get_experiment_by_name(name))]

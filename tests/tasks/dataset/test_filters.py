@@ -12,7 +12,7 @@ import pytest
 
 from tasks.config.dataset import FilterConfig
 from tasks.config.serialization import field_paths, from_json, to_json
-from tasks.dataset.filters import COLUMNS, REASONS, active_filters, apply_filters
+from tasks.dataset.filters import COLUMNS, REASONS, apply_filters
 from tasks.errors import ConfigError
 from tasks.music.metrics.features import FEATURES
 
@@ -128,7 +128,6 @@ def test_each_filter_and_what_it_says(settings: dict[str, Any], reason: str, det
 def test_all_pieces_pass_the_defaults() -> None:
     extreme = {"n_notes": 0, "seconds": 0.0, "n_drum_notes": 0, "n_pitches": 0, "pitch_min": 0, "pitch_max": 0}
     assert judge(FilterConfig(), {}, extreme, {"most_common_pitch_share": 1.0}) == [("", "")] * 3
-    assert active_filters(FilterConfig()) == {}
 
 
 def test_every_limit_is_itself_allowed() -> None:
@@ -277,9 +276,6 @@ def test_the_config_goes_through_json() -> None:
     config = FilterConfig(min_notes=8, programs_allowed=(0, 1), time_signatures=("4/4",), drums="none")
     assert from_json(FilterConfig, to_json(config)) == config
     assert field_paths(FilterConfig) == [field.name for field in fields(FilterConfig)]
-    assert active_filters(config) == {
-        "min_notes": 8, "programs_allowed": (0, 1), "time_signatures": ("4/4",), "drums": "none",
-    }  # fmt: skip
 
 
 def test_settings_are_known_without_pyarrow() -> None:
