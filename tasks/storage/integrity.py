@@ -304,11 +304,13 @@ def checksum_path(path: Path) -> Path:
 
 
 def read_checksum(path: Path) -> str:
-    """Return the SHA-256 that stands beside a file, empty where there is none."""
+    """Return the SHA-256 that stands beside a file, empty where there is none; a damaged one fits nothing."""
     try:
-        return checksum_path(path).read_text().partition(" ")[0]
-    except (OSError, ValueError):
+        line = checksum_path(path).read_bytes().decode("utf-8", "backslashreplace")
+    except OSError:
         return ""
+    digest, _, name = line.partition("  ")
+    return digest if name == f"{path.name}\n" else line or "nothing"
 
 
 def drop_damaged(paths: Iterable[Path], n_threads: int, on_files: Callable[[int], None] | None = None) -> int:

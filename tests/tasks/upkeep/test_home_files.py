@@ -20,10 +20,11 @@ from tasks.dataset.upkeep import verify_version
 from tasks.dataset.versions import list_datasets, resolve_dataset
 from tasks.errors import OrchestrionError
 from tasks.ingest.sources.cache import load_table
+from tasks.ingest.sources.downloads import download
 from tasks.storage import integrity
 from tasks.storage.files import write_atomically
 from tasks.storage.home import Home
-from tasks.storage.integrity import file_hash, sealed_bytes
+from tasks.storage.integrity import file_hash, read_checksum, sealed_bytes
 from tasks.storage.parquet import check_shard, read_table
 from tasks.sweep.space import SweepFolder
 from tasks.training.metrics_log import read_points
@@ -31,6 +32,8 @@ from tasks.upkeep import home_files
 from tasks.upkeep.home_files import Finding, check_files
 from tests.homes import unpack_home
 from tests.samples import small_dataset
+from tests.tasks.ingest.sources.builders import LIMITS, serve_file, serving
+from tests.tasks.ingest.sources.builders import midi as midi_like
 
 N_FLIPS = 500
 SEED = 20261130
@@ -58,6 +61,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Home:
     folder = SweepFolder(home.sweeps / "a-sweep")
     folder.write_rows([row])
     write_atomically(folder.facts, sealed_bytes({"run_id": "r"}))
+    with serving() as server:
+        server.answer = serve_file(midi_like(1))
+        download(f"{server.address}/a.mid?key=1", home.cache, LIMITS)
     return home
 
 
@@ -112,6 +118,7 @@ def files_of(home: Home) -> dict[str, list[Path]]:
     found["hashes"] = [dataset.hashes_path]
     found["checksums"] = sorted(dataset.version_folder.glob("*.sha256"))
     found["weights"] = sorted(home.root.glob("runs/*/checkpoints/step-*/*.safetensors"))
+    found["downloads"] = [path.with_suffix("") for path in found["what was downloaded"]]
     found["MIDI, pictures, sound"] = [
         path for path in sorted(home.root.glob("generations/[!.]*/pieces/*")) if path.suffix != ".json"
     ]
@@ -130,6 +137,8 @@ def finding_of(home: Home, path: Path) -> str:
             read_table(path)
         elif path.suffix == ".safetensors":
             home_files._check_checkpoint(path.with_name("state.json"))
+        elif path.parent.name == "downloads":
+            home_files._check_download(path.with_name(f"{path.name}.json"))
         elif path.parent.name == "pieces":
             home_files._check_piece(path.with_suffix(".json"))
         else:
@@ -158,7 +167,7 @@ def test_every_one_of_five_hundred_flipped_bits_is_found(whole: Home) -> None:
     places, dice, missed = files_of(whole), random.Random(SEED), list[str]()
     databases = {"the tracker's database", "Prefect's database"}  # SQLite keeps no checksums: see the next test
     by_kind = {name: paths for name, paths in places.items() if paths and name not in databases}
-    assert len(by_kind) >= 26, sorted(set(places) - set(by_kind))
+    assert set(places) - set(by_kind) == databases, "a kind of file that no test flips"
     assert all(not finding_of(whole, path) for paths in by_kind.values() for path in paths)
     counts = Counter[str]()
     for _ in range(N_FLIPS):
@@ -173,6 +182,22 @@ def test_every_one_of_five_hundred_flipped_bits_is_found(whole: Home) -> None:
     assert missed == []
     assert counts.total() == N_FLIPS
     assert all(not finding_of(whole, path) for paths in by_kind.values() for path in paths)
+
+
+def test_every_flipped_bit_of_a_checksum_beside_a_file_is_found(whole: Home) -> None:
+    paths = files_of(whole)["checksums"]
+    assert len(paths) == 2
+    for path in paths:
+        data = path.read_bytes()
+        file = path.with_suffix("")
+        assert read_checksum(file) == file_hash(file)
+        for place in range(len(data)):
+            for bit in range(8):
+                changed = bytearray(data)
+                changed[place] ^= 1 << bit
+                path.write_bytes(changed)
+                assert read_checksum(file) not in ("", file_hash(file))
+        path.write_bytes(data)
 
 
 def test_what_a_command_reads_is_refused_or_made_again(whole: Home, tmp_path: Path) -> None:
