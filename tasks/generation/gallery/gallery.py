@@ -1,18 +1,13 @@
 """A batch of pieces as one HTML file: sound, piano rolls, statistics and lineage, with nothing outside the file.
 
-The page itself lives in `gallery_page/` (page.html, page.css, page.js). It has to work from disk, over HTTP and inside
-a frame that may only run scripts, so everything is a data: address and nothing is fetched, stored or loaded.
+The page itself is the template page.html with page.css, page.js and sound.js, in this folder. It has to work from disk,
+over HTTP and inside a frame that may only run scripts, so everything is a data: address and nothing is fetched.
 """
 
-import base64
-import hashlib
-import html
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,10 +21,11 @@ from tasks.words import plural
 if TYPE_CHECKING:
     from tasks.music.score import Score  # for names only: building a page reads no MIDI
 
-MAX_PART_NAMES = 12  # listed below a piano roll
 AUDIO_SUFFIX = {"audio/mpeg": "mp3", "audio/flac": "flac", "audio/wav": "wav", "audio/ogg": "ogg"}
 MAX_AUDIO_BYTES = 32 * 2**20  # of all pieces of a page, about 80 minutes: viewers read the whole file at once
 SCRIPTS = ("sound.js", "page.js")  # one after the other in one element
+# The page may use its own style, its own script and data inside the file.
+POLICY = "default-src 'none'; img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
 MXL_MIME = "application/vnd.recordare.musicxml"
 
 
@@ -183,30 +179,30 @@ def build_gallery(
         flags: lines about the batch, shown in a box.
         max_audio_bytes: sound that the page may hold, as files; the pieces behind it are played by the page itself.
     """
-    page = resources.files("tasks.generation.gallery")
-    style = (page / "page.css").read_text(encoding="utf-8")
-    script = "\n".join((page / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    from tasks.reporting.templates import digest_source, inlined, templates_of
+
+    here = "tasks.generation.gallery"
+    style, script = inlined(here, "page.css"), inlined(here, *SCRIPTS)
     sounding = _within_budget(pieces, max_audio_bytes)
-    parts = {
-        "policy": _policy(style, script),
-        "title": _text(title),
-        "subtitle": _text(subtitle),
-        "facts": "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts.items()),
-        "flags": _lines("warnings", flags),
-        "figures": _figure_table(batch_figures),
-        "sorts": "".join(_options(pieces)),
-        "flagnames": "".join(
-            f'<option value="{_text("flag:" + flag)}">{_text(flag)}</option>'
-            for flag in dict.fromkeys(flag for piece in pieces for flag in piece.flags)
-        ),
-        "count": plural(len(pieces), "piece"),
-        "pieces": "\n".join(_article(place, piece, place in sounding) for place, piece in enumerate(pieces)),
-        "style": style,
-        "script": script,
-    }
-    frame = (page / "page.html").read_text(encoding="utf-8")
-    # One pass, so that nothing inside a value is taken for a marker.
-    return re.sub("@@([a-z]+)@@", lambda marker: parts[marker[1]], frame)
+    templates = templates_of(here)
+    templates.filters |= {"label": _label, "number": _number, "clock": _clock}
+    return templates.get_template("page.html").render(
+        policy=f"{POLICY}; style-src {digest_source(style)}; script-src {digest_source(script)}",
+        title=title,
+        subtitle=subtitle,
+        facts=facts,
+        flags=flags,
+        batch_figures=batch_figures,
+        sorts=[
+            (kind, label, dict.fromkeys(name for piece in pieces for name in getattr(piece, label)))
+            for kind, label in (("score:", "scores"), ("stat:", "statistics"))
+        ],
+        piece_flags=dict.fromkeys(flag for piece in pieces for flag in piece.flags),
+        count=plural(len(pieces), "piece"),
+        pieces=[_shown(place, piece, place in sounding) for place, piece in enumerate(pieces)],
+        style=style,
+        script=script,
+    )
 
 
 def _within_budget(pieces: Sequence[GalleryPiece], max_audio_bytes: int) -> set[int]:
@@ -216,94 +212,33 @@ def _within_budget(pieces: Sequence[GalleryPiece], max_audio_bytes: int) -> set[
     return {place for place, piece in enumerate(pieces) if piece.audio is not None and fits[place]}
 
 
-def _options(pieces: Sequence[GalleryPiece]) -> Iterator[str]:
-    """List the scores, then the statistics, as entries of a list."""
-    for kind, label, of_piece in (
-        ("score:", "scores", lambda piece: piece.scores),
-        ("stat:", "statistics", lambda piece: piece.statistics),
-    ):
-        names = dict.fromkeys(name for piece in pieces for name in of_piece(piece))
-        if names:
-            options = (f'<option value="{_text(kind + name)}">{_text(_label(name))}</option>' for name in names)
-            yield f'<optgroup label="{label}">{"".join(options)}</optgroup>'
+def _shown(place: int, piece: GalleryPiece, has_audio: bool) -> dict[str, Any]:
+    """Return what the template shows of a piece."""
+    from tasks.reporting.templates import data_address, json_data
+
+    seconds, label, names = _seconds(piece.notes), f"piece-{place}", piece.notes.part_names
+    stem = re.sub(r"[^\w.-]+", "_", UNPRINTABLE.sub("_", piece.name)).strip("._") or "piece"
+    return {
+        "piece": piece,
+        "label": label,
+        "seconds": seconds,
+        "stem": stem,
+        "audio": data_address(piece.audio_mime, piece.audio) if has_audio and piece.audio is not None else "",
+        "audio_suffix": AUDIO_SUFFIX[piece.audio_mime],
+        "picture": data_address("image/png", piece.png) if piece.png is not None else "",
+        "midi": data_address("audio/midi", piece.midi),
+        "musicxml": data_address(MXL_MIME, piece.musicxml) if piece.musicxml is not None else "",
+        "parts": [(number % len(PART_COLOURS), name) for number, name in enumerate(names)] if len(names) > 1 else [],
+        "data": json_data(_data(piece, seconds)),
+        "notes": json_data(_roll_data(piece.notes)),
+        "passages": [_shown_passage(f"{label}-passage-{i}", passage) for i, passage in enumerate(piece.comparisons)],
+    }
 
 
-def _figure_table(figures: Sequence[BatchFigure]) -> str:
-    if not figures:
-        return ""
-    rows = "".join(
-        f'<tr><th scope="row">{_text(_label(figure.name))}</th><td>{_number(figure.generated)}</td>'
-        f"<td>{'' if figure.held_out is None else _number(figure.held_out)}</td><td>{_text(figure.note)}</td></tr>"
-        for figure in figures
-    )
-    return (
-        '<details class="figures"><summary>Figures of the batch</summary><div class="scroll" tabindex="0" '
-        'role="region" aria-label="Figures of the batch"><table><thead><tr><th scope="col">figure</th>'
-        '<th scope="col">generated</th><th scope="col">held-out</th><th scope="col"></th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></details>"
-    )
+def _shown_passage(label: str, passage: Passage) -> dict[str, Any]:
+    from tasks.reporting.templates import json_data
 
-
-def _policy(style: str, script: str) -> str:
-    """Forbid the page everything but its own style, its own script and data inside the file."""
-    return (
-        "default-src 'none'; img-src data:; media-src data:; base-uri 'none'; form-action 'none'; "
-        f"style-src {_digest(style)}; script-src {_digest(script)}"
-    )
-
-
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _article(place: int, piece: GalleryPiece, has_audio: bool) -> str:
-    name, label = _text(piece.name), f"piece-{place}"
-    seconds = _seconds(piece.notes)
-    picture = audio = ""
-    if piece.png is not None:
-        picture = f'<img class="still" alt="Piano roll of {name}" src="{_address("image/png", piece.png)}">'
-    if has_audio:
-        audio = f'<audio controls preload="none" src="{_address(piece.audio_mime, piece.audio or b"")}"></audio>'
-    statistics = f'<dl class="statistics">{_numbers("stat:", piece.statistics)}</dl>'
-    if piece.scores:
-        statistics = (
-            f'<dl class="statistics scores">{_numbers("score:", piece.scores)}</dl>'
-            f'<details class="more"><summary>Statistics</summary>{statistics}</details>'
-        )
-    return f"""<article class="piece" id="{label}" tabindex="-1" aria-labelledby="{label}-name">
-<div class="head"><button type="button" class="play" aria-label="Play {name}"></button>
-<h2 id="{label}-name">{name}</h2>{_origin(piece)}<span class="time">{_clock(seconds)}</span></div>
-{_roll(label, f"Position in {name}", seconds, picture)}
-{_part_list(piece.notes)}{audio}
-{"".join(_comparison(label, i, passage) for i, passage in enumerate(piece.comparisons))}{statistics}
-{_lines("warnings", piece.warnings)}<div class="foot">{_downloads(piece, has_audio)}{_lineage(piece.lineage)}</div>
-<script type="application/json" class="data">{_data(piece, seconds)}</script>
-<script type="application/json" class="notes">{_json(_roll_data(piece.notes))}</script>
-</article>"""
-
-
-def _origin(piece: GalleryPiece) -> str:
-    """Say beside the title what is known of the piece: flags, of how many it was chosen, what it continues."""
-    said = [f'<span class="flag">{_text(flag)}</span>' for flag in piece.flags]
-    if piece.n_candidates > 1:
-        by = f" by {_text(_label(piece.chosen_by))}" if piece.chosen_by else ""
-        said.append(f'<p class="prompt">best of {piece.n_candidates}{by}</p>')
-    if piece.prompt is not None:
-        said.append(f'<p class="prompt">continues {_text(piece.prompt)}</p>')
-    return "".join(said)
-
-
-def _roll(label: str, name: str, seconds: float, picture: str = "") -> str:
-    return (
-        f'<div class="roll" id="{label}-roll"><canvas role="slider" tabindex="0" aria-label="{name}" aria-valuemin="0" '
-        f'aria-valuemax="{seconds:.1f}" aria-valuenow="0"></canvas>{picture}<div class="cursor"></div></div>'
-    )
-
-
-def _comparison(label: str, place: int, passage: Passage) -> str:
-    """A passage, closed; the script draws it when it is opened."""
-    title, seconds = _text(passage.title), _seconds(passage.notes)
-    own = f"{label}-passage-{place}"
+    seconds = _seconds(passage.notes)
     data = {
         "title": passage.title,
         "kind": passage.kind,
@@ -312,75 +247,32 @@ def _comparison(label: str, place: int, passage: Passage) -> str:
         "span": passage.span_seconds or (0.0, seconds),
         "piece_span": passage.piece_span_seconds,
     }
-    return f"""<details class="passage" id="{own}"><summary>Compare with the {_text(passage.kind)}: {title}</summary>
-<div class="head"><button type="button" class="play small" aria-label="Play {title}"></button>\
-<button type="button" class="zoom" aria-pressed="false">Zoom to the match</button>\
-<span class="time">{_clock(seconds)}</span></div>
-{_roll(own, f"Position in {title}", seconds)}
-{_lines("passage-facts", passage.facts)}<script type="application/json" class="passage-data">{_json(data)}</script>
-<script type="application/json" class="passage-notes">{_json(_roll_data(passage.notes))}</script></details>
-"""
+    return {
+        "passage": passage,
+        "label": label,
+        "seconds": seconds,
+        "data": json_data(data),
+        "notes": json_data(_roll_data(passage.notes)),
+    }
 
 
-def _part_list(notes: RollNotes) -> str:
-    if len(notes.part_names) < 2:
-        return ""
-    entries = [
-        f'<li class="c{part % len(PART_COLOURS)}">{_text(name)}</li>'
-        for part, name in enumerate(notes.part_names[:MAX_PART_NAMES])
-    ]
-    n_more = len(notes.part_names) - MAX_PART_NAMES
-    more = f"<li>and {n_more} more</li>" if n_more > 0 else ""
-    return f'<ul class="parts">{"".join(entries)}{more}</ul>'
-
-
-def _numbers(kind: str, numbers: Mapping[str, float]) -> str:
-    return "".join(
-        f'<div data-key="{_text(kind + name)}"><dt>{_text(_label(name))}</dt><dd>{_number(value)}</dd></div>'
-        for name, value in numbers.items()
-    )
-
-
-def _downloads(piece: GalleryPiece, has_audio: bool) -> str:
-    stem = re.sub(r"[^\w.-]+", "_", UNPRINTABLE.sub("_", piece.name)).strip("._") or "piece"
-    links = [f'<a href="{_address("audio/midi", piece.midi)}" download="{_text(stem)}.mid">MIDI</a>']
-    if piece.musicxml is not None:
-        links.append(f'<a href="{_address(MXL_MIME, piece.musicxml)}" download="{_text(stem)}.mxl">MusicXML</a>')
-    # Sound and picture are in the page once; the script points these links at them.
-    if has_audio:
-        links.append(f'<a data-of="audio" download="{_text(stem)}.{AUDIO_SUFFIX[piece.audio_mime]}">Audio</a>')
-    if piece.png is not None:
-        links.append(f'<a data-of="picture" download="{_text(stem)}.png">Picture</a>')
-    return "".join(links)
-
-
-def _lineage(lines: Sequence[str]) -> str:
-    return f"<details><summary>Lineage</summary>{_lines('lineage', lines)}</details>" if lines else ""
-
-
-def _lines(kind: str, lines: Sequence[str]) -> str:
-    return f'<ul class="{kind}">{"".join(f"<li>{_text(line)}</li>" for line in lines)}</ul>\n' if lines else ""
-
-
-def _data(piece: GalleryPiece, seconds: float) -> str:
-    """Write what is needed of every piece at once; the notes are read when the piece is first drawn or played."""
+def _data(piece: GalleryPiece, seconds: float) -> dict[str, Any]:
+    """Return what is needed of every piece at once; the notes are read when the piece is first drawn or played."""
     searched = [
         piece.name, piece.prompt or "", *piece.flags, *piece.warnings, *piece.lineage, *piece.notes.part_names,
         *(passage.title for passage in piece.comparisons),
     ]  # fmt: skip
     figures = {f"score:{name}": value for name, value in piece.scores.items()}
     figures |= {f"stat:{name}": value for name, value in piece.statistics.items()}
-    return _json(
-        {
-            "seconds": seconds,
-            "n_notes": len(piece.notes.pitch),
-            "prompt_seconds": piece.prompt_seconds,
-            "figures": {name: float(value) if math.isfinite(value) else None for name, value in figures.items()},
-            "flags": list(piece.flags),
-            "marks": [[mark.label, mark.onset_seconds, mark.end_seconds, mark.kind] for mark in piece.marks],
-            "search": " ".join(searched),
-        }
-    )
+    return {
+        "seconds": seconds,
+        "n_notes": len(piece.notes.pitch),
+        "prompt_seconds": piece.prompt_seconds,
+        "figures": {name: float(value) if math.isfinite(value) else None for name, value in figures.items()},
+        "flags": list(piece.flags),
+        "marks": [[mark.label, mark.onset_seconds, mark.end_seconds, mark.kind] for mark in piece.marks],
+        "search": " ".join(searched),
+    }
 
 
 def _roll_data(notes: RollNotes) -> dict[str, Any]:
@@ -400,26 +292,12 @@ def _roll_data(notes: RollNotes) -> dict[str, Any]:
     }
 
 
-def _json(data: Any) -> str:
-    """Write JSON that cannot leave the script element it stands in."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("&", "\\u0026")
-
-
 def _seconds(notes: RollNotes) -> float:
     return max(round(float(notes.end_seconds.max()), 3), 0.1) if len(notes.end_seconds) else 1.0
 
 
 def _milliseconds(seconds: NDArray[np.float64]) -> list[int]:
     return np.rint(seconds * 1000).astype(np.int64).tolist()
-
-
-def _address(mime: str, data: bytes) -> str:
-    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
-
-
-def _text(value: str) -> str:
-    return html.escape(UNPRINTABLE.sub("\ufffd", str(value)), quote=True)
 
 
 def _label(statistic: str) -> str:

@@ -15,7 +15,7 @@ from tasks.music.render.soundfont import find_player
 from tests.browser import Browser, serve_folder, skip_without_browser
 from tests.millisecond_scores import millisecond_score
 
-NASTY = "</script><script>alert(1)</script><b onclick='x'>\"&amp; @@script@@ \u202e\ud800\x00"
+NASTY = "</script><script>alert(1)</script><b onclick='x'>\"&amp; {{ script }}{% endfor %} \u202e\ud800\x00"
 VIEWER = """<!DOCTYPE html><title>viewer</title><script>
 fetch("gallery.html").then((answer) => answer.text()).then((text) => {
   const frame = Object.assign(document.createElement("iframe"), {width: 1100, height: 800});
