@@ -116,3 +116,13 @@ def cause_of(error: BaseException) -> BaseException:
             return error
         causes = [getattr(found, "_base_exc", found) for found in wrapped]
         error = next((cause for cause in causes if isinstance(cause, OrchestrionError)), causes[0])
+
+
+def plural(n: int, noun: str, many: str = "") -> str:
+    """Return a count with its noun.
+
+    Args:
+        noun: of one.
+        many: of several, where that is not the noun and an s.
+    """
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {many or noun + 's'}"

@@ -26,6 +26,14 @@ def imports_of(path: Path) -> list[tuple[int, str]]:
     return found
 
 
+# Units of `tasks/` in the order of the pipeline; each may import those above it, `music` only `errors`.
+ORDER = (
+    "errors", "music", "storage", "runtime", "config", "reporting", "tracking", "ingest", "dataset", "checkpoints",
+    "copying", "sampling", "training", "evaluation", "sweep", "generation", "composer", "review", "lineage", "upkeep",
+)  # fmt: skip
+MOST_UNITS, MOST_LEVELS = 20, 12
+
+
 def sources(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
@@ -101,3 +109,100 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
         if call in path.read_text().replace("model.eval(", "").replace(".eval(", "")
     ]
     assert found == []
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(text: str, known: set[str]) -> set[str]:
+    """Return the modules of the project that a source imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in known else str(node.module) for name in names}
+    return found & known
+
+
+def read_graph(planted: dict[str, str] | None = None) -> dict[str, set[str]]:
+    """Return module -> modules it imports, for the whole project; `planted` adds text to some of them."""
+    texts = {module_of(path): path.read_text() for folder in ("flows", "tasks", "models") for path in sources(folder)}
+    for module, text in (planted or {}).items():
+        texts[module] += f"\n{text}\n"
+    return {module: imported_modules(text, set(texts)) - {module} for module, text in texts.items()}
+
+
+def unit_of(module: str) -> str:
+    """Return the unit of a module of `tasks/`; flows and models are no units here."""
+    top, _, rest = module.partition(".")
+    return rest.partition(".")[0] if top == "tasks" else ""
+
+
+def units_of(graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    units: dict[str, set[str]] = {}
+    for module, imported in graph.items():
+        if unit := unit_of(module):
+            units.setdefault(unit, set()).update(set(map(unit_of, imported)) - {"", unit})
+    return units
+
+
+def backward_imports(graph: dict[str, set[str]]) -> list[str]:
+    """Return the imports of a later stage."""
+    return [
+        f"{module} imports {other}"
+        for module, imported in graph.items()
+        for other in imported
+        if unit_of(module) and unit_of(other) and ORDER.index(unit_of(other)) > ORDER.index(unit_of(module))
+    ]
+
+
+def find_circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return the modules of one import circle, or []."""
+    done: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return path[path.index(module) :]
+        if module in done:
+            return []
+        for other in sorted(graph[module]):
+            if circle := visit(other, [*path, module]):
+                return circle
+        done.add(module)
+        return []
+
+    return next((circle for module in sorted(graph) if (circle := visit(module, []))), [])
+
+
+def levels_of(units: dict[str, set[str]]) -> dict[str, int]:
+    levels: dict[str, int] = {}
+    for unit in ORDER:
+        levels[unit] = 1 + max((levels[other] for other in units[unit]), default=0)
+    return levels
+
+
+def test_tasks_hold_the_units_of_the_pipeline_and_no_other() -> None:
+    units = units_of(read_graph())
+    assert set(units) == set(ORDER)
+    assert len(units) <= MOST_UNITS
+    assert max(levels_of(units).values()) <= MOST_LEVELS
+
+
+def test_no_stage_imports_a_later_one() -> None:
+    assert backward_imports(read_graph()) == []
+
+
+def test_there_is_no_import_circle() -> None:
+    assert find_circle(read_graph()) == []
+
+
+def test_planted_violations_are_found() -> None:
+    later = read_graph({"tasks.ingest.song_shards": "def f():\n    from tasks.generation import judge"})
+    assert backward_imports(later) == ["tasks.ingest.song_shards imports tasks.generation.judge"]
+    circle = read_graph({"tasks.storage.files": "from tasks.storage.home import Home"})
+    assert sorted(find_circle(circle)) == ["tasks.storage.files", "tasks.storage.home"]
+    assert find_circle(read_graph({"models.layers": "import models.registry"}))

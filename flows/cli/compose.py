@@ -10,10 +10,9 @@ import typer
 from flows.cli.options import DEFAULT_HOME, HomeOption, JsonOption, ModelOption, print_list
 from flows.cli.registry import find_model, tracker_of
 from flows.services import environment
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, plural
 from tasks.storage.files import json_text
 from tasks.storage.home import Home
-from tasks.words import plural
 
 app = typer.Typer(
     help="Make a piece block by block: a model proposes, you listen, accept, ask again or undo.",

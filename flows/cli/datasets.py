@@ -9,10 +9,9 @@ import typer
 from flows.cli.options import DEFAULT_HOME, HomeOption, JsonOption, print_list
 from flows.cli.registry import tracker_of
 from flows.services import environment
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, plural
 from tasks.storage.files import json_text
 from tasks.storage.home import Home
-from tasks.words import plural
 
 app = typer.Typer(help="List, compare, check and clean up dataset versions.", invoke_without_command=True)
 

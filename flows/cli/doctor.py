@@ -9,10 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flows.services import environment
-from tasks.errors import OrchestrionError
+from tasks.errors import OrchestrionError, plural
 from tasks.storage.databases import check_database
 from tasks.storage.home import MIN_FREE_BYTES, Home
-from tasks.words import plural
 
 PACKAGES = (
     "prefect", "ray", "mlflow", "torch", "symusic", "pyarrow", "safetensors", "soundfile", "matplotlib", "midirenderer",

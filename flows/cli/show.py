@@ -9,10 +9,9 @@ from flows.cli.app import app
 from flows.cli.options import DEFAULT_HOME, HomeOption, JsonOption, print_list, print_result
 from flows.cli.registry import tracker_of
 from flows.services import environment
-from tasks.errors import NotFound
+from tasks.errors import NotFound, plural
 from tasks.storage.files import json_text
 from tasks.storage.home import Home
-from tasks.words import plural
 
 
 @app.command(epilog="Example: orchestrion runs -n 5")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.config.dataset import GroupConfig
-from tasks.words import plural
+from tasks.errors import plural
 
 if TYPE_CHECKING:
     from tasks.music.arrays import FloatArray, IntArray

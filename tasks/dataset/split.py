@@ -3,8 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import DatasetError
-from tasks.words import plural
+from tasks.errors import DatasetError, plural
 
 SPLITS = ("train", "validation", "test")
 

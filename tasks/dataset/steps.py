@@ -22,7 +22,7 @@ from tasks.dataset.leakage import LeakageReport
 from tasks.dataset.publish import dataset_name, holds_names, plan_tokens, publish_version, version_of
 from tasks.dataset.report import build
 from tasks.dataset.versions import DatasetVersion
-from tasks.errors import DatasetError
+from tasks.errors import DatasetError, plural
 from tasks.ingest import song_shards
 from tasks.ingest.sources.read import refuse_lost
 from tasks.ingest.sources.sample_corpus import write_sample_corpus
@@ -33,7 +33,6 @@ from tasks.runtime.prefect_tasks import HEALS, artifact_key, show_progress
 from tasks.runtime.progress import Progress
 from tasks.storage import integrity
 from tasks.storage.home import Home
-from tasks.words import plural
 
 logger = logging.getLogger(__name__)
 

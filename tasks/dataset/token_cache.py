@@ -22,14 +22,13 @@ from typing import IO
 
 import numpy as np
 
-from tasks.errors import DamagedFile, NoSeal
+from tasks.errors import DamagedFile, NoSeal, plural
 from tasks.music.arrays import IntArray, offsets_of
 from tasks.music.tokenizers.base import TokenArray
 from tasks.runtime.cluster import n_cpus
 from tasks.storage.files import storage_problem, whole_file
 from tasks.storage.integrity import OTHER_BYTES, read_header, sealed, tree_digest
 from tasks.storage.parquet import read_lists
-from tasks.words import plural
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config.evaluation import EvaluateConfig
 from tasks.dataset.versions import DatasetVersion
-from tasks.words import plural
+from tasks.errors import plural
 
 if TYPE_CHECKING:  # it brings torch
     from tasks.evaluation.continuations import ContinuationTest

@@ -23,7 +23,7 @@ from tasks.checkpoints import LoadedModel, load_model
 from tasks.config.generation import GenerateConfig
 from tasks.config.serialization import to_json
 from tasks.copying.index import CopyIndex
-from tasks.errors import DamagedFile
+from tasks.errors import DamagedFile, plural
 from tasks.generation.batch_files import check_file, check_piece
 from tasks.generation.infill import new_notes
 from tasks.generation.prompts import Prompt
@@ -47,7 +47,6 @@ from tasks.sampling.timing import result_row
 from tasks.sampling.token_count import TallySheet, TellTokens, TokenCount
 from tasks.storage.files import write_atomically
 from tasks.storage.integrity import read_sealed, sealed_bytes
-from tasks.words import plural
 
 logger = logging.getLogger(__name__)
 

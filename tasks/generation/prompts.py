@@ -16,7 +16,7 @@ from tasks.checkpoints import LoadedModel
 from tasks.config.generation import GenerateConfig
 from tasks.dataset.encode import grid_of
 from tasks.dataset.split import SPLITS
-from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
+from tasks.errors import BadScore, ConfigError, DatasetError, NotFound, plural
 from tasks.evaluation.held_out import dataset_of
 from tasks.generation.infill import Canvas, Gap, ids_of, make_canvas
 from tasks.ingest.sources.names import is_companion
@@ -33,7 +33,6 @@ from tasks.storage.file_names import MIDI_SUFFIXES, is_midi, printable
 from tasks.storage.home import Home
 from tasks.storage.user_paths import check_there, path_of
 from tasks.training.token_store import TokenStore
-from tasks.words import plural
 
 logger = logging.getLogger(__name__)
 

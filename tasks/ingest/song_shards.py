@@ -21,13 +21,12 @@ import pyarrow.compute as pc
 
 from tasks.config.dataset import ParseConfig
 from tasks.config.serialization import digest
-from tasks.errors import DatasetError
+from tasks.errors import DatasetError, plural
 from tasks.ingest.sources.read import BadRead, read_members
 from tasks.music.midi.limits import ReadLimits
 from tasks.runtime import cluster
 from tasks.runtime.isolation import Death, Host, WorkError, WorkLimits, find_culprits
 from tasks.storage.parquet import SCHEMA_NUMBER, SONG_SCHEMA, list_column, write_into, write_table
-from tasks.words import plural
 
 logger = logging.getLogger(__name__)
 

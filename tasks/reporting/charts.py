@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from tasks.errors import plural
 from tasks.music.metrics.features import DRUMS, NOTES_EDGES, SECONDS_EDGES, TEMPO_EDGES
 from tasks.music.render.pianoroll import PROGRAM_GROUPS
 from tasks.reporting.markup import compact, escape, table
-from tasks.words import plural
 
 KEYS = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
 SECONDS_MARKS = {

@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from tasks.errors import OrchestrionError, cause_of, words_of
+from tasks.errors import OrchestrionError, cause_of, plural, words_of
 from tasks.runtime import ray_node
 from tasks.runtime.progress import Progress
 from tasks.runtime.ray_files import folder_root, secure_token
 from tasks.runtime.ray_node import Node
 from tasks.runtime.silence import Silence
-from tasks.words import plural
 
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")

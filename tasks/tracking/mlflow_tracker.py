@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from tasks.errors import Interrupted, NotFound
+from tasks.errors import Interrupted, NotFound, plural
 from tasks.runtime.signals import held, last_words
 from tasks.storage.databases import check_database
 from tasks.storage.files import storage_problem
@@ -19,7 +19,6 @@ from tasks.storage.home import Home
 from tasks.storage.integrity import parse_sealed
 from tasks.storage.project import git_commit
 from tasks.tracking.mlflow_server import check_password
-from tasks.words import plural
 
 logger = logging.getLogger(__name__)
 

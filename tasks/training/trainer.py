@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 
 from tasks.checkpoints import CheckpointFolder, read_state
-from tasks.errors import Diverged, HomeError, Interrupted, cause_of
+from tasks.errors import Diverged, HomeError, Interrupted, cause_of, plural
 from tasks.runtime import cluster
 from tasks.runtime.signals import SAVE_SECONDS, stop_on_signals
 from tasks.runtime.silence import Silence
@@ -22,7 +22,6 @@ from tasks.storage.parquet import check_shards
 from tasks.training.job import TrainJob, TrainResult
 from tasks.training.metrics_log import MetricsTail
 from tasks.training.worker import worker_loop
-from tasks.words import plural
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tasks.errors import plural
 from tasks.music.metrics.features import DRUMS
 from tasks.music.render.pianoroll import PROGRAM_GROUPS, draw_piano_roll
 from tasks.reporting.charts import bar_table, charts_of, draw_histogram, draw_meter, draw_stack, instrument_families
@@ -29,7 +30,6 @@ from tasks.reporting.markup import (
     shorten,
     table,
 )
-from tasks.words import plural
 
 if TYPE_CHECKING:
     from tasks.dataset.report.facts import ReasonFacts, ReportFacts, SampleFacts  # for names only

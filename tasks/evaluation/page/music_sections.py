@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.config.evaluation import EvaluateConfig
+from tasks.errors import plural
 from tasks.evaluation.card import with_interval
 from tasks.reporting.curves import draw_curves
 from tasks.reporting.markup import escape, figure_list, label_of, path_html, table
 from tasks.reporting.spreads import Scale, draw_interval, draw_notes, draw_spreads
-from tasks.words import plural
 
 if TYPE_CHECKING:  # these bring torch
     from tasks.evaluation.continuations import Continuation, ContinuationTest

@@ -6,6 +6,7 @@ from typing import Any
 
 from models.config import SamplingConfig
 from tasks.config.serialization import to_json
+from tasks.errors import plural
 from tasks.generation.gallery.gallery import (
     MAX_AUDIO_BYTES,
     BatchFigure,
@@ -17,7 +18,6 @@ from tasks.generation.gallery.gallery import (
 )
 from tasks.generation.judge import COPIED, HEADLINES, Critic
 from tasks.music.midi.read_midi import read_midi
-from tasks.words import plural
 
 MOST_SOURCES = 200  # pieces that are shown with the passage they are most like, for each is read from the dataset
 

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, plural
 from tasks.music.render.pianoroll import PART_COLOURS, part_labels
 from tasks.reporting.markup import UNPRINTABLE
-from tasks.words import plural
 
 if TYPE_CHECKING:
     from tasks.music.score import Score  # for names only: building a page reads no MIDI

@@ -21,11 +21,10 @@ from typing import IO, Any
 import pyarrow as pa
 
 from tasks.config.source_limits import SourceLimits
-from tasks.errors import DatasetError
+from tasks.errors import DatasetError, plural
 from tasks.ingest.sources.listing import DEFLATE, LISTING_SCHEMA, SLICE, Rows
 from tasks.ingest.sources.names import danger_of, is_companion
 from tasks.storage.file_names import is_midi, printable
-from tasks.words import plural
 
 METHODS = {zipfile.ZIP_STORED: SLICE, zipfile.ZIP_DEFLATED: DEFLATE}
 MAX_NAME_RECORD = 2**20  # bytes of a long name or a pax header in a tar

@@ -13,12 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.errors import DatasetError, NotFound
+from tasks.errors import DatasetError, NotFound, plural
 from tasks.ingest.sources.listing import combined
 from tasks.ingest.sources.names import archive_format, is_companion
 from tasks.storage.file_names import is_midi, one_line, printable
 from tasks.storage.home import is_home
-from tasks.words import plural
 
 CHUNK = 8192  # files whose Python objects exist at one time
 TIMES = ("n_bytes", "mtime_ns", "ctime_ns", "inode")

@@ -237,9 +237,7 @@ def test_a_prompt_of_tokens_without_a_note_is_told(
     prompts = read_prompts(load_model(setup.checkpoint), config_of(prompt=str(tmp_path / "late.mid"), prompt_tokens=5))
     tell_losses(prompts, OoreTokenizer())
     assert "1 of 1 prompts have no note among the tokens that are taken of them; the first: late.mid, 5" in caplog.text
-    assert (
-        "1 of 1 prompt begins with more than 8 s of silence, which the pieces keep; the first: late" in caplog.text
-    )
+    assert "1 of 1 prompt begins with more than 8 s of silence, which the pieces keep; the first: late" in caplog.text
 
 
 def test_a_wish_that_an_encoding_cannot_say_is_told_by_its_tokenizer_alone() -> None:
