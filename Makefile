@@ -4,7 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test check lint bench lock clean
+# Tests that share something expensive form a group, which one worker runs; `tests/conftest.py` says which.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: setup demo test check fast lint nightly bench lock clean
 
 setup: $(STAMP)
 
@@ -18,13 +21,20 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/orchestrion demo $(if $(DATA),--source "$(DATA)")
 
-# Everything, the slow tests (servers, Ray, training, kills) included.
+# Everything that asserts behaviour, the slow tests (servers, Ray, training, kills) included.
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST) -m 'not nightly'
 
-# What to run before each commit: lint, types, fast tests.
-check: setup lint
-	$(BIN)/python -m pytest -m 'not slow' -n 2
+# What to run before each commit: lint, types and fast tests, side by side.
+check: setup
+	$(MAKE) --no-print-directory -j 2 fast lint
+
+fast: setup
+	$(PYTEST) -m 'not slow and not nightly'
+
+# The same tests with all examples of hypothesis, and the long tail: all real files, million-file and chaos runs.
+nightly: setup
+	$(PYTEST) --hypothesis-profile=nightly
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,10 +25,41 @@ _FOLDERS = [
 os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(_FOLDERS))
 
 # How fast a machine is, or how busy, is no fault of the code: what is fast enough is for `bench/` to say.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
+UNTIMED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ci", max_examples=25, **UNTIMED)
+settings.register_profile("nightly", max_examples=100, **UNTIMED)
+settings.load_profile("ci")  # `--hypothesis-profile=nightly` loads the other
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# A file's tests run in one worker, so that they share its fixtures. Tests with one of these fixtures share it too.
+SHARED = {"finished": "pipeline"}
+# The longest groups begin first, so that no worker is left alone with one of them at the end.
+LONGEST = ("test_rebuild_faults.py", "pipeline", "test_deployments.py", "test_sweep.py", "test_train.py")
+MARKED_BY = {"ray": "ray", "prefect": "servers"}  # fixture -> mark
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group and order the tests for `-n 2 --dist loadgroup`, and mark those whose fixtures say what they start."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        for fixture in MARKED_BY.keys() & set(fixtures):
+            item.add_marker(MARKED_BY[fixture])
+        stated = item.get_closest_marker("xdist_group")
+        group = stated.args[0] if stated else next((SHARED[name] for name in SHARED if name in fixtures), None)
+        group = group or item.path.relative_to(REPOSITORY).as_posix()
+        if not stated:
+            item.add_marker(pytest.mark.xdist_group(group))
+        groups.setdefault(group, []).append(item)
+
+    def rank(group: str) -> tuple[int, int]:
+        name = group.rpartition("/")[2]
+        n_slow = sum(item.get_closest_marker("slow") is not None for item in groups[group])
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST), -n_slow
+
+    items[:] = [item for group in sorted(groups, key=rank) for item in groups[group]]
 
 
 def real_data(part: str) -> Path:

@@ -1,10 +1,13 @@
 """One small pipeline run through the real command line, shared by the tests that look at what it left."""
 
+import atexit
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 
 from flows.services import access
 from tasks.storage.home import Home
+from tests import command_line
 from tests.samples import small_corpus
 
 SMALL = [
@@ -33,11 +37,38 @@ def clean_environment(home: Path) -> dict[str, str]:
 
 
 def orchestrion(home: Path, *arguments: str, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+    """Run the command line in a process forked from one that has its imports."""
+    return command_line.run(arguments, clean_environment(home), timeout)
+
+
+def run_flow(home: Path, *arguments: str, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
+    """Run a command that runs a flow, as `orchestrion` does, with one Prefect server for all such commands."""
+    return command_line.run(arguments, clean_environment(home) | shared_prefect(), timeout)
+
+
+def fresh_orchestrion(home: Path, *arguments: str, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does: a new interpreter, which finds or starts its own Prefect server."""
     command = [sys.executable, "-m", "flows.cli", *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, env=clean_environment(home), check=False
     )
+
+
+def start_flow(home: Path, *arguments: str, err: Path) -> command_line.Process:
+    """Begin a command that runs a flow and leads a session of its own; what it says on stderr goes into a file."""
+    return command_line.Process(arguments, clean_environment(home) | shared_prefect(), Path(os.devnull), err)
+
+
+@cache
+def shared_prefect() -> dict[str, str]:
+    """Start a Prefect server that lives as long as this process; return the variables of its clients."""
+    folder = tempfile.TemporaryDirectory(prefix="prefect")
+    home = Home.at(Path(folder.name))
+    home.prepare()
+    service = services.start_prefect(home, 0, has_page=False)
+    atexit.register(folder.cleanup)
+    atexit.register(services.stop, service)  # before the other: the last one registered runs first
+    return access.client_variables(home, f"{service.address}/api")
 
 
 def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -52,7 +83,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict
     folder = tmp_path_factory.mktemp("pipeline")
     source = small_corpus(folder / "midi", 10, with_flaws=True)
     home = folder / "home"
-    done = orchestrion(
+    done = fresh_orchestrion(
         home, "pipeline", "--home", str(home), "--source", str(source), "--name", "small", "--json", *SETTINGS
     )
     return home, source, last_json(done)

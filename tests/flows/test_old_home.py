@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.conftest import last_json, orchestrion
+from tests.flows.conftest import last_json, orchestrion, run_flow
 from tests.homes import unpack_home
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def test_its_dataset_is_whole_and_is_rebuilt_from_its_source(old: tuple[Path, Pa
     verified = orchestrion(home, "datasets", "verify", "--home", str(home))
     assert verified.returncode == 0, verified.stderr
     rebuilt = last_json(
-        orchestrion(home, "rebuild", "--home", str(home), "--source", str(source), "--name", "small", "--json",
+        run_flow(home, "rebuild", "--home", str(home), "--source", str(source), "--name", "small", "--json",
                     *options(*DATASET))
     )  # fmt: skip
     assert (rebuilt["n_files"], rebuilt["n_accepted"], rebuilt["n_duplicate"], rebuilt["n_rejected"]) == (13, 8, 1, 4)
@@ -49,7 +49,7 @@ def test_its_stopped_run_goes_on_where_it_stopped(old: tuple[Path, Path]) -> Non
     steps_before = [json.loads(line)["step"] for line in (stopped / "metrics.jsonl").read_text().splitlines()]
     settings = options(*MODEL, "train.seed=2", "train.n_steps=200")
     asked = ["train", "--home", str(home), "--dataset", "small@251d8e45b1452670", "--json"]
-    trained = last_json(orchestrion(home, *asked, *settings))
+    trained = last_json(run_flow(home, *asked, *settings))
     assert Path(trained["run_dir"]) == stopped
     steps = [json.loads(line)["step"] for line in (stopped / "metrics.jsonl").read_text().splitlines()]
     assert steps[: len(steps_before)] == steps_before
@@ -65,11 +65,11 @@ def test_its_batch_is_found_again_and_its_model_scores_and_composes(old: tuple[P
     prompt = source / "chorale-000-c-minor.mid"
     asked = ["generate", "--home", str(home), "--model", "small-music_transformer_tiny@1", "--json"]
     evaluated = last_json(
-        orchestrion(home, "evaluate", "--home", str(home), "--model", "small-music_transformer_tiny@1", "--json",
+        run_flow(home, "evaluate", "--home", str(home), "--model", "small-music_transformer_tiny@1", "--json",
                     *options("evaluate.n_samples=2", "evaluate.sample_tokens=64", "evaluate.n_continuations=1"))
     )  # fmt: skip
     assert evaluated["metrics"]["bits_per_note"] > 0
-    composed = last_json(orchestrion(home, *asked, "-n", "2", "--seed", "5", "--prompt", str(prompt), *options(*BATCH)))
+    composed = last_json(run_flow(home, *asked, "-n", "2", "--seed", "5", "--prompt", str(prompt), *options(*BATCH)))
     assert Path(composed["batch_dir"]).is_relative_to(home)
     assert len(list((Path(composed["batch_dir"]) / "pieces").glob("*.mid"))) == 2
     piece = home / "generations" / "small-music_transformer_tiny-v1-8267af1d4f" / "pieces" / "0001.mid"

@@ -15,7 +15,7 @@ import mido
 import pyarrow.parquet as pq
 import pytest
 
-from tests.flows.conftest import SETTINGS, clean_environment, last_json, orchestrion
+from tests.flows.conftest import SETTINGS, clean_environment, last_json, orchestrion, run_flow
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def test_every_composition_is_valid_midi_with_its_lineage(finished: Finished) ->
 def test_the_same_command_again_builds_trains_and_composes_nothing(finished: Finished) -> None:
     home, source, summary = finished
     before = {path: path.stat().st_mtime_ns for kind in ("parquet", "safetensors") for path in home.rglob(f"*.{kind}")}
-    done = orchestrion(
+    done = run_flow(
         home, "pipeline", "--home", str(home), "--source", str(source), "--name", "small", "--json", *SETTINGS
     )
     again = last_json(done)
@@ -73,7 +73,7 @@ def test_a_batch_composed_anew_has_the_same_bytes(finished: Finished) -> None:
         return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
 
     before = digests()
-    done = orchestrion(
+    done = run_flow(
         home, "generate", "--home", str(home), "--fresh", "--json", *SETTINGS,
         "--set", "generate.batch_size=2", "--set", "generate.n_workers=2",
     )  # fmt: skip
@@ -110,7 +110,7 @@ def test_lists_show_what_there_is(finished: Finished) -> None:
 def test_a_prompt_is_continued(finished: Finished, tmp_path: Path) -> None:
     home, source, summary = finished
     prompt = next(source.glob("chorale-*.mid"))
-    done = orchestrion(
+    done = run_flow(
         home, "generate", "--home", str(home), "--json", "-n", "2", "--prompt", str(prompt), *SETTINGS, "--set",
         "generate.n_pieces=2", "--set", "generate.prompt_tokens=32", "--set", "generate.audio=none",
     )  # fmt: skip
@@ -136,7 +136,7 @@ def test_a_prompt_is_continued(finished: Finished, tmp_path: Path) -> None:
 )
 def test_a_mistake_is_one_line_and_an_exit_code(finished: Finished, arguments: list[str], code: int, said: str) -> None:
     home, _, _ = finished
-    done = orchestrion(home, *arguments, "--home", str(home))
+    done = run_flow(home, *arguments, "--home", str(home))
     assert done.returncode == code, done.stderr
     complaints = [line for line in done.stderr.splitlines() if line.startswith("orchestrion:")]
     assert len(complaints) == 1
@@ -176,7 +176,7 @@ def test_a_job_of_a_request_that_fails_keeps_no_other_from_being_composed(finish
         prompt_tokens = 20
         """
     )
-    done = orchestrion(home, "generate", "--home", str(home), "--request", str(tmp_path / "r.toml"), "--json")
+    done = run_flow(home, "generate", "--home", str(home), "--request", str(tmp_path / "r.toml"), "--json")
     assert done.returncode == 2, done.stderr
     (complaint,) = (line for line in done.stderr.splitlines() if line.startswith("orchestrion:"))
     assert "r.toml: hopeless: prompt a.mid: infill_bars=[900, 901], but it has" in complaint

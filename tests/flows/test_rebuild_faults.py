@@ -28,6 +28,7 @@ from flows.services import access, servers
 from tasks.dataset import versions
 from tasks.ingest.sources.sample_corpus import write_sample_corpus
 from tasks.storage.home import Home
+from tests import command_line
 from tests.flows.conftest import clean_environment
 from tests.samples import small_dataset
 from tests.tasks.ingest.sources.builders import serve_file, serving, write_zip
@@ -60,12 +61,9 @@ class Rebuild:
     def __init__(self, home: Path, source: Path, server: dict[str, str], folder: Path, **variables: str) -> None:
         self.home, self.mark = home, f"{MARK}={uuid.uuid4()}"
         self.said, self.complained = folder / f"{self.mark}.out", folder / f"{self.mark}.err"
-        environment = clean_environment(home) | server | {MARK: self.mark.partition("=")[2]}
-        command = [sys.executable, "-m", "flows.cli", "rebuild", "--home", str(home), "--source", str(source)]
-        with self.said.open("wb") as out, self.complained.open("wb") as err:
-            self.process = subprocess.Popen(
-                [*command, *ARGUMENTS], env=environment | variables, stdout=out, stderr=err, start_new_session=True
-            )
+        environment = clean_environment(home) | server | {MARK: self.mark.partition("=")[2]} | variables
+        command = ["rebuild", "--home", str(home), "--source", str(source), *ARGUMENTS]
+        self.process = command_line.Process(command, environment, self.said, self.complained)
 
     def processes(self, pattern: str = "") -> list[int]:
         """Return the ids of this rebuild's processes whose command line matches, zombies apart."""
@@ -74,6 +72,7 @@ class Rebuild:
             if folder.name.isdigit():
                 try:
                     marked = self.mark.encode() in (folder / "environ").read_bytes().split(b"\0")
+                    marked |= int(folder.name) == self.process.pid
                     command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 except OSError:
                     continue
@@ -176,6 +175,7 @@ def files_of(home: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_a_signature_in_an_address_is_nowhere_after_a_rebuild(
     start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -205,6 +205,7 @@ def test_a_signature_in_an_address_is_nowhere_after_a_rebuild(
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_a_folder_that_changes_under_a_rebuild_is_rebuilt(start: Start, tmp_path: Path) -> None:
     source = tmp_path / "midi"
     paths = write_sample_corpus(source, 24)
@@ -237,6 +238,7 @@ def times_of(home: Path) -> dict[Path, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_unchanged_input_is_not_read_again_and_a_second_rebuild_waits_if_told_to(
     reference: Reference, start: Start
 ) -> None:
@@ -256,6 +258,7 @@ def test_unchanged_input_is_not_read_again_and_a_second_rebuild_waits_if_told_to
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_killed_workers_and_hosts_are_replaced_and_a_second_rebuild_is_refused(
     reference: Reference, start: Start, tmp_path: Path
 ) -> None:
@@ -278,19 +281,25 @@ def test_killed_workers_and_hosts_are_replaced_and_a_second_rebuild_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    "moments",
+    [("tokens",), pytest.param(("songs", "tokens", "version"), marks=pytest.mark.nightly)],
+    ids="-".join,
+)
 def test_a_killed_driver_leaves_nothing_half_done_and_the_next_one_goes_on(
-    reference: Reference, start: Start, tmp_path: Path
+    reference: Reference, start: Start, tmp_path: Path, moments: tuple[str, ...]
 ) -> None:
     home = tmp_path / "home"
     versions = home / "datasets" / "faults" / "versions"
-    moments: list[Callable[[Rebuild], object]] = [
-        lambda rebuild: rebuild.wait_for("songs", 2),
-        lambda rebuild: rebuild.wait_for("tokens", 5),
-        lambda rebuild: rebuild.wait_until(lambda: versions.is_dir() and any(versions.iterdir())),
-    ]
-    for wait in moments:
+    waits: dict[str, Callable[[Rebuild], object]] = {
+        "songs": lambda rebuild: rebuild.wait_for("songs", 2),
+        "tokens": lambda rebuild: rebuild.wait_for("tokens", 5),
+        "version": lambda rebuild: rebuild.wait_until(lambda: versions.is_dir() and any(versions.iterdir())),
+    }
+    for moment in moments:
         rebuild = start(home, reference.source)
-        wait(rebuild)
+        waits[moment](rebuild)
         rebuild.process.kill()
         assert rebuild.finish() == -signal.SIGKILL
         see_nothing_half_done(home, reference)
@@ -299,15 +308,22 @@ def test_a_killed_driver_leaves_nothing_half_done_and_the_next_one_goes_on(
 
 
 @pytest.mark.slow
-def test_a_ray_that_is_lost_is_started_again(reference: Reference, start: Start, tmp_path: Path) -> None:
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    "losses",
+    [(("songs", RAYLET),), pytest.param((("songs", RAYLET), ("tokens", GCS)), marks=pytest.mark.nightly)],
+    ids=lambda losses: "-".join(stage for stage, _ in losses),
+)
+def test_a_ray_that_is_lost_is_started_again(
+    reference: Reference, start: Start, tmp_path: Path, losses: tuple[tuple[str, str], ...]
+) -> None:
     home = tmp_path / "home"
     rebuild = start(home, reference.source)
-    rebuild.wait_for("songs", 2)
-    rebuild.kill(RAYLET)
-    rebuild.wait_for("tokens", 2)
-    rebuild.kill(GCS)
+    for stage, server in losses:
+        rebuild.wait_for(stage, 2)
+        rebuild.kill(server)
     assert rebuild.result()["dataset_version"] == reference.result["dataset_version"]
-    assert rebuild.errors.count("ray is started") == 3
+    assert rebuild.errors.count("ray is started") == 1 + len(losses)
     assert files_of(home) == reference.files
 
 
@@ -326,7 +342,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["songs", "tokens"])
+@pytest.mark.chaos
+@pytest.mark.parametrize("stage", [pytest.param("songs", marks=pytest.mark.nightly), "tokens"])
 def test_a_full_disk_is_told_and_with_room_the_rebuild_goes_on(
     reference: Reference, start: Start, small_disk: Path, stage: str
 ) -> None:
@@ -355,6 +372,7 @@ def test_a_full_disk_is_told_and_with_room_the_rebuild_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_an_interrupt_and_a_termination_stop_cleanly(reference: Reference, start: Start, tmp_path: Path) -> None:
     home = tmp_path / "home"
     for stage, number, codes in (
@@ -374,6 +392,7 @@ def test_an_interrupt_and_a_termination_stop_cleanly(reference: Reference, start
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_new_names_build_nothing_and_one_new_file_one_shard_of_each_kind(
     reference: Reference, start: Start, tmp_path: Path
 ) -> None:
@@ -414,6 +433,7 @@ def test_new_names_build_nothing_and_one_new_file_one_shard_of_each_kind(
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_nothing_runs_on_after_all_of_this(reference: Reference) -> None:
     deadline = time.monotonic() + 60
     while left := [pid for rebuild in STARTED for pid in rebuild.processes()]:

@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 from tasks.storage.home import Home
 from tasks.tracking.mlflow_tracker import Tracker
 from tasks.training.metrics_log import read_points
-from tests.flows.conftest import clean_environment, last_json, orchestrion
+from tests.flows.conftest import last_json, run_flow, start_flow
 from tests.samples import small_corpus, small_dataset
 
 pytestmark = pytest.mark.slow
@@ -44,12 +42,8 @@ def sweep(home: Home, *arguments: str) -> list[str]:
 
 def end_when(home: Home, reached: Callable[[], Any], number: int) -> tuple[int, str]:
     """Start the sweep, send it a signal when something is reached, and return exit code and stderr."""
-    command = [sys.executable, "-m", "flows.cli", *sweep(home, *POINTS)]
-    said = home.root / "said"  # no pipe: Ray's agents outlive a killed process for a while and would hold it open
-    with said.open("w") as handle:
-        process = subprocess.Popen(
-            command, env=clean_environment(home.root), stdout=subprocess.DEVNULL, stderr=handle, text=True
-        )
+    said = home.root / "said"
+    process = start_flow(home.root, *sweep(home, *POINTS), err=said)
     deadline = time.monotonic() + 240
     while not reached():
         assert process.poll() is None, said.read_text()
@@ -91,7 +85,7 @@ def swept(home: Home) -> Swept:
     assert code == 130, said
     assert "points still to train; saved, the same command goes on" in said
     after_stop = steps_saved(home)
-    return home, last_json(orchestrion(home.root, *sweep(home, *POINTS))), after_kill, after_stop
+    return home, last_json(run_flow(home.root, *sweep(home, *POINTS))), after_kill, after_stop
 
 
 def test_points_are_ranked_and_a_diverged_one_is_a_failed_row(swept: Swept) -> None:
@@ -128,7 +122,7 @@ def test_a_point_goes_on_where_it_was_killed_or_stopped(swept: Swept) -> None:
 def test_the_same_sweep_again_trains_nothing(swept: Swept) -> None:
     home, result, _, _ = swept
     before = weights(home)
-    again = last_json(orchestrion(home.root, *sweep(home, *POINTS)))
+    again = last_json(run_flow(home.root, *sweep(home, *POINTS)))
     assert weights(home) == before
     for key in ("sweep", "run_id", "runs", "reused"):
         assert again[key] == (result | {"reused": True})[key]
@@ -137,7 +131,7 @@ def test_the_same_sweep_again_trains_nothing(swept: Swept) -> None:
 def test_train_with_the_winning_settings_finds_it_done(swept: Swept) -> None:
     home, result, _, _ = swept
     best = result["best"]
-    done = orchestrion(
+    done = run_flow(
         home.root, "train", "--home", str(home.root), "--json", *SETTINGS, "--set", "train.schedule.peak=0.01"
     )
     trained = last_json(done)
@@ -181,7 +175,7 @@ def test_each_point_is_a_child_run_with_curves_parameters_and_model(swept: Swept
 
 def test_a_sweep_of_which_every_point_fails_is_a_failed_one(home: Home) -> None:
     arguments = sweep(home, "--set", "train.n_steps=20", "--grid", "train.schedule.peak=1e18,1e19")
-    done = orchestrion(home.root, *arguments, "--concurrent", str(min(2, os.cpu_count() or 1)))
+    done = run_flow(home.root, *arguments, "--concurrent", str(min(2, os.cpu_count() or 1)))
     assert done.returncode == 1
     complaint = [line for line in done.stderr.splitlines() if line.startswith("orchestrion:")]
     assert len(complaint) == 1

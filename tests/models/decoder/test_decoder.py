@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from models.decoder.step import DecoderStep
 from models.layers import KVCache, RelativeAttention
 from models.registry import build_model
 from tasks.config.presets import CHAR_GPT, RGA
+from tests.budget import examples
 
 TINY = DecoderConfig(d_model=24, n_heads=4, n_layers=2, d_ff=40, max_relative_distance=10)
 MODERN = DecoderConfig(
@@ -173,7 +174,7 @@ def random_configs() -> st.SearchStrategy[DecoderConfig]:
 
 
 @given(config=random_configs(), T=st.integers(1, 150), at=st.integers(0, 149), row=st.integers(0, 1))
-@settings(max_examples=30)
+@examples(30)
 @torch.no_grad()
 def test_a_token_moves_no_logit_before_it_and_none_of_another_row(
     config: DecoderConfig, T: int, at: int, row: int
@@ -256,7 +257,7 @@ def test_steps_with_a_cache_equal_the_full_pass(config: DecoderConfig, way: Way)
 
 
 @given(config=random_configs(), T=st.integers(1, 40), B=st.integers(1, 3))
-@settings(max_examples=30)
+@examples(30)
 @torch.no_grad()
 def test_a_step_by_functions_is_that_of_the_modules(config: DecoderConfig, T: int, B: int) -> None:
     decoder, tokens_BT = build_decoder(config), random_tokens(B, T + 3)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from models.hourglass.model import CrossScaleAttention, Hourglass, HourglassBloc
 from models.registry import build_model
 from models.sampling.sample import piece_uniforms, sample
 from models.training import build_optimizer, train_step
+from tests.budget import examples
 
 VOCAB_SIZE = 20
 TINY = HourglassConfig(d_model=16, n_heads=2, d_ff=24, depths=(1, 1, 1), max_relative_distance=6, dropout=0.0)
@@ -144,7 +145,7 @@ def test_no_logit_knows_a_later_token(config: HourglassConfig) -> None:
     check_causality(config, 27)
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(config=configs(), n_tokens=st.integers(1, 20))
 @torch.no_grad()
 def test_no_logit_knows_a_later_token_whatever_the_tree(config: HourglassConfig, n_tokens: int) -> None:
@@ -161,7 +162,7 @@ def test_samples_of_a_batch_do_not_touch(config: HourglassConfig) -> None:
         torch.testing.assert_close(hourglass(tokens_BT[row][None])[0], logits_BTV[row], atol=1e-12, rtol=1e-12)
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(config=configs())
 @torch.no_grad()
 def test_a_prefix_gives_the_prefix_of_the_result(config: HourglassConfig) -> None:
@@ -341,7 +342,7 @@ def test_steps_with_a_cache_equal_the_full_pass(config: HourglassConfig, dtype: 
     check_cache(build_hourglass(config, dtype), [9] + [1] * 18 + [7], tolerance)
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(config=configs(), sizes=st.lists(st.integers(1, 7), min_size=1, max_size=8))
 def test_pieces_of_any_size_with_a_cache_equal_the_full_pass(config: HourglassConfig, sizes: list[int]) -> None:
     check_cache(build_hourglass(config), sizes, 1e-10)

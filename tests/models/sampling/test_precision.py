@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from models.sampling.precision import (
 )
 from models.sampling.sample import sample
 from models.vae.latents import ConditionedDecoder
+from tests.budget import examples
 from tests.models.toy_music import VOCAB_SIZE, build_decoder, build_grammar, build_prompts
 from tests.models.vae import small_vae
 
@@ -201,7 +202,7 @@ SETTINGS = st.builds(
 )
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(SETTINGS, st.integers(0, 10**6), st.sampled_from([1e-1, 1e-3, 1e-6]), st.booleans())
 def test_a_sure_choice_survives_errors_within_the_margin(
     config: SamplingConfig, seed: int, error: float, is_masked: bool

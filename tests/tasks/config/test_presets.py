@@ -167,7 +167,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(name: str, home: Home, corp
 @EVERY
 def test_each_model_is_scored_and_composes(name: str, home: Home, corpus: Path) -> None:
     dataset, config = dataset_of(name, home, corpus), build_preset(name)
-    checkpoint = trained(home, shortened(config), dataset, "used")
+    checkpoint = trained(home, shortened(config), dataset, "whole")
     loaded = load_model(checkpoint)
     scoring = EvaluateConfig(window_tokens=config.evaluate.window_tokens, n_samples=2, sample_tokens=24)
     metrics = evaluate_model(loaded, dataset, scoring).metrics
@@ -202,7 +202,7 @@ def notes_of(midi: bytes) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("name", ["mmm_vae_tiny", "mmm_encoder_vae_tiny"])
 def test_pieces_are_written_from_latents_of_prompts(name: str, home: Home, corpus: Path) -> None:
     dataset = dataset_of(name, home, corpus)
-    checkpoint = trained(home, shortened(build_preset(name)), dataset, "latents")
+    checkpoint = trained(home, shortened(build_preset(name)), dataset, "whole")
     model = ModelVersion(
         name=name, version="1", run_id="0" * 16, checkpoint=checkpoint, dataset=dataset.reference, preset=name,
         model_id="m-1",

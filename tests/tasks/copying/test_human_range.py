@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.copying.human_range import FOUND_BY_CHANCE, HumanRange, human_range, judge_batch
+from tests.budget import examples
 
 Run = tuple[int, int]  # first note and number of notes
 
@@ -31,7 +32,7 @@ pieces_of_runs = st.integers(1, 300).flatmap(
 )
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.lists(pieces_of_runs, max_size=5))
 def test_excerpts_hold_the_part_of_a_run_that_lies_in_them(pieces: list[tuple[int, list[Run]]]) -> None:
     found = human_range(9, [measured(n, *runs) for n, runs in pieces])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.config.dataset import AugmentConfig
@@ -22,6 +22,7 @@ from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score, build_score
 from tasks.storage.home import Home
 from tasks.storage.parquet import read_table
+from tests.budget import examples
 from tests.builders import DRUMS, make_score
 from tests.samples import small_corpus, small_dataset
 
@@ -72,7 +73,7 @@ def joined(*scores: Score) -> Score:
     return build_score(50, {name: np.concatenate([getattr(s.notes, name) for s in scores]) for name in columns})
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(place=st.integers(0, 1000), semitones=st.integers(-5, 5), stretch=st.floats(0.5, 2))
 def test_a_training_piece_leads_to_its_source(
     index: CopyIndex, dataset: DatasetVersion, corpus: Path, place: int, semitones: int, stretch: float

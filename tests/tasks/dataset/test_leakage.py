@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.config.dataset import LeakageConfig
@@ -12,6 +12,7 @@ from tasks.dataset import leakage
 from tasks.dataset.leakage import LeakageReport, exceeds, measure_leakage, thin_grams, thinning_for
 from tasks.dataset.split import SPLITS
 from tasks.music.similarity.fingerprint import gram_hashes
+from tests.budget import examples
 from tests.tasks.music.similarity.test_fingerprint import flat, moved, music
 
 
@@ -74,7 +75,7 @@ def test_the_baseline_keeps_groups_together() -> None:
     assert report_on(sets, splits).baseline.mean > 0.5
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.lists(st.lists(st.integers(0, 60), min_size=8, max_size=40, unique=True), min_size=3, max_size=12), st.data())
 def test_figures_agree_with_plain_sets(sets: list[list[int]], data: st.DataObject) -> None:
     splits = data.draw(st.lists(st.sampled_from("tvs"), min_size=len(sets), max_size=len(sets)))

@@ -6,13 +6,14 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.config.dataset import GroupConfig
 from tasks.dataset.near_duplicates import Groups, group_pieces
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.similarity.fingerprint import N_WORDS, sign_pieces
+from tests.budget import examples
 from tests.conftest import real_data
 from tests.tasks.music.similarity.test_fingerprint import flat, moved, music
 
@@ -49,7 +50,7 @@ def test_changed_copies_are_grouped_and_others_are_not() -> None:
     assert (groups.n_groups, groups.largest, groups.n_links) == (4, 2, 3)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.permutations(range(7)))
 def test_order_does_not_matter(order: list[int]) -> None:
     names, signed = ids(7), sign_pieces(*flat(*some_pieces()))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.config.augmentations import AUGMENTATIONS, augmentation
@@ -20,6 +20,7 @@ from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.oore import OoreConfig, OoreTokenizer
 from tasks.music.transforms import shift_velocity, stretch_time, transpose
 from tasks.storage.parquet import TOKEN_SCHEMA
+from tests.budget import examples
 from tests.builders import DRUMS, make_score
 
 TOKENIZER = OoreTokenizer()
@@ -147,7 +148,7 @@ def test_a_piece_without_notes_has_no_row() -> None:
 ROW = st.tuples(st.integers(0, 400), st.integers(1, 200), st.integers(40, 80), st.integers(1, 127), st.integers(0, 2))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     st.lists(st.lists(ROW, max_size=12), min_size=1, max_size=4), st.floats(0, 1), st.floats(0, 1), st.integers(0, 99)
 )

@@ -1,12 +1,13 @@
 """Overlaps of one pitch in one part, against a double loop; what is written is read back the same."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.validity import check_validity
 from tasks.music.midi.writer import write_midi
 from tasks.music.retrigger import end_at_next
+from tests.budget import examples
 from tests.builders import make_score
 
 NOTES = st.lists(
@@ -15,7 +16,7 @@ NOTES = st.lists(
 )
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(NOTES)
 def test_a_note_ends_where_its_pitch_is_struck_again(rows: list[tuple[int, int, int, int, int]]) -> None:
     score = make_score(rows, programs=(0, 1))

@@ -9,7 +9,7 @@ import mido
 import numpy as np
 import pytest
 import symusic
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import BadScore, NotFound
@@ -17,6 +17,7 @@ from tasks.music.midi.limits import ReadLimits
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score, Tempos, seconds_at, ticks_at
+from tests.budget import examples
 from tests.builders import (
     DRUMS,
     END_OF_TRACK,
@@ -97,7 +98,7 @@ def scores(draw: st.DrawFn) -> Score:
     )
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(scores())
 def test_reading_undoes_writing(score: Score) -> None:
     data = write_midi(score, "title")
@@ -107,7 +108,7 @@ def test_reading_undoes_writing(score: Score) -> None:
     assert write_midi(score, "title") == data
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(scores())
 def test_other_readers_see_the_same_notes(score: Score) -> None:
     data = write_midi(score)
@@ -400,7 +401,7 @@ def test_paths(tmp_path: Path) -> None:
         read_midi(tmp_path / "näme.mid", limits=ReadLimits(max_bytes=5))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.data())
 def test_no_bytes_crash_the_reader(data: st.DataObject) -> None:
     """Flip, cut and double bytes of a file with everything in it: a score, or a BadScore."""

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.music.notes import NoteBatch
 from tasks.music.transforms import apply_sustain, stretch_time, transpose
+from tests.budget import examples
 from tests.builders import DRUMS, make_score
 
 
@@ -57,7 +58,7 @@ def slow_ends(batch: NoteBatch) -> list[float]:
     return ends
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(batches())
 def test_sustain_is_its_definition(batch: NoteBatch) -> None:
     assert apply_sustain(batch).end_seconds.tolist() == slow_ends(batch)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.config import SamplingConfig
@@ -25,6 +25,7 @@ from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig, Opti
 from tasks.sampling.constraints import BoundTables, bind, scale_of, token_bias
 from tasks.sampling.latents import FROM_PRIOR
 from tasks.sampling.sample_ids import WrittenIds, grammar_tables, write_ids
+from tests.budget import examples
 from tests.builders import DRUMS, make_score
 from tests.samples import SMALL_MODEL
 
@@ -138,7 +139,7 @@ def test_a_context_that_slides_begins_where_it_would(tokenizer: Tokenizer) -> No
 
 
 @EVERY
-@settings(max_examples=10)
+@examples(10)
 @given(seed=st.integers(0, 2**32))
 def test_the_bound_grammar_forbids_unwanted_pitches_alone(tokenizer: Tokenizer, seed: int) -> None:
     config = GenerateConfig(key="G")

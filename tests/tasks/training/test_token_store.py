@@ -8,12 +8,13 @@ from typing import get_args
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.storage.home import Home
 from tasks.storage.parquet import TOKEN_SCHEMA, write_table
 from tasks.training.token_store import TokenStore, WindowKind
+from tests.budget import examples
 from tests.samples import small_corpus, small_dataset
 
 START, END, PAD = 414, 415, 0
@@ -158,7 +159,7 @@ def test_whole_rows_come_once_in_each_epoch(store: TokenStore, batch_size: int) 
     assert len({epoch.tobytes() for epoch in epochs}) > 1  # not the same order each time
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     lengths=st.lists(st.integers(2, 40), min_size=1, max_size=9),
     window_tokens=st.integers(1, 60),

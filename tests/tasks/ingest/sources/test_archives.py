@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.config.source_limits import SourceLimits
@@ -19,6 +19,7 @@ from tasks.errors import DatasetError
 from tasks.ingest.sources import archives
 from tasks.ingest.sources.names import danger_of
 from tasks.ingest.sources.scan import scan_sources
+from tests.budget import examples
 from tests.tasks.ingest.sources.builders import (
     LIMITS,
     LONG_AGO,
@@ -384,7 +385,7 @@ def test_a_sparse_file_in_a_tar_is_refused(tmp_path: Path, cache: Path) -> None:
     assert contents(scan(cache, path)) == {"real.mid": "unsupported_compression"}
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(name=st.sampled_from(sorted(WRITERS)), data=st.data())
 def test_flipped_bytes_never_crash_a_scan(name: str, data: st.DataObject, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("flip")

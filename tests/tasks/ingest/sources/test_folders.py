@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from tasks.errors import ConfigError, DatasetError, NotFound
@@ -19,6 +19,7 @@ from tasks.ingest.sources.listing import stamp_column, stamp_of
 from tasks.ingest.sources.names import ARCHIVE_SUFFIXES
 from tasks.ingest.sources.read import BadRead, read_members
 from tasks.ingest.sources.scan import scan_sources
+from tests.budget import examples
 from tests.tasks.ingest.sources.builders import (
     LIMITS,
     LONG_AGO,
@@ -404,7 +405,7 @@ def test_stamps_of_a_column_and_of_one_file_agree(tmp_path: Path) -> None:
     assert stamp_column(columns).to_pylist() == [stamp_of(status)]
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 3), st.booleans()), max_size=6))
 def test_a_scan_with_a_cache_equals_one_without(changes: list[tuple[str, int, bool]], tmp_path_factory) -> None:
     tmp_path = tmp_path_factory.mktemp("tree")

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.config.source_limits import SourceLimits
 from tasks.errors import DatasetError
 from tasks.ingest.sources import archive_members
+from tests.budget import examples
 from tests.tasks.ingest.sources.builders import (  # fmt: skip
     LIMITS,
     contents,
@@ -272,7 +273,7 @@ def test_tarfile_members_of_every_kind_end_where_they_should(tmp_path: Path) -> 
     assert contents(scan(tmp_path / "cache", path)) == {"unknown.mid": midi(1), "empty.mid": b""}
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60, deadline=None)
 @given(st.data())
 def test_the_short_way_to_a_tar_header_says_what_tarfile_says(data: st.DataObject) -> None:
     info = tarfile.TarInfo(data.draw(st.sampled_from(["a.mid", "caf\u00e9.mid", "folder/" * 16 + "a.mid"])))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.config.source_limits import SourceLimits
@@ -13,6 +13,7 @@ from tasks.errors import ConfigError, DatasetError, NotFound, OrchestrionError
 from tasks.ingest.sources.catalog import CATALOG, catalog_names, find_entry
 from tasks.ingest.sources.labels import split_by_folders
 from tasks.ingest.sources.spec import check_source, parse_source, source_name
+from tests.budget import examples
 from tests.tasks.ingest.sources.builders import midi, write_files
 
 
@@ -94,7 +95,7 @@ def test_short_names(text: str, name: str, here: Path) -> None:
     assert source_name(text) == name
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.text(min_size=1, max_size=80).filter(lambda text: "\0" not in text))
 def test_a_short_name_is_always_a_name(text: str) -> None:
     assert re.fullmatch(r"[a-z0-9_.-]{1,64}", source_name(text))

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.music.bars import bar_lines, count_covered, note_cells, place_notes
@@ -16,6 +16,7 @@ from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
+from tests.budget import examples
 from tests.builders import DRUMS, make_score
 
 BAR = 2000  # ticks of a bar of 4/4 in these tests, 125 a position
@@ -165,7 +166,7 @@ def pieces(draw: st.DrawFn) -> Score:
     return make_score(notes, programs=(0, DRUMS), time_signatures=meters, ticks_per_quarter=quarter)
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(pieces())
 def test_statistics_are_what_slow_loops_find(score: Score) -> None:
     slow, statistics = SlowPiece(score), piece_statistics(score)

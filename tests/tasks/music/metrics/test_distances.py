@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import linalg, stats
 
@@ -20,6 +20,7 @@ from tasks.music.metrics.distances import (
     frechet_distance,
     resample,
 )
+from tests.budget import examples
 
 DICE = np.random.default_rng(7)
 Moments = tuple[FloatArray, FloatArray]
@@ -117,7 +118,7 @@ def test_values_that_are_all_equal() -> None:
     assert all(math.isfinite(value) for value in apart.values())
 
 
-@settings(max_examples=60)
+@examples(60)
 @example([0.0, 0.0], [0.0, 5e-324])
 @given(*[st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=12)] * 2)
 def test_whatever_the_values_the_figures_are_finite_and_in_range(ours: list[float], theirs: list[float]) -> None:

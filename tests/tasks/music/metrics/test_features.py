@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tasks.music.metrics import features
@@ -25,6 +25,7 @@ from tasks.music.metrics.features import (
     tempo_histogram,
 )
 from tasks.music.notes import NoteBatch
+from tests.budget import examples
 from tests.builders import DRUMS as DRUM_PART
 from tests.builders import make_score
 
@@ -76,7 +77,7 @@ def notes_of(rows: list[tuple[int, int, int, int, int, bool]]) -> list[Note]:
     return [(on / 8, (on + length) / 8, *rest) for on, length, *rest in rows]  # type: ignore[misc]
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(st.lists(st.lists(NOTES, max_size=40), max_size=4))
 @example([[], [(0, 1, 0, 1, 0, True)], []])
 @example([[(k % 3, 30 - k % 7, k, 1, k, False) for k in range(100)] * 2])  # more at once than the short list holds
@@ -87,7 +88,7 @@ def test_features_are_what_slow_counting_finds(rows: list[list[Any]]) -> None:
         assert {name: float(found[name][place]) for name in FEATURES} == pytest.approx(count_by_hand(piece), rel=1e-6)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.lists(st.lists(NOTES, max_size=20), max_size=4))
 def test_counts_are_what_slow_counting_finds(rows: list[list[Any]]) -> None:
     pieces = [notes_of(piece) for piece in rows]

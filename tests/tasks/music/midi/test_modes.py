@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tasks.errors import BadScore
@@ -13,6 +13,7 @@ from tasks.music.midi.reader import read_files
 from tasks.music.midi.second_reader import second_reading
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
+from tests.budget import examples
 from tests.builders import differences, note_rows, off, on, pedal, program, smf, track
 from tests.tasks.music.midi.slow_midi import Event, bytes_of, read_slowly
 
@@ -69,7 +70,7 @@ tracks_of_events = st.lists(
 )
 
 
-@settings(max_examples=1_000)
+@examples(1_000)
 @given(tracks_of_events, st.sampled_from([0, 1, 1, 2]))
 @example([([(0, on(60)), (2, control(123)), (0, on(60)), (1, off(60)), (1, off(60))], 0)], 0)
 @example([([(0, on(60)), (3, off(60)), (0, on(60)), (3, off(60))], 0), ([(2, control(120))], 0)], 1)

@@ -7,12 +7,13 @@ import mido
 import numpy as np
 import pytest
 import symusic
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.render.pianoroll import part_labels
+from tests.budget import examples
 from tests.builders import DRUMS, make_score
 
 
@@ -48,7 +49,7 @@ def test_other_readers_take_names_programs_and_drums_over():
     assert [tempo.qpm for tempo in theirs.tempos] == [120]
 
 
-@settings(max_examples=60)
+@examples(60)
 @example([(0, 171, 0, 1)], [(1, 3, 8)], 1)
 @example([(0, 2, 0, 2), (0, 3, 0, 1), (1, 1, 0, 1)], [], 1)  # a note within a note of its pitch
 @example([(0, 10, 60, 1), (5, 2, 60, 1), (3, 7, 61, 1)], [], 1)  # and another pitch that ends with the longer one

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.music.midi.read_midi import read_midi
@@ -19,6 +19,7 @@ from tasks.music.similarity.fingerprint import (
     gram_hashes,
     sign_pieces,
 )
+from tests.budget import examples
 from tests.conftest import real_data
 
 GOLDEN = [2159479550, 3556820015, 1664175391]
@@ -89,7 +90,7 @@ def test_signature_and_n_grams_do_not_change(change: str) -> None:
     assert grams(piece) == grams(SAME[change](piece))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     st.lists(st.tuples(st.integers(0, 3000), st.integers(20, 100), st.booleans()), min_size=1, max_size=80),
     st.integers(-20, 27),

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.music.arrays import offsets_of
@@ -24,6 +24,7 @@ from tasks.music.tokenizers.oore import OoreConfig, OoreTokenizer
 from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
 from tasks.music.tokenizers.remi.vocabulary import RemiConfig
 from tasks.music.transforms import stretch_time, transpose_within
+from tests.budget import examples
 from tests.conftest import real_data
 
 Piece = tuple[Any, Any]  # onsets in seconds and pitches
@@ -75,7 +76,7 @@ def common_run(one: list[int], other: list[int]) -> int:
 few_pitches = st.lists(st.integers(60, 62), min_size=0, max_size=60)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(few_pitches, st.lists(few_pitches, min_size=1, max_size=4), st.integers(-12, 12), st.data())
 def test_the_longest_run_is_that_of_all_pairs_of_places(
     sought: list[int], pieces: list[list[int]], semitones: int, data: st.DataObject
@@ -91,7 +92,7 @@ def test_the_longest_run_is_that_of_all_pairs_of_places(
         assert found == 0 or SEED_INTERVALS < found <= true
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(
     st.integers(0, 10_000), st.integers(SURE_NOTES, 60), st.integers(0, 100), st.integers(-20, 20), st.floats(0.5, 2)
 )
@@ -180,7 +181,7 @@ def test_few_notes_share_nothing(n_notes: int) -> None:
     assert longest((onset, pitch)) == 0
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.lists(st.integers(0, 80), max_size=6), st.integers(1, 7))
 def test_seeds_are_the_same_in_any_number_of_passes(sizes: list[int], n_passes: int) -> None:
     line = lines_of(*(melody(seed, size) for seed, size in enumerate(sizes)))

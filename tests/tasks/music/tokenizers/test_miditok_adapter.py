@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from tasks.errors import ConfigError
@@ -18,6 +18,7 @@ from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
 from tasks.music.tokenizers.base import digest_of
 from tasks.music.tokenizers.miditok_adapter import MidiTokConfig, MidiTokTokenizer
+from tests.budget import examples
 from tests.builders import DRUMS, make_score, note_rows
 
 FORM = '{"config": {}, "tokenization": "REMI"}'
@@ -147,7 +148,7 @@ def test_a_piece_on_which_miditok_fails_is_counted(
     assert batch.ids.tolist() == [tokenizer.start_id, tokenizer.end_id]
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.parametrize("name", NAMES)
 def test_whatever_a_model_writes_becomes_a_score(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.music.added_notes import added_notes
@@ -19,6 +19,7 @@ from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig
 from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig
 from tasks.music.tokenizers.registry import build_tokenizer, needs_vocabulary, symbols_in
 from tasks.music.tokenizers.remi.vocabulary import RemiConfig
+from tests.budget import examples
 from tests.builders import DRUMS, make_score, note_rows
 
 BATCH = NoteBatch.from_scores(
@@ -74,7 +75,7 @@ def test_boundaries_typed_out() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=NAMES)
-@settings(max_examples=10)
+@examples(10)
 @given(seed=st.integers(0, 2**32), n_ids=st.integers(1, 200))
 def test_a_random_walk_is_allowed_and_ends_between_notes(tokenizer: Tokenizer, seed: int, n_ids: int) -> None:
     ids = sample_ids(tokenizer, seed, n_ids)

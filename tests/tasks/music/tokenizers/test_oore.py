@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import ConfigError
@@ -15,6 +15,7 @@ from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.tokenizers.oore import SHIFT_MAX, OoreConfig, OoreTokenizer, to_unit
 from tasks.music.tokenizers.registry import build_tokenizer, tokenizer_from_json
 from tasks.music.transforms import stretch_time, transpose
+from tests.budget import examples
 from tests.builders import DRUMS, make_score, note_rows, off, on, pedal, smf, track
 from tests.conftest import real_data
 
@@ -236,7 +237,7 @@ def slow_tokens(score: Score) -> list[int]:
     return [*ids, 415]
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(st.lists(scores(), min_size=1, max_size=3))
 def test_encoding_is_its_definition(pieces: list[Score]) -> None:
     assert encode(*pieces).ids.tolist() == [token for piece in pieces for token in slow_tokens(piece)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.music.midi.read_midi import read_midi
@@ -19,6 +19,7 @@ from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.tokenizers.optimus import int_tokenizer
 from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig, OptimusIntTokenizer
 from tasks.music.transforms import transpose
+from tests.budget import examples
 from tests.builders import DRUMS, make_score, note_rows, off, on, pedal, smf, track
 from tests.conftest import real_data
 from tests.test_bench import script
@@ -304,7 +305,7 @@ def test_impossible_settings_are_refused(wrong: dict[str, int]) -> None:
 # --- laws
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.lists(scores(longest=80_000, programs=(0, 41, 120, DRUMS)), min_size=1, max_size=3))
 def test_encoding_is_its_definition(pieces: list[Score]) -> None:
     batch = NoteBatch.from_scores(pieces)
@@ -312,7 +313,7 @@ def test_encoding_is_its_definition(pieces: list[Score]) -> None:
         assert tokenizer.encode(batch).ids.tolist() == plain.plain_int(batch, tokenizer)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(scores(grid=10, longest=3540))
 def test_nothing_of_a_band_is_lost_on_the_grid(score: Score) -> None:
     for tokenizer in (BAND, BAND_SPLIT):
@@ -321,7 +322,7 @@ def test_nothing_of_a_band_is_lost_on_the_grid(score: Score) -> None:
         assert full_rows(tokenizer.decode(batch.ids)) == full_rows(score)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(scores(grid=10, longest=16 * 3540))
 def test_split_notes_come_back_whole(score: Score) -> None:
     batch = encode(score, tokenizer=BAND_SPLIT)

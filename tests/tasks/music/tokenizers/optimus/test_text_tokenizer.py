@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import ConfigError
@@ -19,6 +19,7 @@ from tasks.music.tokenizers.optimus import text_tokenizer
 from tasks.music.tokenizers.optimus.characters import MAX_VALUE, from_code_points, to_code_points
 from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig, OptimusTxtTokenizer
 from tasks.music.transforms import transpose
+from tests.budget import examples
 from tests.builders import DRUMS, make_score, note_rows
 from tests.conftest import real_data
 from tests.tasks.music.tokenizers.optimus.test_int_tokenizer import (
@@ -344,7 +345,7 @@ def test_reading_texts_forgives() -> None:
 # --- laws
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.lists(scores(longest=80_000, latest=90_000, programs=(0, 41, 120, DRUMS)), min_size=1, max_size=3))
 def test_encoding_is_its_definition(pieces: list[Score]) -> None:
     batch = NoteBatch.from_scores(pieces)

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from models.sampling.grammar_mask import GrammarRows, GrammarTables
 from tasks.music.score import Score
 from tasks.music.tokenizers.remi.grammar import FINISHED
 from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
 from tasks.music.tokenizers.remi.vocabulary import Kind, RemiConfig
+from tests.budget import examples
 from tests.tasks.music.tokenizers.remi.test_remi import ALL, FULL, TOKENIZER, encode, first_violation, score_of, scores
 
 
@@ -19,7 +20,7 @@ def test_a_grammar_too_large_is_refused() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ALL)
-@settings(max_examples=60)
+@examples(60)
 @given(score=scores())
 def test_the_grammar_accepts_all_that_encode_yields(tokenizer: RemiTokenizer, score: Score) -> None:
     ids = encode(score, tokenizer=tokenizer).ids.tolist()

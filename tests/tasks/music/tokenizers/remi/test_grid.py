@@ -4,10 +4,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 
 from tasks.music.score import Score
 from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
+from tests.budget import examples
 from tests.builders import DRUMS
 from tests.tasks.music.tokenizers.remi.test_remi import ALL, TOKENIZER, WIDE, encode, note_set, scores
 
@@ -98,7 +99,7 @@ def decoded_tick(tick: int, meters: list[tuple[int, int, int]], quarter: float, 
 
 
 @pytest.mark.parametrize("tokenizer", ALL)
-@settings(max_examples=60)
+@examples(60)
 @given(score=scores())
 def test_decoding_gives_the_notes_on_the_grid(tokenizer: RemiTokenizer, score: Score) -> None:
     batch = encode(score, tokenizer=tokenizer)
@@ -110,7 +111,7 @@ def test_decoding_gives_the_notes_on_the_grid(tokenizer: RemiTokenizer, score: S
 
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, WIDE])  # a rest may hide the bars before a change
-@settings(max_examples=60)
+@examples(60)
 @given(score=scores())
 def test_decoding_gives_the_time_signatures_on_the_grid(tokenizer: RemiTokenizer, score: Score) -> None:
     back = tokenizer.decode(encode(score, tokenizer=tokenizer).ids).time_signatures
@@ -122,7 +123,7 @@ def test_decoding_gives_the_time_signatures_on_the_grid(tokenizer: RemiTokenizer
 
 
 @pytest.mark.parametrize("tokenizer", ALL)
-@settings(max_examples=60)
+@examples(60)
 @given(score=scores())
 def test_decoding_then_encoding_is_the_identity(tokenizer: RemiTokenizer, score: Score) -> None:
     meters, quarter = slow_meters(score, tokenizer)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from tasks.errors import BadScore
 from tasks.music.midi.read_midi import read_midi
@@ -21,6 +21,7 @@ from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
 from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
 from tasks.music.tokenizers.remi.vocabulary import RemiConfig
+from tests.budget import examples
 from tests.builders import DRUMS, make_score
 from tests.conftest import real_data
 from tests.tasks.music.tokenizers.remi.test_remi import PROGRAMS, note_set, scores
@@ -156,7 +157,7 @@ def test_the_vocabulary_is_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@settings(max_examples=60)
+@examples(60)
 @given(score=scores())
 def test_generated_scores_have_the_same_ids(name: str, score: Score) -> None:
     ours, peer = PEERS[name]
@@ -164,7 +165,7 @@ def test_generated_scores_have_the_same_ids(name: str, score: Score) -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@settings(max_examples=30)
+@examples(30)
 @given(score=scores())
 def test_ids_mean_the_same_music(name: str, score: Score) -> None:
     ours, peer = PEERS[name]
@@ -223,14 +224,14 @@ def test_real_files_have_the_same_ids(name: str) -> None:
     assert compare(name, every=400)["same"] >= 10
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["all_events", "common_time", "fine", "coarse"])
 def test_a_tenth_of_all_real_files(name: str) -> None:
     counts = compare(name, every=10)
     assert counts["same"] >= 0.9 * counts.total(), counts
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_fifth_of_all_real_files() -> None:  # all of them held too, in six minutes
     counts = compare("hourglass", every=5)
     assert counts["same"] >= 0.95 * counts.total(), counts

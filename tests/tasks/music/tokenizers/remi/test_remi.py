@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tasks.music.midi.read_midi import read_midi
@@ -18,6 +18,7 @@ from tasks.music.tokenizers.grammar import Grammar
 from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
 from tasks.music.tokenizers.remi.vocabulary import RemiConfig
 from tasks.music.transforms import transpose
+from tests.budget import examples
 from tests.builders import DRUMS, make_score
 from tests.conftest import real_data
 
@@ -256,7 +257,7 @@ def test_more_ticks_than_the_grid_has_are_refused() -> None:
 # --- laws
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.lists(st.sampled_from([0, 480, 960, 5 * 480]), unique=True), st.data())
 def test_tempos_come_back_as_levels(ticks: list[int], data: st.DataObject) -> None:
     levels = np.round(60_000_000 / FULL.vocabulary.tempos).astype(int).tolist()
@@ -280,7 +281,7 @@ def test_decoded_scores_survive_a_file() -> None:
         assert np.array_equal(encode(through_file, tokenizer=tokenizer).ids, ids)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.lists(scores(), min_size=1, max_size=4))
 def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score]) -> None:
     together = encode(*pieces)
@@ -309,7 +310,7 @@ def test_chords_of_many_notes_at_one_tick() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, RemiTokenizer(replace(BARE.config, chords="root"))])
-@settings(max_examples=60)
+@examples(60)
 @given(score=scores(longest=4 * QUARTER), semitones=st.integers(-24, 24))
 def test_transposing_ids_is_transposing_notes(tokenizer: RemiTokenizer, score: Score, semitones: int) -> None:
     batch = NoteBatch.from_scores([score])
@@ -333,7 +334,7 @@ def test_transposing_moves_the_roots_of_chords() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ALL)
-@settings(max_examples=60)
+@examples(60)
 @given(data=st.data())
 def test_whatever_a_model_writes_becomes_a_score(tokenizer: RemiTokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=200))
