@@ -32,27 +32,37 @@ settings.load_profile("ci")  # `--hypothesis-profile=nightly` loads the other
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# A file's tests run in one worker, so that they share its fixtures. Tests with one of these fixtures share it too.
-SHARED = {"finished": "pipeline"}
-# The longest groups begin first, so that no worker is left alone with one of them at the end.
+# One worker runs all tests of a file, so that they share its fixtures. These files share some too.
+GROUPS = {"tests/flows/test_pipeline.py": "pipeline", "tests/flows/test_services.py": "pipeline"}
+# The longest begin first, so that no worker is left alone with one of them at the end.
 LONGEST = ("test_rebuild_faults.py", "pipeline", "test_deployments.py", "test_sweep.py", "test_train.py")
 MARKED_BY = {"ray": "ray", "prefect": "servers"}  # fixture -> mark
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def group_of(nodeid: str) -> str:
+    file = nodeid.partition("::")[0]
+    return GROUPS.get(file, file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out tests by group. (xdist 3.8 reads no `xdist_group` mark under pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return Groups(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group and order the tests for `-n 2 --dist loadgroup`, and mark those whose fixtures say what they start."""
+    """Order the tests by group, and mark those whose fixtures say what they start."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        for fixture in MARKED_BY.keys() & set(fixtures):
+        for fixture in MARKED_BY.keys() & set(getattr(item, "fixturenames", ())):
             item.add_marker(MARKED_BY[fixture])
-        stated = item.get_closest_marker("xdist_group")
-        group = stated.args[0] if stated else next((SHARED[name] for name in SHARED if name in fixtures), None)
-        group = group or item.path.relative_to(REPOSITORY).as_posix()
-        if not stated:
-            item.add_marker(pytest.mark.xdist_group(group))
-        groups.setdefault(group, []).append(item)
+        groups.setdefault(group_of(item.nodeid), []).append(item)
 
     def rank(group: str) -> tuple[int, int]:
         name = group.rpartition("/")[2]

@@ -41,7 +41,7 @@ SETTINGS = [
 ]  # fmt: skip
 ARGUMENTS = ["--name", "faults", "--json", *(argument for setting in SETTINGS for argument in ("--set", setting))]
 MARK = "ORCHESTRION_TEST_MARK"
-HOST, RAYLET, GCS = r"tasks\.isolation", r"raylet/raylet ", r"gcs/gcs_server "
+HOST, RAYLET, GCS = r"tasks\.runtime\.isolation", r"raylet/raylet ", r"gcs/gcs_server "
 PARSER, ENCODER = r"ray::parse_isolated", r"ray::build_token_shard"
 
 

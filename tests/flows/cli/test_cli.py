@@ -72,7 +72,7 @@ def test_help_and_mistakes_import_nothing_heavy(arguments: list[str]) -> None:
 )
 def test_mistakes_end_with_one_line_and_code_2(tmp_path: Path, arguments: list[str], said: str) -> None:
     home = [] if arguments[0] in ("encode", "nonsense") else ["--home", str(tmp_path / "home")]
-    done = fresh_orchestrion(tmp_path, *arguments, *home)
+    done = orchestrion(tmp_path, *arguments, *home)
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
@@ -80,7 +80,7 @@ def test_mistakes_end_with_one_line_and_code_2(tmp_path: Path, arguments: list[s
 
 
 def test_presets_say_their_sizes(tmp_path: Path) -> None:
-    rows = {row["name"]: row for row in json.loads(fresh_orchestrion(tmp_path, "presets", "--json").stdout)}
+    rows = {row["name"]: row for row in json.loads(orchestrion(tmp_path, "presets", "--json").stdout)}
     assert rows["music_transformer"] == {
         "name": "music_transformer", "system": "S004", "encoding": "oore", "vocab_size": 416, "n_parameters": 1_095_200,
     }  # fmt: skip
