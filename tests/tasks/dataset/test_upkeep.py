@@ -2,9 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tasks.dataset.upkeep import prune, verify_version
 from tasks.dataset.versions import DatasetVersion
 from tasks.errors import DatasetError
 from tasks.storage.home import Home
+from tests import command_line
 from tests.samples import small_corpus, small_dataset
 
 N_PIECES = 10
@@ -286,8 +287,7 @@ def test_versions_of_several_datasets_are_kept_apart(copy: Home, tmp_path: Path)
 
 
 def orchestrion(home: Home, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", "datasets", *arguments, "--home", str(home.root)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return command_line.run(["datasets", *arguments, "--home", str(home.root)], dict(os.environ), timeout=600)
 
 
 def answer(home: Home, *arguments: str, code: int = 0) -> dict[str, Any]:
