@@ -124,7 +124,7 @@ class _NoPrefect:
 
 
 def _import_all() -> None:
-    from flows import environment
+    from flows.services import environment
 
     environment.set_defaults()  # some are read when a library is imported
     sys.meta_path.insert(0, _NoPrefect)  # type: ignore[arg-type]

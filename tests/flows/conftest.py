@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flows.services import access
+from flows.services import access, servers
 from tasks.storage.home import Home
 from tests import command_line
 from tests.samples import small_corpus
@@ -65,9 +65,9 @@ def shared_prefect() -> dict[str, str]:
     folder = tempfile.TemporaryDirectory(prefix="prefect")
     home = Home.at(Path(folder.name))
     home.prepare()
-    service = services.start_prefect(home, 0, has_page=False)
+    service = servers.start_prefect(home, 0, has_page=False)
     atexit.register(folder.cleanup)
-    atexit.register(services.stop, service)  # before the other: the last one registered runs first
+    atexit.register(servers.stop, service)  # before the other: the last one registered runs first
     return access.client_variables(home, f"{service.address}/api")
 
 
