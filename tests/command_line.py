@@ -180,11 +180,11 @@ def _become(request: dict[str, Any]) -> None:
 
 def _run_command() -> NoReturn:
     """Run the command and end as an interpreter does, but for taking its modules apart, which takes half a second."""
-    from flows import cli
+    from flows.cli.main import main
 
     code: object = 1
     try:
-        cli.main()
+        main()
     except SystemExit as error:
         code = error.code
     except BaseException:

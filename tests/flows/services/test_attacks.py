@@ -228,11 +228,11 @@ def test_a_link_signs_in_once(running: Running) -> None:
 def test_the_server_of_a_plain_command_asks_too_and_ends_with_it_even_by_kill_9(home: Home) -> None:
     program = """
 import sys
-from flows import environment, services
+from flows.services import environment, servers
 from tasks.storage.home import Home
 home = Home.at(sys.argv[1])
 environment.prepare(home)
-services.ensure_prefect(home)
+servers.ensure_prefect(home)
 import os
 print(os.environ["PREFECT_API_URL"], flush=True)
 sys.stdin.read()

@@ -159,10 +159,10 @@ def test_a_worker_that_dies_is_replaced_or_in_the_end_reported(ray: None, tmp_pa
 
 CHILD = """
 import os, signal, sys, time
-from flows import environment
+from flows.services import environment
 from tasks.storage.home import Home
 environment.prepare(Home.at(sys.argv[1]))
-from tasks import cluster
+from tasks.runtime import cluster
 import ray
 
 received = []

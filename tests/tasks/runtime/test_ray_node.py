@@ -20,10 +20,10 @@ HANG_SECONDS = 240
 NOBODY = 65534
 BEGIN = """
 import json, os, sys
-from flows import environment
+from flows.services import environment
 environment.set_defaults()
 environment.configure_logging(0)
-from tasks import cluster
+from tasks.runtime import cluster
 """
 STARTED = """
 cluster.connect()

@@ -488,7 +488,7 @@ def test_models_of_other_names_do_not_compete(
 def test_a_store_that_cannot_be_written_says_nothing_of_its_own(tmp_path: Path) -> None:
     """A file that may not grow stands for a disk that is full; the caller tells of it in one line."""
     code = (
-        "import resource, signal, sys; from pathlib import Path; from flows import environment\n"
+        "import resource, signal, sys; from pathlib import Path; from flows.services import environment\n"
         "environment.set_defaults()\n"
         "from tasks.storage.home import Home, storage_problem; from tasks.tracking.mlflow_tracker import Tracker\n"
         "home = Home.at(sys.argv[1]); home.prepare()\n"

@@ -643,24 +643,24 @@ def test_an_error_of_ours_in_a_worker_comes_back_as_itself(dataset: DatasetVersi
 CHILD = """
 import sys
 from pathlib import Path
-from flows import environment
+from flows.services import environment
 from tasks.dataset.versions import resolve_dataset
 from tasks.errors import Interrupted
 from tasks.storage.home import Home
 
 home = Home.at(sys.argv[1])
 environment.prepare(Home.at(sys.argv[2]))
-from tasks import train
+from tasks.training import job as jobs, trainer
 from tests.tasks.training.test_train import long_training
 
 def say(points):
     for point in points:
         print(int(point["step"]), flush=True)
 
-job = train.make_job(long_training(), resolve_dataset(home), Path(sys.argv[2]) / "run")
+job = jobs.make_job(long_training(), resolve_dataset(home), Path(sys.argv[2]) / "run")
 for _ in range(2):
     try:
-        train.fit(job, say)
+        trainer.fit(job, say)
     except Interrupted as error:
         code = error.exit_code
         print(error, flush=True)

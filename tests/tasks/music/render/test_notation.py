@@ -159,7 +159,7 @@ METERS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(NOTES, METERS, st.integers(-7, 7), st.sampled_from([24, 96, 480, 500]))
 def test_whatever_is_written_is_read_back(notes: list, meters: list, key: int, ticks_per_quarter: int):
     score = make_score(
@@ -172,7 +172,7 @@ def test_whatever_is_written_is_read_back(notes: list, meters: list, key: int, t
         assert sorted(reader.notes) == quantised(score, reader.divisions)
 
 
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(
     st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20), st.integers(12, 127)), min_size=1, max_size=30,
              unique_by=lambda row: row[0]),
