@@ -98,8 +98,8 @@ def test_the_reading_process_imports_nothing_of_the_working_folder(
 
 def test_prefect_is_imported_without_the_settings_of_the_working_folder(hostile_folder: Path, tmp_path: Path) -> None:
     code = (
-        "import os; from flows.services import environment; from tasks.storage.home import Home; home = Home.at('home')\n"
-        "home.prepare(); environment.prepare(home); environment.import_prefect(home)\n"
+        "import os; from flows.services import environment; from tasks.storage.home import Home\n"
+        "home = Home.at('home'); home.prepare(); environment.prepare(home); environment.import_prefect(home)\n"
         "from prefect.settings import PREFECT_API_URL; print(PREFECT_API_URL.value(), os.getcwd())"
     )
     done = subprocess.run(
