@@ -19,6 +19,7 @@ from tasks.music.midi.read_midi import read_midi
 from tasks.music.render import notation
 from tasks.music.render.notation import NoNotation, Page, check_notation, write_musicxml
 from tasks.music.score import Score
+from tests.budget import examples
 from tests.builders import DRUMS, make_score
 from tests.conftest import real_data
 
