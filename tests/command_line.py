@@ -130,7 +130,8 @@ def _import_all() -> None:
     sys.meta_path.insert(0, _NoPrefect)  # type: ignore[arg-type]
     for package in map(importlib.import_module, ("models", "tasks", "flows")):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            _try(module.name)
+            if not module.name.endswith(".__main__"):
+                _try(module.name)
     for name in HEAVY:
         _try(name)
     sys.meta_path.remove(_NoPrefect)  # type: ignore[arg-type]

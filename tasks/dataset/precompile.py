@@ -1,0 +1,102 @@
+"""Compiles the loops over notes before they are first needed: `python -m tasks.dataset.precompile`.
+
+Numba compiles a loop when it is first called and keeps the machine code beside its source file. Here the loops are
+called on some pieces of the sample corpus, one process a core, so that no command compiles anything.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tasks.config.dataset import AugmentConfig, DatasetConfig, WindowConfig
+from tasks.dataset import analyse, encode
+from tasks.ingest import song_shards
+from tasks.ingest.sources.sample_corpus import write_sample_corpus
+from tasks.ingest.sources.scan import scan_sources
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.validity import check_validity
+from tasks.music.midi.writer import write_midi
+from tasks.music.similarity import shared_runs
+from tasks.music.tokenizers.registry import ENCODINGS, build_tokenizer, default_config
+from tasks.runtime.cluster import n_cpus
+from tasks.storage.parquet import read_table
+
+N_PIECES = 6
+AUGMENT = AugmentConfig(transpositions=(-1, 0, 1), stretches=(0.9, 1.0), velocity_shifts=(0, 1))
+# What others need is compiled first and alone.
+FIRST = ("reading",)
+SECOND = ("comparing", *(name for name in ENCODINGS if name != "miditok"))
+
+
+def main() -> None:
+    """Compile all loops, or with the names of jobs only those; without names in parallel, with a line for each."""
+    if sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as folder:
+            for job in sys.argv[1:]:
+                _compile(job, Path(folder))
+        return
+    started = time.monotonic()
+    with ThreadPoolExecutor(n_cpus()) as threads:
+        for jobs in (FIRST, SECOND):
+            for job in threads.map(_run, jobs):
+                print(f"compiled the loops of {job} ({time.monotonic() - started:.0f} s)", flush=True)
+
+
+def _run(job: str) -> str:
+    subprocess.run([sys.executable, "-m", "tasks.dataset.precompile", job], check=True)
+    return job
+
+
+def _compile(job: str, folder: Path) -> None:
+    song_shards.prepare()
+    analyse.prepare()
+    if job in ENCODINGS:
+        _encode(job, folder)
+    elif job == "comparing":
+        _compare(folder)
+
+
+def _encode(name: str, folder: Path) -> None:
+    """Encode some pieces in all variants, whole and in windows of bars, and decode what was written."""
+    write_sample_corpus(folder / "midi", N_PIECES)
+    config = DatasetConfig(sources=(str(folder / "midi"),))
+    files = scan_sources(config.sources, folder / "cache", config.source_limits).files
+    contents = song_shards.distinct_contents(files)
+    songs = song_shards.plan_song_shards(config.parse, contents, folder / "songs")
+    song_shards.parse_isolated(songs)
+    wanted = []
+    for shard in songs:
+        pieces = read_table(shard.path, columns=["piece"]).column("piece").combine_chunks()
+        wanted.append((shard.path, "train", pieces))
+    for windows in (WindowConfig(), replace(WindowConfig(), bars=4)):
+        tokens = encode.plan_token_shards(wanted, default_config(name), AUGMENT, folder / "tokens", windows)
+        for shard in tokens:
+            encode.build_token_shard(shard)
+        tokenizer = build_tokenizer(tokens[0].encoding)
+        for shard in tokens:
+            for ids in read_table(shard.path).column("tokens").to_pylist()[:2]:
+                tokenizer.decode(np.array(ids))
+                tokenizer.transpose_ids(np.array(ids), 1)
+
+
+def _compare(folder: Path) -> None:
+    """Look at one piece as an evaluation does: is it valid, and what does it share with another."""
+    one, other = (read_midi(path) for path in write_sample_corpus(folder / "midi", 2))
+    check_validity(write_midi(one), one)
+    lines = []
+    for notes in (one.notes, other.notes):
+        bounds = np.array([0, len(notes.pitch)])
+        lines.append(shared_runs.draw_lines(bounds, notes.onset_seconds, notes.pitch, notes.is_drum))
+    source = lines[1]
+    seeds = shared_runs.seeds_between(source.offsets, source.pitch)
+    shared_runs.find_runs(lines[0].onset, lines[0].pitch, seeds, source.offsets, source.onset, source.pitch)
+
+
+if __name__ == "__main__":
+    main()
