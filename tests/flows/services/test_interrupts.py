@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 def run_and_signal(body: str, log: Path, number: int, *arguments: str) -> tuple[int, str, float]:
     """Run `body` in the block, signal it when it prints `ready`, and return exit code, what it said and the seconds."""
     program = "from flows.services.interrupts import ended_soon\nfrom pathlib import Path\nimport signal, sys, time\n"
-    program += "from tasks import signals\n"
+    program += "from tasks.runtime import signals\n"
     program += f"with ended_soon(Path({str(log)!r}), grace_seconds=1.0):\n"
     program += textwrap.indent(textwrap.dedent(body), "    ")
     process = subprocess.Popen(
