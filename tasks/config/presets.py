@@ -285,7 +285,7 @@ MODERN = DecoderConfig(
 
 
 def orchestrion_small() -> PipelineConfig:
-    """Our own decoder: what is held to be best today for this size and data; see docs/decisions.md."""
+    """Our own decoder: the best known settings for this size and data; see docs/decisions/0054-orchestrion-small.md."""
     return PipelineConfig(
         train=TrainConfig(
             preset="orchestrion_small",
