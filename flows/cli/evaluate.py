@@ -4,6 +4,7 @@ from flows.cli.app import app
 from flows.cli.options import (
     DEFAULT_HOME,
     DEFAULT_PRESET,
+    ConfigFileOption,
     DatasetOption,
     HomeOption,
     JsonOption,
@@ -25,15 +26,17 @@ def evaluate(
     dataset: DatasetOption = "",
     preset: ModelPresetOption = "",
     overrides: SetOption = None,
+    config_file: ConfigFileOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Score a model on held-out music and make it the champion if it is the best so far."""
-    build_config(preset or DEFAULT_PRESET, overrides or [])  # a typo is told before the model is looked for
+    # Settings are validated before the model is looked for.
+    build_config(preset or DEFAULT_PRESET, overrides or [], config_file)
     where = prepare(home, verbose, quiet)
-    config = build_config(preset or find_model(where, model).preset, overrides or [])
+    config = build_config(preset or find_model(where, model).preset, overrides or [], config_file)
     result = run_flow(where, "evaluate", config.evaluate, model, dataset)
     print_result(
         result, as_json, ("model_version", "dataset_version", "promoted", "metrics", "report", "run_id", "seconds")

@@ -10,6 +10,7 @@ from flows.cli.app import app
 from flows.cli.options import (
     DEFAULT_HOME,
     DEFAULT_PRESET,
+    ConfigFileOption,
     FreshOption,
     HomeOption,
     JsonOption,
@@ -53,6 +54,7 @@ def generate(
     ] = None,
     preset: ModelPresetOption = "",
     overrides: SetOption = None,
+    config_file: ConfigFileOption = None,
     fresh: FreshOption = False,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
@@ -68,14 +70,14 @@ def generate(
     settings = [f"generate.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     settings += overrides or []
     if request is not None:
-        if settings or model or preset:
+        if settings or model or preset or config_file:
             raise ConfigError(f"--request {request.name} says all; leave out --model, --preset and all settings")
         _generate_all(request, prepare(home, verbose, quiet), fresh, as_json)
         return
-    _check_prompt(build_config(preset or DEFAULT_PRESET, settings).generate.prompt)
+    _check_prompt(build_config(preset or DEFAULT_PRESET, settings, config_file).generate.prompt)
     where = prepare(home, verbose, quiet)
     found = find_model(where, model)
-    config = build_config(preset or found.preset, settings)
+    config = build_config(preset or found.preset, settings, config_file)
     check_wishes(where, found, config.generate)
     print_result(run_flow(where, "generate", config.generate, model, fresh=fresh), as_json, BATCH_FACTS)
 

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
@@ -28,6 +29,21 @@ PANELS = {
     "Serve": ("ui", "deploy"),
 }
 COMMANDS = (rebuild, train, evaluate, generate, pipeline, sweep, serve, show)  # imported, they are registered
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print version and commit.")] = False,
+) -> None:
+    """Folders of MIDI in, trained music transformers and reviewed compositions out."""
+    if version:
+        from importlib import metadata
+
+        from tasks.storage.project import git_commit
+
+        typer.echo(f"orchestrion {metadata.version('orchestrion')} ({git_commit()})")
+        raise typer.Exit
+
 
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(compose.app, name="compose")

@@ -1,6 +1,7 @@
 """What the commands share: options, the home, and how results and lists are printed."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,10 @@ JsonOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as train.n_steps=500. Repeatable."),
+]
+ConfigFileOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="A TOML file of settings, in tables as --set names them."),
 ]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more, tracebacks included.")]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say only what goes wrong.")]

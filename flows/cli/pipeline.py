@@ -7,6 +7,7 @@ from flows.cli.options import (
     DEFAULT_HOME,
     DEFAULT_PRESET,
     AugmentOption,
+    ConfigFileOption,
     EncodingOption,
     FreshOption,
     HomeOption,
@@ -34,6 +35,7 @@ def pipeline(
     augment: AugmentOption = "",
     preset: PresetOption = DEFAULT_PRESET,
     overrides: SetOption = None,
+    config_file: ConfigFileOption = None,
     fresh: FreshOption = False,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
@@ -41,7 +43,8 @@ def pipeline(
     quiet: QuietOption = False,
 ) -> None:
     """Rebuild, train, evaluate, generate: the whole way from a folder to a gallery."""
-    config = build_config(preset, dataset_overrides(source, name, licence, encoding, augment) + (overrides or []))
+    given = dataset_overrides(source, name, licence, encoding, augment)
+    config = build_config(preset, given + (overrides or []), config_file)
     check_sources(config.dataset.sources)
     where = prepare(home, verbose, quiet)
     result = run_flow(where, "pipeline", config, fresh=fresh)
@@ -59,10 +62,11 @@ def pipeline(
 def demo(
     source: SourceOption = None,
     overrides: SetOption = None,
+    config_file: ConfigFileOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """The pipeline with small defaults, on the built-in sample corpus or on your own folder."""
-    pipeline(source, "", None, "", "", DEFAULT_PRESET, overrides, False, home, as_json, verbose, quiet)
+    pipeline(source, "", None, "", "", DEFAULT_PRESET, overrides, config_file, False, home, as_json, verbose, quiet)

@@ -8,6 +8,7 @@ from flows.cli.options import (
     DEFAULT_HOME,
     DEFAULT_PRESET,
     AugmentOption,
+    ConfigFileOption,
     EncodingOption,
     HomeOption,
     JsonOption,
@@ -33,13 +34,15 @@ def rebuild(
     augment: AugmentOption = "",
     preset: PresetOption = DEFAULT_PRESET,
     overrides: SetOption = None,
+    config_file: ConfigFileOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Turn sources of MIDI into a dataset version; what has not changed is not built again."""
-    config = build_config(preset, dataset_overrides(source, name, licence, encoding, augment) + (overrides or []))
+    given = dataset_overrides(source, name, licence, encoding, augment)
+    config = build_config(preset, given + (overrides or []), config_file)
     check_sources(config.dataset.sources)
     result = run_flow(prepare(home, verbose, quiet), "rebuild_dataset", config.dataset)
     counts = ("n_files", "n_accepted", "n_duplicate", "n_rejected", "n_notes", "n_tokens")

@@ -4,6 +4,7 @@ import importlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -25,11 +26,17 @@ def complain(message: str) -> None:
         typer.echo(f"orchestrion: {shown}", err=True)
 
 
-def build_config(preset: str, overrides: Sequence[str]) -> Any:
-    from tasks.config.overrides import apply_overrides
+def build_config(preset: str, overrides: Sequence[str], file: Path | None = None) -> Any:
+    """Return the config of a preset with the settings of a file and, over these, the overrides.
+
+    Raises:
+        ConfigError: an unknown preset or setting, an impossible value, or a file that is no TOML.
+        NotFound: there is no such file.
+    """
+    from tasks.config.overrides import apply_overrides, read_overrides
     from tasks.config.presets import build_preset
 
-    return apply_overrides(build_preset(preset), overrides)
+    return apply_overrides(build_preset(preset), [*(read_overrides(file) if file else ()), *overrides])
 
 
 def run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[str, Any]:

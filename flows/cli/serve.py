@@ -9,6 +9,7 @@ from flows.cli.app import app
 from flows.cli.options import (
     DEFAULT_HOME,
     DEFAULT_PRESET,
+    ConfigFileOption,
     HomeOption,
     LicenceOption,
     NameOption,
@@ -48,12 +49,13 @@ def deploy(
     licence: LicenceOption = None,
     preset: PresetOption = DEFAULT_PRESET,
     overrides: SetOption = None,
+    config_file: ConfigFileOption = None,
     cron: Annotated[str, typer.Option("--cron", help="When to rebuild the dataset.")] = "0 3 * * *",
     home: HomeOption = DEFAULT_HOME,
     verbose: VerboseOption = False,
 ) -> None:
     """Register all flows with Prefect, the rebuild on a schedule, and run what is triggered; Ctrl-C stops."""
-    config = build_config(preset, dataset_overrides(source, name, licence) + (overrides or []))
+    config = build_config(preset, dataset_overrides(source, name, licence) + (overrides or []), config_file)
     check_sources(config.dataset.sources)
     if config.dataset.source_limits.refuse_private_addresses:
         from tasks.config.source_limits import REFUSE_PRIVATE

@@ -7,6 +7,7 @@ from flows.cli.options import (
     DEFAULT_HOME,
     DEFAULT_PRESET,
     ConcurrentOption,
+    ConfigFileOption,
     DatasetOption,
     DrawSeedOption,
     EarlyStoppingOption,
@@ -37,6 +38,7 @@ def sweep(
     dataset: DatasetOption = "",
     preset: PresetOption = DEFAULT_PRESET,
     overrides: SetOption = None,
+    config_file: ConfigFileOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -48,7 +50,7 @@ def sweep(
     """
     from tasks.sweep.space import SweepConfig, plan_points
 
-    config = build_config(preset, overrides or [])
+    config = build_config(preset, overrides or [], config_file)
     plan = SweepConfig(
         grid=tuple(grid or ()), search=tuple(search or ()), samples=samples, seed=seed,
         early_stopping=early_stopping, concurrent=concurrent,

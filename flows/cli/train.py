@@ -4,6 +4,7 @@ from flows.cli.app import app
 from flows.cli.options import (
     DEFAULT_HOME,
     DEFAULT_PRESET,
+    ConfigFileOption,
     DatasetOption,
     FreshOption,
     HomeOption,
@@ -24,6 +25,7 @@ def train(
     dataset: DatasetOption = "",
     preset: PresetOption = DEFAULT_PRESET,
     overrides: SetOption = None,
+    config_file: ConfigFileOption = None,
     fresh: FreshOption = False,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
@@ -31,7 +33,7 @@ def train(
     quiet: QuietOption = False,
 ) -> None:
     """Train a model and register it; Ctrl-C saves, and the same command goes on from there."""
-    config = build_config(preset, overrides or [])
+    config = build_config(preset, overrides or [], config_file)
     where = prepare(home, verbose, quiet)
     check_dataset(where, dataset)
     result = run_flow(where, "train", config.train, dataset, fresh=fresh)

@@ -1,12 +1,15 @@
 """Settings given as text: `a.b=value`."""
 
+import difflib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tasks.config.serialization import Config, from_json, shortened, to_json
-from tasks.errors import ConfigError
-from tasks.storage.foreign_text import OutOfBounds, parse_json
+from tasks.errors import ConfigError, NotFound
+from tasks.storage.foreign_text import OutOfBounds, parse_json, parse_toml
 
 
 def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
@@ -32,6 +35,30 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
     return from_json(type(config), values)
 
 
+def read_overrides(path: Path) -> list[str]:
+    """Return the settings of a TOML file as overrides: the table `[train]` with `n_steps = 5` is `train.n_steps=5`.
+
+    Raises:
+        NotFound: there is no such file.
+        ConfigError: it is not UTF-8, not TOML, or holds a date.
+    """
+    try:
+        values = parse_toml(path.read_text())
+        return list(_flat(values))
+    except OSError as error:
+        raise NotFound(f"--config {path}: {error.strerror}") from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"--config {path}: {error}") from None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={json.dumps(value)}"
+
+
 def parse_value(text: str) -> Any:
     """Return what a setting's text means: JSON where it parses as JSON, otherwise the text.
 
@@ -51,7 +78,11 @@ def _section_of(values: dict[str, Any], keys: list[str], shown: str) -> dict[str
     for depth, key in enumerate(keys):
         if not isinstance(section, dict) or key not in section:
             known = ", ".join(section) if isinstance(section, dict) else "nothing below it"
-            raise ConfigError(f"{shown}: unknown key {shortened('.'.join(keys[: depth + 1]))!r}; known here: {known}")
+            close = difflib.get_close_matches(key, section if isinstance(section, dict) else (), n=1)
+            meant = f"; did you mean {'.'.join([*keys[:depth], close[0]])!r}?" if close else ""
+            raise ConfigError(
+                f"{shown}: unknown key {shortened('.'.join(keys[: depth + 1]))!r}{meant}; known here: {known}"
+            )
         if depth < len(keys) - 1:
             section = section[key]
     return section

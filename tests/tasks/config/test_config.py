@@ -1,16 +1,18 @@
 """One config, checked once: overrides, unknown keys, wrong types, impossible values."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from models.config import WarmupCosineSchedule
 from tasks.config.dataset import DatasetConfig
-from tasks.config.overrides import apply_overrides
+from tasks.config.overrides import apply_overrides, read_overrides
 from tasks.config.pipeline import PipelineConfig
 from tasks.config.presets import PRESETS, build_preset
 from tasks.config.serialization import digest, field_paths, from_json, to_json
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, NotFound
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -47,7 +49,7 @@ def test_another_optimizer_keeps_the_settings_they_share() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("train.n_step=5", "unknown key 'train.n_step'; known here: preset, model"),
+        ("train.n_step=5", "unknown key 'train.n_step'; did you mean 'train.n_steps'?; known here: preset, model"),
         ("nothing.at.all=5", "unknown key 'nothing'; known here: dataset, train, evaluate, generate"),
         ("train.model.depth=5", "'train.model.depth'"),
         ("train.n_steps.deep=5", "unknown key 'train.n_steps.deep'"),
@@ -100,3 +102,34 @@ def test_a_name_hides_no_mistake_and_takes_no_setting_away() -> None:
         apply_overrides(PipelineConfig(), ['dataset.sources=["/a", "/a"]', "dataset.name=mine"])
     config = apply_overrides(PipelineConfig(), ["train.model.d_model=48", "train.model.name=hourglass"])
     assert (config.train.model.name, config.train.model.d_model) == ("hourglass", 48)
+
+
+def test_a_file_of_settings_says_what_set_says_and_set_wins(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[train]\nn_steps = 7\nschedule.name = "constant"\n[dataset.augment]\ntranspositions = [-1, 0]\n')
+    given = ["train.n_steps=7", 'train.schedule.name="constant"', "dataset.augment.transpositions=[-1, 0]"]
+    assert read_overrides(file) == given
+    config = apply_overrides(PipelineConfig(), [*read_overrides(file), "train.n_steps=9"])
+    assert (config.train.n_steps, config.dataset.augment.transpositions) == (9, (-1, 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[train", "run.toml"),
+        ("train.n_steps = 1979-05-27", "run.toml: Object of type date"),
+        ("x = " + "[" * 5000, "run.toml"),
+        ("train.n_steps = " + "1" * 5000, "run.toml"),
+    ],
+)
+def test_a_bad_file_of_settings_is_one_message(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        read_overrides(tmp_path / "run.toml")
+    with pytest.raises(NotFound, match=r"absent\.toml: No such file"):
+        read_overrides(tmp_path / "absent.toml")
+
+
+def test_a_mistyped_setting_is_told_the_one_that_was_meant() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'train\.n_step'; did you mean 'train\.n_steps'\?; known here"):
+        apply_overrides(PipelineConfig(), ["train.n_step=1"])
