@@ -12,6 +12,10 @@ from tasks.storage.home import Home
 
 SHOWN_FIGURES = 8  # of a result's metrics; all are in MLflow and in --json
 
+DEFAULT_HOME = ".orchestrion"
+DEFAULT_PRESET = "music_transformer_tiny"
+DEMO = ("orchestrion_small_tiny", "remi")  # preset and encoding of `demo`, and of `pipeline` without --preset
+
 HomeOption = Annotated[
     str, typer.Option("--home", help="Folder of all results.", envvar="ORCHESTRION_HOME", show_envvar=True)
 ]
@@ -29,6 +33,9 @@ ConfigFileOption = Annotated[
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more, tracebacks included.")]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say only what goes wrong.")]
 PresetOption = Annotated[str, typer.Option("--preset", help="A whole-run config by name; see `orchestrion presets`.")]
+DemoPresetOption = Annotated[
+    str, typer.Option("--preset", help=f"A whole-run config by name; by default {DEMO[0]} with --encoding {DEMO[1]}.")
+]
 ModelPresetOption = Annotated[str, typer.Option("--preset", help="Where settings come from; by default the model's.")]
 SourceOption = Annotated[
     list[str] | None,
@@ -87,9 +94,6 @@ ConcurrentOption = Annotated[
     int, typer.Option("--concurrent", help="Points trained at the same time; they share the cores.")
 ]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Do it anew even if the same is finished already.")]
-
-DEFAULT_HOME = ".orchestrion"
-DEFAULT_PRESET = "music_transformer_tiny"
 
 
 def prepare(home: str, verbose: bool = False, quiet: bool = False) -> Home:

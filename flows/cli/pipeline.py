@@ -5,16 +5,16 @@ import typer
 from flows.cli.app import app
 from flows.cli.options import (
     DEFAULT_HOME,
-    DEFAULT_PRESET,
+    DEMO,
     AugmentOption,
     ConfigFileOption,
+    DemoPresetOption,
     EncodingOption,
     FreshOption,
     HomeOption,
     JsonOption,
     LicenceOption,
     NameOption,
-    PresetOption,
     QuietOption,
     SetOption,
     SourceOption,
@@ -33,7 +33,7 @@ def pipeline(
     licence: LicenceOption = None,
     encoding: EncodingOption = "",
     augment: AugmentOption = "",
-    preset: PresetOption = DEFAULT_PRESET,
+    preset: DemoPresetOption = "",
     overrides: SetOption = None,
     config_file: ConfigFileOption = None,
     fresh: FreshOption = False,
@@ -43,6 +43,8 @@ def pipeline(
     quiet: QuietOption = False,
 ) -> None:
     """Rebuild, train, evaluate, generate: the whole way from a folder to a gallery."""
+    if not preset:
+        preset, encoding = DEMO[0], encoding or DEMO[1]
     given = dataset_overrides(source, name, licence, encoding, augment)
     config = build_config(preset, given + (overrides or []), config_file)
     check_sources(config.dataset.sources)
@@ -69,4 +71,4 @@ def demo(
     quiet: QuietOption = False,
 ) -> None:
     """The pipeline with small defaults, on the built-in sample corpus or on your own folder."""
-    pipeline(source, "", None, "", "", DEFAULT_PRESET, overrides, config_file, False, home, as_json, verbose, quiet)
+    pipeline(source, "", None, "", "", "", overrides, config_file, False, home, as_json, verbose, quiet)

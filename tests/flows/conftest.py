@@ -84,7 +84,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict
     source = small_corpus(folder / "midi", 10, with_flaws=True)
     home = folder / "home"
     done = fresh_orchestrion(
-        home, "pipeline", "--home", str(home), "--source", str(source), "--name", "small", "--json", *SETTINGS
+        home,
+        "pipeline",
+        "--home",
+        str(home),
+        "--source",
+        str(source),
+        "--name",
+        "small",
+        "--preset",
+        "music_transformer_tiny",
+        "--json",
+        *SETTINGS,
     )
     return home, source, last_json(done)
 

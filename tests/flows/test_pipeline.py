@@ -56,7 +56,18 @@ def test_the_same_command_again_builds_trains_and_composes_nothing(finished: Fin
     home, source, summary = finished
     before = {path: path.stat().st_mtime_ns for kind in ("parquet", "safetensors") for path in home.rglob(f"*.{kind}")}
     done = run_flow(
-        home, "pipeline", "--home", str(home), "--source", str(source), "--name", "small", "--json", *SETTINGS
+        home,
+        "pipeline",
+        "--home",
+        str(home),
+        "--source",
+        str(source),
+        "--name",
+        "small",
+        "--preset",
+        "music_transformer_tiny",
+        "--json",
+        *SETTINGS,
     )
     again = last_json(done)
     assert again["reused"] == {"dataset": True, "model": True, "batch": True}
