@@ -61,6 +61,7 @@ def attend_in_blocks(
 def attend_at_once(
     q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor | None, bias_B1TJ: Tensor | None, dropout: float
 ) -> Tensor:
+    """Return y_BHTK, causal attention of all rows and heads in one call; `table` and `bias_B1TJ` may be None."""
     # Heads first: what concerns all rows of one head is then one matrix.
     q_HBTK, k_HBTK, v_HBTK = (x_BHTK.transpose(0, 1).contiguous() for x_BHTK in (q_BHTK, k_BHTK, v_BHTK))
     bias_1BTJ = None if bias_B1TJ is None else bias_B1TJ.transpose(0, 1)
@@ -82,6 +83,7 @@ class BlockAttention(torch.autograd.Function):
         dropout: float,
         needs_grad: bool,
     ) -> Tensor:
+        """Return y_HBTK, block by block; `backward` needs the weights of each block, which `needs_grad` keeps."""
         H, B, T, K = q_HBTK.shape
         # With the time before the heads in memory, as what follows wants it.
         y_HBTK = q_HBTK.new_empty(B, T, H, K).permute(2, 0, 1, 3)
@@ -101,6 +103,7 @@ class BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of q, k, v and the relative table, and None for the other arguments."""
         q_HBTK, k_HBTK, v_HBTK, table, *saved = ctx.saved_tensors
         blocks = blocks_of(q_HBTK)
         weights, masks = saved[: len(blocks)], saved[len(blocks) :]

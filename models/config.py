@@ -67,6 +67,7 @@ class DecoderConfig:
 
     @property
     def d_head(self) -> int:
+        """Numbers per head: `d_model / n_heads`."""
         return self.d_model // self.n_heads
 
 
@@ -125,10 +126,12 @@ class HourglassConfig:
 
     @property
     def d_head(self) -> int:
+        """Numbers per head: `d_model / n_heads`."""
         return self.d_model // self.n_heads
 
     @property
     def n_levels(self) -> int:
+        """How often the sequence is shortened, 0 for a plain transformer."""
         return len(self.depths) // 2
 
     @property
@@ -221,6 +224,7 @@ class VaeConfig:
 
     @property
     def d_head(self) -> int:
+        """Numbers per head: `d_model / n_heads`."""
         return self.d_model // self.n_heads
 
     def kl_weight(self, step: int) -> float:
@@ -425,12 +429,14 @@ def check_choices(config: Any) -> None:
 
 
 def check_temperature(temperature: float, where: str = "") -> float:
+    """Return `temperature` as a float; raise ValueError where it is not finite and above 0."""
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature={temperature}{where} is not a number above 0; for no randomness set greedy")
     return float(temperature)
 
 
 def check_top_k(top_k: int | None, where: str = "") -> int | None:
+    """Return `top_k`, which is None or at least 1; raise ValueError otherwise."""
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k}{where} is below 1")
     return top_k

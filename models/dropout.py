@@ -31,6 +31,7 @@ class Dropout(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return `x` with entries set to 0 by chance and the others scaled; unchanged outside training."""
         if not self.training or not self.dropout:
             return x
         if x.device.type != "cpu":

@@ -48,10 +48,12 @@ class KVCache:
 
     @property
     def max_length(self) -> int:
+        """Number of keys that a row can hold."""
         return self.keys_LBHKJ.shape[4]
 
     @property
     def batch_size(self) -> int:
+        """Number of rows."""
         return self.keys_LBHKJ.shape[1]
 
     def rows(self, start: int, end: int) -> "KVCache":
@@ -257,6 +259,7 @@ class SelfAttention(nn.Module):
         return self.to_out(y_BHTK.transpose(1, 2).flatten(2))
 
     def split_heads(self, qkv_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q_BHTK, k_BHTK and v_BHTK from their concatenation of width 3 * D."""
         B, T, _ = qkv_BTD.shape
         q, k, v = qkv_BTD.view(B, T, 3, self.n_heads, self.d_head).permute(2, 0, 3, 1, 4).unbind()
         return q, k, v
@@ -266,6 +269,7 @@ class SelfAttention(nn.Module):
         return None
 
     def attend(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, bias_B1TJ: Tensor | None) -> Tensor:
+        """Return y_BHTK: causal attention without a cache; `bias_B1TJ` hides padding."""
         q_BHTK = q_BHTK * self.scale
         dropout = self.dropout if self.training else 0.0
         table = self.relative_rows(q_BHTK.shape[2])
@@ -304,6 +308,7 @@ class SelfAttention(nn.Module):
         return torch.bmm(scores_X1J.softmax(-1), v_XJK).view(B, H * self.d_head)
 
     def attend_to_cache(self, q_BHTK: Tensor, k_BHKJ: Tensor, v_BHJK: Tensor, plan: CachePlan) -> Tensor:
+        """Return y_BHTK: new queries attend to all keys of the cache, at the distances that `plan` holds."""
         if plan.row_keys is not None:
             return self.attend_row_by_row(q_BHTK * self.scale, k_BHKJ, v_BHJK, plan.row_keys)
         assert plan.relative_index_BTJ is not None
@@ -387,6 +392,7 @@ class FeedForward(nn.Module):
         self.to_out = nn.Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return y_BTD: up to `d_ff`, the activation, and back to D, at each position alone."""
         return feed_forward(x_BTD, self.to_hidden, self.activate, self.to_out, self.gated)
 
 

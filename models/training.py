@@ -86,6 +86,7 @@ def learning_rate(schedule: ScheduleConfig, step: int, d_model: int, n_steps: in
 
 
 def noam_factor(step: int, d_model: int, warmup_steps: int) -> float:
+    """Return the Noam schedule (Vaswani et al. 2017, section 5.3) at `step`, counted from 0."""
     # The 1e-6 belongs to the published schedule, whose counter starts at 0.
     s = step + 1e-6
     if warmup_steps <= 0:
@@ -128,6 +129,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
 
 
 def decayed_parameters(model: nn.Module, kind: str) -> list[nn.Parameter]:
+    """Return the parameters with weight decay: weights of linear layers, or all with two axes or more."""
     if kind == "linear":
         linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         return [parameter for name, parameter in model.named_parameters() if name in linear]
@@ -144,6 +146,7 @@ def token_loss(logits_BTV: Tensor, targets_BT: Tensor, pad_id: int = 0) -> tuple
 
 
 def count_correct(logits_BTV: Tensor, targets_BT: Tensor, counts_BT: Tensor) -> int:
+    """Return at how many counted positions the likeliest id is the target."""
     return int(((logits_BTV.argmax(dim=-1) == targets_BT) & counts_BT).sum())
 
 

@@ -56,6 +56,7 @@ def dataset_overrides(
     encoding: str = "",
     augment: str = "",
 ) -> list[str]:
+    """Return the settings, as `a.b=value`, that the options of `rebuild` stand for."""
     from tasks.ingest.sources.spec import absolute_source
 
     given = []
@@ -76,6 +77,7 @@ def dataset_overrides(
 
 
 def check_sources(sources: Sequence[str]) -> None:
+    """Raise as `check_source` does for the first source that cannot be one; nothing is opened."""
     from tasks.ingest.sources.spec import check_source
 
     for source in sources:

@@ -40,6 +40,7 @@ def build_config(preset: str, overrides: Sequence[str], file: Path | None = None
 
 
 def run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+    """Run the flow `name` on the locked home, with Prefect started, and return its result."""
     wait_seconds = float(os.environ.get("ORCHESTRION_LOCK_WAIT_SECONDS", "0"))
     with (
         interrupts.ended_soon(home.root / "logs" / "hung.txt"),

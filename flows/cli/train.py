@@ -42,6 +42,7 @@ def train(
 
 
 def check_dataset(home: Home, reference: str) -> None:
+    """Raise NotFound where `reference` names no dataset version of the home."""
     from tasks.dataset.versions import resolve_dataset
 
     resolve_dataset(home, reference)

@@ -47,17 +47,20 @@ class DecoderBlock(nn.Module):
     def forward(
         self, x_BTD: Tensor, bias_B1TJ: Tensor | None, cache: LayerCache | None, rotation: Tensor | None
     ) -> Tensor:
+        """Return x_BTD after attention and feed-forward, each with its norm before and its residual."""
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), bias_B1TJ, cache, rotation))
         return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
 
 
 def build_norm(config: DecoderConfig) -> nn.Module:
+    """Build the norm that the config names: RMS norm or layer norm over D."""
     if config.norm == "rms":
         return nn.RMSNorm(config.d_model, eps=config.norm_eps)
     return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
 
 
 def build_attention(config: DecoderConfig) -> SelfAttention:
+    """Build the self-attention of one block, with a relative table where the config asks for one."""
     if config.relative_positions in ("per_head", "shared"):
         return RelativeAttention(
             config.d_model,
@@ -111,6 +114,7 @@ class Decoder(nn.Module):
 
     @property
     def n_parameters(self) -> int:
+        """Number of trained parameters; tied ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
@@ -162,6 +166,7 @@ class Decoder(nn.Module):
         return Start(x_BTD, hidden_BT, plan, bias_B1TJ, self.rotation_for(tokens_BT, plan))
 
     def run_blocks(self, start: Start, cache: KVCache | None) -> Tensor:
+        """Return x_BTD after all blocks; their new keys and values go into `cache`."""
         x_BTD = start.x_BTD
         for i, block in enumerate(self.blocks):
             of_layer = None if cache is None else cache.layer(i, start.plan)
@@ -176,6 +181,7 @@ class Decoder(nn.Module):
         return functional.linear(x_BTD, self.embed.weight) if self.head is None else self.head(x_BTD)
 
     def embed_tokens(self, tokens_BT: Tensor, hidden_BT: Tensor, plan: CachePlan | None) -> Tensor:
+        """Return x_BTD: token embeddings plus absolute positions, where the config has any."""
         x_BTD = self.embed(tokens_BT)
         if self.config.embedding_scale:
             x_BTD = x_BTD * math.sqrt(self.config.d_model)
@@ -195,6 +201,7 @@ class Decoder(nn.Module):
         return position_BT.clamp_max(last)
 
     def rotation_for(self, tokens_BT: Tensor, plan: CachePlan | None) -> Tensor | None:
+        """Return the rotation of queries and keys at the positions of `tokens_BT`, or None without rotary positions."""
         if self.config.relative_positions != "rotary":
             return None
         # Only distances count, so that padding in front of a row need not be told apart.
@@ -204,6 +211,7 @@ class Decoder(nn.Module):
 
 
 def check_cache(hidden_BT: Tensor, cache: KVCache, is_interrupted: bool) -> None:
+    """Raise ValueError where the cache has other rows than the batch, has no room, or padding is not at row ends."""
     B, T = hidden_BT.shape
     if cache.batch_size != B:
         raise ValueError(f"the cache has {cache.batch_size} rows, the batch {B}")

@@ -29,6 +29,7 @@ class LayerStep:
 
     @classmethod
     def of(cls, block: DecoderBlock) -> "LayerStep":
+        """Take the weights and settings of one decoder block as plain functions."""
         layer = block.feed_forward
         maps = plain(layer.to_hidden), layer.activate, plain(layer.to_out), layer.gated
         return cls(
@@ -41,6 +42,7 @@ class LayerStep:
         )
 
     def __call__(self, x_BD: Tensor, cache: LayerCache, plan: CachePlan, rotation: Tensor | None) -> Tensor:
+        """Return x_BD after the layer; the new key and value of each row go into `cache`."""
         qkv_BD = self.to_qkv(self.attention_norm(x_BD))
         x_BD = x_BD + self.to_out(self.attention.attend_one(qkv_BD, cache, plan, rotation))
         return x_BD + self.feed_forward(self.feed_forward_norm(x_BD))

@@ -28,9 +28,11 @@ class LevelMemory:
     last_B1D: Tensor
 
     def rows(self, start: int, end: int) -> "LevelMemory":
+        """Return rows `start` to `end`, without `end`, as views."""
         return LevelMemory(self.tail_BGD[start:end], self.last_B1D[start:end])
 
     def copy_row(self, source: int, target: int) -> None:
+        """Copy row `source` onto row `target` in place."""
         self.tail_BGD[target] = self.tail_BGD[source]
         self.last_B1D[target] = self.last_B1D[source]
 
@@ -68,14 +70,17 @@ class HourglassCache:
 
     @property
     def length_B(self) -> Tensor:
+        """Number of tokens that each row holds."""
         return self.scales[0].length_B
 
     @property
     def max_length(self) -> int:
+        """Number of tokens that a row can hold."""
         return self.scales[0].max_length
 
     @property
     def batch_size(self) -> int:
+        """Number of rows."""
         return self.scales[0].batch_size
 
     def rows(self, start: int, end: int) -> "HourglassCache":
@@ -143,9 +148,11 @@ class Scale:
 
     @property
     def n_new(self) -> int:
+        """Number of new vectors a row in this call."""
         return self.position_BT.shape[1]
 
     def layer(self, index: int) -> LayerCache | None:
+        """Return the cache of one layer at this scale, or None without a cache."""
         return None if self.cache is None else self.cache.layer(index, self.plan)
 
 
@@ -179,6 +186,7 @@ def cached_scales(config: HourglassConfig, n_tokens: int, n_real_B: Tensor, cach
 
 
 def shortened(length_B: Tensor, factor: int) -> Tensor:
+    """Return how many shortened vectors exist for `length_B` vectors: the quotient by `factor`, rounded up."""
     return (length_B + factor - 1) // factor
 
 

@@ -28,6 +28,7 @@ class CrossScaleAttention(nn.Module):
         self.to_out = nn.Linear(config.d_model, config.d_model)
 
     def forward(self, x_BTD: Tensor, k_BHKJ: Tensor, v_BHJK: Tensor, bias_B1TJ: Tensor) -> Tensor:
+        """Return y_BTD: x_BTD attends to keys and values of the other scale, where `bias_B1TJ` allows it."""
         q_BHTK = self.to_q(x_BTD).unflatten(-1, (self.n_heads, self.d_head)).transpose(1, 2) * self.d_head**-0.5
         scores_BHTJ = q_BHTK @ k_BHKJ
         scores_BHTJ.add_(bias_B1TJ.to(scores_BHTJ.dtype))
@@ -54,6 +55,7 @@ class HourglassBlock(nn.Module):
 
 
 def build_attention(config: HourglassConfig) -> RelativeAttention:
+    """Build the relative self-attention of one block; all heads share the table."""
     return RelativeAttention(config.d_model, config.n_heads, config.max_relative_distance, shared=True)
 
 
@@ -84,6 +86,7 @@ class AttentionResampling(nn.Module):
         self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
 
     def forward(self, x_BTD: Tensor, context_BJD: Tensor, bias_B1TJ: Tensor, cache: LayerCache | None) -> Tensor:
+        """Return x_BTD plus its attention to `context_BJD`; `cache` keeps the keys and values of the context."""
         k_BHKJ, v_BHJK = self.keys_and_values(context_BJD, cache)
         if not x_BTD.shape[1]:  # nothing new at this scale; only the keys had to be kept
             return x_BTD
@@ -115,6 +118,7 @@ class Shorten(nn.Module):
         self.project = nn.Linear(factor * config.d_model, config.d_model) if is_linear else None
 
     def forward(self, groups_BTGD: Tensor) -> Tensor:
+        """Return one vector for each group of G vectors: their mean or a linear map of them, shape BTD."""
         return groups_BTGD.mean(dim=2) if self.project is None else self.project(groups_BTGD.flatten(2))
 
 
@@ -128,6 +132,7 @@ class Lengthen(nn.Module):
         self.project = nn.Linear(config.d_model, factor * config.d_model) if is_linear else None
 
     def forward(self, short_BTD: Tensor) -> Tensor:
+        """Return `factor` vectors for each vector: copies or a linear map of it, shape B(T * factor)D."""
         if self.project is None:
             return short_BTD.repeat_interleave(self.factor, dim=1)
         return self.project(short_BTD).unflatten(-1, (self.factor, short_BTD.shape[-1])).flatten(1, 2)
@@ -237,10 +242,12 @@ class Hourglass(nn.Module):
 
     @property
     def n_parameters(self) -> int:
+        """Number of trained parameters; tied ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
     def has_auxiliary_loss(self) -> bool:
+        """Whether the config adds a loss on hidden states to that of the tokens."""
         return self.config.hidden_loss != "none" and self.config.hidden_loss_weight > 0
 
     def new_cache(self, batch_size: int, max_length: int) -> HourglassCache:

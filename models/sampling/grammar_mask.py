@@ -13,19 +13,32 @@ class GrammarArrays(Protocol):
     """The numpy tables that a tokenizer offers: a state machine over ids, and slots that ids open and close."""
 
     @property
-    def next_state_SV(self) -> np.ndarray[Any, Any]: ...
+    def next_state_SV(self) -> np.ndarray[Any, Any]:
+        """The state after id V in state S, below 0 where the id is forbidden."""
+
     @property
-    def opens_V(self) -> np.ndarray[Any, Any]: ...
+    def opens_V(self) -> np.ndarray[Any, Any]:
+        """The slot that an id opens, below 0 for none."""
+
     @property
-    def closes_V(self) -> np.ndarray[Any, Any]: ...
+    def closes_V(self) -> np.ndarray[Any, Any]:
+        """The slot that an id closes, below 0 for none."""
+
     @property
-    def needs_all_closed_V(self) -> np.ndarray[Any, Any]: ...
+    def needs_all_closed_V(self) -> np.ndarray[Any, Any]:
+        """Whether an id is allowed only while no slot is open."""
+
     @property
-    def time_V(self) -> np.ndarray[Any, Any]: ...
+    def time_V(self) -> np.ndarray[Any, Any]:
+        """How much time an id takes."""
+
     @property
-    def n_slots(self) -> int: ...
+    def n_slots(self) -> int:
+        """Number of slots, each a note that can be open."""
+
     @property
-    def start_state(self) -> int: ...
+    def start_state(self) -> int:
+        """The state before the first id."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +124,7 @@ class GrammarTables:
 
     @property
     def vocab_size(self) -> int:
+        """Number of ids."""
         return self.next_state_SV.shape[1]
 
     def follow(self, ids: Sequence[int], where: str = "") -> tuple[int, set[int]]:

@@ -105,6 +105,7 @@ class CheckSchedule:
         self.next = 0
 
     def is_due(self) -> bool:
+        """Count one step and return whether it is measured; the distance between measured steps grows fourfold."""
         is_due = self.n_steps == self.next
         if is_due:
             self.next = max(16, 4 * self.next)

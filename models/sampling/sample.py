@@ -124,11 +124,13 @@ class Sampler:
         self.cache.start_row(row, self.piece_of_row[row])
 
     def read_uniforms(self, row: int) -> None:
+        """Draw the next uniforms in 0-1 of the piece in `row`, from its own random stream."""
         first = int(self.length_B[row]) // UNIFORMS_AT_ONCE * UNIFORMS_AT_ONCE
         uniforms = piece_uniforms(self.request.seed, self.key_B[row], UNIFORMS_AT_ONCE, first)
         self.uniform_BJ[row] = torch.from_numpy(uniforms)
 
     def context_ids(self, row: int) -> Tensor:
+        """Return the ids of `row` that the model looks back on."""
         return self.ids_BJ[row, self.place_B[row].index : int(self.length_B[row])]
 
     def fill_caches(self) -> None:
@@ -224,6 +226,7 @@ class Sampler:
         return ids_B
 
     def choose_exactly(self, row: int, fast_V: Tensor, forbidden_V: Tensor, uniform_B: Tensor) -> Tensor:
+        """Return the id that float64 logits of the row alone give, and measure the error of the fast ones."""
         assert self.gauge is not None
         exact_V = self.exact_logits(row)
         self.gauge.observe(fast_V, exact_V)
@@ -232,6 +235,7 @@ class Sampler:
         return self.request.chooser.choose(masked_1V, self.length_B[one], uniform_B[one]).ids_B[0]
 
     def exact_logits(self, row: int) -> Tensor:
+        """Return logits_V in float64, by a pass over the row's own context."""
         assert self.exact is not None
         logits_V = self.exact.of(self.piece_of_row[row], self.context_ids(row))
         return logits_V if self.added_BV is None else logits_V + self.added_BV[row]
@@ -454,6 +458,7 @@ def write(
 def context_of(
     model: SampledModel, config: SamplingConfig, grammar: GrammarTables | None, end_id: int
 ) -> SlidingContext:
+    """Return how far the model looks back; raise ValueError where a model with latents would have to start again."""
     if not isinstance(model.config, VaeConfig):
         return SlidingContext.of(config, getattr(model, "max_length", None), grammar, end_id)
     # Its latent stands for the tokens of one block, which cannot begin anew.
@@ -466,6 +471,7 @@ def context_of(
 
 
 def tables_for(model: SampledModel, grammar: GrammarTables | GrammarArrays) -> GrammarTables:
+    """Return the grammar's tables on the model's device; raise ValueError where its number of ids is another."""
     device = model.embed.weight.device
     tables = grammar.to(device) if isinstance(grammar, GrammarTables) else GrammarTables.from_numpy(grammar, device)
     if tables.vocab_size != model.vocab_size:
@@ -474,12 +480,14 @@ def tables_for(model: SampledModel, grammar: GrammarTables | GrammarArrays) -> G
 
 
 def check_absent(prompt: Tensor, where: str, ids: dict[str, int]) -> None:
+    """Raise ValueError where the prompt holds one of the named ids."""
     for name, token in ids.items():
         if bool((prompt == token).any()):
             raise ValueError(f"{where} holds the {name} id {token} at position {prompt.tolist().index(token)}")
 
 
 def check_prompt(prompt: Tensor, where: str, max_tokens: int, vocab_size: int) -> None:
+    """Raise ValueError unless the prompt is a vector of 1 to `max_tokens - 1` ids, each within the vocabulary."""
     if prompt.ndim != 1 or not len(prompt):
         raise ValueError(f"{where} has shape {tuple(prompt.shape)}; a prompt is a vector of at least one id")
     if len(prompt) >= max_tokens:

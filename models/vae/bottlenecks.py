@@ -80,6 +80,7 @@ class Bottleneck(nn.Module):
 
     @property
     def is_variational(self) -> bool:
+        """Whether the latent is drawn from a distribution."""
         return self.to_logvar is not None
 
     def posterior(self, x_BTD: Tensor, hidden_BT: Tensor) -> Latent:
@@ -127,13 +128,16 @@ class ConvolutionBottleneck(Bottleneck):
 
     @staticmethod
     def halve(n_in: int, n_out: int) -> nn.Module:
+        """Build a convolution that halves the length, rounded up."""
         return nn.Conv1d(n_in, n_out, KERNEL, stride=2, padding=KERNEL // 2)
 
     @staticmethod
     def double_length(n_in: int, n_out: int) -> nn.Module:
+        """Build a transposed convolution that doubles the length."""
         return nn.ConvTranspose1d(n_in, n_out, KERNEL, stride=2, padding=KERNEL // 2, output_padding=1)
 
     def press(self, x_BTD: Tensor, hidden_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return vectors before the last halving, channels first, and which latent positions cover padding alone."""
         masks_B1J = self.masks(hidden_BT)
         x_BCJ = x_BTD.transpose(1, 2)
         for stage, unseen_B1J in zip(self.down, masks_B1J[:-1], strict=True):
@@ -151,6 +155,7 @@ class ConvolutionBottleneck(Bottleneck):
         return masks
 
     def release(self, z_BZ: Tensor) -> Tensor:
+        """Return vectors of the block's full length, shape BTD, from the latent."""
         for stage in self.up:
             z_BZ = stage(z_BZ).relu()
         return z_BZ.transpose(1, 2)
@@ -170,9 +175,11 @@ class VectorBottleneck(Bottleneck):
         self.up = linear_stages(sizes[::-1])
 
     def press(self, x_BTD: Tensor, hidden_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a mapped vector for each position alone, and where padding is."""
         return self.down(x_BTD), hidden_BT[:, :, None]
 
     def release(self, z_BZ: Tensor) -> Tensor:
+        """Return x_BTD from the latent, position by position."""
         return self.up(z_BZ)
 
 
@@ -191,9 +198,11 @@ class RowBottleneck(Bottleneck):
         self.up = linear_stages(sizes[::-1])
 
     def press(self, x_BTD: Tensor, hidden_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return one vector for each row, and which rows are padding alone."""
         return self.down(x_BTD.flatten(1)), hidden_BT.all(dim=1)[:, None]
 
     def release(self, z_BZ: Tensor) -> Tensor:
+        """Return x_BTD of the block's length from one vector a row."""
         return self.up(z_BZ).unflatten(1, (self.block, -1))
 
 
@@ -207,9 +216,11 @@ class NoBottleneck(Bottleneck):
         self.to_logvar = None
 
     def posterior(self, x_BTD: Tensor, hidden_BT: Tensor) -> Latent:
+        """Return the encoder's vectors as a latent without variance; padding is 0."""
         return Latent(x_BTD.masked_fill(hidden_BT[:, :, None], 0.0), None)
 
     def release(self, z_BZ: Tensor) -> Tensor:
+        """Return the latent unchanged."""
         return z_BZ
 
 
@@ -231,6 +242,7 @@ def build_bottleneck(kind: str, d_model: int, block: int, channels: Sequence[int
 
 
 def linear_stages(sizes: Sequence[int]) -> nn.Sequential:
+    """Build linear layers from each size to the next, each followed by a ReLU."""
     return nn.Sequential(*(layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())))
 
 

@@ -31,6 +31,7 @@ class LatentCache:
 
     @property
     def batch_size(self) -> int:
+        """Number of rows."""
         return len(self.length_B)
 
     def rows(self, start: int, end: int) -> "LatentCache":
@@ -54,6 +55,7 @@ class LatentCache:
 
 
 def check_cache(hidden_BT: Tensor, cache: LatentCache) -> None:
+    """Raise ValueError where the cache has other rows than the batch, has no room, or padding is not at row ends."""
     B, T = hidden_BT.shape
     if cache.batch_size != B:
         raise ValueError(f"the cache has {cache.batch_size} rows, the batch {B}")

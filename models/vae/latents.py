@@ -35,26 +35,32 @@ class ConditionedDecoder(nn.Module):
 
     @property
     def config(self) -> VaeConfig:
+        """Settings of the model."""
         return self.model.config
 
     @property
     def vocab_size(self) -> int:
+        """Number of ids."""
         return self.model.vocab_size
 
     @property
     def pad_id(self) -> int:
+        """The id of padding."""
         return self.model.pad_id
 
     @property
     def embed(self) -> nn.Embedding:
+        """The token embedding of the model."""
         return self.model.embed
 
     @property
     def n_parameters(self) -> int:
+        """Number of trained parameters of the model."""
         return self.model.n_parameters
 
     @property
     def max_length(self) -> int:
+        """Number of tokens that a row can hold."""
         return self.model.max_length
 
     def new_cache(self, batch_size: int, max_length: int) -> LatentCache:
@@ -62,6 +68,7 @@ class ConditionedDecoder(nn.Module):
         return self.model.new_cache(batch_size, max_length, self.latents_of)
 
     def latents_of(self, pieces: Sequence[int]) -> Tensor:
+        """Return the latents of the pieces with these numbers; raise ValueError for a number without one."""
         if len(pieces) and max(pieces) >= len(self.latents_NZ):
             raise ValueError(f"piece {max(pieces)}, but only {len(self.latents_NZ)} latents")
         return self.latents_NZ[list(pieces)]

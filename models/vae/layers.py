@@ -69,6 +69,7 @@ class EncoderBlock(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, visible_B11J: Tensor | None = None) -> Tensor:
+        """Return x_BTD after full attention and feed-forward; `visible_B11J` is False at padding."""
         y_BTD = self.attention_norm(x_BTD)
         x_BTD = x_BTD + self.dropout(self.attention(y_BTD, self.attention.keys_values(y_BTD), visible_B11J))
         return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
@@ -155,6 +156,7 @@ class CausalStack(nn.Module):
     def forward(
         self, x_BTD: Tensor, position_BT: Tensor, latent_BL2HJK: Tensor, tokens_BL2HJK: Tensor | None = None
     ) -> Tensor:
+        """Return x_BTD after all blocks: causal attention, beside attention to the latent's keys and values."""
         n_heads, J = latent_BL2HJK.shape[3:5]
         nearness_BHTJ = nearness(position_BT, n_heads, J, x_BTD.dtype)
         for i, block in enumerate(self.blocks):
@@ -176,10 +178,12 @@ def nearness(position_BT: Tensor, n_heads: int, n_keys: int, dtype: torch.dtype)
 
 
 def build_norm(config: VaeConfig) -> nn.LayerNorm:
+    """Build a layer norm over D."""
     return nn.LayerNorm(config.d_model, bias=config.bias)
 
 
 def build_feed_forward(config: VaeConfig) -> FeedForward:
+    """Build a feed-forward part four times as wide as D, with GELU."""
     return FeedForward(config.d_model, 4 * config.d_model, activation="gelu", bias=config.bias)
 
 
@@ -204,6 +208,7 @@ def init_stack(stack: nn.Module, config: VaeConfig) -> None:
 
 
 def build_table(n_rows: int, d_model: int) -> nn.Embedding:
+    """Build an embedding of `n_rows` vectors, normally distributed with the standard deviation for `d_model`."""
     table = nn.Embedding(n_rows, d_model)
     nn.init.normal_(table.weight, std=init_std(d_model))
     return table

@@ -68,6 +68,7 @@ class Vae(nn.Module):
 
     @property
     def bottleneck_shape(self) -> tuple[int, ...]:
+        """Axes of one row's latent."""
         return self.bottleneck.latent_shape
 
     def forward(
@@ -143,11 +144,13 @@ class Vae(nn.Module):
         return memory_BJD if isinstance(self.decoder, CausalStack) else memory_BJD + self.positions.weight
 
     def embed_inputs(self, tokens_BT: Tensor, position_BT: Tensor) -> Tensor:
+        """Return the decoder's inputs, shape BTD: token embeddings plus positions, with dropout."""
         assert self.decoder_positions is not None
         table = self.embed if self.decoder_embed is None else self.decoder_embed
         return self.dropout(table(tokens_BT) + self.decoder_positions(position_BT))
 
     def to_logits(self, x_BTD: Tensor) -> Tensor:
+        """Return logits over the vocabulary for each vector, shape BTV."""
         return functional.linear(x_BTD, (self.embed if self.head is None else self.head).weight)
 
     def loss_parts(
@@ -272,9 +275,11 @@ class Vae(nn.Module):
 
 
 def check_replacement(token: int | str, vocab_size: int, pad_id: int) -> None:
+    """Raise ValueError unless `token` is an id of the vocabulary and not padding."""
     if not (isinstance(token, int) and 0 <= token < vocab_size and token != pad_id):
         raise ValueError(f"token_dropout_by={token!r} is neither 'all' nor an id of 0-{vocab_size - 1} but padding")
 
 
 def count(module: nn.Module) -> int:
+    """Return how many numbers the parameters and buffers of `module` hold."""
     return sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))

@@ -42,6 +42,7 @@ _CONTINUING_MODELS = ("decoder", "hourglass")
 
 
 def sessions_folder(home: Home) -> Path:
+    """Return the folder of all sessions."""
     return home.root / "sessions"
 
 

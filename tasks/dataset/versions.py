@@ -130,6 +130,7 @@ def _latest(home: Home, name: str) -> tuple[str, dict[str, int]]:
 
 
 def note_latest(home: Home, name: str, version: str) -> None:
+    """Record `version` as the newest of its dataset, with the next number of the home."""
     names = [path.parent.name for path in home.datasets.glob("*/latest.json")]
     numbers = {other: _latest(home, other)[1] for other in {*names, name}}
     last = max((number for some in numbers.values() for number in some.values()), default=0)

@@ -55,6 +55,7 @@ def scoring_stride(model: Model, store: TokenStore, config: EvaluateConfig) -> t
 
 
 def likelihood_figures(nll: float, n_targets: float, n_correct: float, facts: dict[str, Any]) -> dict[str, float]:
+    """Return figures of a summed negative log-likelihood in nats: per token, and in bits per note and second."""
     bits = nll / math.log(2)
     return {
         "nll_per_token": nll / n_targets,

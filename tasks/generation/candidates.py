@@ -103,6 +103,7 @@ def batch_folder(folder: Path) -> Path:
 
 
 def pieces_folder(folder: Path) -> Path:
+    """Return the folder of the chosen pieces of a batch."""
     return batch_folder(folder) / "pieces"
 
 

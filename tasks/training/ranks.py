@@ -15,4 +15,5 @@ def sum_over_ranks(values: np.ndarray, world_size: int) -> np.ndarray:
 
 
 def any_rank(flag: bool, world_size: int) -> bool:
+    """Return whether `flag` is set on any worker; every worker has to call this."""
     return bool(sum_over_ranks(np.array([float(flag)]), world_size)[0])

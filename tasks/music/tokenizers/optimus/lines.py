@@ -170,6 +170,7 @@ def find_groups(codes: IntArray, config: OptimusTxtConfig) -> tuple[IntArray, in
 
 
 def read_lines(codes: IntArray, config: OptimusTxtConfig) -> Score:
+    """Read the code points of lines as a score; malformed lines are left out and counted."""
     groups, n_malformed = find_groups(codes, config)
     values = from_code_points(codes[groups])
     delta, duration, pitch = values[:, :3].T

@@ -43,6 +43,7 @@ def tokens_at_most(n, n_tempos, n_sections, tables, work):
 
 @inner_njit
 def write_piece(n, n_tempos, n_sections, tables, work, ids, at):
+    """Write the ids of one piece into `ids` from index `at` on, and return the index after them."""
     clock, first, keys, ends = work.clock, tables.first, work.keys, work.ends
     slots, chords, rests = work.slot_of, work.chord_of, tables.rest_ticks
     writes_meters, has_rests, has_velocities = tables.writes_meters, tables.has_rests, tables.has_velocities
