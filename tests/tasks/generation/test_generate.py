@@ -32,6 +32,7 @@ from tasks.music.midi.read_midi import read_midi
 from tasks.runtime.progress import Progress
 from tasks.storage.home import Home
 from tasks.storage.integrity import read_sealed
+from tests.conftest import REPOSITORY
 from tests.studio import (
     SHORT,
     Setup,
@@ -42,8 +43,6 @@ from tests.studio import (
     sidecars_of,
     silent,
 )
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def test_every_file_is_the_same_for_any_batch_size(home: Home, setup: Setup) -> None:

@@ -164,6 +164,7 @@ from tasks.storage.home import Home
 environment.prepare(Home.at(sys.argv[1]))
 from tasks.runtime import cluster
 import ray
+from tests.conftest import REPOSITORY
 
 received = []
 def handler(number, frame):
@@ -189,7 +190,7 @@ assert not ray.is_initialized()
 def test_ray_leaves_the_handler_of_a_termination_alone(tmp_path: Path) -> None:
     child = subprocess.run(
         [sys.executable, "-c", CHILD, str(tmp_path)],
-        cwd=Path(__file__).resolve().parents[2], env={**os.environ, "ORCHESTRION_CPUS": "1"},
+        cwd=REPOSITORY, env={**os.environ, "ORCHESTRION_CPUS": "1"},
         capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr

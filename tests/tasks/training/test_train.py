@@ -36,9 +36,8 @@ from tasks.training.metrics_log import MetricsTail, read_points
 from tasks.training.token_store import TokenStore
 from tasks.training.trainer import read_progress
 from tasks.training.worker import run_steps
+from tests.conftest import REPOSITORY
 from tests.samples import SMALL_MODEL, short_training, small_corpus, small_dataset
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +22,7 @@ from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 from tasks.music.transforms import transpose
 from tasks.music.windows import cut_windows
 from tests.builders import DRUMS, make_score
-from tests.conftest import real_data
+from tests.conftest import REPOSITORY, real_data
 from tests.tasks.music.tokenizers.mmm.mmm_pieces import (
     ALL,
     CLOSED,
@@ -337,7 +336,7 @@ def test_the_order_of_tracks_is_drawn_for_the_music_alone() -> None:
 @pytest.fixture(scope="module")
 def plain() -> ModuleType:
     """The plain Python loop against which the speed is measured."""
-    folder = Path(__file__).resolve().parents[3] / "bench"
+    folder = REPOSITORY / "bench"
     spec = importlib.util.spec_from_file_location("bench_mmm", folder / "bench_mmm.py")
     assert spec
     assert spec.loader
