@@ -7,11 +7,13 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from tasks.errors import plural
 from tasks.music.metrics.features import DRUMS, NOTES_EDGES, SECONDS_EDGES, TEMPO_EDGES
 from tasks.music.render.pianoroll import PROGRAM_GROUPS
-from tasks.reporting.markup import compact, escape, table
+from tasks.reporting.markup import compact
+from tasks.reporting.templates import escape, table
 
 KEYS = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
 SECONDS_MARKS = {
@@ -121,7 +123,7 @@ def instrument_families(program: Sequence[int]) -> list[tuple[str, int]]:
     return [(name, n) for name, n in families if n]
 
 
-def draw_histogram(chart: Chart) -> str:
+def draw_histogram(chart: Chart) -> Markup:
     """Return a figure: title, what the middle half is, bars with tooltips, and the same as a table that folds."""
     top = max(chart.counts)
     step = nice_step(top)
@@ -151,11 +153,11 @@ def draw_histogram(chart: Chart) -> str:
     ticks += f'<text x="{(LEFT + right) / 2:.1f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(chart.axis)}</text>'
     said = chart.summary()
     name = f"{chart.title}: {said}"
-    rows = [(escape(chart.name(k)), f"{n:,}") for k, n in enumerate(chart.counts) if n]
+    rows = [(chart.name(k), f"{n:,}") for k, n in enumerate(chart.counts) if n]
     shown = table(
         (chart.axis.capitalize(), f"{chart.noun.capitalize()}s"), rows, ("", "number"), label=chart.title, is_long=True
     )
-    return (
+    return Markup(
         f'<figure><figcaption><h3>{escape(chart.title)}</h3><p class="lead">{escape(said)}.</p></figcaption>'
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)}">'
         f"{rules}{bars}{ticks}</svg><details><summary>As a table</summary>{shown}</details></figure>"
@@ -170,7 +172,7 @@ def nice_step(top: float) -> int:
     return step
 
 
-def draw_stack(title: str, parts: Sequence[tuple[str, int]], noun: str, first: int = 0) -> str:
+def draw_stack(title: str, parts: Sequence[tuple[str, int]], noun: str, first: int = 0) -> Markup:
     """Draw shares as one bar, with a legend that says them; colours start with part `first`."""
     total = sum(n for _, n in parts)
     rects, entries, x = "", [], 0.0
@@ -184,28 +186,28 @@ def draw_stack(title: str, parts: Sequence[tuple[str, int]], noun: str, first: i
             f'<li class="p{colour}">{escape(name)} {n:,} <span class="soft">({100 * share:.1f} %)</span></li>'
         )
         x += share
-    return (
+    return Markup(
         f'<svg class="stack" viewBox="0 0 100 1" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">'
         f'{rects}</svg><ul class="legend">{"".join(entries)}</ul>'
     )
 
 
-def bar_table(title: str, rows: Sequence[tuple[str, int]]) -> str:
+def bar_table(title: str, rows: Sequence[tuple[str, int]]) -> Markup:
     """Return a table of names and counts with a bar between them; nothing for no rows."""
     if not rows:
-        return ""
+        return Markup()
     top = max(n for _, n in rows)
     body = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{draw_meter(n, top)}</td><td class="number">{n:,}</td></tr>'
         for name, n in rows
     )
-    return f'<table class="bars"><caption>{escape(title)}</caption><tbody>{body}</tbody></table>'
+    return Markup(f'<table class="bars"><caption>{escape(title)}</caption><tbody>{body}</tbody></table>')
 
 
-def draw_meter(n: int, top: int) -> str:
+def draw_meter(n: int, top: int) -> Markup:
     """Return a bar that is full at `top`."""
     width = 100 * n / top if top else 0.0
-    return (
+    return Markup(
         '<svg class="meter" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect class="bar" width="{max(width, 0.4):.2f}" height="1"/></svg>'
     )

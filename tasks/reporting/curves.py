@@ -3,11 +3,13 @@
 import math
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from tasks.reporting.charts import BELOW, HEIGHT, LEFT, WIDTH
-from tasks.reporting.markup import escape
+from tasks.reporting.templates import escape
 
 
-def draw_curves(title: str, curves: Sequence[Sequence[tuple[int, float]]], axis: str = "step") -> str:
+def draw_curves(title: str, curves: Sequence[Sequence[tuple[int, float]]], axis: str = "step") -> Markup:
     """Return a figure with one line for each curve of (step, value), in its model's colour; empty without points.
 
     Args:
@@ -15,7 +17,7 @@ def draw_curves(title: str, curves: Sequence[Sequence[tuple[int, float]]], axis:
     """
     points = [(step, value) for curve in curves for step, value in curve if math.isfinite(value)]
     if not points:
-        return ""
+        return Markup()
     last = max(step for step, _ in points) or 1
     low, high = min(value for _, value in points), max(value for _, value in points)
     step = round_step(high - low) if high > low else 1.0
@@ -42,7 +44,7 @@ def draw_curves(title: str, curves: Sequence[Sequence[tuple[int, float]]], axis:
     marks = f'<text x="{LEFT}" y="{floor + 16}">0</text>'
     marks += f'<text x="{right}" y="{floor + 16}" text-anchor="end">{last:,}</text>'
     marks += f'<text x="{(LEFT + right) / 2:.1f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(axis)}</text>'
-    return (
+    return Markup(
         f'<figure><figcaption><h3>{escape(title)}</h3></figcaption><svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}"'
         f' role="img" aria-label="{escape(title)}">{rules}{lines}{marks}</svg></figure>'
     )

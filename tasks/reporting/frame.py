@@ -1,12 +1,12 @@
 """The frame of a report: one file without scripts that fetches nothing, and a policy that says so."""
 
-import base64
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 
-from tasks.reporting.markup import bullet_list, escape, figure_list
+from markupsafe import Markup
+
+from tasks.reporting.templates import HERE, digest_source, inlined, templates_of
+
+POLICY = "default-src 'none'; img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
 
 
 def assemble_page(
@@ -25,25 +25,18 @@ def assemble_page(
         warnings: lines of text in a box of their own.
         sections: id, title and HTML of each.
     """
-    page = resources.files("tasks.reporting")
-    style = (page / "page.css").read_text(encoding="utf-8")
-    digest = f"'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'"
-    sources = "default-src 'none'; img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
-    parts = {
-        "policy": f"{sources}; style-src {digest}",
-        "title": f"{escape(name)}: {kind.lower()}",
-        "kind": escape(kind),
-        "name": escape(name),
-        "subtitle": subtitle,
-        "figures": figure_list(figures),
-        "warnings": bullet_list(map(escape, warnings), "note") if warnings else "",
-        "links": "".join(f'<li><a href="#{label}">{title}</a></li>' for label, title, _ in sections),
-        "sections": "\n".join(
-            f'<section id="{label}" aria-labelledby="{label}-title"><h2 id="{label}-title">{title}</h2>{body}</section>'
-            for label, title, body in sections
-        ),
-        "style": style,
-    }
-    frame = (page / "page.html").read_text(encoding="utf-8")
-    # One pass, so that nothing inside a value is taken for a marker.
-    return re.sub("@@([a-z]+)@@", lambda marker: parts[marker[1]], frame)
+    style = inlined(HERE, "page.css")
+    return (
+        templates_of(HERE)
+        .get_template("frame.html")
+        .render(
+            policy=f"{POLICY}; style-src {digest_source(style)}",
+            style=style,
+            kind=kind,
+            name=name,
+            subtitle=Markup(subtitle),
+            figures=figures,
+            warnings=warnings,
+            sections=[(label, title, Markup(body)) for label, title, body in sections],
+        )
+    )

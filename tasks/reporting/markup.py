@@ -1,68 +1,14 @@
-"""Tables, lists and text as HTML: every name that comes from a file is escaped and cut here."""
+"""Text of pages: names, numbers and paths in words, cut where they are too long."""
 
-import html
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 MAX_EXAMPLES = 5  # files named for each reason
 MAX_LISTED = 10  # rows of a list of the largest, slowest or worst
 MAX_MEMBERS = 8  # paths named of one group of duplicates
 MAX_LETTERS = 300  # of one path or detail
-
-
-def table(
-    heads: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    kinds: Sequence[str] = (),
-    *,
-    label: str,
-    caption: str = "",
-    foot: Sequence[str] = (),
-    is_long: bool = False,
-) -> str:
-    """Return a table that scrolls inside its place; cells are HTML already, heads and label are text.
-
-    Args:
-        kinds: class of each column: `number`, `path` or none.
-        is_long: it scrolls down, too, and is low.
-    """
-
-    def row(cells: Sequence[str]) -> str:
-        tds = [f'<td class="{kind}">{cell}</td>' for cell, kind in zip(cells, kinds, strict=True)]
-        return f'<tr><th scope="row" class="{kinds[0]}">{cells[0]}</th>{"".join(tds[1:])}</tr>'
-
-    kinds = kinds or [""] * len(heads)
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    head = "".join(f'<th scope="col" class="{k}">{escape(h)}</th>' for h, k in zip(heads, kinds, strict=True))
-    tail = f"<tfoot>{row(foot)}</tfoot>" if foot else ""
-    place = "scroll long" if is_long else "scroll"
-    return (
-        f'<div class="{place}" role="region" tabindex="0" aria-label="{escape(label)}"><table>{title}'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(map(row, rows))}</tbody>{tail}</table></div>"
-    )
-
-
-def figure_list(values: Mapping[str, str]) -> str:
-    """Return names and values as large figures."""
-    entries = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in values.items())
-    return f'<dl class="figures">{entries}</dl>'
-
-
-def bullet_list(entries: Iterable[str], kind: str) -> str:
-    """Return entries, which are HTML already, as a list of a class."""
-    return f'<ul class="{kind}">{"".join(f"<li>{entry}</li>" for entry in entries)}</ul>'
-
-
-def path_html(path: str) -> str:
-    """Return a path as HTML; its letters may run from right to left without turning what stands around them."""
-    return f"<bdi>{escape(path)}</bdi>"
-
-
-def escape(value: Any) -> str:
-    """Return a value as text for HTML: cut, escaped, without control characters."""
-    return html.escape(UNPRINTABLE.sub("\ufffd", shorten(str(value))), quote=True)
 
 
 def shorten(text: str) -> str:

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from tasks.reporting.charts import BELOW, HEIGHT, LEFT, WIDTH
 from tasks.reporting.curves import round_step
-from tasks.reporting.markup import escape
+from tasks.reporting.templates import escape
 
 BINS = 14
 ROOM = 4  # units right of a chart's last value
 Figure = Mapping[str, Any]  # value, low and high, each a number or None
 
 
-def draw_spreads(title: str, said: str, sets: Sequence[tuple[str, Sequence[float], Figure]]) -> str:
+def draw_spreads(title: str, said: str, sets: Sequence[tuple[str, Sequence[float], Figure]]) -> Markup:
     """Return a figure with the shares of each set's values in common bins, and below it the sets' means.
 
     Args:
@@ -50,7 +51,7 @@ def draw_spreads(title: str, said: str, sets: Sequence[tuple[str, Sequence[float
         x = x_of(k * step)
         shapes += f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{floor}" y2="{bottom}"/>'
         shapes += f'<text x="{x:.1f}" y="{bottom + 13}" text-anchor="middle">{k * step:.4g}</text>'
-    return (
+    return Markup(
         f'<figure><figcaption><h3>{escape(title)}</h3><p class="lead">{escape(said)}</p></figcaption>'
         f'<svg class="chart" viewBox="0 0 {WIDTH} {bottom + 18}" role="img"'
         f' aria-label="{escape(f"{title}: {said}")}">{shapes}</svg></figure>'
@@ -112,7 +113,7 @@ class Scale:
         return 100 * (min(max(value, self.low), self.high) - self.low) / ((self.high - self.low) or 1.0)
 
 
-def draw_interval(figure: Figure, scale: Scale, colour: int = 0) -> str:
+def draw_interval(figure: Figure, scale: Scale, colour: int = 0) -> Markup:
     """Return a bar from low to high with a stroke at the value, over a track from end to end of the scale."""
     shapes = ""
     if scale.mark is not None:
@@ -122,13 +123,13 @@ def draw_interval(figure: Figure, scale: Scale, colour: int = 0) -> str:
         shapes += f'<rect class="spread s{colour}" x="{low:.2f}" y="3" width="{max(high - low, 0.4):.2f}" height="4"/>'
     if figure.get("value") is not None:
         shapes += f'<rect class="s{colour}" x="{scale.place(figure["value"]) - 0.5:.2f}" width="1" height="10"/>'
-    return (
+    return Markup(
         '<svg class="interval" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect class="track" y="4.5" width="100" height="1"/>{shapes}</svg>'
     )
 
 
-def draw_notes(name: str, notes: Sequence[tuple[float, float, int, bool]], seconds: float, colour: int) -> str:
+def draw_notes(name: str, notes: Sequence[tuple[float, float, int, bool]], seconds: float, colour: int) -> Markup:
     """Return a small piano roll; given notes are grey.
 
     Args:
@@ -146,7 +147,7 @@ def draw_notes(name: str, notes: Sequence[tuple[float, float, int, bool]], secon
             y, tall = height * (high - 1 - pitch) / (high - low), max(height / (high - low), 1.5)
             kind = "given" if is_given else f"s{colour}"
             rects += f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{tall:.1f}"/>'
-    return (
+    return Markup(
         f'<svg class="roll" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img"'
         f' aria-label="{escape(name)}">{rects}</svg>'
     )

@@ -7,27 +7,73 @@ inlined in a page (style, script, JSON) comes from `inlined` and `json_data`, wh
 import base64
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from markupsafe import escape as escape_text
 
-from tasks.reporting.markup import UNPRINTABLE
+from tasks.errors import plural
+from tasks.reporting.markup import UNPRINTABLE, label_of, say, say_number, shorten
+
+HERE = "tasks.reporting"
 
 
 @cache
 def templates_of(package: str) -> Environment:
-    """Return the environment for the templates in the folder of a package, such as `tasks.reporting`."""
-    return Environment(
-        loader=PackageLoader(package, ""),
+    """Return the environment for the templates in the folder of a package; it knows those of this folder too."""
+    found = Environment(
+        loader=ChoiceLoader([PackageLoader(package, ""), PackageLoader(HERE, "")]),
         autoescape=True,
         finalize=_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters |= {"short": _short, "label": label_of, "say": say, "number": say_number, "count": "{:,}".format}
+    found.globals["plural"] = plural
+    return found
+
+
+def table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    kinds: Sequence[str] = (),
+    *,
+    label: str,
+    caption: str = "",
+    foot: Sequence[str] = (),
+    is_long: bool = False,
+) -> Markup:
+    """Return a table that scrolls inside its place; cells that are no Markup are escaped.
+
+    Args:
+        kinds: class of each column: `number`, `path` or none.
+        is_long: it scrolls down, too, and is low.
+    """
+    return _macros().table(heads, rows, kinds, label, caption, foot, is_long)
+
+
+def figure_list(values: Mapping[str, str]) -> Markup:
+    """Return names and values as large figures."""
+    return _macros().figure_list(values)
+
+
+def path_html(path: str) -> Markup:
+    """Return a path as HTML; its letters may run from right to left without turning what stands around them."""
+    return _macros().path(path)
+
+
+def escape(value: Any) -> Markup:
+    """Return a value as text for HTML: cut, escaped, without control characters."""
+    return escape_text(_printable(_short(value)))
+
+
+def _macros() -> Any:
+    return templates_of(HERE).get_template("macros.html").module
 
 
 def inlined(package: str, *names: str) -> Markup:
@@ -50,6 +96,11 @@ def json_data(data: Any) -> Markup:
 def data_address(mime: str, data: bytes) -> Markup:
     """Return a data: address that holds a file."""
     return Markup(f"data:{mime};base64,{base64.b64encode(data).decode()}")
+
+
+def _short(value: Any) -> Any:
+    """Cut a text that is too long."""
+    return value if isinstance(value, Markup) else shorten(str(value))
 
 
 def _printable(value: Any) -> Any:

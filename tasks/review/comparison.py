@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from tasks.errors import DamagedFile, NotFound
 from tasks.generation.batch_files import check_piece, list_manifests, read_run_note
 from tasks.music.metrics.distances import compare_scores
 from tasks.reporting.curves import draw_curves
 from tasks.reporting.frame import assemble_page
-from tasks.reporting.markup import escape, path_html, table
+from tasks.reporting.templates import escape, path_html, table
 from tasks.storage.home import Home
 from tasks.storage.integrity import warn_once
 from tasks.tracking.mlflow_tracker import ModelVersion, Tracker
@@ -254,5 +256,5 @@ def _origins(contestants: Sequence[Contestant]) -> str:
     for contestant in contestants:
         model = contestant.model
         texts = (model.reference, ", ".join(model.aliases), model.preset)
-        rows.append([*map(escape, texts), path_html(model.dataset), f"<code>{escape(model.run_id)}</code>"])
+        rows.append([*map(escape, texts), path_html(model.dataset), Markup("<code>{}</code>").format(model.run_id)])
     return table(("model", "aliases", "preset", "dataset", "run"), rows, ("", "", "", "path", "path"), label="Origin")

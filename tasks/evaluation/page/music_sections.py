@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 
 from tasks.config.evaluation import EvaluateConfig
 from tasks.errors import plural
 from tasks.evaluation.card import with_interval
 from tasks.reporting.curves import draw_curves
-from tasks.reporting.markup import escape, figure_list, label_of, path_html, table
+from tasks.reporting.markup import label_of
 from tasks.reporting.spreads import Scale, draw_interval, draw_notes, draw_spreads
+from tasks.reporting.templates import escape, figure_list, path_html, table
 
 if TYPE_CHECKING:  # these bring torch
     from tasks.evaluation.continuations import Continuation, ContinuationTest
@@ -71,7 +73,7 @@ def _distances(judgement: Mapping[str, Any]) -> str:
 
 def _interval_cells(figure: Mapping[str, Any], scale: Scale, colour: int = 1) -> tuple[str, str]:
     value, _, ends = (with_interval(figure) or figure.get("reason", "")).partition(" (")
-    said = escape(value) + (f' <span class="whole">({escape(ends)}</span>' if ends else "")
+    said = escape(value) + (Markup(' <span class="whole">({}</span>').format(ends) if ends else "")
     return draw_interval(figure, scale, colour), said
 
 
@@ -126,7 +128,7 @@ def _copy_row(place: int, piece: Mapping[str, Any], run: int, top: float) -> tup
     limit, match = piece["human_limit"], piece["match"]
     bar = {"low": 0, "high": run} if run else {}
     drawn = draw_interval(bar, Scale(low=0, high=top, mark=limit), 1)
-    source = f"{path_html(match['source_file'])}, {100 * match['share']:.0f} % of the sample" if match else ""
+    source = path_html(match["source_file"]) + f", {100 * match['share']:.0f} % of the sample" if match else ""
     flag = " beyond" if piece["is_beyond"] else ""
     numbers = (f"{run:,}{flag}", "unknown" if limit is None else f"{limit:,}")
     return f"{place:04d}", f"{piece['n_notes']:,}", drawn, *numbers, source

@@ -15,8 +15,9 @@ from tasks.dataset.versions import DatasetVersion
 from tasks.evaluation.champions import Rivalry
 from tasks.evaluation.page.music_sections import continuation_section, copying_section, sample_section
 from tasks.reporting.frame import assemble_page
-from tasks.reporting.markup import escape, figure_list, label_of, path_html, say, table
+from tasks.reporting.markup import label_of, say
 from tasks.reporting.spreads import Scale, draw_interval
+from tasks.reporting.templates import escape, figure_list, path_html, table
 from tasks.storage.project import git_commit
 from tasks.tracking.mlflow_tracker import ModelVersion
 
@@ -152,13 +153,13 @@ def _champion(decision: Decision) -> str:
     if rivalry is None or not rivalry.champion:
         return words
     figures = {"this model, bits per note": number(rivalry.ours, 4), rivalry.champion: number(rivalry.theirs, 4)}
-    shown = words + figure_list(figures)
+    shown = f"{words}{figure_list(figures)}"
     found = rivalry.difference
     if found is None or found.value is None or found.low is None or found.high is None:
         return shown + '<p class="empty">There is no interval: pieces were not compared one by one.</p>'
     reach = 1.15 * max(abs(found.low), abs(found.high), 1e-6)
     drawn = draw_interval(found.to_json(), Scale(low=-reach, high=reach, mark=0.0), 1)
-    row = (f"this model - {escape(rivalry.champion)}", drawn, f"{found.value:+.4f}", interval(found.to_json(), 4, "+"))
+    row = (f"this model - {rivalry.champion}", drawn, f"{found.value:+.4f}", interval(found.to_json(), 4, "+"))
     lead = (
         "The difference over the same pieces with its 95 % interval, by bootstrap over pieces. The stroke in the middle"
         " is 0; left of it this model needs fewer bits."
