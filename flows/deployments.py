@@ -1,4 +1,4 @@
-"""Deployments: the flows as things that Prefect schedules and people trigger, served by one process."""
+"""Deployments: flows that Prefect schedules or people trigger, served by one process."""
 
 import asyncio
 import os

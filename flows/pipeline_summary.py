@@ -1,4 +1,4 @@
-"""What a pipeline says at its end: to MLflow, to Prefect as a card, and to the command line as figures."""
+"""The summary of a pipeline: for MLflow, as a card for Prefect, and as figures for the command line."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What every flow needs: tags of its run, its time, and how long it waits for a busy home."""
+"""The context of a flow run: its tags, its time, and the wait for a locked home."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""The sweep: many points trained and scored by the code of the `train` and `evaluate` flows, and one table of them."""
+"""The sweep flow: trains and scores many points with the code of `train` and `evaluate`, and writes one table."""
 
 import time
 

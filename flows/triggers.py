@@ -1,4 +1,4 @@
-"""What a trigger may ask of a deployment: the settings that it states whole, and no defaults in place of others."""
+"""Validation of a trigger's parameters for a deployment: they hold all settings, so no default replaces one."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What `torch.compile` shall leave alone."""
+"""Functions that `torch.compile` leaves alone."""
 
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar

@@ -1,4 +1,4 @@
-"""Settings of models, schedules, optimizers and sampling; importable without torch, so that a typo is told at once."""
+"""Settings of models, schedules, optimizers and sampling; importable without torch."""
 
 import math
 from dataclasses import dataclass, fields
@@ -82,7 +82,7 @@ class HourglassConfig:
         resampling: "naive" takes the mean of a group and repeats it afterwards; "linear" learns both.
         attention_resampling: whether attention between the two scales follows on each of these.
         max_relative_distance: counted at each scale in its own vectors; further ones share the furthest one's vector.
-        hidden_loss: what is added to the cross entropy, times `hidden_loss_weight`; see hourglass_losses.py.
+        hidden_loss: what is added to the cross entropy, times `hidden_loss_weight`; see hourglass/losses.py.
         hidden_upsampled: whether states behind the way up are among the hidden ones. After "naive" resampling the
             members of a group are equal there.
     """

@@ -1,4 +1,4 @@
-"""Dropout whose random numbers cost little on a CPU. Shape letters: see layers.py."""
+"""Dropout with random numbers that are cheap on a CPU. Shape letters: see layers.py."""
 
 import torch
 from torch import Tensor, nn

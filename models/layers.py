@@ -1,4 +1,4 @@
-"""Self-attention, its positions and its key/value cache, and the feed-forward part, for every model here.
+"""Self-attention, its positions and its key/value cache, and the feed-forward part, for all models.
 
 Shape letters at the end of tensor names, in this and all other files of `models/`:
 B batch, T time of the queries, J time of the keys, D d_model, H heads, K d_head, V vocabulary, F token fields,

@@ -1,4 +1,4 @@
-"""Every architecture by name."""
+"""Architectures by name."""
 
 from collections.abc import Callable
 

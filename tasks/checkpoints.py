@@ -1,4 +1,4 @@
-"""A checkpoint is a folder: weights and optimizer as safetensors, everything else as JSON. No pickle anywhere."""
+"""Checkpoints: folders with weights and optimizer as safetensors and the rest as JSON; no pickle."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""What can go wrong for a reason the caller can mend; each message names the value, the limit and the place."""
+"""Errors that the caller can fix; each message names the value, the limit and the place."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The command line's one Typer object, on which every command registers itself."""
+"""The Typer application of the command line, to which every command adds itself."""
 
 import typer
 

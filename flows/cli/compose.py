@@ -1,4 +1,4 @@
-"""The commands of the composer: a piece made block by block, where each command is one step of a stored session."""
+"""The commands of the composer: a piece made block by block in a stored session."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The commands about datasets: what there is, what changed, whether it is whole, what nothing needs any more."""
+"""The commands about datasets: list, compare, verify and prune."""
 
 import contextlib
 import importlib

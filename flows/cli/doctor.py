@@ -1,4 +1,4 @@
-"""Is everything in place? One line for each thing that can be wrong, with the way to mend it."""
+"""Environment checks, each with a fix."""
 
 import os
 import shutil

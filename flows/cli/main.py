@@ -1,4 +1,4 @@
-"""The command line. Each command builds one config, then calls one flow; heavy imports wait until then."""
+"""The command line: each command builds one config and calls one flow; heavy imports wait until then."""
 
 import io
 import logging

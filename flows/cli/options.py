@@ -1,4 +1,4 @@
-"""What the commands share: options, the home, and how results and lists are printed."""
+"""What the commands share: options, the home, and printing of results and lists."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Registered models, as commands look them up."""
+"""Registered models for the commands that name one."""
 
 import os
 from typing import Any

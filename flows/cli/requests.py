@@ -1,4 +1,4 @@
-"""Request files: several batches of compositions, described in TOML or JSON."""
+"""Request files: several batches of compositions in TOML or JSON."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""What commands share: building a config, running a flow, saying what went wrong."""
+"""What commands share: building a config, running a flow, reporting errors."""
 
 import importlib
 import os

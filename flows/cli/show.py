@@ -1,4 +1,4 @@
-"""The commands that look and change nothing: lists, tokens, the state of the installation."""
+"""The read-only commands: lists, tokens, the state of the installation."""
 
 from pathlib import Path
 from typing import Annotated

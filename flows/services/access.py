@@ -1,4 +1,4 @@
-"""The password of a home's servers: made once, kept where only its owner reads it, proved before it is sent.
+"""The password of a home's servers: created once, readable by its owner alone, verified before it is sent.
 
 Every server that this project starts asks for it (`guard.py`), and every command of the same home finds it here.
 """

@@ -1,4 +1,4 @@
-"""The door of the servers on loopback: own host names, own origin, and the home's password for every route.
+"""The guard of the servers on loopback: host name, origin, and the home's password for every route.
 
 An ASGI application around Prefect's or MLflow's. Neither checks all three: Prefect takes any host name, answers any
 origin and leaves its pages open; MLflow has passwords only with a plugin and a database of its own.

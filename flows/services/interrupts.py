@@ -1,4 +1,4 @@
-"""What Ctrl-C, SIGTERM and a closed terminal do to a command that runs flows: it ends within half a minute."""
+"""Signal handling of commands that run flows: Ctrl-C, SIGTERM or a closed terminal ends them within 30 seconds."""
 
 import faulthandler
 import os

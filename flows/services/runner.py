@@ -1,4 +1,4 @@
-"""The process behind `orchestrion deploy` that runs what Prefect schedules: this project's flows and nothing else."""
+"""The process behind `orchestrion deploy`: runs this project's flows when Prefect schedules them."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""The three standard streams: what a command does when one is closed, or its reader or terminal goes away."""
+"""Handling of standard streams that are closed, or whose reader or terminal is gone."""
 
 import atexit
 import errno

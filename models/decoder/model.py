@@ -1,4 +1,4 @@
-"""Decoder-only transformer: Music Transformer, RGA, GPT and a modern one, told apart by options of `DecoderConfig`.
+"""Decoder-only transformer: Music Transformer, RGA, GPT and a modern one, selected by `DecoderConfig`.
 
 Sources: Huang et al. 2019 (relative attention), Radford et al. 2019 (GPT). Shape letters: see layers.py.
 """

@@ -1,4 +1,4 @@
-"""A decoder's step by one token a row: the sums of `Decoder.forward`, without the modules around them.
+"""A decoder's one-token step for each row: the arithmetic of `Decoder.forward` without its modules.
 
 With few rows a step takes about as long as reading all weights once. Each product leaves the processor's caches full of
 weights, so what a module does around its product is read anew from memory: with 10.8 million parameters that is a

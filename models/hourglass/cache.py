@@ -1,4 +1,4 @@
-"""What an hourglass remembers between calls, and where the vectors of one call stand. Shape letters: see layers.py.
+"""The cache of an hourglass between calls, and the positions of its vectors. Shape letters: see layers.py.
 
 T and J count vectors of whichever scale is meant; G is the place within a group. Scale 0 is that of the tokens.
 Vector i of the next one stands for `factor` vectors, the last of which is number `i * factor`: it exists as soon as

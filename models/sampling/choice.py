@@ -1,4 +1,4 @@
-"""From logits to ids: temperature, top-k, top-p, min-p, and whether errors of the logits could change the id.
+"""The choice of ids from logits: temperature, top-k, top-p, min-p, and whether errors could change the id.
 
 Shape letters: see layers.py. Logits are float64 here, whatever the model computes in.
 """

@@ -15,30 +15,37 @@ class GrammarArrays(Protocol):
     @property
     def next_state_SV(self) -> np.ndarray[Any, Any]:
         """The state after id V in state S, below 0 where the id is forbidden."""
+        ...
 
     @property
     def opens_V(self) -> np.ndarray[Any, Any]:
         """The slot that an id opens, below 0 for none."""
+        ...
 
     @property
     def closes_V(self) -> np.ndarray[Any, Any]:
         """The slot that an id closes, below 0 for none."""
+        ...
 
     @property
     def needs_all_closed_V(self) -> np.ndarray[Any, Any]:
         """Whether an id is allowed only while no slot is open."""
+        ...
 
     @property
     def time_V(self) -> np.ndarray[Any, Any]:
         """How much time an id takes."""
+        ...
 
     @property
     def n_slots(self) -> int:
         """Number of slots, each a note that can be open."""
+        ...
 
     @property
     def start_state(self) -> int:
         """The state before the first id."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""How far the logits of a fast sampler are from exact ones, and when they are good enough.
+"""The error of a fast sampler's logits, and when they are precise enough.
 
 A piece must be the same, id for id, alone and in any batch. Logits in float32 differ with the batch in their last bits,
 for matrix products of other shapes add in another order. In float64 that changes about one id in 1e12, but a step

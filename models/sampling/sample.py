@@ -1,7 +1,7 @@
 """Batched sampling with a key/value cache: settings of the choice, a grammar, and pieces of any length.
 
 Steps run in float32, and each id is nevertheless the one that float64 gives for the piece alone: see
-sampling_precision.py. Pieces longer than a model's context: see sliding_context.py. Shape letters: see layers.py.
+precision.py. Pieces longer than a model's context: see sliding_context.py. Shape letters: see layers.py.
 """
 
 import math
@@ -351,7 +351,7 @@ def sample(
         batch_size: rows in work at once; a row whose piece is complete takes the next prompt.
         temperature, top_k: functions of the number of ids so far, in place of the settings in `config`.
         on_step: called after each step with the number of ids drawn so far, in all pieces; True stops, and pieces
-            are returned as far as they are. The number may once begin anew: see sampling_precision.py.
+            are returned as far as they are. The number may once begin anew: see precision.py.
         on_piece: called with each piece that is complete, in any order.
         on_void: called when all pieces are begun again, before the first step: those that came already come again, and
             with other ids perhaps.

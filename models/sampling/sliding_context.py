@@ -1,4 +1,4 @@
-"""Pieces longer than a model can look back on: where a context that is full starts anew. Shape letters: see layers.py.
+"""Pieces longer than a model's context: where a full context starts again. Shape letters: see layers.py.
 
 A piece's context begins at its first id. When one more id would not fit, it begins anew with the last ids of the piece,
 from the first place on where, by the grammar, the piece could end soonest: between two notes or groups. That depends on

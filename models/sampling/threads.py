@@ -1,8 +1,8 @@
-"""How many threads of a CPU a step of sampling should use.
+"""The number of CPU threads for a step of sampling.
 
 A step is a chain of small products. With few rows, waking other threads for each of them can take longer than they
 save, all the more where other programs use the cores; with many rows or a large model it cannot. Which holds is not
-known beforehand, so it is tried: ids do not depend on it (sampling_precision.py).
+known beforehand, so it is tried: ids do not depend on it (precision.py).
 """
 
 import statistics

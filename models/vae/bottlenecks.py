@@ -1,4 +1,4 @@
-"""Six ways to press the encoder's vectors through a latent of fixed shape and out again.
+"""Six bottlenecks: from the encoder's vectors to a latent of fixed shape and back.
 
 Shape letters: see layers.py. Z stands for all axes of a latent, which are one or two; T is the block here, the length
 to which every row is filled up, because the shape of a latent goes with it.

@@ -1,4 +1,4 @@
-"""What a decoder with latents keeps of the rows that it is writing. Shape letters: see vae_layers.py."""
+"""The cache of a decoder with latents for the rows that it writes. Shape letters: see vae/layers.py."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

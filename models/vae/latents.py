@@ -1,4 +1,4 @@
-"""What to do with the latents of a `Vae`: write pieces from them, walk between them, and see that they are used.
+"""Uses of a `Vae`'s latents: writing pieces, interpolating, and measuring how much they are used.
 
 Shape letters: see layers.py; Z stands for all axes of a latent.
 """

@@ -1,4 +1,4 @@
-"""The two stacks of the encoder-decoder with a bottleneck: full attention, and causal attention beside cross-attention.
+"""Encoder and decoder stacks of the VAE: full attention, and causal attention with cross-attention to a latent.
 
 Source: Vaswani et al. 2017, with the norms before each part and the initialisation of Radford et al. 2019.
 Shape letters: see layers.py; here J is also the block, the number of vectors that a latent stands for, and X stands for

@@ -1,8 +1,8 @@
-"""Transformer with a variational bottleneck: a row to a latent, and back by a causal decoder or at once.
+"""Transformer with a variational bottleneck: an encoder to a latent, and a causal or parallel decoder.
 
 Sources: Kingma and Welling 2014 for the variational part; Kingma et al. 2016, appendix C.8, for free bits; Bowman et
 al. 2016 for the rising weight of the divergence and for the dropping of tokens, which all keep the latent in use.
-Shape letters: see layers.py and vae_layers.py; Z stands for all axes of a latent.
+Shape letters: see layers.py and vae/layers.py; Z stands for all axes of a latent.
 
 A row is a start token and up to `block` tokens behind it. The encoder reads what is behind the start token, which is
 what the decoder has to write. Padding may only stand at a row's end.

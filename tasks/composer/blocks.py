@@ -1,4 +1,4 @@
-"""A piece made block by block: a model proposes, a person accepts, asks again or undoes. Pure steps on token ids.
+"""A piece made block by block: a model proposes, a person accepts, retries or undoes. Pure steps on token ids.
 
 Source: the Compound Composer of Optimus VIRTUOSO (2021); here blocks are of any size, end on note boundaries, and
 undoing restores the ids exactly.

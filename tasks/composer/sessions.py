@@ -1,4 +1,4 @@
-"""Sessions of the composer on disk: `<home>/sessions/<name>/` with its state, what is proposed, and what was saved.
+"""Sessions of the composer on disk: `<home>/sessions/<name>/` with state, proposal and saved pieces.
 
 Each step reads the state, and writes it anew as a whole when it is done; a second command on the same session is
 refused meanwhile.

@@ -1,4 +1,4 @@
-"""Published augmentations, by name."""
+"""Published augmentations by name."""
 
 from tasks.config.dataset import AugmentConfig
 from tasks.errors import ConfigError

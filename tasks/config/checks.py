@@ -1,4 +1,4 @@
-"""The check that settings share."""
+"""A check that several settings classes share."""
 
 
 def require(condition: bool, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What each preset amounts to: system, encoding, vocabulary and number of parameters."""
+"""The size of each preset: system, encoding, vocabulary and number of parameters."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Whole-run configs as functions, by name; `orchestrion presets` lists them.
+"""Presets: whole-run configs as functions, by name.
 
 Each published system stands as it was described, with its schedule and its sizes, and has a twin that learns something
 audible in minutes on two cores. Where the originals' defects were part of their settings, ours differ:

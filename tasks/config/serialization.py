@@ -1,4 +1,4 @@
-"""Settings as JSON and back. No settings module imports torch, Ray, Prefect or MLflow."""
+"""Settings to JSON and back. No settings module imports torch, Ray, Prefect or MLflow."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Does a batch copy more than people do? Longest runs shared with train, against those of held-out human pieces.
+"""How much human pieces share with the training split, as the range for what a batch may share.
 
 The longer a piece is, the longer is the run that it shares by chance. So people are measured at several lengths: at
 length L, a power of two, by one excerpt of at most L notes from the middle of each held-out piece with more than L / 2.

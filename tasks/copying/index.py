@@ -1,4 +1,4 @@
-"""Where a piece copies the training split: the longest run of notes that it shares, its source, and what people share.
+"""The index of copies: the longest run of notes a piece shares with the training split, and where it is from.
 
 Both an index over the training split and the human range, which is how much the held-out pieces share with it, are made
 when they are first asked for, and lie beside the version's manifest. A run is

@@ -1,4 +1,4 @@
-"""The file of the index of copies: lines and seeds of all training pieces, mapped into memory.
+"""The file of the index of copies: lines and seeds of all training pieces, memory-mapped.
 
 It lies beside a version's manifest and can be made again from the song shards at any time. It holds, little-endian:
 

@@ -1,4 +1,4 @@
-"""Song shards -> analysis shards: what filters, grouping, the leakage report and the dataset's page need of each piece.
+"""Song shards to analysis shards: features of each piece for filters, grouping, leakage and the dataset's page.
 
 One row for each accepted piece of a song shard, in its order; histograms over all of them in the metadata.
 """

@@ -1,4 +1,4 @@
-"""Augmentation: which changed copies of a training piece there are, and the copies as batches of notes."""
+"""Augmentation: the variants of a training piece, as batches of notes."""
 
 import itertools
 from collections.abc import Iterator

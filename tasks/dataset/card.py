@@ -1,4 +1,4 @@
-"""A dataset version, and what changed from one to another, as Markdown: for the terminal, Prefect and MLflow."""
+"""Markdown summaries of a dataset version and of the changes between two, for terminal, Prefect and MLflow."""
 
 from collections.abc import Mapping
 from typing import Any

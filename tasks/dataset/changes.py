@@ -1,4 +1,4 @@
-"""What changed from one dataset version to another: files, pieces and shards."""
+"""The difference between two dataset versions: files, pieces and shards."""
 
 # pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
 # pyright: reportAttributeAccessIssue=false

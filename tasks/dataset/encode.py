@@ -1,4 +1,4 @@
-"""Song shards -> token shards: each piece of the training split in all its variants, the others as they are."""
+"""Song shards to token shards: training pieces in all variants, other pieces unchanged."""
 
 import logging
 from collections.abc import Callable, Iterable

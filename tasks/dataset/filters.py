@@ -1,4 +1,4 @@
-"""Which readable pieces a dataset wants: every piece that is left out gets one reason and a sentence with both numbers.
+"""Filters of readable pieces: each piece left out gets one reason and a sentence with value and limit.
 
 Importable without pyarrow: the config names these settings, and `--help` must answer at once.
 """

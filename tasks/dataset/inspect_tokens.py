@@ -1,4 +1,4 @@
-"""A file as tokens and back, for people who want to look."""
+"""Tokens of a file and the music they decode to, for inspection."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

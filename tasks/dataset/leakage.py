@@ -1,4 +1,4 @@
-"""How much of validation and test also stands in train: shared transposition-invariant n-grams, as a report."""
+"""The leakage report: transposition-invariant n-grams that validation and test share with training pieces."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""The ledger: what became of every file found, worked out over whole columns.
+"""The ledger: the final state of every file found, computed over whole columns.
 
 Each file ends in exactly one state: accepted, duplicate of another, or rejected for a reason. No step here looks at a
 file of its own, so a million of them take seconds.

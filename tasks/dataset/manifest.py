@@ -1,4 +1,4 @@
-"""What a dataset's manifest has to be like before anything is made of it: its keys, its kinds, places inside."""
+"""Validation of a dataset's manifest: keys, types and paths."""
 
 from pathlib import PurePosixPath
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which pieces are for training, validation and test: decided by group, before augmentation, by a seeded hash."""
+"""The split into training, validation and test: by group, before augmentation, by a seeded hash."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,7 +1,6 @@
-"""Each stage of a rebuild as a Prefect task: its name, what it may retry, its progress; the work is in its own file.
+"""The Prefect tasks of a rebuild: name, retries and progress of each stage.
 
-Kept apart from the stages because Ray's workers import those, and need not pay for importing Prefect; the stages that
-need torch are in `model_steps.py`, so that a rebuild need not pay for that.
+Ray's workers import the stages, and do not need to import Prefect; so the tasks have a file of their own.
 """
 
 import logging

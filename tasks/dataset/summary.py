@@ -1,4 +1,4 @@
-"""What the tracker keeps of a dataset version."""
+"""What the tracker stores of a dataset version."""
 
 from tasks.dataset.card import dataset_card
 from tasks.dataset.versions import DatasetVersion

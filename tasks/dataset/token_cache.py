@@ -1,4 +1,4 @@
-"""The tokens of a split laid end to end in one file, to be mapped into memory: Parquet cannot be read token by token.
+"""The memory-mapped token file of a split: Parquet cannot be mapped token by token.
 
 Such a file can be made again from the shards at any time. It is named by what the shards' footers say, so that other
 shards are another file, and holds, in this order:

@@ -1,4 +1,4 @@
-"""Looking after what is stored: hashing the files of versions again, and deleting what no version uses."""
+"""Upkeep of datasets: verifying the files of versions, and deleting files that no version uses."""
 
 import logging
 import shutil

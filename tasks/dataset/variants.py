@@ -1,4 +1,4 @@
-"""Pieces in all their variants as rows of tokens: what can be derived from other tokens is not encoded again."""
+"""Token rows of pieces in all variants; rows that follow from other tokens are derived, not encoded."""
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""An evaluation as a page of Markdown: the head of its run in MLflow and its card in Prefect."""
+"""The Markdown summary of an evaluation, for MLflow and Prefect."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

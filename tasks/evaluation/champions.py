@@ -1,4 +1,4 @@
-"""Whether a model is better than the champion of its name, beyond what the choice of held-out pieces can make."""
+"""Promotion: whether a model beats its champion by more than the noise of the held-out pieces."""
 
 import json
 import math

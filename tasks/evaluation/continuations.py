@@ -1,4 +1,4 @@
-"""How a model goes on from held-out pieces, beside how these go on: entropies, times, and how alike the two are.
+"""Continuations of held-out pieces compared with the originals: entropies, times and similarity.
 
 A model with latents cannot be asked that: its latent stands for a whole window. It writes the first window of each
 piece again from that window's latent, whose figures have names of their own: `from_latents`.

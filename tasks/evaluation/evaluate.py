@@ -1,4 +1,4 @@
-"""How good a model is: held-out likelihood that compares across encodings, and its samples against real music."""
+"""Evaluation of a model: held-out likelihood that compares across encodings, and samples against real music."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Statistics of the beginnings of held-out pieces, to set generated ones of the same length beside."""
+"""Statistics of the beginnings of held-out pieces, for comparison with generated ones of the same length."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the tracker and Prefect are told of an evaluation."""
+"""The summary of an evaluation for the tracker and Prefect."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The files of a batch of compositions: what they have to be like, and whether they are what was written."""
+"""The files of a batch: their expected shape, and verification of what was written."""
 
 import re
 from collections.abc import Iterator

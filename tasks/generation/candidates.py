@@ -1,4 +1,4 @@
-"""The work on single pieces of a batch, for any worker: sample some and write them down, then draw and render them.
+"""The work on single pieces of a batch: sampling candidates, drawing their picture and rendering their sound.
 
 A piece is first a candidate: its MIDI file, and beside it, written last, what is known of it. So whatever ends a
 worker, the candidates with both files are finished, and whoever comes next goes on with the others.

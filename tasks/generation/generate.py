@@ -1,4 +1,4 @@
-"""A model and a seed -> a batch of compositions: MIDI, statistics, lineage, picture, sound, and one page for them."""
+"""A batch of compositions from a model and a seed: MIDI, statistics, lineage, pictures, sound and a gallery."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Bars in the middle of a piece written anew: what stands before is the prompt, what stands behind is put back.
+"""Infilling: bars in the middle of a piece are written again between what precedes and what follows.
 
 A decoder sees only what comes before. So an attempt knows nothing of its ending, and how well the music behind a gap
 follows from it is measured afterwards, by the model itself; of several attempts the one that leads there best is kept.

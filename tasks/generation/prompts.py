@@ -1,4 +1,4 @@
-"""What pieces begin with: files, folders of files or a split of the model's dataset, cut as the settings say."""
+"""Prompts from files, folders or a split of the model's dataset, cut to the requested length."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""Pieces whose gaps are filled from left to right, each after those before it, with the best of some tries."""
+"""Pieces whose gaps are filled from left to right, each with the best of several tries."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

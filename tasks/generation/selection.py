@@ -1,4 +1,4 @@
-"""Which attempts at the pieces of a batch are written, which are kept, and their rendering, all over the workers."""
+"""Selection: which attempts are written and kept, and their rendering, spread over the workers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

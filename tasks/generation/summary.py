@@ -1,4 +1,4 @@
-"""What the tracker, Prefect and the command line are told of a batch."""
+"""The summary of a batch for the tracker, Prefect and the command line."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""MIDI files -> song shards: every distinct content becomes one row, accepted with its notes or rejected with a reason.
+"""MIDI files to song shards: one row for each distinct content, accepted with notes or rejected with a reason.
 
 Files are read in limited child processes (`isolation`). A batch that kills its child is halved until the files
 that do it are found; they are rejected with what they died of, and the others are kept.

@@ -1,4 +1,4 @@
-"""Where something comes from, and what came of it: for a file, a batch, a run, a model or a dataset version."""
+"""Lineage of a file, batch, run, model or dataset version: its ancestors and its descendants."""
 
 import hashlib
 from collections import Counter

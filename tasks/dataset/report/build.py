@@ -1,4 +1,4 @@
-"""The page about a dataset version: its manifest and ledger, sample pieces, and the files slowest to read."""
+"""Building the page of a dataset version from manifest, ledger, sample pieces and the slowest files."""
 
 # pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
 # pyright: reportAttributeAccessIssue=false

@@ -1,4 +1,4 @@
-"""A dataset version as one HTML page and one picture: every count, with nothing outside the file.
+"""The report of a dataset version: one self-contained HTML page and one picture.
 
 `page.py` writes the page, `overview.py` the picture.
 """

@@ -1,4 +1,4 @@
-"""What the report of a dataset version says, as data."""
+"""The content of a dataset's report as dataclasses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

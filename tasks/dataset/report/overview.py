@@ -1,4 +1,4 @@
-"""The picture: key figures and six charts, for places that show no page."""
+"""The overview picture of a dataset: key figures and six charts."""
 
 import io
 import warnings

@@ -1,4 +1,4 @@
-"""The page: one section for each question about a dataset version.
+"""The page of a dataset version, one section for each question.
 
 It has to work from disk, over HTTP and inside frames that run no scripts, so it has none: charts are SVG, tooltips are
 titles, and what folds is a `details` element. Nothing is fetched, and a policy says so.

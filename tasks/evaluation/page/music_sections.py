@@ -1,4 +1,4 @@
-"""What an evaluation's page says of the music that the model made: samples, what they copy, continuations."""
+"""Sections of an evaluation's page about generated music: samples, copies, continuations."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any

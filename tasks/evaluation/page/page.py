@@ -1,7 +1,7 @@
 """The page of one evaluation: likelihood, the champion, samples, copies, continuations, speed, origin.
 
 Like the page of a dataset it runs no script and fetches nothing; see `page.py`. Samples and continuations are in
-`evaluation_music.py`.
+`music_sections.py`.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The page of a batch: each piece with its scores, its prompt, and the training passage that it is most like."""
+"""The gallery of a batch: each piece with scores, prompt, and the most similar training passage."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A batch of pieces as one HTML file: sound, piano rolls, statistics and lineage, with nothing outside the file.
+"""The gallery: a batch as one self-contained HTML file with sound, piano rolls, statistics and lineage.
 
 The page itself is the template page.html with page.css, page.js and sound.js, in this folder. It has to work from disk,
 over HTTP and inside a frame that may only run scripts, so everything is a data: address and nothing is fetched.

@@ -1,4 +1,4 @@
-"""Archives -> their MIDI members as rows, by the standard library's zipfile and tarfile.
+"""The MIDI members of archives as rows, read by zipfile and tarfile of the standard library.
 
 This runs in a child process with limits of time and memory (`isolation`), because an archive may be made to hang
 its reader or to fill the memory. What goes wrong inside an archive is a row or one `DatasetError`, whatever was raised.

@@ -1,4 +1,4 @@
-"""Archives -> listings, read in a limited child process. One that has not changed since the last scan is not opened."""
+"""Listings of archives, made in a limited child process; an unchanged archive is not opened again."""
 
 import json
 import os

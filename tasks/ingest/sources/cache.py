@@ -1,4 +1,4 @@
-"""What an earlier scan found out, so that what has not changed need not be opened again. It may be deleted."""
+"""The scan cache: results of earlier scans, so that unchanged files are not opened. It may be deleted."""
 
 import hashlib
 import json

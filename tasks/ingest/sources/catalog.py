@@ -1,4 +1,4 @@
-"""Well-known public sets by name: where they are, under which licence, and what their publishers say of them.
+"""The catalog of public datasets: address, licence, and what the publishers say of them.
 
 A size or checksum stands here only if it was read somewhere, which `checksum_from` names. No address was tried while
 this table was made, since the machine it was made on reaches no such server (`address_checked`).

@@ -1,4 +1,4 @@
-"""Connections of downloads: which machines they may reach, and an end to those that are slow or take for ever."""
+"""Connections of downloads: which hosts they may reach, and limits on slow or endless ones."""
 
 import ipaddress
 import os

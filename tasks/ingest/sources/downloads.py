@@ -1,4 +1,4 @@
-"""Files from web servers: fetched once, resumed after a cut, checked, and renamed into place when whole."""
+"""Downloads: fetched once, resumed after a cut, checked, and renamed into place when complete."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""Files on disk -> their content hashes; files whose size and times have not changed are not opened again."""
+"""Content hashes of files on disk; files with unchanged size and times are not opened again."""
 
 # pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
 # pyright: reportAttributeAccessIssue=false

@@ -1,4 +1,4 @@
-"""What a source states about its files beside their contents: licences by pattern, and an official split."""
+"""Labels of a source beside the music: licences by pattern, and an official split."""
 
 # pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
 # pyright: reportAttributeAccessIssue=false

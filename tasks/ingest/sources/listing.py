@@ -1,4 +1,4 @@
-"""What one container (a folder, an archive, a pack) holds: one row for each MIDI file, and how to read it again."""
+"""The listing of one container (folder, archive, pack): a row for each MIDI file, and how to read it again."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""File names inside sources: which are MIDI, which are archives, which are dangerous, and how they are printed."""
+"""File names inside sources: MIDI, archives, dangerous names, and names for printing."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Stores behind an address (s3://, gs://, memory:// ...): each object is fetched once, into packs on this machine."""
+"""Object stores (s3://, gs://, memory:// ...): each object is fetched once, into local packs."""
 
 # pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
 # pyright: reportAttributeAccessIssue=false

@@ -1,4 +1,4 @@
-"""Packs: contents that cannot be read at random (a compressed stream, a store), one after another in one file."""
+"""Packs: contents without random access (a compressed stream, a store), concatenated in one file."""
 
 import os
 from pathlib import Path

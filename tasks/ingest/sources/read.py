@@ -1,4 +1,4 @@
-"""Contents of scan rows, in any process of the machine that scanned."""
+"""Reading the contents of scan rows, in any process of the machine that scanned."""
 
 # pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
 # pyright: reportAttributeAccessIssue=false

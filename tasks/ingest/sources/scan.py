@@ -1,4 +1,4 @@
-"""Sources -> one table with a row for each MIDI file found: its hash, and how to read it. No music is read here."""
+"""The scan: from sources to one table with a row for each MIDI file, its hash and how to read it."""
 
 # pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
 # pyright: reportAttributeAccessIssue=false

@@ -1,4 +1,4 @@
-"""Addresses of sources without their secrets, for all that is stored or printed.
+"""Addresses of sources without their secrets, for everything that is stored or printed.
 
 A secret may stand in the query of an http address, in parameters of its path (`;name=value`) or behind `#`. Its public
 form has neither; `?query=` and a digest stand for them. The whole address is in this process's environment under the

@@ -1,4 +1,4 @@
-"""What a user writes to name a source -> what it is and where."""
+"""Parsing of source names: from what a user writes to a kind and a location."""
 
 import difflib
 import os

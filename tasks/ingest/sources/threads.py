@@ -1,4 +1,4 @@
-"""Work over chunks of files: in threads where reading waits, in this thread where it does not."""
+"""Work over chunks of files: in threads where reading waits, otherwise in the calling thread."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""A folder or a list of files -> names, sizes and times, in columns. Nothing is opened."""
+"""Names, sizes and times of the files of a folder or list, in columns. No file is opened."""
 
 # pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
 # pyright: reportAttributeAccessIssue=false
