@@ -1,6 +1,5 @@
 """Models side by side: figures with intervals, curves, and pieces to listen to, as one page."""
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from tasks.generation.batch_files import check_piece, list_manifests, read_run_n
 from tasks.music.metrics.distances import compare_scores
 from tasks.reporting.curves import draw_curves
 from tasks.reporting.frame import assemble_page
-from tasks.reporting.templates import escape, path_html, table
+from tasks.reporting.templates import data_address, templates_of
 from tasks.storage.home import Home
 from tasks.storage.integrity import warn_once
 from tasks.tracking.mlflow_tracker import ModelVersion, Tracker
@@ -22,6 +21,7 @@ from tasks.tracking.mlflow_tracker import ModelVersion, Tracker
 PIECES = 3  # of each model to listen to
 MOST_MODELS = 8  # which have a colour each
 CURVES = (("val/loss", "Validation loss, nats per token"), ("train/loss", "Training loss, nats per token"))
+SECTIONS = (("figures", "Held-out figures"), ("curves", "Curves"), ("listen", "Listen"), ("origin", "Origin"))
 FIGURES = (
     ("bits_per_note", "bits per note", 3),
     ("bits_per_second", "bits per second", 2),
@@ -151,17 +151,15 @@ def _pieces_of(folder: Path) -> list[Heard]:
 
 def build_comparison(contestants: Sequence[Contestant]) -> str:
     """Return the page as HTML; the first model is the one that the others are set beside."""
-    names = [contestant.model.reference for contestant in contestants]
     scored = {contestant.scored_on for contestant in contestants if contestant.scored_on}
-    sections = [
-        ("figures", "Held-out figures", _figure_table(contestants)),
-        ("curves", "Curves", _legend(names) + f'<div class="pair">{_charts(contestants)}</div>'),
-        ("listen", "Listen", "".join(map(_listening, contestants))),
-        ("origin", "Origin", _origins(contestants)),
-    ]
+    templates = templates_of("tasks.review")
+    templates.globals |= {"charts": _charts, "data_address": data_address, "figure_rows": _figure_rows}
+    page = templates.get_template("page.html").module
+    sections = [(label, title, getattr(page, label)(contestants)) for label, title in SECTIONS]
+    on = ", ".join(sorted(scored)) or "nothing"
     return assemble_page(
-        "Comparison of models", f"{len(names)} models", f"scored on {escape(', '.join(sorted(scored)) or 'nothing')}",
-        {}, warnings_of(contestants), sections,
+        "Comparison of models", f"{len(contestants)} models", Markup("scored on {}").format(on), {},
+        warnings_of(contestants), sections,
     )  # fmt: skip
 
 
@@ -201,60 +199,25 @@ def difference_of(one: Contestant, first: Contestant) -> str:
     return f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
 
 
-def _figure_table(contestants: Sequence[Contestant]) -> str:
+def _figure_rows(contestants: Sequence[Contestant]) -> tuple[list[str], list[list[str]]]:
+    """Return heads and rows of the table of figures."""
     shown = [figure for figure in FIGURES if any(figure[0] in contestant.metrics for contestant in contestants)]
     differences = [difference_of(contestant, contestants[0]) for contestant in contestants]
     rows = []
     for contestant, difference in zip(contestants, differences, strict=True):
         figures = [_figure(contestant.metrics.get(key), digits) for key, _, digits in shown]
-        cells = [figures[0], escape(difference), *figures[1:]] if any(differences) and shown else figures
-        rows.append([escape(contestant.model.reference), *cells])
+        cells = [figures[0], difference, *figures[1:]] if any(differences) and shown else figures
+        rows.append([contestant.model.reference, *cells])
     labels = [label for _, label, _ in shown]
     if any(differences):
         labels.insert(1, "bits per note above the first (95 %)")
-    heads = ["model", *labels]
-    return table(heads, rows, ["path", *["number"] * (len(heads) - 1)], label="Held-out figures")
+    return ["model", *labels], rows
 
 
 def _figure(value: float | None, digits: int) -> str:
     return "" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
 
 
-def _legend(names: Sequence[str]) -> str:
-    entries = "".join(f'<li class="p{place}">{escape(name)}</li>' for place, name in enumerate(names))
-    return f'<ul class="legend">{entries}</ul>'
-
-
-def _charts(contestants: Sequence[Contestant]) -> str:
+def _charts(contestants: Sequence[Contestant]) -> Markup:
     charts = [draw_curves(title, [list(c.curves.get(key, ())) for c in contestants]) for key, title in CURVES]
-    return "".join(charts) or '<p class="empty">No curves.</p>'
-
-
-def _listening(contestant: Contestant) -> str:
-    head = f"<h3>{escape(contestant.model.reference)}</h3>"
-    if not contestant.pieces:
-        return head + '<p class="empty">No batch by this model; `orchestrion generate` makes one.</p>'
-    pieces = "".join(map(_heard, contestant.pieces))
-    return f'{head}<p class="lead">{path_html(contestant.batch)}</p><div class="heard">{pieces}</div>'
-
-
-def _heard(piece: Heard) -> str:
-    name, picture, sound = escape(piece.name), "", "<p>no sound</p>"
-    if piece.png:
-        picture = f'<img alt="piano roll of piece {name}" src="{_data("image/png", piece.png)}">'
-    if piece.audio:
-        sound = f'<audio controls preload="none" src="{_data(piece.mime, piece.audio)}"></audio>'
-    return f"<figure><figcaption>{name}</figcaption>{picture}{sound}</figure>"
-
-
-def _data(mime: str, data: bytes) -> str:
-    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
-
-
-def _origins(contestants: Sequence[Contestant]) -> str:
-    rows = []
-    for contestant in contestants:
-        model = contestant.model
-        texts = (model.reference, ", ".join(model.aliases), model.preset)
-        rows.append([*map(escape, texts), path_html(model.dataset), Markup("<code>{}</code>").format(model.run_id)])
-    return table(("model", "aliases", "preset", "dataset", "run"), rows, ("", "", "", "path", "path"), label="Origin")
+    return Markup().join(charts)
