@@ -252,7 +252,7 @@ def test_many_held_out_pieces_are_sampled(
 ) -> None:
     path = human_path(index.folder)
     whole = path.read_bytes()
-    monkeypatch.setattr(index, "MOST_MEASURED", 5)
+    monkeypatch.setattr(copying, "MOST_MEASURED", 5)
     path.unlink()
     sampled = copy_index(dataset).human
     assert (sampled.n_measured, sampled.n_held_out) == (5, index.human.n_held_out)

@@ -12,6 +12,7 @@ import pytest
 from tasks.errors import BadScore, CheckpointError, ConfigError
 from tasks.runtime import cluster
 from tasks.runtime.cluster import lost_worker_errors, n_cpus, run_over
+from tests.conftest import REPOSITORY
 
 # Functions for Ray are made inside of functions here: those travel by value, so a worker need not find this file.
 

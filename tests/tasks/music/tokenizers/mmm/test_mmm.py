@@ -17,6 +17,7 @@ from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
 from tasks.music.tokenizers.base import TokenBatch
+from tasks.music.tokenizers.mmm import tokenizer as mmm
 from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer, words_in
 from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 from tasks.music.transforms import transpose
@@ -299,7 +300,7 @@ def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score], block: 
     together = encode(tokenizer, *pieces)
     alone = [encode(tokenizer, piece) for piece in pieces]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer, "BLOCK_NOTES", block)
+        patch.setattr(mmm, "BLOCK_NOTES", block)
         in_blocks = encode(tokenizer, *pieces)
     for other in (TokenBatch.joined(alone), in_blocks):
         assert np.array_equal(other.ids, together.ids)
