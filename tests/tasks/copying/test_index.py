@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.config.dataset import AugmentConfig
+from tasks.copying import index as copying
 from tasks.copying.index import CopyIndex, copy_index, human_path, source_notes
 from tasks.copying.store import index_path
 from tasks.dataset.upkeep import prune, verify_version
