@@ -575,6 +575,7 @@ def long_undisturbed(dataset: DatasetVersion, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # what a stopped run on Ray ends with is compared below, a killed worker too
 def test_one_worker_on_ray_gives_the_bits_of_no_ray_at_all_though_it_is_killed(
     dataset: DatasetVersion, long_undisturbed: Path, tmp_path: Path, ray: None
 ) -> None:
