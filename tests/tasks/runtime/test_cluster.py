@@ -165,7 +165,6 @@ from tasks.storage.home import Home
 environment.prepare(Home.at(sys.argv[1]))
 from tasks.runtime import cluster
 import ray
-from tests.conftest import REPOSITORY
 
 received = []
 def handler(number, frame):
