@@ -14,7 +14,7 @@ from tasks.errors import ConfigError
 from tasks.runtime.progress import Progress
 from tasks.storage.home import Home
 
-LOCK_WAIT_SECONDS = 24 * 3600  # a triggered run waits for the one before it; a person at a terminal is told at once
+LOCK_WAIT_SECONDS = 24 * 3600  # a triggered run waits for the one before it; a person gets an error at once
 
 
 def check_cron(cron: str) -> None:

@@ -30,7 +30,7 @@ def pipeline(config: PipelineConfig = PipelineConfig(), home: str = "", fresh: b
     Args:
         config: one section for each stage.
         home: folder of all results; empty: ORCHESTRION_HOME or `.orchestrion`.
-        fresh: train and compose anew even where the same is finished already.
+        fresh: train and compose again even where the same is finished already.
     """
     check_trigger(config)
     where, started = Home.at(home), time.monotonic()

@@ -32,7 +32,7 @@ def train(
         dataset: `name`, `name@version`, or empty for the newest.
         home: folder of all results; empty: ORCHESTRION_HOME or `.orchestrion`.
         parent_run_id: MLflow run this one belongs to.
-        fresh: train anew even if the same run is finished already.
+        fresh: train again even if the same run is finished already.
     """
     from tasks.training import steps  # brings torch, which a rebuild can do without
     from tasks.training.job import make_job

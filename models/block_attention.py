@@ -151,7 +151,7 @@ def query_block(q: Tensor) -> int:
 
 
 def blocks_of(q_HBTK: Tensor) -> list[tuple[int, int]]:
-    """Return the first query of each block and the one behind its last."""
+    """Return the first query of each block and the one after its last."""
     T, size = q_HBTK.shape[2], query_block(q_HBTK)
     return [(start, min(start + size, T)) for start in range(0, T, size)]
 
@@ -184,7 +184,7 @@ def skew(relative_HBTJ: Tensor) -> Tensor:
     Args:
         relative_HBTJ: contiguous; the last axis holds distances J - 1 to 0; query t is the one at position J - T + t.
     Returns:
-        The same shape: element [t, j] is the score at the distance between query t and key j. Entries of keys behind
+        The same shape: element [t, j] is the score at the distance between query t and key j. Entries of keys after
         the query are meaningless and must be masked.
     Source: Huang et al. 2019, section 3.4.1; with a view whose rows overlap by one entry, nothing need be padded.
     """

@@ -30,9 +30,9 @@ ACTIVATIONS: dict[str, Map] = {
 class KVCache:
     """Keys and values of the tokens seen so far; `length_B` of them are valid in each row.
 
-    Whatever lies behind a row's length is masked and is overwritten by that row's next tokens. In memory a token's key
+    Whatever lies after a row's length is masked and is overwritten by that row's next tokens. In memory a token's key
     lies in one piece, as its value does, so that a step writes few places and reads all others in order: reading memory
-    is most of a step with many tokens behind it.
+    is most of a step with many tokens after it.
     """
 
     keys_LBHKJ: Tensor
@@ -84,11 +84,11 @@ class CachePlan:
         position_BT: where each new token stands in its row.
         n_keys: keys that the call looks at, old and new.
         n_distances: rows of a relative table, from its end, that the call needs.
-        start: the place of the first new token, where it is the same in all rows; else None.
+        start: the place of the first new token, where it is the same in all rows; otherwise None.
         relative_index_BTJ: which of these rows belongs to each pair; None: one token in each row and the same
             distances in all, so that the last key has the last row, and so on backwards.
         bias_B1TJ: 0 where a query sees a key, -inf elsewhere; None: each sees all.
-        row_keys: the keys of each row, where rows are so unequal that each had better be attended to alone; else None.
+        row_keys: the keys of each row, where rows are so unequal that each is attended to alone; otherwise None.
     """
 
     position_BT: Tensor
@@ -154,7 +154,7 @@ def causal_bias(hidden_BT: Tensor, dtype: torch.dtype) -> Tensor:
 
 @uncompiled  # a branch on data
 def padding_before_token(hidden_BT: Tensor) -> bool:
-    """Return whether any row has padding before a token; padding behind all tokens needs no mask but the causal one."""
+    """Return whether any row has padding before a token; padding after all tokens needs no mask but the causal one."""
     return hidden_BT.shape[1] > 1 and bool((hidden_BT[:, :-1] & ~hidden_BT[:, 1:]).any())
 
 

@@ -263,7 +263,7 @@ def train_step(
         n_hidden: the same for what an auxiliary loss is a mean over, see `count_batch`; None: `tokens_BT` is the whole
             batch.
         first_beta: of Adam, at this step; None: as it is.
-        n_parts: the batch goes through the model in so many parts, one after the other, in as much less memory.
+        n_parts: the batch goes through the model in so many parts, in sequence, in as much less memory.
         bf16: run the forward pass in bfloat16 where torch holds that to be safe; weights and loss stay float32.
     """
     if n_targets <= 0:

@@ -38,7 +38,7 @@ STATE: dict[str, Any] = {
     "tokenizer": {"name": str},
     "n_parameters": int,
     "unreported?": (None, [(float, None)]),
-    "files?": {str: str},  # SHA-256 of weights and optimizer; a state of before seals lacks it
+    "files?": {str: str},  # SHA-256 of weights and optimizer; a state from before seals lacks it
 }
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
@@ -273,7 +273,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
-    """Return the state, and the SHA-256 of each file beside it; None in a checkpoint of before there were seals."""
+    """Return the state, and the SHA-256 of each file beside it; None in a checkpoint from before there were seals."""
     path = folder / "state.json"
     try:
         value = read_json(path)
@@ -306,7 +306,7 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def seal_state(folder: Path) -> bool:
-    """Add to a checkpoint of before there were seals the digests of its files as they are; tell whether it lacked them.
+    """Add the digests of its files to a checkpoint from before seals; return whether it lacked them.
 
     Raises:
         CheckpointError: it is damaged.

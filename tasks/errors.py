@@ -57,7 +57,7 @@ class DamagedFile(OrchestrionError):
 
 
 class NoSeal(DamagedFile):
-    """A file that could carry a digest of itself and does not: one of before there were digests."""
+    """A file that could carry a digest of itself and does not: one from before there were digests."""
 
 
 class HomeError(OrchestrionError):

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _hide_queries() -> None:
-    """Start anew without the queries of sources' addresses among the arguments, which `ps` and Ray's records show."""
+    """Restart without the queries of sources' addresses among the arguments, which `ps` and Ray's records show."""
     from tasks.ingest.sources.secrets import keep_queries, public_address, use_key
 
     given = sys.orig_argv[1:]
@@ -124,7 +124,7 @@ def _explain(error: Exception, is_verbose: bool) -> int:
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
-    """Tell whether an error arose while Ctrl-C was dealt with, which reaches Prefect's server too and ends it."""
+    """Return whether an error arose while Ctrl-C was dealt with, which reaches Prefect's server too and ends it."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -137,4 +137,4 @@ def _say_interrupted() -> None:
     complain(SAID_INTERRUPTED)
 
 
-# What can be told to be wrong before Prefect and Ray are started is told before.
+# Validated before Prefect or Ray starts.

@@ -56,7 +56,7 @@ def dataset_overrides(
     encoding: str = "",
     augment: str = "",
 ) -> list[str]:
-    """Return the settings, as `a.b=value`, that the options of `rebuild` stand for."""
+    """Return the settings, as `a.b=value`, that the options of `rebuild` represent."""
     from tasks.ingest.sources.spec import absolute_source
 
     given = []

@@ -55,7 +55,7 @@ def sweep(
         grid=tuple(grid or ()), search=tuple(search or ()), samples=samples, seed=seed,
         early_stopping=early_stopping, concurrent=concurrent,
     )  # fmt: skip
-    plan_points(config, plan)  # a mistake is told before anything is started
+    plan_points(config, plan)  # validated before anything starts
     where = prepare(home, verbose, quiet)
     check_dataset(where, dataset)
     result = run_flow(where, "sweep", config, plan, dataset)

@@ -44,7 +44,7 @@ class Guard:
     """Refuses what does not come from this machine's own pages and clients with the password.
 
     Args:
-        app: the application behind the door.
+        app: the application behind the guard.
         server: `prefect` or `mlflow`.
         port: where it listens.
         password: of the home.

@@ -109,7 +109,7 @@ def stop(service: Service) -> None:
 
 
 def ensure_prefect(home: Home) -> None:
-    """See that the flows of this process have a Prefect server: that of PREFECT_API_URL, else one of their own.
+    """See that the flows of this process have a Prefect server: that of PREFECT_API_URL, otherwise one of their own.
 
     The latter ends with this process, whatever ends it. Prefect would start one by itself, but one without a password.
 

@@ -1,7 +1,7 @@
 """A decoder's one-token step for each row: the arithmetic of `Decoder.forward` without its modules.
 
 With few rows a step takes about as long as reading all weights once. Each product leaves the processor's caches full of
-weights, so what a module does around its product is read anew from memory: with 10.8 million parameters that is a
+weights, so what a module does around its product is read again from memory: with 10.8 million parameters that is a
 seventh of the step. Here every layer's weights are at hand, and nothing stands between one product and the next.
 """
 
@@ -49,7 +49,7 @@ class LayerStep:
 
 
 class DecoderStep:
-    """Stands for a decoder in evaluation mode whose weights stay the same tensors."""
+    """Represents a decoder in evaluation mode whose weights stay the same tensors."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder

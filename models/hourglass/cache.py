@@ -1,7 +1,7 @@
 """The cache of an hourglass between calls, and the positions of its vectors. Shape letters: see layers.py.
 
 T and J count vectors of whichever scale is meant; G is the place within a group. Scale 0 is that of the tokens.
-Vector i of the next one stands for `factor` vectors, the last of which is number `i * factor`: it exists as soon as
+Vector i of the next one represents `factor` vectors, the last of which is number `i * factor`: it exists as soon as
 that one does, so n vectors make `ceil(n / factor)`.
 """
 

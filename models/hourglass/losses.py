@@ -1,6 +1,6 @@
 """Losses that push the hidden states of an hourglass apart. Shape letters: see layers.py.
 
-T and J count vectors of a hidden state's own scale, of which those that stand for padding alone are left out.
+T and J count vectors of a hidden state's own scale, of which those that represent padding alone are left out.
 """
 
 from collections.abc import Sequence

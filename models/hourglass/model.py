@@ -210,7 +210,7 @@ class Level(nn.Module):
 
 
 def take(x_BTD: Tensor, first_B: Tensor, n: int) -> Tensor:
-    """Return `n` vectors of each row from `first_B` on; behind the end, the last one again."""
+    """Return `n` vectors of each row from `first_B` on; after the end, the last one again."""
     index_BT = (first_B[:, None] + torch.arange(n, device=x_BTD.device)).clamp_max(x_BTD.shape[1] - 1)
     return x_BTD.gather(1, index_BT[..., None].expand(-1, -1, x_BTD.shape[2]))
 

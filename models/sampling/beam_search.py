@@ -18,7 +18,7 @@ from models.sampling.sample import check_absent, check_prompt, tables_for
 
 
 class Beam(NamedTuple):
-    """A continuation: all ids, the prompt included, and the sum of the log probabilities of those behind it."""
+    """A continuation: all ids, the prompt included, and the sum of the log probabilities of those after it."""
 
     ids: Tensor
     log_probability: float
@@ -46,7 +46,7 @@ def beam_search(
         prompt: int64 vector of at least one id, shorter than `max_tokens`, without `pad_id` and `end_id`.
         max_tokens: longest continuation, its prompt included; no more than the model reads.
         grammar: ids that would break it have probability 0; the prompt must obey it.
-        on_step: called after each step with the ids of the longest beginning behind its prompt.
+        on_step: called after each step with the ids of the longest beginning after its prompt.
     Raises:
         ValueError: fewer than one beam; a prompt that `sample` would refuse; a grammar without a way on; a length
             beyond what the model reads.
@@ -130,7 +130,7 @@ class _Search:
         self.keep(parents, order.indices[:n_kept] % self.model.vocab_size, order.values[:n_kept])
 
     def keep(self, parents: list[int], ids_B: Tensor, score_B: Tensor) -> None:
-        """Put each kept beginning into a row: its parent's, if that has no other child yet, else a free one."""
+        """Put each kept beginning into a row: its parent's, if that has no other child yet, otherwise a free one."""
         free = [row for row in range(self.n_beams) if row not in set(parents)]
         rows, taken = [], set[int]()
         for parent in parents:

@@ -59,7 +59,7 @@ class GrammarTables:
         needs_all_closed_V: True for ids that are allowed only while no slot is open.
         time_V: units by which an id moves the clock.
         max_open: units after which an open slot must be closed before anything else comes; 0: never.
-        clock_from: index of the id of a prompt from which on its slots grow old; None: only behind the prompt.
+        clock_from: index of the id of a prompt from which on its slots grow old; None: only after the prompt.
     """
 
     next_state_SV: Tensor
@@ -165,7 +165,7 @@ class GrammarRows:
         self.tables = tables
         self.forbidden_SV = tables.next_state_SV < 0
         only_opens_S = (self.forbidden_SV | (tables.opens_V < tables.n_slots)).all(dim=1)
-        # Ids behind which a slot must be opened: a dead end where none is left.
+        # Ids after which a slot must be opened: a dead end where none is left.
         self.needs_a_slot_SV = only_opens_S[tables.next_state_SV.clamp_min(0)] & ~self.forbidden_SV
         self.state_B = torch.empty(batch_size, dtype=torch.long, device=device)
         self.open_BC = torch.empty((batch_size, tables.n_slots + 2), dtype=torch.bool, device=device)

@@ -3,7 +3,7 @@
 A piece must be the same, id for id, alone and in any batch. Logits in float32 differ with the batch in their last bits,
 for matrix products of other shapes add in another order. In float64 that changes about one id in 1e12, but a step
 takes two to three times as long. So a step runs in float32, and an id counts only where no error within a wide margin
-changes it. Else that row's logits are computed anew in float64 by a pass over the row's own context, alone. Either way
+changes it. Otherwise that row's logits are computed in float64 by a pass over the row's own context, alone. Either way
 it is the id that float64 gives for the piece alone: the margin decides how often the slow way is taken, not what comes
 out, and may differ from batch to batch.
 
@@ -78,7 +78,7 @@ def rounded(logits: Tensor) -> Tensor:
 
 
 def evaluated_in(dtype: torch.dtype, model: SampledModel) -> SampledModel:
-    """Return the model in evaluation mode with weights of `dtype`: itself where it is so, else a copy."""
+    """Return the model in evaluation mode with weights of `dtype`: itself where it is so, otherwise a copy."""
     if not model.training and all(weight.dtype == dtype for weight in model.parameters()):
         return model
     return copy.deepcopy(model).to(dtype).eval()

@@ -37,7 +37,7 @@ def piece_uniforms(seed: int, piece_index: int, n: int, first: int = 0) -> NDArr
     """Return `n` numbers, 0 to below 1, from number `first` on of the stream that belongs to one piece of one seed.
 
     The number at index i decides the id at index i of the piece. So a piece cut anywhere and given back as its own
-    prompt ends as before, unless its grammar limits how long slots stay open: a prompt's clocks begin behind it.
+    prompt ends as before, unless its grammar limits how long slots stay open: a prompt's clocks begin after it.
 
     Args:
         seed, piece_index: 0 to 2**64 - 1; each pair has a stream of its own.
@@ -256,7 +256,7 @@ class Sampler:
         return self.ids_BJ[row, : int(self.length_B[row])].clone()
 
     def entropies(self, row: int, n_prompt: int) -> NDArray[np.float32]:
-        """Return a copy of the entropies of one row behind its prompt."""
+        """Return a copy of the entropies of one row after its prompt."""
         return self.entropy_BJ[row, n_prompt : int(self.length_B[row])].numpy().copy()
 
     def drop(self, row: int) -> None:
@@ -285,7 +285,7 @@ def entropy(logits_BV: Tensor) -> Tensor:
 
 
 def runs(is_in_B: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Yield the first row of each run of True and the one behind its last."""
+    """Yield the first row of each run of True and the one after its last."""
     edges = np.flatnonzero(np.diff(is_in_B, prepend=False, append=False)).tolist()
     return zip(edges[::2], edges[1::2], strict=True)
 
@@ -347,11 +347,11 @@ def sample(
         piece_indices: keys of the pieces' random streams, one for each prompt.
         grammar: masks ids that would break it; prompts must obey it. None: every id but padding may come. Tables
             that stand on the model's device already are not copied.
-        end_id, pad_id: the id behind the last one, and the one that is never drawn.
+        end_id, pad_id: the id after the last one, and the one that is never drawn.
         batch_size: rows in work at once; a row whose piece is complete takes the next prompt.
         temperature, top_k: functions of the number of ids so far, in place of the settings in `config`.
         on_step: called after each step with the number of ids drawn so far, in all pieces; True stops, and pieces
-            are returned as far as they are. The number may once begin anew: see precision.py.
+            are returned as far as they are. The number may once begin again: see precision.py.
         on_piece: called with each piece that is complete, in any order.
         on_void: called when all pieces are begun again, before the first step: those that came already come again, and
             with other ids perhaps.
@@ -461,7 +461,7 @@ def context_of(
     """Return how far the model looks back; raise ValueError where a model with latents would have to start again."""
     if not isinstance(model.config, VaeConfig):
         return SlidingContext.of(config, getattr(model, "max_length", None), grammar, end_id)
-    # Its latent stands for the tokens of one block, which cannot begin anew.
+    # Its latent represents the tokens of one block, which cannot begin again.
     if config.context_tokens is not None and config.context_tokens < config.max_tokens:
         raise ValueError(
             f"context_tokens={config.context_tokens} is below max_tokens={config.max_tokens}, but a model with latents"

@@ -1,6 +1,6 @@
 """Pieces longer than a model's context: where a full context starts again. Shape letters: see layers.py.
 
-A piece's context begins at its first id. When one more id would not fit, it begins anew with the last ids of the piece,
+A piece's context begins at its first id. When one more id does not fit, it begins again with the last ids of the piece,
 from the first place on where, by the grammar, the piece could end soonest: between two notes or groups. That depends on
 the ids of the piece alone. Without a grammar exactly the wanted number is kept.
 """

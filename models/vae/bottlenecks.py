@@ -1,6 +1,6 @@
 """Six bottlenecks: from the encoder's vectors to a latent of fixed shape and back.
 
-Shape letters: see layers.py. Z stands for all axes of a latent, which are one or two; T is the block here, the length
+Shape letters: see layers.py. Z represents all axes of a latent, which are one or two; T is the block here, the length
 to which every row is filled up, because the shape of a latent goes with it.
 """
 
@@ -103,7 +103,7 @@ class Bottleneck(nn.Module):
         raise NotImplementedError
 
     def release(self, z_BZ: Tensor) -> Tensor:
-        """Return the vectors of shape (B, T, D) that latents stand for."""
+        """Return the vectors of shape (B, T, D) that latents represent."""
         raise NotImplementedError
 
 
@@ -141,7 +141,7 @@ class ConvolutionBottleneck(Bottleneck):
         masks_B1J = self.masks(hidden_BT)
         x_BCJ = x_BTD.transpose(1, 2)
         for stage, unseen_B1J in zip(self.down, masks_B1J[:-1], strict=True):
-            # Zeros for the next stage, not the biases of this one: as behind the end of a block.
+            # Zeros for the next stage, not the biases of this one: as after the end of a block.
             x_BCJ = stage(x_BCJ).relu().masked_fill(unseen_B1J, 0.0)
         return x_BCJ, masks_B1J[-1]
 
@@ -228,7 +228,7 @@ KINDS = {"cnn": ConvolutionBottleneck, "linear_2d": VectorBottleneck, "linear_1d
 
 
 def build_bottleneck(kind: str, d_model: int, block: int, channels: Sequence[int]) -> Bottleneck:
-    """Return the bottleneck of a name: "cnn", "linear_2d" or "linear_1d", alone or behind "variational_"; or "none".
+    """Return the bottleneck of a name: "cnn", "linear_2d" or "linear_1d", alone or after "variational_"; or "none".
 
     Raises:
         ValueError: another name.
@@ -247,5 +247,5 @@ def linear_stages(sizes: Sequence[int]) -> nn.Sequential:
 
 
 def compression_ratio(bottleneck: Bottleneck) -> float:
-    """Return the numbers of a latent over the numbers of the vectors that it stands for."""
+    """Return the numbers of a latent over the numbers of the vectors that it represents."""
     return math.prod(bottleneck.latent_shape) / math.prod(bottleneck.stage_shapes[0])

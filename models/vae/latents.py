@@ -1,6 +1,6 @@
 """Uses of a `Vae`'s latents: writing pieces, interpolating, and measuring how much they are used.
 
-Shape letters: see layers.py; Z stands for all axes of a latent.
+Shape letters: see layers.py; Z represents all axes of a latent.
 """
 
 from collections.abc import Sequence

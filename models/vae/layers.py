@@ -1,7 +1,7 @@
 """Encoder and decoder stacks of the VAE: full attention, and causal attention with cross-attention to a latent.
 
 Source: Vaswani et al. 2017, with the norms before each part and the initialisation of Radford et al. 2019.
-Shape letters: see layers.py; here J is also the block, the number of vectors that a latent stands for, and X stands for
+Shape letters: see layers.py; here J is also the block, the number of vectors that a latent represents, and X represents
 any axes.
 """
 
@@ -76,7 +76,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """One layer in which a position sees those before it, itself, and all of what the latent stands for."""
+    """One layer in which a position sees those before it, itself, and all of what the latent represents."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class DecoderBlock(nn.Module):
         """Return the vectors after this layer.
 
         Args:
-            nearness_BHTJ: what is added to the scores of the vectors that the latent stands for.
+            nearness_BHTJ: what is added to the scores of the vectors that the latent represents.
             latent_B2HJK: their keys and values.
             tokens_B2HJK: memory of the tokens before `x_BTD`, whose own are added to it; None: there are none before.
         """
@@ -118,7 +118,7 @@ class DecoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Layers in which all positions see each other, and the norm behind them."""
+    """Layers in which all positions see each other, and the norm after them."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Encoder(nn.Module):
 
 
 class CausalStack(nn.Module):
-    """Layers in which each position sees those before it and what the latent stands for, and the norm behind them."""
+    """Layers in which each position sees those before it and what the latent represents, and the norm after them."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class CausalStack(nn.Module):
 def nearness(position_BT: Tensor, n_heads: int, n_keys: int, dtype: torch.dtype) -> Tensor:
     """Return what is added to the scores of keys for their distance from a position, 0 or less, (B, H, T, J).
 
-    Vector t of what a latent stands for belongs to the token that is written from position t. The original leaves that
+    Vector t of what a latent represents belongs to the token that is written from position t. The original leaves that
     to be learned, and by then its decoder has learned to do without the latent. Source of the slopes: Press et al.
     2022, section 3.
     """

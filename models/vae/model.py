@@ -2,9 +2,9 @@
 
 Sources: Kingma and Welling 2014 for the variational part; Kingma et al. 2016, appendix C.8, for free bits; Bowman et
 al. 2016 for the rising weight of the divergence and for the dropping of tokens, which all keep the latent in use.
-Shape letters: see layers.py and vae/layers.py; Z stands for all axes of a latent.
+Shape letters: see layers.py and vae/layers.py; Z represents all axes of a latent.
 
-A row is a start token and up to `block` tokens behind it. The encoder reads what is behind the start token, which is
+A row is a start token and up to `block` tokens after it. The encoder reads what comes after the start token, which is
 what the decoder has to write. Padding may only stand at a row's end.
 """
 
@@ -29,7 +29,7 @@ class Vae(nn.Module):
 
     Args:
         vocab_size: number of ids, padding included.
-        pad_id: this id is invisible, so that more of it behind a row changes nothing.
+        pad_id: this id is invisible, so that more of it after a row changes nothing.
     """
 
     def __init__(self, config: VaeConfig, vocab_size: int, pad_id: int = 0) -> None:
@@ -137,7 +137,7 @@ class Vae(nn.Module):
         return self.to_logits(x_BTD)
 
     def memory(self, z_BZ: Tensor) -> Tensor:
-        """Return the vectors that latents stand for, (B, J, D)."""
+        """Return the vectors that latents represent, (B, J, D)."""
         memory_BJD = self.bottleneck.release(z_BZ)
         # Normalised, other than in the original: the decoder then hears them while they are still faint.
         memory_BJD = functional.layer_norm(memory_BJD, memory_BJD.shape[-1:])

@@ -166,7 +166,7 @@ class Session:
         return [*self.primer.ids, *(token for block in self.blocks for token in block.ids)]
 
     def is_ended(self, end_id: int) -> bool:
-        """Tell whether the last accepted block ends the piece."""
+        """Return whether the last accepted block ends the piece."""
         return bool(self.blocks) and self.blocks[-1].ids[-1] == end_id
 
 
@@ -289,7 +289,7 @@ class _BlockWriter:
             self.check_progress()
 
     def is_ended_too_early(self) -> bool:
-        """Tell whether the model has ended the piece with a block without notes, where it may not."""
+        """Return whether the model has ended the piece with a block without notes, where it may not."""
         if not self.config.min_new_tokens or self.ids[-1] != self.tokenizer.end_id:
             return False
         is_forced = len(self.ids) - 1 == self.refused_at  # the grammar allows nothing else
@@ -312,7 +312,7 @@ class _BlockWriter:
         return n_notes >= self.config.block_notes
 
     def first_end(self) -> int | None:
-        """Return the first note boundary behind enough ids, else the end of the piece if it was written, else None."""
+        """Return the first note boundary after enough ids, or the end of the piece if it was written, or None."""
         places = boundary_places(self.grammar, self.ids, self.tokenizer.end_id)
         places = places[places > self.begin].tolist()
         first = bisect.bisect_left(places, True, key=self.is_enough)

@@ -1,6 +1,6 @@
 """Sessions of the composer on disk: `<home>/sessions/<name>/` with state, proposal and saved pieces.
 
-Each step reads the state, and writes it anew as a whole when it is done; a second command on the same session is
+Each step reads the state, and writes it again as a whole when it is done; a second command on the same session is
 refused meanwhile.
 """
 
@@ -151,7 +151,7 @@ class SessionFolder:
 
     @cached_property
     def loaded(self) -> "LoadedModel":
-        """The session's model, from the checkpoint it began with, else from the registry's copy.
+        """The session's model, from the checkpoint it began with, otherwise from the registry's copy.
 
         Raises:
             NotFound, CheckpointError: neither is there, or the weights are others now.
@@ -230,7 +230,7 @@ class SessionFolder:
         return session
 
     def grow(self, n_blocks: int, on_block: Callable[[Session], None]) -> Session:
-        """Add blocks one after the other, each of which is the session's own once it is told to `on_block`.
+        """Add blocks in sequence, each of which is the session's own once it is told to `on_block`.
 
         The model does not end the piece. Memory does not grow with it but for the ids. Killed at any time, the session
         holds all blocks that were told.

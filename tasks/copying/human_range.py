@@ -132,7 +132,7 @@ class BatchVerdict:
 
 
 def judge_batch(human: HumanRange, pieces: Sequence[tuple[int, int]]) -> BatchVerdict:
-    """Tell whether more pieces of a batch copy than would if people had written them.
+    """Return whether more pieces of a batch copy than would if people had written them.
 
     The rule: a piece is beyond the human range if its longest shared run is longer than `HumanRange.limit` for its
     length. The batch is beyond if so many pieces would be with a chance of at most 5 %, were they drawn as the held-out

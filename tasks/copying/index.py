@@ -91,8 +91,8 @@ class PieceCheck:
     Args:
         n_notes: pitched notes, a doubled one once.
         match: None if no run of 11 notes or more was found, as in a piece of few notes or of drums alone.
-        human_limit: longest run that is within the human range for a piece of this length; None if nobody can tell.
-        is_beyond: the match is longer than that; None if nobody can tell.
+        human_limit: longest run that is within the human range for a piece of this length; None if it is unknown.
+        is_beyond: the match is longer than that; None if it is unknown.
     """
 
     n_notes: int
@@ -165,7 +165,7 @@ class CopyIndex:
         return PieceCheck(n_notes=n_notes, match=match, human_limit=limit, is_beyond=is_beyond)
 
     def judge(self, checks: Sequence[PieceCheck]) -> BatchVerdict:
-        """Tell whether more pieces of a batch are beyond the human range than would be by chance; see `judge_batch`."""
+        """Return whether more pieces of a batch are beyond the human range than by chance; see `judge_batch`."""
         return judge_batch(self.human, [(check.n_notes, check.n_run_notes) for check in checks])
 
     def runs(self, lines: "Lines", piece: int) -> "Runs":

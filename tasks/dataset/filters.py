@@ -252,7 +252,7 @@ def _like(values: NDArray[Any], limit: float) -> Any:
 
 
 def _shown(values: NDArray[Any], limit: float) -> Callable[[NDArray[np.int64]], Any]:
-    """Return what words the values of rows: three digits behind the point, all where three would show the limit."""
+    """Return what words the values of rows: three digits after the point, all where three would show the limit."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

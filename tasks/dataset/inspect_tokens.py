@@ -49,7 +49,7 @@ class FileTokens:
 
 
 def _character(name: str) -> str:
-    """Return the character that a token stands for; nothing for `<start>` and its like."""
+    """Return the character that a token represents; nothing for `<start>` and its like."""
     if name.startswith("U+"):
         return chr(int(name[2:], 16))
     return name if len(name) == 1 else ""

@@ -72,7 +72,7 @@ class LeakageReport:
 
 
 def exceeds(report: LeakageReport, bound: float | None = None) -> bool:
-    """Tell whether more of the held-out pieces are leaked than the bound allows; by default the config's."""
+    """Return whether more of the held-out pieces are leaked than the bound allows; by default the config's."""
     return report.leaked_share > (report.max_leaked_share if bound is None else bound)
 
 

@@ -251,7 +251,7 @@ def _with_groups(
 
 
 def _splits(config: DatasetConfig, contents: Contents, kept: np.ndarray, groups: Groups) -> np.ndarray:
-    """Return the split of each group, as an index: the source's own where it states one, else by hash."""
+    """Return the split of each group, as an index: the source's own where it states one, otherwise by hash."""
     keys = contents.words()[kept, 0]  # the piece ids as numbers
     representatives = np.zeros(groups.n_groups, np.int64)
     representatives[groups.component] = groups.representative
@@ -290,7 +290,7 @@ def count_notes(ledger: pa.Table) -> dict[str, Any]:
 
 
 def count_losses(ledger: pa.Table) -> dict[str, int]:
-    """Return what the reader left out or mended in accepted files, by reason."""
+    """Return what the reader left out or repaired in accepted files, by reason."""
     dropped = ledger.column("dropped").filter(pc.equal(ledger.column("status"), "accepted"))
     losses: Counter[str] = Counter()
     for entry in pc.value_counts(dropped).to_pylist():

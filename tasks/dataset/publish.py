@@ -40,7 +40,7 @@ from tasks.storage.parquet import SCHEMA_NUMBER, read_table, write_table
 
 
 def dataset_name(config: DatasetConfig) -> str:
-    """Return the dataset's name: as given, else made of the first source's."""
+    """Return the dataset's name: as given, otherwise made of the first source's."""
     if config.name:
         return config.name
     return source_name(config.sources[0]) if config.sources else "sample"
@@ -221,11 +221,11 @@ def _refuse_empty_splits(config: DatasetConfig, splits: dict[str, dict[str, Any]
 
 
 def holds_names(dataset: DatasetVersion, files: pa.Table) -> bool:
-    """Tell whether the ledger calls the files as the scan does; contents may be the same under other names."""
+    """Return whether the ledger calls the files as the scan does; contents may be the same under other names."""
     try:
         ledger = read_table(dataset.ledger, ["path", "source", "content_hash"])
     except (OSError, DamagedFile):
-        return False  # damaged; publishing it again mends it
+        return False  # damaged; publishing it again repairs it
     if not ledger.column("path").equals(files.column("path")):
         return False
     if not ledger.column("source").equals(files.column("source").cast(pa.string())):

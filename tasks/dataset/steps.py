@@ -85,7 +85,7 @@ def _inputs(config: DatasetConfig, scan: Scan) -> Inputs:
 
 @task(name="find-inputs-again", **HEALS)
 def find_inputs_again(home: Home, inputs: Inputs, lost: frozenset[str], n_rescans: int) -> Inputs:
-    """Find the inputs anew after files went or changed under a rebuild; after so many times, refuse what is not there.
+    """Find the inputs again after files went or changed under a rebuild; after so many times, refuse what is not there.
 
     A file that went is a row `vanished`; one that changed is read as it is now, or is a row `changed`, if it changes
     again and again. So the version is of what was really read.
@@ -99,7 +99,7 @@ def find_inputs_again(home: Home, inputs: Inputs, lost: frozenset[str], n_rescan
 
 
 def read_songs(home: Home, inputs: Inputs) -> tuple[Inputs, Songs]:
-    """Parse and analyse the inputs, which may be found anew if the sources change meanwhile; return what was read.
+    """Parse and analyse the inputs, which may be found again if the sources change meanwhile; return what was read.
 
     Raises:
         DatasetError: they never hold still.

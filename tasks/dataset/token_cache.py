@@ -181,7 +181,7 @@ def _digest_of(mapped: mmap.mmap) -> str:
 
 
 def check_flat(path: Path) -> None:
-    """Check all bytes of a flat file; one of before there were digests is passed over, for it is made again anyway.
+    """Check all bytes of a flat file; one from before digests is skipped, because it is made again anyway.
 
     Raises:
         DamagedFile: it is not what was written.

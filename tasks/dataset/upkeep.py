@@ -140,7 +140,7 @@ def prune(home: Home, keep_versions: int = 0, used: Sequence[str] = (), dry_run:
 
 
 def _is_damaged(folder: Path) -> bool:
-    """Tell whether a dataset has a manifest that cannot be used."""
+    """Return whether a dataset has a manifest that cannot be used."""
     try:
         for path in folder.glob("versions/[!.]*/manifest.json"):
             read_version(path)

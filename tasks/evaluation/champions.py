@@ -61,7 +61,7 @@ def scored_with(result: "Evaluation", config: EvaluateConfig) -> dict[str, int]:
 
 
 def has_latents(result: "Evaluation") -> bool:
-    """Tell whether an evaluation is of a model with latents, whose pieces have no scores of their own."""
+    """Return whether an evaluation is of a model with latents, whose pieces have no scores of their own."""
     return "kl" in result.metrics
 
 

@@ -1,6 +1,6 @@
 """Continuations of held-out pieces compared with the originals: entropies, times and similarity.
 
-A model with latents cannot be asked that: its latent stands for a whole window. It writes the first window of each
+A model with latents cannot be asked that: its latent represents a whole window. It writes the first window of each
 piece again from that window's latent, whose figures have names of their own: `from_latents`.
 """
 
@@ -58,7 +58,7 @@ class Opening:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Continuation:
-    """What a model wrote behind an opening, and what stands there."""
+    """What a model wrote after an opening, and what is there."""
 
     opening: Opening
     row: dict[str, Any]  # of the results file
@@ -152,7 +152,7 @@ def continue_pieces(
 ) -> ContinuationTest:
     """Let a model go on from the first `prompt_tokens` of some pieces of the split, as batches are written.
 
-    Up to `sample_tokens` are drawn behind them, under the grammar and at temperature 1, and set beside as many of the
+    Up to `sample_tokens` are drawn after them, under the grammar and at temperature 1, and set beside as many of the
     piece itself. The random stream of a piece depends on the seed and its place among those chosen, which is the same
     however many are.
 
@@ -197,7 +197,7 @@ def choose_openings(
 ) -> tuple[list[Opening], int]:
     """Return the beginnings of some pieces, and how many pieces are too short to be among them.
 
-    A piece is long enough if something but its end comes behind `prompt_tokens`. Of those, the ones are taken of which
+    A piece is long enough if something but its end comes after `prompt_tokens`. Of those, the ones are taken of which
     a hash of the seed and the given tokens is lowest: more pieces asked for are the same ones and more. Of a piece that
     is cut into windows it is the first one.
     """
@@ -247,7 +247,7 @@ def _write(
     config: EvaluateConfig,
     on_tokens: Callable[[int], None] | None,
 ) -> list[WrittenIds]:
-    """Return what a model writes behind each opening, or from the latent of its first window."""
+    """Return what a model writes after each opening, or from the latent of its first window."""
     latents = FROM_PRIOR
     if isinstance(loaded.model, Vae):
         sources = tuple(

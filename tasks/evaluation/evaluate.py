@@ -40,7 +40,7 @@ class Evaluation:
 
     metrics: dict[str, float]
     statistics: dict[str, tuple[float, float]]  # name -> (mean over held-out pieces, mean over samples)
-    least_context: int  # tokens before each predicted one, if the piece has as many; 0: blocks one after the other
+    least_context: int  # tokens before each predicted one, if the piece has as many; 0: blocks in sequence
     n_held_out: int
     n_samples: int
     piece_nats: tuple[float, ...] = ()  # of each held-out piece; none for a model with latents, which are drawn
@@ -198,7 +198,7 @@ def copying_of(dataset: DatasetVersion, scores: Sequence[Score]) -> dict[str, An
 
     Returns:
         `pieces`: what the index says of each sample; `verdict` on all of them; `human`: how long the runs are that
-        held-out pieces share, by length. None where the index cannot be made, for it is only side information.
+        held-out pieces share, by length. None where the index cannot be made, because it is only side information.
     """
     try:
         index = copy_index(dataset)

@@ -74,7 +74,7 @@ def score_latents(
     config: EvaluateConfig,
     on_windows: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Return figures of a model with latents over all tokens of a split, in blocks one after the other.
+    """Return figures of a model with latents over all tokens of a split, in blocks in sequence.
 
     The likelihood is the evidence lower bound, with one latent drawn for each block: the loss of writing the block
     from it, and what the latent diverges from the prior. So it compares with the likelihood of other models; what only

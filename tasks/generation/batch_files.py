@@ -29,7 +29,7 @@ MANIFEST: dict[str, Any] = _LINEAGE | {
 SIDECAR: dict[str, Any] = _LINEAGE | {
     "name": str,
     "midi_sha256": str,
-    "files?": {str: str},  # SHA-256 of the other files of the piece, by suffix; one of before seals lacks it
+    "files?": {str: str},  # SHA-256 of the other files of the piece, by suffix; one from before seals lacks it
     "seed": int,
     "attempt": int,
     "prompt": (None, {"name": str}),
@@ -124,7 +124,7 @@ def run_note_path(folder: Path) -> Path:
 
 
 def read_run_note(folder: Path) -> dict[str, Any]:
-    """Return which run of the tracker holds a batch, and the number of the batch; nothing where nobody can tell.
+    """Return which run of the tracker holds a batch, and the number of the batch; nothing where it is unknown.
 
     Batches of a home are numbered in the order in which they were made, so that no clock tells which is the newest.
     """

@@ -57,7 +57,7 @@ EMPTY_SCORE = build_score(480, {name: np.zeros(0, np.int64) for name in _COLUMNS
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Which piece of a batch, and the how manieth attempt at it."""
+    """Piece index and attempt number."""
 
     index: int
     attempt: int = 0
@@ -108,7 +108,7 @@ def pieces_folder(folder: Path) -> Path:
 
 
 def is_written(candidate: Candidate, folder: Path) -> bool:
-    """Tell whether both files of a candidate are there and what was written; a damaged one is taken away."""
+    """Return whether both files of a candidate are there and what was written; a damaged one is taken away."""
     path = candidate.path(folder, "json")
     if not path.exists():
         return False
@@ -122,7 +122,7 @@ def is_written(candidate: Candidate, folder: Path) -> bool:
 
 
 def expected_tokens(prompt: Prompt, index: int, config: GenerateConfig, most_tokens: int) -> int:
-    """Return how many tokens are drawn for a piece at most, or about, where bars are written anew.
+    """Return how many tokens are drawn for a piece at most, or about, where bars are written again.
 
     Args:
         index: of the piece in its batch.
@@ -137,7 +137,7 @@ def expected_tokens(prompt: Prompt, index: int, config: GenerateConfig, most_tok
 
 
 def is_rendered(candidate: Candidate, folder: Path) -> bool:
-    """Tell whether all files of a chosen candidate are there, its sidecar being the last."""
+    """Return whether all files of a chosen candidate are there, its sidecar being the last."""
     return (pieces_folder(folder) / f"{candidate.name}.json").exists()
 
 
@@ -211,7 +211,7 @@ def _write_candidate(
     started, tokenizer = time.perf_counter(), loaded.tokenizer
     score, ended_by = (new.score, new.ended_by) if new else _ended(piece, piece_limit(job.config), tokenizer)
     n_tracks = _whole_tracks(job.config, piece.ids, tokenizer)
-    short_of = [] if new else _short_of(job.config, score, ended_by, n_tracks)  # of bars written anew each gap is told
+    short_of = [] if new else _short_of(job.config, score, ended_by, n_tracks)  # of bars written again each gap is told
     score, n_shortened = end_at_next(score)
     title = f"{job.lineage['batch']} {candidate.name}"
     midi = write_midi(score, title, part_names=part_labels(score), ends_on_bar_line=True)
@@ -359,7 +359,7 @@ def _places_of(score: Score) -> list[tuple[int, ...]]:
 
 
 def _short_of(config: GenerateConfig, score: Score, ended_by: str, n_tracks: int) -> list[str]:
-    """Return which lengths that were asked for a piece does not reach, for it has the most tokens."""
+    """Return which lengths that were asked for a piece does not reach, because it has the most tokens."""
     limit = piece_limit(config)
     if ended_by != "tokens":
         return []

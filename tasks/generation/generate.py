@@ -124,7 +124,7 @@ def generate_batch(
 
     Args:
         on_pieces: called with the number of attempts that are written since the last time.
-        fresh: begin anew even where some of it is written already.
+        fresh: begin again even where some of it is written already.
         show: makes the progress of a stage, of its label, total and unit.
     """
     player = find_player(config.renderer, config.soundfont)
@@ -166,7 +166,7 @@ def generate_batch(
     write_atomically(batch.results, sealed_bytes(results))
     for left_by_a_kill in batch_folder(folder).rglob(".*.tmp"):
         left_by_a_kill.unlink()
-    publish_folder(batch_folder(folder), batch.folder)  # asked for anew: the same bytes again
+    publish_folder(batch_folder(folder), batch.folder)  # asked for again: the same bytes again
     shutil.rmtree(folder, ignore_errors=True)
     return batch
 

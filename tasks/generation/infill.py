@@ -1,6 +1,6 @@
 """Infilling: bars in the middle of a piece are written again between what precedes and what follows.
 
-A decoder sees only what comes before. So an attempt knows nothing of its ending, and how well the music behind a gap
+A decoder sees only what comes before. So an attempt knows nothing of its ending, and how well the music after a gap
 follows from it is measured afterwards, by the model itself; of several attempts the one that leads there best is kept.
 """
 
@@ -27,7 +27,7 @@ from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
 from tasks.music.tokenizers.note_boundaries import without_ending
 from tasks.sampling.sample_ids import window_of
 
-CONTEXT_TOKENS = 1024  # before and behind the join, at most
+CONTEXT_TOKENS = 1024  # before and after the join, at most
 GAP_BARS = 4  # of a variation, where enough bars are kept to stand between
 MAX_GAPS = 2000
 FINE_TICKS = 480  # a quarter, at least: new notes need not lie on the grid of those around them
@@ -61,7 +61,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Canvas:
-    """A piece of which bars shall be written anew.
+    """A piece of which some bars are written again.
 
     Args:
         whole: the piece, as the encoding holds it.
@@ -81,7 +81,7 @@ class Canvas:
         return len(self.line_seconds) - self.first_bar
 
     def spans(self, config: GenerateConfig, index: int) -> tuple[Span, ...]:
-        """Return the bars that a piece of a batch has anew, in order; between any two and behind the last are others.
+        """Return the bars of a piece that are written again, in order; between any two and after the last are others.
 
         Args:
             index: of the piece in its batch.
@@ -101,7 +101,7 @@ def draw_gaps(n_bars: int, share: float, seed: int, index: int) -> list[tuple[in
     """Return the first and last bar of each gap of a variation, in order, the first bar being 1.
 
     The share of bars is rounded, to one at least, and the last bar is always kept, for a filling is judged by what
-    stands behind it. Gaps are as equal as can be, of at most `GAP_BARS` bars as long as there are bars to keep between.
+    comes after it. Gaps are as equal as can be, of at most `GAP_BARS` bars as long as there are bars to keep between.
 
     Args:
         n_bars: 2 or more.
@@ -112,7 +112,7 @@ def draw_gaps(n_bars: int, share: float, seed: int, index: int) -> list[tuple[in
     n_kept = n_bars - n_new
     n_gaps = min(-(-n_new // GAP_BARS), n_kept, MAX_GAPS)
     uniforms = piece_uniforms(seed, PLACES + index, n_kept + n_gaps)
-    behind = np.sort(np.argsort(uniforms[:n_kept])[:n_gaps])  # the kept bars that stand behind a gap
+    behind = np.sort(np.argsort(uniforms[:n_kept])[:n_gaps])  # the kept bars that come after a gap
     size = np.full(n_gaps, n_new // n_gaps)
     size[np.argsort(uniforms[n_kept:])[: n_new % n_gaps]] += 1
     last = behind + np.cumsum(size)
@@ -121,7 +121,7 @@ def draw_gaps(n_bars: int, share: float, seed: int, index: int) -> list[tuple[in
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gap:
-    """Bars to be written anew, and the piece around them as it is by now."""
+    """Bars to be written again, and the piece around them as it is by now."""
 
     whole: Score
     span: Span
@@ -189,7 +189,7 @@ def make_canvas(loaded: LoadedModel, config: GenerateConfig, name: str, score: S
     """Return a prompt as a canvas for the bars that `infill_bars` names, or that `variation` will draw.
 
     Raises:
-        ConfigError: the model or encoding cannot do it, or the piece has no notes behind these bars.
+        ConfigError: the model or encoding cannot do it, or the piece has no notes after these bars.
     """
     tokenizer = loaded.tokenizer
     if isinstance(tokenizer, MmmTokenizer) or isinstance(loaded.model, Vae) or config.sampling.beams:
@@ -229,20 +229,20 @@ def _said(config: GenerateConfig) -> str:
 
 
 def _line_seconds(score: Score) -> FloatArray:
-    """Return where each bar begins, up to one behind that of the last note, and where that one ends."""
+    """Return where each bar begins, up to one after that of the last note, and where that one ends."""
     lines = bar_lines(score.time_signatures, score.ticks_per_quarter)
     last = int(lines.place(score.notes.onset[-1:] * lines.units_per_tick)[0][0])
-    bars: IntArray = np.arange(last + 3)  # rounding may put a note behind the line that follows it
+    bars: IntArray = np.arange(last + 3)  # rounding may put a note after the line that follows it
     run = np.searchsorted(lines.first_bar, bars, side="right") - 1
     units = lines.start[run] + (bars - lines.first_bar[run]) * lines.length[run]
     return seconds_at(score.tempos, score.ticks_per_quarter, -(-units // lines.units_per_tick))
 
 
 def join_nats(loaded: LoadedModel, gap: Gap, filled: Score) -> float:
-    """Return the nats per token that the music behind a gap costs after what fills it."""
+    """Return the nats per token that the music after a gap costs after what fills it."""
     tokenizer = loaded.tokenizer
     before = beginning(filled, Extent(seconds=gap.span.end_seconds - gap.span.early_seconds))
-    n_before = len(ids_of(tokenizer, before))  # what ends notes that sound on comes among the music behind
+    n_before = len(ids_of(tokenizer, before))  # what ends notes that sound on comes among the music after
     ids = tokenizer.encode(NoteBatch.from_scores([filled])).ids.astype(np.int64)
     half = window_of(loaded.model, CONTEXT_TOKENS) // 2
     begin, end = max(n_before - half, 0), min(n_before + half, len(ids))

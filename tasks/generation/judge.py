@@ -1,5 +1,4 @@
-"""What judges the pieces of a batch: held-out music of the model's dataset, and how much people copy of its training
-split."""
+"""The judge of a batch: held-out music of the model's dataset, and how much people copy of its training split."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -40,7 +39,7 @@ class Critic:
     Args:
         dataset: of the model; None where it is gone.
         index: over its training split, for copies.
-        reason: why there is nothing to judge by; else empty.
+        reason: why there is nothing to judge by; otherwise empty.
     """
 
     loaded: LoadedModel
@@ -55,7 +54,7 @@ class Critic:
         """Return the critic of a model's pieces; making the index of a dataset takes some seconds for the first time.
 
         Raises:
-            ConfigError: pieces shall be chosen or rejected by what is not there.
+            ConfigError: pieces are to be chosen or rejected by data that is missing.
         """
         length = (longest_piece(loaded.model, config), piece_limit(config))
         try:
@@ -87,7 +86,7 @@ class Critic:
     def scores(self, facts: Sequence[Facts]) -> list[dict[str, float]]:
         """Return for each candidate how typical it is of held-out music and how little of it is one copied run, 0-1.
 
-        Of filled bars also `join`: minus the nats per token of the music behind them.
+        Of filled bars also `join`: minus the nats per token of the music after them.
         """
         joins = [{"join": -piece["infill"]["join_nats_per_token"]} if piece["infill"] else {} for piece in facts]
         if self.index is None:
@@ -135,7 +134,7 @@ def originality(facts: Facts) -> float:
 
 
 def is_copy(facts: Facts) -> bool:
-    """Tell whether a piece shares a longer run with train than people's pieces do; False where nobody can tell."""
+    """Return whether a piece shares a longer run with train than people's pieces do; False where it is unknown."""
     return bool((facts["copying"] or {}).get("is_beyond"))
 
 
@@ -147,7 +146,7 @@ def flags_of(facts: Facts) -> list[str]:
 
 
 def is_cut_within_bars(facts: Facts) -> bool:
-    """Tell whether bars that were to be written anew had no room for it."""
+    """Return whether bars that were to be written again had no room for it."""
     return bool(facts["infill"]) and any(gap["ended_by"] == "tokens" for gap in facts["infill"]["gaps"])
 
 

@@ -49,10 +49,10 @@ class Prompt:
     sha256: str
     ids: tuple[int, ...]  # <start> included
     n_whole: int = 0  # tokens of the whole of it, or of its first window where that is what a latent is made of
-    window: tuple[int, ...] = ()  # as much of it as a model with latents makes one of; else empty
+    window: tuple[int, ...] = ()  # as much of it as a model with latents makes one of; otherwise empty
     n_notes: int = 0  # of the file
     dropped: dict[str, int] = field(default_factory=dict)  # notes that the encoding left out or changed, by reason
-    canvas: Canvas | None = None  # of which bars are written anew
+    canvas: Canvas | None = None  # of which bars are written again
     lead_seconds: float = 0.0  # of silence before the first note of the file
 
 
@@ -115,7 +115,7 @@ def tell_losses(prompts: Sequence[Prompt], tokenizer: Any) -> None:
 
 
 def with_room(config: GenerateConfig, prompts: Sequence[Prompt]) -> GenerateConfig:
-    """Return settings whose longest piece has room for each prompt of which bars are written anew, twice as dense."""
+    """Return settings whose longest piece has room for each prompt of which bars are written again, twice as dense."""
     longest = max((prompt.n_whole for prompt in prompts if prompt.canvas), default=0)
     max_tokens = max(config.sampling.max_tokens, 2 * longest)
     return replace(config, sampling=replace(config.sampling, max_tokens=max_tokens))
@@ -160,7 +160,7 @@ def _first_ids(
 ) -> tuple[tuple[int, ...], TokenBatch, Canvas | None]:
     """Return the ids of the part of a prompt that is wanted, the tokens of all of it, and what is to be filled.
 
-    Where bars are written anew, all before them is wanted, or all of it where each piece has other ones.
+    Where bars are written again, all before them is wanted, or all of it where each piece has other ones.
     """
     tokenizer = loaded.tokenizer
     tokens = tokenizer.encode(NoteBatch.from_scores([score]))

@@ -23,7 +23,7 @@ class Filling:
     """What a gap was filled with.
 
     Args:
-        join_nats: per token, what the music behind it costs after it; of each try, and of the one that is kept.
+        join_nats: per token, what the music after it costs after it; of each try, and of the one that is kept.
         n_tokens: drawn; 0 where there was no room for one, and the bars are as they were.
         ended_by: the `limit` of the gap, `itself`, or the most `tokens` of a piece.
     """
@@ -111,7 +111,7 @@ class Rewritten:
         return self.attempt + (attempt << TRY_BIT) + (len(self.fillings) << GAP_BIT)
 
     def fill(self, loaded: LoadedModel, gap: Gap, prompt: Sequence[int], tries: Sequence[WrittenIds]) -> None:
-        """Fill the next gap with the try after which the model finds the music behind it likeliest.
+        """Fill the next gap with the try after which the model finds the music after it likeliest.
 
         Args:
             tries: empty where the piece has no room for one.
@@ -159,7 +159,7 @@ def rewrite(
     on_piece: Callable[[Rewritten], None],
     on_tokens: Callable[[int], None] | None = None,
 ) -> None:
-    """Write bars of some pieces of a batch anew and hand over each piece as soon as it is complete.
+    """Write bars of some pieces of a batch again and hand over each piece as soon as it is complete.
 
     A piece depends on its canvas, the settings, its index and attempt alone. As many as fit into a batch go side by
     side, gap after gap; what ends the work early costs these.

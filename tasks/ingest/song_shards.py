@@ -99,7 +99,7 @@ class Contents:
 
 
 def distinct_contents(files: pa.Table) -> Contents:
-    """Find the distinct contents of scan rows; of rows with one content the first stands for all."""
+    """Find the distinct contents of scan rows; of rows with one content the first represents all."""
     hashes = files.column("content_hash").combine_chunks()
     usable = np.flatnonzero(hashes.is_valid().to_numpy(zero_copy_only=False))
     words = hash_words(hashes.drop_null())

@@ -1,4 +1,4 @@
-"""The notes that one score has beyond another, as a score of its own."""
+"""The notes that one score has beyond another, as a score."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""The array types of the music package, and offsets of runs."""
+"""Array types of the music package, and offsets of runs."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,7 @@
 """Bar lines of a score, and its notes on a grid of bars and positions.
 
 A file states meters, not bars: bars follow one another from tick 0 on in the meter in force, 4/4 where none is stated.
-A time signature takes hold at the first bar line from its tick on, as in `tasks.music.windows`.
+A time signature takes effect at the first bar line from its tick on, as in `tasks.music.windows`.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tasks.music.score import Score, TimeSignatures
 
 POSITIONS_PER_QUARTER = 4  # the grid: sixteenth notes
 CELLS_PER_BAR = 1 << 14  # above the positions of any bar: 255 whole notes have 4,080
-DRUM_OFFSET = 128  # drum pitches stand behind the pitches 0-127
+DRUM_OFFSET = 128  # drum pitches come after the pitches 0-127
 
 NoteCells = tuple[IntArray, IntArray]  # bar and kind of each different note of a bar
 
@@ -40,7 +40,7 @@ class BarLines:
         return self.ticks_per_quarter * self.units_per_tick // POSITIONS_PER_QUARTER
 
     def place(self, units: IntArray) -> tuple[IntArray, IntArray]:
-        """Return the bar that each time lies in, and how far behind its bar line, in units."""
+        """Return the bar that each time lies in, and how far after its bar line, in units."""
         run = np.searchsorted(self.start, units, side="right") - 1
         bars, rest = np.divmod(units - self.start[run], self.length[run])
         return self.first_bar[run] + bars, rest

@@ -1,4 +1,4 @@
-"""The beginning of a piece: so many notes, bars or seconds of it."""
+"""The beginning of a piece: its first notes, bars or seconds."""
 
 from dataclasses import dataclass, fields
 from typing import TypeVar
@@ -55,14 +55,14 @@ class Extent:
         return " or ".join(f"{n:g} {unit}" for n, unit in parts if n)
 
     def is_filled_by(self, score: Score) -> bool:
-        """Tell whether no note can begin in the extent behind the last one of a piece."""
+        """Return whether no note can begin in the extent after the last one of a piece."""
         if self.is_passed_by(score) or (self.n_notes and len(score.notes.pitch) >= self.n_notes):
             return True
         end = self.end_tick(score)
         return end is not None and int((score.notes.onset + score.notes.duration).max(initial=0)) >= end
 
     def is_passed_by(self, score: Score) -> bool:
-        """Tell whether a piece goes on beyond the extent."""
+        """Return whether a piece goes on beyond the extent."""
         return bool(self) and not self.holds(score).all()
 
 
@@ -70,7 +70,7 @@ def beginning(score: Score, extent: Extent, *, cut: bool = False) -> Score:
     """Return a piece as far as `extent` reaches, all of it where it is shorter.
 
     Args:
-        cut: end notes and pedal spans that sound beyond its last bar or second there; else they keep their length.
+        cut: end notes and pedal spans that sound beyond its last bar or second there; otherwise they keep their length.
     """
     is_in, end = extent.holds(score), extent.end_tick(score) if cut else None
     columns = {name: getattr(score.notes, name)[is_in] for name in _COLUMNS}

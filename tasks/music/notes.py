@@ -1,4 +1,4 @@
-"""Notes of many pieces at once as flat arrays: the form in which transforms and tokenizers see music."""
+"""Notes of many pieces as flat arrays, the form that transforms and tokenizers use."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,7 +16,7 @@ from tasks.music.score import Score
 class NoteBatch:
     """P pieces with N notes and Q pedal spans in all; piece i owns notes `offsets[i]:offsets[i + 1]`.
 
-    Notes of a piece stand in the order of (onset, pitch, track, duration, velocity), as in `tasks.music.score.Notes`.
+    Notes of a piece are in the order of (onset, pitch, track, duration, velocity), as in `tasks.music.score.Notes`.
     Pitch and program are 0-127, velocity 1-127; `track` is the index of the source part inside its piece, and the pedal
     spans of the same track apply to it. Pedal spans of one track do not overlap and hold sustain from
     `pedal_onset_seconds` to `pedal_end_seconds`.

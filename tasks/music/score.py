@@ -1,4 +1,4 @@
-"""Scores in ticks: one piece of music with its times in seconds, as arrays."""
+"""Scores in ticks: one piece of music as arrays, with its times in seconds."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +72,7 @@ class Score:
 
     Args:
         n_tracks: number of parts; a part has one program, and all its notes carry its index as `track`.
-        dropped: what the reader left out or mended, by reason; see `tasks.music.midi.reader.LOSSES`.
+        dropped: what the reader left out or repaired, by reason; see `tasks.music.midi.reader.LOSSES`.
     """
 
     ticks_per_quarter: int

@@ -1,4 +1,4 @@
-"""Charts of counts as SVG and as tables: crisp at any size, coloured by the page's style, named for screen readers."""
+"""Charts of counts as SVG and as tables, with the page's colours and names for screen readers."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

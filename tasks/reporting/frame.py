@@ -1,4 +1,4 @@
-"""The frame of a report: one file without scripts that fetches nothing, and a policy that says so."""
+"""The frame of a report: one file without scripts that fetches nothing, with a content security policy."""
 
 from collections.abc import Mapping, Sequence
 

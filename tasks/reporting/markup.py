@@ -1,4 +1,4 @@
-"""Text of pages: names, numbers and paths in words, cut where they are too long."""
+"""Tables, lists and text as HTML; names from files are escaped and shortened here."""
 
 import math
 import re

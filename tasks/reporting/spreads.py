@@ -1,4 +1,4 @@
-"""Two sets of values over each other, figures with their intervals, and notes, as SVG in the page's colours."""
+"""Overlaid distributions of two sets, figures with intervals, and notes, as SVG in the page's colours."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Pages from templates: Jinja2 with autoescape, and text of others without control characters.
+"""Pages from Jinja2 templates with autoescape, and foreign text without control characters.
 
 A template is a file of the package that fills it (`page.html`); every value is escaped unless it is Markup. What is
 inlined in a page (style, script, JSON) comes from `inlined` and `json_data`, which cannot leave their element.
@@ -77,7 +77,7 @@ def _macros() -> Any:
 
 
 def inlined(package: str, *names: str) -> Markup:
-    """Return files of a package, one after the other, for a style or script element."""
+    """Return files of a package, in sequence, for a style or script element."""
     folder = resources.files(package)
     return Markup("\n".join((folder / name).read_text(encoding="utf-8") for name in names))
 

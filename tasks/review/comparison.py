@@ -1,4 +1,4 @@
-"""Models side by side: figures with intervals, curves, and pieces to listen to, as one page."""
+"""The comparison page of models: figures with intervals, curves, and pieces to listen to."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -122,7 +122,7 @@ def _settings_of(params: Mapping[str, str]) -> dict[str, str]:
 
 
 def _newest_batch(home: Home, model: str) -> str:
-    """Return the batch of a model that was made last, by the numbers of batches; one of before there were any, by time.
+    """Return a model's newest batch, by the numbers of batches; those from before there were numbers, by time.
 
     A clock that was put back would tell otherwise.
     """
@@ -183,7 +183,7 @@ def warnings_of(contestants: Sequence[Contestant]) -> list[str]:
 
 
 def difference_of(one: Contestant, first: Contestant) -> str:
-    """Return how many bits per note one model is above another, with its 95 % interval; empty if nobody can tell."""
+    """Return how many bits per note one model is above another, with its 95 % interval; empty if it is unknown."""
     total, n_pieces = sum(one.piece_nats), len(one.piece_nats)
     window = [side.settings.get("window_tokens") for side in (one, first)]
     if one is first or one.scored_on != first.scored_on or window[0] != window[1]:

@@ -41,7 +41,7 @@ def n_cpus() -> int:
 
 
 def n_cluster_cpus() -> int:
-    """Return the cores that training may use: the cluster's where RAY_ADDRESS names one, else this machine's."""
+    """Return the cores that training may use: the cluster's where RAY_ADDRESS names one, otherwise this machine's."""
     if not os.environ.get("RAY_ADDRESS"):
         return n_cpus()
     import ray

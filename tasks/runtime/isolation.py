@@ -1,4 +1,4 @@
-"""Work that may crash, hang or eat memory, done where it can hurt nobody.
+"""Isolation: work that may crash, hang or fill the memory runs in limited child processes.
 
 A host process imports what the work needs once and forks a child for each piece of work. The child has limits on memory
 and time; when it dies, the host says of what, and the next piece of work gets a fresh child. `find_culprits` halves a

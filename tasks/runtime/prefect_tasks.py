@@ -1,4 +1,4 @@
-"""What the Prefect tasks of all stages share: retries, progress and summaries on their pages."""
+"""What the Prefect tasks of all stages share: retries, progress, and summaries on their pages."""
 
 import re
 from typing import Any

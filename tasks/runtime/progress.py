@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and remaining time on a terminal, a plain line every few seconds elsewhere.
+"""Progress of long work: a bar with rate and remaining time on a terminal, otherwise a line every few seconds.
 
 One thread for the whole process says how the innermost open stage stands, so that a stage that counts nothing, waits or
 starts up is not silent either.
@@ -107,7 +107,7 @@ class Progress:
         self._begun = (time.monotonic(), self.done)
 
     def advance(self, n: int = 1, note: str = "") -> None:
-        """Count `n` more units; `note` is shown behind the rate, such as the present loss."""
+        """Count `n` more units; `note` is shown after the rate, such as the present loss."""
         self.done += n
         self.note = note or self.note
         now = self.last_unit = time.monotonic()

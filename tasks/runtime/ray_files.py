@@ -1,4 +1,4 @@
-"""Ray's token and the folder of a Ray that this process starts: where they are, and that nobody else gets at them."""
+"""The token and the folder of a Ray that this process starts, readable by their owner alone."""
 
 import fcntl
 import logging
@@ -69,7 +69,7 @@ def _close_to_others(path: Path) -> bool:
 
 
 def folder_root() -> Path:
-    """Return where the folder of an embedded Ray is made: RAY_TMPDIR or TMPDIR if they are short enough, else /tmp.
+    """Return the parent folder of an embedded Ray: RAY_TMPDIR or TMPDIR if they are short enough, otherwise /tmp.
 
     Raises:
         ConfigError: none of them will do; the paths of sockets have at most 107 bytes.

@@ -1,4 +1,4 @@
-"""The Ray that this process starts for itself, and joining a cluster. All calls of `ray.init` are here.
+"""Starting an own Ray and joining a cluster. All calls of `ray.init` are here.
 
 The servers are started by a process of their own, their keeper: it tells of their death at once, where Ray waits for a
 minute and then ends the process that uses it; and it takes them along when the process that started it is killed.

@@ -1,4 +1,4 @@
-"""Which signals ask a command to end, and what they do while models train."""
+"""The signals that ask a command to end, and their effect while models train."""
 
 import ctypes
 import logging
@@ -33,7 +33,7 @@ def ends() -> list[signal.Signals]:
 
 
 def is_repeat() -> bool:
-    """Tell whether the last signal came just now, so that this one means the same.
+    """Return whether the last signal came just now, so that this one means the same.
 
     timeout(1) sends two, to the process and to its group; systemd and a shell whose terminal is closed may send SIGHUP
     besides. The second one must not break off what the first one set off.

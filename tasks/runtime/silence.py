@@ -1,4 +1,4 @@
-"""What is waited for, said once nothing has come for a while."""
+"""A message about what is waited for, once nothing has arrived for a while."""
 
 import threading
 import time

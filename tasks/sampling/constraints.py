@@ -1,6 +1,6 @@
-"""What pieces shall be like, as numbers added to the logits of ids: key, instruments, tempo, density.
+"""Controls of pieces as biases on the logits of ids: key, instruments, tempo, density.
 
-An id that is unwanted keeps a chance of e^-100: it is drawn only where the grammar leaves nothing else, so that no wish
+An unwanted id keeps a chance of e^-100: it is drawn only where the grammar leaves nothing else, so that no wish
 can make a piece impossible. Where an encoding has the same ids for drums as for pitches (`oore`, `mmm`), a key binds
 drums too.
 
@@ -65,7 +65,7 @@ def token_bias(tokenizer: Any, config: GenerateConfig) -> NDArray[np.float64] | 
 
 
 def knows_places(tokenizer: Any) -> TypeGuard[OptimusIntTokenizer | OptimusTxtTokenizer]:
-    """Tell whether what an id means depends on its place in a note, which the tokenizer's grammar knows."""
+    """Return whether what an id means depends on its place in a note, which the tokenizer's grammar knows."""
     return isinstance(tokenizer, OptimusIntTokenizer | OptimusTxtTokenizer)
 
 
@@ -91,7 +91,7 @@ def bind(tokenizer: Any, grammar: Grammar, config: GenerateConfig) -> Grammar | 
 
 
 class BoundTables(GrammarTables):
-    """A grammar of `bind`: a prompt walks through its first half, and what is drawn behind it through the second."""
+    """A grammar of `bind`: a prompt walks through its first half, and what is drawn after it through the second."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""Pieces from latents: drawn ones, those of prompts, those near them, or on the way from one prompt to another."""
+"""Pieces from latents: random ones, those of prompts, those near them, or between two prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

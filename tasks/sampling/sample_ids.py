@@ -1,4 +1,4 @@
-"""The ids of a batch's pieces: drawn or found by beam search, under the encoding's grammar and what is asked for."""
+"""Sampling the ids of a batch: random draws or beam search, under the encoding's grammar and the controls."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -92,7 +92,7 @@ def check_prompt_ids(loaded: LoadedModel, config: GenerateConfig, ids: Sequence[
 
 
 def _way_out(config: GenerateConfig) -> str:
-    """Return what makes a prompt shorter; where bars are written anew, there is always room."""
+    """Return what makes a prompt shorter; where bars are written again, there is always room."""
     limits = ("prompt_bars", "prompt_notes", "prompt_seconds")
     return "lower " + next((name for name in limits if getattr(config, name)), "prompt_tokens")
 

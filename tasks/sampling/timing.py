@@ -1,4 +1,4 @@
-"""What sampled pieces took and how sure the model was: the rows of a results file, of batches and of evaluations."""
+"""Time and entropy of sampled pieces, as rows of a results file."""
 
 import time
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def results_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Clock:
-    """Seconds of the stages of some work, one after the other."""
+    """Seconds of the stages of some work, in sequence."""
 
     def __init__(self) -> None:
         self.seconds = dict[str, float]()

@@ -1,4 +1,4 @@
-"""How many tokens of some pieces are drawn, and how many will be at most: progress that long pieces do not hold up."""
+"""The count of sampled tokens and its upper limit, as progress that long pieces do not hold up."""
 
 import time
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def tell_progress(progress: Progress) -> TellTokens:
 class TallySheet:
     """The numbers of one worker in a file, for whoever waits for it; torn or missing, they are what they were.
 
-    A worker that begins anew begins at 0 again.
+    A worker that begins again begins at 0 again.
     """
 
     def __init__(self, path: Path) -> None:

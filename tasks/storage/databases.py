@@ -1,4 +1,4 @@
-"""The SQLite databases of a home, MLflow's and Prefect's: whether they are whole, before a server or client opens them.
+"""Integrity checks of the SQLite databases of MLflow and Prefect, before a server or client opens them.
 
 SQLite keeps no checksums, so a flipped bit of a text is not found; a file that is cut, overwritten, emptied, or whose
 tables and indexes do not fit each other, is.
@@ -59,5 +59,5 @@ def _problem_of(path: Path, thorough: bool) -> str:  # noqa: PLR0911  (one line 
 
 
 def _is_used(folder: Path) -> bool:
-    """Tell whether anything stands beside a database but what SQLite puts there."""
+    """Return whether anything stands beside a database but what SQLite puts there."""
     return any(not entry.name.endswith((".db", "-wal", "-shm", "-journal")) for entry in folder.iterdir())

@@ -1,4 +1,4 @@
-"""Names of files: which are MIDI, and names as messages and tables show them."""
+"""File names: which are MIDI, and their form in messages and tables."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, JSON as it is written, and what is wrong with a disk."""
+"""Atomic file writes, the JSON format of files, and errors of disks."""
 
 import errno
 import json
@@ -65,7 +65,7 @@ def whole_file(path: Path, sync_name: bool = True) -> Iterator[IO[bytes]]:
     """Open a file to be written, which becomes `path` when all went well, and otherwise never was.
 
     Args:
-        sync_name: see that the name too survives a power cut; else `sync_folder` does it later for many files at once.
+        sync_name: the name too survives a power cut; otherwise `sync_folder` does it later for many files at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = os.fsdecode(os.fsencode(path.name)[:_KEPT_NAME_BYTES])

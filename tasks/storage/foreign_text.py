@@ -1,4 +1,4 @@
-"""JSON and TOML that others wrote: parsed within bounds, so that no text hangs, overflows or is taken in part."""
+"""JSON and TOML from outside: parsed within bounds, so that no text hangs, overflows or is read in part."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The home folder: where everything a run makes lives, who may write to it, and how a file gets there whole."""
+"""The home folder: the paths of everything a run makes, and the lock for writers."""
 
 import errno
 import fcntl
@@ -43,7 +43,7 @@ class Home:
 
     @classmethod
     def at(cls, path: str | Path | None = None) -> "Home":
-        """Return the home at `path`, else at ORCHESTRION_HOME, else `.orchestrion` in the current folder.
+        """Return the home at `path`, otherwise at ORCHESTRION_HOME, otherwise `.orchestrion` in the current folder.
 
         Raises:
             BadHome: the name cannot be that of a home: an address, not UTF-8, too long, or with a character that the
@@ -90,16 +90,16 @@ class Home:
 
     @property
     def password(self) -> Path:
-        """Of the servers of this home, for its owner alone."""
+        """Password of the servers of this home, readable by its owner alone."""
         return self.root / "password"
 
     @property
     def address_key(self) -> Path:
-        """Of the digests that stand for the secrets of sources' addresses, for its owner alone."""
+        """Key of the digests that replace secrets in sources' addresses, readable by its owner alone."""
         return self.root / "address-key"
 
     def prepare(self, min_free_bytes: int = MIN_FREE_BYTES) -> None:
-        """Make the folder, for this user alone, and see that it can be written to.
+        """Make the folder, accessible to this user alone, and check that it can be written to.
 
         A home of this user that others may enter is narrowed; folders above it and homes of other users are left as
         they are.
@@ -176,7 +176,7 @@ _LAYOUT = ("cache", "datasets", "generations", "logs", "mlflow", "prefect", "run
 
 
 def is_home(folder: str | bytes) -> bool:
-    """Tell whether a folder is a home, by its lock and at least two of the folders that only a home has together."""
+    """Return whether a folder is a home, by its lock and at least two of the folders that only a home has together."""
     where = os.fsdecode(folder)
     if not os.path.isfile(os.path.join(where, "lock")):  # noqa: PTH113, PTH118  (asked of every folder of a source)
         return False

@@ -1,8 +1,8 @@
-"""Whether a file still holds what was written: what is read back carries a seal, the digest of the file itself.
+"""Seals: the digest of a file, stored with it and checked when the file is read.
 
 A JSON object has its seal under the key `seal`, a Parquet file in its footer's metadata, the header of a mapped file as
 JSON has. A file of another format (weights, MIDI, pictures) has its SHA-256 in the sealed JSON that it belongs to. A
-home of before seals opens: its files are used, and called unverified once.
+home from before seals opens: its files are used, and called unverified once.
 """
 
 import hashlib
@@ -104,7 +104,7 @@ def parse_sealed(text: bytes | str, place: object, shape: Shape = dict) -> dict[
 
 
 def _is_renamed(value: Any) -> bool:
-    """Tell whether an object without a seal has one under another name, as after a flipped bit."""
+    """Return whether an object without a seal has one under another name, as after a flipped bit."""
     items = value.items() if isinstance(value, dict) else ()
     return any(isinstance(item, str) and len(item) == 64 and item == _digest(value, key) for key, item in items)
 
@@ -239,7 +239,7 @@ class Sealing:
         return self.n_bytes
 
     def seal(self) -> None:
-        """Put the digest in its place; the handle then stands behind all that was written."""
+        """Put the digest in its place; the handle is then at the end of what was written."""
         assert self.place >= 0, "no place for a seal"
         self.handle.seek(self.begin + self.place)
         self.handle.write(self.digest.hexdigest().encode())
@@ -272,9 +272,9 @@ def require_whole(path: Path, digest: str = "") -> FileState:
 
 
 def known_digest(path: Path) -> str:
-    """Return the SHA-256 that a file had when it was written, by the checksum beside it or its dataset; else nothing.
+    """Return the SHA-256 that a file had when it was written, from the checksum beside it or its dataset, or "".
 
-    Files of a dataset carry their own seal; those of before there were seals are in the `hashes.json` of a version.
+    Files of a dataset carry their own seal; those from before there were seals are in the `hashes.json` of a version.
     """
     if beside := read_checksum(path):
         return beside
@@ -358,7 +358,7 @@ def read_header(handle: IO[bytes], path: Path, shape: Shape, n_bytes: int = 4096
     """Return the sealed JSON at the beginning of a mapped file.
 
     Raises:
-        NoSeal: it is of before there were seals.
+        NoSeal: it is from before there were seals.
         DamagedFile: it is not what was written.
     """
     try:

@@ -1,4 +1,4 @@
-"""Parquet as this project writes it: the schemas of song, token and ledger files, and whole-file writes."""
+"""Parquet files of this project: the schemas of songs, tokens and ledgers, and atomic writes."""
 
 import errno
 import json
@@ -40,7 +40,7 @@ SONG_SCHEMA = pa.schema(
         _required("status", pa.string()),  # accepted | rejected
         _required("reason", pa.string()),
         _required("detail", pa.string()),
-        _required("dropped", pa.string()),  # JSON: what the reader left out or mended of an accepted file, by reason
+        _required("dropped", pa.string()),  # JSON: what the reader left out or repaired of an accepted file, by reason
         _required("n_note_ons", pa.int32()),  # note-ons in the file: n_notes and those that never ended
         _required("n_notes", pa.int32()),
         _required("seconds", pa.float64()),
@@ -102,7 +102,7 @@ LEDGER_SCHEMA = pa.schema(
         ("split", pa.string()),  # train | validation | test; null unless accepted
         ("n_note_ons", pa.int32()),  # notes in the file; null where it could not be read as music
         ("n_notes", pa.int32()),  # of them, those that ended and are kept
-        ("dropped", pa.string()),  # JSON: what the reader left out or mended, by reason
+        ("dropped", pa.string()),  # JSON: what the reader left out or repaired, by reason
         ("seconds", pa.float64()),
         ("ticks_per_quarter", pa.int32()),
         ("programs", pa.list_(pa.uint8())),

@@ -1,4 +1,4 @@
-"""Where the code of the project is, and which code it is."""
+"""The root of the project's code, and the digest of that code."""
 
 import hashlib
 import subprocess

@@ -1,4 +1,4 @@
-"""JSON files of a home: parsed within the bounds of `foreign_text`, and held against the shape they should have."""
+"""JSON files of a home: parsed within the bounds of `foreign_text`, and validated against a schema."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Paths that a user names: what is to be read is there, and what is to be written can be.
+"""Paths that a user names, checked before work starts: inputs exist and outputs can be written.
 
 Regular files are written whole, links are followed, pipes and devices such as /dev/null stay what they are; a disk is
 never written to.

@@ -1,4 +1,4 @@
-"""A sweep as one picture: held-out bits per note against each swept setting."""
+"""The plot of a sweep: held-out bits per note against each swept setting."""
 
 import io
 import math
@@ -86,7 +86,7 @@ def _draw_panel(axes: Any, key: str, rows: Sequence[Row]) -> None:
         axes.scatter(*finished[0], s=60, color=BEST, linewidths=0, zorder=3)
     missing = [places[_text(row["values"][key])] for row in rows if row["status"] != FINISHED]
     axes.scatter(missing, [0.97] * len(missing), marker="x", s=22, color=MISSING, transform=axes.get_xaxis_transform())
-    # Where a panel begins and ends is for all values, also those that only a cross stands for.
+    # Where a panel begins and ends is for all values, also those that only a cross represents.
     axes.scatter(list(places.values()), [rows[0]["bits_per_note"] or 0.0] * len(places), alpha=0)
     is_short = len(values) <= 6 and max(map(len, places)) <= 6
     if is_short or not numeric:

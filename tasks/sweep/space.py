@@ -1,4 +1,4 @@
-"""A sweep: which settings it varies, the points that makes, what it is named by, and its table of results."""
+"""The space of a sweep: its settings, its points, its name and its table of results."""
 
 import csv
 import dataclasses
@@ -313,7 +313,7 @@ class SweepFolder:
         write_atomically(self.facts, sealed_bytes(facts))
 
     def read_rows(self, points: Sequence[Point]) -> list[Row]:
-        """Return one row for each point, in their order: that of an earlier attempt, else a new one."""
+        """Return one row for each point, in their order: that of an earlier attempt, otherwise a new one."""
         results = _read_or_warn(self.results, {"rows": [ROW]}, "what its points have come to is asked of their runs")
         known = {row["settings"]: row for row in results.get("rows", ()) if _is_usable(row)}
         return [known.get(point.settings) or new_row(point) for point in points]
@@ -374,7 +374,7 @@ def rank(rows: Sequence[Row]) -> list[Row]:
 
 
 def csv_bytes(rows: Sequence[Row]) -> bytes:
-    """Return rows as CSV, a column for each swept setting behind the point's number."""
+    """Return rows as CSV, a column for each swept setting after the point's number."""
     swept = list(rows[0]["values"]) if rows else []
     names = [name for name in (rows[0] if rows else ()) if name not in ("point", "settings", "values")]
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""The stages of a sweep as Prefect tasks; see `steps.py`. Each point is a run as the `train` flow makes it."""
+"""The Prefect tasks of a sweep. Each point is a run as the `train` flow makes it."""
 
 import logging
 import math
@@ -120,7 +120,7 @@ def _claim_trainings(work: _Sweep, points: Sequence[Point]) -> None:
 
 
 def _has_ended(row: Row, folder: Path, registered: Set[str]) -> bool:
-    """Tell whether a point is not to be tried again; one that failed is, unless it diverged and would do so again."""
+    """Return whether a point is not to be tried again; one that failed is, unless it diverged and would do so again."""
     if row["status"] == space.FINISHED:
         return row["model_version"] in registered
     if row["status"] == space.FAILED:

@@ -1,4 +1,4 @@
-"""What the tracker and the command line are told of a sweep."""
+"""The summary of a sweep for the tracker and the command line."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Many training runs on Ray Tune: which runs when, on which cores, and which is stopped early. No arithmetic here.
+"""Training runs on Ray Tune: scheduling, cores and early stopping. No arithmetic here.
 
 Each trial is a process that runs `run_steps`, the loop of the `train` flow, in that run's own folder. The points are
 fixed before Tune starts; what Tune brings is the queue, the processes, retries of those that die, and ASHA.

@@ -1,4 +1,4 @@
-"""MLflow's server: ours as an application, and whether another one takes the password that it is told."""
+"""MLflow's server as an application, and the check whether a foreign one accepts a password."""
 
 import os
 from typing import Any

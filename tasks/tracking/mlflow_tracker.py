@@ -1,4 +1,4 @@
-"""What is remembered about a run: parameters, curves, files, lineage, registered models; on MLflow, in one place."""
+"""The tracker on MLflow: parameters, curves, files, lineage and registered models of a run."""
 
 import logging
 import os
@@ -237,7 +237,7 @@ def _outages() -> tuple[type[Exception], ...]:
 
 
 class Tracker:
-    """The tracking store of a home: MLFLOW_TRACKING_URI where set, else SQLite and files below `<home>/mlflow`."""
+    """The tracking store of a home: MLFLOW_TRACKING_URI where set, otherwise SQLite and files below `<home>/mlflow`."""
 
     def __init__(self, home: Home) -> None:
         self.home = home
@@ -396,7 +396,7 @@ class Tracker:
         return matching[0]
 
     def fetch(self, model: ModelVersion) -> Path:
-        """Return a folder with a model's weights and state: the checkpoint it was made from, else the registry's copy.
+        """Return a folder with a model's weights and state: its checkpoint, otherwise the registry's copy.
 
         Raises:
             NotFound: neither is there.

@@ -1,4 +1,4 @@
-"""One training run: what determines it, its folder and its result."""
+"""One training run: its inputs, its folder and its result."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The metric points of a training run: gathered over steps and workers, appended to a file, read as they come."""
+"""Metric points of a training run: summed over steps and workers, appended to a file, and read while it grows."""
 
 import math
 import os

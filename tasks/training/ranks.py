@@ -1,4 +1,4 @@
-"""Values over all workers of a training run."""
+"""Values summed over all workers of a training run."""
 
 import numpy as np
 import torch

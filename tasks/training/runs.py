@@ -1,4 +1,4 @@
-"""Training runs on disk: which folder a request belongs to, which MLflow run it is, whether it is finished."""
+"""Training runs on disk: the folder of a request, its MLflow run, and whether it is finished."""
 
 import logging
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the tracker, Prefect and the command line are told of a training run."""
+"""The summary of a training run for the tracker, Prefect and the command line."""
 
 import math
 from typing import TYPE_CHECKING, Any

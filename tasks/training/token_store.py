@@ -1,4 +1,4 @@
-"""Training batches as a pure function of (dataset version, seed, step): resuming at step k needs k and nothing else."""
+"""Training batches as a pure function of (dataset version, seed, step), so that step k can be resumed from k."""
 
 import functools
 import math
@@ -89,7 +89,7 @@ class TokenStore:
         return self._windows(starts, ends, window_tokens, pad_id)
 
     def packed(self, seed: int, step: int, batch_size: int, window_tokens: int) -> tuple[IntArray, IntArray]:
-        """Return windows full of whole rows, one after the other, in an order drawn for each epoch.
+        """Return windows full of whole rows, in sequence, in an order drawn for each epoch.
 
         An epoch's rows stand in a ring that is cut every `window_tokens`, so no pad is needed and every token is a
         target; the last window runs on into the first row. The windows of a batch lie far apart in the ring.

@@ -1,4 +1,4 @@
-"""The training loop, as each worker runs it."""
+"""The training loop of one worker."""
 
 import math
 import time
@@ -44,7 +44,7 @@ def worker_loop(settings: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    # All workers diverge at the same step. What they raise would make Ray begin anew, which cannot help here.
+    # All workers diverge at the same step. What they raise would make Ray begin again, which cannot help here.
     with suppress(Diverged):
         run_steps(
             settings["job"], context.get_world_rank(), context.get_world_size(), device, ray.train.torch.prepare_model
@@ -164,7 +164,7 @@ def _state(
         "dataset": job.dataset,
         "tokenizer": job.tokenizer,
         "n_parameters": model.n_parameters,
-        # Dropout and batches are drawn anew for each step from (seed, step, rank): this is the whole random state.
+        # Dropout and batches are drawn again for each step from (seed, step, rank): this is the whole random state.
         "rng": {"kind": "keyed by (seed, step, rank)", "seed": job.config.seed, "step": step},
     }
 
@@ -204,5 +204,5 @@ def _validate(
 
 
 def is_better(loss: float, best_loss: float | None) -> bool:
-    """Tell whether a loss is the lowest so far; one that is not finite never is."""
+    """Return whether a loss is the lowest so far; one that is not finite never is."""
     return math.isfinite(loss) and (best_loss is None or not math.isfinite(best_loss) or loss < best_loss)

@@ -1,4 +1,4 @@
-"""Every kind of file of a home that is read back, how it is checked, and how one of before there were seals gets one.
+"""Every kind of file in a home that is read back: how it is checked, and how an older one gets a seal.
 
 `docs/operations.md` has the same table in words. Datasets have `tasks.dataset.upkeep` besides.
 """
@@ -37,7 +37,7 @@ class Kind:
         pattern: of its places below the home.
         check: raises OrchestrionError with one line that names the file where it is not what was written.
         is_sealed: tells whether it carries digests.
-        seal: gives digests to one that is whole but has none; None where `check` or the next use makes it anew.
+        seal: gives digests to one that is whole but has none; None where `check` or the next use makes it again.
     """
 
     name: str

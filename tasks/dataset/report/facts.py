@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-STATES = ("accepted", "duplicate", "rejected")  # shown in this order, others behind them
+STATES = ("accepted", "duplicate", "rejected")  # shown in this order, others after them
 Counts = Mapping[str, int]
 Ranking = Sequence[tuple[str, int]]  # path and number, largest first
 
@@ -113,7 +113,7 @@ class ReportFacts:
             `within_bound` becomes a warning.
         slowest: files with the microseconds that reading them took.
         largest: files with their bytes.
-        losses: what readers left out or mended in accepted files, by reason.
+        losses: what readers left out or repaired in accepted files, by reason.
         n_other_files: files in the sources whose names say that they are not MIDI.
         settings: what the version was built with, by name.
         warnings: sentences shown at the top.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 AUDIO_SUFFIX = {"audio/mpeg": "mp3", "audio/flac": "flac", "audio/wav": "wav", "audio/ogg": "ogg"}
 MAX_AUDIO_BYTES = 32 * 2**20  # of all pieces of a page, about 80 minutes: viewers read the whole file at once
-SCRIPTS = ("sound.js", "page.js")  # one after the other in one element
+SCRIPTS = ("sound.js", "page.js")  # in sequence in one element
 # The page may use its own style, its own script and data inside the file.
 POLICY = "default-src 'none'; img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
 MXL_MIME = "application/vnd.recordare.musicxml"
@@ -176,7 +176,7 @@ def build_gallery(
         facts: shown below the subtitle, name and value.
         batch_figures: rows of the table below the facts.
         flags: lines about the batch, shown in a box.
-        max_audio_bytes: sound that the page may hold, as files; the pieces behind it are played by the page itself.
+        max_audio_bytes: sound that the page may hold, as files; the pieces after it are played by the page itself.
     """
     from tasks.reporting.templates import digest_source, inlined, templates_of
 

@@ -30,10 +30,10 @@ METHODS = {zipfile.ZIP_STORED: SLICE, zipfile.ZIP_DEFLATED: DEFLATE}
 MAX_NAME_RECORD = 2**20  # bytes of a long name or a pax header in a tar
 MAX_SIZE = 2**62  # bytes; what claims more is written down as this much
 FREE_TAR_EXPANSION = 64 * 2**20  # bytes that a compressed tar may become, however small it is
-MAX_EMPTY_READS = 64  # behind the end of a tar; tarfile itself asks once or twice
+MAX_EMPTY_READS = 64  # after the end of a tar; tarfile itself asks once or twice
 _BATCH = 8192  # rows
 _ENCRYPTED = 0x1 | 0x40 | 0x2000  # the member, strongly, the directory's facts about it
-_LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of the name and of the extra field behind it
+_LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of the name and of the extra field after it
 _NAME_RECORDS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 _NAME_RECORDS += (tarfile.SOLARIS_XHDTYPE,)
 _OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
@@ -294,7 +294,7 @@ class _BadHeader(Exception):
 class _Header(tarfile.TarInfo):
     """A tar header with what tarfile leaves unchecked: negative sizes, sizes that are no numbers, endless names.
 
-    A negative size would lead tarfile back to where it has been (CVE-2025-8194), and a header that is none, behind the
+    A negative size would lead tarfile back to where it has been (CVE-2025-8194), and a header that is none, after the
     first, would end the archive as if it were whole.
     """
 
@@ -367,7 +367,7 @@ class _Plain:
 
 
 class _Expanded(_Plain):
-    """What a gzip or zstd file expands to, counted against the limits; damage is raised behind all before it."""
+    """What a gzip or zstd file expands to, counted against the limits; damage is raised after all before it."""
 
     def __init__(self, file: IO[bytes], kind: str, limits: SourceLimits) -> None:
         super().__init__(file)
@@ -405,7 +405,7 @@ class _Expanded(_Plain):
         return b"".join(parts)
 
     def drain(self) -> None:
-        """Read on to where the compressed stream ends, for that is where its checksum stands."""
+        """Read on to where the compressed stream ends, because that is where its checksum stands."""
         while self._read(2**20):
             pass
 

@@ -103,5 +103,5 @@ def replace_synced(temporary: Path, path: Path) -> None:
 
 
 def is_racy(mtime_ns: int, scan_started_ns: int) -> bool:
-    """Tell whether a file was changed so shortly before a scan that a later change may leave no trace in its times."""
+    """Return whether a file changed so shortly before a scan that a later change may not show in its times."""
     return mtime_ns >= scan_started_ns - RACY_NS

@@ -25,7 +25,7 @@ class CatalogEntry:
     title: str
     page: str  # for people
     addresses: tuple[str, ...]  # tried in turn; none where it has to be fetched by hand
-    licence: str  # SPDX identifier where there is one, else words
+    licence: str  # SPDX identifier where there is one, otherwise words
     citation: str
     n_files: int | None = None  # MIDI files, as the publisher counts them
     n_bytes: int | None = None  # of the download; None: not published
@@ -197,7 +197,7 @@ def catalog_names() -> list[str]:
 
 
 def is_in_catalog(name: str) -> bool:
-    """Tell whether there is an entry of that name, in any case."""
+    """Return whether there is an entry of that name, in any case."""
     return name.strip().lower() in catalog_names()
 
 

@@ -20,12 +20,12 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def refuses_private(limits: SourceLimits) -> bool:
-    """Tell whether addresses of this machine and its own networks are refused, by settings or by the environment."""
+    """Return whether addresses of this machine and its own networks are refused, by settings or by the environment."""
     return limits.refuse_private_addresses or os.environ.get(REFUSE_PRIVATE) == "1"
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address belongs to the Internet, also one of version 4 inside one of version 6."""
+    """Return whether an IP address belongs to the Internet, also one of version 4 inside one of version 6."""
     ip: Any = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6:
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -78,7 +78,7 @@ class Watch:
 
     @property
     def is_over(self) -> bool:
-        """Tell whether the time for all of the download is over."""
+        """Return whether the time for all of the download is over."""
         return time.monotonic() >= self.deadline
 
     def __enter__(self) -> "Watch":

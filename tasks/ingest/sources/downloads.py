@@ -52,9 +52,9 @@ class Cut(Exception):
 
 
 def download(address: str, cache: Path, limits: SourceLimits, sha256: str = "") -> Path:
-    """Return a local copy of what stands at an address.
+    """Return a local copy of what is at an address.
 
-    A copy that is here already is asked after, and fetched anew only if it has changed; with `sha256` given and
+    A copy that is here already is asked after, and fetched again only if it has changed; with `sha256` given and
     fitting, or with no server in reach, it is taken as it is.
 
     Raises:

@@ -50,7 +50,7 @@ def read_licences(path: Path) -> list[tuple[str, str]]:
 
 
 def licence_column(paths: pa.Array, pairs: list[tuple[str, str]], default: str) -> pa.Array:
-    """Return the licence of each path: of the first pattern that fits, else the default, else null.
+    """Return the licence of each path: of the first pattern that fits, otherwise the default, otherwise null.
 
     Args:
         paths: within the source, `/` between folders.

@@ -86,7 +86,7 @@ def scan_sources(
     Args:
         texts: sources as a user writes them.
         cache: folder for what later scans need: known hashes, downloads, unpacked streams. May be deleted.
-        rehash: open every file anew, whatever the cache says.
+        rehash: open every file again, whatever the cache says.
         n_threads: at most so many read at a time; None for as many as suit this machine.
         on_files: told how many more files are done.
     Raises:

@@ -1,10 +1,10 @@
 """Addresses of sources without their secrets, for everything that is stored or printed.
 
-A secret may stand in the query of an http address, in parameters of its path (`;name=value`) or behind `#`. Its public
-form has neither; `?query=` and a digest stand for them. The whole address is in this process's environment under the
+A secret may stand in the query of an http address, in parameters of its path (`;name=value`) or after `#`. Its public
+form has neither; `?query=` and a digest represent them. The whole address is in this process's environment under the
 digest, where child processes find it. The digest is an HMAC with a key of the home, so nobody without the key can find
 a short secret by trial. Addresses that differ in a secret are different sources. Only signatures are left out of the
-digest, because an address that is signed anew still names the same file.
+digest, because an address that is signed again still names the same file.
 Names and passwords in front of a host are refused, as are secrets in the address of a store: netrc and the environment
 are for those.
 """
@@ -22,7 +22,7 @@ from tasks.errors import ConfigError, HomeError, NotFound
 from tasks.storage.files import storage_problem, write_private_once
 
 VARIABLE = "ORCHESTRION_QUERY_"  # and the digest in capitals
-SETTINGS = frozenset({"sha256", "licence", "license"})  # of a source, behind its #
+SETTINGS = frozenset({"sha256", "licence", "license"})  # of a source, after its #
 STORE_OPTIONS = frozenset(
     {"region", "scheme", "endpoint_override", "allow_bucket_creation", "allow_bucket_deletion", "anonymous",
      "retry_limit_seconds", "replication", "buffer_size", "default_block_size", "user", "tls_ca_file_path"}
@@ -88,7 +88,7 @@ def split_settings(text: str) -> tuple[str, dict[str, str]]:
 
 
 def names_settings(fragment: str) -> bool:
-    """Tell whether a setting of a source stands among other things, where it would not count."""
+    """Return whether a setting of a source stands among other things, where it would not count."""
     return any(name in SETTINGS for name, _, _ in _pairs(fragment))
 
 

@@ -128,7 +128,7 @@ def _kind_of(written: str) -> tuple[SourceKind, str]:
 
 
 def _without_user(malformed: str) -> str:
-    """Return a malformed address for a message; what stands before its last @ may belong to a password."""
+    """Return a malformed address for a message; what is before its last @ may belong to a password."""
     return shown_source(re.sub("^([^:]*://).*@", r"\1", malformed))
 
 

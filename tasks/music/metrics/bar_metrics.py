@@ -49,7 +49,7 @@ def count_bars(score: Score, notes: GridNotes) -> tuple[int, int]:
     """Return how many bars there are from bar 0 to the last sound, and in how many of them nothing sounds.
 
     Their ratio is the empty bar rate, 0-1. Unlike in muspy (empty_measure_rate) meters may change, and a note that
-    ends on a bar line does not fill the bar behind it: with muspy a piece that ends on one has a bar more.
+    ends on a bar line does not fill the bar after it: with muspy a piece that ends on one has a bar more.
     """
     if not len(score.notes.onset):
         return 0, 0
@@ -80,7 +80,7 @@ def groove_consistency(notes: GridNotes) -> float:
 
     Source: Wu and Yang 2020; muspy, groove_consistency. Unlike there meters may change; a bar has 4 positions a quarter
     and not one for each tick (in muspy most of a thousand ticks agree in silence, so the finer the file, the nearer to
-    1); and no empty bar is added behind the last.
+    1); and no empty bar is added after the last.
     """
     if not len(notes.bar):
         return 0.0

@@ -1,4 +1,4 @@
-"""Distances between two sets of pieces, with intervals: overlap and divergence of densities, a Fréchet distance.
+"""Distances between two sets of pieces, with intervals: overlap and divergence of densities, Fréchet distance.
 
 Densities are Gaussian kernel estimates of both sets with one bandwidth on one grid, so that equal sets have equal
 densities. In mgeval (Yang and Lerch 2020) each density lies on a grid of its own, and their "KL" compares values at

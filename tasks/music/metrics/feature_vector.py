@@ -1,4 +1,4 @@
-"""Pieces as vectors of thirty standardised statistics, on a fixed and versioned scale, for distances between sets.
+"""Pieces as vectors of thirty standardised statistics on a versioned scale, for distances between sets.
 
 Length is left out (n_notes, seconds, n_bars), as it says how long was sampled rather than how the music is. A version
 never changes: other statistics, or other means and scales, get a name of their own, so that figures stay comparable.

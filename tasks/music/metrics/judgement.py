@@ -1,4 +1,4 @@
-"""Generated pieces against held-out real music: each statistic, one distance for all, and how typical each piece is."""
+"""Comparison of generated pieces with held-out music: statistics, one distance, and how typical each piece is."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

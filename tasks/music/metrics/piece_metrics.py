@@ -69,7 +69,7 @@ def entropy(counts: NDArray[np.integer]) -> float:
 def scale_consistency(pitch: ByteArray) -> float:
     """Return the largest share of notes that lie in one scale: max over keys of (notes in scale) / notes, 0-1.
 
-    The 12 major scales hold the same pitch classes as the 12 natural minor ones, so they stand for all 24 keys.
+    The 12 major scales hold the same pitch classes as the 12 natural minor ones, so they represent all 24 keys.
     Source: Mogren 2016; muspy, scale_consistency.
     """
     counts = np.bincount(pitch % 12, minlength=12)

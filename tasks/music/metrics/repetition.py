@@ -1,4 +1,4 @@
-"""How much a piece repeats itself, by notes and not by sound: the self-similarity of its bars, and its compressibility.
+"""Repetition within a piece, from its notes: self-similarity of bars, and compressibility.
 
 The figures stand in for the structureness indicator of Wu and Yang 2020, which reads repeats by time scale from a scape
 plot of rendered audio; they are not that indicator, and their values do not compare with it.

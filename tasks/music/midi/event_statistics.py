@@ -1,4 +1,4 @@
-"""Fourteen facts about the events of a MIDI file: tracks, channels, programs, banks, pitches, length in ticks.
+"""Fourteen statistics of the events of a MIDI file: tracks, channels, programs, banks, pitches, length in ticks.
 
 The names are those that Optimus VIRTUOSO prints for its compositions.
 """

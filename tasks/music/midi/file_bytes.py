@@ -1,4 +1,4 @@
-"""The bytes of standard MIDI files, for writing: chunks, variable-length numbers, messages and meta events.
+"""Bytes of standard MIDI files for writing: chunks, variable-length numbers, messages and meta events.
 
 Source: MIDI 1.0 Detailed Specification, Standard MIDI Files 1.0.
 """

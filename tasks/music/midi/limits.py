@@ -1,4 +1,4 @@
-"""The limits of reading; apart from the reader, so that configs need not load compiled code."""
+"""Limits of reading, in a file of their own so that configs load no compiled code."""
 
 import math
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""Reading one MIDI file into a score."""
+"""Reading one MIDI file as a score."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def read_midi(data: bytes | Path, where: str = "", limits: ReadLimits = ReadLimi
 
     Pedal spans follow the channel, as on an instrument: a pedal kept on a track without notes holds the notes that
     other tracks play on its channel; so do programs, unless a track sets its own. Notes of zero length get 1 tick.
-    Sequences of a format 2 file follow one another. What is left out or mended is counted in `dropped`. Which messages
+    Sequences of a format 2 file are concatenated. What is left out or repaired is counted in `dropped`. Which messages
     end notes, lift pedals and make drums is in `docs/data-format.md`.
 
     Args:

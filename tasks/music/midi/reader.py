@@ -1,4 +1,4 @@
-"""Many MIDI files at once -> songs as flat columns; each file is read whole, or refused with a reason and a place.
+"""Many MIDI files to songs as flat columns; each file is read whole, or refused with a reason and a place.
 
 Our own reader comes first. A file that it refuses or has doubts about is shown to a second, independent reader; where
 that one finds more notes, its reading is taken and the file is marked.
@@ -26,14 +26,14 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadBatch:
-    """F files as read: songs, and for each file a refusal or None, and what was left out or mended as JSON."""
+    """F files as read: songs, and for each file a refusal or None, and what was left out or repaired as JSON."""
 
     songs: SongBatch
     refusals: list[Refusal | None]
     dropped: list[str]  # `{}` for most
 
 
-# What the reader left out or mended in a file that it accepts: name in the ledger -> column of the facts.
+# What the reader left out or repaired in a file that it accepts: name in the ledger -> column of the facts.
 LOSSES = {
     "bad_key_signature": events.BAD_KEY_SIGNATURE,
     "bad_tempo": events.BAD_TEMPO,

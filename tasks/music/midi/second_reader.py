@@ -1,4 +1,4 @@
-"""A second opinion on files our own reader refuses or doubts; sole import of symusic.
+"""The second MIDI reader, for files that our own refuses or doubts; the only import of symusic.
 
 symusic never crashed on thousands of broken files, but it can return overflowed ticks and drop notes without a word, so
 its reading is checked here and read again by our own reader, which counts and bounds everything.
@@ -14,7 +14,7 @@ from tasks.music.midi.modes import BANK_SELECT, DRUM_BANKS
 
 
 def second_reading(data: bytes, n_notes: int, max_notes: int) -> bytes | None:
-    """Return the file as symusic understood it, written anew, if it holds more than `n_notes` notes; else None.
+    """Return the file as symusic understood it, written again, if it holds more than `n_notes` notes; otherwise None.
 
     Drums are those of channel 10 and those whose part begins with a bank of drums. symusic leaves out what system
     exclusive messages say, and notes that no note-off ends.

@@ -33,7 +33,7 @@ def write_midi(
         name: title in the conductor track.
         part_names: name of the track of each part, or none.
         ends_on_bar_line: end every track where the last bar ends (4/4 without a time signature), as sequencers loop and
-            append files by the end of their tracks; else each track ends with its last event.
+            append files by the end of their tracks; otherwise each track ends with its last event.
         last_tick: end every track there, or with its last event where that is later.
 
     Raises:
@@ -55,7 +55,7 @@ def write_midi(
 
 
 def _end_of_last_bar(score: "Score") -> int:
-    """Return the first bar line, in ticks, behind which nothing happens."""
+    """Return the first bar line, in ticks, after which nothing happens."""
     meters = score.time_signatures
     changes = (score.tempos.tick, meters.tick, score.key_signatures.tick)
     last = max(int(ticks.max(initial=0)) for ticks in (*changes, _ends(score), score.pedals.end))

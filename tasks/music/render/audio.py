@@ -1,4 +1,4 @@
-"""Sound as files: one loudness for all pieces, and compressed audio of which the same samples give the same bytes."""
+"""Audio files: one loudness for all pieces, compressed so that the same samples give the same bytes."""
 
 import io
 import math

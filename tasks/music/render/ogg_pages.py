@@ -1,4 +1,4 @@
-"""The pages of an Ogg file, so that one sound always gives one file: encoders draw the serial number at random.
+"""The pages of an Ogg file with a fixed serial number, so that the same sound gives the same bytes.
 
 Source: RFC 3533, section 6.
 """
@@ -11,7 +11,7 @@ REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def set_serial(data: bytes, serial: int) -> bytes:
-    """Return an Ogg file of one stream with its serial number set and the checksums of its pages made anew.
+    """Return an Ogg file of one stream with its serial number set and the checksums of its pages made again.
 
     Raises:
         ValueError: `data` is no sequence of whole Ogg pages.

@@ -1,4 +1,4 @@
-"""Piano rolls as PNG pictures: pitch over time, one colour per part, velocity as strength, pedal and drums below."""
+"""Piano rolls as PNG: pitch over time, a colour for each part, velocity as strength, pedal and drums below."""
 
 import io
 import math

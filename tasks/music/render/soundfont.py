@@ -1,4 +1,4 @@
-"""Scores played with the instruments of a SoundFont, by midirenderer or by FluidSynth.
+"""Scores rendered with a SoundFont, by midirenderer or FluidSynth.
 
     player = find_player()            # once, before anything is composed; a named file that is no SoundFont is refused
     player.problem                    # why there will be no sound, or empty
@@ -263,7 +263,7 @@ def _read_wave(path: Path) -> Samples:
 def _parts_on_sixteen_channels(score: Score, max_seconds: float) -> list[Score]:
     """Return the parts of each MIDI port as a score; renderers know no ports.
 
-    What begins behind the cap is left out, and what sounds there is ended, so that the files are bounded.
+    What begins after the cap is left out, and what sounds there is ended, so that the files are bounded.
     """
     last = int(ticks_at(score.tempos, score.ticks_per_quarter, np.array([max_seconds]))[0]) + 1
     port = np.array([place for place, _ in part_places(score)])

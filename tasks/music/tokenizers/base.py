@@ -1,4 +1,4 @@
-"""What every encoding has in common: tokens of many pieces at once, and what a tokenizer can do."""
+"""The interface of every encoding: tokens of many pieces at once, and what a tokenizer can do."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Which token may follow which: small tables that say the same to a checker in numpy and to a sampler on a GPU."""
+"""Grammars of encodings as small tables, shared by a checker in numpy and a sampler on a GPU."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Any MidiTok tokenizer that writes one stream of ids, with what it has learned: for those who already have one.
+"""An adapter for MidiTok tokenizers that write one stream of ids, with their learned vocabulary.
 
 Needs the extra `orchestrion[miditok]`. MidiTok goes through pieces one by one and builds an object for each token, so
 this is hundreds of times slower than the encodings of this project.
@@ -102,7 +102,7 @@ class MidiTokTokenizer:
         }
 
     def token_name(self, token: int) -> str:
-        """Return MidiTok's name of an id; of a learned one, those of what it stands for, joined by +."""
+        """Return MidiTok's name of an id; of a learned one, those of what it represents, joined by +."""
         if not 0 <= token < self.vocab_size:
             raise ValueError(f"token {token} outside 0-{self.vocab_size - 1}")
         special = dict(zip((self.pad_id, self.start_id, self.end_id), _NEEDED, strict=True))
@@ -161,7 +161,7 @@ class MidiTokTokenizer:
         return self._decode_names(names[:readable]) or build_score(480, _note_columns([]))
 
     def transpose_ids(self, ids: ArrayLike, semitones: int) -> TokenArray | None:
-        """Return None: what an id stands for is MidiTok's knowledge, so transposed notes are encoded anew."""
+        """Return None: what an id represents is MidiTok's knowledge, so transposed notes are encoded again."""
         return None
 
     def _base_tokens(self, ids: list[int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where a sequence of ids may be cut so that no note is torn, for any encoding: its grammar says so."""
+"""Note boundaries: where a sequence of ids can be cut without cutting a note, by the grammar of the encoding."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -65,7 +65,7 @@ def beginning_of(grammar: Grammar, ids: Sequence[int], n_ids: int, end_id: int) 
 
 
 def _ending(grammar: Grammar, ids: Sequence[int]) -> list[int]:
-    """Return ids that end the notes that sound behind some ids, in order of slots; none where they cannot all end."""
+    """Return ids that end the notes that sound after some ids, in order of slots; none where they cannot all end."""
     tokens = np.asarray(ids, np.int64)
     opened, closed = grammar.opens_V[tokens], grammar.closes_V[tokens]
     n_open = np.bincount(opened[opened >= 0], minlength=grammar.n_slots)
@@ -81,7 +81,7 @@ def _ending(grammar: Grammar, ids: Sequence[int]) -> list[int]:
 
 
 def without_ending(grammar: Grammar, ids: Sequence[int], end_id: int, pad_id: int) -> list[int]:
-    """Return ids without those at their end behind which nothing but `end_id` may come."""
+    """Return ids without those at their end after which nothing but `end_id` may come."""
     goes_on = _goes_on(grammar, end_id, pad_id)[walk(grammar, ids)[0]]
     return list(ids[: int(np.flatnonzero(goes_on)[-1])])
 

@@ -1,4 +1,4 @@
-"""Names of encodings and what builds them."""
+"""Encodings by name, and what builds them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
 
 
 def needs_vocabulary(config: TokenizerConfig) -> TypeGuard[LearnedConfig]:
-    """Tell whether an encoding has to learn its vocabulary before it can encode."""
+    """Return whether an encoding has to learn its vocabulary before it can encode."""
     is_closed = isinstance(config, MmmConfig) and config.vocabulary_from == "all"
     return isinstance(config, LearnedConfig) and not config.vocabulary and not is_closed
 

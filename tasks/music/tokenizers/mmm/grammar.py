@@ -1,4 +1,4 @@
-"""Which word of `mmm` may follow which, and how much of a bar is left after it."""
+"""The grammar of `mmm`: which word may follow which, and how much of a bar is left after it."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""The words of `mmm` -> music, forgiving with whatever a model may write."""
+"""Decoding of `mmm` words to music, tolerant of anything a model may write."""
 
 from dataclasses import dataclass, field
 

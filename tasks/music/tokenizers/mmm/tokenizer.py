@@ -1,4 +1,4 @@
-"""Words for several tracks, one after the other and bar by bar, as in the Multi-Track Music Machine.
+"""The `mmm` encoding: several tracks in sequence, each bar by bar, as in the Multi-Track Music Machine.
 
 Source: Ens and Pasquier 2020, "MMM: Exploring Conditional Multi-Track Music Generation with the Transformer"; the words
 are those of the js-fakes-4bars texts on which the encoder-decoder with a variational bottleneck was trained.
@@ -87,7 +87,7 @@ class MmmTokenizer:
         tick 0 to the last bar in which a note begins or, with ties, sounds. Times are rounded to units one by one,
         halves up. Velocities, tempos and pedals are not in the words. Counted in `dropped`, in notes:
 
-        - unison_merged: left out, for it begins with another on its track and pitch, of which the later end is kept;
+        - unison_merged: left out, because another on its track and pitch begins with it; the later end is kept;
         - restrike_shortened: ended where its pitch is struck again on its track;
         - lengthened: held for one unit, where rounding left it none;
         - cut_at_bar_line: ended at the end of its bar, or with ties at the last bar allowed;
@@ -95,7 +95,7 @@ class MmmTokenizer:
         - beyond_max_bars, beyond_max_tracks: left out.
 
         A length that is not in the vocabulary is written as several that are. A meter that is not, or whose bar is no
-        whole number of units, is passed over: bars go on in the one before it. A meter takes hold at a bar line.
+        whole number of units, is passed over: bars go on in the one before it. A meter takes effect at a bar line.
 
         Raises:
             ConfigError: the vocabulary has not been learned yet.

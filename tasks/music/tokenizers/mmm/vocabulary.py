@@ -1,4 +1,4 @@
-"""The settings and the words of `mmm`: which words there are, which a vocabulary must have, and what each id means."""
+"""Settings and words of `mmm`, the words that a vocabulary must have, and the meaning of each id."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -60,13 +60,13 @@ class MmmConfig:
         meters: let bars follow the time signatures and name theirs, as in BAR_START=3/4. Otherwise all bars are 4/4,
             as in the original: notes keep their times, and in other music bar lines stand where none were.
         longest_bar_quarters: with `meters`, 4-64: a meter with longer bars is passed over.
-        across_bars: a note that reaches over a bar line ends there, or is named again behind it by a TIE word.
+        across_bars: a note that reaches over a bar line ends there, or is named again after it by a TIE word.
         style, genre: what STYLE and GENRE say of all pieces; nothing where empty.
         density_bins: levels of the DENSITY word of a track, 0-16; 0 for no such word. Level 0 is less than one note a
             bar, level 1 less than 2, level 2 less than 4, and so on; the last holds all above.
         piece_end: write PIECE_END before [EOS].
         permute_tracks: put tracks in an order drawn for their contents and `permutation_seed`. It depends neither on
-            the order they had nor on transposition. Otherwise they stand in the order of their parts.
+            the order they had nor on transposition. Otherwise they are in the order of their parts.
         max_bars, max_tracks: of a piece; notes beyond are left out and counted.
         velocity: of all notes in decoded music, 1-127; the words know none.
         vocabulary_from: learn the words from the data, or take all that these settings can write.

@@ -1,4 +1,4 @@
-"""Notes of many pieces -> the words of `mmm`."""
+"""Notes of many pieces to the words of `mmm`."""
 
 import numpy as np
 from numpy.typing import NDArray

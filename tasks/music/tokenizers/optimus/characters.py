@@ -1,4 +1,4 @@
-"""The characters of Optimus VIRTUOSO's text: which value each stands for, and the settings that say which there are.
+"""The characters of Optimus VIRTUOSO's text and the values they represent, with the settings that choose them.
 
 Source: Optimus VIRTUOSO (2021), the encoding TXT.
 """
@@ -17,7 +17,7 @@ from tasks.music.tokenizers.optimus.rows import OFFSET, RowRules, Rows, arrange_
 
 PAD, START, END, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unknown>")
-SURROGATES = 0xD800  # the first code point that is no character; the next one that is lies 0x800 behind it
+SURROGATES = 0xD800  # the first code point that is no character; the next one that is lies 0x800 after it
 MAX_VALUE = 0x10FFFF - 0x800 - OFFSET  # stands as the last of all characters
 # Whatever the music holds: the header's, and all values of pitch, velocity and channel, so that transposing adds none.
 _ALWAYS = frozenset("\n") | {chr(value + OFFSET) for value in range(128)}
@@ -30,7 +30,7 @@ def to_code_points(values: ArrayLike) -> IntArray:
 
 
 def from_code_points(codes: ArrayLike) -> IntArray:
-    """Return the value of each character, below 0 where it stands for none; the inverse of `to_code_points`."""
+    """Return the value of each character, below 0 where it represents none; the inverse of `to_code_points`."""
     points = np.asarray(codes, dtype=np.int64)
     beyond = points - SURROGATES
     return np.where((beyond >= 0) & (beyond < 0x800), -1, points - np.where(beyond >= 0x800, 0x800, 0) - OFFSET)

@@ -1,4 +1,4 @@
-"""The readable text of Optimus VIRTUOSO: a line for each note or onset, a character for each value, a header a song.
+"""The text encoding of Optimus VIRTUOSO: a line for each note or onset, a character for each value.
 
 A note is time since the note before, duration and pitch, then velocity and channel where they are wanted.
 Source: Optimus VIRTUOSO (2021), the encoding TXT; its characters and lines, but every note stands once, is timed from
@@ -183,7 +183,7 @@ class OptimusTxtTokenizer:
     def from_text(self, text: str) -> list[tuple[str, Score]]:
         """Return the name and the music of each song; the inverse of `to_text`, and of `dataset_text`.
 
-        Forgiving like `decode`; what stands before the first header is no song.
+        Forgiving like `decode`; what is before the first header is no song.
         """
         text = re.sub(r"(?m)^TOTAL_SONGS_IN_DATASET=\d+\n?\Z", "", text)
         heads = list(re.finditer(r"(?m)^SONG=(.*)\n?", text))
@@ -197,7 +197,7 @@ class OptimusTxtTokenizer:
         return songs
 
     def dataset_text(self, batch: NoteBatch, names: Sequence[str], *, dataset: str, created_on: str) -> str:
-        """Return all songs behind ten lines that say how to read them, and the number of songs behind them."""
+        """Return all songs after ten lines that say how to read them, and the number of songs after them."""
         config = self.config
         head = {
             "DATASET": " ".join(dataset.split()),

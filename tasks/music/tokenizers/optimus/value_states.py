@@ -1,4 +1,4 @@
-"""What ids mean where one id stands for many things: the state of the grammar tells whether it is a pitch or a time."""
+"""The meaning of ids that represent several kinds of value: the grammar's state decides whether pitch or time."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from tasks.music.tokenizers.grammar import Grammar
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ValueStates:
-    """States of a grammar in which ids stand for values of one kind.
+    """States of a grammar in which ids represent values of one kind.
 
     Args:
         kind: pitches, drums apart where the grammar can tell; or General MIDI programs.

@@ -1,4 +1,4 @@
-"""Which `remi` id may follow which: one state for each place in a bar and each part of a note."""
+"""The grammar of `remi`: one state for each place in a bar and each part of a note."""
 
 from typing import Any
 

@@ -95,10 +95,10 @@ class RemiTokenizer:
         Counted as dropped: `out_of_range`, notes outside of the range of pitches; `duplicate`, notes that share
         program, pitch and tick with one that is kept. Counted as changed, among all notes: `duration_clamped`, longer
         than the longest duration; `other_meter`, under a time signature without an id, so that their bars are those of
-        the one before. Programs stand in the order of the tracks that have them first; kits of drums are one program.
+        the one before. Programs are in the order of the tracks that have them first; kits of drums are one program.
 
         Raises:
-            ValueError: a piece goes on behind 2**31 - 1 ticks of the grid.
+            ValueError: a piece goes on after 2**31 - 1 ticks of the grid.
         """
         from tasks.music.tokenizers.remi import encode as encoder
 

@@ -1,4 +1,4 @@
-"""Settings and ids of the `remi` encoding: what each token stands for, and how long its times are in ticks.
+"""Settings and ids of the `remi` encoding: the meaning of each token, and the length of its times in ticks.
 
 Source: Huang and Yang 2020, "Pop Music Transformer" (REMI); von Rütte et al. 2022, FIGARO (many programs in one
 stream). Ids and names are those of MidiTok 3.1.0 for the same settings.
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from tasks.music.arrays import FloatArray, IntArray
 
-DRUMS = -1  # stands for a program where a part is drums
-N_PROGRAMS = 129  # 0-127, and the drums behind them
+DRUMS = -1  # represents a program where a part is drums
+N_PROGRAMS = 129  # 0-127, and the drums after them
 PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 # Intervals above the lowest note; inversions are no chords here.
 CHORDS = {
@@ -128,7 +128,7 @@ class RemiConfig:
 
 
 class Kind(IntEnum):
-    """What a token says; the values stand in the order of the ids."""
+    """What a token says; the values are in the order of the ids."""
 
     SPECIAL = 0
     BAR = 1
@@ -150,7 +150,7 @@ class RemiVocabulary:
     Attributes:
         names: of all ids.
         kind_V: uint8[V], the `Kind` of each id.
-        value_V: int32[V]: a pitch, a velocity, a program (-1 for drums), else the place of the id within its kind.
+        value_V: int32[V]: a pitch, a velocity, a program (-1 for drums), otherwise the place of the id within its kind.
         first: of each kind, its first id; of a kind that has none, where it would stand.
         steps: positions of a beat.
         meters: (numerator, denominator) of each meter that has an id; 4/4 alone where none has.
@@ -202,7 +202,7 @@ class RemiVocabulary:
 
 
 def levels_of(vocabulary: RemiVocabulary) -> int:
-    """Return how many sizes a beat can have: one where the denominators are equal, else one for each halving."""
+    """Return how many sizes a beat can have: one where the denominators are equal, otherwise one for each halving."""
     denominators = [denominator for _, denominator in vocabulary.meters]
     return (max(*denominators, 4) // min(denominators)).bit_length()
 
