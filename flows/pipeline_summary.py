@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tasks.errors import plural
 from tasks.reporting.markdown import table
 from tasks.tracking.mlflow_tracker import Run
 
@@ -32,7 +33,8 @@ def pipeline_card(summary: Summary) -> str:
 def pipeline_rows(summary: Summary) -> list[tuple[str, str]]:
     """Return the lines of the short table that ends a pipeline."""
     metrics = summary["metrics"]
-    files = f"{summary['n_accepted']} accepted, {summary['n_duplicate']} duplicates, {summary['n_rejected']} rejected"
+    duplicates = plural(summary["n_duplicate"], "duplicate")
+    files = f"{summary['n_accepted']} accepted, {duplicates}, {summary['n_rejected']} rejected"
     champion = ", champion" if summary["promoted"] else ""
     held_out = f"{metrics['nll_per_token']:.3f} nats a token, {metrics['bits_per_note']:.2f} bits a note"
     return [
