@@ -10,6 +10,7 @@ import typer
 
 from flows.cli.main import app
 from flows.cli.requests import read_request
+from flows.cli.run_flow import build_config
 from tasks.config.overrides import apply_overrides
 from tasks.config.presets import PRESETS, build_preset, system_of
 from tasks.music.tokenizers.registry import ENCODINGS
@@ -101,6 +102,13 @@ def test_the_request_file_of_the_guide_is_one(tmp_path: Path) -> None:
 def test_each_link_leads_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_settings_file_of_the_guide_is_one(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "train.md").read_text(), flags=re.S)
+    (tmp_path / "run.toml").write_text(block)
+    config = build_config("music_transformer_tiny", [], tmp_path / "run.toml")
+    assert (config.train.n_steps, config.train.batch_size, config.train.schedule.warmup_steps) == (5000, 16, 500)
 
 
 def test_the_tree_names_folders_that_exist_and_every_package() -> None:
