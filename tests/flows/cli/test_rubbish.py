@@ -18,6 +18,8 @@ from flows.cli import main
 from flows.services import servers
 from tasks.runtime.signals import ends
 
+pytestmark = pytest.mark.slow  # seconds a test; see `make check`
+
 N_SEEDS = int(os.environ.get("ORCHESTRION_RUBBISH", "320"))  # argument lists of a run
 LONG, DEEP = "9" * 5000, "[" * 100_000
 TEXTS = [

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # seconds a test; see `make check`
+
 PRESETS = [sys.executable, "-m", "flows.cli", "presets"]
 
 

@@ -279,6 +279,7 @@ def test_a_melody_is_accompanied_by_more_tracks(home: Home, corpus: Path, tmp_pa
         assert sidecar["ended"] or "of 3 tracks are whole" in sidecar["warnings"][0]
 
 
+@pytest.mark.slow
 def test_models_that_do_not_go_with_a_dataset_are_refused(home: Home, corpus: Path) -> None:
     dataset = dataset_of("music_transformer_tiny", home, corpus)
     vae = shortened(build_preset("mmm_vae_tiny"))

@@ -71,6 +71,7 @@ def test_another_encoding_parses_nothing_again(home: Home, tmp_path: Path) -> No
     assert not set(second.token_shards("train")) & set(first.token_shards("train"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", [OptimusTxtConfig(), MmmConfig()], ids=lambda config: config.name)
 def test_a_learned_vocabulary_is_that_of_all_splits_and_variants(home: Home, tmp_path: Path, encoding: Any) -> None:
     version = small_dataset(home, small_corpus(tmp_path / "midi", 12), encoding=encoding)

@@ -44,6 +44,8 @@ from tests.studio import (
     silent,
 )
 
+pytestmark = pytest.mark.slow  # seconds a test; see `make check`
+
 
 def test_every_file_is_the_same_for_any_batch_size(home: Home, setup: Setup) -> None:
     first = compose(home, setup, batch_size=8, prompt=str(setup.prompts))

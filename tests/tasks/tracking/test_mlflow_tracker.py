@@ -26,6 +26,8 @@ from tasks.tracking.mlflow_tracker import CurveLog, ModelVersion, Run, Tracker
 from tests.flows.conftest import clean_environment
 from tests.samples import short_training, small_corpus, small_dataset, small_model
 
+pytestmark = pytest.mark.slow  # seconds a test; see `make check`
+
 TRAINING, EVALUATION = "orchestrion/training", "orchestrion/evaluation"
 
 
