@@ -1,4 +1,7 @@
-"""Sections of an evaluation's page about generated music: samples, copies, continuations."""
+"""Sections of an evaluation's page about generated music: samples, copies, continuations.
+
+Each section takes the macros of page.html as `page`.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +15,7 @@ from tasks.evaluation.card import with_interval
 from tasks.reporting.curves import draw_curves
 from tasks.reporting.markup import label_of
 from tasks.reporting.spreads import Scale, draw_interval, draw_notes, draw_spreads
-from tasks.reporting.templates import escape, figure_list, path_html, table
+from tasks.reporting.templates import path_html
 
 if TYPE_CHECKING:  # these bring torch
     from tasks.evaluation.continuations import Continuation, ContinuationTest
@@ -27,10 +30,10 @@ ROLLS = 3  # continuations drawn as notes
 TOKENS_TO_A_POINT = 16  # of the curve of entropies
 
 
-def sample_section(result: "Evaluation", config: EvaluateConfig) -> str:
+def sample_section(page: Any, result: "Evaluation", config: EvaluateConfig) -> Markup:
     """Return distributions of statistics of samples over those of held-out pieces, and their distances."""
     if result.judgement is None or not result.values:
-        return '<p class="empty">No samples were drawn.</p>'
+        return page.empty("No samples were drawn.")
     j, m = result.judgement, result.metrics
     lead = (
         f"{plural(result.n_samples, 'sample')} of at most {config.sample_tokens:,} tokens, drawn without the grammar so"
@@ -38,17 +41,13 @@ def sample_section(result: "Evaluation", config: EvaluateConfig) -> str:
         f" {plural(j['n_held_out'], 'piece')} of the split. Intervals are 95 %, by bootstrap over pieces."
     )
     names = ("held out", "samples")
-    legend = "".join(f'<li class="p{k}">{name}</li>' for k, name in zip((3, 1), names, strict=True))
-    charts = "".join(_spread(name, names, result) for name in CHARTS if name in result.values)
-    return (
-        f'<p class="lead">{lead}</p>{_distances(j)}<h3 class="later">Statistics</h3><p class="lead">Shares of pieces;'
-        " below each chart the means of both sets and their intervals.</p>"
-        f'<ul class="legend">{legend}</ul><div class="grid">{charts}</div>'
-        f'<h3 class="later">The least alike</h3>{_overlaps(result)}'
-    )
+    charts = Markup().join(_spread(name, names, result) for name in CHARTS if name in result.values)
+    overlaps = _overlaps(page, result)
+    shown = {"lead": lead, "distances": _distances(page, j), "charts": charts}
+    return page.samples(shown | {"least": overlaps[:LEAST_ALIKE], "others": overlaps[LEAST_ALIKE:]})
 
 
-def _spread(name: str, sets: Sequence[str], result: "Evaluation") -> str:
+def _spread(name: str, sets: Sequence[str], result: "Evaluation") -> Markup:
     assert result.judgement is not None
     figures = result.judgement["metrics"][name]
     overlap = with_interval(figures["overlap"])
@@ -57,63 +56,48 @@ def _spread(name: str, sets: Sequence[str], result: "Evaluation") -> str:
     return draw_spreads(label_of(name), said, list(zip(sets, result.values[name], means, strict=True)))
 
 
-def _distances(judgement: Mapping[str, Any]) -> str:
+def _distances(page: Any, judgement: Mapping[str, Any]) -> list[tuple[str, ...]]:
     fd, rows = judgement["fd_feat"], list[tuple[str, str, str, str]]()
     for colour, side, what in ((1, "generated", "samples"), (0, "held_out", "held-out pieces")):
-        cells = _interval_cells(judgement["typicality"][side], Scale(low=0, high=1), colour)
+        cells = _interval_cells(page, judgement["typicality"][side], Scale(low=0, high=1), colour)
         rows.append((f"typicality of {what}", *cells, "1 is typical"))
     if fd["value"] is not None:
         ends = [fd[key] for key in ("value", "high", "chance_high") if fd.get(key) is not None]
         scale = Scale(low=0, high=1.1 * max(ends) or 1.0, mark=fd.get("chance"))
         by_chance = "" if fd.get("chance") is None else f"{fd['chance']:.2f} by chance, at most {fd['chance_high']:.2f}"
-        rows.append(("Fréchet distance of features", *_interval_cells(fd, scale), by_chance))
-    heads, kinds = ("Distance", "", "Value (95 %)", "Beside it"), ("", "span", "number ends", "")
-    return table(heads, rows, kinds, label="Distances")
+        rows.append(("Fréchet distance of features", *_interval_cells(page, fd, scale), by_chance))
+    return rows
 
 
-def _interval_cells(figure: Mapping[str, Any], scale: Scale, colour: int = 1) -> tuple[str, str]:
+def _interval_cells(page: Any, figure: Mapping[str, Any], scale: Scale, colour: int = 1) -> tuple[str, str]:
     value, _, ends = (with_interval(figure) or figure.get("reason", "")).partition(" (")
-    said = escape(value) + (Markup(' <span class="whole">({}</span>').format(ends) if ends else "")
-    return draw_interval(figure, scale, colour), said
+    return draw_interval(figure, scale, colour), page.ends(value, ends)
 
 
-def _overlaps(result: "Evaluation") -> str:
-    """Return tables of all statistics, the least alike first."""
+def _overlaps(page: Any, result: "Evaluation") -> list[tuple[str, ...]]:
+    """Return rows of all statistics, the least alike first."""
     assert result.judgement is not None
     figures = result.judgement["metrics"]
     ranked = sorted(figures, key=lambda name: (figures[name]["overlap"]["value"] or 0.0, name))
     rows = []
     for name in ranked:
         held_out, samples = result.statistics[name]
-        drawn, said = _interval_cells(figures[name]["overlap"], Scale(low=0, high=1))
-        rows.append((escape(label_of(name)), drawn, said, f"{held_out:,.3f}", f"{samples:,.3f}"))
-    heads = ("Statistic", "Overlap", "0 to 1 (95 %)", "Held out", "Samples")
-    kinds = ("", "span", "number ends", "number", "number")
-    least = table(heads, rows[:LEAST_ALIKE], kinds, label="The least alike")
-    rest = table(heads, rows[LEAST_ALIKE:], kinds, label="The other statistics")
-    if not rows[LEAST_ALIKE:]:
-        return least
-    return f"{least}<details><summary>The other {len(rows) - LEAST_ALIKE}</summary>{rest}</details>"
+        drawn, said = _interval_cells(page, figures[name]["overlap"], Scale(low=0, high=1))
+        rows.append((label_of(name), drawn, said, f"{held_out:,.3f}", f"{samples:,.3f}"))
+    return rows
 
 
-def copying_section(result: "Evaluation") -> str:
+def copying_section(page: Any, result: "Evaluation") -> Markup:
     """Return the longest run that each sample shares with train, beside what pieces by people share."""
     copying = result.copying
     if copying is None:
-        return '<p class="empty">Nothing was compared with the training split.</p>'
+        return page.empty("Nothing was compared with the training split.")
     pieces, verdict, human = copying["pieces"], copying["verdict"], copying["human"]
     limits = [piece["human_limit"] for piece in pieces if piece["human_limit"] is not None]
     runs = [piece["match"]["n_notes"] if piece["match"] else 0 for piece in pieces]
     top = 1.1 * max([*runs, *limits, 1])
     rows = [_copy_row(place, piece, run, top) for place, (piece, run) in enumerate(zip(pieces, runs, strict=True))]
-    heads = ("Sample", "Notes", "", "Longest run", "Human limit", "Of the training piece")
-    shown = table(heads, rows, ("", "number", "span", "number", "number", "path"), label="Copied runs")
-    return (
-        f'<p>{_verdict_in_words(verdict)}</p><p class="lead">The longest run of notes that each sample shares with any'
-        " training piece, in any key and at any tempo. The stroke is the human limit: 95 % of held-out pieces of that"
-        f" length by people stay within it ({human['n_measured']:,} of {human['n_held_out']:,} were measured).</p>"
-        f"{shown}"
-    )
+    return page.copying({"words": _verdict_in_words(verdict), "human": human, "rows": rows})
 
 
 def _verdict_in_words(verdict: Mapping[str, Any]) -> str:
@@ -134,12 +118,12 @@ def _copy_row(place: int, piece: Mapping[str, Any], run: int, top: float) -> tup
     return f"{place:04d}", f"{piece['n_notes']:,}", drawn, *numbers, source
 
 
-def continuation_section(test: "ContinuationTest | None", config: EvaluateConfig) -> str:
+def continuation_section(page: Any, test: "ContinuationTest | None", config: EvaluateConfig) -> Markup:
     """Return how the model goes on from held-out pieces, beside how they go on."""
     if test is None:
-        return '<p class="empty">Off: evaluate.n_continuations is 0.</p>'
+        return page.empty("Off: evaluate.n_continuations is 0.")
     if not test.pieces:
-        return f'<p class="empty">No piece of the split has more than {config.prompt_tokens:,} tokens.</p>'
+        return page.empty(f"No piece of the split has more than {config.prompt_tokens:,} tokens.")
     figures = {
         "pieces": f"{len(test.pieces):,}",
         "nats of entropy per token": f"{test.metrics[f'{test.kind}/mean_entropy']:.3f}",
@@ -148,10 +132,9 @@ def continuation_section(test: "ContinuationTest | None", config: EvaluateConfig
         "tokens per second": f"{test.tokens_per_second:,.0f}",
     }
     entropies = draw_curves("Entropy of the model's choice, nats", [_entropy_curve(test)], "tokens drawn before")
-    return (
-        f'<p class="lead">{_what_was_asked(test, config)}</p>{figure_list(figures)}'
-        f'<div class="pair"><div>{_likeness(test)}</div>{entropies}</div>{_rolls(test)}{_rows(test)}'
-    )
+    shown = {"lead": _what_was_asked(test, config), "figures": figures, "entropies": entropies}
+    shown |= {"likeness": _likeness(page, test), "rolls": list(map(_roll, test.pieces[:ROLLS]))}
+    return page.continuations(shown | {"rows": _rows(test)})
 
 
 def _what_was_asked(test: "ContinuationTest", config: EvaluateConfig) -> str:
@@ -179,39 +162,29 @@ def _entropy_curve(test: "ContinuationTest") -> list[tuple[int, float]]:
     return curve
 
 
-def _likeness(test: "ContinuationTest") -> str:
+def _likeness(page: Any, test: "ContinuationTest") -> list[tuple[str, ...]]:
     rows = []
     labels = {"to_own": "to the piece's own music", "of_others": "between different pieces"}
     for feature, found in test.likeness.items():
         for name, label in labels.items():
-            cells = _interval_cells(found[name].to_json(), Scale(low=0, high=1), 1 if name == "to_own" else 0)
+            cells = _interval_cells(page, found[name].to_json(), Scale(low=0, high=1), 1 if name == "to_own" else 0)
             rows.append((f"{label_of(feature)}, {label}", *cells))
-    heads, kinds = ("Mean distance, 0 to 1", "", "Value (95 %)"), ("", "span", "number ends")
-    lead = (
-        "The share of notes that would need another pitch class, or another duration, to be distributed as those that"
-        " stand in the piece. Between the real music of different pieces it is the yardstick: below it, what was"
-        " written belongs to its piece."
-    )
-    return f'<h3>Likeness</h3><p class="lead">{lead}</p>{table(heads, rows, kinds, label="Likeness")}'
+    return rows
 
 
-def _rolls(test: "ContinuationTest") -> str:
-    return f'<div class="rolls">{"".join(map(_roll, test.pieces[:ROLLS]))}</div>'
-
-
-def _roll(piece: "Continuation") -> str:
+def _roll(piece: "Continuation") -> tuple[str, list[tuple[str, Markup]]]:
+    """Return the name of a piece, and both its rolls with their captions."""
     sides = (("as it stands", piece.original), ("as the model wrote it", piece.written))
     notes = [(what, piece.notes_of(score)) for what, score in sides]
     seconds = max([end for _, spans in notes for _, end, _, _ in spans] or [1.0])
     name = piece.opening.file
-    drawn = ""
-    for colour, (what, spans) in enumerate(notes):
-        roll = draw_notes(f"{name} {what}", spans, seconds, colour)
-        drawn += f'<p class="soft">{what}, {plural(len(spans), "note")}</p>{roll}'
-    return f"<figure><figcaption><h3>{path_html(name)}</h3></figcaption>{drawn}</figure>"
+    return name, [
+        (f"{what}, {plural(len(spans), 'note')}", draw_notes(f"{name} {what}", spans, seconds, colour))
+        for colour, (what, spans) in enumerate(notes)
+    ]
 
 
-def _rows(test: "ContinuationTest") -> str:
+def _rows(test: "ContinuationTest") -> list[tuple[str, ...]]:
     rows = []
     for piece in test.pieces:
         row = piece.row
@@ -219,13 +192,9 @@ def _rows(test: "ContinuationTest") -> str:
         entropy = "" if row["entropy"] is None else f"{row['entropy']:.3f}"
         rows.append(
             (
-                path_html(row["file"]), escape(row["prompt"]), *(f"{n:,}" for n in lengths),
+                path_html(row["file"]), row["prompt"], *(f"{n:,}" for n in lengths),
                 "yes" if row["ended_with_eos"] else "no", entropy, f"{row['pitch_class_distance']:.2f}",
                 f"{row['duration_distance']:.2f}", f"{row['generation_time']:.2f}",
             )
         )  # fmt: skip
-    heads = (
-        "Piece", "Row", "Given", "Drawn", "Compared with", "Ended", "Entropy", "Pitch classes", "Durations", "Seconds",
-    )  # fmt: skip
-    shown = table(heads, rows, ("path", "", *["number"] * 8), label="Continued pieces")
-    return f'<h3 class="later">Each piece</h3><p class="lead">Lengths are in tokens, distances from 0 to 1.</p>{shown}'
+    return rows

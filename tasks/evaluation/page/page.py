@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.serialization import to_json
 from tasks.dataset.versions import DatasetVersion
@@ -17,7 +19,7 @@ from tasks.evaluation.page.music_sections import continuation_section, copying_s
 from tasks.reporting.frame import assemble_page
 from tasks.reporting.markup import label_of, say
 from tasks.reporting.spreads import Scale, draw_interval
-from tasks.reporting.templates import escape, figure_list, path_html, table
+from tasks.reporting.templates import escape, templates_of
 from tasks.storage.project import git_commit
 from tasks.tracking.mlflow_tracker import ModelVersion
 
@@ -54,16 +56,17 @@ def evaluation_page(
     run_id: str,
 ) -> str:
     """Return the page of an evaluation as HTML text."""
+    page: Any = templates_of("tasks.evaluation.page").get_template("page.html").module
     sections = [
-        ("likelihood", "Held-out likelihood", _likelihood(result)),
-        ("champion", "Champion", _champion(decision)),
-        ("samples", "Samples beside held-out music", sample_section(result, config)),
-        ("copying", "Copying", copying_section(result)),
-        ("continuations", "Continuations", continuation_section(result.continuations, config)),
-        ("speed", "Speed", _speed(result)),
-        ("origin", "Origin and settings", _origin(result, model, dataset, config, run_id)),
+        ("likelihood", "Held-out likelihood", page.likelihood(_likelihood(result))),
+        ("champion", "Champion", page.champion(_champion(decision))),
+        ("samples", "Samples beside held-out music", sample_section(page, result, config)),
+        ("copying", "Copying", copying_section(page, result)),
+        ("continuations", "Continuations", continuation_section(page, result.continuations, config)),
+        ("speed", "Speed", page.speed(_speed(result))),
+        ("origin", "Origin and settings", page.origin(_origin(result, model, dataset, config, run_id))),
     ]
-    subtitle = f"on <code>{escape(dataset.reference)}</code>, {escape(config.split)}"
+    subtitle = Markup("on <code>{}</code>, {}").format(escape(dataset.reference), escape(config.split))
     headline = _headline(result, decision)
     return assemble_page("Evaluation", model.reference, subtitle, headline, _warnings(result, config), sections)
 
@@ -102,7 +105,7 @@ def _warnings(result: "Evaluation", config: EvaluateConfig) -> list[str]:
     return found
 
 
-def _likelihood(result: "Evaluation") -> str:
+def _likelihood(result: "Evaluation") -> dict[str, Any]:
     m = result.metrics
     worse = m["baseline/nll_per_token"] / m["nll_per_token"] if m["nll_per_token"] else math.nan
     pairs = [
@@ -121,9 +124,7 @@ def _likelihood(result: "Evaluation") -> str:
         f"{int(m['n_tokens']):,} tokens of {result.n_held_out:,} pieces, each predicted once, {reach}. Beside the"
         " model, as a stroke: what the training split's token frequencies alone would give."
     )
-    heads, kinds = ("Figure", "", "Model", "Frequencies"), ("", "span", "number", "number")
-    shown = table(heads, rows, kinds, label="Held-out likelihood")
-    return f'<p class="lead">{lead}</p>{shown}{_latents(m)}'
+    return {"lead": lead, "rows": rows, "latents": _latents(m)}
 
 
 def _beside(ours: float, theirs: float, top: float) -> str:
@@ -134,41 +135,36 @@ def _beside(ours: float, theirs: float, top: float) -> str:
     return draw_interval({"low": 0.0, "high": ours, "value": ours}, scale, 1)
 
 
-def _latents(m: Mapping[str, float]) -> str:
+def _latents(m: Mapping[str, float]) -> dict[str, str]:
     if "latent/gain" not in m:
-        return ""
-    figures = {
+        return {}
+    return {
         "nats per token: writing from the latent": number(m["reconstruction"], 4),
         "divergence of the latent": number(m["kl"], 4),
         "cost of another block's latent": number(m["latent/gain"], 4),
         "active numbers of the latent": f"{m['latent/n_active']:.0f} of {m['latent/n_numbers']:.0f}",
     }
-    lead = "The figures are bounds: the loss of writing each block from its latent, and what the latent itself costs."
-    return f'<h3 class="later">Latents</h3><p class="lead">{lead}</p>{figure_list(figures)}'
 
 
-def _champion(decision: Decision) -> str:
-    words = f"<p>{escape(decision.in_words())}</p>"
+def _champion(decision: Decision) -> dict[str, Any]:
     rivalry = decision.rivalry
+    shown: dict[str, Any] = {"words": decision.in_words(), "figures": {}, "row": ()}
     if rivalry is None or not rivalry.champion:
-        return words
-    figures = {"this model, bits per note": number(rivalry.ours, 4), rivalry.champion: number(rivalry.theirs, 4)}
-    shown = f"{words}{figure_list(figures)}"
+        return shown
+    shown["figures"] = {
+        "this model, bits per note": number(rivalry.ours, 4),
+        rivalry.champion: number(rivalry.theirs, 4),
+    }
     found = rivalry.difference
     if found is None or found.value is None or found.low is None or found.high is None:
-        return shown + '<p class="empty">There is no interval: pieces were not compared one by one.</p>'
+        return shown
     reach = 1.15 * max(abs(found.low), abs(found.high), 1e-6)
     drawn = draw_interval(found.to_json(), Scale(low=-reach, high=reach, mark=0.0), 1)
-    row = (f"this model - {rivalry.champion}", drawn, f"{found.value:+.4f}", interval(found.to_json(), 4, "+"))
-    lead = (
-        "The difference over the same pieces with its 95 % interval, by bootstrap over pieces. The stroke in the middle"
-        " is 0; left of it this model needs fewer bits."
-    )
-    heads, kinds = ("Bits per note", "", "Difference", "95 %"), ("", "span", "number", "number ends")
-    return f'{shown}<p class="lead">{lead}</p>{table(heads, [row], kinds, label="Difference to the champion")}'
+    ends = interval(found.to_json(), 4, "+")
+    return shown | {"row": (f"this model - {rivalry.champion}", drawn, f"{found.value:+.4f}", ends)}
 
 
-def _speed(result: "Evaluation") -> str:
+def _speed(result: "Evaluation") -> dict[str, Any]:
     seconds, test = result.seconds, result.continuations
     scored = result.metrics["n_tokens"] / seconds["scoring"] if seconds.get("scoring") else None
     figures = {
@@ -176,16 +172,13 @@ def _speed(result: "Evaluation") -> str:
         "tokens sampled per second": number(result.tokens_per_second or None, 0),
         "tokens continued per second": number(test.tokens_per_second if test and test.pieces else None, 0),
     }
-    shown = figure_list({name: value for name, value in figures.items() if value})
-    rows = [(escape(stage), number(spent, 2)) for stage, spent in seconds.items()]
-    stages = table(("Stage", "Seconds"), rows, ("", "number"), label="Seconds of each stage") if rows else ""
-    lead = "As measured in this run, on its machine."
-    return f'<p class="lead">{lead}</p>{shown}{stages}'
+    rows = [(stage, number(spent, 2)) for stage, spent in seconds.items()]
+    return {"figures": {name: value for name, value in figures.items() if value}, "rows": rows}
 
 
 def _origin(
     result: "Evaluation", model: ModelVersion, dataset: DatasetVersion, config: EvaluateConfig, run_id: str
-) -> str:
+) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "model": model.reference,
         "preset": model.preset,
@@ -196,14 +189,10 @@ def _origin(
         "this run": run_id,
         "code": git_commit(),
     }
-    rows = [(escape(name), path_html(say(value))) for name, value in facts.items() if value != ""]
-    settings = [(escape(name), escape(say(value))) for name, value in to_json(config).items()]
-    lead = '<p class="lead"><code>orchestrion lineage</code> leads on from here to the training files.</p>'
-    blocks = "".join(
-        f"<div>{table(heads, lines, ('', 'path'), label=heads[0])}</div>"
-        for heads, lines in ((("Origin", ""), rows), (("Setting", "Value"), settings))
-    )
-    return f'{lead}<div class="pair">{blocks}</div>'
+    return {
+        "facts": [(name, say(value)) for name, value in facts.items() if value != ""],
+        "settings": [(name, say(value)) for name, value in to_json(config).items()],
+    }
 
 
 def number(value: float | None, digits: int) -> str:

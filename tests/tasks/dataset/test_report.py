@@ -31,7 +31,7 @@ from tasks.music.metrics.features import histograms, tempo_histogram
 from tasks.reporting.charts import charts_of, draw_histogram, nice_step
 from tests.browser import Browser, serve_folder, skip_without_browser
 
-NASTY = "</style><script>alert(1)</script><b onclick='x'>\"&amp; @@style@@ $x^2$ \u202e\ud800\x00 שלום"
+NASTY = "</style><script>alert(1)</script><b onclick='x'>\"&amp; {{ style }}{% endfor %} $x^2$ \u202e\ud800\x00 שלום"
 VOID = {"meta", "img"}
 FRAME = '<iframe sandbox="" width="1100" height="800" src="report.html"></iframe>'
 VIEWER = f"<!DOCTYPE html><title>viewer</title>{FRAME}"
