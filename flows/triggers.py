@@ -36,7 +36,7 @@ def check_trigger(config: Any) -> None:
 
 
 def check_config(config: Any, given: Mapping[str, Any], deployed: Mapping[str, Any]) -> None:
-    """See that the config of a trigger is whole, and that its preset is the one it is named after.
+    """Check that the config of a trigger is whole, and that its preset is the one it is named after.
 
     Args:
         config: what the flow got.

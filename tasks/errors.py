@@ -83,7 +83,7 @@ class DamagedDatabase(HomeError):
 
 
 class SweepFailed(OrchestrionError):
-    """A sweep of which no point came to a result."""
+    """A sweep without a result for any point."""
 
     exit_code = 1
 
@@ -95,7 +95,7 @@ class Interrupted(OrchestrionError):
 
 
 def words_of(error: BaseException) -> str:
-    """Return what an error of others says in one line: of a traceback its last, of a heading what stands under it."""
+    """Return a foreign error in one line: the last of a traceback, or the one under a heading."""
     lines = [line.strip() for line in _ANSI.sub("", str(error)).splitlines() if line.strip()]
     if not lines:
         return "out of memory" if isinstance(error, MemoryError) else type(error).__name__

@@ -112,7 +112,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _explain(error: Exception, is_verbose: bool) -> int:
-    """Say in one line what went wrong that nobody thought of, and return the exit code."""
+    """Print one line about an unexpected error, and return the exit code."""
     if _was_interrupted(error):
         _say_interrupted()
         return INTERRUPTED

@@ -96,7 +96,7 @@ def _text(table: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _check_values(settings: Mapping[str, Any], where: str) -> None:
-    """See what can be told of settings without the model whose own they change: keys, and numbers that none takes."""
+    """Validate what does not depend on the model whose settings are changed: keys, and numbers that none takes."""
     known = to_json(GenerateConfig())
     for key, value in settings.items():
         if key not in known:

@@ -113,7 +113,7 @@ def basic(password: str) -> str:
 
 
 def proof(password: str, server: str, port: int, nonce: str) -> str:
-    """Return what only a holder of the password can say about a server's name, its port and a number used once."""
+    """Return the proof of the password for a server's name, its port and a number used once."""
     return hmac.new(password.encode(), f"{server} {port} {nonce}".encode(), "sha256").hexdigest()
 
 

@@ -233,6 +233,6 @@ def check_prefect() -> str:
 
 
 def without_password(address: str) -> str:
-    """Return an address without user, password and query, as it may be said."""
+    """Return an address without user, password and query, for messages."""
     parts = urllib.parse.urlsplit(address)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

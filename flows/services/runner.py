@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class FlowRunner(Runner):
-    """A runner that runs the flow it was given for a deployment, whatever the deployment says by then.
+    """A runner that runs the flow it was given for a deployment, even if the deployment changes.
 
     Any client of the server may change a deployment, and a pull step is a shell command of its choice. So a run begins
     with a look at its deployment, and the process of the run is told its entry point here: it asks the server for none.
@@ -36,7 +36,7 @@ class FlowRunner(Runner):
         self._entrypoints: dict[UUID, str] = {}
 
     def register(self, deployment: RunnerDeployment) -> None:
-        """Register a deployment with the server, rid of what a work pool or somebody else has put into it."""
+        """Register a deployment with the server, without values that a work pool or another user has added."""
         deployment.work_pool_name, deployment.work_queue_name, deployment.job_variables = None, None, {}
         identity, entrypoint = self.add_deployment(deployment), deployment.entrypoint
         assert isinstance(identity, UUID)

@@ -50,7 +50,7 @@ def prefect_app(has_page: bool) -> App:
 
 
 class _Server(uvicorn.Server):
-    """A server that says when it answers, and whose process ends with it."""
+    """A server that reports when it is ready, and whose process ends with it."""
 
     def __init__(self, config: uvicorn.Config, ready: int) -> None:
         super().__init__(config)

@@ -109,7 +109,7 @@ def stop(service: Service) -> None:
 
 
 def ensure_prefect(home: Home) -> None:
-    """See that the flows of this process have a Prefect server: that of PREFECT_API_URL, otherwise one of their own.
+    """Check that the flows of this process have a Prefect server: that of PREFECT_API_URL, otherwise one of their own.
 
     The latter ends with this process, whatever ends it. Prefect would start one by itself, but one without a password.
 
@@ -222,7 +222,7 @@ def _stop_on_terminate() -> None:
 
 
 def _start(home: Home, name: str, port: int | socket.socket, options: list[str]) -> Service:
-    """Start a server as a child that ends with this process, and wait until it says that it answers."""
+    """Start a server as a child that ends with this process, and wait until it is ready."""
     access.password_of(home)  # made before the server asks for it
     log = home.root / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -223,7 +223,7 @@ def check_cache(hidden_BT: Tensor, cache: KVCache, is_interrupted: bool) -> None
 
 
 def initialise(decoder: Decoder) -> None:
-    """Set the weights as `config.initialisation` says; what it does not name stays as the layers made it."""
+    """Initialise the weights by `config.initialisation`; layers that it does not name keep their defaults."""
     config = decoder.config
     if config.initialisation in ("music_transformer", "scaled"):
         # Times sqrt(d_model) in `forward`, this gives entries of about 0.2: small beside what the layers add, so that

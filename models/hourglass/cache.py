@@ -115,7 +115,7 @@ class HourglassCache:
 
 
 def n_cached_layers(config: HourglassConfig) -> list[int]:
-    """Return for each scale how many layers look at its keys, those between two scales included."""
+    """Return for each scale how many layers attend to its keys, those between two scales included."""
     middle = config.n_levels
     depths = [config.depths[k] + config.depths[-1 - k] for k in range(middle)] + [config.depths[middle]]
     if config.attention_resampling:

@@ -199,7 +199,7 @@ class Level(nn.Module):
         return grouped_BTD.unflatten(1, (shorter.n_new, self.factor))
 
     def spread(self, short_BTD: Tensor, scale: Scale, shorter: Scale) -> Tensor:
-        """Return for each new vector of `scale` what the latest shortened one says about it."""
+        """Return for each new vector of `scale` its part of the latest shortened vector, lengthened."""
         memory = shorter.handover
         if memory is None:
             return self.lengthen(short_BTD)[:, : scale.n_new]

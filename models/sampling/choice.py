@@ -160,7 +160,7 @@ class Chooser:
         temperature: Callable[[int], float] | None = None,
         top_k: Callable[[int], int | None] | None = None,
     ) -> "Chooser":
-        """Ask for all values now, so that a wrong one is told before any work; a piece has at least one id."""
+        """Evaluate all values now, so that a wrong one fails before any work; a piece has at least one id."""
         lengths = range(1, config.max_tokens)
         temperatures = np.array([config.temperature])
         top_ks = np.array([config.top_k or vocab_size], dtype=np.int64)

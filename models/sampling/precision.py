@@ -85,7 +85,7 @@ def evaluated_in(dtype: torch.dtype, model: SampledModel) -> SampledModel:
 
 
 class ExactLogits:
-    """A model in float64 that looks at one piece at a time."""
+    """A model in float64 that computes one piece at a time."""
 
     def __init__(self, model: SampledModel, room: int) -> None:
         self.model = evaluated_in(torch.float64, model)

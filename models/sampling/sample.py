@@ -308,7 +308,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What a caller of `sample` is told or asked."""
+    """Callbacks of `sample`."""
 
     on_step: Callable[[int], bool | None] | None
     on_piece: Callable[[Written], None] | None

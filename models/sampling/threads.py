@@ -31,7 +31,7 @@ class ThreadCount:
         self._start_trial()
 
     def use(self) -> int:
-        """Return the number for the next step and tell torch."""
+        """Set torch's number of threads for the next step, and return it."""
         count = self.to_try[-1] if self.to_try else self.best
         if self.most > 1 and count != torch.get_num_threads():
             torch.set_num_threads(count)

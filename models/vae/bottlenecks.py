@@ -18,7 +18,7 @@ KERNEL = 5  # tokens, or latents of the stage before, that a convolution looks a
 
 
 class Latent(NamedTuple):
-    """What the encoder says of each row: a normal distribution for each number of its latent.
+    """The encoder's result for each row: a normal distribution for each number of its latent.
 
     `logvar_BZ` is None for a bottleneck that is not variational; `mu_BZ` is then the latent itself.
     """

@@ -32,7 +32,7 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
 
     def keys_values(self, x_BJD: Tensor) -> Tensor:
-        """Return keys and values of the vectors to look at, of shape (B, 2, H, J, K)."""
+        """Return keys and values of the attended vectors, of shape (B, 2, H, J, K)."""
         return self.to_kv(x_BJD).unflatten(-1, (2, self.n_heads, -1)).permute(0, 2, 3, 1, 4)
 
     def forward(

@@ -88,7 +88,7 @@ class ComposerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFacts:
-    """The model of a session; `checkpoint` lies within the home."""
+    """The model of a session; `checkpoint` is a path within the home."""
 
     reference: str
     run_id: str
@@ -99,7 +99,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Primer:
-    """What a piece begins with, before any block: `<start>` alone, or music that the model goes on from.
+    """The beginning of a piece, before any block: `<start>` alone, or music that the model continues.
 
     Args:
         name: of the MIDI file, or of the dataset's row; empty for the other kinds.
@@ -240,7 +240,7 @@ def count_notes(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
 
 
 class _BlockWriter:
-    """Lets a model go on from some ids until it has written enough, and cuts where no note is torn."""
+    """Continues some ids with a model until there are enough, and cuts between notes."""
 
     def __init__(
         self,

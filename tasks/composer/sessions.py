@@ -230,7 +230,7 @@ class SessionFolder:
         return session
 
     def grow(self, n_blocks: int, on_block: Callable[[Session], None]) -> Session:
-        """Add blocks in sequence, each of which is the session's own once it is told to `on_block`.
+        """Add blocks in sequence; each is stored before `on_block` is called with it.
 
         The model does not end the piece. Memory does not grow with it but for the ids. Killed at any time, the session
         holds all blocks that were told.
@@ -344,7 +344,7 @@ class SessionFolder:
 
 
 def _fill_in(values: dict[str, Any]) -> None:
-    """Give the settings of a session of an older release what these did not say, so that it goes on as it began."""
+    """Complete the settings of a session of an older release, so that it continues as it began."""
     blocks = values.get("blocks")
     for part in (values, values.get("proposal"), *(blocks if isinstance(blocks, list) else ())):
         config = part.get("config") if isinstance(part, dict) else None

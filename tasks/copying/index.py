@@ -86,7 +86,7 @@ class CopyMatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PieceCheck:
-    """What the index says of one piece.
+    """The result of the index for one piece.
 
     Args:
         n_notes: pitched notes, a doubled one once.

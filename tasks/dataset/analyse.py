@@ -109,7 +109,7 @@ def build_analysis(shards: Sequence[AnalysisShard], on_shards: Callable[[int], N
 
 
 def prepare() -> None:
-    """Compile what looks at notes, or load what an earlier process compiled."""
+    """Compile the kernels of note features, or load them from Numba's cache."""
     from tasks.music.metrics import features
     from tasks.music.similarity import fingerprint
 
@@ -166,7 +166,7 @@ def analyse(songs: Path) -> tuple[pa.Table, dict[str, list[int]]]:
 
 
 def read_analysis(shards: Sequence[AnalysisShard]) -> Analysis:
-    """Read what the shards say of each piece, signatures and n-grams apart."""
+    """Read the columns about each piece from the shards, without signatures and n-grams."""
     names = [field.name for field in ANALYSIS_SCHEMA if not pa.types.is_list(field.type)]
     tables = [read_table(shard.path, names).replace_schema_metadata(None) for shard in shards]
     sizes = np.cumsum([0, *(table.num_rows for table in tables)])

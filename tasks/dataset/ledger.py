@@ -74,7 +74,7 @@ def allow_licences(files: pa.Table, licences: Sequence[str]) -> pa.Table:
 
 
 def read_song_facts(shards: Sequence[SongShard]) -> pa.Table:
-    """Return what the song shards say of each content, notes apart, in the order of the contents."""
+    """Return the song shards' columns about each content, without notes, in the order of the contents."""
     tables = [read_table(shard.path, SONG_FACTS) for shard in shards]
     return pa.concat_tables(tables).replace_schema_metadata(None).combine_chunks()
 

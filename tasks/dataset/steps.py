@@ -169,7 +169,7 @@ def parse_songs(home: Home, inputs: Inputs) -> Songs | frozenset[str]:
 
 @task(name="account-for-files", cache_policy=NO_CACHE)
 def account_for_files(inputs: Inputs, songs: Songs) -> tuple[ledger.Ledger, LeakageReport]:
-    """Decide the state and the split of every file, and see that nothing leaks from one split to another."""
+    """Decide the state and the split of every file, and check for leaks between splits."""
     with Progress("grouping pieces"):
         book = ledger.build_ledger(
             inputs.config, inputs.scan.files, songs.contents, songs.shards, songs.analysis, cluster.run_apart

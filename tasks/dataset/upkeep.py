@@ -64,7 +64,7 @@ def verify_version(dataset: DatasetVersion, on_files: Callable[[int], None] | No
 def check_datasets(
     chosen: Sequence[DatasetVersion], on_files: Callable[[int], None] | None = None
 ) -> Iterator[tuple[str, Problem]]:
-    """Yield every problem of some versions, with the version's reference; their flat tokens are looked at too."""
+    """Yield every problem of some versions, with the version's reference; flat token files are checked too."""
     for dataset in chosen:
         for problem in verify_version(dataset, on_files):
             yield dataset.reference, problem

@@ -233,5 +233,5 @@ def list_datasets(home: Home, name: str = "*", damaged: list[DatasetError] | Non
 
 
 def confirm(dataset: DatasetVersion) -> None:
-    """Make an existing version the latest of its name again: a rebuild found that its sources still say so."""
+    """Make an existing version the latest of its name again, because a rebuild reproduced it."""
     note_latest(Home(dataset.folder.parents[1]), dataset.name, dataset.version)

@@ -114,7 +114,7 @@ def _no_candidate(result: "Evaluation") -> str:
 def _compare(
     tracker: Tracker, result: "Evaluation", champion: str, tags: Mapping[str, str], config: EvaluateConfig
 ) -> Rivalry:
-    """Compare a model with a champion that was scored on the same music with the same settings, which `tags` say."""
+    """Compare a model with a champion scored on the same music with the same settings, as `tags` state."""
     ours, theirs = result.metrics["bits_per_note"], float(tags["bits_per_note"])
     if config.promote_by == "figure":
         return _by_figure(ours, theirs, champion)
@@ -133,7 +133,7 @@ def _compare(
 
 
 def _settings_apart(tracker: Tracker, tags: Mapping[str, str], result: "Evaluation", config: EvaluateConfig) -> str:
-    """Return how the settings differ with which the champion and a model were scored, empty where they do not."""
+    """Return how the scoring settings of the champion and a model differ; empty where they are equal."""
     ours = scored_with(result, config)
     if "scored_with" in tags:
         theirs = json.loads(tags["scored_with"])

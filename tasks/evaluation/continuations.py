@@ -58,7 +58,7 @@ class Opening:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Continuation:
-    """What a model wrote after an opening, and what is there."""
+    """A model's continuation of an opening, and the original one."""
 
     opening: Opening
     row: dict[str, Any]  # of the results file
@@ -89,7 +89,7 @@ def _spans(score: Score) -> list[tuple[float, float, int]]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ContinuationTest:
-    """All that a model was asked to go on from.
+    """The openings that a model was asked to continue.
 
     Args:
         n_too_short: pieces of the split that are too short to be asked about.
@@ -121,7 +121,7 @@ class ContinuationTest:
         return {f"{self.kind}/{name}": float(value) for name, value in figures.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the results file: what `results_of` says, and how alike each piece and its original are."""
+        """Return the results file: `results_of`, and the similarity of each piece to its original."""
         rows = [piece.row for piece in self.pieces]
         likeness = {
             feature: {name: figure.to_json() for name, figure in found.items()}
@@ -150,7 +150,7 @@ def continue_pieces(
     config: EvaluateConfig,
     on_tokens: Callable[[int], None] | None = None,
 ) -> ContinuationTest:
-    """Let a model go on from the first `prompt_tokens` of some pieces of the split, as batches are written.
+    """Continue the first `prompt_tokens` of some pieces of the split, as batches do.
 
     Up to `sample_tokens` are drawn after them, under the grammar and at temperature 1, and set beside as many of the
     piece itself. The random stream of a piece depends on the seed and its place among those chosen, which is the same
@@ -247,7 +247,7 @@ def _write(
     config: EvaluateConfig,
     on_tokens: Callable[[int], None] | None,
 ) -> list[WrittenIds]:
-    """Return what a model writes after each opening, or from the latent of its first window."""
+    """Return a model's continuation of each opening, or its piece from the latent of the first window."""
     latents = FROM_PRIOR
     if isinstance(loaded.model, Vae):
         sources = tuple(

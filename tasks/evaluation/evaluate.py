@@ -54,7 +54,7 @@ class Evaluation:
 
 
 def check_fits(loaded: LoadedModel, dataset: DatasetVersion) -> None:
-    """See that a model reads the token ids that a dataset holds.
+    """Check that a model reads the token ids that a dataset holds.
 
     Raises:
         CheckpointError: it was trained on another encoding.
@@ -74,7 +74,7 @@ def evaluate_model(
     on_windows: Callable[[int], None] | None = None,
     show: Callable[[str, int, str], Progress] = Progress,
 ) -> Evaluation:
-    """Score a model on a split, compare free samples with it, and let it go on from some of its pieces.
+    """Score a model on a split, compare free samples with it, and continue some of its pieces.
 
     Args:
         on_windows: called with the number of windows scored since the last call.

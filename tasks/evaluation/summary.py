@@ -63,7 +63,7 @@ def _log_continuations(run: Run, test: "ContinuationTest", config: EvaluateConfi
 
 
 def report_address(run: Run) -> str:
-    """Return where the page of an evaluation lies: its path, or where it is no file of this machine, its address."""
+    """Return the path of an evaluation's page, or its address where it is no file of this machine."""
     address = f"{run.tracker.client.get_run(run.run_id).info.artifact_uri}/{EVALUATION_PAGE}"
     return url2pathname(urlsplit(address).path) if address.startswith("file://") else address
 

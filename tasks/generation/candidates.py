@@ -87,7 +87,7 @@ class WriteJob:
 
 @dataclass(frozen=True, slots=True)
 class RenderJob:
-    """Chosen candidates of which pieces are made; a worker needs nothing else."""
+    """Chosen candidates to render as pieces: all that a worker needs."""
 
     chosen: tuple[Candidate, ...]
     facts: tuple[dict[str, Any], ...]  # what the sidecar of each says beyond what is known of the candidate
@@ -192,7 +192,7 @@ def write_candidates(
 
 
 def _fullness(config: GenerateConfig, tokenizer: Any) -> Callable[[int, Tensor], bool] | None:
-    """Return what tells whether ids go on beyond their limit; None where they need not be asked before their end."""
+    """Return a check whether ids exceed their limit; None where the check is only needed at their end."""
     limit = piece_limit(config)
     if not limit or isinstance(tokenizer, MmmTokenizer):  # which comes back to the first bar for each track
         return None
@@ -359,7 +359,7 @@ def _places_of(score: Score) -> list[tuple[int, ...]]:
 
 
 def _short_of(config: GenerateConfig, score: Score, ended_by: str, n_tracks: int) -> list[str]:
-    """Return which lengths that were asked for a piece does not reach, because it has the most tokens."""
+    """Return which requested lengths a piece misses because it has the maximum number of tokens."""
     limit = piece_limit(config)
     if ended_by != "tokens":
         return []

@@ -50,7 +50,7 @@ class Batch:
 
     @property
     def results(self) -> Path:
-        """What `results_of` says; beside the folder, for measured times are not the same bytes every time."""
+        """The results of `results_of`; beside the folder, because measured times differ between runs."""
         return self.folder.with_name(f"{self.name}.results.json")
 
     def logged_run(self) -> str:
@@ -95,7 +95,7 @@ def find_batch(home: Home, name: str) -> Batch | None:
 
 
 def find_whole_batch(home: Home, name: str) -> Batch | None:
-    """Return a finished batch whose files are all what was written, or None; a damaged one is told and made again."""
+    """Return a finished batch with all files intact, or None; a damaged one is reported and made again."""
     try:
         batch = find_batch(home, name)
         if batch:

@@ -121,7 +121,7 @@ def draw_gaps(n_bars: int, share: float, seed: int, index: int) -> list[tuple[in
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gap:
-    """Bars to be written again, and the piece around them as it is by now."""
+    """Bars to write again, and the current piece around them."""
 
     whole: Score
     span: Span

@@ -98,7 +98,7 @@ class Critic:
         ]
 
     def verdict(self, sidecars: Sequence[Facts]) -> dict[str, Any]:
-        """Return what a manifest says of a batch: statistics against held-out music, and copying against people's."""
+        """Return the judgement of a batch: statistics against held-out music, and copying against people's."""
         if self.index is None:
             return {"judgement": None, "copying": None, "unjudged": self.reason}
         judgement = judge_pieces([piece["statistics"] for piece in sidecars], self.held_out)
@@ -146,7 +146,7 @@ def flags_of(facts: Facts) -> list[str]:
 
 
 def is_cut_within_bars(facts: Facts) -> bool:
-    """Return whether bars that were to be written again had no room for it."""
+    """Return whether there was no room to write the bars again."""
     return bool(facts["infill"]) and any(gap["ended_by"] == "tokens" for gap in facts["infill"]["gaps"])
 
 

@@ -115,7 +115,7 @@ def tell_losses(prompts: Sequence[Prompt], tokenizer: Any) -> None:
 
 
 def with_room(config: GenerateConfig, prompts: Sequence[Prompt]) -> GenerateConfig:
-    """Return settings whose longest piece has room for each prompt of which bars are written again, twice as dense."""
+    """Return settings with room for each prompt whose bars are written again, twice as dense."""
     longest = max((prompt.n_whole for prompt in prompts if prompt.canvas), default=0)
     max_tokens = max(config.sampling.max_tokens, 2 * longest)
     return replace(config, sampling=replace(config.sampling, max_tokens=max_tokens))
@@ -128,7 +128,7 @@ def _check_room(loaded: LoadedModel, config: GenerateConfig, prompt: Prompt) -> 
 
 
 def prompt_extent(config: GenerateConfig) -> Extent:
-    """Return how much of a prompt is taken, where that is not said in tokens."""
+    """Return how much of a prompt is used, where the limit is not in tokens."""
     return Extent(config.prompt_notes, config.prompt_bars, config.prompt_seconds)
 
 
@@ -226,7 +226,7 @@ def _prompt_files(prompt: Path) -> list[tuple[str, Path]]:
 
 
 def _is_companion(path: Path, name: str | Path) -> bool:
-    """Tell an AppleDouble file by its name or first bytes; one that cannot be read is told of when it is a prompt."""
+    """Return whether a file is AppleDouble, by its name or first bytes; an unreadable one is reported as a prompt."""
     try:
         if not path.is_file():  # a pipe would block
             return is_companion(os.fsencode(name))

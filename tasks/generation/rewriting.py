@@ -83,7 +83,7 @@ class Rewritten:
 
     @property
     def written(self) -> WrittenIds:
-        """The piece's ids, for all that counts them; the music is `score`."""
+        """The piece's ids, for counts; the music is `score`."""
         return WrittenIds(self.place, np.concatenate(self.ids), np.concatenate(self.entropies), self.seconds)
 
     @property
@@ -98,7 +98,7 @@ class Rewritten:
 
     @property
     def warnings(self) -> list[str]:
-        """What a listener should know of gaps that are not as they were meant to be."""
+        """Warnings about gaps that were not filled as asked."""
         return [
             f"bars {filling.span.first_bar}-{filling.span.last_bar}: "
             + ("cut at the most tokens" if filling.n_tokens else "left as they were, for the piece has too many tokens")

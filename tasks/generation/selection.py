@@ -89,7 +89,7 @@ class Choice:
         return max(round(self.facts["statistics"]["seconds"]), 1)
 
     def sidecar(self, config: GenerateConfig) -> dict[str, Any]:
-        """Return what the piece's sidecar says of the choice."""
+        """Return the entry about the choice for the piece's sidecar."""
         chosen_from = {
             "n": self.n_attempts,
             "by": config.best_by,
@@ -119,7 +119,7 @@ def first_candidates(config: GenerateConfig) -> list[Candidate]:
 def choose_pieces(
     plan: WritePlan, on_pieces: Callable[[int], None] | None = None, tell: TellTokens | None = None
 ) -> list[Choice]:
-    """Write attempts at each piece, more where all are copies and these are not wanted, and choose.
+    """Write attempts at each piece, more where all are rejected copies, and choose.
 
     Args:
         on_pieces: called with the number of attempts written since the last call; those that were written before count.
@@ -145,7 +145,7 @@ def choose_pieces(
 
 
 def _choose(plan: WritePlan, attempts: Mapping[int, Sequence[int]]) -> list[Choice]:
-    """Return the best attempt at each piece, of equals the first; copies are last where they are not wanted."""
+    """Return the best attempt at each piece, of equals the first; rejected copies come last."""
     candidates = [Candidate(index, attempt) for index, some in attempts.items() for attempt in some]
     facts = {c: read_candidate(c, plan.folder)["facts"] for c in candidates}
     scores = dict(zip(candidates, plan.critic.scores(list(facts.values())), strict=True))

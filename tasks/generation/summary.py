@@ -27,7 +27,7 @@ def batch_summary(batch: "Batch") -> dict[str, Any]:
 
 
 def batch_verdict(batch: "Batch") -> dict[str, float]:
-    """Return the figures by which a batch is set beside real music; those that there are."""
+    """Return the available figures that compare a batch with real music."""
     judgement, copying = batch.manifest["judgement"], batch.manifest["copying"]
     figures = {"share_valid": batch.manifest["validity"]["share_valid"]}
     if judgement:

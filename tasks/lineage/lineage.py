@@ -200,7 +200,7 @@ def _dict_of(path: Path) -> dict[str, Any]:
 
 
 def lineage_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the lines that tell people what `Lineage.of` found."""
+    """Return the result of `Lineage.of` as lines of text."""
     rows = [("target", f"{facts['target']} ({facts['kind']})")]
     for part in ("piece", "batch", "run", "model", "dataset"):
         for key, value in (facts.get(part) or {}).items():

@@ -40,7 +40,7 @@ class BarLines:
         return self.ticks_per_quarter * self.units_per_tick // POSITIONS_PER_QUARTER
 
     def place(self, units: IntArray) -> tuple[IntArray, IntArray]:
-        """Return the bar that each time lies in, and how far after its bar line, in units."""
+        """Return the bar of each time, and its distance from the bar line, in units."""
         run = np.searchsorted(self.start, units, side="right") - 1
         bars, rest = np.divmod(units - self.start[run], self.length[run])
         return self.first_bar[run] + bars, rest

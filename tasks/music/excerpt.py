@@ -62,7 +62,7 @@ class Extent:
         return end is not None and int((score.notes.onset + score.notes.duration).max(initial=0)) >= end
 
     def is_passed_by(self, score: Score) -> bool:
-        """Return whether a piece goes on beyond the extent."""
+        """Return whether a piece continues beyond the extent."""
         return bool(self) and not self.holds(score).all()
 
 

@@ -173,7 +173,7 @@ def nice_step(top: float) -> int:
 
 
 def draw_stack(title: str, parts: Sequence[tuple[str, int]], noun: str, first: int = 0) -> Markup:
-    """Draw shares as one bar, with a legend that says them; colours start with part `first`."""
+    """Draw shares as one bar with a legend; colours start with part `first`."""
     total = sum(n for _, n in parts)
     rects, entries, x = "", [], 0.0
     for place, (name, n) in enumerate(parts):

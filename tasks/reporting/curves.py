@@ -51,6 +51,6 @@ def draw_curves(title: str, curves: Sequence[Sequence[tuple[int, float]]], axis:
 
 
 def round_step(span: float) -> float:
-    """Return 1, 2 or 5 times a power of ten of which a span has at most five."""
+    """Return a step of 1, 2 or 5 times a power of ten that fits at most five times into a span."""
     power = 10.0 ** math.floor(math.log10(span / 5))
     return next(k * power for k in (1, 2, 5, 10) if span / (k * power) <= 5)

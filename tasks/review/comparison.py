@@ -150,7 +150,7 @@ def _pieces_of(folder: Path) -> list[Heard]:
 
 
 def build_comparison(contestants: Sequence[Contestant]) -> str:
-    """Return the page as HTML; the first model is the one that the others are set beside."""
+    """Return the page as HTML; the others are compared with the first model."""
     scored = {contestant.scored_on for contestant in contestants if contestant.scored_on}
     templates = templates_of("tasks.review")
     templates.globals |= {"charts": _charts, "data_address": data_address, "figure_rows": _figure_rows}

@@ -51,7 +51,7 @@ def n_cluster_cpus() -> int:
 
 
 def check_start() -> None:
-    """See that Ray can be started here, before anything is; it imports nothing of Ray.
+    """Check that Ray can be started here, before anything is; it imports nothing of Ray.
 
     Raises:
         ConfigError, HomeError: there is no folder for its sockets, or others can read its token.
@@ -155,7 +155,7 @@ def _death() -> str:
 
 
 def require_servers() -> None:
-    """See that the Ray that this process started is still there.
+    """Check that the Ray that this process started is still there.
 
     Raises:
         RayLost: it is not. Without asking, one learns of it after a minute, when Ray ends this process.

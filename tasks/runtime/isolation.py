@@ -51,7 +51,7 @@ class WorkLimits:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How work ended that did not finish: `crashed`, `timed_out` or `out_of_memory`, and how one can tell."""
+    """How unfinished work ended: `crashed`, `timed_out` or `out_of_memory`, and the evidence."""
 
     reason: str
     detail: str

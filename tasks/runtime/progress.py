@@ -144,7 +144,7 @@ class Progress:
         self._context.run(_voice.say, "%s", self.standing())
 
     def _is_settled(self) -> bool:
-        """Return whether units were counted for long enough after the start-up to tell how fast they come."""
+        """Return whether units were counted for long enough after the start-up to estimate their rate."""
         if self._begun is None:
             return False
         since, before = self._begun
@@ -172,7 +172,7 @@ class Progress:
 
 
 class _Voice:
-    """The open stages of the process, and the thread that says how the innermost one stands."""
+    """The open stages of the process, and the thread that reports the innermost one."""
 
     def __init__(self) -> None:
         self.stages: list[Progress] = []  # outermost first
@@ -202,7 +202,7 @@ class _Voice:
         logger.info(text, *arguments)
 
     def _speak(self, all_closed: threading.Event) -> None:
-        """Speak whenever nothing was said for a while, until the outermost stage is closed."""
+        """Report whenever nothing was printed for a while, until the outermost stage is closed."""
         while not all_closed.wait(max(self.last_said + SECONDS_BETWEEN_LINES - time.monotonic(), 0.02)):
             if time.monotonic() - self.last_said < SECONDS_BETWEEN_LINES:
                 continue

@@ -24,7 +24,7 @@ MAX_ROOT = MAX_SOCKET_PATH - len(_SESSION) - len("/") - len(PREFIX) - _RANDOM - 
 
 
 def secure_token(is_new: bool = True) -> None:
-    """See that nobody else can read Ray's token, and make one where there is none. Ray itself makes it for all to read.
+    """Check that nobody else can read Ray's token, or make it; Ray itself makes one that everybody can read.
 
     RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH are the user's own: they come first, as for Ray, and are left as they are.
 
@@ -86,7 +86,7 @@ def folder_root() -> Path:
 
 
 class Folder:
-    """A folder that only this user can enter, for one Ray; taken away by `remove`, or by the next one after a kill."""
+    """A folder that only this user can enter, for one Ray; removed by `remove`, or by the next Ray after a kill."""
 
     def __init__(self) -> None:
         root = folder_root()
@@ -103,7 +103,7 @@ class Folder:
 
 
 def _remove_abandoned(root: Path) -> None:
-    """Remove the folders of ours below `root` that nobody holds."""
+    """Remove this project's folders below `root` that no process locks."""
     for path in root.glob(f"{PREFIX}{'?' * _RANDOM}"):
         try:
             found = path.lstat()

@@ -20,7 +20,7 @@ ONSET_TOLERANCE = 0.05  # seconds, as in the usual scores of transcription
 
 @dataclass(frozen=True, slots=True)
 class LatentSource:
-    """A prompt of which a latent is made: its first window, cut as those that the model was trained on."""
+    """A prompt for a latent: its first window, cut like the training windows."""
 
     name: str
     sha256: str
@@ -30,7 +30,7 @@ class LatentSource:
 
 @dataclass(frozen=True, slots=True)
 class LatentPlan:
-    """Where the latents of a batch's pieces come from: prompts, of which each piece takes one or all.
+    """The source of a batch's latents: prompts, of which each piece uses one or all.
 
     Args:
         variation: how far each piece's latent lies on the way from that of its prompt to one that is drawn, 0 to 1.
@@ -42,7 +42,7 @@ class LatentPlan:
     variation: float = 0.0
 
     def share_of(self, index: int) -> float:
-        """Return how far along the path a piece lies, 0 to 1."""
+        """Return the position of a piece on the path between two prompts, 0 to 1."""
         return index / max(self.n_pieces - 1, 1)
 
     def sources_of(self, index: int) -> tuple[LatentSource, ...]:
@@ -61,7 +61,7 @@ def latents_of(model: Model, config: GenerateConfig) -> str:
 
 
 def check_latents(model: Model, config: GenerateConfig, n_prompts: int) -> None:
-    """See that a model has latents where the settings speak of them, and that there are prompts for them.
+    """Check that a model has latents where the settings speak of them, and that there are prompts for them.
 
     Raises:
         ConfigError: it does not, or there are not.

@@ -24,7 +24,7 @@ from tasks.sampling.latents import LatentPlan, check_latents, with_latents
 
 
 def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -> None:
-    """See that a model can do what a batch asks for, before anything is sampled.
+    """Check that a model can do what a batch asks for, before anything is sampled.
 
     Args:
         n_prompts: files to go on from; 0: none.
@@ -58,7 +58,7 @@ def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -
 
 
 def check_wishes(tokenizer: Any, config: GenerateConfig) -> None:
-    """See that an encoding has ids for the key, the programs, the tempo and the density that a batch asks for.
+    """Check that an encoding has ids for the key, the programs, the tempo and the density that a batch asks for.
 
     Raises:
         ConfigError: it has none of a kind.
@@ -68,7 +68,7 @@ def check_wishes(tokenizer: Any, config: GenerateConfig) -> None:
 
 
 def check_prompt_ids(loaded: LoadedModel, config: GenerateConfig, ids: Sequence[int], name: str) -> None:
-    """See that a model can go on from a prompt.
+    """Check that a model can go on from a prompt.
 
     Raises:
         ConfigError: it is too long, or against what the batch asks for.

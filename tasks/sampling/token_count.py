@@ -53,7 +53,7 @@ def tell_progress(progress: Progress) -> TellTokens:
 
 
 class TallySheet:
-    """The numbers of one worker in a file, for whoever waits for it; torn or missing, they are what they were.
+    """The counts of one worker in a file; the reader keeps its last values while the file is partial or missing.
 
     A worker that begins again begins at 0 again.
     """

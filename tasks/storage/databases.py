@@ -59,5 +59,5 @@ def _problem_of(path: Path, thorough: bool) -> str:  # noqa: PLR0911  (one line 
 
 
 def _is_used(folder: Path) -> bool:
-    """Return whether anything stands beside a database but what SQLite puts there."""
+    """Return whether there is anything beside a database except SQLite's own files."""
     return any(not entry.name.endswith((".db", "-wal", "-shm", "-journal")) for entry in folder.iterdir())

@@ -25,7 +25,7 @@ _STORAGE_ERRORS = {
 
 
 def storage_problem(error: BaseException | None) -> str | None:
-    """Return what is wrong with the disk in a few words, or None if `error` and its causes say nothing of the kind."""
+    """Return what is wrong with the disk in a few words, or None if `error` has no such cause."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

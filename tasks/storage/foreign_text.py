@@ -18,7 +18,7 @@ class OutOfBounds(ValueError):
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what JSON text says; the constants NaN and Infinity are numbers, for whom it may concern to refuse.
+    """Parse JSON text; NaN and Infinity become numbers, which the caller may refuse.
 
     Raises:
         OutOfBounds: nested deeper than `MAX_DEPTH`, a whole number beyond 64 bits, or a key twice in one object.
@@ -33,7 +33,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return what TOML text says.
+    """Parse TOML text.
 
     Raises:
         OutOfBounds: nested deeper than `MAX_DEPTH`, a key of more than `MAX_KEY_PARTS` parts, or a whole number beyond

@@ -141,7 +141,7 @@ def tell_unverified(place: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What a look at all bytes of a file says.
+    """The result of a check of all bytes of a file.
 
     Args:
         sha256: of the file, as hex.
@@ -158,7 +158,7 @@ _looked_at: dict[tuple[str, tuple[int, ...]], FileState] = {}
 
 
 def examine(path: Path) -> FileState:
-    """Return what a file's bytes say; one that has not changed since is not read again by the same process.
+    """Check a file's bytes; an unchanged file is not read again by the same process.
 
     Raises:
         OSError: it cannot be read.

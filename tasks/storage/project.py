@@ -25,7 +25,7 @@ def git_commit() -> str:
 
 @cache
 def code_digest() -> str:
-    """Return a digest of the code that makes pieces: a commit says nothing of a changed tree."""
+    """Return a digest of the code that makes pieces; a commit does not identify a changed tree."""
     digest_of_all = hashlib.sha256()
     for folder in ("models", "tasks"):
         for path in sorted((ROOT / folder).rglob("*.py")):

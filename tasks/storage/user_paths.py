@@ -21,7 +21,7 @@ _DESCRIPTORS = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
 
 
 def check_there(path: Path, what: str) -> None:
-    """See that something is at a path.
+    """Check that something is at a path.
 
     Args:
         what: what it is to the user, such as `prompt`.
@@ -62,7 +62,7 @@ def is_file(path: Path) -> bool:
 
 
 def check_output(path: Path) -> None:
-    """See that a file can be written at a path, without touching it.
+    """Check that a file can be written at a path, without touching it.
 
     Raises:
         ConfigError: it is a folder or a block device, has no name or one that is too long, or leads nowhere.
@@ -80,7 +80,7 @@ def check_output(path: Path) -> None:
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Write `data` to where a user said.
+    """Write `data` to a path that a user named.
 
     A regular file is replaced in one step and keeps its permissions; a symbolic link stays, and what it leads to is
     written; a device, a pipe or an open descriptor such as /dev/stdout is written to.

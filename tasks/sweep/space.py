@@ -254,7 +254,7 @@ def _training_of(config: PipelineConfig) -> dict[str, Any]:
 
 
 def sweep_name(config: PipelineConfig, plan: SweepConfig, dataset: DatasetVersion) -> str:
-    """Return the name that settings, space and dataset version determine; the same sweep goes on under it."""
+    """Return the name that settings, space and dataset version determine; the same sweep resumes under it."""
     grid = {axis.key: [parse_value(text) for text in axis.texts] for axis in map(_parse_grid, plan.grid)}
     identity = {
         "train": _training_of(config),

@@ -163,7 +163,7 @@ class _State:
             self.jobs[index].stop_request.touch()
 
     def outcome(self, index: int, result: Mapping[str, Any] | None) -> Event:
-        """Tell how a trial ended: by what it said last, and by what lies on disk."""
+        """Return how a trial ended, from its last report and its files."""
         if reason := (result or {}).get("failed"):
             return Event(index, outcome="failed", reason=reason)
         if read_progress(self.jobs[index].run_dir)["step"] >= self.jobs[index].config.n_steps:

@@ -34,7 +34,7 @@ def server_application(database: str, artifacts: str) -> Any:
 
 
 def check_password(uri: str) -> None:
-    """See that a server lets this process in: otherwise each call fails in its own words, some of them after retries.
+    """Check that a server lets this process in: otherwise each call fails in its own words, some of them after retries.
 
     Raises:
         ConfigError: it refuses the password of the environment. One that does not answer is left to the calls.

@@ -65,12 +65,12 @@ class TrainResult:
 
 
 def divergence_of(run_dir: Path) -> Path:
-    """Return the file that says why a run gave up, which there is only if it diverged."""
+    """Return the file with the reason why a run gave up; it exists only if the run diverged."""
     return run_dir / "diverged.txt"
 
 
 def run_dir_of(home: Home, config: TrainConfig, dataset: DatasetVersion) -> Path:
-    """Return the folder of the run that (dataset version, settings) determine; the same call goes on there."""
+    """Return the folder of the run that (dataset version, settings) determine; the same call resumes it."""
     settings = to_json(config)
     for name in TRAIN_WITHOUT_EFFECT:
         settings.pop(name)
@@ -109,7 +109,7 @@ def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> Tra
 
 
 def check_model(config: TrainConfig, dataset: DatasetVersion) -> None:
-    """See that the model can be built for a dataset; on shapes alone, without memory for it.
+    """Check that the model can be built for a dataset; on shapes alone, without memory for it.
 
     Raises:
         ConfigError: it cannot.

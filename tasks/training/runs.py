@@ -22,7 +22,7 @@ RUN = {"run_id": str, "status": str, "config": dict, "dataset": str, "model?": s
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A training run's folder and what its `run.json` says so far."""
+    """A training run's folder and the current content of its `run.json`."""
 
     folder: Path
     facts: dict[str, Any]
@@ -57,7 +57,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
 
 
 def start_run(claim: Claim, run: Run) -> None:
-    """Write down which MLflow run goes with the folder, so that a later attempt goes on in it."""
+    """Store the MLflow run of the folder, so that a later attempt continues it."""
     write_atomically(claim.folder / "run.json", sealed_bytes(claim.facts | {"run_id": run.run_id, "status": "running"}))
 
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @task(name="fit-model", **HEALS)
 def fit_model(job: trainer.TrainJob, run: Run) -> trainer.TrainResult:
-    """Train, sending curves to the tracker as they come; a retry goes on from the last checkpoint."""
+    """Train, sending curves to the tracker as they grow; a retry continues from the last checkpoint."""
     done = trainer.read_progress(job.run_dir)["step"]
     if done:
         logger.info("training goes on from step %d", done)

@@ -136,7 +136,7 @@ def run_steps(
 
 
 def _is_stopped_before(job: TrainJob, rank: int, world_size: int) -> bool:
-    """Note that the steps begin, and tell whether an end was asked for before there is one to save."""
+    """Record that the steps begin, and return whether a stop was requested before there is a step to save."""
     if rank == 0:
         job.begun.touch()
     return any_rank(job.stop_request.exists() if rank == 0 else False, world_size)

@@ -49,7 +49,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is said of one file: a problem, or that nobody can tell."""
+    """The finding about one file: a problem, or that it cannot be verified."""
 
     path: Path
     problem: str = ""

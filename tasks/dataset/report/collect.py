@@ -31,7 +31,7 @@ def write_report(facts: ReportFacts, folder: Path) -> Path:
 
 
 def facts_of_version(manifest: Mapping[str, Any], ledger: "pa.Table", **more: Any) -> ReportFacts:
-    """Collect what a published version says of itself.
+    """Collect the facts of a published version.
 
     Args:
         manifest: as in `manifest.json`.

@@ -97,7 +97,7 @@ class SampleFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportFacts:
-    """All that a report says; plain values, so that `dataclasses.asdict` of it goes through JSON.
+    """The facts of a report as plain values, so that `dataclasses.asdict` gives JSON.
 
     Args:
         n_files: files found, in any state.

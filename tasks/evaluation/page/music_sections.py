@@ -119,7 +119,7 @@ def _copy_row(place: int, piece: Mapping[str, Any], run: int, top: float) -> tup
 
 
 def continuation_section(page: Any, test: "ContinuationTest | None", config: EvaluateConfig) -> Markup:
-    """Return how the model goes on from held-out pieces, beside how they go on."""
+    """Return the section that compares the model's continuations of held-out pieces with the originals."""
     if test is None:
         return page.empty("Off: evaluate.n_continuations is 0.")
     if not test.pieces:

@@ -341,7 +341,7 @@ class _Stop(Exception):
 
 
 class _Plain:
-    """A tar as it lies on the disk."""
+    """An uncompressed tar on disk."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -411,7 +411,7 @@ class _Expanded(_Plain):
 
 
 def _list_tar(stream: Any, listing: _Listing, pack: IO[bytes] | None) -> None:
-    """List the members up to the end, or to where the archive breaks; a row says so there."""
+    """List the members up to the end, or to where the archive is damaged, which becomes a row."""
     problem, reason, position = "", "truncated_archive", 0
     try:
         for archive, member in _members(stream):

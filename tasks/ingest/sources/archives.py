@@ -75,7 +75,7 @@ def list_archive(
 def _read(
     path: str, n_bytes: int, kind: str, limits: SourceLimits, folder: Path, pack: Path | None, wanted: str
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """Have a child process list an archive; return its rows and what `list_members` says beside them.
+    """List an archive in a child process; return its rows and the other results of `list_members`.
 
     Args:
         folder: for temporary files, on the file system of the cache.
@@ -134,6 +134,6 @@ def _remove_older(pack: Path, key: str) -> None:
 
 
 def sniff_file(path: Path) -> str:
-    """Return what the first bytes of a file say it is: an archive format, `midi`, or an empty string."""
+    """Return the format by a file's first bytes: an archive format, `midi`, or an empty string."""
     with path.open("rb") as handle:
         return sniff_format(handle.read(512))

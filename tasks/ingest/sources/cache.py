@@ -42,7 +42,7 @@ def load_table(path: Path) -> tuple[pa.Table, dict[str, Any]] | None:
 
 
 def _require_whole(path: Path) -> None:
-    """Check all bytes of a cached table by its seal; what it says of files is believed without opening them."""
+    """Check all bytes of a cached table by its seal, because its rows replace a look at the files."""
     state = examine(path)
     if not state.fits:
         raise ValueError(OTHER_BYTES if state.has_seal else "it has no digest")

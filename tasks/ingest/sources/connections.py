@@ -37,7 +37,7 @@ def is_public(address: str) -> bool:
 
 
 def require_public(host: str, port: int | None, shown: str) -> None:
-    """See that a host has public addresses alone; what cannot be resolved is for whoever connects to tell.
+    """Check that a host has public addresses only; one that cannot be resolved fails when it is connected.
 
     Raises:
         DatasetError: it has another.

@@ -30,7 +30,7 @@ CHUNK_FILES, CHUNK_BYTES = 512, 32 * 2**20
 
 @dataclass(slots=True)
 class _Hashed:
-    """One chunk of files after reading: what the file's descriptor said, not what its name said before."""
+    """One chunk of files after reading, with size and times from the open file, not from its name before."""
 
     rows: np.ndarray  # positions in the listing
     digests: bytes

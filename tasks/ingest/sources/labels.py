@@ -107,7 +107,7 @@ def split_by_table(members: pa.Array, table: bytes, place: str, columns: tuple[s
 
 
 def split_by_folders(members: pa.Array) -> pa.Array:
-    """Return the split that a folder's name in each member's path says; null where none does."""
+    """Return the split that a folder name in each member's path gives; null where none does."""
     found = [
         next((_SPLITS[part] for part in name.decode("latin-1").lower().split("/")[:-1] if part in _SPLITS), None)
         for name in members.to_pylist()

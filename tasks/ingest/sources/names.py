@@ -30,7 +30,7 @@ def is_companion(name: bytes, head: bytes = b"") -> bool:
 
 
 def archive_format(name: bytes) -> str:
-    """Return the archive format that a name's suffix says, or an empty string."""
+    """Return the archive format of a name's suffix, or an empty string."""
     lowered = name[-8:].lower()
     return next((kind for suffix, kind in _ARCHIVES if lowered.endswith(suffix)), "")
 
@@ -50,7 +50,7 @@ def danger_of(name: bytes) -> str:
 
 
 def sniff_format(head: bytes) -> str:
-    """Return what a file's first 512 bytes say it is: an archive format, `midi`, or an empty string."""
+    """Return the format by a file's first 512 bytes: an archive format, `midi`, or an empty string."""
     if head.startswith((b"PK\3\4", b"PK\5\6")):
         return "zip"
     if head.startswith(b"\x1f\x8b"):

@@ -45,7 +45,7 @@ STORED_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One object: its name below the address, its size, and what changes when it does; no token: nobody can tell."""
+    """One object: its name below the address, its size, and a token that changes with it, empty if unknown."""
 
     name: bytes
     path: str

@@ -205,7 +205,7 @@ def _list_found(found: Found, container: bytes, source: bytes, settings: _Settin
 
 
 def _inner_archive(path: bytes, shown: str, settings: _Settings) -> Part:
-    """Return the listing of an archive among other files; one that cannot be read is a row that says so."""
+    """Return the listing of an archive among other files; an unreadable one is a row with a reason."""
     try:
         part = list_archive(path, settings.cache, settings.limits, rehash=settings.rehash, on_files=settings.on_files)
     except DatasetError as error:

@@ -117,7 +117,7 @@ def public_address(address: str) -> str:
 
 
 def keep_query(address: str) -> str:
-    """Return the public form of an address, and keep the whole one in the environment for whoever fetches it."""
+    """Return the public form of an address, and keep the whole one in the environment for the download."""
     public, whole = public_address(address), address.partition("#")[0]
     if _WEB.match(address) and public != whole:
         os.environ[_variable(public)] = whole
@@ -199,7 +199,7 @@ def _variable(public: str) -> str:
 
 
 def refuse_secrets(address: str, scheme: str) -> None:
-    """See that an address names nobody's password.
+    """Check that an address holds no user or password.
 
     Raises:
         ConfigError: it does; the message holds no secret and says where secrets belong.
@@ -233,7 +233,7 @@ def refuse_secrets(address: str, scheme: str) -> None:
 
 
 def refuse_unknown_options(address: str) -> None:
-    """See that the query of a store's address holds options of stores alone; anything else might be a secret.
+    """Check that the query of a store's address holds options of stores alone; anything else might be a secret.
 
     Raises:
         ConfigError: it holds other things.

@@ -179,7 +179,7 @@ def _shortened(text: str) -> str:
 
 
 def check_source(text: str) -> None:
-    """See that a source can be meant, without looking inside and without the network.
+    """Check that a source can be meant, without looking inside and without the network.
 
     Raises: as `parse_source`, and
         NotFound: a catalog entry that has to be fetched by hand.

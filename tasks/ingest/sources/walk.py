@@ -160,7 +160,7 @@ class _Walk:
 
 
 def _kind_of(entry: os.DirEntry[bytes]) -> str:
-    """Tell folders, links to folders and files apart; only a link costs a look at what it leads to."""
+    """Distinguish folders, links to folders and files; only the target of a link is opened."""
     if entry.is_dir(follow_symlinks=False):
         return "folder"
     try:

@@ -113,7 +113,7 @@ def _tracks_of(data: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
 
 
 class _Controls(NamedTuple):
-    """What a track says besides its notes."""
+    """The events of a track other than notes."""
 
     banks: list[tuple[int, int]]
     modes: list[int]

@@ -79,7 +79,7 @@ class Rendering:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Player:
-    """What plays scores: a renderer with a SoundFont. `missing` says what of the two is not there."""
+    """A renderer with a SoundFont; `missing` names which of the two is not there."""
 
     renderer: str
     version: str = ""
@@ -245,7 +245,7 @@ def _version_of(program: str) -> str:
 
 @lru_cache(maxsize=4)
 def _sha256(path: Path, n_bytes: int, changed_ns: int) -> str:
-    """Return the hash of a file; size and time tell whether it is still the one that was read."""
+    """Return the hash of a file; it is cached by size and time."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

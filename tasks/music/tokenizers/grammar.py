@@ -34,7 +34,7 @@ class Grammar:
         return next(self._violations(ids), None)
 
     def n_violations(self, ids: Iterable[int]) -> int:
-        """Count forbidden ids; each is skipped, and the walk goes on from the state before it."""
+        """Count forbidden ids; each is skipped, and the walk continues from the state before it."""
         return sum(1 for _ in self._violations(ids))
 
     def _violations(self, ids: Iterable[int]) -> Iterator[int]:

@@ -87,7 +87,7 @@ def without_ending(grammar: Grammar, ids: Sequence[int], end_id: int, pad_id: in
 
 
 def _goes_on(grammar: Grammar, end_id: int, pad_id: int) -> BoolArray:
-    """Tell from which states a piece may go on for ever."""
+    """Return from which states a piece may continue without end."""
     table = grammar.next_state_SV.astype(np.int32)
     table[:, [end_id, pad_id]] = -1
     is_alive: BoolArray = np.ones(len(table), np.bool_)

@@ -26,7 +26,7 @@ def read_words(tokens: IntArray, vocabulary: Vocabulary, config: MmmConfig) -> S
 
 
 def _meters_of(kinds: IntArray, values: IntArray) -> list[int]:
-    """Return the meter of each bar: as the first track says that has so many."""
+    """Return the meter of each bar, from the first track that has that many bars."""
     meters, bar = list[int](), 0
     is_word = (kinds == Kind.BAR_START) | (kinds == Kind.TRACK_START)
     for kind, value in zip(kinds[is_word].tolist(), values[is_word].tolist(), strict=True):
@@ -79,7 +79,7 @@ class _Reading:
             self.instruments[-1] = value
 
     def end_bar(self) -> None:
-        """End what sounds: at the end of the bar, for a note does not cross it untied."""
+        """End the sounding notes at the end of the bar, because a note does not cross it untied."""
         limit = self.borders[self.bar + 1] if self.bar + 1 < len(self.borders) else self.now
         for pitch in list(self.sounding):
             self._end_note(pitch, max(limit, self.now))
