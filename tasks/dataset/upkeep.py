@@ -103,7 +103,7 @@ def prune(home: Home, keep_versions: int = 0, used: Sequence[str] = (), dry_run:
         used: references `name@version` that stay whatever their age, such as those that models were trained on.
         dry_run: only say what would be deleted.
     Raises:
-        DatasetError: a manifest is damaged, so that nobody can tell what its version uses. Its dataset is left alone;
+        DatasetError: a manifest is damaged, so it is unknown what its version uses. Its dataset is left alone;
             the others were pruned.
     """
     versions, n_files, n_bytes = [], 0, 0
@@ -163,7 +163,7 @@ def _unused_flat(home: Home, kept: Sequence[DatasetVersion]) -> list[Path]:
     used = {
         flat_path(shards, folder)
         for shards in (dataset.token_shards(split) for dataset in kept for split in SPLITS)
-        if all(path.exists() for path in shards)  # else nobody can tell, and it can be made again
+        if all(path.exists() for path in shards)  # otherwise it is unknown, and the file can be made again
     }
     return sorted(path for path in folder.glob("*.tokens") if path not in used)
 

@@ -117,7 +117,7 @@ def encode_variants(tokenizer: Tokenizer, augment: AugmentConfig, batch: NoteBat
 
 
 class _Transposer:
-    """Transposes pieces that were encoded once: in their tokens where that is exact, else by encoding their notes."""
+    """Transposes pieces that were encoded once: in their tokens where that is exact, otherwise through their notes."""
 
     def __init__(self, tokenizer: Tokenizer, augment: AugmentConfig, batch: NoteBatch, plain: TokenBatch) -> None:
         self.tokenizer, self.augment, self.batch, self.plain = tokenizer, augment, batch, plain

@@ -170,7 +170,7 @@ def write_ids(
         prompts: what each piece begins with.
         indices: the pieces' places in the batch.
         attempts: at each of them, from 0 on; each has a random stream of its own.
-        is_full: asked with the place of a piece and its ids so far whether it shall end there.
+        is_full: asked with the place of a piece and its ids so far whether it ends there.
         on_void: called when all that came so far is void and comes again; see `models.sampling.sample.sample`.
         on_tokens: called after each step with the number of ids drawn by it, below 0 for those that are void.
     """

@@ -26,7 +26,7 @@ def check_there(path: Path, what: str) -> None:
     Args:
         what: what it is to the user, such as `prompt`.
     Raises:
-        NotFound: nothing is, or nobody can tell.
+        NotFound: nothing is there, or the path cannot be examined.
     """
     try:
         path.stat()

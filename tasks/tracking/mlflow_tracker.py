@@ -26,7 +26,7 @@ EXPERIMENTS = ("orchestrion/datasets", "orchestrion/training", "orchestrion/eval
 CHAMPION, LATEST = "champion", "latest"  # MLflow reserves `latest` and means the highest version by it
 PIECE_SCORES = "pieces.json"  # artifact of an evaluation
 NATS = {"nats": [float]}  # shape of it
-NUMBER = "orchestrion.number"  # tag of a model version: the how manieth of the home
+NUMBER = "orchestrion.number"  # tag of a model version: its number in the home
 _MAX_PARAM_LENGTH = 6000
 
 
