@@ -33,7 +33,7 @@ settings.load_profile("ci")  # `--hypothesis-profile=nightly` loads the other
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # One worker runs all tests of a file, so that they share its fixtures. These files share some too.
-GROUPS = {"tests/flows/test_pipeline.py": "pipeline", "tests/flows/test_services.py": "pipeline"}
+GROUPS = {"tests/flows/test_pipeline.py": "pipeline", "tests/flows/services/test_servers.py": "pipeline"}
 # The longest begin first, so that no worker is left alone with one of them at the end.
 LONGEST = ("test_rebuild_faults.py", "pipeline", "test_deployments.py", "test_sweep.py", "test_train.py")
 MARKED_BY = {"ray": "ray", "prefect": "servers"}  # fixture -> mark

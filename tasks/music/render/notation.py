@@ -11,6 +11,7 @@ pedals are left out; a change of meter inside a bar waits for the next bar line.
 
 import io
 import itertools
+import math
 import re
 import zipfile
 from dataclasses import dataclass
@@ -67,18 +68,12 @@ def write_musicxml(score: Score, title: str = "") -> Page:
     """
     lines = bar_lines(score.time_signatures, score.ticks_per_quarter)
     last = int((score.notes.onset + score.notes.duration).max(initial=0))
-    unit = lines.units_per_tick
-    bar, rest = (int(values[0]) for values in lines.place(np.array([max(last, 1) * unit - 1])))
-    run = np.searchsorted(lines.first_bar, bar, side="right") - 1
-    n_bars, n_quarters = (
-        bar + 1,
-        (max(last, 1) * unit - 1 - rest + int(lines.length[run])) / (unit * score.ticks_per_quarter),
-    )
+    n_bars = int(lines.place(np.array([max(last, 1) * lines.units_per_tick - 1]))[0][0]) + 1
     if n_bars > MAX_BARS:
         raise NoNotation(f"{n_bars} bars, limit {MAX_BARS}")
     try:
         with _ONE_AT_A_TIME:
-            page, losses = _build(score, title, n_quarters)
+            page, losses = _build(score, title)
             text = _export(page)
     except Exception as error:  # music21 raises classes of its own and many others
         raise NoNotation(f"music21 fails: {type(error).__name__}: {error}") from error
@@ -89,12 +84,13 @@ def write_musicxml(score: Score, title: str = "") -> Page:
     return Page(text, buffer.getvalue(), losses)
 
 
-def _build(score: Score, title: str, n_quarters: float) -> tuple[Any, dict[str, int]]:
+def _build(score: Score, title: str) -> tuple[Any, dict[str, int]]:
     from music21 import layout, metadata, note, stream
 
     page = stream.Score()
     page.metadata = metadata.Metadata(title=NOT_XML.sub("\ufffd", title or "Untitled"))
     counts = {"notes_moved": 0, "notes_doubled": 0, "notes_raised": 0}
+    all_staves = []
     for track, name in enumerate(part_labels(score) or ["no notes"]):
         own = score.notes.track == track
         is_keyboard = own.any() and not score.notes.is_drum[own][0] and score.notes.program[own][0] < N_KEYBOARDS
@@ -103,13 +99,27 @@ def _build(score: Score, title: str, n_quarters: float) -> tuple[Any, dict[str, 
             staff.partName = NOT_XML.sub("\ufffd", name)
             _add_signs(staff, score, with_tempos=track == 0 and staff is staves[0])
         _add_notes(staves, score, own, counts)
+        all_staves += staves
         for staff in staves:
-            if staff.highestTime < n_quarters:
-                staff.insert(staff.highestTime, note.Rest(quarterLength=n_quarters - staff.highestTime))
             page.insert(0, staff)
         if is_keyboard:
             page.insert(0, layout.StaffGroup(staves, name=staves[0].partName, symbol="brace"))
+    # On the grid a note may end in a later bar than before, so the end of the music is known here only.
+    n_quarters = _bar_end(score, max(Fraction(staff.highestTime) for staff in all_staves))
+    for staff in all_staves:
+        if staff.highestTime < n_quarters:
+            staff.insert(staff.highestTime, note.Rest(quarterLength=n_quarters - staff.highestTime))
     return page, {reason: n for reason, n in counts.items() if n}
+
+
+def _bar_end(score: Score, quarters: Fraction) -> Fraction:
+    """Return the end, in quarters, of the bar in which the music ends."""
+    lines = bar_lines(score.time_signatures, score.ticks_per_quarter)
+    per_quarter = score.ticks_per_quarter * lines.units_per_tick
+    last = max(math.ceil(quarters.limit_denominator(12) * per_quarter), 1) - 1
+    bar, rest = (int(values[0]) for values in lines.place(np.array([last])))
+    run = np.searchsorted(lines.first_bar, bar, side="right") - 1
+    return Fraction(last - rest + int(lines.length[run]), per_quarter)
 
 
 def _add_signs(part: Any, score: Score, with_tempos: bool) -> None:

@@ -160,6 +160,13 @@ METERS = st.lists(
 )  # fmt: skip
 
 
+def test_a_note_that_moves_into_a_later_bar_leaves_no_bar_unfilled() -> None:
+    notes = [(8527, 293, 34, 48, 0), (233, 43, 71, 56, 1)]
+    for end in range(8700, 8830, 7):
+        rows = [*notes, (8527, end - 8527, 40, 48, 0)]
+        check(make_score(rows, programs=(0, 40, DRUMS), time_signatures=[(1327, 3, 64)], ticks_per_quarter=480))
+
+
 @examples(12)
 @given(NOTES, METERS, st.integers(-7, 7), st.sampled_from([24, 96, 480, 500]))
 def test_whatever_is_written_is_read_back(notes: list, meters: list, key: int, ticks_per_quarter: int):
