@@ -239,4 +239,4 @@ def test_a_model_with_latents_writes_windows_again(tmp_path: Path) -> None:
         result, model_of(checkpoint, dataset.reference), dataset, config, Decision(None, False), "0123"
     )
     assert "A model with latents cannot go on from a beginning" in page
-    assert "cost of another block&#x27;s latent" in page
+    assert "cost of another block&#39;s latent" in page
