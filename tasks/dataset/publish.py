@@ -32,10 +32,7 @@ from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer
 from tasks.runtime.cluster import n_cpus
 from tasks.storage.files import json_bytes, publish_folder, sync_folder, write_atomically
 from tasks.storage.home import Home
-from tasks.storage.integrity import (
-    checksum_path,
-    file_hash,
-)
+from tasks.storage.integrity import checksum_path, file_hash
 from tasks.storage.parquet import SCHEMA_NUMBER, read_table, write_table
 
 
