@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # Tests that share something expensive form a group, which one worker runs; `tests/conftest.py` says which.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: setup demo test check fast lint nightly bench lock clean
+.PHONY: setup demo test check fast lint nightly bench docs lock clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,10 @@ lint: setup
 
 bench: setup
 	for script in bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+# Write the tables in docs/ that are made from the code.
+docs: setup
+	$(BIN)/python -m tests.reasons_table
 
 # Refresh the pins from what is installed now.
 lock: setup

@@ -1,8 +1,92 @@
-"""Errors that the caller can fix; each message names the value, the limit and the place."""
+"""Errors that the caller can fix, and the reasons why files are rejected."""
 
 import re
+from enum import StrEnum
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class RejectReason(StrEnum):
+    """Why a file is not in a dataset: the word that the ledger stores, who gives it, and what it means.
+
+    `make docs` writes the table in `docs/data-format.md` from these members. The filters are tried in this order.
+    """
+
+    def __new__(cls, value: str, given_by: str, meaning: str) -> "RejectReason":
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.given_by, member.meaning = given_by, meaning
+        return member
+
+    given_by: str
+    meaning: str
+
+    UNREADABLE_FILE = "unreadable_file", "scan", "no permission, a dangling or looping link, a pipe or device"
+    UNREADABLE_FOLDER = "unreadable_folder", "scan", "a folder that cannot be listed; the row's path ends in `/`"
+    VANISHED = "vanished", "scan", "gone since the scan of the same rebuild"
+    CHANGED = "changed", "scan", "other contents than at the scan of the same rebuild"
+    DOWNLOAD_FAILED = "download_failed", "scan", "an object that its store does not send"
+    LICENCE_NOT_ALLOWED = "licence_not_allowed", "scan", "the stated licence is not one of `dataset.licences`"
+    TOO_LARGE = "too_large", "scan", "a member of an archive or an object above `max_member_bytes`"
+    UNSAFE_PATH = "unsafe_path", "archive", "the member has an absolute name, `..`, a drive letter or a NUL byte"
+    LINK_ENTRY = "link_entry", "archive", "the member is a link, a device or a pipe"
+    ENCRYPTED = "encrypted", "archive", "the member has a password"
+    UNSUPPORTED_COMPRESSION = (
+        "unsupported_compression",
+        "archive",
+        "a zip member that is neither stored nor deflated, or a sparse file of a tar",
+    )
+    ARCHIVE_BOMB = (
+        "archive_bomb",
+        "archive",
+        "a member or the whole archive expands past a limit, or members share bytes",
+    )
+    DAMAGED_MEMBER = "damaged_member", "archive", "checksum, size or header of the member do not fit"
+    TRUNCATED_ARCHIVE = (
+        "truncated_archive",
+        "archive",
+        "the archive ends early; the row of the member, or of the archive, says where",
+    )
+    UNREADABLE_ARCHIVE = (
+        "unreadable_archive",
+        "archive",
+        "nothing of the archive can be read; the row is that of the archive",
+    )
+    EMPTY_FILE = "empty_file", "reader", "0 bytes"
+    NOT_MIDI = "not_midi", "reader", "the file does not begin as MIDI does"
+    TRUNCATED = "truncated", "reader", "a chunk is longer than the file"
+    BAD_HEADER = "bad_header", "reader", "length or format of the header"
+    BAD_CHUNK = "bad_chunk", "reader", "a chunk that is no track and does not fit"
+    BAD_EVENT = "bad_event", "reader", "an event that MIDI does not define, or that passes the end of its track"
+    UNSUPPORTED_DIVISION = "unsupported_division", "reader", "time in SMPTE frames"
+    NO_NOTES = "no_notes", "reader", "no track, or no note-on"
+    UNREADABLE_NOTES = "unreadable_notes", "reader", "no note-on is ever ended"
+    OUT_OF_RANGE = "out_of_range", "reader", "a number beyond `dataset.parse.read` or what MIDI can hold"
+    CRASHED = "crashed", "isolation", "its reader died; the detail names the signal or the exit status"
+    TIMED_OUT = "timed_out", "isolation", "its reader passed `dataset.parse.seconds` of CPU time, or of sleeping"
+    OUT_OF_MEMORY = "out_of_memory", "isolation", "its reader passed `dataset.parse.memory_bytes`"
+    TOO_FEW_NOTES = "too_few_notes", "filter", "below `min_notes`"
+    TOO_MANY_NOTES = "too_many_notes", "reader, filter", "above `dataset.parse.read.max_notes` or `max_notes`"
+    TOO_SHORT = "too_short", "filter", "below `min_seconds`"
+    TOO_LONG = (
+        "too_long",
+        "reader, filter",
+        "above `dataset.parse.read`'s `max_bytes` or `max_seconds`, or `max_seconds`",
+    )
+    TOO_SPARSE = "too_sparse", "filter", "below `min_notes_per_second`"
+    TOO_DENSE = "too_dense", "filter", "above `max_notes_per_second`"
+    PITCH_OUT_OF_RANGE = "pitch_out_of_range", "filter", "a note below `pitch_min` or above `pitch_max`"
+    TOO_POLYPHONIC = "too_polyphonic", "filter", "above `max_polyphony` or `max_mean_polyphony`"
+    PROGRAM_NOT_ALLOWED = "program_not_allowed", "filter", "not in `programs_allowed`, or in `programs_refused`"
+    DRUMS = "drums", "filter", "drum notes, with `drums=none`"
+    NO_DRUMS = "no_drums", "filter", "no drum note, with `drums=only`"
+    NOT_ONLY_DRUMS = "not_only_drums", "filter", "notes that are no drums, with `drums=only`"
+    TIME_SIGNATURE_NOT_ALLOWED = "time_signature_not_allowed", "filter", "not in `time_signatures`"
+    TOO_FEW_PITCHES = "too_few_pitches", "filter", "below `min_distinct_pitches`"
+    MONOTONE = "monotone", "filter", "above `max_share_of_one_pitch`"
+    STUCK_NOTE = "stuck_note", "filter", "a note above `max_note_seconds`"
+    SAME_CONTENT = "same_content", "duplicate", "the same bytes as another file"
+    NEAR_DUPLICATE = "near_duplicate", "duplicate", "nearly the notes of another file, with `near_duplicates=drop`"
 
 
 class OrchestrionError(ValueError):
@@ -11,7 +95,7 @@ class OrchestrionError(ValueError):
     exit_code = 2
 
     def put_before(self, place: str) -> None:
-        """Let the message begin with a place that only the caller knows."""
+        """Put a place that only the caller knows before the message."""
         self.args = (f"{place}: {self.args[0]}", *self.args[1:])
 
 
@@ -27,11 +111,10 @@ class BadScore(OrchestrionError):
     """A file that cannot be used as music.
 
     Args:
-        reason: one snake_case word for the ledger, such as `not_midi`.
         detail: a sentence with the value, the limit and the place.
     """
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: RejectReason, detail: str) -> None:
         super().__init__(reason, detail)  # both, or the exception does not survive the way back from a Ray worker
         self.reason = reason
         self.detail = detail

@@ -12,6 +12,7 @@ from tasks.dataset.analyse import ANALYSIS_SCHEMA
 from tasks.dataset.versions import DatasetVersion
 from tasks.storage.home import Home
 from tasks.storage.parquet import LEDGER_SCHEMA, SCHEMA_NUMBER, SONG_SCHEMA, TOKEN_SCHEMA
+from tests.reasons_table import with_reasons
 from tests.samples import small_corpus, small_dataset
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -39,6 +40,11 @@ def written_type(kind: pa.DataType) -> str:
 def test_tables_are_the_schemas(title: str) -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([\w ]+?) \|", section(title), flags=re.M)
     assert rows == [(field.name, written_type(field.type)) for field in SECTIONS[title]]
+
+
+def test_the_table_of_reasons_is_made_from_them() -> None:
+    assert "| `not_midi` | reader |" in section("Reasons")
+    assert with_reasons(PAGE) == PAGE, "run `make docs`"
 
 
 @pytest.fixture(scope="module")

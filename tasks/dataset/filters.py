@@ -1,48 +1,63 @@
 """Filters of readable pieces: each piece left out gets one reason and a sentence with value and limit.
 
-Importable without pyarrow: the config names these settings, and `--help` must answer at once.
+Importable without pyarrow.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.config.dataset import FilterConfig
+from tasks.errors import RejectReason
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# In the order in which they are tried: the first that fails names the reason.
-REASONS = (
-    "too_few_notes",
-    "too_many_notes",
-    "too_short",
-    "too_long",
-    "too_sparse",
-    "too_dense",
-    "pitch_out_of_range",
-    "too_polyphonic",
-    "program_not_allowed",
-    "drums",
-    "no_drums",
-    "not_only_drums",
-    "time_signature_not_allowed",
-    "too_few_pitches",
-    "monotone",
-    "stuck_note",
-)
-# What `apply_filters` reads; the second row is made by `music.features.piece_features`.
-COLUMNS = ("n_notes", "seconds", "programs", "time_signature_numerator", "time_signature_denominator")
-COLUMNS += ("n_pitches", "pitch_min", "pitch_max", "max_polyphony", "mean_polyphony", "n_drum_notes")
-COLUMNS += ("longest_note_seconds", "most_common_pitch_share", "notes_per_second")
+_UNLIMITED = {field.name: field.default for field in fields(FilterConfig)}
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A filter on one figure: the setting `min_...` or `max_...` is its limit, and the setting's default is none.
+
+    Args:
+        column: name of the figure: a column of song shards, or one of `FEATURES`.
+        unit: of the figure, in the detail.
+        of_pitched: pieces of drums alone stay.
+    """
+
+    reason: RejectReason
+    column: str
+    setting: str
+    unit: str
+    of_pitched: bool = False
+
+    def __call__(self, judged: "_Judged", config: FilterConfig) -> None:
+        limit = getattr(config, self.setting)
+        if limit == _UNLIMITED[self.setting]:
+            return
+        values, is_minimum = judged.column(self.column), self.setting.startswith("min_")
+        # As the column holds the limit, so that 0.1 as float32 is not above 0.1.
+        held = values.dtype.type(limit) if values.dtype.kind == "f" else limit
+        failed = values < held if is_minimum else values > held
+        if self.of_pitched:
+            failed = failed & judged.is_pitched
+        end = f" {self.unit}, at {'least' if is_minimum else 'most'} {str(limit).removesuffix('.0')} asked"
+        shown = _shown(values, limit)
+        judged.note(
+            self.reason,
+            np.flatnonzero(failed),
+            lambda rows: _glued(shown(rows), f"{end} {judged.setting(self.setting)}"),
+        )
 
 
 def apply_filters(
     config: FilterConfig, table: "pa.Table", place: str = "dataset.filters"
 ) -> "tuple[pa.StringArray, pa.StringArray]":
-    """Judge each piece of a table with the columns `COLUMNS` (others do not matter, nor do those of unused settings).
+    """Judge each piece of a table with the columns `COLUMNS`, of which unused settings need none.
 
     Args:
         table: one row for each accepted piece; no nulls, but lists may be null for empty.
@@ -54,35 +69,8 @@ def apply_filters(
         ValueError: a column that a setting needs is missing.
     """
     judged = _Judged(table, place)
-    for name, unit, reasons in (
-        ("notes", "notes", REASONS[0:2]),
-        ("seconds", "seconds", REASONS[2:4]),
-        ("notes_per_second", "notes per second", REASONS[4:6]),
-    ):
-        column = "n_notes" if name == "notes" else name
-        judged.at_least(reasons[0], column, f"min_{name}", getattr(config, f"min_{name}"), unit)
-        judged.at_most(reasons[1], column, f"max_{name}", getattr(config, f"max_{name}"), unit)
-    _judge_pitches(judged, config)
-    judged.at_most("too_polyphonic", "max_polyphony", "max_polyphony", config.max_polyphony, "notes at once")
-    judged.at_most(
-        "too_polyphonic", "mean_polyphony", "max_mean_polyphony", config.max_mean_polyphony, "notes at once on average"
-    )
-    _judge_programs(judged, config)
-    _judge_drums(judged, config)
-    _judge_time_signatures(judged, config)
-    if config.min_distinct_pitches:
-        judged.at_least(
-            "too_few_pitches", "n_pitches", "min_distinct_pitches", config.min_distinct_pitches, "different pitches",
-            judged.is_pitched,
-        )  # fmt: skip
-    if config.max_share_of_one_pitch < 1:
-        judged.at_most(
-            "monotone", "most_common_pitch_share", "max_share_of_one_pitch", config.max_share_of_one_pitch,
-            "of the pitched notes on one pitch",
-        )  # fmt: skip
-    judged.at_most(
-        "stuck_note", "longest_note_seconds", "max_note_seconds", config.max_note_seconds, "seconds for one note"
-    )
+    for judge in _FILTERS:
+        judge(judged, config)
     return judged.finish()
 
 
@@ -109,30 +97,9 @@ class _Judged:
     def is_pitched(self) -> NDArray[np.bool_]:
         return self.column("n_drum_notes") < self.column("n_notes")
 
-    def at_least(
-        self, reason: str, name: str, setting: str, limit: float, unit: str, where: NDArray[np.bool_] | bool = True
+    def note(
+        self, reason: RejectReason, rows: NDArray[np.int64], details: "Callable[[NDArray[np.int64]], Any]"
     ) -> None:
-        if limit:
-            values = self.column(name)
-            self.fail(reason, (values < _like(values, limit)) & where, (values, unit, "at least", limit), setting)
-
-    def at_most(
-        self, reason: str, name: str, setting: str, limit: float, unit: str, where: NDArray[np.bool_] | bool = True
-    ) -> None:
-        if limit:
-            values = self.column(name)
-            self.fail(reason, (values > _like(values, limit)) & where, (values, unit, "at most", limit), setting)
-
-    def fail(
-        self, reason: str, failed: NDArray[np.bool_], said: tuple[NDArray[Any], str, str, float], setting: str
-    ) -> None:
-        """Note the reason for rows without one: `<value> <unit>, <at least> <limit> asked (<setting>)`."""
-        values, unit, side, limit = said
-        shown = _shown(values, limit)
-        end = f" {unit}, {side} {str(limit).removesuffix('.0')} asked ({self._place}.{setting})"
-        self.note(reason, np.flatnonzero(failed), lambda rows: _glued(shown(rows), end))
-
-    def note(self, reason: str, rows: NDArray[np.int64], details: "Callable[[NDArray[np.int64]], Any]") -> None:
         """Note the reason for those of `rows` that have none yet; `details` words them."""
         rows = rows[self._reason[rows] == 0]
         if len(rows):
@@ -169,7 +136,7 @@ def _judge_pitches(judged: _Judged, config: FilterConfig) -> None:
         f" {judged.setting('pitch_max')[1:]}"
     )
     judged.note(
-        "pitch_out_of_range",
+        RejectReason.PITCH_OUT_OF_RANGE,
         np.flatnonzero(failed),
         lambda rows: _glued("pitches ", low[rows].astype(str), "-", high[rows].astype(str), end),
     )
@@ -188,7 +155,7 @@ def _judge_programs(judged: _Judged, config: FilterConfig) -> None:
             end = f", only {_listed(numbers)} asked {judged.setting(setting)}"
         else:
             end = f", which is refused {judged.setting(setting)}"
-        _note_first(judged, "program_not_allowed", row[failed], programs[failed], "program ", end)
+        _note_first(judged, RejectReason.PROGRAM_NOT_ALLOWED, row[failed], programs[failed], "program ", end)
 
 
 def _judge_drums(judged: _Judged, config: FilterConfig) -> None:
@@ -201,10 +168,10 @@ def _judge_drums(judged: _Judged, config: FilterConfig) -> None:
         return _glued(n_drums[rows].astype(str), " of ", n_notes[rows].astype(str), end)
 
     if config.drums == "none":
-        judged.note("drums", np.flatnonzero(n_drums > 0), details)
+        judged.note(RejectReason.DRUMS, np.flatnonzero(n_drums > 0), details)
     else:
-        judged.note("no_drums", np.flatnonzero(n_drums == 0), details)
-        judged.note("not_only_drums", np.flatnonzero(n_drums < n_notes), details)
+        judged.note(RejectReason.NO_DRUMS, np.flatnonzero(n_drums == 0), details)
+        judged.note(RejectReason.NOT_ONLY_DRUMS, np.flatnonzero(n_drums < n_notes), details)
 
 
 def _judge_time_signatures(judged: _Judged, config: FilterConfig) -> None:
@@ -215,7 +182,7 @@ def _judge_time_signatures(judged: _Judged, config: FilterConfig) -> None:
     denominator, _ = judged.flat_list("time_signature_denominator")
     keys = _signature_key(numerator.astype(np.int64), denominator.astype(np.int64))
     end = f", only {_listed(config.time_signatures)} asked {judged.setting('time_signatures')}"
-    reason = "time_signature_not_allowed"
+    reason = RejectReason.TIME_SIGNATURE_NOT_ALLOWED
     failed = ~np.isin(keys, allowed)
     names = {key: f"{key >> 32}/{key & 0xFFFFFFFF}" for key in np.unique(keys[failed]).tolist()}
     _note_first(judged, reason, row[failed], keys[failed], "time signature ", end, names)
@@ -228,7 +195,7 @@ def _judge_time_signatures(judged: _Judged, config: FilterConfig) -> None:
 
 def _note_first(
     judged: _Judged,
-    reason: str,
+    reason: RejectReason,
     rows: NDArray[np.int64],
     values: NDArray[Any],
     start: str,
@@ -244,11 +211,6 @@ def _note_first(
         return _glued(start, np.array([names[value] if names else str(value) for value in shown]), end)
 
     judged.note(reason, rows, details)
-
-
-def _like(values: NDArray[Any], limit: float) -> Any:
-    """Return a limit as the column would hold it, so that 0.1 as float32 is not above 0.1."""
-    return values.dtype.type(limit) if values.dtype.kind == "f" else limit
 
 
 def _shown(values: NDArray[Any], limit: float) -> Callable[[NDArray[np.int64]], Any]:
@@ -283,3 +245,30 @@ def _signature_key(numerator: Any, denominator: Any) -> Any:
 
 def _listed(values: Sequence[int | str]) -> str:
     return ", ".join(str(value) for value in values)
+
+
+_FILTERS: tuple[Callable[[_Judged, FilterConfig], None], ...] = (
+    Bound(RejectReason.TOO_FEW_NOTES, "n_notes", "min_notes", "notes"),
+    Bound(RejectReason.TOO_MANY_NOTES, "n_notes", "max_notes", "notes"),
+    Bound(RejectReason.TOO_SHORT, "seconds", "min_seconds", "seconds"),
+    Bound(RejectReason.TOO_LONG, "seconds", "max_seconds", "seconds"),
+    Bound(RejectReason.TOO_SPARSE, "notes_per_second", "min_notes_per_second", "notes per second"),
+    Bound(RejectReason.TOO_DENSE, "notes_per_second", "max_notes_per_second", "notes per second"),
+    _judge_pitches,
+    Bound(RejectReason.TOO_POLYPHONIC, "max_polyphony", "max_polyphony", "notes at once"),
+    Bound(RejectReason.TOO_POLYPHONIC, "mean_polyphony", "max_mean_polyphony", "notes at once on average"),
+    _judge_programs,
+    _judge_drums,
+    _judge_time_signatures,
+    Bound(RejectReason.TOO_FEW_PITCHES, "n_pitches", "min_distinct_pitches", "different pitches", of_pitched=True),
+    Bound(
+        RejectReason.MONOTONE, "most_common_pitch_share", "max_share_of_one_pitch",
+        "of the pitched notes on one pitch", of_pitched=True,
+    ),
+    Bound(RejectReason.STUCK_NOTE, "longest_note_seconds", "max_note_seconds", "seconds for one note"),
+)  # fmt: skip
+BOUNDS = tuple(judge for judge in _FILTERS if isinstance(judge, Bound))
+# In the order in which they are tried: the first that fails names the reason.
+REASONS = tuple(reason for reason in RejectReason if "filter" in reason.given_by)
+COLUMNS = (*dict.fromkeys(bound.column for bound in BOUNDS), "programs", "n_drum_notes", "pitch_min", "pitch_max")
+COLUMNS += ("time_signature_numerator", "time_signature_denominator")

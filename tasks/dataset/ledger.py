@@ -24,7 +24,7 @@ from tasks.dataset.filters import apply_filters
 from tasks.dataset.leakage import LeakageReport, exceeds, measure_leakage
 from tasks.dataset.near_duplicates import Groups, group_pieces
 from tasks.dataset.split import SPLITS, official_groups, split_groups
-from tasks.errors import DatasetError
+from tasks.errors import DatasetError, RejectReason
 from tasks.ingest.song_shards import Contents, SongShard
 from tasks.storage.parquet import LEDGER_SCHEMA, read_table
 
@@ -63,7 +63,7 @@ def allow_licences(files: pa.Table, licences: Sequence[str]) -> pa.Table:
         "licence", pc.fill_null(stated, "not stated"), f"is not one of {', '.join(licences)} (dataset.licences)", " "
     )
     columns = {
-        "reason": pc.if_else(refused, "licence_not_allowed", files.column("reason")),
+        "reason": pc.if_else(refused, RejectReason.LICENCE_NOT_ALLOWED, files.column("reason")),
         "detail": pc.if_else(refused, said, files.column("detail")),
         "content_hash": pc.if_else(refused, pa.scalar(None, pa.binary(32)), files.column("content_hash")),
     }
@@ -197,7 +197,7 @@ def _rows(
     is_copy = has_content & accepted[at] & ~is_first
     is_near = has_content & (original[at] >= 0)
     status = np.where(has_content & accepted[at] & is_first, 0, np.where(is_copy | is_near, 1, 2))
-    why = np.where(is_near, "near_duplicate", np.where(is_copy, "same_content", reason[at]))
+    why = np.where(is_near, RejectReason.NEAR_DUPLICATE, np.where(is_copy, RejectReason.SAME_CONTENT, reason[at]))
     why = np.where(has_content, why, _strings(files, "reason"))
     said = np.where(has_content, np.where(is_copy | is_near, "", detail[at]), _strings(files, "detail"))
     copied = np.where(is_near, first[np.maximum(original[at], 0)], np.where(is_copy, first[at], -1))

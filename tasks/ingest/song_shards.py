@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from tasks.config.dataset import ParseConfig
 from tasks.config.serialization import digest
-from tasks.errors import DatasetError, plural
+from tasks.errors import DatasetError, RejectReason, plural
 from tasks.ingest.sources.read import BadRead, read_members
 from tasks.music.midi.limits import ReadLimits
 from tasks.runtime import cluster
@@ -338,7 +338,7 @@ def parse_members(members: pa.Table, limits: ReadLimits, quarantined: dict[str, 
     sizes = members.column("n_bytes").to_numpy()
     is_small = sizes <= limits.max_bytes  # a larger file is not even read
     refused = {
-        hashes[place].hex(): ["too_long", f"file of {sizes[place]} bytes, limit {limits.max_bytes}"]
+        hashes[place].hex(): [RejectReason.TOO_LONG, f"file of {sizes[place]} bytes, limit {limits.max_bytes}"]
         for place in np.flatnonzero(~is_small).tolist()
     }
     quarantined = refused | quarantined

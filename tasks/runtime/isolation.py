@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from tasks.errors import RejectReason
 from tasks.runtime.signals import die_with_parent
 
 Item = TypeVar("Item")
@@ -51,9 +52,9 @@ class WorkLimits:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How unfinished work ended: `crashed`, `timed_out` or `out_of_memory`, and the evidence."""
+    """How unfinished work ended: `CRASHED`, `TIMED_OUT` or `OUT_OF_MEMORY`, and the evidence."""
 
-    reason: str
+    reason: RejectReason
     detail: str
 
 
@@ -90,10 +91,10 @@ class Host:
         except (EOFError, BrokenPipeError):
             code = process.wait()
             self.close()
-            return Death("crashed", f"the host process ended with {_exit_words(code)}")
+            return Death(RejectReason.CRASHED, f"the host process ended with {_exit_words(code)}")
         if "error" in reply:
             raise WorkError(*reply["error"])
-        return Death(*reply["death"]) if "death" in reply else result
+        return Death(RejectReason(reply["death"][0]), reply["death"][1]) if "death" in reply else result
 
     def close(self) -> None:
         """End the host."""
@@ -222,13 +223,13 @@ def _run_in_child(
         return ({}, rest) if kind == b"result" else (json.loads(rest), b"")
     limit = "limit of one piece of work"
     if watch.is_idle:
-        death = ["timed_out", f"not done after {seconds:g} s of waiting without CPU time, {limit}"]
+        death = [RejectReason.TIMED_OUT, f"not done after {seconds:g} s of waiting without CPU time, {limit}"]
     elif code == -signal.SIGXCPU or (code == -signal.SIGKILL and used.ru_utime + used.ru_stime >= seconds):
-        death = ["timed_out", f"not done after {seconds:g} s of CPU time, {limit}"]
+        death = [RejectReason.TIMED_OUT, f"not done after {seconds:g} s of CPU time, {limit}"]
     elif code == _OUT_OF_MEMORY:
-        death = ["out_of_memory", f"needs more than {memory_bytes >> 20} MiB, {limit}"]
+        death = [RejectReason.OUT_OF_MEMORY, f"needs more than {memory_bytes >> 20} MiB, {limit}"]
     else:
-        death = ["crashed", f"the reader {'died of' if code < 0 else 'ended with'} {_exit_words(code)}"]
+        death = [RejectReason.CRASHED, f"the reader {'died of' if code < 0 else 'ended with'} {_exit_words(code)}"]
     return {"death": death}, b""
 
 

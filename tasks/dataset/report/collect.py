@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.dataset.report.facts import ChangeFacts, DuplicateFacts, ReasonFacts, ReportFacts, SourceFacts, SplitFacts
 from tasks.dataset.report.overview import draw_overview
 from tasks.dataset.report.page import build_page
+from tasks.errors import RejectReason
 from tasks.reporting.markup import MAX_EXAMPLES, MAX_LISTED, MAX_MEMBERS
 from tasks.storage.files import write_atomically
 
@@ -67,8 +68,8 @@ def facts_of_ledger(ledger: "pa.Table", tokens: Mapping[str, tuple[int, int]] | 
 
     accepted = ledger.filter(pc.equal(ledger["status"], "accepted"))  # type: ignore[attr-defined]
     reason = pc.fill_null(ledger["reason"], "")  # type: ignore[attr-defined]
-    copies = ledger.filter(pc.equal(reason, "same_content"))  # type: ignore[attr-defined]
-    distinct = pc.or_(pc.equal(ledger["status"], "accepted"), pc.equal(reason, "near_duplicate"))  # type: ignore[attr-defined]
+    copies = ledger.filter(pc.equal(reason, RejectReason.SAME_CONTENT))  # type: ignore[attr-defined]
+    distinct = pc.or_(pc.equal(ledger["status"], "accepted"), pc.equal(reason, RejectReason.NEAR_DUPLICATE))  # type: ignore[attr-defined]
     by_size = ledger.select(["path", "n_bytes"]).sort_by([("n_bytes", "descending"), ("path", "ascending")])
     return {
         "n_files": ledger.num_rows,

@@ -21,7 +21,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from tasks.config.source_limits import SourceLimits
-from tasks.errors import DatasetError, plural
+from tasks.errors import DatasetError, RejectReason, plural
 from tasks.ingest.sources.listing import DEFLATE, LISTING_SCHEMA, SLICE, Rows
 from tasks.ingest.sources.names import danger_of, is_companion
 from tasks.storage.file_names import is_midi, printable
@@ -198,7 +198,7 @@ class _ZipReader:
         except _TooMuch as error:
             self.listing.refuse(name, claimed, *self._too_much(member, error.limit))
         except Exception as error:  # BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError ...
-            self.listing.refuse(name, claimed, "damaged_member", f"{_said(error)} ({self._where(member)})")
+            self.listing.refuse(name, claimed, RejectReason.DAMAGED_MEMBER, f"{_said(error)} ({self._where(member)})")
         else:
             if is_companion(b"", data):
                 self.listing.n_other_files += 1
@@ -214,19 +214,19 @@ class _ZipReader:
         """Return why a member is not even opened, or None."""
         where = self._where(member)
         if danger := danger_of(name):
-            return "unsafe_path", f"{danger}: {printable(name)} ({where})"
+            return RejectReason.UNSAFE_PATH, f"{danger}: {printable(name)} ({where})"
         if member.create_system == 3 and stat.S_ISLNK(member.external_attr >> 16):
-            return "link_entry", f"a symbolic link, which is not followed ({where})"
+            return RejectReason.LINK_ENTRY, f"a symbolic link, which is not followed ({where})"
         if member.flag_bits & _ENCRYPTED:
-            return "encrypted", f"unpack the archive with its password first ({where})"
+            return RejectReason.ENCRYPTED, f"unpack the archive with its password first ({where})"
         if place in self.overlapping:
-            return "archive_bomb", f"its bytes overlap those of another member ({where})"
+            return RejectReason.ARCHIVE_BOMB, f"its bytes overlap those of another member ({where})"
         if member.compress_type not in METHODS:
             said = f"compression method {member.compress_type}; stored (0) and deflate (8) are read ({where})"
-            return "unsupported_compression", said
+            return RejectReason.UNSUPPORTED_COMPRESSION, said
         if member.compress_size > self.limits.max_member_bytes:
             limit = f"max_member_bytes={self.limits.max_member_bytes}"
-            return "too_large", f"{member.compress_size} bytes stored, above {limit} ({where})"
+            return RejectReason.TOO_LARGE, f"{member.compress_size} bytes stored, above {limit} ({where})"
         return None
 
     def _content(self, member: zipfile.ZipInfo) -> tuple[bytes, int]:
@@ -245,13 +245,16 @@ class _ZipReader:
 
     def _too_much(self, member: zipfile.ZipInfo, limit: int) -> tuple[str, str]:
         if limit >= self.limits.max_member_bytes:
-            return "too_large", f"more than max_member_bytes={limit} ({self._where(member)})"
+            return RejectReason.TOO_LARGE, f"more than max_member_bytes={limit} ({self._where(member)})"
         ratio = f"max_expansion_ratio={self.limits.max_expansion_ratio:g}"
-        return "archive_bomb", f"{member.compress_size} bytes become more than {limit}, {ratio} ({self._where(member)})"
+        return (
+            RejectReason.ARCHIVE_BOMB,
+            f"{member.compress_size} bytes become more than {limit}, {ratio} ({self._where(member)})",
+        )
 
     def _over_total(self) -> tuple[str, str]:
         limit = f"max_expanded_bytes={self.limits.max_expanded_bytes}"
-        return "archive_bomb", f"the members up to this one pass {limit} ({self.listing.place})"
+        return RejectReason.ARCHIVE_BOMB, f"the members up to this one pass {limit} ({self.listing.place})"
 
     def _where(self, member: zipfile.ZipInfo) -> str:
         return f"{self.listing.place}, byte {member.header_offset}"
@@ -412,7 +415,7 @@ class _Expanded(_Plain):
 
 def _list_tar(stream: Any, listing: _Listing, pack: IO[bytes] | None) -> None:
     """List the members up to the end, or to where the archive is damaged, which becomes a row."""
-    problem, reason, position = "", "truncated_archive", 0
+    problem, reason, position = "", RejectReason.TRUNCATED_ARCHIVE, 0
     try:
         for archive, member in _members(stream):
             position = member.offset_data
@@ -422,7 +425,7 @@ def _list_tar(stream: Any, listing: _Listing, pack: IO[bytes] | None) -> None:
     except (DatasetError, MemoryError):
         raise
     except _Stop as stop:
-        problem, reason = str(stop), "archive_bomb"
+        problem, reason = str(stop), RejectReason.ARCHIVE_BOMB
     except Exception as error:  # TarError, zlib.error, EOFError, ValueError, RecursionError ...
         problem = f"{_said(error)}, after byte {position}"
     if not problem:
@@ -463,7 +466,7 @@ def _read_tar_member(
     if refusal := _tar_refusal(member, name, listing.limits):
         reason, problem = refusal
         detail = f"{problem} ({listing.place}, byte {member.offset_data})"
-        listing.refuse(name, 0 if reason == "link_entry" else member.size, reason, detail)
+        listing.refuse(name, 0 if reason == RejectReason.LINK_ENTRY else member.size, reason, detail)
         return
     try:
         data = _content(archive, member)
@@ -471,7 +474,7 @@ def _read_tar_member(
         raise
     except Exception as error:
         problem = f"its {member.size} bytes: {_said(error)} ({listing.place}, byte {member.offset_data})"
-        listing.refuse(name, member.size, "truncated_archive", problem)
+        listing.refuse(name, member.size, RejectReason.TRUNCATED_ARCHIVE, problem)
         raise
     if is_companion(b"", data):
         listing.n_other_files += 1
@@ -497,13 +500,13 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def _tar_refusal(member: tarfile.TarInfo, name: bytes, limits: SourceLimits) -> tuple[str, str] | None:
     """Return why a member is not read, or None."""
     if member.islnk() or member.issym():
-        return "link_entry", "a link, which is not followed"
+        return RejectReason.LINK_ENTRY, "a link, which is not followed"
     if member.ischr() or member.isblk() or member.isfifo():
-        return "link_entry", "a device or pipe, which is not followed"
+        return RejectReason.LINK_ENTRY, "a device or pipe, which is not followed"
     if danger := danger_of(name):
-        return "unsafe_path", f"{danger}: {printable(name)}"
+        return RejectReason.UNSAFE_PATH, f"{danger}: {printable(name)}"
     if member.issparse() or any(key.startswith("GNU.sparse") for key in member.pax_headers):
-        return "unsupported_compression", "a sparse file"
+        return RejectReason.UNSUPPORTED_COMPRESSION, "a sparse file"
     if member.size > limits.max_member_bytes:
-        return "too_large", f"{member.size} bytes, above max_member_bytes={limits.max_member_bytes}"
+        return RejectReason.TOO_LARGE, f"{member.size} bytes, above max_member_bytes={limits.max_member_bytes}"
     return None

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.config.source_limits import SourceLimits
-from tasks.errors import DatasetError
+from tasks.errors import DatasetError, RejectReason
 from tasks.ingest.sources.cache import cache_key, is_racy, load_table, replace_synced, store_table
 from tasks.ingest.sources.listing import LISTING_SCHEMA, Part, stamp_of
 from tasks.ingest.sources.names import archive_format, sniff_format
@@ -92,7 +92,10 @@ def _read(
         bounds = WorkLimits(seconds=seconds, memory_bytes=limits.archive_memory_bytes)
         answer = _host.run("tasks.ingest.sources.archive_members:list_members", json.dumps(order).encode(), bounds)
         if isinstance(answer, Death):
-            setting = {"timed_out": "archive_seconds", "out_of_memory": "archive_memory_bytes"}.get(answer.reason)
+            setting = {
+                RejectReason.TIMED_OUT: "archive_seconds",
+                RejectReason.OUT_OF_MEMORY: "archive_memory_bytes",
+            }.get(answer.reason)
             hint = f"; dataset.source_limits.{setting} sets the limit" if setting else ""
             raise DatasetError(f"archive {place}: its reader {answer.reason.replace('_', ' ')}: {answer.detail}{hint}")
         with pa.OSFile(str(rows), "rb") as file:

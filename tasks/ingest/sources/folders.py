@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.errors import RejectReason
 from tasks.ingest.sources.cache import RACY_NS, cache_key, load_batches, store_table
 from tasks.ingest.sources.listing import FILE, LISTING_SCHEMA, Part, hash_column, stamp_column
 from tasks.ingest.sources.names import is_companion
@@ -215,8 +216,8 @@ def _part(found: Found, container: bytes, hashes: pa.Array, problems: dict[int, 
     return Part(table, stamps, container, n_other_files=n_other_files, n_homes=found.n_homes, notes=found.notes)
 
 
-def _reason(member: bytes) -> str:
-    return "unreadable_folder" if member.endswith(b"/") else "unreadable_file"
+def _reason(member: bytes) -> RejectReason:
+    return RejectReason.UNREADABLE_FOLDER if member.endswith(b"/") else RejectReason.UNREADABLE_FILE
 
 
 def _sparse(n: int, values: dict[int, str]) -> pa.Array:

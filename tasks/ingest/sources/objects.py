@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pyarrow import fs as arrow_fs
 
 from tasks.config.source_limits import SourceLimits
-from tasks.errors import ConfigError, DamagedFile, DatasetError, NotFound
+from tasks.errors import ConfigError, DamagedFile, DatasetError, NotFound, RejectReason
 from tasks.ingest.sources.cache import cache_key, load_table, replace_synced, store_table, temporary_path
 from tasks.ingest.sources.connections import refuses_private, require_public
 from tasks.ingest.sources.listing import LISTING_SCHEMA, SLICE, UNREAD, Part, combined, stamp_of
@@ -227,7 +227,11 @@ class _Fetcher:
         limit = self.limits.max_member_bytes
         problem = ""
         if item.n_bytes > limit:
-            return None, "too_large", f"{item.n_bytes} bytes, above max_member_bytes={limit} ({printable(item.name)})"
+            return (
+                None,
+                RejectReason.TOO_LARGE,
+                f"{item.n_bytes} bytes, above max_member_bytes={limit} ({printable(item.name)})",
+            )
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(self.limits.retry_wait_seconds * 2 ** (attempt - 1))
@@ -235,14 +239,14 @@ class _Fetcher:
                 with self.store.open(item.path) as stream:
                     data = stream.read(limit + 1)
             except FileNotFoundError:
-                return None, "vanished", f"gone since the store was listed ({printable(item.name)})"
+                return None, RejectReason.VANISHED, f"gone since the store was listed ({printable(item.name)})"
             except Exception as error:  # whatever a foreign file system raises
                 problem = _first_line(error)
                 continue
             if len(data) > limit:
-                return None, "too_large", f"more than max_member_bytes={limit} ({printable(item.name)})"
+                return None, RejectReason.TOO_LARGE, f"more than max_member_bytes={limit} ({printable(item.name)})"
             return data, "", ""
-        return None, "download_failed", f"{problem}, {ATTEMPTS} times ({printable(item.name)})"
+        return None, RejectReason.DOWNLOAD_FAILED, f"{problem}, {ATTEMPTS} times ({printable(item.name)})"
 
     def fetch_archive(self, item: StoredObject, rehash: bool) -> Path:
         """Return a local copy of an archive in the store."""

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.errors import RejectReason
 from tasks.ingest.sources.listing import DEFLATE, FILE, stamp_of
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class BadRead:
     """A row without contents: refused by the scan, or gone or changed since.
 
     Args:
-        reason: the scan's, or `vanished`, `changed` or `unreadable_file`.
+        reason: the scan's, or VANISHED, CHANGED or UNREADABLE_FILE.
     """
 
     reason: str
@@ -123,19 +124,19 @@ def _read(  # noqa: PLR0911  (one line for each thing that can go wrong)
             if kind == DEFLATE:
                 data = zlib.decompressobj(-15).decompress(data, n_bytes + 1)
     except FileNotFoundError as error:
-        return BadRead("vanished", f"{error.strerror} since the scan ({path})")
+        return BadRead(RejectReason.VANISHED, f"{error.strerror} since the scan ({path})")
     except OSError as error:
-        return BadRead("unreadable_file", f"{error.strerror or error} ({path})")
+        return BadRead(RejectReason.UNREADABLE_FILE, f"{error.strerror or error} ({path})")
     except zlib.error as error:
-        return BadRead("changed", f"{error} since the scan ({path})")
+        return BadRead(RejectReason.CHANGED, f"{error} since the scan ({path})")
     if len(data) != n_bytes:
-        return BadRead("changed", f"{len(data)} bytes where the scan found {n_bytes} ({path})")
+        return BadRead(RejectReason.CHANGED, f"{len(data)} bytes where the scan found {n_bytes} ({path})")
     if hashlib.sha256(data).digest() != content_hash:
         if found == stamp and container.endswith(b".pack"):  # our own copy of what an archive or a store holds
             logger.warning("%s is damaged: %s; it is unpacked again", os.fsdecode(container), path)
             with suppress(OSError):
                 os.unlink(container)  # noqa: PTH108
-        return BadRead("changed", f"other contents than at the scan ({path})")
+        return BadRead(RejectReason.CHANGED, f"other contents than at the scan ({path})")
     return data
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.config.source_limits import SourceLimits
-from tasks.errors import ConfigError, DatasetError, NotFound, OrchestrionError
+from tasks.errors import ConfigError, DatasetError, NotFound, OrchestrionError, RejectReason
 from tasks.ingest.sources.archives import list_archive, sniff_file
 from tasks.ingest.sources.catalog import CatalogEntry, find_entry
 from tasks.ingest.sources.downloads import download, verify_file
@@ -129,11 +129,13 @@ def carry_vanished(before: Scan, after: Scan, lost: Collection[bytes]) -> Scan:
         lost: content hashes of files that could not be read any more after the first scan.
     """
     old = before.files
-    is_lost = pc.or_(pc.is_in(old["content_hash"], pa.array(lost, pa.binary(32))), pc.equal(old["reason"], "vanished"))
+    is_lost = pc.or_(
+        pc.is_in(old["content_hash"], pa.array(lost, pa.binary(32))), pc.equal(old["reason"], RejectReason.VANISHED)
+    )
     gone = pc.and_(is_lost, pc.invert(pc.is_in(old["path"], after.files["path"].combine_chunks())))
     rows = old.filter(gone)
     said = "it was there at the first scan of this rebuild and is gone now"
-    rows = refuse_rows(rows, dict.fromkeys(range(rows.num_rows), BadRead("vanished", said)))
+    rows = refuse_rows(rows, dict.fromkeys(range(rows.num_rows), BadRead(RejectReason.VANISHED, said)))
     files = pa.concat_tables([after.files, rows]).unify_dictionaries()
     return Scan(_sorted(files), after.n_other_files, after.n_homes)
 
@@ -210,7 +212,7 @@ def _inner_archive(path: bytes, shown: str, settings: _Settings) -> Part:
         part = list_archive(path, settings.cache, settings.limits, rehash=settings.rehash, on_files=settings.on_files)
     except DatasetError as error:
         rows = Rows()
-        rows.refuse(b"", _n_bytes(path), "unreadable_archive", str(error))
+        rows.refuse(b"", _n_bytes(path), RejectReason.UNREADABLE_ARCHIVE, str(error))
         part = Part(pa.Table.from_batches([rows.batch()]), 0, path)
     part.folder, part.label = f"{shown}/", shown
     return part

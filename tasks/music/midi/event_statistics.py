@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import BadScore
+from tasks.errors import BadScore, RejectReason
 from tasks.music.midi import events
 from tasks.music.midi.limits import ReadLimits
 from tasks.music.midi.reader import read_files
@@ -48,7 +48,9 @@ def midi_statistics(data: bytes, where: str = "") -> dict[str, Any]:
     facts = batch.facts[0]
     if facts[events.CODE] not in (events.OK, events.NO_NOTES):
         refusal = read_files([data], limits).refusals[0]
-        reason, detail = (refusal.reason, refusal.detail) if refusal else ("bad_event", "events that cannot be read")
+        reason, detail = (
+            (refusal.reason, refusal.detail) if refusal else (RejectReason.BAD_EVENT, "events that cannot be read")
+        )
         raise BadScore(reason, f"{detail} ({where or 'bytes'})")
     notes = _notes_of(batch)
     n_tracks = int(facts[events.N_TRACKS])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.errors import BadScore, NotFound
+from tasks.errors import BadScore, NotFound, RejectReason
 from tasks.music.midi.limits import ReadLimits
 from tasks.music.score import KeySignatures, Notes, Pedals, Score, Tempos, TimeSignatures
 
@@ -48,7 +48,7 @@ def _read_file(path: Path, where: str, limits: ReadLimits) -> bytes:
         raise NotFound(f"no such file: {where}")
     size = path.stat().st_size
     if size > limits.max_bytes:
-        raise BadScore("too_long", f"file of {size} bytes, limit {limits.max_bytes} ({where})")
+        raise BadScore(RejectReason.TOO_LONG, f"file of {size} bytes, limit {limits.max_bytes} ({where})")
     return path.read_bytes()
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tasks.errors import RejectReason
 from tasks.music.midi import events, songs
 from tasks.music.midi.limits import ReadLimits
 from tasks.music.midi.second_reader import second_reading
@@ -18,9 +19,9 @@ from tasks.music.midi.songs import SongBatch
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a file cannot be used as music: one snake_case word, and a sentence with value, limit and place."""
+    """Why a file cannot be used as music; the detail is a sentence with value, limit and place."""
 
-    reason: str
+    reason: RejectReason
     detail: str
 
 
@@ -52,29 +53,32 @@ _NO_LOSSES = "{}"
 
 # code -> (reason, sentence); {value}, {limit} and {position} stand in the facts, {begin} are the file's first bytes.
 _REFUSALS = {
-    events.EMPTY: ("empty_file", "0 bytes"),
-    events.NOT_MIDI: ("not_midi", "begins with {begin}, not with MThd"),
-    events.RIFF_WITHOUT_DATA: ("not_midi", "RIFF file without a data chunk"),
-    events.HEADER_CUT: ("truncated", "{value} bytes, a header alone has {limit}"),
-    events.HEADER_LENGTH: ("bad_header", "header of {value} bytes in a file of {limit}"),
-    events.BAD_FORMAT: ("bad_header", "format {value} outside 0-{limit}"),
-    events.SMPTE: ("unsupported_division", "division {value:#06x} counts SMPTE frames, not beats"),
-    events.ZERO_DIVISION: ("out_of_range", "{value} ticks per quarter, at least {limit} is needed"),
-    events.CHUNK_CUT: ("truncated", "chunk states {value} bytes, {limit} are left"),
-    events.BAD_CHUNK: ("bad_chunk", "no track, but {begin_of_chunk} stating {value} bytes with {limit} left"),
-    events.TOO_MANY_TRACKS: ("out_of_range", "{value} tracks or more, limit {limit}"),
-    events.NO_TRACKS: ("no_notes", "header states {value} tracks, none follows"),
-    events.NO_STATUS: ("bad_event", "data byte {value:#04x} without a status byte before it"),
-    events.BAD_STATUS: ("bad_event", "undefined status byte"),
-    events.EVENT_CUT: ("bad_event", "event goes on behind the end of its track"),
-    events.BAD_LENGTH: ("bad_event", "variable-length number of more than 4 bytes"),
-    events.TICK_OVERFLOW: ("out_of_range", "tick {value} above {limit}"),
-    events.TOO_MANY_NOTES: ("too_many_notes", "{value} notes or more, limit {limit}"),
-    events.NO_NOTES: ("no_notes", "{value} tracks without a note-on"),
-    events.ALL_UNENDED: ("unreadable_notes", "none of {value} note-ons is ever ended"),
-    songs.TOO_MANY_PARTS: ("out_of_range", "{value} parts, limit {limit}"),
-    songs.TOO_MANY_PEDALS: ("out_of_range", "{value} pedal spans or more, limit {limit}"),
-    songs.TOO_LONG: ("too_long", "{value} s of music, limit {limit}"),
+    events.EMPTY: (RejectReason.EMPTY_FILE, "0 bytes"),
+    events.NOT_MIDI: (RejectReason.NOT_MIDI, "begins with {begin}, not with MThd"),
+    events.RIFF_WITHOUT_DATA: (RejectReason.NOT_MIDI, "RIFF file without a data chunk"),
+    events.HEADER_CUT: (RejectReason.TRUNCATED, "{value} bytes, a header alone has {limit}"),
+    events.HEADER_LENGTH: (RejectReason.BAD_HEADER, "header of {value} bytes in a file of {limit}"),
+    events.BAD_FORMAT: (RejectReason.BAD_HEADER, "format {value} outside 0-{limit}"),
+    events.SMPTE: (RejectReason.UNSUPPORTED_DIVISION, "division {value:#06x} counts SMPTE frames, not beats"),
+    events.ZERO_DIVISION: (RejectReason.OUT_OF_RANGE, "{value} ticks per quarter, at least {limit} is needed"),
+    events.CHUNK_CUT: (RejectReason.TRUNCATED, "chunk states {value} bytes, {limit} are left"),
+    events.BAD_CHUNK: (
+        RejectReason.BAD_CHUNK,
+        "no track, but {begin_of_chunk} stating {value} bytes with {limit} left",
+    ),
+    events.TOO_MANY_TRACKS: (RejectReason.OUT_OF_RANGE, "{value} tracks or more, limit {limit}"),
+    events.NO_TRACKS: (RejectReason.NO_NOTES, "header states {value} tracks, none follows"),
+    events.NO_STATUS: (RejectReason.BAD_EVENT, "data byte {value:#04x} without a status byte before it"),
+    events.BAD_STATUS: (RejectReason.BAD_EVENT, "undefined status byte"),
+    events.EVENT_CUT: (RejectReason.BAD_EVENT, "event goes on behind the end of its track"),
+    events.BAD_LENGTH: (RejectReason.BAD_EVENT, "variable-length number of more than 4 bytes"),
+    events.TICK_OVERFLOW: (RejectReason.OUT_OF_RANGE, "tick {value} above {limit}"),
+    events.TOO_MANY_NOTES: (RejectReason.TOO_MANY_NOTES, "{value} notes or more, limit {limit}"),
+    events.NO_NOTES: (RejectReason.NO_NOTES, "{value} tracks without a note-on"),
+    events.ALL_UNENDED: (RejectReason.UNREADABLE_NOTES, "none of {value} note-ons is ever ended"),
+    songs.TOO_MANY_PARTS: (RejectReason.OUT_OF_RANGE, "{value} parts, limit {limit}"),
+    songs.TOO_MANY_PEDALS: (RejectReason.OUT_OF_RANGE, "{value} pedal spans or more, limit {limit}"),
+    songs.TOO_LONG: (RejectReason.TOO_LONG, "{value} s of music, limit {limit}"),
 }
 _WITHOUT_PLACE = {events.EMPTY, events.NOT_MIDI, songs.TOO_MANY_PARTS, songs.TOO_MANY_PEDALS, songs.TOO_LONG}
 _WITHOUT_PLACE |= {events.NO_NOTES, events.ALL_UNENDED, events.TOO_MANY_NOTES}
@@ -97,7 +101,7 @@ _GUESSES = (
 def read_files(contents: Sequence[bytes], limits: ReadLimits = ReadLimits()) -> ReadBatch:
     """Read a batch of files; nothing in them can make this raise."""
     refusals: list[Refusal | None] = [
-        Refusal("too_long", f"file of {len(data)} bytes, limit {limits.max_bytes}")
+        Refusal(RejectReason.TOO_LONG, f"file of {len(data)} bytes, limit {limits.max_bytes}")
         if len(data) > limits.max_bytes
         else None
         for data in contents

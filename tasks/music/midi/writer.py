@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.errors import BadScore
+from tasks.errors import BadScore, RejectReason
 from tasks.music.arrays import ByteArray, IntArray
 from tasks.music.midi import file_bytes
 
@@ -85,7 +85,7 @@ def part_places(score: "Score") -> list[tuple[int, int]]:
         n_drums, n_pitched = n_drums + drums, n_pitched + (not drums)
     if places and max(places)[0] > 127:
         raise BadScore(
-            "out_of_range", f"{score.n_tracks} parts do not fit on 128 ports of 15 channels and one of drums"
+            RejectReason.OUT_OF_RANGE, f"{score.n_tracks} parts do not fit on 128 ports of 15 channels and one of drums"
         )
     return places
 

@@ -12,7 +12,7 @@ import pytest
 
 from tasks.config.dataset import FilterConfig
 from tasks.config.serialization import field_paths, from_json, to_json
-from tasks.dataset.filters import COLUMNS, REASONS, apply_filters
+from tasks.dataset.filters import BOUNDS, COLUMNS, REASONS, Bound, apply_filters
 from tasks.errors import ConfigError
 from tasks.music.metrics.features import FEATURES
 
@@ -125,6 +125,16 @@ def test_each_filter_and_what_it_says(settings: dict[str, Any], reason: str, det
     assert judge(FilterConfig(**settings), {}) == [(reason, detail)]
 
 
+@pytest.mark.parametrize("bound", BOUNDS, ids=lambda bound: bound.setting)
+def test_each_bound_takes_its_limit_and_refuses_what_is_beyond(bound: Bound) -> None:
+    value, kind = PIECE[bound.column], type(getattr(FilterConfig(), bound.setting))
+    beyond = value * (1.5 if bound.setting.startswith("min_") else 0.5)
+    for limit, reason in ((value, ""), (beyond, bound.reason)):
+        ((found, detail),) = judge(FilterConfig(**{bound.setting: kind(limit)}), {})
+        assert found == reason
+        assert not reason or detail.endswith(f"(dataset.filters.{bound.setting})")
+
+
 def test_all_pieces_pass_the_defaults() -> None:
     extreme = {"n_notes": 0, "seconds": 0.0, "n_drum_notes": 0, "n_pitches": 0, "pitch_min": 0, "pitch_max": 0}
     assert judge(FilterConfig(), {}, extreme, {"most_common_pitch_share": 1.0}) == [("", "")] * 3
@@ -156,7 +166,7 @@ def test_the_first_reason_in_order_wins() -> None:
         tried.append((reason, other))
     assert len(tried) > 140
     assert all(REASONS.index(first) <= REASONS.index(other) for first, other in tried)
-    assert {case[1] for case in CASES} == set(REASONS) - {"no_drums"}
+    assert {case[1] for case in CASES} | {bound.reason for bound in BOUNDS} == set(REASONS) - {"no_drums"}
 
 
 def test_settings_of_drums() -> None:
@@ -233,7 +243,7 @@ def test_a_table_without_rows_and_one_without_a_column() -> None:
     assert apply_filters(FilterConfig(min_notes=1), bare)[0].to_pylist() == [""]
     with pytest.raises(ValueError, match="column seconds is missing"):
         apply_filters(FilterConfig(min_seconds=1.0), bare)
-    assert set(COLUMNS) < set(PIECE)
+    assert set(COLUMNS) <= set(PIECE)
 
 
 def test_a_hundred_thousand_rows_take_no_time_for_each() -> None:

@@ -1,0 +1,22 @@
+"""The table of reject reasons in docs/data-format.md, made from `RejectReason`.
+
+python -m tests.reasons_table     (writes it; `make docs` does so)
+"""
+
+import re
+from pathlib import Path
+
+from tasks.errors import RejectReason
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "data-format.md"
+_TABLE = re.compile(r"(?<=<!-- reasons -->\n).*(?=<!-- end of reasons -->\n)", re.S)
+
+
+def with_reasons(page: str) -> str:
+    """Return the page with a new table between its two marks."""
+    rows = [f"| `{reason}` | {reason.given_by} | {reason.meaning} |" for reason in RejectReason]
+    return _TABLE.sub("\n".join(["| reason | given by | meaning |", "|---|---|---|", *rows, ""]), page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_reasons(PAGE.read_text()))
