@@ -121,7 +121,7 @@ def run_row(row: Row, source: Path, given: argparse.Namespace) -> dict[str, Any]
         given.home, "evaluate", "--model", trained["model_version"], "--preset", row.preset, "--dataset", name
     )
     config = build_preset(row.preset).train
-    n_tokens = n_steps * config.batch_size * config.window_tokens
+    n_tokens = n_steps * config.batch_size * config.seq_len
     metrics = {key: value for key, value in scored["metrics"].items() if not key.startswith(("held_out/", "samples/"))}
     return {
         "ratio": round(metrics["accuracy"] / metrics["baseline/accuracy"], 2),
@@ -149,9 +149,9 @@ def run_row(row: Row, source: Path, given: argparse.Namespace) -> dict[str, Any]
 def steps_at_equal_compute(row: Row, vocab_size: int, flops: float) -> float:
     """Return for how many steps a row trains: those of the preset that it shall cost as much as, in other steps."""
     ours, theirs = build_preset(row.preset).train, build_preset(row.compute_of).train
-    tokens = theirs.n_steps * theirs.batch_size * theirs.window_tokens
+    tokens = theirs.n_steps * theirs.batch_size * theirs.seq_len
     their_flops = flops if row.preset == row.compute_of else forward_flops(theirs, vocab_size)
-    return tokens * their_flops / flops / (ours.batch_size * ours.window_tokens)
+    return tokens * their_flops / flops / (ours.batch_size * ours.seq_len)
 
 
 def sets(changes: list[str]) -> list[str]:

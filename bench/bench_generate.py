@@ -26,8 +26,8 @@ from bench_evidence import orchestrion, sets
 PACKAGES = ("torch", "numpy", "ray")
 N_LAYERS, D_MODEL, BYTES = 6, 512, 4
 SETTINGS = (
-    "train.batch_size=4", "train.window_tokens=512", "train.validation_windows=2",
-    'train.schedule={"name":"warmup_cosine","peak":0.001,"warmup_steps":10}',
+    "train.batch_size=4", "train.seq_len=512", "train.validation_windows=2",
+    'train.schedule={"name":"warmup_cosine","max_lr":0.001,"warmup_steps":10}',
 )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     options.add_argument("--workers", type=int, nargs="+", default=[1, os.cpu_count() or 1])
     given = options.parse_args()
     orchestrion(given.home, "rebuild", "--preset", "rga", "--name", "bench")
-    changes = [*SETTINGS, f"train.n_steps={given.steps}", f"train.evaluate_every={given.steps}"]
+    changes = [*SETTINGS, f"train.n_steps={given.steps}", f"train.eval_interval={given.steps}"]
     trained = orchestrion(given.home, "train", "--preset", "rga", "--dataset", "bench", *sets(changes))
     for n_workers in dict.fromkeys(given.workers):
         rounds = [compose(given, n_workers) for _ in range(given.rounds)]

@@ -32,20 +32,20 @@ from models.registry import build_model
 from models.training import build_optimizer, train_step
 from tasks.music.arrays import offsets_of
 from tasks.storage.parquet import TOKEN_SCHEMA, list_column, write_table
-from tasks.training.token_store import TokenStore, WindowKind
+from tasks.training.token_dataset import TokenDataset, WindowKind
 
 PACKAGES = ("torch", "numpy", "pyarrow")
-BATCH_SIZE, WINDOW_TOKENS = 32, 1024
+BATCH_SIZE, SEQ_LEN = 32, 1024
 BATCHES_A_ROUND = 200
 MEMORY_BATCHES = 2000
 KINDS: tuple[WindowKind, ...] = get_args(WindowKind)
 MAKE = """
 import json, sys, time
 from pathlib import Path
-from tasks.training.token_store import TokenStore
+from tasks.training.token_dataset import TokenDataset
 peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 before, started = peak(), time.perf_counter()
-TokenStore([Path(name) for name in sys.argv[2:]], Path(sys.argv[1]))
+TokenDataset([Path(name) for name in sys.argv[2:]], Path(sys.argv[1]))
 print(json.dumps({"seconds": round(time.perf_counter() - started, 3), "peak_mib": round(peak() - before, 1)}))
 """
 
@@ -60,8 +60,8 @@ class RandomWindows(Dataset):
         return 1 << 40
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        start = int(torch.randint(len(self.tokens) - WINDOW_TOKENS, ()))
-        return torch.from_numpy(self.tokens[start : start + WINDOW_TOKENS + 1].astype(np.int64))
+        start = int(torch.randint(len(self.tokens) - SEQ_LEN, ()))
+        return torch.from_numpy(self.tokens[start : start + SEQ_LEN + 1].astype(np.int64))
 
 
 def main() -> None:
@@ -75,11 +75,11 @@ def main() -> None:
             name = source.name
         made = make_apart(shards, Path(folder) / "flat")
         started = time.perf_counter()
-        store = TokenStore(shards, Path(folder) / "flat")
+        store = TokenDataset(shards, Path(folder) / "flat")
         made |= {"tokens_per_second": round(store.n_tokens / made["seconds"]), "open_ms": milliseconds_since(started)}
         record = compare(store, given.presets, given.rounds)
         del store  # with its part of the file in this process's memory
-        grown = {kind: growth(TokenStore(shards, Path(folder) / "flat"), kind) for kind in KINDS}
+        grown = {kind: growth(TokenDataset(shards, Path(folder) / "flat"), kind) for kind in KINDS}
         record |= {"flat_file": made, "memory_growth_mib": grown}
     report.save("loader", name, record, given.results, PACKAGES)
 
@@ -105,9 +105,9 @@ def milliseconds_since(started: float) -> float:
     return round(1000 * (time.perf_counter() - started), 2)
 
 
-def compare(store: TokenStore, presets: list[str], rounds: int) -> dict[str, Any]:
+def compare(store: TokenDataset, presets: list[str], rounds: int) -> dict[str, Any]:
     """Time all kinds of window, the peer and the steps, in turns."""
-    batch_tokens = BATCHES_A_ROUND * BATCH_SIZE * WINDOW_TOKENS
+    batch_tokens = BATCHES_A_ROUND * BATCH_SIZE * SEQ_LEN
     sides: dict[str, tuple[Callable[[], Any], int]] = {
         kind: (partial(draw, store, kind, count(1)), batch_tokens) for kind in KINDS
     }
@@ -130,16 +130,16 @@ def compare(store: TokenStore, presets: list[str], rounds: int) -> dict[str, Any
         "ratio_means": f"tokens/s of the slowest kind, {slowest}, over {max(steps, key=lambda name: steps[name])}",
         "ratio_to_peer": round(rates["random"] / max(peers), 1),
         "batch_size": BATCH_SIZE,
-        "window_tokens": WINDOW_TOKENS,
+        "seq_len": SEQ_LEN,
         "tokens": store.n_tokens,
         "rows": store.n_rows,
         "sides": found,
     }
 
 
-def draw(store: TokenStore, kind: WindowKind, steps: "count[int]", n_batches: int = BATCHES_A_ROUND) -> None:
+def draw(store: TokenDataset, kind: WindowKind, steps: "count[int]", n_batches: int = BATCHES_A_ROUND) -> None:
     for _ in range(n_batches):
-        torch.from_numpy(store.batch(0, next(steps), BATCH_SIZE, WINDOW_TOKENS, kind=kind))
+        torch.from_numpy(store.batch(0, next(steps), BATCH_SIZE, SEQ_LEN, kind=kind))
 
 
 def draw_from(loader: Any) -> None:
@@ -149,22 +149,20 @@ def draw_from(loader: Any) -> None:
 
 def training_steps(preset: str) -> dict[str, tuple[Callable[[], Any], int]]:
     """Return one optimizer step of a preset's model and batch: on one thread and on all, or on a GPU in bfloat16."""
-    config, batch_size, window_tokens = PRESETS[preset]
+    config, batch_size, seq_len = PRESETS[preset]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(config, VOCAB_SIZE).to(device)
-    tokens = torch.randint(1, VOCAB_SIZE, (batch_size, window_tokens + 1), device=device)
+    tokens = torch.randint(1, VOCAB_SIZE, (batch_size, seq_len + 1), device=device)
     step = partial(
         train_step, model, build_optimizer(OptimizerConfig(), model), tokens,
         learning_rate=1e-4, max_grad_norm=1.0, n_targets=tokens[:, 1:].numel(),
     )  # fmt: skip
     if device.type == "cuda":
-        return {f"step of {preset}, bfloat16": (partial(on_gpu, step, True), batch_size * window_tokens)}
-    return {
-        f"step of {preset}, {n} threads": (partial(on_threads, n, step), batch_size * window_tokens) for n in (1, 2)
-    }
+        return {f"step of {preset}, bfloat16": (partial(on_gpu, step, True), batch_size * seq_len)}
+    return {f"step of {preset}, {n} threads": (partial(on_threads, n, step), batch_size * seq_len) for n in (1, 2)}
 
 
-def growth(store: TokenStore, kind: WindowKind) -> dict[str, float]:
+def growth(store: TokenDataset, kind: WindowKind) -> dict[str, float]:
     """Return by how much this process's own memory grows over many batches, and what it maps of the file's pages."""
     before = resident_mib()
     draw(store, kind, count(1), MEMORY_BATCHES)

@@ -63,7 +63,7 @@ def run_row(row: Row, given: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     started = time.perf_counter()
     # One look at the held-out pieces, at the end: the weights kept are the last, not those that know these best.
-    changes = [*row.settings, f"train.n_steps={row.n_steps}", f"train.evaluate_every={row.n_steps}"]
+    changes = [*row.settings, f"train.n_steps={row.n_steps}", f"train.eval_interval={row.n_steps}"]
     trained = orchestrion(given.home, "train", "--preset", row.preset, "--dataset", name, *sets(changes))
     seconds = time.perf_counter() - started
     learned, held_out = (score(given.home, trained["model_version"], row.preset, name, s) for s in ("train", "test"))

@@ -75,12 +75,12 @@ def main() -> None:
 
 def run(preset: str, device: torch.device, given: argparse.Namespace) -> dict[str, Any]:
     """Time one preset's step in both ways."""
-    config, batch_size, window_tokens = PRESETS[preset]
+    config, batch_size, seq_len = PRESETS[preset]
     batch_size = given.batch or (min(batch_size, 2) if device.type == "cpu" else batch_size)
     torch.manual_seed(0)
     model = build_model(config, VOCAB_SIZE).to(device)
     optimizer = build_optimizer(OptimizerConfig(), model)
-    tokens = torch.randint(1, VOCAB_SIZE, (batch_size, window_tokens + 1), device=device)
+    tokens = torch.randint(1, VOCAB_SIZE, (batch_size, seq_len + 1), device=device)
     step = partial(
         train_step, model, optimizer, tokens,
         step=1, learning_rate=1e-4, max_grad_norm=1.0, n_targets=tokens[:, 1:].numel(),
@@ -98,9 +98,9 @@ def run(preset: str, device: torch.device, given: argparse.Namespace) -> dict[st
         "ratio_means": f"tokens/s with {fast} over {slow}",
         "parameters": model.n_parameters,
         "batch_size": batch_size,
-        "window_tokens": window_tokens,
+        "seq_len": seq_len,
         **{
-            side: {"tokens_per_second": round(batch_size * window_tokens / timing.seconds), **timing.as_json()}
+            side: {"tokens_per_second": round(batch_size * seq_len / timing.seconds), **timing.as_json()}
             for side, timing in timings.items()
         },
     }
@@ -108,10 +108,10 @@ def run(preset: str, device: torch.device, given: argparse.Namespace) -> dict[st
 
 def compare(device: torch.device, given: argparse.Namespace) -> dict[str, Any]:
     """Time a step of S000's model, of its reference and of a plain GPT of the same size."""
-    batch_size, window_tokens = given.batch or (2 if device.type == "cpu" else 4), RGA.max_positions
+    batch_size, seq_len = given.batch or (2 if device.type == "cpu" else 4), RGA.max_positions
     torch.manual_seed(0)
     ours = Decoder(RGA, RGA_VOCAB_SIZE).to(device)
-    tokens = torch.randint(1, RGA_VOCAB_SIZE, (batch_size, window_tokens + 1), device=device)
+    tokens = torch.randint(1, RGA_VOCAB_SIZE, (batch_size, seq_len + 1), device=device)
     reference = rewritten(ours, WholeMatrixBlock)
     check_same(ours, reference, tokens[:1, :-1])
     plain, plain_kept = rewritten(ours, PlainBlock), rewritten(ours, PlainBlock, attention_dropout=0.0)
@@ -141,7 +141,7 @@ def compare(device: torch.device, given: argparse.Namespace) -> dict[str, Any]:
         "ours_over_plain_gpt_without_dropout_of_attention": over_plain[1],
         "parameters": ours.n_parameters,
         "batch_size": batch_size,
-        "window_tokens": window_tokens,
+        "seq_len": seq_len,
         "torch_threads": torch.get_num_threads(),
         **{
             side: {"tokens_per_second": round(n_targets / timing.seconds), **timing.as_json()}

@@ -6,6 +6,7 @@ from typing import Any
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 
+from tasks.config.old_names import current_names
 from tasks.config.pipeline import PipelineConfig
 from tasks.config.presets import PRESETS, build_preset
 from tasks.config.serialization import check_numbers
@@ -45,6 +46,7 @@ def check_config(config: Any, given: Mapping[str, Any], deployed: Mapping[str, A
     Raises:
         ConfigError: `given` lacks what the deployment sets, or has the name of another preset than its model.
     """
+    given, deployed = current_names(given), current_names(deployed)
     if lacking := _lacking(given, deployed):
         named = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
         raise ConfigError(f"config lacks {named}, which the deployment sets: {DEPLOY_HINT}")

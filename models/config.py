@@ -251,27 +251,27 @@ class NoamSchedule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WarmupCosineSchedule:
-    """Rise in a line to `peak`, then fall along half a cosine to `peak * floor_share`.
+    """Rise in a line to `max_lr`, then fall along half a cosine to `max_lr * min_lr_ratio`.
 
     Args:
         total_steps: step that reaches the floor; 0: the last step of the run.
     """
 
     name: Literal["warmup_cosine"] = "warmup_cosine"
-    peak: float = 1e-3
+    max_lr: float = 1e-3
     warmup_steps: int = 200
     total_steps: int = 0
-    floor_share: float = 0.1
+    min_lr_ratio: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.peak > 0:
-            raise ValueError(f"peak={self.peak} is not above 0")
+        if not self.max_lr > 0:
+            raise ValueError(f"max_lr={self.max_lr} is not above 0")
         if not self.warmup_steps >= 0:
             raise ValueError(f"warmup_steps={self.warmup_steps} is below 0")
         if not self.total_steps >= 0:
             raise ValueError(f"total_steps={self.total_steps} is below 0")
-        if not 0 <= self.floor_share <= 1:
-            raise ValueError(f"floor_share={self.floor_share} is outside 0-1")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise ValueError(f"min_lr_ratio={self.min_lr_ratio} is outside 0-1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -288,18 +288,18 @@ class ConstantSchedule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OneCycleSchedule:
-    """Along half cosines up to `peak` and down again; Smith and Topin 2018, with the numbers that torch has for it.
+    """Along half cosines up to `max_lr` and down again; Smith and Topin 2018, with the numbers that torch has for it.
 
     Args:
         total_steps: length of the cycle; 0: the run's.
         rising_share: of the steps, until the peak is reached.
-        first_divisor: the first rate is `peak` divided by it.
+        first_divisor: the first rate is `max_lr` divided by it.
         last_divisor: the last rate is the first one divided by it.
         betas: Adam's first beta falls from the first of the two to the second and rises again; None: it stays.
     """
 
     name: Literal["one_cycle"] = "one_cycle"
-    peak: float = 3e-4
+    max_lr: float = 3e-4
     total_steps: int = 0
     rising_share: float = 0.2
     first_divisor: float = 25.0
@@ -307,8 +307,8 @@ class OneCycleSchedule:
     betas: tuple[float, float] | None = (0.95, 0.85)
 
     def __post_init__(self) -> None:
-        if not self.peak > 0:
-            raise ValueError(f"peak={self.peak} is not above 0")
+        if not self.max_lr > 0:
+            raise ValueError(f"max_lr={self.max_lr} is not above 0")
         if not self.total_steps >= 0:
             raise ValueError(f"total_steps={self.total_steps} is below 0")
         if not 0 < self.rising_share < 1:
@@ -325,7 +325,7 @@ class OptimizerConfig:
     """Settings of Adam, or of AdamW, which decays some of the weights.
 
     Args:
-        decayed: by AdamW: all "matrices", so no biases and norms, or those of "linear" maps alone.
+        decay_params: by AdamW: all "matrices", so no biases and norms, or those of "linear" maps alone.
         max_grad_norm: longest gradient, taken over all parameters; None: never shortened.
     """
 
@@ -333,7 +333,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    decayed: Literal["matrices", "linear"] = "matrices"
+    decay_params: Literal["matrices", "linear"] = "matrices"
     max_grad_norm: float | None = 1.0
 
     def __post_init__(self) -> None:

@@ -75,14 +75,14 @@ def learning_rate(schedule: ScheduleConfig, step: int, d_model: int, n_steps: in
     if isinstance(schedule, ConstantSchedule):
         return schedule.rate
     if isinstance(schedule, OneCycleSchedule):
-        first = schedule.peak / schedule.first_divisor
-        return one_cycle(schedule, step, n_steps, (first, schedule.peak, first / schedule.last_divisor))
+        first = schedule.max_lr / schedule.first_divisor
+        return one_cycle(schedule, step, n_steps, (first, schedule.max_lr, first / schedule.last_divisor))
     if step <= schedule.warmup_steps:
-        return schedule.peak * step / schedule.warmup_steps
+        return schedule.max_lr * step / schedule.warmup_steps
     last_step = schedule.total_steps or n_steps
     share_done = min((step - schedule.warmup_steps) / max(last_step - schedule.warmup_steps, 1), 1.0)
     height = 0.5 * (1 + math.cos(math.pi * share_done))
-    return schedule.peak * (schedule.floor_share + (1 - schedule.floor_share) * height)
+    return schedule.max_lr * (schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * height)
 
 
 def noam_factor(step: int, d_model: int, warmup_steps: int) -> float:
@@ -94,7 +94,7 @@ def noam_factor(step: int, d_model: int, warmup_steps: int) -> float:
     return d_model**-0.5 * min(s**-0.5, s * warmup_steps**-1.5)
 
 
-def first_beta(schedule: ScheduleConfig, step: int, n_steps: int) -> float | None:
+def beta1(schedule: ScheduleConfig, step: int, n_steps: int) -> float | None:
     """Return what the schedule makes of Adam's first beta at one step, or None where it leaves it alone."""
     if not isinstance(schedule, OneCycleSchedule) or schedule.betas is None:
         return None
@@ -120,7 +120,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     settings = {"lr": 0.0, "betas": config.betas, "eps": config.eps, "fused": True}
     if config.name == "adam":
         return torch.optim.Adam(model.parameters(), weight_decay=config.weight_decay, **settings)
-    decayed = {id(parameter) for parameter in decayed_parameters(model, config.decayed)}
+    decayed = {id(parameter) for parameter in decayed_parameters(model, config.decay_params)}
     groups = [
         {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": config.weight_decay},
         {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},
@@ -164,7 +164,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_grad_norm: float | No
     return float(nn.utils.clip_grad_norm_(parameters, limit))
 
 
-def bare_model(model: nn.Module) -> Any:
+def unwrap_model(model: nn.Module) -> Any:
     """Return the model that a compiled one or one of several workers wraps."""
     while (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None:
         model = inner
@@ -194,7 +194,7 @@ def count_batch(model: nn.Module, tokens_BT: Tensor, pad_id: int = 0) -> BatchCo
         model: bare or wrapped; it is not called.
     """
     n_targets = int((tokens_BT[:, 1:] != pad_id).sum())
-    bare = bare_model(model)
+    bare = unwrap_model(model)
     if isinstance(bare.config, HourglassConfig) and bare.has_auxiliary_loss:
         return BatchCounts(n_targets, tuple(bare.auxiliary_counts(tokens_BT[:, :-1])))
     return BatchCounts(n_targets)
@@ -218,7 +218,7 @@ def loss_parts(
             never a target, padding neither.
         counts: of the whole batch that these rows are a part of; None: the rows are all of it.
     """
-    bare = bare_model(model)
+    bare = unwrap_model(model)
     if isinstance(bare.config, VaeConfig):
         return model(tokens_BT, wants_loss=True, step=step, mask_BT=mask_BT)
     inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
@@ -248,8 +248,8 @@ def train_step(
     max_grad_norm: float | None,
     n_targets: float,
     n_hidden: Sequence[float] | None = None,
-    first_beta: float | None = None,
-    n_parts: int = 1,
+    beta1: float | None = None,
+    grad_accumulation_steps: int = 1,
     pad_id: int = 0,
     bf16: bool = False,
 ) -> StepMetrics:
@@ -262,8 +262,8 @@ def train_step(
             however unevenly its targets are spread.
         n_hidden: the same for what an auxiliary loss is a mean over, see `count_batch`; None: `tokens_BT` is the whole
             batch.
-        first_beta: of Adam, at this step; None: as it is.
-        n_parts: the batch goes through the model in so many parts, in sequence, in as much less memory.
+        beta1: of Adam, at this step; None: as it is.
+        grad_accumulation_steps: the batch goes through the model in so many parts, in sequence, in as much less memory.
         bf16: run the forward pass in bfloat16 where torch holds that to be safe; weights and loss stay float32.
     """
     if n_targets <= 0:
@@ -271,10 +271,10 @@ def train_step(
     n_hidden = count_batch(model, tokens_BT, pad_id).hidden if n_hidden is None else n_hidden
     counts = BatchCounts(n_targets, tuple(n_hidden))
     model.train()
-    set_rates(optimizer, learning_rate, first_beta)
+    set_rates(optimizer, learning_rate, beta1)
     optimizer.zero_grad(set_to_none=True)
     sums = [0.0, 0, 0, 0.0]
-    for part_BT in tokens_BT.chunk(n_parts):
+    for part_BT in tokens_BT.chunk(grad_accumulation_steps):
         with torch.autocast(tokens_BT.device.type, dtype=torch.bfloat16, enabled=bf16):
             parts = loss_parts(model, part_BT, step=step, pad_id=pad_id, counts=counts)
         ((parts.nll_sum + parts.auxiliary_sum) / n_targets).backward()
@@ -313,7 +313,7 @@ def eval_step(
             if draw_latents_by is None:
                 parts = loss_parts(model, tokens_BT, step=None, pad_id=pad_id, mask_BT=mask_BT)
             else:
-                bare = bare_model(model)
+                bare = unwrap_model(model)
                 parts = bare.loss_parts(tokens_BT, sample=True, generator=draw_latents_by, mask_BT=mask_BT)
     finally:
         model.train(was_training)

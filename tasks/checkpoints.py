@@ -67,7 +67,7 @@ class CheckpointFolder:
         optimizer: torch.optim.Optimizer,
         state: dict[str, Any],
         is_best: bool,
-        keep_periodic: int,
+        keep_last_n: int,
     ) -> Path:
         """Write one checkpoint whole, point `last` (and `best`) to it, then drop what is not kept."""
         final = self.root / f"step-{state['step']:06d}"
@@ -83,7 +83,7 @@ class CheckpointFolder:
         if is_best:
             write_atomically(self.root / "best.json", sealed_bytes({"checkpoint": final.name}))
         write_atomically(self.root / "last.json", sealed_bytes({"checkpoint": final.name}))
-        self._drop_old(keep_periodic)
+        self._drop_old(keep_last_n)
         return final
 
     @staticmethod
@@ -116,10 +116,10 @@ class CheckpointFolder:
     def _oldest_first(self) -> list[Path]:
         return sorted(self.root.glob("step-*"), key=lambda path: (len(path.name), path.name))  # step-1000000 at the end
 
-    def _drop_old(self, keep_periodic: int) -> None:
+    def _drop_old(self, keep_last_n: int) -> None:
         kept = {self.find("last"), self.find("best")}
         others = [path for path in self._oldest_first() if path not in kept]
-        for path in others[: max(0, len(others) - keep_periodic)]:
+        for path in others[: max(0, len(others) - keep_last_n)]:
             shutil.rmtree(path)
         for leftover in self.root.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -63,10 +63,10 @@ def small_dataset(
 def short_training(**settings: object) -> TrainConfig:
     """Return settings of a run that takes seconds."""
     given = {
-        "preset": "small", "model": SMALL_MODEL, "schedule": WarmupCosineSchedule(peak=1e-2, warmup_steps=4),
+        "preset": "small", "model": SMALL_MODEL, "schedule": WarmupCosineSchedule(max_lr=1e-2, warmup_steps=4),
         "n_steps": 12,
-        "batch_size": 4, "window_tokens": 32, "validation_windows": 4, "evaluate_every": 6, "checkpoint_every": 4,
-        "log_every": 2, "cpus_per_worker": 1,
+        "batch_size": 4, "seq_len": 32, "validation_windows": 4, "eval_interval": 6, "checkpoint_interval": 4,
+        "log_interval": 2, "cpus_per_worker": 1,
     } | settings  # fmt: skip
     return TrainConfig(**given)  # type: ignore[arg-type]
 

@@ -32,9 +32,9 @@ def test_each_script_says_how_it_is_run(path: Path) -> None:
 
 def test_the_models_are_those_of_the_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     steps, sampling = script("bench_train_step", monkeypatch), script("bench_sampling", monkeypatch)
-    for name, (model, batch_size, window_tokens) in steps.PRESETS.items():
+    for name, (model, batch_size, seq_len) in steps.PRESETS.items():
         train = build_preset(name).train
-        assert (model, batch_size, window_tokens) == (train.model, train.batch_size, train.window_tokens), name
+        assert (model, batch_size, seq_len) == (train.model, train.batch_size, train.seq_len), name
     for name, model in sampling.MODELS.items():
         assert model == build_preset(name).train.model, name
 

@@ -22,7 +22,7 @@ from flows.cli.options import (
     prepare,
     print_result,
 )
-from flows.cli.registry import check_wishes, find_model
+from flows.cli.registry import check_controls, find_model
 from flows.cli.run_flow import build_config, complain, run_flow
 from flows.services import environment
 from tasks.errors import ConfigError, HomeError, Interrupted, OrchestrionError
@@ -78,7 +78,7 @@ def generate(
     where = prepare(home, verbose, quiet)
     found = find_model(where, model)
     config = build_config(preset or found.preset, settings, config_file)
-    check_wishes(where, found, config.generate)
+    check_controls(where, found, config.generate)
     print_result(run_flow(where, "generate", config.generate, model, fresh=fresh), as_json, BATCH_FACTS)
 
 
@@ -100,7 +100,7 @@ def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> Non
     for job in jobs:
         _check_prompt(job.config.prompt)
         try:
-            check_wishes(where, models[job.model], job.config)
+            check_controls(where, models[job.model], job.config)
         except OrchestrionError as error:
             error.put_before(f"{request.name}: {job.name}")
             raise

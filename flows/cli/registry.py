@@ -33,7 +33,7 @@ def find_model(home: Home, reference: str) -> Any:
         return tracker.model(reference)
 
 
-def check_wishes(home: Home, model: Any, config: Any) -> None:
+def check_controls(home: Home, model: Any, config: Any) -> None:
     """See, before Prefect is started, that a model's encoding has ids for what a batch asks for.
 
     Args:
@@ -46,6 +46,6 @@ def check_wishes(home: Home, model: Any, config: Any) -> None:
     if not (config.key or config.programs or config.tempo or config.density) or not folder.exists():
         return
     from tasks.checkpoints import read_tokenizer
-    from tasks.sampling.sample_ids import check_wishes as check
+    from tasks.sampling.sample_ids import check_controls as check
 
     check(read_tokenizer(folder), config)

@@ -33,10 +33,22 @@ def build_config(preset: str, overrides: Sequence[str], file: Path | None = None
         ConfigError: an unknown preset or setting, an impossible value, or a file that is no TOML.
         NotFound: there is no such file.
     """
-    from tasks.config.overrides import apply_overrides, read_overrides
+    from tasks.config.overrides import apply_overrides, current_overrides, read_overrides
     from tasks.config.presets import build_preset
 
-    return apply_overrides(build_preset(preset), [*(read_overrides(file) if file else ()), *overrides])
+    filed = read_overrides(file) if file else []
+    for override in [*filed, *overrides]:
+        note_old_name(override)
+    return apply_overrides(build_preset(preset), current_overrides(filed) + current_overrides(overrides))
+
+
+def note_old_name(override: str) -> None:
+    """Print the present name of a setting that is given under an earlier one."""
+    from tasks.config.old_names import current_path
+
+    path = override.partition("=")[0].strip()
+    if (name := current_path(path)) != path:
+        complain(f"setting {path} is now {name}; the old name works in this release only")
 
 
 def run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[str, Any]:

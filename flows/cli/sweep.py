@@ -23,7 +23,7 @@ from flows.cli.options import (
     prepare,
     print_result,
 )
-from flows.cli.run_flow import build_config, run_flow
+from flows.cli.run_flow import build_config, note_old_name, run_flow
 from flows.cli.train import check_dataset
 
 
@@ -51,6 +51,8 @@ def sweep(
     from tasks.sweep.space import SweepConfig, plan_points
 
     config = build_config(preset, overrides or [], config_file)
+    for axis in [*(grid or ()), *(search or ())]:
+        note_old_name(axis)
     plan = SweepConfig(
         grid=tuple(grid or ()), search=tuple(search or ()), samples=samples, seed=seed,
         early_stopping=early_stopping, concurrent=concurrent,

@@ -1,9 +1,12 @@
 """Settings of an evaluation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import model_validator
 
 from tasks.config.checks import require
+from tasks.config.old_names import current_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -11,7 +14,7 @@ class EvaluateConfig:
     """Scores of a model on a split, held out as a rule, and its free samples against that music."""
 
     split: Literal["train", "validation", "test"] = "test"  # on `train` it shows what was memorised; never a champion
-    window_tokens: int = 1024
+    seq_len: int = 1024
     batch_size: int = 8  # windows at once
     n_samples: int = 8  # pieces sampled without the grammar, for the grammar error rate and the statistics
     sample_tokens: int = 512  # of a sample, and behind the prompt of a continuation, at most
@@ -21,8 +24,13 @@ class EvaluateConfig:
     promote: bool = True  # give the alias `champion` to the model if it beats the present one on this dataset version
     promote_by: Literal["interval", "figure"] = "interval"  # beyond noise: the 95 % interval; or by any difference
 
+    @model_validator(mode="before")
+    @staticmethod
+    def _rename(values: Any) -> Any:
+        return current_names(values)
+
     def __post_init__(self) -> None:
-        require(self.window_tokens >= 8, f"window_tokens={self.window_tokens} is below 8")
+        require(self.seq_len >= 8, f"seq_len={self.seq_len} is below 8")
         require(self.batch_size >= 1, f"batch_size={self.batch_size} is below 1")
         require(self.n_samples >= 0, f"n_samples={self.n_samples} is below 0")
         require(self.sample_tokens >= 8, f"sample_tokens={self.sample_tokens} is below 8")

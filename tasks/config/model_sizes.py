@@ -60,7 +60,7 @@ def forward_flops(config: TrainConfig, vocab_size: int) -> float:
     Training costs about three times as much. Attention counts as what it computes, here about half of all pairs.
     """
     model = build_model(config.model, vocab_size).eval()
-    tokens = torch.ones(1, config.window_tokens + 1, dtype=torch.int64)
+    tokens = torch.ones(1, config.seq_len + 1, dtype=torch.int64)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(tokens if isinstance(model, Vae) else tokens[:, :-1])
-    return counter.get_total_flops() / config.window_tokens
+    return counter.get_total_flops() / config.seq_len

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks.config.old_names import current_path
 from tasks.config.serialization import Config, from_json, shortened, to_json
 from tasks.errors import ConfigError, NotFound
 from tasks.storage.foreign_text import OutOfBounds, parse_json, parse_toml
@@ -19,7 +20,7 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
         ConfigError: an override without `=`, an unknown key (the message lists the known ones) or a bad value.
     """
     values = to_json(config)
-    for override in _variants_first(overrides):
+    for override in _variants_first(current_overrides(overrides)):
         path, equals, text = override.partition("=")
         shown = f"--set {shortened(override)}"
         if not equals:
@@ -43,12 +44,27 @@ def read_overrides(path: Path) -> list[str]:
         ConfigError: it is not UTF-8, not TOML, or holds a date.
     """
     try:
-        values = parse_toml(path.read_text())
-        return list(_flat(values))
+        return list(_flat(parse_toml(path.read_text())))
     except OSError as error:
         raise NotFound(f"--config {path}: {error.strerror}") from None
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--config {path}: {error}") from None
+
+
+def current_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return overrides with the present names of settings.
+
+    Raises:
+        ConfigError: a setting is given under two names.
+    """
+    given, current = dict[str, str](), list[str]()
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        name = current_path(path.strip())
+        if given.setdefault(name, path.strip()) != path.strip():
+            raise ConfigError(f"--set {given[name]} and --set {path.strip()} are one setting, {name}; give it once")
+        current.append(f"{name}{equals}{text}")
+    return current
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

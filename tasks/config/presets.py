@@ -36,31 +36,31 @@ TRANSPOSED = AugmentConfig(stretches=(1.0,))
 
 
 def tiny(
-    config: PipelineConfig, preset: str, model: object, n_steps: int, peak: float, **train: object
+    config: PipelineConfig, preset: str, model: object, n_steps: int, max_lr: float, **train: object
 ) -> PipelineConfig:
     """Return a config with a small model, trained for minutes with settings that suit small models on small data.
 
     Args:
         n_steps: as many as take minutes on two cores.
-        peak: highest learning rate.
+        max_lr: highest learning rate.
         train: other settings of the training.
     """
     settings: dict[str, object] = {
         "preset": preset,
         "model": model,
-        "schedule": WarmupCosineSchedule(peak=peak, warmup_steps=100),
+        "schedule": WarmupCosineSchedule(max_lr=max_lr, warmup_steps=100),
         "optimizer": OptimizerConfig(name="adamw", betas=(0.9, 0.95), weight_decay=0.01),
         "n_steps": n_steps,
         "batch_size": 8,
-        "window_tokens": 256,
+        "seq_len": 256,
         "validation_windows": 32,
-        "evaluate_every": 200,
-        "checkpoint_every": 200,
+        "eval_interval": 200,
+        "checkpoint_interval": 200,
     }
     return PipelineConfig(
         dataset=config.dataset,
         train=TrainConfig(**(settings | train)),  # type: ignore[arg-type]
-        evaluate=EvaluateConfig(window_tokens=256, batch_size=16),
+        evaluate=EvaluateConfig(seq_len=256, batch_size=16),
         generate=GenerateConfig(sampling=SamplingConfig(temperature=0.9, top_p=0.95, max_tokens=1024)),
     )
 
@@ -82,7 +82,7 @@ def music_transformer_large() -> PipelineConfig:
 def music_transformer_tiny() -> PipelineConfig:
     """A Music Transformer that learns something audible in minutes on two cores."""
     model = DecoderConfig(d_model=128, n_heads=4, n_layers=2, d_ff=256, dropout=0.0, max_relative_distance=256)
-    config = tiny(music_transformer(), "music_transformer_tiny", model, n_steps=2000, peak=6e-3)
+    config = tiny(music_transformer(), "music_transformer_tiny", model, n_steps=2000, max_lr=6e-3)
     # So small a model forgets notes that it began more than a window ago; without a limit they ring to the end.
     return replace(config, generate=replace(config.generate, max_note_seconds=5.0))
 
@@ -90,7 +90,7 @@ def music_transformer_tiny() -> PipelineConfig:
 def music_transformer_large_tiny() -> PipelineConfig:
     """The large Music Transformer's twin: deeper and narrower than that of the other."""
     model = DecoderConfig(d_model=96, n_heads=4, n_layers=4, d_ff=256, dropout=0.0, max_relative_distance=256)
-    config = tiny(music_transformer_large(), "music_transformer_large_tiny", model, n_steps=1400, peak=4e-3)
+    config = tiny(music_transformer_large(), "music_transformer_large_tiny", model, n_steps=1400, max_lr=4e-3)
     return replace(config, generate=replace(config.generate, max_note_seconds=5.0))
 
 
@@ -139,12 +139,12 @@ def rga_multi() -> PipelineConfig:
 
 def rga_tiny() -> PipelineConfig:
     """The twin of `rga` for minutes on two cores."""
-    return tiny(rga(), "rga_tiny", RGA_TINY, n_steps=1800, peak=4e-3)
+    return tiny(rga(), "rga_tiny", RGA_TINY, n_steps=1800, max_lr=4e-3)
 
 
 def rga_multi_tiny() -> PipelineConfig:
     """The twin of `rga_multi` for minutes on two cores."""
-    return tiny(rga_multi(), "rga_multi_tiny", RGA_TINY, n_steps=1800, peak=4e-3)
+    return tiny(rga_multi(), "rga_multi_tiny", RGA_TINY, n_steps=1800, max_lr=4e-3)
 
 
 # S001, character GPT
@@ -160,11 +160,11 @@ def char_gpt() -> PipelineConfig:
             preset="char_gpt",
             model=CHAR_GPT,
             schedule=ConstantSchedule(rate=6e-4),
-            optimizer=OptimizerConfig(name="adamw", betas=(0.9, 0.95), weight_decay=0.1, decayed="linear"),
+            optimizer=OptimizerConfig(name="adamw", betas=(0.9, 0.95), weight_decay=0.1, decay_params="linear"),
             batch_size=48,
-            window_tokens=512,
+            seq_len=512,
         ),
-        evaluate=EvaluateConfig(window_tokens=512),
+        evaluate=EvaluateConfig(seq_len=512),
         generate=GenerateConfig(sampling=SamplingConfig(top_k=64, max_tokens=2048)),
     )
 
@@ -174,7 +174,7 @@ def char_gpt_tiny() -> PipelineConfig:
     model = replace(
         CHAR_GPT, d_model=128, n_heads=4, n_layers=3, d_ff=512, dropout=0.0, attention_dropout=0.0, max_positions=256
     )
-    return tiny(char_gpt(), "char_gpt_tiny", model, n_steps=1200, peak=3e-3)
+    return tiny(char_gpt(), "char_gpt_tiny", model, n_steps=1200, max_lr=3e-3)
 
 
 # S002, transformer with a variational bottleneck
@@ -187,14 +187,14 @@ def mmm_vae() -> PipelineConfig:
         train=TrainConfig(
             preset="mmm_vae",
             model=VaeConfig(token_dropout=0.2),
-            schedule=WarmupCosineSchedule(peak=1e-4, warmup_steps=1000, total_steps=50_000),
+            schedule=WarmupCosineSchedule(max_lr=1e-4, warmup_steps=1000, total_steps=50_000),
             optimizer=OptimizerConfig(name="adamw", betas=(0.9, 0.95), weight_decay=0.1),
             n_steps=50_000,
             batch_size=128,
-            window_tokens=512,
+            seq_len=512,
             windows="whole",
         ),
-        evaluate=EvaluateConfig(window_tokens=512),
+        evaluate=EvaluateConfig(seq_len=512),
         generate=GenerateConfig(sampling=SamplingConfig(max_tokens=513)),
     )
 
@@ -212,7 +212,7 @@ VAE_TINY = VaeConfig(block=336, d_model=64, channels=(64, 32), kl_steps=300, tok
 def mmm_vae_tiny() -> PipelineConfig:
     """The twin of `mmm_vae` for minutes on two cores."""
     config = tiny(
-        mmm_vae(), "mmm_vae_tiny", VAE_TINY, n_steps=1000, peak=2e-3, window_tokens=336, windows="whole",
+        mmm_vae(), "mmm_vae_tiny", VAE_TINY, n_steps=1000, max_lr=2e-3, seq_len=336, windows="whole",
         validation_windows=64,
     )  # fmt: skip
     return replace(config, generate=replace(config.generate, sampling=SamplingConfig(temperature=0.9, max_tokens=337)))
@@ -239,10 +239,10 @@ def hourglass() -> PipelineConfig:
             optimizer=OptimizerConfig(betas=(0.95, 0.999), max_grad_norm=0.5),
             n_steps=8000,  # of 30 windows, which the original gathered from ten steps of 3
             batch_size=30,
-            n_parts=10,
-            window_tokens=512,
+            grad_accumulation_steps=10,
+            seq_len=512,
         ),
-        evaluate=EvaluateConfig(window_tokens=512),
+        evaluate=EvaluateConfig(seq_len=512),
     )
 
 
@@ -250,7 +250,7 @@ def hourglass_flat() -> PipelineConfig:
     """S003's baseline: 12 layers of 768 at full length, 58,047,324 parameters with 348 ids."""
     config = hourglass()
     model = HourglassConfig(depths=(12,), max_relative_distance=1024)
-    train = replace(config.train, preset="hourglass_flat", model=model, window_tokens=1024)
+    train = replace(config.train, preset="hourglass_flat", model=model, seq_len=1024)
     return replace(config, train=train, evaluate=EvaluateConfig())
 
 
@@ -261,13 +261,13 @@ HOURGLASS_TINY = HourglassConfig(
 
 def hourglass_tiny() -> PipelineConfig:
     """The twin of `hourglass` for minutes on two cores: the middle has more layers and a quarter of the length."""
-    return tiny(hourglass(), "hourglass_tiny", HOURGLASS_TINY, n_steps=900, peak=3e-3)
+    return tiny(hourglass(), "hourglass_tiny", HOURGLASS_TINY, n_steps=900, max_lr=3e-3)
 
 
 def hourglass_flat_tiny() -> PipelineConfig:
     """The twin of `hourglass_flat`, of as many layers as `hourglass_tiny` but all at full length."""
     model = replace(HOURGLASS_TINY, depths=(5,), shorten_factor=2)
-    return tiny(hourglass_flat(), "hourglass_flat_tiny", model, n_steps=900, peak=3e-3)
+    return tiny(hourglass_flat(), "hourglass_flat_tiny", model, n_steps=900, max_lr=3e-3)
 
 
 # Our own
@@ -290,7 +290,7 @@ def orchestrion_small() -> PipelineConfig:
         train=TrainConfig(
             preset="orchestrion_small",
             model=replace(MODERN, d_model=512, n_heads=8, n_layers=8, d_ff=1408),
-            schedule=WarmupCosineSchedule(peak=1e-3, warmup_steps=500),
+            schedule=WarmupCosineSchedule(max_lr=1e-3, warmup_steps=500),
             optimizer=OptimizerConfig(name="adamw", betas=(0.9, 0.95), weight_decay=0.1),
         ),
     )
@@ -299,7 +299,7 @@ def orchestrion_small() -> PipelineConfig:
 def orchestrion_small_tiny() -> PipelineConfig:
     """The twin of `orchestrion_small` for minutes on two cores."""
     model = replace(MODERN, d_model=128, n_heads=4, n_layers=2, d_ff=256, dropout=0.0)
-    config = tiny(orchestrion_small(), "orchestrion_small_tiny", model, n_steps=1900, peak=6e-3)
+    config = tiny(orchestrion_small(), "orchestrion_small_tiny", model, n_steps=1900, max_lr=6e-3)
     return replace(config, generate=replace(config.generate, max_note_seconds=5.0))
 
 

@@ -14,6 +14,7 @@ from models.config import (
     ModelConfig,
     ScheduleConfig,
 )
+from tasks.config.old_names import first_names
 from tasks.errors import ConfigError
 from tasks.music.tokenizers.registry import TokenizerConfig
 
@@ -81,8 +82,11 @@ def _wrong_number(value: Any, given: Any, path: str = "") -> tuple[str, str] | N
 
 
 def digest(value: Any) -> str:
-    """Return the SHA-256 hex digest of a config's or JSON value's canonical form."""
-    plain = to_json(value) if dataclasses.is_dataclass(value) else value
+    """Return the SHA-256 hex digest of a config's or JSON value's canonical form.
+
+    Settings count under their first names, so that a renamed setting changes no version, run, sweep or batch.
+    """
+    plain = first_names(to_json(value) if dataclasses.is_dataclass(value) else value)
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

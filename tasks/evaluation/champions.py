@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tasks.config.evaluation import EvaluateConfig
+from tasks.config.old_names import current_names
 from tasks.dataset.versions import DatasetVersion
 from tasks.music.metrics.distances import Estimate, compare_scores
 from tasks.tracking.mlflow_tracker import ModelVersion, Tracker
@@ -57,7 +58,7 @@ def scored_with(result: "Evaluation", config: EvaluateConfig) -> dict[str, int]:
     """
     if has_latents(result):
         return {"seed": config.seed, "batch_size": config.batch_size}
-    return {"window_tokens": config.window_tokens}
+    return {"seq_len": config.seq_len}
 
 
 def has_latents(result: "Evaluation") -> bool:
@@ -136,7 +137,7 @@ def _settings_apart(tracker: Tracker, tags: Mapping[str, str], result: "Evaluati
     """Return how the scoring settings of the champion and a model differ; empty where they are equal."""
     ours = scored_with(result, config)
     if "scored_with" in tags:
-        theirs = json.loads(tags["scored_with"])
+        theirs = current_names(json.loads(tags["scored_with"]))
     else:  # of before there was such a tag: the run says it
         params = tracker.params(tags.get("scored_by", ""))
         theirs = {name: int(params[f"evaluate.{name}"]) for name in ours if f"evaluate.{name}" in params}

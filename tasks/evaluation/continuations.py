@@ -30,7 +30,7 @@ from tasks.sampling.latents import FROM_PRIOR, LatentPlan, LatentSource
 from tasks.sampling.sample_ids import WrittenIds, write_ids
 from tasks.sampling.timing import result_row, results_of
 from tasks.storage.parquet import read_table
-from tasks.training.token_store import TokenStore
+from tasks.training.token_dataset import TokenDataset
 
 Kind = Literal["continuation", "from_latents"]
 DURATION_EDGES = 2.0 ** np.arange(-6, 4.5, 0.5)  # seconds: half an octave to a bin, from 16 ms to 16 s
@@ -146,7 +146,7 @@ class ContinuationTest:
 def continue_pieces(
     loaded: LoadedModel,
     dataset: DatasetVersion,
-    store: TokenStore,
+    store: TokenDataset,
     config: EvaluateConfig,
     on_tokens: Callable[[int], None] | None = None,
 ) -> ContinuationTest:
@@ -193,7 +193,7 @@ def continue_pieces(
 
 
 def choose_openings(
-    loaded: LoadedModel, dataset: DatasetVersion, store: TokenStore, config: EvaluateConfig
+    loaded: LoadedModel, dataset: DatasetVersion, store: TokenDataset, config: EvaluateConfig
 ) -> tuple[list[Opening], int]:
     """Return the beginnings of some pieces, and how many pieces are too short to be among them.
 

@@ -29,7 +29,7 @@ from tasks.sampling.latents import FROM_PRIOR, with_latents
 from tasks.sampling.sample_ids import window_of
 from tasks.sampling.timing import Clock
 from tasks.storage.parquet import check_shards
-from tasks.training.token_store import TokenStore
+from tasks.training.token_dataset import TokenDataset
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def evaluate_model(
     _require_music(dataset, config.split)
     check_shards([*dataset.token_shards(config.split), *dataset.token_shards("train")], n_cpus())
     clock = Clock()
-    store = TokenStore(dataset.token_shards(config.split), dataset.flat_tokens)
+    store = TokenDataset(dataset.token_shards(config.split), dataset.flat_tokens)
     facts = dataset.manifest["splits"][config.split]
     pieces: dict[str, int] = {}
     piece_of_row = [pieces.setdefault(piece, len(pieces)) for piece in pieces_of_rows(dataset, config.split)]
@@ -112,7 +112,7 @@ def evaluate_model(
             f"model {loaded.folder}: its likelihood on {dataset.reference}/{config.split} is"
             f" {metrics['nll_per_token']} nats per token; it has diverged or its weights are damaged"
         )
-    metrics |= frequency_baseline(store, TokenStore(dataset.token_shards("train"), dataset.flat_tokens))
+    metrics |= frequency_baseline(store, TokenDataset(dataset.token_shards("train"), dataset.flat_tokens))
     clock.stop("scoring")
     samples, test = list[np.ndarray](), None
     if config.n_samples:

@@ -11,7 +11,7 @@ from tasks.music.excerpt import Extent, beginning
 from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.storage.home import Home
 from tasks.storage.parquet import read_table
-from tasks.training.token_store import TokenStore
+from tasks.training.token_dataset import TokenDataset
 
 MOST_PIECES = 200
 ALL = Extent()
@@ -31,7 +31,7 @@ def held_out_statistics(
     A beginning has `max_tokens` tokens and is within `limit` at most. There are `MOST_PIECES` at most, evenly spread
     over the splits in their order.
     """
-    stores = [TokenStore(dataset.token_shards(split), dataset.flat_tokens) for split in splits]
+    stores = [TokenDataset(dataset.token_shards(split), dataset.flat_tokens) for split in splits]
     rows = [store.tokens[a:b] for store in stores for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_PIECES)).round().astype(int))
     scores = (tokenizer.decode(rows[place][:max_tokens]) for place in chosen)

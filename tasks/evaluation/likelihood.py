@@ -15,7 +15,7 @@ from tasks.checkpoints import LoadedModel
 from tasks.config.evaluation import EvaluateConfig
 from tasks.music.arrays import FloatArray
 from tasks.sampling.sample_ids import window_of
-from tasks.training.token_store import TokenStore
+from tasks.training.token_dataset import TokenDataset
 
 LATENT_ROWS = 1024  # on which the use of latents is measured
 COUNTED_AT_ONCE = 2**20
@@ -23,22 +23,22 @@ COUNTED_AT_ONCE = 2**20
 
 def score_held_out(
     loaded: LoadedModel,
-    store: TokenStore,
+    store: TokenDataset,
     facts: dict[str, Any],
     config: EvaluateConfig,
     on_windows: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, float], FloatArray]:
     """Return likelihood figures over all tokens of a split, each predicted once, and the nats of each token row.
 
-    Windows of `window_tokens` overlap by half, so every token but a piece's first ones has at least half a window of
+    Windows of `seq_len` overlap by half, so every token but a piece's first ones has at least half a window of
     context. The figures are nats per token, accuracy, perplexity, bits per note (all tokens' bits over the number of
     notes) and bits per second of music.
     """
     device = next(loaded.model.parameters()).device
-    window_tokens, stride = scoring_stride(loaded.model, store, config)
-    pad_id, rows = loaded.tokenizer.pad_id, store.rows_of_windows(window_tokens, stride)
+    seq_len, stride = scoring_stride(loaded.model, store, config)
+    pad_id, rows = loaded.tokenizer.pad_id, store.rows_of_windows(seq_len, stride)
     row_nats, n_targets, n_correct, n_seen = np.zeros(len(store.offsets) - 1), 0, 0, 0
-    for tokens, mask in store.sequential_windows(window_tokens, stride, config.batch_size, pad_id):
+    for tokens, mask in store.sequential_windows(seq_len, stride, config.batch_size, pad_id):
         batch, counted = torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)
         nats, n_new, n_hit = row_losses(loaded.model, batch, pad_id=pad_id, mask_BT=counted)
         np.add.at(row_nats, rows[n_seen : n_seen + len(tokens)], nats.cpu().numpy())
@@ -48,10 +48,10 @@ def score_held_out(
     return likelihood_figures(float(row_nats.sum()), n_targets, n_correct, facts), row_nats
 
 
-def scoring_stride(model: Model, store: TokenStore, config: EvaluateConfig) -> tuple[int, int]:
+def scoring_stride(model: Model, store: TokenDataset, config: EvaluateConfig) -> tuple[int, int]:
     """Return the tokens of a window that a model can read and a piece can fill, and how far windows are apart."""
-    window_tokens = max(min(window_of(model, config.window_tokens), store.longest_row), 2)
-    return window_tokens, window_tokens // 2
+    seq_len = max(min(window_of(model, config.seq_len), store.longest_row), 2)
+    return seq_len, seq_len // 2
 
 
 def likelihood_figures(nll: float, n_targets: float, n_correct: float, facts: dict[str, Any]) -> dict[str, float]:
@@ -69,7 +69,7 @@ def likelihood_figures(nll: float, n_targets: float, n_correct: float, facts: di
 
 def score_latents(
     loaded: LoadedModel,
-    store: TokenStore,
+    store: TokenDataset,
     facts: dict[str, Any],
     config: EvaluateConfig,
     on_windows: Callable[[int], None] | None = None,
@@ -111,7 +111,7 @@ def score_latents(
     return figures | {f"latent/{name}": float(getattr(use, name)) for name in names}
 
 
-def frequency_baseline(store: TokenStore, train: TokenStore) -> dict[str, float]:
+def frequency_baseline(store: TokenDataset, train: TokenDataset) -> dict[str, float]:
     """Return how often the training split's most frequent token is right, and the loss of its frequencies in nats.
 
     What a model is worth that has learned nothing but how frequent each token is; ids that the training split lacks

@@ -17,7 +17,7 @@ from tasks.errors import DamagedFile
 from tasks.generation.batch_files import RESULTS, check_batch, check_piece, read_manifest, read_run_note, run_note_path
 from tasks.generation.candidates import batch_folder, pieces_folder, read_candidate
 from tasks.generation.gallery.batch_page import batch_page
-from tasks.generation.judge import CUT_SHORT, NOTHING_NEW, Critic, batch_flags, is_cut_within_bars
+from tasks.generation.judge import CUT_SHORT, NOTHING_NEW, Judge, batch_flags, is_cut_within_bars
 from tasks.generation.prompts import Prompt, read_prompts, tell_losses, with_room
 from tasks.generation.selection import Choice, WritePlan, choose_pieces, first_candidates, render_all
 from tasks.music.midi.validity import Validity, share_valid
@@ -138,7 +138,7 @@ def generate_batch(
     name = batch_name(model, config, prompts, checkpoint)
     config = with_room(config, prompts)
     with Progress("reading the dataset"):
-        critic = Critic.of(home, loaded, config)
+        judge = Judge.of(home, loaded, config)
     lineage = {
         "batch": name,
         "model_version": model.reference,
@@ -146,10 +146,10 @@ def generate_batch(
         "dataset_version": "{name}@{version}".format(**loaded.state["dataset"]),
         "code_commit": git_commit(),
     }
-    told = lineage | {"code": code_digest(), "unjudged": critic.reason}
+    told = lineage | {"code": code_digest(), "unjudged": judge.reason}
     told |= {"player": player.identity if config.audio != "none" else {}}
     folder = open_unfinished(home, name, told, fresh)
-    plan = WritePlan(checkpoint, prompts, config, lineage, folder, critic, latents_of(loaded.model, config))
+    plan = WritePlan(checkpoint, prompts, config, lineage, folder, judge, latents_of(loaded.model, config))
     clock = Clock()
     choices = _compose(plan, on_pieces, show)
     clock.stop("writing")
@@ -224,7 +224,7 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any
         "n_nothing_new": sum(NOTHING_NEW in piece["flags"] for piece in sidecars),
         "n_cut_short": sum(CUT_SHORT in piece["flags"] for piece in sidecars),
         "cut_before": sorted({wish for piece in sidecars for wish in _cut_before(piece)}),
-        "most_tokens": plan.critic.max_tokens,
+        "most_tokens": plan.judge.max_tokens,
         "n_ended": sum(piece["ended"] for piece in sidecars),
         "n_attempts": sum(choice.n_attempts for choice in choices),
         "n_rejected_as_copies": sum(len(choice.rejected) for choice in choices),
@@ -235,12 +235,12 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any
         ],
         "statistics": _means([piece["statistics"] for piece in sidecars]),
         "validity": share_valid(validities),
-        **plan.critic.verdict(sidecars),
+        **plan.judge.verdict(sidecars),
     }
     manifest["flags"] = batch_flags(manifest)
     for line in manifest["flags"]:
         logger.warning("%s", line)
-    page = batch_page(plan.critic, pieces_folder(plan.folder), sidecars, manifest)
+    page = batch_page(plan.judge, pieces_folder(plan.folder), sidecars, manifest)
     write_atomically(target / "gallery.html", page.encode())
     write_atomically(target / "manifest.json", sealed_bytes(manifest))
     return manifest

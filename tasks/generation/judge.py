@@ -33,7 +33,7 @@ Facts = Mapping[str, Any]  # what is known of a candidate
 
 
 @dataclass(frozen=True, eq=False)
-class Critic:
+class Judge:
     """Held-out music to judge by.
 
     Args:
@@ -50,8 +50,8 @@ class Critic:
     reason: str = ""
 
     @classmethod
-    def of(cls, home: Home, loaded: LoadedModel, config: GenerateConfig) -> "Critic":
-        """Return the critic of a model's pieces; making the index of a dataset takes some seconds for the first time.
+    def of(cls, home: Home, loaded: LoadedModel, config: GenerateConfig) -> "Judge":
+        """Return the judge of a model's pieces; making the index of a dataset takes some seconds for the first time.
 
         Raises:
             ConfigError: pieces are to be chosen or rejected by data that is missing.
@@ -59,23 +59,23 @@ class Critic:
         length = (longest_piece(loaded.model, config), piece_limit(config))
         try:
             dataset = dataset_of(loaded, home)
-            critic = cls(loaded, *length, dataset, copy_index(dataset))
-            _ = critic.held_out  # now, not after all has been sampled
+            judge = cls(loaded, *length, dataset, copy_index(dataset))
+            _ = judge.held_out  # now, not after all has been sampled
         except (NotFound, DatasetError, DamagedFile, HomeError, OSError) as error:
             what = {NotFound: "is not there", HomeError: "cannot be written to"}.get(type(error), "is damaged")
-            critic = cls(
+            judge = cls(
                 loaded, *length, reason="its dataset {name}@{version} ".format(**loaded.state["dataset"]) + what
             )
             logger.warning("pieces are not compared with real music: %s", error)
-        if critic.index is None and (config.reject_copies or (config.best_of > 1 and config.best_by != "join")):
+        if judge.index is None and (config.reject_copies or (config.best_of > 1 and config.best_by != "join")):
             wish = "reject_copies=true" if config.reject_copies else f"best_of={config.best_of}"
-            raise ConfigError(f"{wish} needs what the model was trained on, but {critic.reason}")
-        if critic.index and config.reject_copies and critic.index.human.length_for(MANY_NOTES) is None:
+            raise ConfigError(f"{wish} needs what the model was trained on, but {judge.reason}")
+        if judge.index and config.reject_copies and judge.index.human.length_for(MANY_NOTES) is None:
             raise ConfigError(
                 f"reject_copies=true needs at least 19 held-out pieces to tell what people share, but"
-                f" {dataset.reference} has {critic.index.human.n_held_out}"
+                f" {dataset.reference} has {judge.index.human.n_held_out}"
             )
-        return critic
+        return judge
 
     @cached_property
     def held_out(self) -> list[dict[str, float]]:

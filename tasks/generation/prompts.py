@@ -32,7 +32,7 @@ from tasks.sampling.sample_ids import check_prompt_ids, check_request, piece_lim
 from tasks.storage.file_names import MIDI_SUFFIXES, is_midi, printable
 from tasks.storage.home import Home
 from tasks.storage.user_paths import check_there, path_of
-from tasks.training.token_store import TokenStore
+from tasks.training.token_dataset import TokenDataset
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +245,7 @@ def _pieces_of_split(
     if home is None:
         raise ConfigError(f"prompt={SPLIT_MARK}{split}: no home to find the dataset in")
     dataset = dataset_of(loaded, home)
-    store = TokenStore(dataset.token_shards(split), dataset.flat_tokens)
+    store = TokenDataset(dataset.token_shards(split), dataset.flat_tokens)
     for row in range(min(config.n_pieces, len(store.offsets) - 1)):
         ids = store.tokens[store.offsets[row] : store.offsets[row + 1]]
         yield f"{split}/{row:04d}", write_midi(loaded.tokenizer.decode(ids), f"{dataset.reference} {split} {row}")

@@ -17,7 +17,7 @@ from tasks.generation.candidates import (
     render_pieces,
     write_candidates,
 )
-from tasks.generation.judge import Critic, flags_of, is_copy
+from tasks.generation.judge import Judge, flags_of, is_copy
 from tasks.generation.prompts import Prompt
 from tasks.music.render.soundfont import Player
 from tasks.runtime import cluster
@@ -37,14 +37,14 @@ class WritePlan:
     config: GenerateConfig
     lineage: dict[str, str]
     folder: Path  # of the unfinished batch
-    critic: Critic
+    judge: Judge
     latents: str  # where they come from, see `latents_of`
 
     def expected_tokens(self, candidates: Sequence[Candidate]) -> int:
         """Return how many tokens are drawn for some candidates at most."""
         return sum(
             expected_tokens(
-                self.prompts[candidate.index % len(self.prompts)], candidate.index, self.config, self.critic.max_tokens
+                self.prompts[candidate.index % len(self.prompts)], candidate.index, self.config, self.judge.max_tokens
             )
             for candidate in candidates
         )
@@ -53,7 +53,7 @@ class WritePlan:
         """Deal candidates out to the workers, who each keep all their rows in use while any is left."""
         sources = tuple(LatentSource(p.name, p.sha256, p.window, p.n_whole - len(p.window)) for p in self.prompts)
         latents = LatentPlan(self.latents, sources, self.config.n_pieces, self.config.variation)
-        dataset_folder = self.critic.index.folder if self.critic.index else None
+        dataset_folder = self.judge.index.folder if self.judge.index else None
         return [
             WriteJob(
                 self.checkpoint, share, tuple(self.prompts[c.index % len(self.prompts)] for c in share), latents,
@@ -148,7 +148,7 @@ def _choose(plan: WritePlan, attempts: Mapping[int, Sequence[int]]) -> list[Choi
     """Return the best attempt at each piece, of equals the first; rejected copies come last."""
     candidates = [Candidate(index, attempt) for index, some in attempts.items() for attempt in some]
     facts = {c: read_candidate(c, plan.folder)["facts"] for c in candidates}
-    scores = dict(zip(candidates, plan.critic.scores(list(facts.values())), strict=True))
+    scores = dict(zip(candidates, plan.judge.scores(list(facts.values())), strict=True))
     choices = []
     for index, some in attempts.items():
         mine = [Candidate(index, attempt) for attempt in some]

@@ -38,7 +38,7 @@ FIGURES = (
 
 _LIKELIHOOD, _SAMPLES, _CONTINUATIONS = "figures of held-out music", "figures of samples", "figures of continuations"
 CHANGED_BY = {  # setting of an evaluation -> what it changes
-    "window_tokens": _LIKELIHOOD,
+    "seq_len": _LIKELIHOOD,
     "n_samples": _SAMPLES,
     "sample_tokens": f"{_SAMPLES} and of continuations",
     "n_continuations": _CONTINUATIONS,
@@ -185,7 +185,7 @@ def warnings_of(contestants: Sequence[Contestant]) -> list[str]:
 def difference_of(one: Contestant, first: Contestant) -> str:
     """Return how many bits per note one model is above another, with its 95 % interval; empty if it is unknown."""
     total, n_pieces = sum(one.piece_nats), len(one.piece_nats)
-    window = [side.settings.get("window_tokens") for side in (one, first)]
+    window = [side.settings.get("seq_len") for side in (one, first)]
     if one is first or one.scored_on != first.scored_on or window[0] != window[1]:
         return ""
     nats = (*one.piece_nats, *first.piece_nats)

@@ -32,7 +32,7 @@ def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -
         ConfigError: it cannot.
     """
     check_latents(loaded.model, config, n_prompts)
-    check_wishes(loaded.tokenizer, config)
+    check_controls(loaded.tokenizer, config)
     try:
         context_of(loaded.model, replace(config.sampling, max_tokens=longest_piece(loaded.model, config)), None, 0)
     except ValueError as error:
@@ -57,7 +57,7 @@ def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -
         )
 
 
-def check_wishes(tokenizer: Any, config: GenerateConfig) -> None:
+def check_controls(tokenizer: Any, config: GenerateConfig) -> None:
     """Check that an encoding has ids for the key, the programs, the tempo and the density that a batch asks for.
 
     Raises:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.config.old_names import current_names, current_path, first_path
 from tasks.config.overrides import apply_overrides, parse_value
 from tasks.config.pipeline import PipelineConfig
 from tasks.config.serialization import digest, shortened, to_json
@@ -59,7 +60,7 @@ class SweepConfig:
     Args:
         grid: settings with their values, such as `train.model.n_layers=2,4`; all combinations are trained. Values that
             hold commas are written as JSON with `;` between them: `train.optimizer.betas=[0.9,0.95];[0.9,0.99]`.
-        search: settings that are drawn: `train.schedule.peak=loguniform(1e-4,1e-2)`, `uniform(a,b)`, `randint(a,b)`
+        search: settings that are drawn: `train.schedule.max_lr=loguniform(1e-4,1e-2)`, `uniform(a,b)`, `randint(a,b)`
             (both ends included) or `choice(a;b)`.
         samples: draws; each is combined with every point of the grid.
         seed: of the draws. A draw depends on seed, its number and the setting's name alone.
@@ -106,7 +107,7 @@ class _Axis:
 
     def text(self, seed: int, sample: int) -> str:
         """Return the value of draw number `sample`."""
-        name = int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:8], "little")
+        name = int.from_bytes(hashlib.sha256(first_path(self.key).encode()).digest()[:8], "little")
         rng = np.random.default_rng(np.random.SeedSequence([seed, sample, name]))
         if self.draw == "choice":
             return self.texts[int(rng.integers(len(self.texts)))]
@@ -196,12 +197,12 @@ LARGEST_END = 2.0**62  # of a range that whole numbers can be drawn from
 
 
 def _parse_grid(text: str) -> _Axis:
-    key, values = _split(text, "--grid", "key=a,b,c, for example train.schedule.peak=0.001,0.003")
+    key, values = _split(text, "--grid", "key=a,b,c, for example train.schedule.max_lr=0.001,0.003")
     return _Axis(key, _parse_values(values, f"--grid {shortened(text)}"))
 
 
 def _parse_search(text: str) -> _Axis:
-    example = "key=loguniform(a,b), for example train.schedule.peak=loguniform(1e-4,1e-2)"
+    example = "key=loguniform(a,b), for example train.schedule.max_lr=loguniform(1e-4,1e-2)"
     key, drawn = _split(text, "--search", example)
     place = f"--search {shortened(text)}"
     call = re.fullmatch(r"(\w+)\((.*)\)", drawn)
@@ -229,7 +230,7 @@ def _split(text: str, option: str, example: str) -> tuple[str, str]:
     key, equals, values = (part.strip() for part in text.partition("="))
     if not key or not equals or not values:
         raise ConfigError(f"{option} {shortened(text)}: write it as {example}")
-    return key, values
+    return current_path(key), values
 
 
 def _parse_values(text: str, place: str) -> tuple[str, ...]:
@@ -256,11 +257,12 @@ def _training_of(config: PipelineConfig) -> dict[str, Any]:
 def sweep_name(config: PipelineConfig, plan: SweepConfig, dataset: DatasetVersion) -> str:
     """Return the name that settings, space and dataset version determine; the same sweep resumes under it."""
     grid = {axis.key: [parse_value(text) for text in axis.texts] for axis in map(_parse_grid, plan.grid)}
+    draws = [_parse_search(text) for text in plan.search]
     identity = {
         "train": _training_of(config),
         "evaluate": to_json(config.evaluate),
         "grid": grid,
-        "search": {axis.key: dataclasses.astuple(axis) for axis in map(_parse_search, plan.search)},
+        "search": {axis.key: (first_path(axis.key), *dataclasses.astuple(axis)[1:]) for axis in draws},
         "samples": plan.samples,
         "seed": plan.seed if plan.search else 0,
         "early_stopping": plan.early_stopping,
@@ -315,7 +317,8 @@ class SweepFolder:
     def read_rows(self, points: Sequence[Point]) -> list[Row]:
         """Return one row for each point, in their order: that of an earlier attempt, otherwise a new one."""
         results = _read_or_warn(self.results, {"rows": [ROW]}, "what its points have come to is asked of their runs")
-        known = {row["settings"]: row for row in results.get("rows", ()) if _is_usable(row)}
+        rows = [_renamed(row) for row in results.get("rows", ()) if _is_usable(row)]
+        known = {row["settings"]: row for row in rows}
         return [known.get(point.settings) or new_row(point) for point in points]
 
     def write_rows(self, rows: Sequence[Row]) -> list[Row]:
@@ -328,6 +331,11 @@ class SweepFolder:
 
 def _is_usable(row: Row) -> bool:
     return row["status"] in _ORDER and row["run_dir"] == Path(row["run_dir"]).name
+
+
+def _renamed(row: Row) -> Row:
+    settings = re.sub(r"(^|, )([\w.]+)(?==)", lambda found: found[1] + current_path(found[2]), row["settings"])
+    return row | {"settings": settings, "values": current_names(row["values"])}
 
 
 def _read_or_warn(path: Path, shape: Shape, way_out: str) -> dict[str, Any]:

@@ -217,7 +217,7 @@ def _asha(jobs: Sequence[TrainJob], past: Mapping[int, Path]) -> Any:
     from ray.tune.schedulers import ASHAScheduler
 
     longest = max(job.config.n_steps for job in jobs)
-    grace = max(*(job.config.evaluate_every for job in jobs), longest // _GRACE_SHARE, 1)
+    grace = max(*(job.config.eval_interval for job in jobs), longest // _GRACE_SHARE, 1)
     scheduler = ASHAScheduler(
         time_attr="step", metric="val/loss", mode="min", max_t=max(longest, grace), grace_period=grace,
         reduction_factor=REDUCTION, stop_last_trials=False,

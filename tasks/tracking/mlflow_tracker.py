@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from tasks.config.old_names import current_path
 from tasks.errors import Interrupted, NotFound, plural
 from tasks.runtime.signals import held, last_words
 from tasks.storage.databases import check_database
@@ -446,8 +447,9 @@ class Tracker:
             return None
 
     def params(self, run_id: str) -> dict[str, str]:
-        """Return the parameters of a run; none where the run is gone."""
-        return dict(self.client.get_run(run_id).data.params) if run_id and self.has_run(run_id) else {}
+        """Return the parameters of a run, under their present names; none where the run is gone."""
+        logged = self.client.get_run(run_id).data.params if run_id and self.has_run(run_id) else {}
+        return {current_path(name): value for name, value in logged.items()}
 
     def model_tags(self, model: ModelVersion) -> dict[str, str]:
         """Return the tags of a registered version."""

@@ -14,13 +14,13 @@ from torch import nn
 from models.config import VaeConfig
 from models.registry import build_model
 from models.training import (
-    bare_model,
+    beta1,
     build_optimizer,
     count_batch,
     eval_step,
-    first_beta,
     learning_rate,
     train_step,
+    unwrap_model,
 )
 from tasks.checkpoints import CheckpointFolder, restore
 from tasks.config.serialization import to_json
@@ -31,7 +31,7 @@ from tasks.storage.files import write_atomically
 from tasks.training.job import TrainJob
 from tasks.training.metrics_log import Reporter
 from tasks.training.ranks import any_rank, sum_over_ranks
-from tasks.training.token_store import TokenStore
+from tasks.training.token_dataset import TokenDataset
 
 MOST_SKIPPED = 50  # steps in a row without a finite gradient, after which a run has diverged
 _VALIDATION_SEED = 2**31  # away from training seeds, so that no window is drawn for both
@@ -78,18 +78,16 @@ def run_steps(
     checkpoints = CheckpointFolder(job.run_dir / "checkpoints")
     last = checkpoints.find("last")
     state = restore(last, bare, optimizer) if last else {"step": 0, "best_loss": None}
-    model: Any = torch.compile(bare) if config.compiled else bare
+    model: Any = torch.compile(bare) if config.compile else bare
     model = wrap(model) if wrap else model
     reporter = Reporter(job.metrics, rank, state["step"], state.get("unreported"))
-    train = TokenStore(job.train_shards, job.flat_tokens)
-    validation = TokenStore(job.validation_shards, job.flat_tokens)
-    reporter.constant = {"train/tokens_out_of_reach": train.n_out_of_reach(config.window_tokens, config.windows)}
+    train = TokenDataset(job.train_shards, job.flat_tokens)
+    validation = TokenDataset(job.validation_shards, job.flat_tokens)
+    reporter.constant = {"train/tokens_out_of_reach": train.n_out_of_reach(config.seq_len, config.windows)}
     best_loss, n_skipped = state["best_loss"], state.get("skipped_in_a_row", 0)
     for step in range(state["step"] + 1, 0 if _is_stopped_before(job, rank, world_size) else config.n_steps + 1):
         started = time.perf_counter()
-        batch = train.batch(
-            config.seed, step, config.batch_size, config.window_tokens, tokenizer.pad_id, config.windows
-        )
+        batch = train.batch(config.seed, step, config.batch_size, config.seq_len, tokenizer.pad_id, config.windows)
         counts = count_batch(bare, torch.from_numpy(batch), tokenizer.pad_id).share(world_size)
         torch.manual_seed(_step_seed(config.seed, step, rank))  # dropout: keyed by step, so no RNG state need be kept
         rate = learning_rate(config.schedule, step, config.model.d_model, config.n_steps)
@@ -99,11 +97,11 @@ def run_steps(
             torch.from_numpy(batch[rank::world_size]).to(device or "cpu"),
             step=step,
             learning_rate=rate,
-            first_beta=first_beta(config.schedule, step, config.n_steps),
+            beta1=beta1(config.schedule, step, config.n_steps),
             max_grad_norm=config.optimizer.max_grad_norm,
             n_targets=counts.n_targets,
             n_hidden=counts.hidden,
-            n_parts=config.n_parts,
+            grad_accumulation_steps=config.grad_accumulation_steps,
             pad_id=tokenizer.pad_id,
             bf16=config.bf16,
         )
@@ -113,20 +111,20 @@ def run_steps(
         n_skipped = 0 if metrics.applied else n_skipped + 1
         if n_skipped >= min(MOST_SKIPPED, max(config.n_steps // 2, 1)):
             _give_up(job, rank, step, f"{n_skipped} steps in a row had no finite gradient")
-        if step % config.log_every == 0 or is_last:
+        if step % config.log_interval == 0 or is_last:
             reporter.flush(world_size)
         is_best, figures = False, None
-        if step % config.evaluate_every == 0 or is_last:
+        if step % config.eval_interval == 0 or is_last:
             figures = _validate(model, validation, config, tokenizer.pad_id, rank, world_size, device)
             is_best = is_better(figures["val/loss"], best_loss)
             best_loss = figures["val/loss"] if is_best else best_loss
             reporter.write({"step": step} | figures)
             if is_last and not math.isfinite(figures["val/loss"]):
                 _give_up(job, rank, step, f"the last validation loss is {figures['val/loss']}")
-        if is_best or is_last or stop or step % config.checkpoint_every == 0:
+        if is_best or is_last or stop or step % config.checkpoint_interval == 0:
             saved = _state(job, step, best_loss, reporter, world_size, bare) | {"skipped_in_a_row": n_skipped}
             if rank == 0:
-                checkpoints.save(bare, optimizer, saved, is_best, config.keep_periodic)
+                checkpoints.save(bare, optimizer, saved, is_best, config.keep_last_n)
         if on_evaluation and figures:
             on_evaluation(step, figures["val/loss"])
         if stop:
@@ -175,7 +173,7 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 def _validate(
     model: nn.Module,
-    store: TokenStore,
+    store: TokenDataset,
     config: TrainConfig,
     pad_id: int,
     rank: int,
@@ -189,14 +187,14 @@ def _validate(
     """
     has_latents = isinstance(config.model, VaeConfig)
     kind, step = (config.windows, 1) if has_latents else ("random", 0)
-    windows = store.batch(_VALIDATION_SEED, step, config.validation_windows, config.window_tokens, pad_id, kind)
+    windows = store.batch(_VALIDATION_SEED, step, config.validation_windows, config.seq_len, pad_id, kind)
     windows = windows[rank::world_size]
     sums = np.zeros(4)
     for start in range(0, len(windows), config.batch_size):
         tokens = torch.from_numpy(windows[start : start + config.batch_size]).to(device or "cpu")
         generator = torch.Generator(tokens.device).manual_seed(_VALIDATION_SEED + start) if has_latents else None
         sums += np.array(
-            eval_step(bare_model(model), tokens, pad_id=pad_id, bf16=config.bf16, draw_latents_by=generator)
+            eval_step(unwrap_model(model), tokens, pad_id=pad_id, bf16=config.bf16, draw_latents_by=generator)
         )
     nll, n_targets, n_correct, kl = sum_over_ranks(sums, world_size).tolist()
     figures = {"val/loss": (nll + kl) / n_targets, "val/accuracy": n_correct / n_targets}

@@ -19,8 +19,8 @@ from tests import command_line
 from tests.samples import small_corpus
 
 SMALL = [
-    "train.n_steps=12", "train.batch_size=4", "train.window_tokens=64", "train.validation_windows=4",
-    "train.evaluate_every=6", "train.checkpoint_every=6", "train.model.d_model=32", "train.model.n_layers=1",
+    "train.n_steps=12", "train.batch_size=4", "train.seq_len=64", "train.validation_windows=4",
+    "train.eval_interval=6", "train.checkpoint_interval=6", "train.model.d_model=32", "train.model.n_layers=1",
     "train.model.d_ff=64", "dataset.augment.transpositions=[-1,0,1]", "dataset.augment.stretches=[1.0,1.1]",
     "evaluate.n_samples=2", "evaluate.sample_tokens=64", "generate.n_pieces=3",
     "generate.sampling.max_tokens=96",

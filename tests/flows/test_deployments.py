@@ -19,7 +19,7 @@ from tests.flows.conftest import authorized, clean_environment
 from tests.samples import small_corpus
 
 SMALL = [
-    "train.n_steps=6", "train.batch_size=4", "train.window_tokens=32", "train.validation_windows=4",
+    "train.n_steps=6", "train.batch_size=4", "train.seq_len=32", "train.validation_windows=4",
     "train.model.d_model=32", "train.model.n_layers=1", "dataset.augment.transpositions=[0]",
     "dataset.augment.stretches=[1.0]",
 ]  # fmt: skip
@@ -194,7 +194,7 @@ def test_a_trigger_with_a_part_of_the_settings_fails_before_any_work(deployed: D
 @pytest.mark.slow
 def test_a_cancelled_training_run_saves_and_ends_cancelled(deployed: Deployed) -> None:
     known = set(deployed.home.runs.glob("*"))
-    run = deployed.trigger("train", n_steps=100_000, checkpoint_every=90_000, log_every=1)
+    run = deployed.trigger("train", n_steps=100_000, checkpoint_interval=90_000, log_interval=1)
 
     def trains() -> Any:
         return [path for path in set(deployed.home.runs.glob("*")) - known if (path / "metrics.jsonl").exists()]

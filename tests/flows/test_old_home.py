@@ -11,6 +11,7 @@ from tests.homes import unpack_home
 
 pytestmark = pytest.mark.slow
 
+# Under the names that the settings had then.
 MODEL = [
     "train.batch_size=4", "train.window_tokens=64", "train.validation_windows=4", "train.evaluate_every=6",
     "train.checkpoint_every=6", "train.model.d_model=16", "train.model.n_heads=2", "train.model.n_layers=1",
@@ -41,6 +42,18 @@ def test_its_dataset_is_whole_and_is_rebuilt_from_its_source(old: tuple[Path, Pa
                     *options(*DATASET))
     )  # fmt: skip
     assert (rebuilt["n_files"], rebuilt["n_accepted"], rebuilt["n_duplicate"], rebuilt["n_rejected"]) == (13, 8, 1, 4)
+
+
+def test_its_finished_run_is_found(old: tuple[Path, Path]) -> None:
+    home, _ = old
+    settings = options(*MODEL, "train.seed=0", "train.n_steps=12")
+    asked = ["train", "--home", str(home), "--dataset", "small@251d8e45b1452670", "--json"]
+    done = run_flow(home, *asked, *settings)
+    trained = last_json(done)
+    assert trained["reused"]
+    assert trained["model_version"] == "small-music_transformer_tiny@1"
+    assert Path(trained["run_dir"]).name == "music_transformer_tiny-051897fc9353"
+    assert "setting train.window_tokens is now train.seq_len" in done.stderr
 
 
 def test_its_stopped_run_goes_on_where_it_stopped(old: tuple[Path, Path]) -> None:

@@ -22,10 +22,11 @@ HANG_SECONDS = 300
 IN_TIME = 30.0  # promised; the command ends itself after 25 s
 MARK = "ORCHESTRION_TEST_MARK"
 TRAIN = [
-    "train", "--set", "train.n_steps=100000", "--set", "train.checkpoint_every=50000", "--set", "train.log_every=1",
-    "--set", "train.batch_size=2", "--set", "train.window_tokens=64", "--set", "train.validation_windows=2",
+    "train", "--set", "train.n_steps=100000", "--set", "train.checkpoint_interval=50000",
+    "--set", "train.log_interval=1",
+    "--set", "train.batch_size=2", "--set", "train.seq_len=64", "--set", "train.validation_windows=2",
     "--set", "train.model.d_model=32", "--set", "train.model.n_layers=1", "--set", "train.model.d_ff=32",
-    "--set", "train.evaluate_every=50000",
+    "--set", "train.eval_interval=50000",
 ]  # fmt: skip
 
 

@@ -20,12 +20,12 @@ from tests.samples import small_corpus, small_dataset
 pytestmark = pytest.mark.slow
 
 SMALL = [
-    "train.n_steps=400", "train.batch_size=4", "train.window_tokens=64", "train.validation_windows=4",
-    "train.evaluate_every=20", "train.checkpoint_every=20", "train.model.d_model=32", "train.model.n_layers=1",
-    "train.model.d_ff=64", "evaluate.n_samples=0", "evaluate.window_tokens=64",
+    "train.n_steps=400", "train.batch_size=4", "train.seq_len=64", "train.validation_windows=4",
+    "train.eval_interval=20", "train.checkpoint_interval=20", "train.model.d_model=32", "train.model.n_layers=1",
+    "train.model.d_ff=64", "evaluate.n_samples=0", "evaluate.seq_len=64",
 ]  # fmt: skip
 SETTINGS = [argument for setting in SMALL for argument in ("--set", setting)]
-POINTS = ["--grid", "train.schedule.peak=0.01,1e18,0.0001", "--grid", "evaluate.window_tokens=32,64"]
+POINTS = ["--grid", "train.schedule.max_lr=0.01,1e18,0.0001", "--grid", "evaluate.seq_len=32,64"]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_points_are_ranked_and_a_diverged_one_is_a_failed_row(swept: Swept) -> N
     _, result, _, _ = swept
     rows = result["runs"]
     assert [row["status"] for row in rows] == ["finished"] * 4 + ["failed"] * 2
-    assert [row["values"]["train.schedule.peak"] for row in rows] == [0.01, 0.01, 1e-4, 1e-4, 1e18, 1e18]
+    assert [row["values"]["train.schedule.max_lr"] for row in rows] == [0.01, 0.01, 1e-4, 1e-4, 1e18, 1e18]
     assert rows[0]["bits_per_note"] <= rows[1]["bits_per_note"] < rows[2]["bits_per_note"]
     assert rows[4]["reason"].startswith("val/loss is nan at step 20 of 400")
     assert rows[0] == result["best"]
@@ -104,7 +104,7 @@ def test_points_that_differ_in_their_evaluation_share_a_training(swept: Swept) -
     home, result, _, _ = swept
     by_peak: dict[float, set[str]] = {}
     for row in result["runs"]:
-        by_peak.setdefault(row["values"]["train.schedule.peak"], set()).add(row["run_dir"])
+        by_peak.setdefault(row["values"]["train.schedule.max_lr"], set()).add(row["run_dir"])
     assert [len(folders) for folders in by_peak.values()] == [1, 1, 1]
     assert len([path for path in home.runs.iterdir() if not path.name.startswith(".")]) == 3
 
@@ -132,7 +132,7 @@ def test_train_with_the_winning_settings_finds_it_done(swept: Swept) -> None:
     home, result, _, _ = swept
     best = result["best"]
     done = run_flow(
-        home.root, "train", "--home", str(home.root), "--json", *SETTINGS, "--set", "train.schedule.peak=0.01"
+        home.root, "train", "--home", str(home.root), "--json", *SETTINGS, "--set", "train.schedule.max_lr=0.01"
     )
     trained = last_json(done)
     assert trained["reused"]
@@ -145,7 +145,7 @@ def test_the_tables_and_the_picture_are_files_and_artifacts(swept: Swept) -> Non
     assert json.loads(Path(result["results"]).read_text())["rows"] == result["runs"]
     with Path(result["table"]).open() as handle:
         lines = list(csv.DictReader(handle))
-    assert [line["train.schedule.peak"] for line in lines] == ["0.01", "0.01", "0.0001", "0.0001", "1e+18", "1e+18"]
+    assert [line["train.schedule.max_lr"] for line in lines] == ["0.01", "0.01", "0.0001", "0.0001", "1e+18", "1e+18"]
     assert Path(result["plot"]).read_bytes().startswith(b"\x89PNG")
     artifacts = {entry.path for entry in Tracker(home).client.list_artifacts(result["run_id"])}
     assert artifacts == {"results.csv", "results.json", "results.png", "sweep.md"}
@@ -161,7 +161,7 @@ def test_each_point_is_a_child_run_with_curves_parameters_and_model(swept: Swept
     assert sorted(run.info.status for run in trained.values()) == ["FAILED", "FINISHED", "FINISHED"]
     for row in result["runs"]:
         run = trained[row["run_id"]]
-        assert float(run.data.params["train.schedule.peak"]) == row["values"]["train.schedule.peak"]
+        assert float(run.data.params["train.schedule.max_lr"]) == row["values"]["train.schedule.max_lr"]
         if row["status"] == "finished":
             assert run.data.tags["orchestrion.model_version"] == row["model_version"]
             assert [point.step for point in client.get_metric_history(row["run_id"], "val/loss")] == [
@@ -174,7 +174,7 @@ def test_each_point_is_a_child_run_with_curves_parameters_and_model(swept: Swept
 
 
 def test_a_sweep_of_which_every_point_fails_is_a_failed_one(home: Home) -> None:
-    arguments = sweep(home, "--set", "train.n_steps=20", "--grid", "train.schedule.peak=1e18,1e19")
+    arguments = sweep(home, "--set", "train.n_steps=20", "--grid", "train.schedule.max_lr=1e18,1e19")
     done = run_flow(home.root, *arguments, "--concurrent", str(min(2, os.cpu_count() or 1)))
     assert done.returncode == 1
     complaint = [line for line in done.stderr.splitlines() if line.startswith("orchestrion:")]

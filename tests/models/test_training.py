@@ -59,13 +59,13 @@ def test_noam_scales_and_falls_at_once_without_warmup() -> None:
 
 
 def test_warmup_cosine_rises_peaks_halves_and_stays_on_its_floor() -> None:
-    schedule = WarmupCosineSchedule(peak=2e-3, warmup_steps=10, total_steps=110, floor_share=0.1)
+    schedule = WarmupCosineSchedule(max_lr=2e-3, warmup_steps=10, total_steps=110, min_lr_ratio=0.1)
     rates = {step: learning_rate(schedule, step, 128, 999) for step in (1, 5, 10, 60, 110, 500)}
     assert rates == pytest.approx({1: 2e-4, 5: 1e-3, 10: 2e-3, 60: 1.1e-3, 110: 2e-4, 500: 2e-4})
 
 
 def test_warmup_cosine_ends_with_the_run() -> None:
-    schedule = WarmupCosineSchedule(peak=1.0, warmup_steps=0, floor_share=0.25)
+    schedule = WarmupCosineSchedule(max_lr=1.0, warmup_steps=0, min_lr_ratio=0.25)
     assert learning_rate(schedule, 40, 128, n_steps=40) == pytest.approx(0.25)
     assert learning_rate(schedule, 20, 128, n_steps=40) == pytest.approx(0.625)
     assert learning_rate(replace(schedule, warmup_steps=40), 40, 128, n_steps=40) == pytest.approx(1.0)
@@ -205,8 +205,8 @@ def test_a_restored_optimizer_goes_on_bit_for_bit() -> None:
         (lambda: replace(OptimizerConfig(), **{"name": "sgd"}), "'sgd'"),
         (lambda: OptimizerConfig(betas=(0.9, 1.0)), "betas="),
         (lambda: OptimizerConfig(max_grad_norm=0.0), "max_grad_norm=0.0 is not above 0"),
-        (lambda: WarmupCosineSchedule(floor_share=2.0), "floor_share=2.0 is outside 0-1"),
-        (lambda: WarmupCosineSchedule(peak=0.0), "peak=0.0 is not above 0"),
+        (lambda: WarmupCosineSchedule(min_lr_ratio=2.0), "min_lr_ratio=2.0 is outside 0-1"),
+        (lambda: WarmupCosineSchedule(max_lr=0.0), "max_lr=0.0 is not above 0"),
         (lambda: NoamSchedule(scale=0.0), "scale=0.0 is not above 0"),
     ],
 )
@@ -215,9 +215,9 @@ def test_impossible_settings_are_refused(build: object, message: str) -> None:
         build()  # type: ignore[operator]
 
 
-def train(model: Decoder, batches: list[Tensor], peak: float) -> None:
+def train(model: Decoder, batches: list[Tensor], max_lr: float) -> None:
     optimizer = build_optimizer(OptimizerConfig(), model)
-    schedule = WarmupCosineSchedule(peak=peak, warmup_steps=10)
+    schedule = WarmupCosineSchedule(max_lr=max_lr, warmup_steps=10)
     for i, tokens_BT in enumerate(batches, start=1):
         rate = learning_rate(schedule, i, model.config.d_model, len(batches))
         n_targets = int((tokens_BT[:, 1:] != 0).sum())
@@ -226,7 +226,7 @@ def train(model: Decoder, batches: list[Tensor], peak: float) -> None:
 
 def test_a_tiny_decoder_memorises_a_phrase() -> None:
     model, phrase_BT = build_decoder(), random_tokens(1, 48)
-    train(model, [phrase_BT] * 120, peak=5e-3)
+    train(model, [phrase_BT] * 120, max_lr=5e-3)
     metrics = eval_step(model, phrase_BT)
     assert metrics.nll_sum / metrics.n_targets < 0.05
     assert metrics.n_correct == 47
@@ -237,7 +237,7 @@ def test_a_tiny_decoder_learns_to_copy() -> None:
     halves = [torch.randint(1, VOCAB_SIZE, (32, 8), generator=torch.Generator().manual_seed(i)) for i in range(301)]
     *batches, held_out_BT = [torch.cat((half_BT, half_BT), dim=1) for half_BT in halves]
     model = build_decoder()
-    train(model, batches, peak=5e-3)
+    train(model, batches, max_lr=5e-3)
     second_half_BT = torch.zeros_like(held_out_BT, dtype=torch.bool)
     second_half_BT[:, 8:] = True
     metrics = eval_step(model, held_out_BT, mask_BT=second_half_BT)
@@ -284,8 +284,8 @@ def test_parts_and_workers_have_the_gradient_of_the_whole_batch(name: str, monke
         share, averaged, auxiliary = counts.share(n_workers), torch.zeros(()), 0.0
         for rank in range(n_workers):
             metrics = step(
-                model, tokens_BT[rank::n_workers], share.n_targets, n_hidden=share.hidden, n_parts=n_parts,
-                learning_rate=0.0,
+                model, tokens_BT[rank::n_workers], share.n_targets, n_hidden=share.hidden,
+                grad_accumulation_steps=n_parts, learning_rate=0.0,
             )  # fmt: skip
             averaged = averaged + torch.cat([g.flatten() for g in gradients(model)]) / n_workers
             auxiliary += metrics.auxiliary_sum / counts.n_targets  # type: ignore[attr-defined]

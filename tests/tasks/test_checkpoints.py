@@ -54,8 +54,8 @@ def state_of(step: int, **model: Any) -> dict[str, Any]:
     }
 
 
-def save(root: Path, step: int = 1, is_best: bool = True, keep_periodic: int = 0, **model: Any) -> Path:
-    return CheckpointFolder(root).save(*build(**model), state_of(step, **model), is_best, keep_periodic)
+def save(root: Path, step: int = 1, is_best: bool = True, keep_last_n: int = 0, **model: Any) -> Path:
+    return CheckpointFolder(root).save(*build(**model), state_of(step, **model), is_best, keep_last_n)
 
 
 def flat(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -114,21 +114,21 @@ def test_last_and_best_point_to_their_checkpoints_and_others_go(tmp_path: Path) 
     assert names(tmp_path) == ["best.json", "last.json", "step-000012", "step-000020"]
 
 
-@pytest.mark.parametrize("keep_periodic", [0, 1, 2, 3, 5])
-def test_the_newest_periodic_checkpoints_are_kept(tmp_path: Path, keep_periodic: int) -> None:
+@pytest.mark.parametrize("keep_last_n", [0, 1, 2, 3, 5])
+def test_the_newest_periodic_checkpoints_are_kept(tmp_path: Path, keep_last_n: int) -> None:
     # Only the names matter here: empty folders stand for all checkpoints but the newest.
     save(tmp_path, 1, True, 9)
     for number in range(2, 7):
         (tmp_path / f"step-{number:06d}").mkdir()
-        save(tmp_path, number, False, keep_periodic)
+        save(tmp_path, number, False, keep_last_n)
         kept = [name for name in names(tmp_path) if name.startswith("step-")]
-        periodic = [f"step-{n:06d}" for n in range(2, number)][-keep_periodic:] if keep_periodic else []
+        periodic = [f"step-{n:06d}" for n in range(2, number)][-keep_last_n:] if keep_last_n else []
         assert kept == ["step-000001", *periodic, f"step-{number:06d}"]
 
 
 def test_checkpoints_past_a_million_steps_are_newer(tmp_path: Path) -> None:
     for number in (999_998, 999_999, 1_000_000, 1_000_001):
-        save(tmp_path, number, number == 999_998, keep_periodic=1)
+        save(tmp_path, number, number == 999_998, keep_last_n=1)
     assert names(tmp_path)[2:] == ["step-1000000", "step-1000001", "step-999998"]
 
 

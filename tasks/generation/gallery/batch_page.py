@@ -16,13 +16,13 @@ from tasks.generation.gallery.gallery import (
     RollNotes,
     build_gallery,
 )
-from tasks.generation.judge import COPIED, HEADLINES, Critic
+from tasks.generation.judge import COPIED, HEADLINES, Judge
 from tasks.music.midi.read_midi import read_midi
 
 MOST_SOURCES = 200  # pieces that are shown with the passage they are most like, for each is read from the dataset
 
 
-def batch_page(critic: Critic, pieces: Path, sidecars: Sequence[dict[str, Any]], manifest: Mapping[str, Any]) -> str:
+def batch_page(judge: Judge, pieces: Path, sidecars: Sequence[dict[str, Any]], manifest: Mapping[str, Any]) -> str:
     """Return the page as HTML.
 
     Args:
@@ -30,7 +30,7 @@ def batch_page(critic: Critic, pieces: Path, sidecars: Sequence[dict[str, Any]],
     """
     shown, n_bytes = [], 0
     for place, sidecar in enumerate(sidecars):
-        shown.append(_piece(pieces, sidecar, critic if place < MOST_SOURCES else None, n_bytes <= MAX_AUDIO_BYTES))
+        shown.append(_piece(pieces, sidecar, judge if place < MOST_SOURCES else None, n_bytes <= MAX_AUDIO_BYTES))
         n_bytes += len(shown[-1].audio or b"")
     usual = to_json(SamplingConfig())
     sampling = ", ".join(
@@ -82,7 +82,7 @@ def _interval(figure: Mapping[str, Any]) -> str:
     return f"95 %: {figure['low']:.3g} to {figure['high']:.3g}"
 
 
-def _piece(pieces: Path, sidecar: dict[str, Any], critic: Critic | None, with_sound: bool) -> GalleryPiece:
+def _piece(pieces: Path, sidecar: dict[str, Any], judge: Judge | None, with_sound: bool) -> GalleryPiece:
     def file(suffix: str) -> bytes | None:
         path = pieces / f"{sidecar['name']}.{suffix}"
         return path.read_bytes() if path.exists() else None
@@ -91,7 +91,7 @@ def _piece(pieces: Path, sidecar: dict[str, Any], critic: Critic | None, with_so
     notes = RollNotes.from_score(read_midi(midi)) if sidecar["statistics"]["n_notes"] else RollNotes.empty()
     mp3, ogg = (file("mp3"), file("ogg")) if with_sound else (None, None)
     audio, is_mp3 = (mp3, True) if mp3 else (ogg, False)
-    marks, comparisons = _nearest(sidecar, critic)
+    marks, comparisons = _nearest(sidecar, judge)
     chosen, prompt = sidecar["chosen_from"], sidecar["prompt"]
     return GalleryPiece(
         name=sidecar["name"],
@@ -123,8 +123,8 @@ def _ending(sidecar: Mapping[str, Any]) -> str:
     return ends[sidecar["ended_by"]]
 
 
-def _nearest(sidecar: Mapping[str, Any], critic: Critic | None) -> tuple[list[Mark], list[Passage]]:
-    found = critic.source_of(sidecar) if critic else None
+def _nearest(sidecar: Mapping[str, Any], judge: Judge | None) -> tuple[list[Mark], list[Passage]]:
+    found = judge.source_of(sidecar) if judge else None
     if found is None:
         return [], []
     match, passage = found

@@ -55,7 +55,7 @@ def test_help_and_mistakes_import_nothing_heavy(arguments: list[str]) -> None:
         (["sweep"], "nothing to sweep: give --grid"),
         (["sweep", "--grid", "dataset.split_seed=1,2"], "dataset.split_seed cannot be swept: a sweep trains on one"),
         (["sweep", "--grid", "train.model.n_heads=4,5"], "train.model.n_heads=5: train.model: d_model=128 is not a"),
-        (["sweep", "--search", "train.schedule.peak=uniform(0,1)"], "say with --samples how many"),
+        (["sweep", "--search", "train.schedule.max_lr=uniform(0,1)"], "say with --samples how many"),
         (["sweep", "--grid", "train.seed=1,2", "--concurrent", "0"], "concurrent=0 is below 1"),
         (["sweep", "--grid", "train.seed=1,2"], "holds no dataset yet"),
         (["nonsense"], "No such command 'nonsense'"),

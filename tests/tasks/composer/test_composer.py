@@ -469,7 +469,7 @@ def test_a_model_that_cannot_go_on_is_refused(home: Home) -> None:
     state = without_seal((checkpoint / "state.json").read_text())
     del state["files"]  # as before there were digests
     state["config"]["model"] = to_json(vae)
-    state["config"]["window_tokens"] = 16
+    state["config"]["seq_len"] = 16
     (checkpoint / "state.json").write_text(json.dumps(state))
     from safetensors.torch import save_file
 

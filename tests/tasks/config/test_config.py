@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from models.config import WarmupCosineSchedule
+from models.config import OptimizerConfig, WarmupCosineSchedule
 from tasks.config.dataset import DatasetConfig
+from tasks.config.old_names import OLD_NAMES
 from tasks.config.overrides import apply_overrides, read_overrides
 from tasks.config.pipeline import PipelineConfig
 from tasks.config.presets import PRESETS, build_preset
 from tasks.config.serialization import digest, field_paths, from_json, to_json
+from tasks.config.training import TrainConfig
 from tasks.errors import ConfigError, NotFound
 
 
@@ -36,9 +38,9 @@ def test_overrides_reach_nested_settings_and_leave_the_rest() -> None:
 def test_another_schedule_brings_its_own_defaults_and_settings() -> None:
     config = apply_overrides(
         PipelineConfig(),
-        ["train.schedule.name=warmup_cosine", "train.schedule.peak=0.002", "train.schedule.warmup_steps=7"],
+        ["train.schedule.name=warmup_cosine", "train.schedule.max_lr=0.002", "train.schedule.warmup_steps=7"],
     )
-    assert config.train.schedule == WarmupCosineSchedule(peak=0.002, warmup_steps=7)
+    assert config.train.schedule == WarmupCosineSchedule(max_lr=0.002, warmup_steps=7)
 
 
 def test_another_optimizer_keeps_the_settings_they_share() -> None:
@@ -87,10 +89,50 @@ def test_digest_sees_every_setting_and_not_the_order_of_keys() -> None:
     assert digest(DatasetConfig()) != digest(DatasetConfig(split_seed=1))
 
 
+def test_earlier_names_of_settings_are_read(tmp_path: Path) -> None:
+    old = {
+        "n_parts": 2, "window_tokens": 64, "compiled": True, "keep_periodic": 3, "evaluate_every": 7,
+        "checkpoint_every": 8, "log_every": 9, "schedule": {"name": "warmup_cosine", "peak": 0.5, "floor_share": 0.2},
+        "optimizer": {"name": "adamw", "decayed": "linear"},
+    }  # fmt: skip
+    config = from_json(TrainConfig, old)
+    assert config == TrainConfig(
+        grad_accumulation_steps=2, seq_len=64, compile=True, keep_last_n=3, eval_interval=7, checkpoint_interval=8,
+        log_interval=9, schedule=WarmupCosineSchedule(max_lr=0.5, min_lr_ratio=0.2),
+        optimizer=OptimizerConfig(name="adamw", decay_params="linear"),
+    )  # fmt: skip
+    assert set(OLD_NAMES) <= {*old, *old["schedule"], *old["optimizer"]}  # type: ignore[misc]
+    overrides = ["train.schedule.name=warmup_cosine", "train.schedule.peak=0.5", "evaluate.window_tokens=64"]
+    assert apply_overrides(PipelineConfig(), overrides).train.schedule == WarmupCosineSchedule(max_lr=0.5)
+    (tmp_path / "run.toml").write_text("[evaluate]\nwindow_tokens = 64\n")
+    filed = apply_overrides(PipelineConfig(), read_overrides(tmp_path / "run.toml"))
+    assert filed.evaluate.seq_len == apply_overrides(PipelineConfig(), overrides).evaluate.seq_len == 64
+
+
+def test_a_setting_under_two_names_is_refused() -> None:
+    with pytest.raises(ConfigError, match="window_tokens and seq_len are one setting"):
+        from_json(TrainConfig, {"window_tokens": 64, "seq_len": 64})
+    for overrides in (["train.window_tokens=64", "train.seq_len=64"], ["train.seq_len=64", "train.window_tokens=64"]):
+        with pytest.raises(ConfigError, match=r"are one setting, train\.seq_len; give it once"):
+            apply_overrides(PipelineConfig(), overrides)
+
+
+# Of 96e5a72, where ten settings had other names.
+DIGESTS = {
+    "char_gpt": "37ac77be6a59b33d", "hourglass_tiny": "a9c62f3d824d9034", "mmm_vae": "5d87f4e13032a338",
+    "music_transformer": "444e8d08b207dce4",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_renamed_settings_change_no_digest(name: str) -> None:
+    assert digest(build_preset(name)).startswith(DIGESTS[name])
+
+
 def test_field_paths_name_every_setting() -> None:
     paths = field_paths(PipelineConfig)
     assert "train.model.n_layers" in paths
-    assert "train.schedule.peak" in paths
+    assert "train.schedule.max_lr" in paths
     assert len(paths) == len(set(paths))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from models.config import SamplingConfig
-from models.training import first_beta, learning_rate
+from models.training import beta1, learning_rate
 from tasks.checkpoints import CheckpointFolder, load_model
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.generation import GenerateConfig
@@ -59,8 +59,8 @@ def dataset_of(name: str, home: Home, corpus: Path) -> DatasetVersion:
 
 def shortened(config: PipelineConfig, **changes: object) -> TrainConfig:
     return replace(
-        config.train, n_steps=4, batch_size=2, validation_windows=2, evaluate_every=2, checkpoint_every=2, log_every=1,
-        cpus_per_worker=1, **changes,  # type: ignore[arg-type]
+        config.train, n_steps=4, batch_size=2, validation_windows=2, eval_interval=2, checkpoint_interval=2,
+        log_interval=1, cpus_per_worker=1, **changes,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def test_the_hourglass_goes_through_one_cycle() -> None:
     schedule = build_preset("hourglass").train.schedule
     rates = {step: learning_rate(schedule, step, 768, 80_000) for step in (1, 16_000, 80_000, 90_000)}
     assert rates == pytest.approx({1: 1.2e-5, 16_000: 3e-4, 80_000: 1.2e-9, 90_000: 1.2e-9}, rel=1e-6)
-    betas = [first_beta(schedule, step, 80_000) for step in (1, 16_000, 80_000)]
+    betas = [beta1(schedule, step, 80_000) for step in (1, 16_000, 80_000)]
     assert betas == pytest.approx([0.95, 0.85, 0.95])
 
 
@@ -143,7 +143,7 @@ def test_the_cycle_is_that_of_torch() -> None:
     for step in range(1, 58):
         group = optimizer.param_groups[0]
         assert learning_rate(schedule, step, 768, 57) == pytest.approx(group["lr"], rel=1e-9)
-        assert first_beta(schedule, step, 57) == pytest.approx(group["betas"][0], rel=1e-9)
+        assert beta1(schedule, step, 57) == pytest.approx(group["betas"][0], rel=1e-9)
         optimizer.step()
         if step < 57:
             cycle.step()
@@ -169,7 +169,7 @@ def test_each_model_is_scored_and_composes(name: str, home: Home, corpus: Path) 
     dataset, config = dataset_of(name, home, corpus), build_preset(name)
     checkpoint = trained(home, shortened(config), dataset, "whole")
     loaded = load_model(checkpoint)
-    scoring = EvaluateConfig(window_tokens=config.evaluate.window_tokens, n_samples=2, sample_tokens=24)
+    scoring = EvaluateConfig(seq_len=config.evaluate.seq_len, n_samples=2, sample_tokens=24)
     metrics = evaluate_model(loaded, dataset, scoring).metrics
     assert all(math.isfinite(value) for value in metrics.values()), metrics
     facts = dataset.manifest["splits"]["test"]
@@ -290,7 +290,7 @@ def test_models_that_do_not_go_with_a_dataset_are_refused(home: Home, corpus: Pa
     with pytest.raises(ConfigError, match=r"train\.model: token_dropout_by=60000 is neither"):
         make_job(replace(vae, model=model), words, home.root / "x")
     with pytest.raises(ValueError, match="kl_reduction='sum' is over a whole batch"):
-        replace(vae, n_parts=2, model=replace(vae.model, kl_reduction="sum"))  # type: ignore[call-arg]
+        replace(vae, grad_accumulation_steps=2, model=replace(vae.model, kl_reduction="sum"))  # type: ignore[call-arg]
 
 
 def test_latents_of_nothing_are_refused(home: Home, corpus: Path) -> None:

@@ -32,7 +32,7 @@ from tasks.music.notes import NoteBatch
 from tasks.storage.files import json_bytes
 from tasks.storage.home import Home
 from tasks.storage.strict_json import read_json
-from tasks.training.token_store import TokenStore
+from tasks.training.token_dataset import TokenDataset
 from tests.builders import make_score
 from tests.samples import small_corpus, small_dataset, small_model
 from tests.studio import Studio, model_of
@@ -45,8 +45,8 @@ def loaded(studio: Studio) -> LoadedModel:
     return load_model(studio.checkpoint)
 
 
-def store_of(dataset: DatasetVersion, split: str) -> TokenStore:
-    return TokenStore(dataset.token_shards(split))
+def store_of(dataset: DatasetVersion, split: str) -> TokenDataset:
+    return TokenDataset(dataset.token_shards(split))
 
 
 def run_test(studio: Studio, loaded: LoadedModel, **settings: Any) -> ContinuationTest:
@@ -214,9 +214,7 @@ def test_a_model_with_latents_writes_windows_again(tmp_path: Path) -> None:
     home = Home.at(tmp_path / "home")
     given_settings = {name: getattr(preset.dataset, name) for name in ("encoding", "windows")}
     dataset = small_dataset(home, small_corpus(tmp_path / "midi", n_pieces=8), **given_settings)
-    checkpoint = small_model(
-        home, dataset, model=preset.train.model, n_steps=2, window_tokens=preset.train.window_tokens
-    )
+    checkpoint = small_model(home, dataset, model=preset.train.model, n_steps=2, seq_len=preset.train.seq_len)
     loaded = load_model(checkpoint)
     config = EvaluateConfig(n_samples=0, n_continuations=2, sample_tokens=40)
     result = evaluate_model(loaded, dataset, config)

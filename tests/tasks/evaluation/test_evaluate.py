@@ -23,11 +23,11 @@ from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.tokenizers.oore import OoreConfig
 from tasks.runtime.progress import Progress
 from tasks.storage.home import Home
-from tasks.training.token_store import TokenStore
+from tasks.training.token_dataset import TokenDataset
 from tests.samples import small_corpus, small_dataset, small_model
 
 Setup = tuple[DatasetVersion, LoadedModel]
-SHORT = EvaluateConfig(window_tokens=64, n_samples=3, sample_tokens=24)
+SHORT = EvaluateConfig(seq_len=64, n_samples=3, sample_tokens=24)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
 
 
 def rows_of(dataset: DatasetVersion, split: str) -> list[np.ndarray]:
-    store = TokenStore(dataset.token_shards(split))
+    store = TokenDataset(dataset.token_shards(split))
     return [store.tokens[a:b] for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
 
 
@@ -55,7 +55,7 @@ def target_nll(loaded: LoadedModel, ids: np.ndarray) -> tuple[np.ndarray, np.nda
 def score(setup: Setup, split: str = "validation", **settings: Any) -> dict[str, float]:
     dataset, loaded = setup
     config = EvaluateConfig(split=split, **settings)  # type: ignore[arg-type]
-    store = TokenStore(dataset.token_shards(split))
+    store = TokenDataset(dataset.token_shards(split))
     figures, nats = score_held_out(loaded, store, dataset.manifest["splits"][split], config)
     assert nats.sum() / figures["n_tokens"] == pytest.approx(figures["nll_per_token"])
     return figures
@@ -67,7 +67,7 @@ def test_whole_pieces_in_one_window_score_as_a_plain_loop_says(setup: Setup, spl
     facts = dataset.manifest["splits"][split]
     costs, hits = zip(*(target_nll(loaded, row) for row in rows_of(dataset, split)), strict=True)
     nll, n_tokens = float(np.concatenate(costs).sum()), sum(map(len, costs))
-    assert score(setup, split, window_tokens=facts["max_tokens"], batch_size=2) == pytest.approx(
+    assert score(setup, split, seq_len=facts["max_tokens"], batch_size=2) == pytest.approx(
         {
             "nll_per_token": nll / n_tokens,
             "accuracy": np.concatenate(hits).mean(),
@@ -83,29 +83,29 @@ def test_whole_pieces_in_one_window_score_as_a_plain_loop_says(setup: Setup, spl
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_each_piece_has_its_own_nats(setup: Setup, batch_size: int) -> None:
     dataset, loaded = setup
-    facts, store = dataset.manifest["splits"]["test"], TokenStore(dataset.token_shards("test"))
-    config = EvaluateConfig(window_tokens=facts["max_tokens"], batch_size=batch_size)
+    facts, store = dataset.manifest["splits"]["test"], TokenDataset(dataset.token_shards("test"))
+    config = EvaluateConfig(seq_len=facts["max_tokens"], batch_size=batch_size)
     _, nats = score_held_out(loaded, store, facts, config)
     assert nats.tolist() == pytest.approx(
         [target_nll(loaded, row)[0].sum() for row in rows_of(dataset, "test")], rel=1e-4
     )
 
 
-@pytest.mark.parametrize("window_tokens", [64, 201])
-def test_overlapping_windows_score_as_a_plain_loop_says(setup: Setup, window_tokens: int) -> None:
+@pytest.mark.parametrize("seq_len", [64, 201])
+def test_overlapping_windows_score_as_a_plain_loop_says(setup: Setup, seq_len: int) -> None:
     dataset, loaded = setup
     costs = []
     for row in rows_of(dataset, "test"):
         n_done = 1
-        for start in range(0, len(row), window_tokens // 2):
-            window = row[start : start + window_tokens + 1]
+        for start in range(0, len(row), seq_len // 2):
+            window = row[start : start + seq_len + 1]
             cost, _ = target_nll(loaded, window)
             costs.append(cost[n_done - start - 1 :])
             n_done = start + len(window)
             if n_done == len(row):
                 break
     everything = np.concatenate(costs)
-    found = score(setup, "test", window_tokens=window_tokens)
+    found = score(setup, "test", seq_len=seq_len)
     assert found["n_tokens"] == len(everything) == sum(len(row) - 1 for row in rows_of(dataset, "test"))
     assert found["nll_per_token"] == pytest.approx(everything.mean(), rel=1e-5)
 
@@ -115,11 +115,11 @@ def test_the_number_of_tokens_is_exact_and_the_batch_makes_no_difference(setup: 
     n_targets = sum(len(row) - 1 for row in rows_of(dataset, "validation"))
     facts = dataset.manifest["splits"]["validation"]
     assert n_targets == facts["n_tokens"] - facts["n_rows"]
-    for window_tokens in (32, 77, 900):
-        first = score(setup, window_tokens=window_tokens, batch_size=1)
+    for seq_len in (32, 77, 900):
+        first = score(setup, seq_len=seq_len, batch_size=1)
         assert first["n_tokens"] == n_targets
         for batch_size in (3, 64):
-            assert score(setup, window_tokens=window_tokens, batch_size=batch_size) == pytest.approx(first, rel=1e-5)
+            assert score(setup, seq_len=seq_len, batch_size=batch_size) == pytest.approx(first, rel=1e-5)
 
 
 def test_the_baseline_is_what_counting_says(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_the_baseline_is_what_counting_says(setup: Setup, monkeypatch: pytest.Mo
     train, held_out = (rows_of(setup[0], split) for split in ("train", "test"))
     seen = np.bincount(np.concatenate([row[1:] for row in train]), minlength=416)
     targets = np.concatenate([row[1:] for row in held_out])
-    stores = [TokenStore(setup[0].token_shards(split)) for split in ("test", "train")]
+    stores = [TokenDataset(setup[0].token_shards(split)) for split in ("test", "train")]
     found = evaluation.frequency_baseline(*stores)
     assert found["baseline/accuracy"] == pytest.approx(np.mean(targets == seen.argmax()))
     shares = np.maximum(seen, 1) / np.maximum(seen, 1).sum()
@@ -137,8 +137,8 @@ def test_the_baseline_is_what_counting_says(setup: Setup, monkeypatch: pytest.Mo
 def test_progress_counts_every_window(setup: Setup) -> None:
     dataset, loaded = setup
     seen: list[int] = []
-    store = TokenStore(dataset.token_shards("validation"))
-    config = EvaluateConfig(window_tokens=64, batch_size=5)
+    store = TokenDataset(dataset.token_shards("validation"))
+    config = EvaluateConfig(seq_len=64, batch_size=5)
     score_held_out(loaded, store, dataset.manifest["splits"]["validation"], config, seen.append)
     assert sum(seen) == sum(1 + max(0, -(-(len(row) - 65) // 32)) for row in rows_of(dataset, "validation"))
 

@@ -27,7 +27,7 @@ from tests.browser import Browser, serve_folder, skip_without_browser
 from tests.studio import Studio, model_of
 from tests.tasks.dataset.test_report import NASTY, VIEWER, Page
 
-CONFIG = EvaluateConfig(window_tokens=64, n_samples=4, sample_tokens=60, n_continuations=3, prompt_tokens=24)
+CONFIG = EvaluateConfig(seq_len=64, n_samples=4, sample_tokens=60, n_continuations=3, prompt_tokens=24)
 WON = Rivalry(True, "It is better.", "rivals@1", 9.5, 9.0, Estimate(-0.5, -0.75, -0.25))
 
 

@@ -70,7 +70,7 @@ def test_the_attempt_that_leads_on_best_is_kept(studio: Studio, song: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("controls", "said"),
     [
         ({"infill_bars": (2, 1)}, r"infill_bars=\[2, 1\]: the first bar is 1, and the last no earlier"),
         ({"infill_bars": (0, 1)}, r"infill_bars=\[0, 1\]: the first bar is 1"),
@@ -78,16 +78,16 @@ def test_the_attempt_that_leads_on_best_is_kept(studio: Studio, song: Path) -> N
         ({"best_by": "join"}, "best_by='join' is of bars written anew, but neither infill_bars nor variation is set"),
     ],
 )
-def test_impossible_bars_are_told(wishes: dict[str, Any], said: str) -> None:
+def test_impossible_bars_are_told(controls: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        GenerateConfig(prompt="x.mid", **wishes)
-    if "infill_bars" in wishes:
+        GenerateConfig(prompt="x.mid", **controls)
+    if "infill_bars" in controls:
         with pytest.raises(ValueError, match="bar"):
             GenerateConfig(infill_bars=(1, 1))
 
 
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("controls", "said"),
     [
         (
             {"infill_bars": (7, 8)},
@@ -100,11 +100,11 @@ def test_impossible_bars_are_told(wishes: dict[str, Any], said: str) -> None:
 def test_bars_that_cannot_be_filled_are_told(
     studio: Studio,
     song: Path,
-    wishes: dict[str, Any],
+    controls: dict[str, Any],
     said: str,
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        read_prompts(load_model(studio.checkpoint), GenerateConfig(n_pieces=2, prompt=str(song), **wishes))
+        read_prompts(load_model(studio.checkpoint), GenerateConfig(n_pieces=2, prompt=str(song), **controls))
 
 
 def test_a_piece_that_begins_late_keeps_its_bars(studio: Studio, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tasks.music.metrics.judgement import typicality
 from tasks.sampling.sample_ids import WrittenIds
 from tasks.storage.files import json_bytes
 from tasks.storage.home import Home
-from tasks.training.token_store import TokenStore
+from tasks.training.token_dataset import TokenDataset
 from tests.studio import Studio, files_of, sidecars_of
 
 pytestmark = pytest.mark.slow  # seconds a test; see `make check`
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow  # seconds a test; see `make check`
 @pytest.fixture
 def planting(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """Make the first attempt at piece 1 a training piece, three semitones up; return its ids."""
-    store = TokenStore(studio.dataset.token_shards("train"))
+    store = TokenDataset(studio.dataset.token_shards("train"))
     lengths = np.diff(store.offsets)
     row = int(np.argmax(lengths))
     whole = store.tokens[store.offsets[row] : store.offsets[row + 1]]
@@ -52,7 +52,11 @@ def test_a_batch_is_set_beside_held_out_music(studio: Studio) -> None:
     judgement, copying = batch.manifest["judgement"], batch.manifest["copying"]
     assert judgement["n_generated"] == 3
     assert judgement["n_held_out"] == len(
-        [row for split in ("validation", "test") for row in TokenStore(studio.dataset.token_shards(split)).offsets[1:]]
+        [
+            row
+            for split in ("validation", "test")
+            for row in TokenDataset(studio.dataset.token_shards(split)).offsets[1:]
+        ]
     )
     assert judgement["fd_feat"]["features"] == "v1"
     assert copying["n_pieces"] == 3
@@ -119,7 +123,7 @@ def test_typicality_is_of_the_same_excerpts_of_held_out_pieces(studio: Studio) -
     pieces = sidecars_of(batch)
     store_rows = []
     for split in ("validation", "test"):
-        store = TokenStore(studio.dataset.token_shards(split))
+        store = TokenDataset(studio.dataset.token_shards(split))
         store_rows += [store.tokens[a:b][:160] for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
     from tasks.checkpoints import load_model
     from tasks.music.metrics.piece_metrics import piece_statistics

@@ -26,9 +26,9 @@ from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig, OptimusIntTokenizer
 from tasks.sampling import sample_ids
-from tasks.sampling.sample_ids import check_prompt_ids, check_wishes
+from tasks.sampling.sample_ids import check_controls, check_prompt_ids
 from tasks.storage.home import Home
-from tasks.training.token_store import TokenStore
+from tasks.training.token_dataset import TokenDataset
 from tests.builders import DRUMS, make_score
 from tests.studio import (
     PROMPT_NOTES,
@@ -164,7 +164,7 @@ def test_pieces_of_a_split_are_prompts(home: Home, setup: Setup) -> None:
     loaded = load_model(setup.checkpoint)
     data = Home.at(setup.checkpoint.parents[3])
     dataset = resolve_dataset(data, setup.model.dataset)
-    store = TokenStore(dataset.token_shards("validation"))
+    store = TokenDataset(dataset.token_shards("validation"))
     prompts = read_prompts(loaded, config_of(prompt="split:validation", n_pieces=2, prompt_notes=5), data)
     assert len(prompts) == min(2, len(store.offsets) - 1)
     for row, prompt in enumerate(prompts):
@@ -217,15 +217,15 @@ def test_a_prompt_with_more_tracks_than_are_wanted_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "way_out"),
+    ("controls", "way_out"),
     [
         ({}, "lower prompt_tokens"),
         ({"prompt_bars": 2}, "lower prompt_bars"),
         ({"prompt_notes": 9}, "lower prompt_notes"),
     ],
 )
-def test_a_prompt_that_is_too_long_is_told_with_the_way_out(wishes: dict[str, Any], way_out: str) -> None:
-    config = GenerateConfig(sampling=SamplingConfig(max_tokens=20), **wishes)
+def test_a_prompt_that_is_too_long_is_told_with_the_way_out(controls: dict[str, Any], way_out: str) -> None:
+    config = GenerateConfig(sampling=SamplingConfig(max_tokens=20), **controls)
     with pytest.raises(ConfigError, match=f"prompt long: its 20 tokens leave none to draw of 20, .*; {way_out}$"):
         check_prompt_ids(untrained(OoreTokenizer()), config, [10] * 20, "long")
 
@@ -242,8 +242,8 @@ def test_a_prompt_of_tokens_without_a_note_is_told(
 
 def test_a_wish_that_an_encoding_cannot_say_is_told_by_its_tokenizer_alone() -> None:
     with pytest.raises(ConfigError, match=r"generate\.programs: encoding oore has no ids that say it"):
-        check_wishes(OoreTokenizer(), GenerateConfig(programs=(0,)))
-    check_wishes(OoreTokenizer(), GenerateConfig(key="C"))
+        check_controls(OoreTokenizer(), GenerateConfig(programs=(0,)))
+    check_controls(OoreTokenizer(), GenerateConfig(key="C"))
 
 
 def test_a_piece_that_adds_no_note_to_its_prompt_is_flagged(home: Home, setup: Setup) -> None:

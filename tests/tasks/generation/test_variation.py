@@ -300,7 +300,7 @@ def test_bars_are_counted_from_that_of_the_first_note() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("controls", "said"),
     [
         ({"variation": 1.5}, r"variation=1\.5 is outside 0-1"),
         ({"variation": float("nan")}, "variation=nan is outside 0-1"),
@@ -310,13 +310,13 @@ def test_bars_are_counted_from_that_of_the_first_note() -> None:
         ({"variation": 0.5, "latents": "path"}, r"variation=0\.5 is of one prompt, but latents='path'"),
     ],
 )
-def test_impossible_variations_are_told(wishes: dict[str, Any], said: str) -> None:
+def test_impossible_variations_are_told(controls: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        GenerateConfig(**{"prompt": "x.mid"} | wishes)
+        GenerateConfig(**{"prompt": "x.mid"} | controls)
 
 
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("controls", "said"),
     [
         ({"max_bars": 4}, "max_bars and variation: pieces are as long as their prompts"),
         ({"sampling": SamplingConfig(beams=2)}, r"variation=0\.5: bars are filled by decoders .* and by drawing"),
@@ -324,8 +324,8 @@ def test_impossible_variations_are_told(wishes: dict[str, Any], said: str) -> No
         ({"sampling": SamplingConfig(greedy=True), "best_of": 2}, "beams and greedy make them all the same"),
     ],
 )
-def test_what_a_decoder_cannot_vary_is_told(studio: Studio, song: Path, wishes: dict[str, Any], said: str) -> None:
-    config = GenerateConfig(**{"n_pieces": 2, "prompt": str(song), "variation": 0.5} | wishes)
+def test_what_a_decoder_cannot_vary_is_told(studio: Studio, song: Path, controls: dict[str, Any], said: str) -> None:
+    config = GenerateConfig(**{"n_pieces": 2, "prompt": str(song), "variation": 0.5} | controls)
     with pytest.raises(ConfigError, match=said):
         read_prompts(load_model(studio.checkpoint), config)
 

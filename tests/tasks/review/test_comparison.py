@@ -53,12 +53,12 @@ def test_what_cannot_be_compared_has_no_interval(change: dict[str, object]) -> N
 
 
 def test_unequal_settings_are_said_and_give_no_interval() -> None:
-    settings = {"window_tokens": "1024", "sample_tokens": "512"}
+    settings = {"seq_len": "1024", "sample_tokens": "512"}
     first = contestant("1", NATS, settings=settings)
-    wider = contestant("2", tuple(0.9 * nats for nats in NATS), settings=settings | {"window_tokens": "64"})
+    wider = contestant("2", tuple(0.9 * nats for nats in NATS), settings=settings | {"seq_len": "64"})
     page = build_comparison([first, wider])
     assert difference_of(wider, first) == ""
-    assert "evaluated with different window_tokens, which changes figures of held-out music" in page
+    assert "evaluated with different seq_len, which changes figures of held-out music" in page
     assert "1024 (small-small@1), 64 (small-small@2)" in page
     longer = contestant("2", NATS, settings=settings | {"sample_tokens": "100"})
     assert difference_of(longer, first) != ""

@@ -1,4 +1,4 @@
-"""Wishes as biases: which ids they touch, what they make of samples, and which wishes an encoding cannot hear."""
+"""Wishes as biases: which ids they touch, what they make of samples, and which controls an encoding cannot hear."""
 
 from typing import Any
 
@@ -19,9 +19,9 @@ from tests.studio import Studio
 pytestmark = pytest.mark.slow  # seconds a test; see `make check`
 
 
-def bias_of(encoding: str, **wishes: Any) -> dict[str, float]:
+def bias_of(encoding: str, **controls: Any) -> dict[str, float]:
     tokenizer = build_tokenizer(default_config(encoding))
-    bias = token_bias(tokenizer, GenerateConfig(**wishes))
+    bias = token_bias(tokenizer, GenerateConfig(**controls))
     assert bias is not None
     return {tokenizer.token_name(token): float(bias[token]) for token in range(tokenizer.vocab_size)}
 
@@ -73,7 +73,7 @@ def test_nothing_asked_for_is_no_bias() -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "wishes", "said"),
+    ("encoding", "controls", "said"),
     [
         ("optimus_int", {"tempo": 90.0}, "generate.tempo: encoding optimus_int has no ids that say it"),
         ("oore", {"programs": (1,)}, "generate.programs: encoding oore has no ids that say it"),
@@ -81,18 +81,18 @@ def test_nothing_asked_for_is_no_bias() -> None:
         ("oore", {"key": "C", "sampling": SamplingConfig(beams=2)}, "but sampling.beams draws none"),
     ],
 )
-def test_a_wish_that_an_encoding_cannot_hear_is_told(encoding: str, wishes: dict[str, Any], said: str) -> None:
+def test_a_wish_that_an_encoding_cannot_hear_is_told(encoding: str, controls: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        bias_of(encoding, **wishes)
+        bias_of(encoding, **controls)
 
 
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("controls", "said"),
     [({"programs": (128,)}, "programs: 128 is outside 0-127"), ({"density": float("nan")}, "density=nan is no finite")],
 )
-def test_impossible_wishes_are_told(wishes: dict[str, Any], said: str) -> None:
+def test_impossible_wishes_are_told(controls: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        GenerateConfig(**wishes)
+        GenerateConfig(**controls)
 
 
 def test_pieces_keep_to_their_key_whatever_the_batch(studio: Studio) -> None:

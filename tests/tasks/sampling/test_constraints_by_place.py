@@ -62,9 +62,9 @@ def untrained(tokenizer: Tokenizer) -> LoadedModel:
     return LoadedModel(model, tokenizer, {}, Path())
 
 
-def draw(tokenizer: Tokenizer, prompt: tuple[int, ...] = (), batch_size: int = 4, **wishes: Any) -> list[np.ndarray]:
+def draw(tokenizer: Tokenizer, prompt: tuple[int, ...] = (), batch_size: int = 4, **controls: Any) -> list[np.ndarray]:
     """Return the ids of four pieces."""
-    config = GenerateConfig(sampling=SamplingConfig(max_tokens=500), batch_size=batch_size, **wishes)
+    config = GenerateConfig(sampling=SamplingConfig(max_tokens=500), batch_size=batch_size, **controls)
     found = dict[int, np.ndarray]()
 
     def keep(piece: WrittenIds) -> None:
@@ -75,8 +75,8 @@ def draw(tokenizer: Tokenizer, prompt: tuple[int, ...] = (), batch_size: int = 4
     return [found[place] for place in range(4)]
 
 
-def notes_drawn(tokenizer: Tokenizer, **wishes: Any) -> list[Score]:
-    scores = [tokenizer.decode(ids) for ids in draw(tokenizer, **wishes)]
+def notes_drawn(tokenizer: Tokenizer, **controls: Any) -> list[Score]:
+    scores = [tokenizer.decode(ids) for ids in draw(tokenizer, **controls)]
     assert sum(len(score.notes.pitch) for score in scores) > 60
     return scores
 
@@ -169,7 +169,7 @@ def test_density_is_how_many_notes_begin_together(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "wishes", "said"),
+    ("name", "controls", "said"),
     [
         ("int", {"programs": (0,)}, "generate.programs: encoding optimus_int has no ids that say it"),
         ("txt", {"programs": (0,)}, "generate.programs: encoding optimus_txt has no ids that say it"),
@@ -181,11 +181,13 @@ def test_density_is_how_many_notes_begin_together(name: str) -> None:
         ("int", {"key": "C", "sampling": SamplingConfig(beams=2)}, "but sampling.beams draws none"),
     ],
 )
-def test_what_these_encodings_cannot_hear_is_told(name: str, wishes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_what_these_encodings_cannot_hear_is_told(
+    name: str, controls: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     path = tmp_path / "band.mid"
     path.write_bytes(write_midi(BAND))
     with pytest.raises(ConfigError, match=said):
-        read_prompts(untrained(TOKENIZERS[name]), GenerateConfig(n_pieces=1, prompt=str(path), **wishes))
+        read_prompts(untrained(TOKENIZERS[name]), GenerateConfig(n_pieces=1, prompt=str(path), **controls))
 
 
 def test_nothing_wished_for_is_no_other_grammar() -> None:

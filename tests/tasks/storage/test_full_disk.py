@@ -69,7 +69,7 @@ def test_a_training_keeps_its_last_checkpoint_and_goes_on(
 
     monkeypatch.setattr(cluster, "connect", lambda: None)
     monkeypatch.setattr(trainer, "_fit_in_thread", fit_here)
-    config = short_training(checkpoint_every=2)
+    config = short_training(checkpoint_interval=2)
     whole = make_job(config, dataset, tmp_path / "whole")
     run_steps(whole)
     one = sum(path.stat().st_size for path in CheckpointFolder(whole.run_dir / "checkpoints").find("last").iterdir())  # type: ignore[union-attr]

@@ -18,7 +18,9 @@ from tasks.config.pipeline import PipelineConfig
 from tasks.config.presets import build_preset
 from tasks.config.training import TRAIN_WITHOUT_EFFECT
 from tasks.errors import ConfigError
+from tasks.storage.files import write_atomically
 from tasks.storage.home import Home
+from tasks.storage.integrity import sealed_bytes
 from tasks.sweep.plot import draw_sweep
 from tasks.sweep.space import (
     FAILED,
@@ -68,12 +70,12 @@ def test_values_that_hold_commas_are_json_with_semicolons() -> None:
 
 
 def test_another_kind_of_schedule_comes_before_its_settings() -> None:
-    points = points_of("train.schedule.peak=0.001,0.002", "train.schedule.name=warmup_cosine")
-    assert [p.config.train.schedule.peak for p in points] == [0.001, 0.002]  # type: ignore[union-attr]
+    points = points_of("train.schedule.max_lr=0.001,0.002", "train.schedule.name=warmup_cosine")
+    assert [p.config.train.schedule.max_lr for p in points] == [0.001, 0.002]  # type: ignore[union-attr]
 
 
 SEARCH = (
-    "train.schedule.peak=loguniform(1e-4,1e-2)",
+    "train.schedule.max_lr=loguniform(1e-4,1e-2)",
     "train.model.dropout=uniform(0,0.5)",
     "train.model.n_layers=randint(1,3)",
     "train.batch_size=choice(4;8;16)",
@@ -100,14 +102,14 @@ def test_draws_stay_within_their_ranges_and_reach_both_ends_of_whole_numbers() -
 
 
 def test_more_samples_and_more_searched_settings_keep_the_draws_there_are() -> None:
-    few = [point.values["train.schedule.peak"] for point in points_of(search=SEARCH[:1], samples=4)]
-    more = [point.values["train.schedule.peak"] for point in points_of(search=SEARCH, samples=8)]
+    few = [point.values["train.schedule.max_lr"] for point in points_of(search=SEARCH[:1], samples=4)]
+    more = [point.values["train.schedule.max_lr"] for point in points_of(search=SEARCH, samples=8)]
     assert more[:4] == few
 
 
 def test_each_draw_meets_every_point_of_the_grid() -> None:
     points = points_of("train.model.n_layers=1,2", search=SEARCH[:1], samples=3)
-    peaks = [point.values["train.schedule.peak"] for point in points]
+    peaks = [point.values["train.schedule.max_lr"] for point in points]
     assert peaks[:3] == peaks[3:]
     assert len(set(peaks)) == 3
 
@@ -149,11 +151,11 @@ def test_any_text_is_a_point_or_one_clear_error(text: str) -> None:
         (["train.seed=" + ",".join(map(str, range(1001)))], [], 0, "1001 points are more than the 1000"),
         ([], ["train.n_steps=uniform(1,2)"], 0, "say with --samples"),
         (["train.n_steps=1,2"], [], 5, "--samples 5 needs a --search"),
-        ([], ["train.schedule.peak=normal(0,1)"], 2, "known: uniform, loguniform, randint, choice"),
-        ([], ["train.schedule.peak=uniform(0.1)"], 2, "uniform takes two numbers"),
-        ([], ["train.schedule.peak=uniform(2,1)"], 2, "2 to 1 is no range"),
-        ([], ["train.schedule.peak=uniform(0,inf)"], 2, "is no range"),
-        ([], ["train.schedule.peak=loguniform(0,1)"], 2, "loguniform needs numbers above 0"),
+        ([], ["train.schedule.max_lr=normal(0,1)"], 2, "known: uniform, loguniform, randint, choice"),
+        ([], ["train.schedule.max_lr=uniform(0.1)"], 2, "uniform takes two numbers"),
+        ([], ["train.schedule.max_lr=uniform(2,1)"], 2, "2 to 1 is no range"),
+        ([], ["train.schedule.max_lr=uniform(0,inf)"], 2, "is no range"),
+        ([], ["train.schedule.max_lr=loguniform(0,1)"], 2, "loguniform needs numbers above 0"),
         ([], ["train.n_steps=randint(1,2.5)"], 2, "randint takes whole numbers"),
         ([], ["train.n_steps=uniform(1,2)"], 2, "Input should be a valid integer"),
     ],
@@ -199,7 +201,7 @@ def test_a_sweep_is_named_by_what_it_computes() -> None:
         name_of(apply_overrides(TINY, ["generate.n_pieces=2", "dataset.name=other"])),
     ]
     assert set(same) == {name}
-    drawn = {"search": ("train.schedule.peak=uniform(0.1,0.2)",), "samples": 3}
+    drawn = {"search": ("train.schedule.max_lr=uniform(0.1,0.2)",), "samples": 3}
     others = [
         name_of(early_stopping=True),
         name_of(grid=("train.n_steps=1,3",)),
@@ -209,9 +211,42 @@ def test_a_sweep_is_named_by_what_it_computes() -> None:
         name_of(**drawn),
         name_of(**drawn, seed=1),
         name_of(**(drawn | {"samples": 4})),
-        name_of(**(drawn | {"search": ("train.schedule.peak=loguniform(0.1,0.2)",)})),
+        name_of(**(drawn | {"search": ("train.schedule.max_lr=loguniform(0.1,0.2)",)})),
     ]
     assert len({name, *others}) == len(others) + 1
+
+
+OLD_SPACE = {
+    "grid": ("evaluate.window_tokens=32,64", "train.compiled=true,false"),
+    "search": ("train.schedule.peak=loguniform(1e-4,1e-2)",),
+    "samples": 3,
+}
+SPACE = {
+    "grid": ("evaluate.seq_len=32,64", "train.compile=true,false"),
+    "search": ("train.schedule.max_lr=loguniform(1e-4,1e-2)",),
+    "samples": 3,
+}
+
+
+@pytest.mark.parametrize("space", [OLD_SPACE, SPACE], ids=["old", "new"])
+def test_renamed_settings_change_no_sweep_and_no_draw(space: dict[str, Any]) -> None:
+    """The name and the draws are those of 96e5a72, where the settings had other names."""
+    assert name_of(**space) == "music_transformer_tiny-cc6a04cace83"
+    points = plan_points(TINY, SweepConfig(**space))
+    assert [point.values["train.schedule.max_lr"] for point in points[:3]] == [0.00384373, 0.00611731, 0.00010942]
+    assert points[0].settings == "evaluate.seq_len=32, train.compile=true, train.schedule.max_lr=0.00384373"
+
+
+def test_rows_of_an_earlier_release_are_found(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    points = plan_points(TINY, SweepConfig(**SPACE))
+    rows = [new_row(point) | {"reason": f"row {point.number}"} for point in points]
+    old = {"evaluate.seq_len": "evaluate.window_tokens", "train.compile": "train.compiled", "max_lr": "peak"}
+    text = json.dumps({"sweep": "s", "rows": rows})
+    for name, before in old.items():
+        text = text.replace(name, before)
+    write_atomically(folder.results, sealed_bytes(json.loads(text)))
+    assert folder.read_rows(points) == rows
 
 
 TWO_AXES = ("train.model.n_layers=1,2,3", "train.optimizer.betas=[0.9,0.95];[0.8,0.9]")

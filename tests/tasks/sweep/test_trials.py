@@ -33,8 +33,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
     return small_dataset(Home.at(folder / "home"), small_corpus(folder / "midi"))
 
 
-def with_peak(peak: float, **settings: Any) -> TrainConfig:
-    return short_training(schedule=WarmupCosineSchedule(peak=peak, warmup_steps=4), evaluate_every=2, **settings)
+def with_peak(max_lr: float, **settings: Any) -> TrainConfig:
+    return short_training(schedule=WarmupCosineSchedule(max_lr=max_lr, warmup_steps=4), eval_interval=2, **settings)
 
 
 def outcomes(events: list[Event]) -> dict[int, tuple[str, str]]:

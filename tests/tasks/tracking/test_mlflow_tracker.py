@@ -390,27 +390,27 @@ def test_a_model_scored_with_more_context_is_not_compared_until_both_are(
     tracker: Tracker, register: Callable[[str], ModelVersion], dataset: DatasetVersion
 ) -> None:
     first, second = register("context"), register("context")
-    assert score(tracker, first, dataset, 8.0, NATS, window_tokens=64)
+    assert score(tracker, first, dataset, 8.0, NATS, seq_len=64)
     for promote_by in ("interval", "figure"):
-        more = {"window_tokens": 4096, "promote_by": promote_by}
+        more = {"seq_len": 4096, "promote_by": promote_by}
         assert not score(tracker, second, dataset, 4.0, BETTER, **more)
-        assert "context@1 was scored with window_tokens=64, this model with 4096" in last_words(tracker)
-    assert score(tracker, first, dataset, 7.0, NATS, window_tokens=4096)  # the champion again, with the same context
-    assert score(tracker, second, dataset, 4.0, BETTER, window_tokens=4096)
+        assert "context@1 was scored with seq_len=64, this model with 4096" in last_words(tracker)
+    assert score(tracker, first, dataset, 7.0, NATS, seq_len=4096)  # the champion again, with the same context
+    assert score(tracker, second, dataset, 4.0, BETTER, seq_len=4096)
 
 
 def test_a_champion_of_an_older_release_is_compared_by_the_settings_of_its_run(
     tracker: Tracker, register: Callable[[str], ModelVersion], dataset: DatasetVersion
 ) -> None:
     first, second = register("older"), register("older")
-    assert score(tracker, first, dataset, 8.0, NATS, window_tokens=64)
+    assert score(tracker, first, dataset, 8.0, NATS, seq_len=64)
     tracker.client.delete_model_version_tag("older", first.version, "scored_with")
-    assert not score(tracker, second, dataset, 4.0, BETTER, window_tokens=4096)
-    assert score(tracker, second, dataset, 4.0, BETTER, window_tokens=64)
+    assert not score(tracker, second, dataset, 4.0, BETTER, seq_len=4096)
+    assert score(tracker, second, dataset, 4.0, BETTER, seq_len=64)
     tracker.client.delete_model_version_tag("older", second.version, "scored_with")
     tracker.set_model_tags(second, {"scored_by": "0" * 32})
-    assert not score(tracker, first, dataset, 2.0, BETTER, window_tokens=64)
-    assert "scored with unknown settings (window_tokens)" in last_words(tracker)
+    assert not score(tracker, first, dataset, 2.0, BETTER, seq_len=64)
+    assert "scored with unknown settings (seq_len)" in last_words(tracker)
 
 
 def test_lost_piece_scores_make_no_champion(
@@ -446,7 +446,7 @@ def test_the_latents_of_two_models_are_drawn_alike(
 ) -> None:
     first, second = register("drawn"), register("drawn")
     latent: Any = {"figures": {"kl": 0.1}}
-    assert score(tracker, first, dataset, 8.0, **latent, window_tokens=64)
+    assert score(tracker, first, dataset, 8.0, **latent, seq_len=64)
     assert not score(tracker, second, dataset, 7.0, **latent, seed=1)
     assert "scored with seed=0, this model with 1" in last_words(tracker)
     assert score(tracker, second, dataset, 7.0, **latent)  # whole blocks, whatever the window

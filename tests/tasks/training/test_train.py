@@ -33,7 +33,7 @@ from tasks.storage.home import Home
 from tasks.training import trainer, worker
 from tasks.training.job import TrainJob, make_job, run_dir_of
 from tasks.training.metrics_log import MetricsTail, read_points
-from tasks.training.token_store import TokenStore
+from tasks.training.token_dataset import TokenDataset
 from tasks.training.trainer import read_progress
 from tasks.training.worker import run_steps
 from tests.conftest import REPOSITORY
@@ -133,7 +133,7 @@ def test_a_run_killed_and_taken_up_again_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"compiled": True}, {"compiled": True, "bf16": True}, {"bf16": True}], ids=str)
+@pytest.mark.parametrize("settings", [{"compile": True}, {"compile": True, "bf16": True}, {"bf16": True}], ids=str)
 def test_however_a_run_was_computed_its_checkpoint_loads(
     dataset: DatasetVersion, undisturbed: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
@@ -156,7 +156,7 @@ def last_of(run_dir: Path) -> Path:
 def test_a_batch_in_parts_is_the_same_batch(dataset: DatasetVersion, tmp_path: Path, n_parts: int) -> None:
     model = replace(SMALL_MODEL, dropout=0.0)
     runs = [tmp_path / "whole", tmp_path / "parts"]
-    for run_dir, changes in zip(runs, ({}, {"n_parts": n_parts}), strict=True):
+    for run_dir, changes in zip(runs, ({}, {"grad_accumulation_steps": n_parts}), strict=True):
         run_steps(make_job(short_training(model=model, n_steps=4, **changes), dataset, run_dir))
     points = [[point["train/loss"] for point in curves(run_dir) if "train/loss" in point] for run_dir in runs]
     assert points[0] == pytest.approx(points[1], rel=1e-4)
@@ -188,7 +188,7 @@ def test_a_stop_request_saves_and_stops_at_the_step_it_meets(dataset: DatasetVer
 
 def test_the_loss_falls(dataset: DatasetVersion, tmp_path: Path) -> None:
     config = short_training(
-        model=replace(SMALL_MODEL, dropout=0.0), n_steps=60, batch_size=8, log_every=5, evaluate_every=30
+        model=replace(SMALL_MODEL, dropout=0.0), n_steps=60, batch_size=8, log_interval=5, eval_interval=30
     )
     run_steps(make_job(config, dataset, tmp_path))
     points = read_points(tmp_path / "metrics.jsonl")
@@ -200,7 +200,7 @@ def test_the_loss_falls(dataset: DatasetVersion, tmp_path: Path) -> None:
 
 
 def test_curves_have_a_point_for_each_interval(dataset: DatasetVersion, tmp_path: Path) -> None:
-    run_steps(make_job(short_training(n_steps=7, log_every=3, evaluate_every=5), dataset, tmp_path))
+    run_steps(make_job(short_training(n_steps=7, log_interval=3, eval_interval=5), dataset, tmp_path))
     points = read_points(tmp_path / "metrics.jsonl")
     assert [(point["step"], "val/loss" in point) for point in points] == [
         (3, False), (5, True), (6, False), (7, False), (7, True),
@@ -213,7 +213,7 @@ def test_curves_have_a_point_for_each_interval(dataset: DatasetVersion, tmp_path
 
 def test_best_is_the_checkpoint_of_the_lowest_validation_loss(dataset: DatasetVersion, tmp_path: Path) -> None:
     # A rate this high soon makes matters worse.
-    config = short_training(schedule=NoamSchedule(warmup_steps=0, scale=300.0), evaluate_every=1, n_steps=8)
+    config = short_training(schedule=NoamSchedule(warmup_steps=0, scale=300.0), eval_interval=1, n_steps=8)
     whole, stopped = tmp_path / "whole", make_job(config, dataset, tmp_path / "stopped")
     run_steps(make_job(config, dataset, whole))
     losses = {point["step"]: point["val/loss"] for point in read_points(whole / "metrics.jsonl") if "val/loss" in point}
@@ -245,12 +245,12 @@ def test_the_state_holds_what_a_reader_needs(undisturbed: Path) -> None:
 
 
 OTHER_SETTINGS: dict[str, Any] = {
-    "windows": "start", "compiled": True, "n_parts": 2,
+    "windows": "start", "compile": True, "grad_accumulation_steps": 2,
     "preset": "other", "model": replace(SMALL_MODEL, n_layers=3), "schedule": NoamSchedule(),
-    "optimizer": OptimizerConfig(eps=1e-6), "n_steps": 13, "batch_size": 8, "window_tokens": 33, "seed": 1,
-    "bf16": True, "validation_windows": 5, "evaluate_every": 7, "checkpoint_every": 5,
+    "optimizer": OptimizerConfig(eps=1e-6), "n_steps": 13, "batch_size": 8, "seq_len": 33, "seed": 1,
+    "bf16": True, "validation_windows": 5, "eval_interval": 7, "checkpoint_interval": 5,
 }  # fmt: skip
-WITHOUT_EFFECT = {"n_workers": 2, "cpus_per_worker": 2, "max_failures": 0, "keep_periodic": 3, "log_every": 3}
+WITHOUT_EFFECT = {"n_workers": 2, "cpus_per_worker": 2, "max_failures": 0, "keep_last_n": 3, "log_interval": 3}
 
 
 # Divergence
@@ -288,7 +288,7 @@ def test_a_long_run_without_a_finite_gradient_gives_up_after_so_many_steps(
     with pytest.raises(Diverged, match="step 8 of 12: 3 steps in a row"):
         run_steps(job, wrap=without_numbers({1, 2, 4, 6, 7, 8}))
     # Skipped steps before a stop count too.
-    job = make_job(short_training(checkpoint_every=1), dataset, tmp_path / "killed")
+    job = make_job(short_training(checkpoint_interval=1), dataset, tmp_path / "killed")
     with pytest.raises(Stumbled):
         run_steps(job, wrap=lambda model: at_step(4, stumble)(without_numbers({2, 3})(model)))
     with pytest.raises(Diverged, match="step 4 of 12: 3 steps in a row"):
@@ -305,7 +305,7 @@ def test_single_steps_without_a_finite_gradient_are_skipped(dataset: DatasetVers
 def test_a_run_that_explodes_is_no_result_and_says_so_again(
     dataset: DatasetVersion, tmp_path: Path, without_ray: None
 ) -> None:
-    settings = {"schedule": ConstantSchedule(rate=1e30), "evaluate_every": 2, "checkpoint_every": 1}
+    settings = {"schedule": ConstantSchedule(rate=1e30), "eval_interval": 2, "checkpoint_interval": 1}
     job = make_job(short_training(**settings), dataset, tmp_path / "run")
     for _ in range(2):
         with pytest.raises(Diverged, match=r"diverged at step \d+ of 12"):
@@ -323,7 +323,7 @@ def test_a_last_validation_that_is_no_number_is_no_result(
 ) -> None:
     figures = iter([3.0, math.inf, math.nan])
     monkeypatch.setattr(worker, "_validate", lambda *_: {"val/loss": next(figures), "val/accuracy": 0.0})
-    job = make_job(short_training(evaluate_every=4), dataset, tmp_path)
+    job = make_job(short_training(eval_interval=4), dataset, tmp_path)
     with pytest.raises(Diverged, match="step 12 of 12: the last validation loss is nan"):
         run_steps(job)
     best = CheckpointFolder(tmp_path / "checkpoints").find("best")
@@ -349,13 +349,13 @@ def test_the_rate_is_that_of_training_alone(
     monkeypatch.setattr(worker, "train_step", slow(worker.train_step, lambda: next(first, 2.0)))
     monkeypatch.setattr(worker, "_validate", slow(worker._validate, lambda: 1000.0))
     monkeypatch.setattr(CheckpointFolder, "save", slow(CheckpointFolder.save, lambda: 1000.0))
-    job = make_job(short_training(evaluate_every=2, log_every=3), dataset, tmp_path)
+    job = make_job(short_training(eval_interval=2, log_interval=3), dataset, tmp_path)
     run_steps(job)
-    store = TokenStore(job.train_shards, job.flat_tokens)
+    store = TokenDataset(job.train_shards, job.flat_tokens)
 
     def n_tokens(step: int) -> int:
         config = job.config
-        batch = store.batch(config.seed, step, config.batch_size, config.window_tokens, 0, config.windows)
+        batch = store.batch(config.seed, step, config.batch_size, config.seq_len, 0, config.windows)
         return int((batch != 0).sum())
 
     rates = [p["train/tokens_per_second"] for p in read_points(job.metrics) if "train/loss" in p]
@@ -563,7 +563,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
 
 def long_training(**settings: object) -> TrainConfig:
     """Return settings of a run of some seconds, long enough to be hit in the middle."""
-    given = {"n_steps": 80, "batch_size": 8, "window_tokens": 96, "evaluate_every": 40, "log_every": 1}
+    given = {"n_steps": 80, "batch_size": 8, "seq_len": 96, "eval_interval": 40, "log_interval": 1}
     return short_training(**given | settings)
 
 
@@ -611,7 +611,7 @@ def test_two_workers_give_the_losses_of_one_though_one_is_killed(
 ) -> None:
     config = long_training(
         model=replace(SMALL_MODEL, dropout=0.0),  # dropout is drawn for each worker
-        schedule=WarmupCosineSchedule(peak=1e-3, warmup_steps=4), validation_windows=5, n_steps=40, log_every=3,
+        schedule=WarmupCosineSchedule(max_lr=1e-3, warmup_steps=4), validation_windows=5, n_steps=40, log_interval=3,
     )  # fmt: skip
     alone = make_job(config, dataset, tmp_path / "alone")
     run_steps(alone)

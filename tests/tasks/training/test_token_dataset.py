@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tasks.storage.home import Home
 from tasks.storage.parquet import TOKEN_SCHEMA, write_table
-from tasks.training.token_store import TokenStore, WindowKind
+from tasks.training.token_dataset import TokenDataset, WindowKind
 from tests.budget import examples
 from tests.samples import small_corpus, small_dataset
 
@@ -34,20 +34,20 @@ def numbered_rows(lengths: tuple[int, ...]) -> list[list[int]]:
 
 
 @pytest.fixture(params=["in memory", "mapped"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> TokenStore:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> TokenDataset:
     rows = numbered_rows(ROW_LENGTHS)
     shards = [write_rows(tmp_path / "a.parquet", rows[:3]), write_rows(tmp_path / "b.parquet", rows[3:])]
-    return TokenStore(shards, tmp_path / "flat" if request.param == "mapped" else None)
+    return TokenDataset(shards, tmp_path / "flat" if request.param == "mapped" else None)
 
 
-def test_the_store_holds_the_rows_of_all_shards_in_order(store: TokenStore) -> None:
+def test_the_store_holds_the_rows_of_all_shards_in_order(store: TokenDataset) -> None:
     rows = [store.tokens[a:b].tolist() for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
     assert rows == numbered_rows(ROW_LENGTHS)
     assert (store.n_rows, store.n_tokens) == (len(ROW_LENGTHS), sum(ROW_LENGTHS))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_depends_on_seed_and_step_alone(store: TokenStore, kind: WindowKind) -> None:
+def test_a_batch_depends_on_seed_and_step_alone(store: TokenDataset, kind: WindowKind) -> None:
     first = store.batch(3, 7, 16, 12, kind=kind)
     for other_step in (8, 1, 1000):
         assert not np.array_equal(store.batch(3, other_step, 16, 12, kind=kind), first)
@@ -58,7 +58,7 @@ def test_a_batch_depends_on_seed_and_step_alone(store: TokenStore, kind: WindowK
     assert first.dtype == np.int64
 
 
-def test_large_seeds_are_told_apart(store: TokenStore) -> None:
+def test_large_seeds_are_told_apart(store: TokenDataset) -> None:
     assert not np.array_equal(store.batch(2**63, 1, 16, 12), store.batch(2**63 + 1, 1, 16, 12))
 
 
@@ -73,43 +73,43 @@ DRAWN = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_are_what_they_always_were(store: TokenStore, kind: WindowKind) -> None:
+def test_batches_are_what_they_always_were(store: TokenDataset, kind: WindowKind) -> None:
     drawn = np.concatenate([store.batch(3, step, 16, 12, kind=kind) for step in range(1, 9)])
     assert hashlib.sha256(drawn.astype("<i8").tobytes()).hexdigest()[:16] == DRAWN[kind]
 
 
-def test_a_kind_that_is_none_is_refused(store: TokenStore) -> None:
+def test_a_kind_that_is_none_is_refused(store: TokenDataset) -> None:
     with pytest.raises(ValueError, match="kind 'middle'; known: random, whole, start, end, packed"):
         store.batch(0, 1, 4, 8, kind="middle")  # type: ignore[arg-type]
 
 
 def test_shards_without_a_token_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no token in 1 shards .*a\.parquet"):
-        TokenStore([write_rows(tmp_path / "a.parquet", [])])
+        TokenDataset([write_rows(tmp_path / "a.parquet", [])])
 
 
 def test_another_store_of_the_same_shards_gives_the_same_batches(home: Home, tmp_path: Path) -> None:
     dataset = small_dataset(home, small_corpus(tmp_path / "midi", 6))
     shards = dataset.token_shards("train")
-    one, other = TokenStore(shards), TokenStore(shards)
+    one, other = TokenDataset(shards), TokenDataset(shards)
     for step in range(1, 6):
         np.testing.assert_array_equal(one.batch(0, step, 4, 64), other.batch(0, step, 4, 64))
 
 
-@pytest.mark.parametrize("window_tokens", [8, 12, 63, 100])
-def test_windows_lie_inside_one_row_and_pads_stand_at_the_end(store: TokenStore, window_tokens: int) -> None:
-    rows = [[*row, *[PAD] * window_tokens] for row in numbered_rows(ROW_LENGTHS)]
+@pytest.mark.parametrize("seq_len", [8, 12, 63, 100])
+def test_windows_lie_inside_one_row_and_pads_stand_at_the_end(store: TokenDataset, seq_len: int) -> None:
+    rows = [[*row, *[PAD] * seq_len] for row in numbered_rows(ROW_LENGTHS)]
     allowed = set()
     for row, length in zip(rows, ROW_LENGTHS, strict=True):
-        for start in range(max(length - window_tokens - 1, 0) + 1):
-            allowed.add(tuple(row[start : start + window_tokens + 1]))
-    drawn = {tuple(row) for step in range(60) for row in store.batch(0, step, 16, window_tokens).tolist()}
+        for start in range(max(length - seq_len - 1, 0) + 1):
+            allowed.add(tuple(row[start : start + seq_len + 1]))
+    drawn = {tuple(row) for step in range(60) for row in store.batch(0, step, 16, seq_len).tolist()}
     assert drawn <= allowed
     assert all(row[0] == START for row in drawn if PAD in row)  # short rows begin at their beginning
 
 
 @pytest.mark.parametrize("kind", ["random", "whole", "start", "end"])
-def test_start_and_end_occur_only_where_a_piece_starts_or_ends(store: TokenStore, kind: WindowKind) -> None:
+def test_start_and_end_occur_only_where_a_piece_starts_or_ends(store: TokenDataset, kind: WindowKind) -> None:
     for step in range(40):
         for row in store.batch(1, step, 16, 10, kind=kind):
             assert START not in row[1:]
@@ -118,37 +118,35 @@ def test_start_and_end_occur_only_where_a_piece_starts_or_ends(store: TokenStore
             assert not row[places[0] + 1 :].any() if len(places) else (row != PAD).all()
 
 
-def test_tokens_beyond_the_windows_are_counted(store: TokenStore) -> None:
+def test_tokens_beyond_the_windows_are_counted(store: TokenDataset) -> None:
     lengths = np.diff(store.offsets)
     assert store.longest_row == lengths.max() - 1
-    for window_tokens in (3, 8, 100):
-        beyond = sum(max(int(length) - window_tokens - 1, 0) for length in lengths)
-        assert store.n_out_of_reach(window_tokens, "whole") == store.n_out_of_reach(window_tokens, "end") == beyond
-        assert store.n_out_of_reach(window_tokens, "random") == store.n_out_of_reach(window_tokens, "packed") == 0
-        windows = [len(tokens) for tokens, _ in store.sequential_windows(window_tokens, window_tokens, 3)]
-        assert store.n_sequential_windows(window_tokens, window_tokens) == sum(windows)
+    for seq_len in (3, 8, 100):
+        beyond = sum(max(int(length) - seq_len - 1, 0) for length in lengths)
+        assert store.n_out_of_reach(seq_len, "whole") == store.n_out_of_reach(seq_len, "end") == beyond
+        assert store.n_out_of_reach(seq_len, "random") == store.n_out_of_reach(seq_len, "packed") == 0
+        windows = [len(tokens) for tokens, _ in store.sequential_windows(seq_len, seq_len, 3)]
+        assert store.n_sequential_windows(seq_len, seq_len) == sum(windows)
 
 
 def padded(row: list[int], length: int) -> tuple[int, ...]:
     return (*row, *[PAD] * (length - len(row)))
 
 
-@pytest.mark.parametrize("window_tokens", [8, 16, 100])
+@pytest.mark.parametrize("seq_len", [8, 16, 100])
 @pytest.mark.parametrize("kind", ["start", "end"])
-def test_first_and_last_windows_of_rows_are_drawn_evenly(
-    store: TokenStore, kind: WindowKind, window_tokens: int
-) -> None:
-    length = window_tokens + 1
+def test_first_and_last_windows_of_rows_are_drawn_evenly(store: TokenDataset, kind: WindowKind, seq_len: int) -> None:
+    length = seq_len + 1
     part = slice(None, length) if kind == "start" else slice(-length, None)
     expected = {padded(row[part], length) for row in numbered_rows(ROW_LENGTHS)}
-    drawn = np.concatenate([store.batch(0, step, 32, window_tokens, kind=kind) for step in range(100)])
+    drawn = np.concatenate([store.batch(0, step, 32, seq_len, kind=kind) for step in range(100)])
     found, counts = np.unique(drawn, axis=0, return_counts=True)
     assert {tuple(row) for row in found.tolist()} == expected
     np.testing.assert_allclose(counts, 3200 / len(ROW_LENGTHS), atol=5 * np.sqrt(3200 / len(ROW_LENGTHS)))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 20])
-def test_whole_rows_come_once_in_each_epoch(store: TokenStore, batch_size: int) -> None:
+def test_whole_rows_come_once_in_each_epoch(store: TokenDataset, batch_size: int) -> None:
     n_epochs, n_rows = 15, len(ROW_LENGTHS)
     n_steps = -(-n_epochs * n_rows // batch_size)
     drawn = np.concatenate([store.batch(2, step, batch_size, 30, kind="whole") for step in range(1, n_steps + 1)])
@@ -162,21 +160,21 @@ def test_whole_rows_come_once_in_each_epoch(store: TokenStore, batch_size: int) 
 @examples(60)
 @given(
     lengths=st.lists(st.integers(2, 40), min_size=1, max_size=9),
-    window_tokens=st.integers(1, 60),
+    seq_len=st.integers(1, 60),
     batch_size=st.integers(1, 7),
     seed=st.integers(0, 3),
 )
 def test_packed_windows_hold_whole_rows_end_to_end(
-    lengths: list[int], window_tokens: int, batch_size: int, seed: int
+    lengths: list[int], seq_len: int, batch_size: int, seed: int
 ) -> None:
     rows = numbered_rows(tuple(lengths))
     with tempfile.TemporaryDirectory() as folder:
-        store = TokenStore([write_rows(Path(folder) / "a.parquet", rows)])
-    n_windows = -(-store.n_tokens // window_tokens)
+        store = TokenDataset([write_rows(Path(folder) / "a.parquet", rows)])
+    n_windows = -(-store.n_tokens // seq_len)
     n_steps = -(-n_windows // batch_size)
-    batches = [store.packed(seed, step, batch_size, window_tokens) for step in range(1, n_steps + 1)]
+    batches = [store.packed(seed, step, batch_size, seq_len) for step in range(1, n_steps + 1)]
     for tokens, numbers in batches:
-        assert tokens.shape == numbers.shape == (batch_size, window_tokens + 1)
+        assert tokens.shape == numbers.shape == (batch_size, seq_len + 1)
         for window, number in zip(tokens, numbers, strict=True):
             parts = np.split(window, np.flatnonzero(np.diff(number)) + 1)
             assert number[0] == 1
@@ -189,27 +187,27 @@ def test_packed_windows_hold_whole_rows_end_to_end(
     epoch = np.concatenate([tokens for tokens, _ in batches])[:n_windows]
     counts = np.bincount(epoch[:, 1:].ravel(), minlength=END + 1)
     expected = np.bincount(np.concatenate(rows), minlength=END + 1)
-    n_twice = n_windows * window_tokens - store.n_tokens  # the last window runs on into the first row
+    n_twice = n_windows * seq_len - store.n_tokens  # the last window runs on into the first row
     assert (counts >= expected).all()
-    assert counts.sum() - expected.sum() == n_twice < window_tokens
+    assert counts.sum() - expected.sum() == n_twice < seq_len
 
 
-def test_packed_batches_are_the_tokens_of_packed(store: TokenStore) -> None:
+def test_packed_batches_are_the_tokens_of_packed(store: TokenDataset) -> None:
     np.testing.assert_array_equal(store.batch(1, 9, 5, 12, kind="packed"), store.packed(1, 9, 5, 12)[0])
 
 
 def test_packed_windows_of_a_batch_come_from_all_over_the_epoch(tmp_path: Path) -> None:
-    store = TokenStore([write_rows(tmp_path / "a.parquet", [[START, number, END] for number in range(1, 400)])])
+    store = TokenDataset([write_rows(tmp_path / "a.parquet", [[START, number, END] for number in range(1, 400)])])
     batch, _ = store.packed(0, 1, 16, 11)  # four rows each
     assert len(np.unique(batch[batch < START])) > 16 * 3
 
 
-def test_every_token_of_every_row_is_reached(store: TokenStore) -> None:
+def test_every_token_of_every_row_is_reached(store: TokenDataset) -> None:
     seen = np.unique(np.concatenate([store.batch(0, step, 32, 12).ravel() for step in range(200)]))
     assert set(seen.tolist()) == {PAD, *store.tokens.tolist()}
 
 
-def test_rows_are_drawn_in_proportion_to_their_length(store: TokenStore) -> None:
+def test_rows_are_drawn_in_proportion_to_their_length(store: TokenDataset) -> None:
     row_of_token = dict(
         zip(store.tokens.tolist(), np.repeat(np.arange(store.n_rows), ROW_LENGTHS).tolist(), strict=True)
     )
@@ -221,7 +219,7 @@ def test_rows_are_drawn_in_proportion_to_their_length(store: TokenStore) -> None
 
 
 def test_beginnings_and_ends_are_not_starved(tmp_path: Path) -> None:
-    store = TokenStore([write_rows(tmp_path / "a.parquet", numbered_rows((400,)))])
+    store = TokenDataset([write_rows(tmp_path / "a.parquet", numbered_rows((400,)))])
     batches = np.concatenate([store.batch(0, step, 64, 40) for step in range(100)])
     share_of_starts, share_of_ends = (batches[:, 0] == START).mean(), (batches[:, -1] == END).mean()
     # 360 inner starts and 20 more for each of the two ends: (20 + 1) / 400 each
@@ -230,7 +228,7 @@ def test_beginnings_and_ends_are_not_starved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_the_workers_slices_make_up_the_global_batch(store: TokenStore, world_size: int) -> None:
+def test_the_workers_slices_make_up_the_global_batch(store: TokenDataset, world_size: int) -> None:
     # Each worker draws the whole batch by itself and takes every world_size-th row.
     whole = store.batch(0, 3, 8, 12)
     slices = [store.batch(0, 3, 8, 12)[rank::world_size] for rank in range(world_size)]
@@ -242,9 +240,9 @@ def test_the_workers_slices_make_up_the_global_batch(store: TokenStore, world_si
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-@pytest.mark.parametrize(("window_tokens", "stride"), [(8, 4), (8, 8), (8, 1), (9, 4), (16, 5), (63, 31), (200, 100)])
+@pytest.mark.parametrize(("seq_len", "stride"), [(8, 4), (8, 8), (8, 1), (9, 4), (16, 5), (63, 31), (200, 100)])
 def test_scoring_counts_every_target_once_with_enough_before_it(
-    store: TokenStore, window_tokens: int, stride: int, batch_size: int
+    store: TokenDataset, seq_len: int, stride: int, batch_size: int
 ) -> None:
     place_of = {
         (token, int(row)): (int(row), place)
@@ -253,8 +251,8 @@ def test_scoring_counts_every_target_once_with_enough_before_it(
     }
     rows = numbered_rows(ROW_LENGTHS)
     counted: dict[tuple[int, int], int] = {}
-    for tokens, mask in store.sequential_windows(window_tokens, stride, batch_size, PAD):
-        assert tokens.shape == mask.shape == (len(tokens), window_tokens + 1)
+    for tokens, mask in store.sequential_windows(seq_len, stride, batch_size, PAD):
+        assert tokens.shape == mask.shape == (len(tokens), seq_len + 1)
         assert len(tokens) <= batch_size
         for window, chosen in zip(tokens.tolist(), mask.tolist(), strict=True):
             real = [token for token in window if token != PAD]
@@ -266,7 +264,7 @@ def test_scoring_counts_every_target_once_with_enough_before_it(
                 if is_counted:
                     _, at = place_of[window[place], row]
                     assert at == start + place
-                    assert place >= min(at, window_tokens - stride)  # tokens before it in its window
+                    assert place >= min(at, seq_len - stride)  # tokens before it in its window
                     counted[row, at] = counted.get((row, at), 0) + 1
     assert counted == {(row, place): 1 for row, length in enumerate(ROW_LENGTHS) for place in range(1, length)}
 
@@ -278,12 +276,12 @@ def _position(row: list[int], window: list[int]) -> int | None:
 
 
 @pytest.mark.parametrize("stride", [0, 9])
-def test_a_stride_that_would_leave_tokens_out_is_refused(store: TokenStore, stride: int) -> None:
+def test_a_stride_that_would_leave_tokens_out_is_refused(store: TokenDataset, stride: int) -> None:
     with pytest.raises(ValueError, match=f"stride={stride} outside 1-8"):
         next(store.sequential_windows(8, stride, 4))
 
 
-def test_scoring_windows_end_where_the_row_ends(store: TokenStore) -> None:
+def test_scoring_windows_end_where_the_row_ends(store: TokenDataset) -> None:
     n_windows = sum(len(tokens) for tokens, _ in store.sequential_windows(8, 4, 16))
     # (length - 9) / 4 further windows, rounded up, after the first
     assert n_windows == sum(1 + max(0, -(-(length - 9) // 4)) for length in ROW_LENGTHS)

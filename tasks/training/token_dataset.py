@@ -17,7 +17,7 @@ WindowKind = Literal["random", "whole", "start", "end", "packed"]
 _EPOCHS = 1 << 63  # keys of what is drawn for an epoch begin here, far from those of steps
 
 
-class TokenStore:
+class TokenDataset:
     """All token rows of one split, end to end.
 
     Args:
@@ -48,16 +48,16 @@ class TokenStore:
         """Tokens of the longest row, the first of which is given and not predicted."""
         return int(np.diff(self.offsets).max()) - 1
 
-    def n_out_of_reach(self, window_tokens: int, kind: WindowKind) -> int:
+    def n_out_of_reach(self, seq_len: int, kind: WindowKind) -> int:
         """Return the number of tokens that no window of a kind ever holds."""
         if kind in ("random", "packed"):
             return 0
-        return int(np.maximum(np.diff(self.offsets) - window_tokens - 1, 0).sum())
+        return int(np.maximum(np.diff(self.offsets) - seq_len - 1, 0).sum())
 
     def batch(
-        self, seed: int, step: int, batch_size: int, window_tokens: int, pad_id: int = 0, kind: WindowKind = "random"
+        self, seed: int, step: int, batch_size: int, seq_len: int, pad_id: int = 0, kind: WindowKind = "random"
     ) -> IntArray:
-        """Return int64[batch_size, window_tokens + 1]: inputs and the targets one further.
+        """Return int64[batch_size, seq_len + 1]: inputs and the targets one further.
 
         Short windows are padded at the end. `<start>` and `<end>` occur only where a piece starts or ends.
 
@@ -74,86 +74,84 @@ class TokenStore:
             ValueError: another kind.
         """
         if kind == "packed":
-            return self.packed(seed, step, batch_size, window_tokens)[0]
+            return self.packed(seed, step, batch_size, seq_len)[0]
         rng = _generator(seed, step)
         if kind == "random":
-            starts, ends = self._random_windows(rng, batch_size, window_tokens)
+            starts, ends = self._random_windows(rng, batch_size, seq_len)
         elif kind in ("whole", "start", "end"):
             is_whole = kind == "whole"
             rows = self._rows_in_turn(seed, step, batch_size) if is_whole else rng.integers(0, self.n_rows, batch_size)
             starts, ends = self.offsets[rows], self.offsets[rows + 1]
             if kind == "end":
-                starts = np.maximum(starts, ends - window_tokens - 1)
+                starts = np.maximum(starts, ends - seq_len - 1)
         else:
             raise ValueError(f"windows of kind {kind!r}; known: {', '.join(get_args(WindowKind))}")
-        return self._windows(starts, ends, window_tokens, pad_id)
+        return self._windows(starts, ends, seq_len, pad_id)
 
-    def packed(self, seed: int, step: int, batch_size: int, window_tokens: int) -> tuple[IntArray, IntArray]:
+    def packed(self, seed: int, step: int, batch_size: int, seq_len: int) -> tuple[IntArray, IntArray]:
         """Return windows full of whole rows, in sequence, in an order drawn for each epoch.
 
-        An epoch's rows stand in a ring that is cut every `window_tokens`, so no pad is needed and every token is a
+        An epoch's rows stand in a ring that is cut every `seq_len`, so no pad is needed and every token is a
         target; the last window runs on into the first row. The windows of a batch lie far apart in the ring.
 
         Returns:
-            tokens int64[batch_size, window_tokens + 1], and of the same shape the number of the row within its window,
+            tokens int64[batch_size, seq_len + 1], and of the same shape the number of the row within its window,
             from 1: attention that must not cross from one piece into the next stays between equal numbers.
         """
-        n_windows = -(-self.n_tokens // window_tokens)
+        n_windows = -(-self.n_tokens // seq_len)
         epoch, turn = _epochs(step, batch_size, n_windows)
-        begin = turn * _coprime_stride(n_windows) % n_windows * window_tokens
+        begin = turn * _coprime_stride(n_windows) % n_windows * seq_len
         parts = [
-            self._ring_windows(*self._epoch(seed, number), begin[epoch == number], window_tokens + 1)
+            self._ring_windows(*self._epoch(seed, number), begin[epoch == number], seq_len + 1)
             for number in np.unique(epoch).tolist()
         ]
         return np.concatenate([tokens for tokens, _ in parts]), np.concatenate([rows for _, rows in parts])
 
     def sequential_windows(
-        self, window_tokens: int, stride: int, batch_size: int, pad_id: int = 0
+        self, seq_len: int, stride: int, batch_size: int, pad_id: int = 0
     ) -> Iterator[tuple[IntArray, BoolArray]]:
         """Yield (tokens, mask) batches that cover every token of every row exactly once as a target.
 
-        Windows of one row advance by `stride`, so that a counted token has at least `window_tokens - stride` tokens
+        Windows of one row advance by `stride`, so that a counted token has at least `seq_len - stride` tokens
         before it, or all there are.
 
         Returns:
-            tokens int64[b, window_tokens + 1], and a mask of the same shape that is True where a token counts.
+            tokens int64[b, seq_len + 1], and a mask of the same shape that is True where a token counts.
         Raises:
-            ValueError: a stride outside 1 to `window_tokens`.
+            ValueError: a stride outside 1 to `seq_len`.
         """
-        if not 1 <= stride <= window_tokens:
-            raise ValueError(f"stride={stride} outside 1-{window_tokens}, the window's tokens")
-        borders = self._window_borders(window_tokens, stride)
+        if not 1 <= stride <= seq_len:
+            raise ValueError(f"stride={stride} outside 1-{seq_len}, the window's tokens")
+        borders = self._window_borders(seq_len, stride)
         for low in range(0, int(borders[-1]), batch_size):
             window = np.arange(low, min(low + batch_size, int(borders[-1])))
             row = np.searchsorted(borders, window, side="right") - 1
             turn = window - borders[row]
             starts = self.offsets[row] + turn * stride
             # The first token of a row is given, not predicted; later windows count what the one before did not reach.
-            counted_from = np.where(turn > 0, starts - stride + window_tokens + 1, starts + 1)
-            position = starts[:, None] + np.arange(window_tokens + 1)
+            counted_from = np.where(turn > 0, starts - stride + seq_len + 1, starts + 1)
+            position = starts[:, None] + np.arange(seq_len + 1)
             counts = (position >= counted_from[:, None]) & (position < self.offsets[row + 1][:, None])
-            yield self._windows(starts, self.offsets[row + 1], window_tokens, pad_id), counts
+            yield self._windows(starts, self.offsets[row + 1], seq_len, pad_id), counts
 
-    def n_sequential_windows(self, window_tokens: int, stride: int) -> int:
+    def n_sequential_windows(self, seq_len: int, stride: int) -> int:
         """Return the number of windows that `sequential_windows` yields."""
-        return int(self._window_borders(window_tokens, stride)[-1])
+        return int(self._window_borders(seq_len, stride)[-1])
 
-    def rows_of_windows(self, window_tokens: int, stride: int) -> IntArray:
+    def rows_of_windows(self, seq_len: int, stride: int) -> IntArray:
         """Return the row of each window that `sequential_windows` yields."""
-        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self._window_borders(window_tokens, stride)))
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self._window_borders(seq_len, stride)))
 
-    def _window_borders(self, window_tokens: int, stride: int) -> IntArray:
+    def _window_borders(self, seq_len: int, stride: int) -> IntArray:
         """Return where each row's windows begin among all, and their number."""
-        beyond_first = np.maximum(np.diff(self.offsets) - window_tokens - 1, 0)
+        beyond_first = np.maximum(np.diff(self.offsets) - seq_len - 1, 0)
         return offsets_of(1 + -(-beyond_first // stride))
 
-    def _random_windows(
-        self, rng: np.random.Generator, batch_size: int, window_tokens: int
-    ) -> tuple[IntArray, IntArray]:
+    def _random_windows(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> tuple[IntArray, IntArray]:
         rows = np.searchsorted(self.offsets, rng.integers(0, self.n_tokens, batch_size), side="right") - 1
         first, last = self.offsets[rows], self.offsets[rows + 1]
-        n_windows = np.maximum(last - first - window_tokens - 1, 0)
-        margin = window_tokens // 2
+        n_windows = np.maximum(last - first - seq_len - 1, 0)
+        margin = seq_len // 2
         drawn = rng.integers(-margin, n_windows + margin + 1)
         return first + np.clip(drawn, 0, n_windows), last
 
@@ -188,9 +186,9 @@ class TokenStore:
         tokens = self.tokens[position].astype(np.int64)
         return tokens.reshape(-1, length), np.repeat(number + 1, lengths).reshape(-1, length)
 
-    def _windows(self, starts: IntArray, ends: IntArray, window_tokens: int, pad_id: int) -> IntArray:
+    def _windows(self, starts: IntArray, ends: IntArray, seq_len: int, pad_id: int) -> IntArray:
         """Return the tokens from `starts` on, and pads from `ends` on."""
-        length = window_tokens + 1
+        length = seq_len + 1
         if self.n_tokens < length:
             windows = np.empty((len(starts), length), np.int64)
         else:  # whole windows are copied five times as fast as single tokens; short ones are set right below

@@ -1,0 +1,59 @@
+"""Earlier names of settings, which stored settings, `--set` and Prefect's deployments may still have."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.errors import ConfigError
+
+# Earlier name -> name. No other setting has one of these names.
+OLD_NAMES = {
+    "n_parts": "grad_accumulation_steps",
+    "window_tokens": "seq_len",
+    "compiled": "compile",
+    "keep_periodic": "keep_last_n",
+    "peak": "max_lr",
+    "floor_share": "min_lr_ratio",
+    "decayed": "decay_params",
+    "evaluate_every": "eval_interval",
+    "checkpoint_every": "checkpoint_interval",
+    "log_every": "log_interval",
+}
+_FIRST_NAMES = {name: old for old, name in OLD_NAMES.items()}
+
+
+def current_path(path: str) -> str:
+    """Return the dotted path of a setting under its present name."""
+    return _path(path, OLD_NAMES)
+
+
+def first_path(path: str) -> str:
+    """Return the dotted path of a setting under the name it had first; names that are digests are made of it."""
+    return _path(path, _FIRST_NAMES)
+
+
+def current_names(values: Any) -> Any:
+    """Return settings, nested as JSON, under their present names.
+
+    Raises:
+        ConfigError: a setting is there under both names.
+    """
+    if isinstance(values, Mapping):
+        for old, name in OLD_NAMES.items():
+            if old in values and name in values:
+                raise ConfigError(f"{old} and {name} are one setting, whose name is {name}; give it once")
+    return _renamed(values, current_path, current_names)
+
+
+def first_names(values: Any) -> Any:
+    """Return settings, nested as JSON, under the names they had first."""
+    return _renamed(values, first_path, first_names)
+
+
+def _path(path: str, names: Mapping[str, str]) -> str:
+    return ".".join(names.get(part, part) for part in path.split("."))
+
+
+def _renamed(values: Any, rename: Any, inner: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {rename(key) if isinstance(key, str) else key: inner(value) for key, value in values.items()}
+    return values
