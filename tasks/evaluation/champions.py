@@ -125,7 +125,7 @@ def _compare(
     for nats, whose in ((result.piece_nats, "this model"), (their_nats, champion)):
         if not nats:
             return _by_figure(ours, theirs, champion, f"the pieces of {whose} have no scores of their own")
-    difference = _difference(ours, result.piece_nats, their_nats)
+    difference = bits_above(ours, result.piece_nats, their_nats)
     if difference is None:
         n = f"{len(result.piece_nats)} and {len(their_nats)}"
         return _not_told(ours, theirs, champion, f"the scores of {n} pieces give none")
@@ -164,14 +164,18 @@ def _not_told(ours: float, theirs: float, champion: str, reason: str) -> Rivalry
     return Rivalry(False, verdict, champion, theirs, ours)
 
 
-def _difference(ours: float, our_nats: Sequence[float], their_nats: Sequence[float]) -> Estimate | None:
-    """Return how many bits per note we are above them, with its interval; None where there is none."""
-    total = sum(our_nats)
-    if len(their_nats) != len(our_nats) or not total or not math.isfinite(total + sum(their_nats)):
+def bits_above(bits_per_note: float, nats: Sequence[float], other_nats: Sequence[float]) -> Estimate | None:
+    """Return how many bits per note a model is above another one, with its interval; None where there is none.
+
+    Args:
+        bits_per_note: of the first model.
+        nats, other_nats: of both models, for each piece.
+    """
+    total = sum(nats)
+    if len(other_nats) != len(nats) or not total or not math.isfinite(total + sum(other_nats)):
         return None
-    bits_per_note = len(their_nats) * ours / total  # of a nat in one piece, so that the mean is that of the split
-    sides = ({str(i): bits_per_note * n for i, n in enumerate(nats)} for nats in (our_nats, their_nats))
-    found = compare_scores(*sides).difference
+    scale = len(nats) * bits_per_note / total  # bits per note of a nat in one piece: the mean is that of the split
+    found = compare_scores([scale * n for n in nats], [scale * n for n in other_nats])
     return None if found.low is None or found.high is None else found
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from tasks.errors import DamagedFile, NotFound
+from tasks.evaluation.champions import bits_above
 from tasks.generation.batch_files import check_piece, list_manifests, read_run_note
-from tasks.music.metrics.distances import compare_scores
 from tasks.reporting.curves import draw_curves
 from tasks.reporting.frame import assemble_page
 from tasks.reporting.templates import data_address, templates_of
@@ -184,19 +184,11 @@ def warnings_of(contestants: Sequence[Contestant]) -> list[str]:
 
 def difference_of(one: Contestant, first: Contestant) -> str:
     """Return how many bits per note one model is above another, with its 95 % interval; empty if it is unknown."""
-    total, n_pieces = sum(one.piece_nats), len(one.piece_nats)
     window = [side.settings.get("seq_len") for side in (one, first)]
     if one is first or one.scored_on != first.scored_on or window[0] != window[1]:
         return ""
-    nats = (*one.piece_nats, *first.piece_nats)
-    if n_pieces != len(first.piece_nats) or not total or not all(map(math.isfinite, nats)):
-        return ""
-    scale = n_pieces * one.metrics["bits_per_note"] / total
-    sides = ({str(i): scale * nats for i, nats in enumerate(side.piece_nats)} for side in (one, first))
-    found = compare_scores(*sides).difference
-    if found.value is None or found.low is None or found.high is None:
-        return ""
-    return f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    found = bits_above(one.metrics["bits_per_note"], one.piece_nats, first.piece_nats)
+    return f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})" if found else ""
 
 
 def _figure_rows(contestants: Sequence[Contestant]) -> tuple[list[str], list[list[str]]]:

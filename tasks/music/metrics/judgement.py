@@ -6,40 +6,28 @@ from typing import Any
 import numpy as np
 
 from tasks.music.arrays import FloatArray
-from tasks.music.metrics.distances import (
-    N_RESAMPLES,
-    TOO_FEW,
-    Estimate,
-    compare_values,
-    compare_vectors,
-    estimate,
-    resample,
-)
+from tasks.music.metrics.distances import N_RESAMPLES, Estimate, compare_vectors, estimate, overlap, resample
 from tasks.music.metrics.feature_vector import FEATURE_VERSIONS, feature_vectors
 
 FEATURES = "v1"
+FEATURE_NAMES = [feature.name for feature in FEATURE_VERSIONS[FEATURES]]
+
+Pieces = Sequence[Mapping[str, float]]  # statistics of each piece, as from `piece_statistics`
 
 
-def judge_pieces(
-    generated: Sequence[Mapping[str, float]],
-    held_out: Sequence[Mapping[str, float]],
-    seed: int = 0,
-    n_resamples: int = N_RESAMPLES,
-) -> dict[str, Any]:
-    """Compare generated pieces with held-out ones; the same pieces and seed give the same result, ready for JSON.
+def judge_pieces(generated: Pieces, held_out: Pieces, n_resamples: int = N_RESAMPLES) -> dict[str, Any]:
+    """Compare generated pieces with held-out ones; the same pieces give the same result, ready for JSON.
 
     Length matters to many statistics: judge excerpts against excerpts of the same length.
 
     Args:
-        generated, held_out: statistics of each piece, as from `piece_statistics`; all with the same names.
+        generated, held_out: all with the same names.
         n_resamples: bootstrap resamples of the pieces, for the intervals.
     Returns:
-        `n_generated`, `n_held_out`, `seed`, `n_resamples`; every figure below is value, low and high (95 %), or None
-        with a `reason`:
+        `n_generated`, `n_held_out`, `n_resamples`; every figure below is value, low and high (95 %), or None with a
+        `reason`:
 
-        - metrics: name -> `generated` and `held_out` (means), `z` (difference of the means in standard deviations of
-          the held-out pieces), `overlap`, `divergence`, `distance_overlap` and `distance_divergence` (see
-          `DensityComparison`).
+        - metrics: name -> `generated` and `held_out` (means), `overlap` (see `overlap`).
         - fd_feat: Fréchet distance of the feature vectors, with `features` (their version), `chance` and `chance_high`
           (see `FrechetEstimate`); not comparable with distances on other features.
         - typicality: `generated` and `held_out` (means), and `pieces`, one number for each generated piece in order
@@ -48,28 +36,25 @@ def judge_pieces(
         ValueError: pieces with other names than the first, or a value that is no finite number.
     """
     names = list(dict.fromkeys(name for piece in [*generated, *held_out] for name in piece))
-    values = [_table(pieces, names, what) for pieces, what in ((generated, "generated"), (held_out, "held-out"))]
-    weights = [
-        resample(len(pieces), seed, key, n_resamples) if len(pieces) else None
-        for pieces, key in ((generated, "generated"), (held_out, "held_out"))
-    ]
+    ours, reference = _table(generated, names, "generated"), _table(held_out, names, "held-out")
+    weights = [resample(len(ours), 0, "generated", n_resamples), resample(len(reference), 0, "held_out", n_resamples)]
+    metrics = {}
+    for place, name in enumerate(names):
+        columns = ours[:, place], reference[:, place]
+        figures = {"generated": _mean(columns[0], weights[0]), "held_out": _mean(columns[1], weights[1])}
+        figures["overlap"] = overlap(*columns, *weights)
+        metrics[name] = {key: figure.to_json() for key, figure in figures.items()}
     return {
         "n_generated": len(generated),
         "n_held_out": len(held_out),
-        "seed": seed,
         "n_resamples": n_resamples,
-        "metrics": {
-            name: _judge_metric(*((table[:, place], w) for table, w in zip(values, weights, strict=True)))
-            for place, name in enumerate(names)
-        },
-        "fd_feat": {"features": FEATURES} | _judge_vectors(generated, held_out, names, seed, n_resamples),
+        "metrics": metrics,
+        "fd_feat": {"features": FEATURES} | _judge_vectors(generated, held_out, names, n_resamples),
         "typicality": _judge_typicality(generated, held_out, names, weights),
     }
 
 
-def typicality(
-    pieces: Sequence[Mapping[str, float]], held_out: Sequence[Mapping[str, float]], names: Sequence[str] = ()
-) -> FloatArray:
+def typicality(pieces: Pieces, held_out: Pieces, names: Sequence[str] = FEATURE_NAMES) -> FloatArray:
     """Return how typical of held-out music each piece is, float64[N], 0-1.
 
     It is the mean over statistics of min(1, 4 min(F, 1 - F)), where F is the share of held-out pieces below the piece,
@@ -79,19 +64,18 @@ def typicality(
     Args:
         names: statistics to look at; by default those of the feature vector, which leave length out.
     """
-    names = names or [feature.name for feature in FEATURE_VERSIONS[FEATURES]]
-    ours, theirs = _table(pieces, names, "generated"), _table(held_out, names, "held-out")
-    if not len(theirs):
+    ours, reference = _table(pieces, names, "generated"), _table(held_out, names, "held-out")
+    if not len(reference):
         raise ValueError("typicality needs held-out pieces, there are none")
-    ours, theirs = np.round(ours, 9), np.sort(np.round(theirs, 9), axis=0)  # equal up to the order of sums is equal
+    ours, reference = np.round(ours, 9), np.sort(np.round(reference, 9), axis=0)  # the order of sums does not count
     shares = np.zeros(ours.shape)
     for place in range(len(names)):
-        below, up_to = (np.searchsorted(theirs[:, place], ours[:, place], side=side) for side in ("left", "right"))
-        shares[:, place] = (below + up_to) / (2 * len(theirs))
+        below, up_to = (np.searchsorted(reference[:, place], ours[:, place], side=side) for side in ("left", "right"))
+        shares[:, place] = (below + up_to) / (2 * len(reference))
     return np.minimum(1.0, 4 * np.minimum(shares, 1 - shares)).mean(axis=1)
 
 
-def _table(pieces: Sequence[Mapping[str, float]], names: Sequence[str], what: str) -> FloatArray:
+def _table(pieces: Pieces, names: Sequence[str], what: str) -> FloatArray:
     for place, piece in enumerate(pieces):
         lacking = [name for name in names if name not in piece]
         if lacking:
@@ -105,66 +89,25 @@ def _table(pieces: Sequence[Mapping[str, float]], names: Sequence[str], what: st
     return table
 
 
-_Weighted = tuple[FloatArray, FloatArray | None]  # values of one set, and its resamples, None without pieces
-
-
-def _judge_metric(generated: _Weighted, held_out: _Weighted) -> dict[str, Any]:
-    means = [_resampled_means(*side) for side in (generated, held_out)]
-    figures = {"generated": _mean(*generated), "held_out": _mean(*held_out)}
-    figures["z"] = _z(means[0], means[1], held_out[0])
-    if generated[1] is None or held_out[1] is None:
-        nothing = Estimate(None, reason=TOO_FEW).to_json()
-        return {name: figure.to_json() for name, figure in figures.items()} | dict.fromkeys(_DENSITIES, nothing)
-    compared = compare_values(generated[0], held_out[0], generated[1], held_out[1])
-    figures |= {name: getattr(compared, name) for name in _DENSITIES}
-    return {name: figure.to_json() for name, figure in figures.items()}
-
-
-_DENSITIES = ("overlap", "divergence", "distance_overlap", "distance_divergence")
-
-
-def _resampled_means(values: FloatArray, weights: FloatArray | None) -> FloatArray | None:
-    return None if weights is None else weights @ values / len(values)
-
-
-def _mean(values: FloatArray, weights: FloatArray | None) -> Estimate:
-    means = _resampled_means(values, weights)
-    if means is None:
+def _mean(values: FloatArray, weights: FloatArray) -> Estimate:
+    if not len(values):
         return Estimate(None, reason="no piece in the set")
-    return estimate(means) if len(values) > 1 else Estimate(float(values[0]), reason="one piece has no interval")
+    if len(values) == 1:
+        return Estimate(float(values[0]), reason="one piece has no interval")
+    return estimate(weights @ values / len(values))
 
 
-def _z(ours: FloatArray | None, theirs: FloatArray | None, held_out: FloatArray) -> Estimate:
-    if ours is None or theirs is None or len(held_out) < 2:
-        return Estimate(None, reason=TOO_FEW)
-    spread = held_out.std(ddof=1)
-    if not spread > 1e-9 * np.abs(held_out).max():
-        return Estimate(None, reason="the held-out pieces do not differ")
-    return estimate((ours - theirs) / spread)
-
-
-def _judge_vectors(
-    generated: Sequence[Mapping[str, float]],
-    held_out: Sequence[Mapping[str, float]],
-    names: Sequence[str],
-    seed: int,
-    n_resamples: int,
-) -> dict[str, Any]:
-    lacking = _lacking_features(names)
-    if lacking:
+def _judge_vectors(generated: Pieces, held_out: Pieces, names: Sequence[str], n_resamples: int) -> dict[str, Any]:
+    if lacking := _lacking_features(names):
         return Estimate(None, reason=lacking).to_json() | {"chance": None, "chance_high": None}
     vectors = [feature_vectors(pieces, FEATURES) for pieces in (generated, held_out)]
-    return compare_vectors(vectors[0], vectors[1], seed, n_resamples).to_json()
+    return compare_vectors(*vectors, n_resamples=n_resamples).to_json()
 
 
 def _judge_typicality(
-    generated: Sequence[Mapping[str, float]],
-    held_out: Sequence[Mapping[str, float]],
-    names: Sequence[str],
-    weights: Sequence[FloatArray | None],
+    generated: Pieces, held_out: Pieces, names: Sequence[str], weights: Sequence[FloatArray]
 ) -> dict[str, Any]:
-    lacking = _lacking_features(names) or ("" if held_out else "no held-out piece")
-    if lacking:
+    if lacking := _lacking_features(names) or ("" if held_out else "no held-out piece"):
         nothing = Estimate(None, reason=lacking).to_json()
         return {"generated": nothing, "held_out": nothing, "pieces": [None] * len(generated)}
     found = [typicality(pieces, held_out) for pieces in (generated, held_out)]
@@ -173,5 +116,5 @@ def _judge_typicality(
 
 
 def _lacking_features(names: Sequence[str]) -> str:
-    lacking = [feature.name for feature in FEATURE_VERSIONS[FEATURES] if feature.name not in names]
+    lacking = [name for name in FEATURE_NAMES if name not in names]
     return f"pieces lack {len(lacking)} features of {FEATURES}: {', '.join(lacking[:3])}" if lacking else ""

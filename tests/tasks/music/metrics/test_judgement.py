@@ -99,23 +99,18 @@ def test_a_judgement_of_pieces_of_one_kind_and_of_others() -> None:
     assert set(judged["metrics"]) == set(held_out[0])
     figures = judged["metrics"]["pitch_mean"]
     mean = np.mean([piece["pitch_mean"] for piece in alike])
-    real = [piece["pitch_mean"] for piece in held_out]
     assert figures["generated"]["value"] == pytest.approx(mean)
     assert figures["generated"]["low"] < mean < figures["generated"]["high"]
-    assert figures["z"]["value"] == pytest.approx((mean - np.mean(real)) / np.std(real, ddof=1))
     assert figures["overlap"]["value"] > 0.6
     assert judged["fd_feat"]["features"] == "v1"
     assert judged["fd_feat"]["value"] < 1.5 * judged["fd_feat"]["chance_high"]
     other = judge_pieces(higher, held_out, n_resamples=100)
     assert other["metrics"]["pitch_mean"]["overlap"]["value"] < 0.01
-    assert other["metrics"]["pitch_mean"]["z"]["low"] > 5
     assert other["fd_feat"]["low"] > other["fd_feat"]["chance_high"]
     assert len(judged["typicality"]["pieces"]) == 20
     assert judged["typicality"]["generated"]["value"] > other["typicality"]["generated"]["value"]
-    assert judged["metrics"]["drum_share"]["z"]["reason"] == "the held-out pieces do not differ"
     assert json.loads(json.dumps(judged, allow_nan=False)) == judged
     assert judge_pieces(alike, held_out, n_resamples=100) == judged
-    assert judge_pieces(alike, held_out, seed=1, n_resamples=100) != judged
 
 
 def test_resamples_of_one_set_do_not_depend_on_the_other() -> None:
