@@ -3,11 +3,9 @@
 They are what filters decide on and reports show. Pitch features leave drums out, whose pitch names an instrument.
 Times are seconds through the tempo map. Where a feature divides by nothing (no notes, no time), it is 0.
 
-The loops are plain Python that numba compiles on first use and keeps on disk: about 10 µs for a piece of 1,700 notes.
+The loops take about 10 µs for a piece of 1,700 notes. They are imported on first use: numba takes half a second.
 """
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +15,6 @@ from numpy.typing import DTypeLike, NDArray
 from tasks.music.arrays import BoolArray, ByteArray, FloatArray, IntArray
 
 DRUMS = 128  # stands behind the programs 0-127 in counts by program
-ENDED_SECONDS = 1e-6  # a note that ends so little after the next onset has ended: rounded seconds must not overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +39,6 @@ FEATURES: dict[str, Feature] = {
     "n_programs": Feature(np.uint8, "programs", "different programs of pitched notes"),
 }
 
-SHORT_LIST = 64  # notes sounding at once that are looked through one by one
-
 # Round numbers, so that no machine's power function moves an edge. Counts of whole numbers need the wider steps.
 _STEPS_OF_TENTH = (1, 1.25, 1.6, 2, 2.5, 3.2, 4, 5, 6.3, 8)
 SECONDS_EDGES = np.array([*(10.0**power * step for power in range(5) for step in _STEPS_OF_TENTH), 1e5])
@@ -67,10 +62,12 @@ def piece_features(
     Raises:
         ValueError: arrays of different lengths, offsets that do not fit them, or a value outside 0-127.
     """
+    from tasks.music.metrics.feature_loops import measure_pieces
+
     offsets, notes = _checked(offsets, onset_seconds, end_seconds, pitch, velocity, program, is_drum)
     columns = {name: np.zeros(len(offsets) - 1, feature.dtype) for name, feature in FEATURES.items()}
     onset, end, pitch, _, program, is_drum = notes
-    _compiled().features(offsets, onset, end, pitch, program, is_drum, *columns.values())
+    measure_pieces(offsets, onset, end, pitch, program, is_drum, tuple(columns.values()))
     return columns
 
 
@@ -95,17 +92,14 @@ def histograms(
     Raises:
         ValueError: as for `piece_features`.
     """
+    from tasks.music.metrics.feature_loops import count_notes
+
     offsets, notes = _checked(offsets, onset_seconds, end_seconds, pitch, velocity, program, is_drum)
-    counts = {
-        "pitch": np.zeros(128, np.int64),
-        "drum_pitch": np.zeros(128, np.int64),
-        "velocity": np.zeros(128, np.int64),
-        "program": np.zeros(DRUMS + 1, np.int64),
-        "program_pieces": np.zeros(DRUMS + 1, np.int64),
-    }
+    sizes = {"pitch": 128, "drum_pitch": 128, "velocity": 128, "program": DRUMS + 1, "program_pieces": DRUMS + 1}
+    counts = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
     seconds = np.zeros(len(offsets) - 1)
     _, end, pitch, velocity, program, is_drum = notes
-    _compiled().counts(offsets, end, pitch, velocity, program, is_drum, seconds, *counts.values())
+    count_notes(offsets, end, pitch, velocity, program, is_drum, seconds, tuple(counts.values()))
     return counts | {
         "seconds": count_between(seconds, SECONDS_EDGES),
         "notes": count_between(np.diff(offsets), NOTES_EDGES),
@@ -128,188 +122,19 @@ def count_between(values: NDArray[Any], edges: FloatArray) -> IntArray:
 
 
 def _checked(offsets: Any, *notes: Any) -> tuple[IntArray, list[NDArray[Any]]]:
-    """Bring all arrays to the types of the compiled loops, which look at nothing themselves."""
-    offsets = np.ascontiguousarray(offsets, np.int64)
+    """Bring all arrays to the one form of the compiled loops, which look at nothing themselves.
+
+    Views of Arrow memory, which may not be written to, are copied: otherwise the loops are compiled once more for them.
+    """
+    offsets = np.require(offsets, np.int64, "CW")
     types = (np.float64, np.float64, np.uint8, np.uint8, np.uint8, np.bool_)
     for name, values in zip(("pitch", "velocity", "program"), notes[2:5], strict=True):
         if len(values) and not (np.min(values) >= 0 and np.max(values) <= 127):
             raise ValueError(f"{name} {np.min(values)} to {np.max(values)} outside 0-127")
-    arrays = [np.ascontiguousarray(values, dtype) for values, dtype in zip(notes, types, strict=True)]
+    arrays = [np.require(values, dtype, "CW") for values, dtype in zip(notes, types, strict=True)]
     lengths = {len(values) for values in arrays}
     if len(lengths) != 1:
         raise ValueError(f"arrays of {', '.join(str(len(values)) for values in arrays)} notes are not of one length")
     if not len(offsets) or offsets[0] < 0 or offsets[-1] > lengths.pop() or np.any(np.diff(offsets) < 0):
         raise ValueError(f"offsets {offsets[:1]} to {offsets[-1:]} do not rise within the {len(arrays[0])} notes")
     return offsets, arrays
-
-
-@dataclass(frozen=True, slots=True)
-class _Compiled:
-    features: Callable[..., None]
-    counts: Callable[..., None]
-
-
-@functools.cache
-def _compiled() -> _Compiled:
-    """Compile the loops, or load what an earlier process compiled.
-
-    Imported here: numba takes half a second, which only a process that reads music should spend. The signatures are
-    written out, so that views of Arrow memory, which may not be written to, run the same code as other arrays.
-    """
-    from numba import njit, types
-
-    def view(kind: Any) -> Any:
-        return types.Array(kind, 1, "C", readonly=True)
-
-    number, flag, byte = view(types.float64), view(types.boolean), view(types.uint8)
-    columns = [types.Array(getattr(types, np.dtype(f.dtype).name), 1, "C") for f in FEATURES.values()]
-    counts = [types.Array(types.int64, 1, "C")] * 5
-    whole = view(types.int64)
-
-    def build(loop: Callable[..., None], *arguments: Any) -> Callable[..., None]:
-        signature = types.void(*arguments)
-        try:
-            return njit(signature, cache=True, nogil=True)(loop)
-        except RuntimeError:  # no folder to keep the machine code in, as in a read-only container
-            return njit(signature, nogil=True)(loop)
-
-    return _Compiled(
-        features=build(_measure_pieces, whole, number, number, byte, byte, flag, *columns),
-        counts=build(_count_notes, whole, number, byte, byte, byte, flag, types.float64[::1], *counts),
-    )
-
-
-def _measure_pieces(  # noqa: PLR0912, PLR0915  one loop over the notes is why it is fast
-    offsets,
-    onset,
-    end,
-    pitch,
-    program,
-    is_drum,
-    n_pitches,
-    pitch_min,
-    pitch_max,
-    max_polyphony,
-    mean_polyphony,
-    n_drum_notes,
-    longest_note_seconds,
-    most_common_pitch_share,
-    notes_per_second,
-    n_programs,
-):
-    on_pitch, on_program = np.zeros(128, np.int64), np.zeros(128, np.bool_)
-    longest_piece = 0
-    for piece in range(len(offsets) - 1):
-        longest_piece = max(longest_piece, offsets[piece + 1] - offsets[piece])
-    sounding = np.empty(longest_piece + 1)  # ends of notes that may still sound, a heap with the earliest first
-    for piece in range(len(offsets) - 1):
-        first, last = offsets[piece], offsets[piece + 1]
-        if first == last:
-            continue
-        on_pitch[:] = 0
-        on_program[:] = False
-        n_drums = n_sounding = most_sounding = 0
-        length = longest = summed = sounding_time = 0.0
-        reach = onset[first]
-        for i in range(first, last):
-            start, stop = onset[i], end[i]
-            duration = stop - start
-            summed += duration
-            longest = max(longest, duration)
-            length = max(length, stop)
-            if stop > reach:
-                sounding_time += stop - max(start, reach)
-                reach = stop
-            if is_drum[i]:
-                n_drums += 1
-            else:
-                on_pitch[pitch[i]] += 1
-                on_program[program[i]] = True
-            # Notes that ended are taken out only when their number could make a new record: all at once from a short
-            # list, the earliest one from a heap, which keeps a piece of a million notes that never end in bounds.
-            if n_sounding == most_sounding and most_sounding <= SHORT_LIST:
-                n_kept = 0
-                for k in range(n_sounding):
-                    sounding[n_kept] = sounding[k]
-                    n_kept += sounding[k] > start + ENDED_SECONDS
-                n_sounding = n_kept
-                if n_sounding == SHORT_LIST:  # put in order it is a heap; np.sort would take seconds to compile
-                    for k in range(1, SHORT_LIST):
-                        moved, hole = sounding[k], k
-                        while hole > 0 and sounding[hole - 1] > moved:
-                            sounding[hole] = sounding[hole - 1]
-                            hole -= 1
-                        sounding[hole] = moved
-            elif n_sounding == most_sounding and sounding[0] <= start + ENDED_SECONDS:
-                n_sounding -= 1
-                moved, hole = sounding[n_sounding], 0
-                while 2 * hole + 1 < n_sounding:
-                    child = 2 * hole + 1
-                    if child + 1 < n_sounding and sounding[child + 1] < sounding[child]:
-                        child += 1
-                    if sounding[child] >= moved:
-                        break
-                    sounding[hole] = sounding[child]
-                    hole = child
-                sounding[hole] = moved
-            hole = n_sounding
-            if most_sounding >= SHORT_LIST:
-                while hole > 0 and sounding[(hole - 1) // 2] > stop:
-                    sounding[hole] = sounding[(hole - 1) // 2]
-                    hole = (hole - 1) // 2
-            sounding[hole] = stop
-            n_sounding += 1
-            most_sounding = max(most_sounding, n_sounding)
-        n_different = most_common = n_different_programs = 0
-        for value in range(128):
-            if on_program[value]:
-                n_different_programs += 1
-            if on_pitch[value]:
-                if not n_different:
-                    pitch_min[piece] = value
-                pitch_max[piece] = value
-                n_different += 1
-                most_common = max(most_common, on_pitch[value])
-        n_notes = last - first
-        n_pitches[piece], n_programs[piece] = n_different, n_different_programs
-        max_polyphony[piece], n_drum_notes[piece] = most_sounding, n_drums
-        longest_note_seconds[piece] = longest
-        if sounding_time > 0:
-            mean_polyphony[piece] = summed / sounding_time
-        if length > 0:
-            notes_per_second[piece] = n_notes / length
-        if n_notes > n_drums:
-            most_common_pitch_share[piece] = most_common / (n_notes - n_drums)
-
-
-def _count_notes(
-    offsets,
-    end,
-    pitch,
-    velocity,
-    program,
-    is_drum,
-    seconds,
-    on_pitch,
-    on_drum_pitch,
-    on_velocity,
-    on_program,
-    program_pieces,
-):
-    seen_in = np.full(DRUMS + 1, -1, np.int64)
-    for piece in range(len(offsets) - 1):
-        length = 0.0
-        for i in range(offsets[piece], offsets[piece + 1]):
-            length = max(length, end[i])
-            on_velocity[velocity[i]] += 1
-            if is_drum[i]:
-                on_drum_pitch[pitch[i]] += 1
-                voice = DRUMS
-            else:
-                on_pitch[pitch[i]] += 1
-                voice = int(program[i])
-            on_program[voice] += 1
-            if seen_in[voice] != piece:
-                seen_in[voice] = piece
-                program_pieces[voice] += 1
-        seconds[piece] = length
