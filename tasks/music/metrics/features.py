@@ -124,17 +124,23 @@ def count_between(values: NDArray[Any], edges: FloatArray) -> IntArray:
 def _checked(offsets: Any, *notes: Any) -> tuple[IntArray, list[NDArray[Any]]]:
     """Bring all arrays to the one form of the compiled loops, which look at nothing themselves.
 
-    Views of Arrow memory, which may not be written to, are copied: otherwise the loops are compiled once more for them.
+    None may be written to, as views of Arrow memory may not: otherwise the loops are compiled once more for these.
     """
-    offsets = np.require(offsets, np.int64, "CW")
+    offsets = _frozen(offsets, np.int64)
     types = (np.float64, np.float64, np.uint8, np.uint8, np.uint8, np.bool_)
     for name, values in zip(("pitch", "velocity", "program"), notes[2:5], strict=True):
         if len(values) and not (np.min(values) >= 0 and np.max(values) <= 127):
             raise ValueError(f"{name} {np.min(values)} to {np.max(values)} outside 0-127")
-    arrays = [np.require(values, dtype, "CW") for values, dtype in zip(notes, types, strict=True)]
+    arrays = [_frozen(values, dtype) for values, dtype in zip(notes, types, strict=True)]
     lengths = {len(values) for values in arrays}
     if len(lengths) != 1:
         raise ValueError(f"arrays of {', '.join(str(len(values)) for values in arrays)} notes are not of one length")
     if not len(offsets) or offsets[0] < 0 or offsets[-1] > lengths.pop() or np.any(np.diff(offsets) < 0):
         raise ValueError(f"offsets {offsets[:1]} to {offsets[-1:]} do not rise within the {len(arrays[0])} notes")
     return offsets, arrays
+
+
+def _frozen(values: Any, dtype: DTypeLike) -> NDArray[Any]:
+    view = np.ascontiguousarray(values, dtype).view()
+    view.flags.writeable = False
+    return view
