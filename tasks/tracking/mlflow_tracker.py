@@ -3,7 +3,9 @@
 import logging
 import os
 import tempfile
+import time
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tasks.config.old_names import current_path
-from tasks.errors import Interrupted, NotFound, plural
+from tasks.errors import Interrupted, NotFound, plural, words_of
 from tasks.runtime.signals import held, last_words
 from tasks.storage.databases import check_database
 from tasks.storage.files import storage_problem
@@ -29,6 +31,7 @@ PIECE_SCORES = "pieces.json"  # artifact of an evaluation
 NATS = {"nats": [float]}  # shape of it
 NUMBER = "orchestrion.number"  # tag of a model version: its number in the home
 _MAX_PARAM_LENGTH = 6000
+_MOST_VERSIONS = 10_000  # of models, of all names together
 
 
 class TrackedDataset(Protocol):
@@ -64,13 +67,8 @@ class Run:
     """One open MLflow run. Ids travel; the run itself is only touched by the flow that opened it."""
 
     def __init__(self, tracker: "Tracker", run_id: str) -> None:
-        self.tracker = tracker
-        self.run_id = run_id
+        self.tracker, self.run_id, self._client = tracker, run_id, tracker.client
         self._steps_of: dict[str, set[int]] = {}  # metric -> steps that the store has a point of
-
-    @property
-    def _client(self) -> Any:
-        return self.tracker.client
 
     def log_params(self, values: Mapping[str, Any], prefix: str = "") -> None:
         """Log nested settings once, as dotted names."""
@@ -78,12 +76,9 @@ class Run:
 
         flat = {key: str(value)[:_MAX_PARAM_LENGTH] for key, value in _flatten(values, prefix)}
         known = self._client.get_run(self.run_id).data.params
-        params = [Param(key, value) for key, value in flat.items() if key not in known]
-        for start in range(0, len(params), 100):
-            self._client.log_batch(self.run_id, params=params[start : start + 100])
+        self._client.log_batch(self.run_id, params=[Param(*item) for item in flat.items() if item[0] not in known])
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log one point of each of some curves."""
         self._log_points([(step, values)])
 
     def log_curve(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
@@ -105,30 +100,23 @@ class Run:
         return step not in self._steps_of[key]
 
     def _log_points(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        import time
-
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         metrics = [Metric(key, float(value), now, step) for step, values in points for key, value in values.items()]
-        for start in range(0, len(metrics), 1000):
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+        self._client.log_batch(self.run_id, metrics=metrics)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags on the run."""
         for key, value in tags.items():
             self._client.set_tag(self.run_id, key, value)
 
     def log_file(self, path: Path, folder: str = "") -> None:
-        """Copy a file into the run's artifacts."""
         self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def log_folder(self, path: Path, folder: str = "") -> None:
-        """Copy a folder's files into the run's artifacts."""
         self._client.log_artifacts(self.run_id, str(path), folder or None)
 
     def log_text(self, text: str, file: str) -> None:
-        """Write a text artifact."""
         self._client.log_text(self.run_id, text, file)
 
     def describe(self, markdown: str) -> None:
@@ -150,7 +138,6 @@ class Run:
         self.log_tags({"orchestrion.dataset": dataset.name, "orchestrion.dataset_version": dataset.version})
 
     def use_model(self, model: ModelVersion) -> None:
-        """Record that the run read a registered model."""
         from mlflow.entities import LoggedModelInput
 
         if model.model_id:
@@ -207,19 +194,19 @@ class CurveLog:
         Raises:
             the tracker's own error: its disk is full or may not be written to, and a training would fare no better.
         """
+        from mlflow.exceptions import MlflowException
+
         if not points:
             return
         self.waiting += [(int(point["step"]), {k: v for k, v in point.items() if k != "step"}) for point in points]
         try:
             self.close()
-        except _outages() as error:
+        except (MlflowException, OSError) as error:
             if storage_problem(error):
                 raise
             if not self.is_away:
-                logger.warning(
-                    "the tracker does not answer, training goes on and its curves follow later: %s",
-                    _first_line(error),
-                )
+                message = "the tracker does not answer, training goes on and its curves follow later: %s"
+                logger.warning(message, words_of(error))
             self.is_away = True
 
     def close(self) -> None:
@@ -229,12 +216,6 @@ class CurveLog:
         if self.is_away:
             logger.info("the tracker answers again: %s sent", plural(len(self.waiting), "point"))
         self.waiting, self.is_away = [], False
-
-
-def _outages() -> tuple[type[Exception], ...]:
-    from mlflow.exceptions import MlflowException
-
-    return (MlflowException, OSError)
 
 
 class Tracker:
@@ -296,11 +277,9 @@ class Tracker:
                     stack.enter_context(last_words(lambda: self.client.set_terminated(run_id, "KILLED")))
                 yield Run(self, run_id)
             except BaseException as error:
-                stopped = isinstance(error, Interrupted) or not isinstance(
-                    error, Exception
-                )  # Ctrl-C, a cancel from Prefect
-                if run_id:
-                    self.client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
+                if run_id:  # not an Exception: Ctrl-C, a cancel from Prefect
+                    is_failed = isinstance(error, Exception) and not isinstance(error, Interrupted)
+                    self.client.set_terminated(run_id, "FAILED" if is_failed else "KILLED")
                 raise
             self.client.set_terminated(run_id, "FINISHED")
 
@@ -311,7 +290,6 @@ class Tracker:
         return self.client.create_run(self.experiment(experiment), tags=dict(tags), run_name=name).info.run_id
 
     def has_run(self, run_id: str) -> bool:
-        """Return whether a run of that id exists and is not deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -321,40 +299,31 @@ class Tracker:
 
     def recent_runs(self, limit: int = 20) -> list[dict[str, Any]]:
         """Return the newest runs of all experiments with their status, tags and main figures."""
-        experiments = [found for name in EXPERIMENTS if (found := self.client.get_experiment_by_name(name))]
-        if not experiments:
-            return []
-        names = {e.experiment_id: e.name for e in experiments}
-        runs = self.client.search_runs(list(names), order_by=["attributes.start_time DESC"], max_results=limit)
-        return [_run_facts(run, names[run.info.experiment_id]) for run in runs]
+        return self._search_runs(EXPERIMENTS, max_results=limit)
 
     def find_runs(self, beginning: str) -> list[dict[str, Any]]:
         """Return the runs whose id begins so, as `recent_runs` does."""
-        experiments = [found for name in EXPERIMENTS if (found := self.client.get_experiment_by_name(name))]
-        names = {e.experiment_id: e.name for e in experiments}
-        found, page = [], None
-        while experiments:
-            runs = self.client.search_runs(list(names), max_results=1000, page_token=page)
-            found += [run for run in runs if run.info.run_id.startswith(beginning)]
-            page = runs.token
-            if not page:
-                break
-        return [_run_facts(run, names[run.info.experiment_id]) for run in found]
+        return self._search_runs(EXPERIMENTS, f"attributes.run_id LIKE '{beginning}%'")
+
+    def evaluations(self, model: ModelVersion) -> list[dict[str, Any]]:
+        """Return the finished evaluations of a model version, newest first, as `recent_runs` does."""
+        wanted = f"tags.`orchestrion.model_version` = '{model.reference}' and attributes.status = 'FINISHED'"
+        return self._search_runs(EXPERIMENTS[2:3], wanted)
+
+    def _search_runs(
+        self, experiments: Sequence[str], wanted: str = "", max_results: int = 100
+    ) -> list[dict[str, Any]]:
+        found = [experiment for name in experiments if (experiment := self.client.get_experiment_by_name(name))]
+        if not found:
+            return []
+        names = {experiment.experiment_id: experiment.name for experiment in found}
+        order = ["attributes.start_time DESC"]
+        runs = self.client.search_runs(list(names), wanted, order_by=order, max_results=max_results)
+        return [_run_facts(run, names[run.info.experiment_id]) for run in runs]
 
     def curve(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """Return (step, value) of a metric of a run, each step once; none where the run has no such metric."""
         return sorted({point.step: point.value for point in self.client.get_metric_history(run_id, key)}.items())
-
-    def evaluations(self, model: ModelVersion) -> list[dict[str, Any]]:
-        """Return the finished evaluations of a model version, newest first, as `recent_runs` does."""
-        experiment = self.client.get_experiment_by_name(EXPERIMENTS[2])
-        if experiment is None:
-            return []
-        wanted = f"tags.`orchestrion.model_version` = '{model.reference}' and attributes.status = 'FINISHED'"
-        runs = self.client.search_runs(
-            [experiment.experiment_id], wanted, order_by=["attributes.start_time DESC"], max_results=100
-        )
-        return [_run_facts(run, experiment.name) for run in runs]
 
     def models(self) -> list[ModelVersion]:
         """Return every registered model version, newest first.
@@ -362,17 +331,17 @@ class Tracker:
         The order is that of their numbers, so that a clock that was put back does not change it; those of before there
         were numbers come last, by time.
         """
-        found = []
+        aliases = defaultdict[tuple[str, str], list[str]](list)
         for registered in self.client.search_registered_models(max_results=1000):
-            for entry in self.client.search_model_versions(f"name='{registered.name}'", max_results=1000):
-                aliases = tuple(sorted(a for a, v in registered.aliases.items() if str(v) == str(entry.version)))
-                age = (_number_of(entry), entry.creation_timestamp, int(entry.version))
-                found.append((age, _as_model_version(entry, aliases)))
-        return [version for _, version in sorted(found, key=lambda pair: pair[0], reverse=True)]
+            for alias, version in registered.aliases.items():
+                aliases[registered.name, str(version)].append(alias)
+        entries = self.client.search_model_versions(max_results=_MOST_VERSIONS)
+        entries.sort(key=lambda e: (_number_of(e), e.creation_timestamp, int(e.version)), reverse=True)
+        return [_as_model_version(entry, tuple(sorted(aliases[entry.name, str(entry.version)]))) for entry in entries]
 
     def next_number(self) -> int:
         """Return the number of the model version that is registered next, counted over all names."""
-        entries = self.client.search_model_versions(max_results=10_000)
+        entries = self.client.search_model_versions(max_results=_MOST_VERSIONS)
         return 1 + max(map(_number_of, entries), default=0)
 
     def model(self, reference: str = "") -> ModelVersion:
@@ -421,11 +390,9 @@ class Tracker:
         return next((entry for entry in self.models() if entry.name == name and CHAMPION in entry.aliases), None)
 
     def promote(self, model: ModelVersion) -> None:
-        """Give the alias `champion` to a version."""
         self.client.set_registered_model_alias(model.name, CHAMPION, model.version)
 
     def set_model_tags(self, model: ModelVersion, tags: Mapping[str, str]) -> None:
-        """Set tags on a registered version, for the model's page and for later comparisons."""
         for key, value in tags.items():
             self.client.set_model_version_tag(model.name, model.version, key, value)
 
@@ -441,9 +408,7 @@ class Tracker:
                 text = Path(self.client.download_artifacts(run_id, PIECE_SCORES, folder)).read_text()
             return parse_sealed(text, f"{PIECE_SCORES} of run {run_id}", NATS)["nats"]
         except Exception as error:  # the store's own classes, many of them, or a damaged file
-            logger.warning(
-                "%s of run %s cannot be read: %s", PIECE_SCORES, run_id, (str(error).splitlines() or [""])[0]
-            )
+            logger.warning("%s of run %s cannot be read: %s", PIECE_SCORES, run_id, words_of(error))
             return None
 
     def params(self, run_id: str) -> dict[str, str]:
@@ -452,12 +417,7 @@ class Tracker:
         return {current_path(name): value for name, value in logged.items()}
 
     def model_tags(self, model: ModelVersion) -> dict[str, str]:
-        """Return the tags of a registered version."""
         return dict(self.client.get_model_version(model.name, model.version).tags)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _run_facts(run: Any, experiment: str) -> dict[str, Any]:
