@@ -3,8 +3,6 @@
 import numpy as np
 from numba import njit
 
-from tasks.music.metrics.features import DRUMS
-
 ENDED_SECONDS = 1e-6  # a note that ends so little after the next onset has ended: rounded seconds must not overlap
 SHORT_LIST = 64  # notes sounding at once that are looked through one by one
 
@@ -101,9 +99,9 @@ def measure_pieces(offsets, onset, end, pitch, program, is_drum, columns):  # no
 
 @njit(cache=True, nogil=True)
 def count_notes(offsets, end, pitch, velocity, program, is_drum, seconds, counts):
-    """Fill the length of each piece, and the counts that `histograms` returns."""
+    """Fill the length of each piece, and the counts that `histograms` returns; drums are the last program."""
     on_pitch, on_drum_pitch, on_velocity, on_program, program_pieces = counts
-    seen_in = np.full(DRUMS + 1, -1, np.int64)
+    seen_in = np.full(len(on_program), -1, np.int64)
     for piece in range(len(offsets) - 1):
         length = 0.0
         for i in range(offsets[piece], offsets[piece + 1]):
@@ -111,7 +109,7 @@ def count_notes(offsets, end, pitch, velocity, program, is_drum, seconds, counts
             on_velocity[velocity[i]] += 1
             if is_drum[i]:
                 on_drum_pitch[pitch[i]] += 1
-                voice = DRUMS
+                voice = len(on_program) - 1
             else:
                 on_pitch[pitch[i]] += 1
                 voice = int(program[i])

@@ -100,7 +100,7 @@ def _mean(values: FloatArray, weights: FloatArray) -> Estimate:
 def _judge_vectors(generated: Pieces, held_out: Pieces, names: Sequence[str], n_resamples: int) -> dict[str, Any]:
     if lacking := _lacking_features(names):
         return Estimate(None, reason=lacking).to_json() | {"chance": None, "chance_high": None}
-    vectors = [feature_vectors(pieces, FEATURES) for pieces in (generated, held_out)]
+    vectors = feature_vectors(generated, FEATURES), feature_vectors(held_out, FEATURES)
     return compare_vectors(*vectors, n_resamples=n_resamples).to_json()
 
 
