@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tasks.storage.home import Home
-from tests.flows.conftest import authorized, clean_environment
+from tests.flows.conftest import authorized, clean_environment, last_json, orchestrion
 from tests.samples import small_corpus
 
 SMALL = [
@@ -203,15 +203,16 @@ def test_a_cancelled_training_run_saves_and_ends_cancelled(deployed: Deployed) -
     before = set((folder / "checkpoints").glob("step-*"))
     deployed.call(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
 
-    def cancelled() -> (
-        Any
-    ):  # for an instant Prefect calls it crashed: when its process has ended, before it is told why
+    def cancelled() -> Any:  # for an instant Prefect calls it crashed: its process has ended, the reason comes later
         state = deployed.call(f"/flow_runs/{run}", method="GET")["state"]
         return state if state["type"] == "CANCELLED" else None
 
     state = deployed.wait_for("cancelled run", cancelled)
     assert "timed out" not in state["message"]  # the server's own patience: nobody had stopped it
     assert set((folder / "checkpoints").glob("step-*")) - before
+    listed = last_json(orchestrion(deployed.home.root, "runs", "--home", str(deployed.home.root), "--json"))["runs"]
+    (status,) = {entry["status"] for entry in listed if entry["tags"]["prefect.flow_run_id"] == run}
+    assert status == "KILLED"  # in MLflow
     assert not [command for command in commands_below(deployed.process.pid) if "flows.services.deployed" in command]
 
 
