@@ -4,7 +4,6 @@ Every server that this project starts asks for it (`guard.py`), and every comman
 """
 
 import base64
-import fcntl
 import hmac
 import http.client
 import json
@@ -12,13 +11,12 @@ import os
 import re
 import secrets
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.errors import HomeError
-from tasks.storage.files import sync_folder
+from tasks.storage.files import locked, write_atomically
 from tasks.storage.home import Home
 
 USER = "orchestrion"
@@ -44,7 +42,7 @@ def password_of(home: Home) -> str:
         return known
     with servers_locked(home):
         if not _read_password(home.password):
-            write_private(home.password, f"{secrets.token_urlsafe(32)}\n".encode())
+            write_atomically(home.password, f"{secrets.token_urlsafe(32)}\n".encode(), mode=0o600)
     made = _read_password(home.password)
     if not made:
         raise HomeError(f"{home.password} cannot be kept from other users on this file system; give another --home")
@@ -65,23 +63,6 @@ def _read_password(path: Path) -> str | None:
     return text if _PASSWORD.fullmatch(text) else None
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner may read, in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(descriptor)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
 _held: set[Path] = set()
 
 
@@ -92,14 +73,7 @@ def servers_locked(home: Home) -> Iterator[None]:
         yield
         return
     home.root.mkdir(0o700, parents=True, exist_ok=True)
-    descriptor = os.open(home.root / "services.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "rb"):
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.1)  # polled, for a blocking call would be taken up again after Ctrl-C's handler
+    with locked(home.root / "services.lock"):
         _held.add(home.root)
         try:
             yield

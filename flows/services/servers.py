@@ -20,7 +20,7 @@ from flows.services import access, environment, interrupts
 from tasks.errors import HomeError
 from tasks.runtime.signals import deaf_children, ends
 from tasks.storage.databases import check_database
-from tasks.storage.files import json_bytes
+from tasks.storage.files import json_bytes, write_atomically
 from tasks.storage.home import Home
 from tasks.tracking.mlflow_tracker import EXPERIMENTS, Tracker
 
@@ -174,7 +174,7 @@ def _lines_of(service: Service) -> dict[str, str]:
 
 def _write_services(home: Home, lines: dict[str, str]) -> None:
     if lines:
-        access.write_private(home.services, json_bytes(lines))
+        write_atomically(home.services, json_bytes(lines), mode=0o600)
     else:
         home.services.unlink(missing_ok=True)
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 import typing
 from typing import Any, TypeVar
@@ -17,6 +15,7 @@ from models.config import (
 from tasks.config.old_names import first_names
 from tasks.errors import ConfigError
 from tasks.music.tokenizers.registry import TokenizerConfig
+from tasks.storage.files import json_digest
 
 Config = TypeVar("Config")
 
@@ -87,7 +86,7 @@ def digest(value: Any) -> str:
     Settings count under their first names, so that a renamed setting changes no version, run, sweep or batch.
     """
     plain = first_names(to_json(value) if dataclasses.is_dataclass(value) else value)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return json_digest(plain)
 
 
 def field_paths(kind: type, prefix: str = "") -> list[str]:

@@ -8,12 +8,9 @@ defined in `tasks.music.similarity.shared_runs`.
 # pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
 # pyright: reportAttributeAccessIssue=false
 
-import fcntl
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +27,7 @@ from tasks.dataset.versions import DatasetVersion
 from tasks.errors import DamagedFile, DatasetError, HomeError, NotFound
 from tasks.music.arrays import IntArray
 from tasks.music.notes import NoteBatch
-from tasks.storage.files import storage_problem, write_atomically
+from tasks.storage.files import locked, storage_problem, write_atomically
 from tasks.storage.integrity import read_sealed, sealed_bytes
 from tasks.storage.parquet import flat_values, read_table
 
@@ -247,7 +244,7 @@ def copy_index(dataset: DatasetVersion) -> CopyIndex:
     """
     path = index_path(dataset.version_folder)
     try:
-        with _one_at_a_time(dataset.version_folder):
+        with locked(dataset.version_folder):
             index = CopyIndex(dataset.version_folder, map_index(path) or _make(path, dataset))
             if _read_human(index.folder) is None:
                 _measure_human(index, dataset)
@@ -258,16 +255,6 @@ def copy_index(dataset: DatasetVersion) -> CopyIndex:
     except OSError as error:
         raise HomeError(f"cannot write {path}: {storage_problem(error) or error}") from None
     return index
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _make(path: Path, dataset: DatasetVersion) -> IndexedLines:

@@ -30,7 +30,7 @@ from tasks.ingest.song_shards import SongShard, hash_words, hex_strings
 from tasks.ingest.sources.spec import source_name
 from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer
 from tasks.runtime.cluster import n_cpus
-from tasks.storage.files import json_bytes, publish_folder, sync_folder, write_atomically
+from tasks.storage.files import json_bytes, publish_folder, sync, write_atomically
 from tasks.storage.home import Home
 from tasks.storage.integrity import checksum_path, file_hash
 from tasks.storage.parquet import SCHEMA_NUMBER, read_table, write_table
@@ -137,7 +137,7 @@ def publish_version(
     write_atomically(temporary / "manifest.json", json_bytes(manifest))
     _write_checksum(temporary / "manifest.json")
     for stage in {path.parent for path in DatasetVersion(name, version, folder, manifest).shards()}:
-        sync_folder(stage)
+        sync(stage)
     publish_folder(temporary, final)
     note_latest(home, name, version)
     return read_version(final / "manifest.json")

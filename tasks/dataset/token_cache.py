@@ -8,14 +8,13 @@ shards are another file, and holds, in this order:
     offsets         int64, little-endian: rows + 1 of them, from 0 to the number of tokens
 """
 
-import fcntl
 import hashlib
 import json
 import logging
 import mmap
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -26,7 +25,7 @@ from tasks.errors import DamagedFile, NoSeal, plural
 from tasks.music.arrays import IntArray, offsets_of
 from tasks.music.tokenizers.base import TokenArray
 from tasks.runtime.cluster import n_cpus
-from tasks.storage.files import storage_problem, whole_file
+from tasks.storage.files import locked, storage_problem, whole_file
 from tasks.storage.integrity import OTHER_BYTES, read_header, sealed, tree_digest
 from tasks.storage.parquet import read_lists
 
@@ -105,7 +104,7 @@ def _rows(shard: Path) -> Iterator[tuple[IntArray, TokenArray]]:
 
 def _make(path: Path, shards: Sequence[Path]) -> FlatTokens:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(path.parent):
+    with locked(path.parent / ".lock"):
         if not _map(path):  # else another process made it meanwhile
             for left_by_a_kill in path.parent.glob(f".{path.name}.*.tmp"):
                 left_by_a_kill.unlink()
@@ -120,13 +119,6 @@ def _make(path: Path, shards: Sequence[Path]) -> FlatTokens:
     if not made:
         raise OSError(f"{path} does not hold what was written to it")
     return made
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _write(handle: IO[bytes], digest: str, shards: Sequence[Path]) -> int:

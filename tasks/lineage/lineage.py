@@ -1,6 +1,5 @@
 """Lineage of a file, batch, run, model or dataset version: its ancestors and its descendants."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from tasks.dataset.versions import DatasetVersion, list_datasets, resolve_datase
 from tasks.errors import NotFound, OrchestrionError
 from tasks.generation.batch_files import list_manifests, read_manifest, read_sidecar
 from tasks.storage.home import Home
+from tasks.storage.integrity import examine
 from tasks.storage.parquet import read_table
 from tasks.storage.strict_json import BadJson, read_json
 from tasks.storage.user_paths import is_file
@@ -59,7 +59,7 @@ class Lineage:
             return None
         if path.suffix == ".json" and {"midi_sha256", "batch", "copying"} <= _dict_of(path).keys():
             return self._piece(read_sidecar(path), path)
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        sha256 = examine(path).sha256
         for manifest in self._manifests():
             for piece in manifest["pieces"]:
                 if piece["midi_sha256"] == sha256:

@@ -1,6 +1,5 @@
 """The token and the folder of a Ray that this process starts, readable by their owner alone."""
 
-import fcntl
 import logging
 import os
 import secrets
@@ -10,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from tasks.errors import ConfigError, HomeError
-from tasks.storage.files import write_private_once
+from tasks.storage.files import acquire_lock, write_private_once
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ class Folder:
         _remove_abandoned(root)
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))  # 0700 and new, whatever others have put there
         self._handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self._handle, fcntl.LOCK_EX)
+        acquire_lock(self._handle)
         self.ray = self.path / "r"  # Ray opens its own folder to everybody
         self.ray.mkdir()  # locked by now: `_remove_abandoned` looks for it
 
@@ -113,9 +112,7 @@ def _remove_abandoned(root: Path) -> None:
         except OSError:
             continue
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
-        except BlockingIOError:
-            pass
+            if acquire_lock(handle, wait_seconds=0):
+                shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(handle)

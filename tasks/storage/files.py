@@ -1,13 +1,15 @@
-"""Atomic file writes, the JSON format of files, and errors of disks."""
+"""Atomic file writes, locks, the JSON format of files, and errors of disks."""
 
 import errno
+import fcntl
+import hashlib
 import json
 import math
 import os
 import re
 import shutil
-import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,73 +41,112 @@ def storage_problem(error: BaseException | None) -> str | None:
     return None
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, whatever is killed when."""
-    with whole_file(path) as handle:
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write `data` to `path`: a reader sees the old file or the whole new one, also after a kill."""
+    with whole_file(path, mode=mode) as handle:
         handle.write(data)
 
 
 def write_private_once(path: Path, text: str) -> None:
-    """Write a file for the owner alone, unless there is one; a reader never sees half of it."""
-    if path.exists():
-        return
-    path.parent.mkdir(0o700, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        with suppress(FileExistsError):  # another process was faster
-            os.link(name, path)
-    finally:
-        Path(name).unlink()
+    """Write a file for the owner alone, unless there is one."""
+    if not path.exists():
+        path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        with whole_file(path, mode=0o600, replaces=False) as handle:
+            handle.write(text.encode())
 
 
 @contextmanager
-def whole_file(path: Path, sync_name: bool = True) -> Iterator[IO[bytes]]:
-    """Open a file to be written, which becomes `path` when all went well, and otherwise never was.
+def whole_file(path: Path, sync_name: bool = True, mode: int = 0o666, replaces: bool = True) -> Iterator[IO[bytes]]:
+    """Open a temporary file for writing; it becomes `path` at the end of the block, and is removed after an error.
 
     Args:
-        sync_name: the name too survives a power cut; otherwise `sync_folder` does it later for many files at once.
+        sync_name: the name too survives a power cut; otherwise `sync` of the folder does it later for many files.
+        mode: permissions of a new file, before the umask.
+        replaces: otherwise a file that is there by then stays, and this one is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = os.fsdecode(os.fsencode(path.name)[:_KEPT_NAME_BYTES])
     temporary = path.with_name(f".{name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    temporary.unlink(missing_ok=True)  # of a process of that number that was killed
     try:
-        with temporary.open("wb") as handle:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        temporary.replace(path)
+        if replaces:
+            temporary.replace(path)
+        else:
+            with suppress(FileExistsError):
+                os.link(temporary, path)
+            temporary.unlink()
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     if sync_name:
-        sync_folder(path.parent)
+        sync(path.parent)
+
+
+def publish_file(temporary: Path, final: Path) -> None:
+    """Rename a finished file into place once its bytes are on the disk."""
+    sync(temporary)
+    temporary.replace(final)
+    sync(final.parent)
 
 
 def publish_folder(temporary: Path, final: Path) -> None:
     """Rename a finished folder into place, over an older one of that name; its files are on disk before the name is."""
     for path in temporary.rglob("*"):
         if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            sync(path)
     outdated = final.with_name(f".{final.name}.old")
     shutil.rmtree(outdated, ignore_errors=True)
     if final.exists():
         final.replace(outdated)
     temporary.replace(final)
-    sync_folder(final.parent)
+    sync(final.parent)
     shutil.rmtree(outdated, ignore_errors=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file's bytes, or the names in a folder, so that they survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def acquire_lock(descriptor: int, wait_seconds: float = math.inf) -> bool:
+    """Lock an open file or folder against other processes; return whether it was free in time.
+
+    It polls, because a blocking call goes on after the handler of Ctrl-C.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+        time.sleep(0.1)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a folder, or of a file that is made where it is missing; other processes wait."""
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        acquire_lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def json_digest(value: Any) -> str:
+    """Return the SHA-256 of a JSON value in canonical form, as hex: keys sorted, no spaces, ASCII."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def json_bytes(value: Any) -> bytes:

@@ -1,7 +1,6 @@
 """The home folder: the paths of everything a run makes, and the lock for writers."""
 
 import errno
-import fcntl
 import json
 import os
 import shlex
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from tasks.errors import BadHome, HomeError
-from tasks.storage.files import storage_problem
+from tasks.storage.files import acquire_lock, storage_problem
 
 MIN_FREE_BYTES = 256 * 2**20
 MAX_HOME_BYTES = 480  # of the path: SQLite opens files with paths of up to 504
@@ -158,7 +157,8 @@ class Home:
             return
         self.prepare()
         with _open_lock(self.root / "lock") as handle:
-            _acquire(handle, self.root, wait_seconds)
+            if not acquire_lock(handle.fileno(), wait_seconds):
+                raise HomeError(f"home {self.root} is in use by {_holder(handle)}; wait for it, or give another --home")
             handle.seek(0)
             handle.truncate()
             handle.write(json.dumps({"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}))
@@ -214,19 +214,6 @@ def _open_lock(path: Path) -> IO[str]:
     except OSError as error:
         raise HomeError(f"cannot open {path}: {storage_problem(error) or error.strerror}") from None
     return handle
-
-
-def _acquire(handle: IO[str], root: Path, wait_seconds: float) -> None:
-    deadline = time.monotonic() + wait_seconds
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(0.2)
-                continue
-        raise HomeError(f"home {root} is in use by {_holder(handle)}; wait for it, or give another --home")
 
 
 def _holder(handle: IO[str]) -> str:

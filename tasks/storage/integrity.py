@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tasks.errors import DamagedFile, NoSeal
-from tasks.storage.files import json_bytes, json_text
+from tasks.storage.files import json_bytes, json_digest, json_text
 from tasks.storage.strict_json import BadJson, Shape, check_shape, parse_json, read_json
 
 logger = logging.getLogger(__name__)
@@ -110,8 +110,7 @@ def _is_renamed(value: Any) -> bool:
 
 
 def _digest(value: dict[str, Any], without: str | None = None) -> str:
-    kept = {key: item for key, item in value.items() if key != without}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return json_digest({key: item for key, item in value.items() if key != without})
 
 
 _said: set[str] = set()

@@ -15,11 +15,12 @@ import pyarrow as pa
 
 from tasks.config.source_limits import SourceLimits
 from tasks.errors import DatasetError, RejectReason
-from tasks.ingest.sources.cache import cache_key, is_racy, load_table, replace_synced, store_table
+from tasks.ingest.sources.cache import cache_key, is_racy, load_table, store_table
 from tasks.ingest.sources.listing import LISTING_SCHEMA, Part, stamp_of
 from tasks.ingest.sources.names import archive_format, sniff_format
 from tasks.runtime.isolation import Death, Host, WorkError, WorkLimits
 from tasks.storage.file_names import printable
+from tasks.storage.files import publish_file
 
 COMPRESSED = ("tar.gz", "tar.zst")
 SECONDS_PER_MIB = 2.0  # of CPU time; some hundred times as long as most archives take
@@ -102,7 +103,7 @@ def _read(
             table = pa.ipc.open_stream(file).read_all().combine_chunks()
         if pack:
             pack.parent.mkdir(parents=True, exist_ok=True)
-            replace_synced(spool, pack)
+            publish_file(spool, pack)
         return table, json.loads(answer)
     except WorkError as error:
         if error.errno:  # the disk is full, for example; the archive is not at fault

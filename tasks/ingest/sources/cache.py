@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.storage.files import sync_folder
+from tasks.storage.files import whole_file
 from tasks.storage.integrity import OTHER_BYTES, examine
 from tasks.storage.parquet import write_sealed
 
@@ -74,32 +74,9 @@ def _batches(file: pq.ParquetFile, path: Path) -> Iterator[pa.RecordBatch]:
 
 def store_table(path: Path, table: pa.Table, facts: dict[str, Any]) -> None:
     """Write a cached table whole, or leave the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = table.replace_schema_metadata({b"facts": json.dumps(facts | {"cache": CACHE_NUMBER}).encode()})
-    temporary = temporary_path(path)
-    try:
-        with temporary.open("wb") as handle:
-            write_sealed(handle, table, GROUP_ROWS, compression="lz4", use_dictionary=False, write_statistics=False)
-        replace_synced(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def temporary_path(path: Path) -> Path:
-    """Return where to write what will become `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def replace_synced(temporary: Path, path: Path) -> None:
-    """Rename a finished file into place once it is on the disk."""
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    temporary.replace(path)
-    sync_folder(path.parent)
+    with whole_file(path) as handle:
+        write_sealed(handle, table, GROUP_ROWS, compression="lz4", use_dictionary=False, write_statistics=False)
 
 
 def is_racy(mtime_ns: int, scan_started_ns: int) -> bool:

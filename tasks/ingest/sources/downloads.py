@@ -1,6 +1,5 @@
 """Downloads: fetched once, resumed after a cut, checked, and renamed into place when complete."""
 
-import hashlib
 import logging
 import time
 from dataclasses import asdict, dataclass
@@ -10,12 +9,12 @@ from urllib.parse import unquote, urlsplit
 
 from tasks.config.source_limits import SourceLimits
 from tasks.errors import DamagedFile, DatasetError, NotFound
-from tasks.ingest.sources.cache import cache_key, replace_synced
+from tasks.ingest.sources.cache import cache_key
 from tasks.ingest.sources.connections import Watch, make_session
 from tasks.ingest.sources.secrets import full_address, hidden, public_address
 from tasks.storage.file_names import printable
-from tasks.storage.files import write_atomically
-from tasks.storage.integrity import read_sealed, sealed_bytes
+from tasks.storage.files import publish_file, write_atomically
+from tasks.storage.integrity import examine, read_sealed, sealed_bytes
 
 if TYPE_CHECKING:
     import requests
@@ -227,17 +226,17 @@ class _Download:
             if self.expected and self.known.sha256 != self.expected:
                 raise self._wrong_checksum(self.known.sha256)
             return self.path
-        found = _sha256(self.partial)
+        found = examine(self.partial).sha256
         if self.expected and found != self.expected:
             self._forget()
             raise self._wrong_checksum(found)
-        replace_synced(self.partial, self.path)
+        publish_file(self.partial, self.path)
         self.known.sha256, self.known.n_bytes = found, self.path.stat().st_size
         self._write_facts()
         return self.path
 
     def _fits(self) -> bool:
-        return not self.expected or _sha256(self.partial) == self.expected
+        return not self.expected or examine(self.partial).sha256 == self.expected
 
     def _wrong_checksum(self, found: str) -> DatasetError:
         return DatasetError(
@@ -267,11 +266,6 @@ class _Download:
         write_atomically(self.facts, sealed_bytes(facts))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def _status(answer: "requests.Response") -> str:
     reason = "".join(character for character in str(answer.reason or "")[:60] if character.isprintable())
     return f"{answer.status_code} {reason}".strip()
@@ -292,6 +286,6 @@ def verify_file(path: str, sha256: str) -> None:
     Raises:
         DatasetError: it is another.
     """
-    found = _sha256(Path(path))
+    found = examine(Path(path)).sha256
     if found != sha256:
         raise DatasetError(f"source {path}: sha256 is {found}, not {sha256}")

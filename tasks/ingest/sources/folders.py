@@ -25,6 +25,7 @@ from tasks.ingest.sources.threads import cut, map_in_order
 from tasks.ingest.sources.walk import TIMES, Found
 from tasks.storage.file_names import printable
 
+LARGE_FILE = 64 * 2**10  # bytes
 ONE_READ = 8 * 2**20  # bytes; larger files are hashed piece by piece
 CHUNK_FILES, CHUNK_BYTES = 512, 32 * 2**20
 
@@ -119,7 +120,7 @@ def _hash_missing(
         return _hash_files(container, names, rows, found.problems)
 
     chunks: Any = cut(missing, sizes[missing].tolist(), CHUNK_FILES, CHUNK_BYTES)  # type: ignore[arg-type]
-    for hashed in map_in_order(hash_chunk, chunks, n_threads, lambda rows: float(sizes[rows].mean())):
+    for hashed in map_in_order(hash_chunk, chunks, n_threads, lambda rows: sizes[rows].mean() > LARGE_FILE):
         digests[hashed.rows] = np.frombuffer(hashed.digests, np.uint8).reshape(-1, 32)
         for name, column in zip(TIMES, hashed.times, strict=True):
             found.times[name][hashed.rows] = column

@@ -12,24 +12,26 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs as arrow_fs
 
 from tasks.config.source_limits import SourceLimits
 from tasks.errors import ConfigError, DamagedFile, DatasetError, NotFound, RejectReason
-from tasks.ingest.sources.cache import cache_key, load_table, replace_synced, store_table, temporary_path
+from tasks.ingest.sources.cache import cache_key, load_table, store_table
 from tasks.ingest.sources.connections import refuses_private, require_public
-from tasks.ingest.sources.listing import LISTING_SCHEMA, SLICE, UNREAD, Part, combined, stamp_of
+from tasks.ingest.sources.listing import LISTING_SCHEMA, SLICE, Part, Rows, combined, stamp_of
 from tasks.ingest.sources.names import archive_format, is_companion
-from tasks.ingest.sources.packs import PackWriter
+from tasks.ingest.sources.read import BadRead
 from tasks.ingest.sources.threads import cut
 from tasks.storage.file_names import is_midi, printable
-from tasks.storage.files import write_atomically
+from tasks.storage.files import whole_file, write_atomically
 from tasks.storage.integrity import read_sealed, sealed_bytes
 
 logger = logging.getLogger(__name__)
@@ -53,70 +55,39 @@ class StoredObject:
     token: str
 
 
-class _Store(Protocol):
-    def objects(self) -> Iterator[StoredObject]: ...
-    def open(self, path: str) -> Any: ...
+class _ArrowStore(ArrowFSWrapper):
+    """A store that pyarrow opens, listed in pages of objects instead of folder by folder."""
+
+    def find(self, path: str, *_: Any, **__: Any) -> dict[str, dict[str, Any]]:  # type: ignore[override]
+        infos = self.fs.get_file_info(arrow_fs.FileSelector(path, recursive=True))
+        return {info.path: self._make_entry(info) for info in infos if info.type == arrow_fs.FileType.File}
 
 
-class _ArrowStore:
-    def __init__(self, system: arrow_fs.FileSystem, path: str) -> None:
-        self.system, self.path = system, path
-
-    def objects(self) -> Iterator[StoredObject]:
-        top = self.system.get_file_info(self.path)
-        if top.type == arrow_fs.FileType.File:
-            yield _arrow_object(top, top.base_name)
-            return
-        selector = arrow_fs.FileSelector(self.path, allow_not_found=True, recursive=True)
-        root = self.path.rstrip("/") + "/"
-        for info in self.system.get_file_info(selector):
-            if info.type == arrow_fs.FileType.File:
-                yield _arrow_object(info, info.path.removeprefix(root))
-
-    def open(self, path: str) -> Any:
-        return self.system.open_input_stream(path)
-
-
-def _arrow_object(info: arrow_fs.FileInfo, name: str) -> StoredObject:
-    token = "" if info.mtime_ns is None else str(info.mtime_ns)
-    return StoredObject(os.fsencode(name), info.path, info.size or 0, token)
-
-
-class _FsspecStore:
-    def __init__(self, system: Any, path: str) -> None:
-        self.system, self.path = system, path
-
-    def objects(self) -> Iterator[StoredObject]:
-        top = self.system.info(self.path)
-        if top["type"] == "file":
-            yield _fsspec_object(top, self.path, os.path.basename(self.path))  # noqa: PTH119
-            return
-        root = self.path.rstrip("/") + "/"
-        for path, info in self.system.find(self.path, detail=True).items():
-            yield _fsspec_object(info, path, path.removeprefix(root))
-
-    def open(self, path: str) -> Any:
-        return self.system.open(path, "rb")
-
-
-def _fsspec_object(info: dict[str, Any], path: str, name: str) -> StoredObject:
-    token = {key: str(info[key]) for key in _FACTS if info.get(key) is not None}
-    return StoredObject(os.fsencode(name), path, int(info.get("size") or 0), json.dumps(token) if token else "")
-
-
-def _open_store(address: str) -> _Store:
+def _open_store(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of an address and the path in it."""
     try:
-        return _ArrowStore(*arrow_fs.FileSystem.from_uri(address))
+        system, path = arrow_fs.FileSystem.from_uri(address)
+        return _ArrowStore(system, skip_instance_cache=True), path
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         refusal = _first_line(error)
-    import fsspec
-
     try:
-        return _FsspecStore(*fsspec.core.url_to_fs(address))
+        return fsspec.core.url_to_fs(address)
     except ImportError as error:
         raise ConfigError(f"source {address}: {_first_line(error)}") from None
     except Exception as error:  # whatever a foreign file system raises
         raise DatasetError(f"source {address}: {_first_line(error)}; pyarrow: {refusal}") from None
+
+
+def _objects(system: fsspec.AbstractFileSystem, path: str) -> Iterator[StoredObject]:
+    top = system.info(path)
+    if top["type"] == "file":
+        found, folder = {path: top}, path.rpartition("/")[0]
+    else:
+        found, folder = system.find(path, detail=True), path.rstrip("/")
+    for place, info in found.items():
+        token = {key: str(info[key]) for key in _FACTS if info.get(key) is not None}
+        name = os.fsencode(place.removeprefix(f"{folder}/"))
+        yield StoredObject(name, place, int(info.get("size") or 0), json.dumps(token) if token else "")
 
 
 def _refuse_private(address: str, label: str) -> None:
@@ -143,9 +114,9 @@ def list_objects(
     """
     if refuses_private(limits):
         _refuse_private(address, label)
-    store = _open_store(address)
+    system, path = _open_store(address)
     try:
-        found = sorted(store.objects(), key=lambda item: item.name)
+        found = sorted(_objects(system, path), key=lambda item: item.name)
     except FileNotFoundError:
         found = []
     except Exception as error:  # whatever a foreign file system raises
@@ -154,7 +125,7 @@ def list_objects(
         raise NotFound(f"source {label} does not exist or is empty")
     files = [item for item in found if is_midi(item.name) and not is_companion(item.name)]
     archives = [item for item in found if archive_format(item.name) and not is_companion(item.name)]
-    fetcher = _Fetcher(store, label, address, cache, limits, n_threads, on_files)
+    fetcher = _Fetcher(system, label, address, cache, limits, n_threads, on_files)
     parts = fetcher.fetch(files, rehash)
     parts[0].n_other_files = len(found) - len(files) - len(archives) + fetcher.n_companions
     return parts, [(item.name, fetcher.fetch_archive(item, rehash)) for item in archives]
@@ -162,7 +133,7 @@ def list_objects(
 
 @dataclass(slots=True)
 class _Fetcher:
-    store: _Store
+    system: Any  # fsspec.AbstractFileSystem, whose `open` has no exact type
     label: str
     address: str
     cache: Path
@@ -185,7 +156,8 @@ class _Fetcher:
         if missing or cached is None or len(cached[0]) != len(stored):
             store_table(where, stored, {"address": self.label})
         self._remove_unused(key, stored)
-        return [*self._parts(stored), self._refused_part(refused)]
+        unread = Part(pa.Table.from_batches([refused.batch()]), 0, os.fsencode(self.cache))
+        return [*self._parts(stored), unread]
 
     def _kept(self, files: list[StoredObject], table: pa.Table) -> pa.Table:
         """Return the rows of objects that are as they were, and whose packs are here."""
@@ -198,55 +170,53 @@ class _Fetcher:
         same = pc.and_(pc.and_(same, pc.not_equal(tokens, "")), pc.is_in(table["pack"], pa.array(packs, pa.string())))
         return table.filter(pc.fill_null(same, False))
 
-    def _spool(self, files: list[StoredObject], key: str) -> tuple[pa.Table, list[tuple[StoredObject, str, str]]]:
+    def _spool(self, files: list[StoredObject], key: str) -> tuple[pa.Table, Rows]:
+        """Fetch some objects into a new pack; return their rows, and those that cannot be had."""
         columns: dict[str, list[Any]] = {name: [] for name in STORED_SCHEMA.names}
-        refused: list[tuple[StoredObject, str, str]] = []
+        refused = Rows()
         if not files:
             return STORED_SCHEMA.empty_table(), refused
         path = self.cache / "packs" / f"{key}-{time.time_ns():016x}.pack"
         batches = cut(files, [item.n_bytes for item in files], BATCH_OBJECTS, BATCH_BYTES)
-        with ThreadPoolExecutor(self.n_threads) as pool, PackWriter(path) as pack:
+        with ThreadPoolExecutor(self.n_threads) as pool, whole_file(path) as pack:
             for batch in batches:
-                for item, (data, reason, detail) in zip(batch, pool.map(self._get, batch), strict=True):
-                    if data is None:
-                        refused.append((item, reason, detail))
-                        continue
-                    if is_companion(item.name, data):
+                for item, data in zip(batch, pool.map(self._get, batch), strict=True):
+                    if isinstance(data, BadRead):
+                        refused.refuse(item.name, item.n_bytes, data.reason, data.detail)
+                    elif is_companion(item.name, data):
                         self.n_companions += 1
-                        continue
-                    row = (item.name, len(data), hashlib.sha256(data).digest(), pack.append(data), item.token)
-                    for column, value in zip(columns.values(), (*row, path.name), strict=True):
-                        column.append(value)
+                    else:
+                        sha256 = hashlib.sha256(data).digest()
+                        row = (item.name, len(data), sha256, pack.tell(), item.token, path.name)
+                        pack.write(data)
+                        for column, value in zip(columns.values(), row, strict=True):
+                            column.append(value)
                 if self.on_files:
                     self.on_files(len(batch))
-            pack.publish()
         return pa.table(columns, schema=STORED_SCHEMA), refused
 
-    def _get(self, item: StoredObject) -> tuple[bytes | None, str, str]:
-        """Return an object's bytes, or None with a reason."""
-        limit = self.limits.max_member_bytes
+    def _get(self, item: StoredObject) -> bytes | BadRead:
+        """Return an object's bytes, or why they cannot be had."""
+        limit, name = self.limits.max_member_bytes, printable(item.name)
         problem = ""
         if item.n_bytes > limit:
-            return (
-                None,
-                RejectReason.TOO_LARGE,
-                f"{item.n_bytes} bytes, above max_member_bytes={limit} ({printable(item.name)})",
-            )
+            detail = f"{item.n_bytes} bytes, above max_member_bytes={limit} ({name})"
+            return BadRead(RejectReason.TOO_LARGE, detail)
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(self.limits.retry_wait_seconds * 2 ** (attempt - 1))
             try:
-                with self.store.open(item.path) as stream:
+                with self.system.open(item.path, "rb") as stream:
                     data = stream.read(limit + 1)
             except FileNotFoundError:
-                return None, RejectReason.VANISHED, f"gone since the store was listed ({printable(item.name)})"
+                return BadRead(RejectReason.VANISHED, f"gone since the store was listed ({name})")
             except Exception as error:  # whatever a foreign file system raises
                 problem = _first_line(error)
                 continue
             if len(data) > limit:
-                return None, RejectReason.TOO_LARGE, f"more than max_member_bytes={limit} ({printable(item.name)})"
-            return data, "", ""
-        return None, RejectReason.DOWNLOAD_FAILED, f"{problem}, {ATTEMPTS} times ({printable(item.name)})"
+                return BadRead(RejectReason.TOO_LARGE, f"more than max_member_bytes={limit} ({name})")
+            return data
+        return BadRead(RejectReason.DOWNLOAD_FAILED, f"{problem}, {ATTEMPTS} times ({name})")
 
     def fetch_archive(self, item: StoredObject, rehash: bool) -> Path:
         """Return a local copy of an archive in the store."""
@@ -256,26 +226,19 @@ class _Fetcher:
         identity = [item.n_bytes, item.token]
         if item.token and not rehash and path.exists() and _read_identity(facts) == identity:
             return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_path(path)
-        n_bytes = 0
         try:
-            with self.store.open(item.path) as stream, temporary.open("wb") as handle:
+            with self.system.open(item.path, "rb") as stream, whole_file(path) as handle:
                 while piece := stream.read(2**20):
-                    n_bytes += len(piece)
-                    if n_bytes > self.limits.max_download_bytes:
+                    if handle.tell() + len(piece) > self.limits.max_download_bytes:
                         limit = f"max_download_bytes={self.limits.max_download_bytes}"
                         raise DatasetError(f"source {self.label}: {printable(item.name)} is larger than {limit}")
                     handle.write(piece)
-            facts.unlink(missing_ok=True)
-            replace_synced(temporary, path)
+                facts.unlink(missing_ok=True)
         except DatasetError:
             raise
         except Exception as error:  # whatever a foreign file system raises
             shown = printable(item.name)
             raise DatasetError(f"source {self.label}: cannot fetch {shown}: {_first_line(error)}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
         write_atomically(facts, sealed_bytes({"identity": identity}))
         return path
 
@@ -284,21 +247,12 @@ class _Fetcher:
         for name in sorted(pc.unique(stored["pack"]).to_pylist()):
             pack = self.cache / "packs" / name
             rows = stored.filter(pc.equal(stored["pack"], name)).combine_chunks()
-            empty = pa.repeat(pa.scalar("", pa.string()), len(rows))
             columns = {column: rows[column] for column in ("member", "n_bytes", "content_hash", "offset")}
-            columns |= {"reason": empty, "detail": empty, "stored_bytes": rows["n_bytes"]}
-            columns["kind"] = pa.array(np.full(len(rows), SLICE, np.int8))
-            ordered = {column: columns[column] for column in LISTING_SCHEMA.names}
-            parts.append(Part(pa.table(ordered, schema=LISTING_SCHEMA), stamp_of(pack.stat()), os.fsencode(pack)))
+            columns |= dict.fromkeys(("reason", "detail"), pa.repeat("", len(rows)))
+            columns |= {"stored_bytes": rows["n_bytes"], "kind": pa.array(np.full(len(rows), SLICE, np.int8))}
+            table = pa.table({column: columns[column] for column in LISTING_SCHEMA.names}, schema=LISTING_SCHEMA)
+            parts.append(Part(table, stamp_of(pack.stat()), os.fsencode(pack)))
         return parts
-
-    def _refused_part(self, refused: list[tuple[StoredObject, str, str]]) -> Part:
-        rows = [
-            {"member": item.name, "n_bytes": item.n_bytes, "reason": reason, "detail": detail}
-            | {"kind": UNREAD, "offset": 0, "stored_bytes": 0}
-            for item, reason, detail in refused
-        ]
-        return Part(pa.Table.from_pylist(rows, schema=LISTING_SCHEMA), 0, os.fsencode(self.cache))
 
     def _remove_unused(self, key: str, stored: pa.Table) -> None:
         used = set(pc.unique(stored["pack"]).to_pylist())

@@ -4,12 +4,12 @@ This project made the pieces with its own program (`bench/sample_corpus`); their
 the archive states.
 """
 
+import os
 import tarfile
 from importlib import resources
 from pathlib import Path
 
 from tasks.errors import ConfigError
-from tasks.ingest.sources.cache import temporary_path
 
 N_PIECES = 200
 README = "README.txt"
@@ -60,7 +60,7 @@ def _holds(path: Path, data: bytes) -> bool:
 def _write(path: Path, data: bytes) -> None:
     """Write a file whole. It is not synced: what a power cut leaves is compared with the archive the next time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)

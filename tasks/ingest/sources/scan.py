@@ -23,7 +23,6 @@ from tasks.ingest.sources.folders import hash_found
 from tasks.ingest.sources.labels import LICENCE_FILE, licence_column, read_licences, split_by_folders, split_by_table
 from tasks.ingest.sources.listing import LISTING_SCHEMA, Part, Rows, combined
 from tasks.ingest.sources.names import archive_format
-from tasks.ingest.sources.objects import list_objects
 from tasks.ingest.sources.read import BadRead, refuse_rows
 from tasks.ingest.sources.secrets import public_address
 from tasks.ingest.sources.spec import SourceSpec, check_source, parse_source, shown_source, source_name
@@ -247,6 +246,8 @@ def _list_local(path: Path, label: str, settings: _Settings, wanted: str = "", n
 
 
 def _list_uri(spec: SourceSpec, settings: _Settings) -> list[Part]:
+    from tasks.ingest.sources.objects import list_objects  # which imports fsspec
+
     parts, archives = list_objects(
         spec.location, spec.label, settings.cache, settings.limits, settings.n_threads,
         settings.rehash, settings.on_files,

@@ -2,9 +2,8 @@
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
@@ -12,7 +11,6 @@ Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
 
 BLOCK = 64  # chunks between two looks at whether threads would help
-LARGE_FILE = 64 * 2**10  # bytes; hashing that much at a time leaves the interpreter to other threads
 
 
 def default_threads() -> int:
@@ -21,41 +19,23 @@ def default_threads() -> int:
 
 
 def map_in_order(
-    work: Callable[[Chunk], Result], chunks: Iterable[Chunk], n_threads: int, mean_bytes: Callable[[Chunk], float]
+    work: Callable[[Chunk], Result], chunks: Iterable[Chunk], n_threads: int, is_large: Callable[[Chunk], bool]
 ) -> Iterator[Result]:
     """Yield `work(chunk)` for each chunk, in order.
 
-    Small files from a warm disk cache are read fastest by one thread: several would only hand the interpreter's lock
-    around (measured: 7.6 µs a file alone, 12 µs with two). So each block of chunks begins with one that is timed; the
-    rest goes to threads if that one waited for the disk, or if its files are large.
+    One thread reads small files from a warm disk cache fastest: several hand the interpreter's lock around (measured:
+    7.6 µs a file with one thread, 12 µs with two). So the first chunk of each block is timed; the others go to threads
+    if it waited for the disk, or if its files are large, whose hashing leaves the interpreter to other threads.
     """
-    if n_threads <= 1:
-        yield from map(work, chunks)
-        return
     chunks = iter(chunks)
     with ThreadPoolExecutor(n_threads) as pool:
-        while (first := next(chunks, None)) is not None:
+        while block := list(islice(chunks, BLOCK)):
             wall, busy = time.perf_counter(), time.thread_time()
-            result = work(first)
+            first = work(block[0])
             wall, busy = time.perf_counter() - wall, time.thread_time() - busy
-            yield result
-            block = islice(chunks, BLOCK)
-            if busy < 0.6 * wall or mean_bytes(first) > LARGE_FILE:
-                yield from _in_pool(pool, work, block, 2 * n_threads)
-            else:
-                yield from map(work, block)
-
-
-def _in_pool(
-    pool: ThreadPoolExecutor, work: Callable[[Chunk], Result], chunks: Iterable[Chunk], n_ahead: int
-) -> Iterator[Result]:
-    waiting: deque[Future[Result]] = deque()
-    for chunk in chunks:
-        waiting.append(pool.submit(work, chunk))
-        if len(waiting) > n_ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+            yield first
+            in_threads = n_threads > 1 and (busy < 0.6 * wall or is_large(block[0]))
+            yield from (pool.map if in_threads else map)(work, block[1:])
 
 
 def cut(items: Sequence[Chunk], sizes: Sequence[int], max_items: int, max_bytes: int) -> Iterator[Sequence[Chunk]]:

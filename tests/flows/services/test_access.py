@@ -11,6 +11,7 @@ import pytest
 
 from flows.services import access, environment, servers
 from tasks.errors import ConfigError
+from tasks.storage.files import write_atomically
 from tasks.storage.home import Home
 
 
@@ -72,7 +73,7 @@ def test_a_strangers_server_on_the_port_of_one_that_ended_is_not_told_the_passwo
     password = access.password_of(home)
     with servers.listen(0) as listener:
         address = servers.address_of(listener)
-        access.write_private(home.services, b'{"prefect_url": "%s", "prefect_api_url": "x"}' % address.encode())
+        write_atomically(home.services, b'{"prefect_url": "%s", "prefect_api_url": "x"}' % address.encode(), mode=0o600)
         stranger = threading.Thread(target=answer, args=(listener,))
         stranger.start()
         assert environment.running_prefect(home) is None

@@ -97,16 +97,16 @@ def test_objects_that_cannot_be_had_are_rows(
     for name in ("a.mid", "bad.mid", "gone.mid"):
         memory.pipe(f"/bucket/{name}", midi(1))
     memory.pipe("/bucket/large.mid", bytes(5000))
-    honest = objects._FsspecStore.open
+    honest = type(memory).open
 
-    def fails(self: objects._FsspecStore, path: str):
+    def fails(self: fsspec.AbstractFileSystem, path: str, mode: str):
         if "bad" in path:
             raise TimeoutError("no answer\nfrom the store")
         if "gone" in path:
             raise FileNotFoundError(path)
-        return honest(self, path)
+        return honest(self, path, mode)
 
-    monkeypatch.setattr(objects._FsspecStore, "open", fails)
+    monkeypatch.setattr(type(memory), "open", fails)
     limits = SourceLimits(max_member_bytes=1000, retry_wait_seconds=0)
     result = scan(cache, "memory://bucket", limits=limits)
     assert contents(result) == {
