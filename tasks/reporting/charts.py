@@ -1,4 +1,4 @@
-"""Charts of counts as SVG and as tables, with the page's colours and names for screen readers."""
+"""Histograms of counts, with words for each bin."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,14 +12,14 @@ from markupsafe import Markup
 from tasks.errors import plural
 from tasks.music.metrics.features import DRUMS, NOTES_EDGES, SECONDS_EDGES, TEMPO_EDGES
 from tasks.music.render.pianoroll import PROGRAM_GROUPS
+from tasks.reporting.axes import Axes, round_step
 from tasks.reporting.markup import compact
-from tasks.reporting.templates import escape, table
+from tasks.reporting.templates import chart_macros
 
 KEYS = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
 SECONDS_MARKS = {
     0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h", 36_000: "10 h",
 }  # fmt: skip
-WIDTH, HEIGHT, LEFT, BELOW = 340, 170, 38, 34  # of a chart, about one pixel to a unit on a phone
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,89 +125,21 @@ def instrument_families(program: Sequence[int]) -> list[tuple[str, int]]:
 
 def draw_histogram(chart: Chart) -> Markup:
     """Return a figure: title, what the middle half is, bars with tooltips, and the same as a table that folds."""
-    top = max(chart.counts)
-    step = nice_step(top)
-    ceiling = step * math.ceil(top / step)
-    right, floor, head = WIDTH - 4, HEIGHT - BELOW, 8
-    bin_width, scale = (right - LEFT) / len(chart.counts), (floor - head) / ceiling
-    rules = ""
-    for k in range(round(ceiling / step) + 1):
-        y = floor - k * step * scale
-        rules += f'<line class="{"rule" if k else "base"}" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        rules += f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{compact(k * step)}</text>'
-    bars = ""
-    for k, n in enumerate(chart.counts):
-        if n:
-            x, tall = LEFT + k * bin_width, max(n * scale, 1.0)
-            wide = max(bin_width - (1.0 if bin_width > 4 else 0.2), 0.8)
-            bars += (
-                f"<g><title>{escape(chart.name(k))}: {plural(n, chart.noun)}</title>"
-                f'<rect class="spot" x="{x:.2f}" y="{head}" width="{bin_width:.2f}" height="{floor - head}"/>'
-                f'<rect class="bar" x="{x:.2f}" y="{floor - tall:.2f}" width="{wide:.2f}" height="{tall:.2f}"/></g>'
-            )
-    ticks = ""
-    for place, label in chart.ticks:
-        x = LEFT + place * bin_width
-        ticks += f'<line class="base" x1="{x:.1f}" x2="{x:.1f}" y1="{floor}" y2="{floor + 4}"/>'
-        ticks += f'<text x="{x:.1f}" y="{floor + 16}" text-anchor="middle">{escape(label)}</text>'
-    ticks += f'<text x="{(LEFT + right) / 2:.1f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(chart.axis)}</text>'
-    said = chart.summary()
-    name = f"{chart.title}: {said}"
-    rows = [(chart.name(k), f"{n:,}") for k, n in enumerate(chart.counts) if n]
-    shown = table(
-        (chart.axis.capitalize(), f"{chart.noun.capitalize()}s"), rows, ("", "number"), label=chart.title, is_long=True
+    step = step_of(max(chart.counts))
+    axes = Axes(
+        title=chart.title,
+        lead=f"{chart.summary()}.",
+        axis=chart.axis,
+        x=(0, len(chart.counts)),
+        y=(0, step * math.ceil(max(chart.counts) / step)),
+        step=step,
+        words=compact,
+        ticks=chart.ticks,
     )
-    return Markup(
-        f'<figure><figcaption><h3>{escape(chart.title)}</h3><p class="lead">{escape(said)}.</p></figcaption>'
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)}">'
-        f"{rules}{bars}{ticks}</svg><details><summary>As a table</summary>{shown}</details></figure>"
-    )
+    counts = [(chart.name(place), n) for place, n in enumerate(chart.counts)]
+    return chart_macros().histogram(axes, counts, chart.noun)
 
 
-def nice_step(top: float) -> int:
+def step_of(top: int) -> int:
     """Return a round step that needs four rules at most."""
-    step = 1
-    while top / step > 4:
-        step = step * 2 if str(step)[0] in "15" else step * 5 // 2
-    return step
-
-
-def draw_stack(title: str, parts: Sequence[tuple[str, int]], noun: str, first: int = 0) -> Markup:
-    """Draw shares as one bar with a legend; colours start with part `first`."""
-    total = sum(n for _, n in parts)
-    rects, entries, x = "", [], 0.0
-    for place, (name, n) in enumerate(parts):
-        share = n / total if total else 0.0
-        colour = (first + place) % 8
-        title_of = f"{name}: {plural(n, noun)}, {100 * share:.1f} %"
-        rects += f'<rect class="p{colour}" x="{100 * x:.3f}" y="0" width="{100 * share:.3f}" height="1">'
-        rects += f"<title>{escape(title_of)}</title></rect>"
-        entries.append(
-            f'<li class="p{colour}">{escape(name)} {n:,} <span class="soft">({100 * share:.1f} %)</span></li>'
-        )
-        x += share
-    return Markup(
-        f'<svg class="stack" viewBox="0 0 100 1" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">'
-        f'{rects}</svg><ul class="legend">{"".join(entries)}</ul>'
-    )
-
-
-def bar_table(title: str, rows: Sequence[tuple[str, int]]) -> Markup:
-    """Return a table of names and counts with a bar between them; nothing for no rows."""
-    if not rows:
-        return Markup()
-    top = max(n for _, n in rows)
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{draw_meter(n, top)}</td><td class="number">{n:,}</td></tr>'
-        for name, n in rows
-    )
-    return Markup(f'<table class="bars"><caption>{escape(title)}</caption><tbody>{body}</tbody></table>')
-
-
-def draw_meter(n: int, top: int) -> Markup:
-    """Return a bar that is full at `top`."""
-    width = 100 * n / top if top else 0.0
-    return Markup(
-        '<svg class="meter" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="bar" width="{max(width, 0.4):.2f}" height="1"/></svg>'
-    )
+    return max(1, round(round_step(top, 4)))

@@ -7,7 +7,6 @@ inlined in a page (style, script, JSON) comes from `inlined` and `json_data`, wh
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -17,7 +16,17 @@ from markupsafe import Markup
 from markupsafe import escape as escape_text
 
 from tasks.errors import plural
-from tasks.reporting.markup import UNPRINTABLE, label_of, say, say_number, shorten
+from tasks.reporting.axes import BOTTOM, HEAD, LEFT, RIGHT, WIDTH
+from tasks.reporting.markup import (
+    MAX_EXAMPLES,
+    MAX_LISTED,
+    MAX_MEMBERS,
+    UNPRINTABLE,
+    label_of,
+    say,
+    say_number,
+    shorten,
+)
 
 HERE = "tasks.reporting"
 
@@ -34,37 +43,15 @@ def templates_of(package: str) -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"short": _short, "label": label_of, "say": say, "number": say_number, "count": "{:,}".format}
-    found.globals["plural"] = plural
+    found.filters |= {"place": "{:.1f}".format, "fine": "{:.2f}".format}  # digits of a place in a chart
+    found.globals |= {"MAX_EXAMPLES": MAX_EXAMPLES, "MAX_LISTED": MAX_LISTED, "MAX_MEMBERS": MAX_MEMBERS}
+    found.globals |= {"plural": plural, "WIDTH": WIDTH, "LEFT": LEFT, "RIGHT": RIGHT, "HEAD": HEAD, "BOTTOM": BOTTOM}
     return found
-
-
-def table(
-    heads: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    kinds: Sequence[str] = (),
-    *,
-    label: str,
-    caption: str = "",
-    foot: Sequence[str] = (),
-    is_long: bool = False,
-) -> Markup:
-    """Return a table that scrolls inside its place; cells that are no Markup are escaped.
-
-    Args:
-        kinds: class of each column: `number`, `path` or none.
-        is_long: it scrolls down, too, and is low.
-    """
-    return _macros().table(heads, rows, kinds, label, caption, foot, is_long)
-
-
-def figure_list(values: Mapping[str, str]) -> Markup:
-    """Return names and values as large figures."""
-    return _macros().figure_list(values)
 
 
 def path_html(path: str) -> Markup:
     """Return a path as HTML; its letters may run from right to left without turning what stands around them."""
-    return _macros().path(path)
+    return templates_of(HERE).get_template("macros.html").module.path(path)  # type: ignore[attr-defined]
 
 
 def escape(value: Any) -> Markup:
@@ -72,8 +59,9 @@ def escape(value: Any) -> Markup:
     return escape_text(_printable(_short(value)))
 
 
-def _macros() -> Any:
-    return templates_of(HERE).get_template("macros.html").module
+def chart_macros() -> Any:
+    """Return the macros of charts.html."""
+    return templates_of(HERE).get_template("charts.html").module
 
 
 def inlined(package: str, *names: str) -> Markup:

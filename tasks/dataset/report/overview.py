@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.music.render.pianoroll import FAINT, INK, PAPER
-from tasks.reporting.charts import Chart, charts_of, instrument_families, nice_step
+from tasks.reporting.charts import Chart, charts_of, instrument_families, step_of
 from tasks.reporting.markup import UNPRINTABLE, compact, label_of, shorten
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _draw_histogram(axes: Any, title: str, chart: Chart | None) -> None:
     axes.bar(np.arange(len(chart.counts)) + 0.5, chart.counts, width=0.92, color=PICTURE_COLOURS[3])
     axes.set_xlim(0, len(chart.counts))
     axes.set_xticks([place for place, _ in chart.ticks], [label for _, label in chart.ticks])
-    step = nice_step(max(chart.counts))
+    step = step_of(max(chart.counts))
     heights = np.arange(0, max(chart.counts) + 1, step)
     axes.set_yticks(heights, [compact(int(height)) for height in heights])
     axes.grid(axis="y", color=FAINT, linewidth=0.7)

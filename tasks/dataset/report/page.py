@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from tasks.music.metrics.features import DRUMS
 from tasks.music.render.pianoroll import PROGRAM_GROUPS, draw_piano_roll
-from tasks.reporting.charts import bar_table, charts_of, draw_histogram, draw_meter, draw_stack, instrument_families
+from tasks.reporting.charts import charts_of, draw_histogram, instrument_families
 from tasks.reporting.frame import assemble_page
-from tasks.reporting.markup import MAX_EXAMPLES, MAX_LISTED, MAX_MEMBERS, cell_kind, label_of, say, say_number
+from tasks.reporting.markup import MAX_LISTED, cell_kind, label_of, say, say_number
 from tasks.reporting.templates import data_address, templates_of
 
 if TYPE_CHECKING:
@@ -31,14 +31,11 @@ SECTIONS = (
 def build_page(facts: "ReportFacts") -> str:
     """Return the whole page as HTML text."""
     templates = templates_of("tasks.dataset.report")
-    templates.globals |= {
-        "MAX_EXAMPLES": MAX_EXAMPLES, "MAX_LISTED": MAX_LISTED, "MAX_MEMBERS": MAX_MEMBERS, "bar_table": bar_table,
-        "by_notes": _by_notes, "charts_of": charts_of, "draw_histogram": draw_histogram, "draw_meter": draw_meter,
-        "draw_sample": _draw_sample, "draw_stack": draw_stack, "group_sizes": _group_sizes,
-        "instrument_families": instrument_families, "most_first": _most_first, "programs": _programs,
-        "resolutions": _resolutions, "shard_rows": _shard_rows, "sorted_out": _sorted_out, "split_rows": _split_rows,
-        "split_sums": _split_sums,
-    }  # fmt: skip
+    helpers = (
+        _by_notes, charts_of, draw_histogram, _draw_sample, _group_sizes, instrument_families, _most_first, _programs,
+        _resolutions, _shard_rows, _sorted_out, _split_rows, _split_sums,
+    )  # fmt: skip
+    templates.globals |= {helper.__name__.removeprefix("_"): helper for helper in helpers}
     templates.filters["groupby_first"] = _grouped
     page = templates.get_template("page.html").module
     sections = [(label, title, getattr(page, label)(facts)) for label, title in SECTIONS]

@@ -28,7 +28,7 @@ from tasks.dataset.report.facts import (
     SplitFacts,
 )
 from tasks.music.metrics.features import histograms, tempo_histogram
-from tasks.reporting.charts import charts_of, draw_histogram, nice_step
+from tasks.reporting.charts import charts_of, draw_histogram, step_of
 from tests.browser import Browser, serve_folder, skip_without_browser
 
 NASTY = "</style><script>alert(1)</script><b onclick='x'>\"&amp; {{ style }}{% endfor %} $x^2$ \u202e\ud800\x00 שלום"
@@ -289,7 +289,7 @@ def test_bars_on_a_logarithm_stand_where_their_marks_say() -> None:
 
 @pytest.mark.parametrize("top", [1, 3, 4, 5, 8, 9, 20, 21, 99, 100, 12_345, 10**9])
 def test_rules_are_round_and_few(top: int) -> None:
-    step = nice_step(top)
+    step = step_of(top)
     assert re.fullmatch("[125]0*", str(step))
     assert top / step <= 4
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.reporting.curves import draw_curves, round_step
+from tasks.reporting.axes import round_step
+from tasks.reporting.curves import draw_curves
 from tasks.review.comparison import Contestant, Heard, build_comparison, difference_of, warnings_of
 from tests.studio import model_of
 
