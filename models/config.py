@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +27,7 @@ class DecoderConfig:
             to the residual stream, by the root of their number).
     """
 
+    has_latents: ClassVar[bool] = False
     name: Literal["decoder"] = "decoder"
     d_model: int = 128
     n_heads: int = 8
@@ -87,6 +88,7 @@ class HourglassConfig:
             members of a group are equal there.
     """
 
+    has_latents: ClassVar[bool] = False
     name: Literal["hourglass"] = "hourglass"
     d_model: int = 768
     n_heads: int = 12
@@ -130,6 +132,11 @@ class HourglassConfig:
         return self.d_model // self.n_heads
 
     @property
+    def n_layers(self) -> int:
+        """Layers of all levels together."""
+        return sum(self.depths)
+
+    @property
     def n_levels(self) -> int:
         """How often the sequence is shortened, 0 for a plain transformer."""
         return len(self.depths) // 2
@@ -169,6 +176,7 @@ class VaeConfig:
         token_dropout_in: whose input that is done to.
     """
 
+    has_latents: ClassVar[bool] = True
     name: Literal["vae"] = "vae"
     family: Literal["encoder_decoder", "encoder"] = "encoder_decoder"
     block: int = 512

@@ -1,6 +1,7 @@
 """Architectures by name."""
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 from models.config import DecoderConfig, HourglassConfig, ModelConfig, VaeConfig
 from models.decoder.model import Decoder
@@ -12,6 +13,11 @@ Model = Decoder | Hourglass | Vae
 SampledModel = Model | ConditionedDecoder
 
 MODELS: dict[type, Callable[..., Model]] = {DecoderConfig: Decoder, HourglassConfig: Hourglass, VaeConfig: Vae}
+
+
+def has_latents(model: Model) -> TypeGuard[Vae]:
+    """Return whether a model writes whole pieces from latents instead of continuing ids."""
+    return model.config.has_latents
 
 
 def build_model(config: ModelConfig, vocab_size: int, pad_id: int = 0) -> Model:

@@ -15,7 +15,6 @@ from models.config import (
     OneCycleSchedule,
     OptimizerConfig,
     ScheduleConfig,
-    VaeConfig,
 )
 
 
@@ -219,7 +218,7 @@ def loss_parts(
         counts: of the whole batch that these rows are a part of; None: the rows are all of it.
     """
     bare = unwrap_model(model)
-    if isinstance(bare.config, VaeConfig):
+    if bare.config.has_latents:
         return model(tokens_BT, wants_loss=True, step=step, mask_BT=mask_BT)
     inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
     counts_BT = targets_BT != pad_id

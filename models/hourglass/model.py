@@ -250,6 +250,10 @@ class Hourglass(nn.Module):
         """Whether the config adds a loss on hidden states to that of the tokens."""
         return self.config.hidden_loss != "none" and self.config.hidden_loss_weight > 0
 
+    @property
+    def max_length(self) -> None:
+        """Number of tokens that a row can hold; there is no limit."""
+
     def new_cache(self, batch_size: int, max_length: int) -> HourglassCache:
         """Return an empty cache for `forward`, with room for `max_length` tokens a row."""
         return HourglassCache.empty(self.config, batch_size, max_length, like=self.embed.weight)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.config import SamplingConfig, VaeConfig
+from models.config import SamplingConfig
 from models.decoder.model import Decoder
 from models.decoder.step import DecoderStep
 from models.registry import SampledModel
@@ -459,8 +459,8 @@ def context_of(
     model: SampledModel, config: SamplingConfig, grammar: GrammarTables | None, end_id: int
 ) -> SlidingContext:
     """Return how far the model looks back; raise ValueError where a model with latents would have to start again."""
-    if not isinstance(model.config, VaeConfig):
-        return SlidingContext.of(config, getattr(model, "max_length", None), grammar, end_id)
+    if not model.config.has_latents:
+        return SlidingContext.of(config, model.max_length, grammar, end_id)
     # Its latent represents the tokens of one block, which cannot begin again.
     if config.context_tokens is not None and config.context_tokens < config.max_tokens:
         raise ValueError(

@@ -342,7 +342,7 @@ class _BlockWriter:
             self.config.seed,
             self.config.sampling(
                 len(self.ids) + n_ids,
-                getattr(self.loaded.model, "max_length", None),
+                self.loaded.model.max_length,
                 min(max(self.n_least - (len(self.ids) - self.begin), 0), n_ids),
             ),
             tables,

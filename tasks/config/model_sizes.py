@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.registry import Model, build_model
-from models.vae.model import Vae
+from models.registry import Model, build_model, has_latents
 from tasks.config.presets import PRESETS, build_preset, system_of
 from tasks.config.serialization import to_json
 from tasks.config.training import TrainConfig
@@ -33,7 +32,7 @@ def preset_facts(name: str) -> dict[str, Any]:
     config = build_preset(name)
     row, model = _row(name)
     facts = row | {"about": PRESETS[name].__doc__, "settings": to_json(config)}
-    return facts | ({"shapes": model.summary()} if isinstance(model, Vae) else {})
+    return facts | ({"shapes": model.summary()} if has_latents(model) else {})
 
 
 def _row(name: str) -> tuple[dict[str, Any], Model]:
@@ -62,5 +61,5 @@ def forward_flops(config: TrainConfig, vocab_size: int) -> float:
     model = build_model(config.model, vocab_size).eval()
     tokens = torch.ones(1, config.seq_len + 1, dtype=torch.int64)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(tokens if isinstance(model, Vae) else tokens[:, :-1])
+        model(tokens if has_latents(model) else tokens[:, :-1])
     return counter.get_total_flops() / config.seq_len

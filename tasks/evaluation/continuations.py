@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from models.config import SamplingConfig
-from models.vae.model import Vae
+from models.registry import has_latents
 from tasks.checkpoints import LoadedModel
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.generation import GenerateConfig
@@ -159,7 +159,7 @@ def continue_pieces(
     Args:
         on_tokens: see `write_ids`.
     """
-    is_vae = isinstance(loaded.model, Vae)
+    is_vae = has_latents(loaded.model)
     openings, n_too_short = choose_openings(loaded, dataset, store, config)
     started = time.perf_counter()
     written = _write(loaded, openings, config, on_tokens) if openings else []
@@ -204,7 +204,7 @@ def choose_openings(
     lengths = np.diff(store.offsets)
     names = pieces_of_rows(dataset, config.split)
     first_rows = np.unique(names, return_index=True)[1]
-    latent_ids = loaded.model.max_length if isinstance(loaded.model, Vae) else 0
+    latent_ids = loaded.model.max_length if has_latents(loaded.model) else 0
     n_given = 1 if latent_ids else config.prompt_tokens
     rows = np.sort(first_rows[lengths[first_rows] >= n_given + 2])
     looked_at = latent_ids or config.prompt_tokens
@@ -249,7 +249,7 @@ def _write(
 ) -> list[WrittenIds]:
     """Return a model's continuation of each opening, or its piece from the latent of the first window."""
     latents = FROM_PRIOR
-    if isinstance(loaded.model, Vae):
+    if has_latents(loaded.model):
         sources = tuple(
             LatentSource(opening.name, "", tuple(opening.ids[: loaded.model.max_length].tolist()), 0)
             for opening in openings

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from models.config import SamplingConfig
+from models.registry import has_latents
 from models.sampling.sample import sample
-from models.vae.model import Vae
 from tasks.checkpoints import LoadedModel
 from tasks.config.evaluation import EvaluateConfig
 from tasks.copying.index import copy_index
@@ -94,7 +94,7 @@ def evaluate_model(
     piece_of_row = [pieces.setdefault(piece, len(pieces)) for piece in pieces_of_rows(dataset, config.split)]
     piece_nats = np.zeros(0)
     model = loaded.model
-    window = (model.config.block,) * 2 if isinstance(model, Vae) else scoring_stride(model, store, config)
+    window = (model.config.block,) * 2 if has_latents(model) else scoring_stride(model, store, config)
     with show("scoring", store.n_sequential_windows(*window), "windows") as progress:
 
         def count(n_windows: int) -> None:
@@ -102,7 +102,7 @@ def evaluate_model(
             if on_windows:
                 on_windows(n_windows)
 
-        if isinstance(model, Vae):
+        if has_latents(model):
             metrics, least_context = score_latents(loaded, store, facts, config, count), 0
         else:
             metrics, row_nats = score_held_out(loaded, store, facts, config, count)

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.registry import Model
+from models.registry import Model, has_latents
 from models.training import row_losses
 from models.vae.latents import latent_use
-from models.vae.model import Vae
 from tasks.checkpoints import LoadedModel
 from tasks.config.evaluation import EvaluateConfig
 from tasks.music.arrays import FloatArray
@@ -83,7 +82,7 @@ def score_latents(
     most.
     """
     model = loaded.model
-    assert isinstance(model, Vae)
+    assert has_latents(model)
     block, pad_id = model.config.block, loaded.tokenizer.pad_id
     generator = torch.Generator(model.embed.weight.device).manual_seed(config.seed)
     sums, kept = np.zeros(4), list[np.ndarray]()

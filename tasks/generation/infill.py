@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.registry import has_latents
 from models.sampling.sample import piece_uniforms
 from models.training import row_losses
-from models.vae.model import Vae
 from tasks.checkpoints import LoadedModel
 from tasks.config.generation import GenerateConfig
 from tasks.errors import ConfigError
@@ -192,7 +192,7 @@ def make_canvas(loaded: LoadedModel, config: GenerateConfig, name: str, score: S
         ConfigError: the model or encoding cannot do it, or the piece has no notes after these bars.
     """
     tokenizer = loaded.tokenizer
-    if isinstance(tokenizer, MmmTokenizer) or isinstance(loaded.model, Vae) or config.sampling.beams:
+    if isinstance(tokenizer, MmmTokenizer) or has_latents(loaded.model) or config.sampling.beams:
         raise ConfigError(f"{_said(config)}: bars are filled by decoders on encodings that follow time, and by drawing")
     tokens = tokenizer.encode(NoteBatch.from_scores([score]))
     whole = tokenizer.decode(tokens.ids)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from models.vae.model import Vae
+from models.registry import has_latents
 from tasks.checkpoints import LoadedModel
 from tasks.config.generation import GenerateConfig
 from tasks.dataset.encode import grid_of
@@ -143,7 +143,7 @@ def _encode(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes,
     if latents_of(loaded.model, config) == "prior":
         ids, tokens, canvas = _first_ids(loaded, config, name, score)
         return Prompt(name, sha256, ids, len(tokens.ids), (), n_notes, losses(tokens), canvas, lead)
-    assert isinstance(loaded.model, Vae)
+    assert has_latents(loaded.model)
     if config.infill_bars:
         raise ConfigError(f"infill_bars={list(config.infill_bars)}: bars are filled by decoders, not from latents")
     tokenizer, batch = loaded.tokenizer, NoteBatch.from_scores([score])

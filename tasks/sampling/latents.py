@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.registry import Model, SampledModel
+from models.registry import Model, SampledModel, has_latents
 from models.vae.latents import ConditionedDecoder, interpolate, slerp
 from models.vae.model import Vae
 from tasks.config.generation import GenerateConfig
@@ -57,7 +57,7 @@ FROM_PRIOR = LatentPlan("prior", (), 0)
 
 def latents_of(model: Model, config: GenerateConfig) -> str:
     """Return `latents` as the settings mean it: a variation, by a model with latents, is of those of its prompt."""
-    return "prompt" if config.variation and isinstance(model, Vae) else config.latents
+    return "prompt" if config.variation and has_latents(model) else config.latents
 
 
 def check_latents(model: Model, config: GenerateConfig, n_prompts: int) -> None:
@@ -66,11 +66,11 @@ def check_latents(model: Model, config: GenerateConfig, n_prompts: int) -> None:
     Raises:
         ConfigError: it does not, or there are not.
     """
-    if config.variation and config.best_by == "join" and isinstance(model, Vae):
+    if config.variation and config.best_by == "join" and has_latents(model):
         raise ConfigError("best_by='join' judges bars written anew, but a model with latents writes whole pieces")
     if latents_of(model, config) == "prior":
         return
-    if not isinstance(model, Vae):
+    if not has_latents(model):
         raise ConfigError(f"latents={config.latents!r}, but a {model.config.name!r} model has no latents")
     if n_prompts == 0:
         raise ConfigError(f"latents={config.latents!r} are those of prompts; name some with --prompt")
@@ -87,7 +87,7 @@ def with_latents(
         indices: the pieces' places in the batch.
         streams: of each attempt at them, for what is drawn.
     """
-    if not isinstance(model, Vae):
+    if not has_latents(model):
         return model
     if plan.kind == "prior":
         return ConditionedDecoder(model, model.prior_latents(seed, streams))

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.registry import Model
+from models.registry import Model, has_latents
 from models.sampling.beam_search import beam_search
 from models.sampling.sample import GrammarTables, context_of, sample
-from models.vae.model import Vae
 from tasks.checkpoints import LoadedModel
 from tasks.config.generation import GenerateConfig
 from tasks.errors import ConfigError
@@ -39,18 +38,18 @@ def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -
         raise ConfigError(f"generate.sampling: {error}") from None
     n_ranks = -(-config.n_pieces // max(n_prompts, 1))
     beams = config.sampling.beams
-    draws_latents = isinstance(loaded.model, Vae) and (config.variation or config.latents == "prior")
+    draws_latents = has_latents(loaded.model) and (config.variation or config.latents == "prior")
     is_fixed = beams or (config.sampling.greedy and not draws_latents)
     if is_fixed and (config.best_of > 1 or config.reject_copies):
         raise ConfigError(
             "best_of and reject_copies choose among attempts, but beams and greedy make them all the same"
         )
     limits = [name for name in ("max_notes", "max_bars", "max_seconds") if getattr(config, name)]
-    if limits and config.variation and not isinstance(loaded.model, Vae):
+    if limits and config.variation and not has_latents(loaded.model):
         raise ConfigError(f"{' and '.join(limits)} and variation: pieces are as long as their prompts; set one")
     if beams and limits:
         raise ConfigError(f"{' and '.join(limits)}: beam search ends at <end> and sampling.max_tokens alone")
-    if beams and beams < n_ranks and not isinstance(loaded.model, Vae):
+    if beams and beams < n_ranks and not has_latents(loaded.model):
         raise ConfigError(
             f"sampling.beams={beams} give {beams} pieces for each prompt, but n_pieces={config.n_pieces}"
             f" are {n_ranks} for each"
@@ -99,8 +98,8 @@ def _way_out(config: GenerateConfig) -> str:
 
 def longest_piece(model: Model, config: GenerateConfig) -> int:
     """Return the most tokens of a piece; where no context can slide, no more than the model reads."""
-    limit = getattr(model, "max_length", None)
-    if limit is None or not (config.sampling.beams or isinstance(model, Vae)):
+    limit = model.max_length
+    if limit is None or not (config.sampling.beams or has_latents(model)):
         return config.sampling.max_tokens
     return min(config.sampling.max_tokens, limit)
 
@@ -233,7 +232,7 @@ def _of_rank(
     """Return the likeliest continuation of a piece's prompt that no earlier piece of the batch has taken."""
     beams = config.sampling.beams
     # With latents, each piece has one of its own, and so a best continuation of its own.
-    rank = 0 if isinstance(loaded.model, Vae) else index // len(latents.sources)
+    rank = 0 if has_latents(loaded.model) else index // len(latents.sources)
     model = with_latents(loaded.model, latents, config.seed, [index] * beams, [index] * beams)
     found = beam_search(model, torch.tensor(prompt), beams, max_tokens, grammar, on_step=on_step, **ends)
     return found[min(rank, len(found) - 1)].ids.numpy()
@@ -246,5 +245,4 @@ def piece_limit(config: GenerateConfig) -> Extent:
 
 def window_of(model: Model, wanted: int) -> int:
     """Return as many tokens of a window as are wanted and as a model can read."""
-    limit = getattr(model, "max_length", None)
-    return wanted if limit is None else min(wanted, limit)
+    return wanted if model.max_length is None else min(wanted, model.max_length)

@@ -11,7 +11,6 @@ import torch
 import torch.distributed
 from torch import nn
 
-from models.config import VaeConfig
 from models.registry import build_model
 from models.training import (
     beta1,
@@ -185,7 +184,7 @@ def _validate(
     The loss of a model with latents is the bound on the cross entropy of the music: that of writing it from latents
     that are drawn, the same every time, and what these diverge from the prior.
     """
-    has_latents = isinstance(config.model, VaeConfig)
+    has_latents = config.model.has_latents
     kind, step = (config.windows, 1) if has_latents else ("random", 0)
     windows = store.batch(_VALIDATION_SEED, step, config.validation_windows, config.seq_len, pad_id, kind)
     windows = windows[rank::world_size]
