@@ -55,7 +55,8 @@ def sweep(
             for point, row in to_score:
                 _score(point, row, where, run.run_id)
                 folder.write_rows(rows)
-            ranked = log_sweep(run, folder, rows)
+            ranked = folder.write_rows(rows)
+            log_sweep(run, folder, ranked)
             if ranked[0]["status"] != sweeps.FINISHED:
                 raise SweepFailed(
                     f"none of {len(ranked)} points came to a result; point {ranked[0]['point']}:"

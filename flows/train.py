@@ -36,7 +36,7 @@ def train(
     """
     from tasks.training import steps  # brings torch, which a rebuild can do without
     from tasks.training.job import make_job
-    from tasks.training.runs import claim_run, finish_run, finished_model
+    from tasks.training.runs import claim_run, finish_run, finished_model, start_run
 
     check_trigger(config)
     where, started = Home.at(home), time.monotonic()
@@ -51,7 +51,8 @@ def train(
         if model is None:
             tags = run_tags() | {"orchestrion.preset": config.preset}
             with tracker.open_run("orchestrion/training", claim.folder.name, tags, parent_run_id, claim.run_id) as run:
-                log_training_start(run, claim, config, version)
+                start_run(claim, run)
+                log_training_start(run, config, version)
                 result = steps.fit_model(job, run)
                 model = steps.register_model(run, result, version, where, config)
                 finish_run(claim, run, model)

@@ -24,7 +24,7 @@ from tasks.sweep.trials import Event, run_trials, share_cores
 from tasks.tracking.mlflow_tracker import CurveLog, ModelVersion, Run
 from tasks.training.job import TrainJob, divergence_of, make_job
 from tasks.training.metrics_log import read_points
-from tasks.training.runs import Claim, claim_run, finish_run, finished_model
+from tasks.training.runs import Claim, claim_run, finish_run, finished_model, start_run
 from tasks.training.steps import register_model
 from tasks.training.summary import log_training_end, log_training_start
 from tasks.training.trainer import result_of
@@ -161,7 +161,8 @@ def _begin(work: _Sweep, training: _Training) -> None:
     training.curves = CurveLog(training.run)
     if claim.run_id:  # begun by an earlier attempt, or by `train`
         training.run.log_tags({"mlflow.parentRunId": work.parent.run_id, "orchestrion.sweep": work.folder.root.name})
-    log_training_start(training.run, claim, config, work.dataset)
+    start_run(claim, training.run)
+    log_training_start(training.run, config, work.dataset)
     for row in training.rows:
         row["run_id"] = training.run.run_id
     logger.info("point %d begins: %s", training.point.number, training.point.settings)

@@ -29,18 +29,20 @@ def sweep_table(rows: Sequence[Row]) -> str:
     return table(cells, header) + "\n"
 
 
-def log_sweep(run: Run, folder: SweepFolder, rows: Sequence[Row]) -> list[Row]:
-    """Write a sweep's table and picture, send them to its run, and return the rows best first."""
-    ranked = folder.write_rows(rows)
-    if ranked[0]["status"] == FINISHED:
-        write_atomically(folder.picture, draw_sweep(folder.root.name, ranked))
+def log_sweep(run: Run, folder: SweepFolder, rows: Sequence[Row]) -> None:
+    """Draw a sweep's picture, and log it with the tables.
+
+    Args:
+        rows: best first.
+    """
+    if rows[0]["status"] == FINISHED:
+        write_atomically(folder.picture, draw_sweep(folder.root.name, rows))
         run.log_file(folder.picture)
-        run.log_metrics({"sweep/best_bits_per_note": ranked[0]["bits_per_note"]})
+        run.log_metrics({"sweep/best_bits_per_note": rows[0]["bits_per_note"]})
     run.log_file(folder.results)
     run.log_file(folder.table)
-    run.log_text(sweep_table(ranked), "sweep.md")
-    run.describe(sweep_table(ranked))
-    return ranked
+    run.log_text(sweep_table(rows), "sweep.md")
+    run.describe(sweep_table(rows))
 
 
 def sweep_summary(folder: SweepFolder, run: Run, dataset: DatasetVersion, rows: Sequence[Row]) -> dict[str, Any]:

@@ -3,28 +3,25 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+from tasks.config.serialization import to_json
 from tasks.config.training import TrainConfig
 from tasks.dataset.versions import DatasetVersion
 from tasks.reporting.markdown import table
 from tasks.storage.home import Home
 from tasks.tracking.mlflow_tracker import ModelVersion, Run
 
-if TYPE_CHECKING:  # these bring torch, which a rebuild can do without
+if TYPE_CHECKING:  # this brings torch, which a rebuild can do without
     from tasks.training.job import TrainResult
-    from tasks.training.runs import Claim
 
 
-def log_training_start(run: Run, claim: "Claim", config: TrainConfig, dataset: DatasetVersion) -> None:
-    """Tell the tracker what is about to be trained on what."""
-    from tasks.training.runs import start_run
-
-    start_run(claim, run)
-    run.log_params(claim.facts["config"], "train")
+def log_training_start(run: Run, config: TrainConfig, dataset: DatasetVersion) -> None:
+    """Log settings and dataset."""
+    run.log_params(to_json(config), "train")
     run.use_dataset(dataset, "training")
 
 
 def log_training_end(run: Run, model: ModelVersion, result: "TrainResult") -> None:
-    """Tell the tracker what came out."""
+    """Log metric points, model and checkpoint."""
     run.log_file(result.run_dir / "metrics.jsonl")
     run.describe(f"Model `{model.reference}`, step {result.step}, checkpoint `{result.checkpoint}`")
 
