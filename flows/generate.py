@@ -35,13 +35,15 @@ def generate(
         fresh: compose again even if the same batch is there.
     """
     from tasks.generation import steps
+    from tasks.generation.generate import find_whole_batch
 
     check_trigger(config)
     where, started = Home.at(home), time.monotonic()
     with where.locked("generate", lock_wait()):
         tracker = Tracker(where)
         chosen = tracker.model(model)
-        batch = None if fresh else steps.find_same_batch(where, chosen, config)
+        request = steps.read_request(where, chosen, config)
+        batch = None if fresh else find_whole_batch(where, request.name)
         reused = batch is not None
         run_id = batch.logged_run() if batch else ""
         if reused:
@@ -52,7 +54,7 @@ def generate(
             ) as run:
                 run.log_params(to_json(config), "generate")
                 run.use_model(chosen)
-                batch = batch or steps.compose_batch(where, chosen, config, fresh)
+                batch = batch or steps.compose_batch(request, fresh)
                 log_batch(run, batch)
             run_id = run.run_id
             batch.note_run(run_id)

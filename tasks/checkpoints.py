@@ -1,6 +1,6 @@
 """Checkpoints: folders with weights and optimizer as safetensors and the rest as JSON; no pickle."""
 
-import logging
+import hashlib
 import os
 import re
 import shutil
@@ -12,21 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import nn
 
-from models.config import HourglassConfig, ModelConfig
 from models.registry import Model, build_model
 from tasks.config.serialization import from_json
 from tasks.config.training import TrainConfig
 from tasks.errors import CheckpointError, DamagedFile, NotFound, OrchestrionError
 from tasks.music.tokenizers.registry import tokenizer_from_json
+from tasks.reporting.markdown import table
 from tasks.storage.files import publish_folder, write_atomically
 from tasks.storage.integrity import OTHER_BYTES, examine, read_sealed, sealed_bytes, unsealed
 from tasks.storage.strict_json import BadJson, read_json
-
-logger = logging.getLogger(__name__)
 
 FORMAT = 1
 STATE: dict[str, Any] = {
@@ -47,12 +45,13 @@ _FOLDER = re.compile(r"step-[0-9]{6,18}")
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model with its tokenizer and the state it was saved with."""
+    """A model with its tokenizer, the state it was saved with, and the digest of its weights."""
 
     model: Model
     tokenizer: Any
     state: dict[str, Any]
     folder: Path
+    weights_sha256: str
 
 
 class CheckpointFolder:
@@ -132,20 +131,20 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
         CheckpointError: a file is missing or damaged, or belongs to another model.
     """
     state, files = _read_state(folder)
-    load_weights(folder, model)
-    tensors = _load_tensors(folder / OPTIMIZER, files)
+    weights = _read_tensors(folder / WEIGHTS, files)[0]
+    _compare_shapes(folder, weights, model)
+    model.load_state_dict(weights)
+    tensors = _read_tensors(folder / OPTIMIZER, files)[0]
     if not tensors:  # saved before any step was applied
         return state
-    wanted = {f"{name}.step": (1,) for name, _ in model.named_parameters()}
+    shapes = {f"{name}.step": (1,) for name, _ in model.named_parameters()}
     for kind in ("exp_avg", "exp_avg_sq"):
-        wanted |= {f"{name}.{kind}": tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != wanted:
-        difference = _first_difference(set(found.items()), set(wanted.items()))
+        shapes |= {f"{name}.{kind}": tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if difference := _first_difference(tensors, shapes):
         raise CheckpointError(f"{folder}: optimizer state does not fit this model ({difference})")
     for name, parameter in model.named_parameters():
         optimizer.state[parameter] = {
-            "step": tensors[f"{name}.step"].reshape(()).to(parameter.device),  # there the fused optimizer wants it
+            "step": tensors[f"{name}.step"].reshape(()).to(parameter.device),  # the fused optimizer needs it there
             "exp_avg": tensors[f"{name}.exp_avg"].to(parameter.device),
             "exp_avg_sq": tensors[f"{name}.exp_avg_sq"].to(parameter.device),
         }
@@ -173,50 +172,39 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, str] | None,
 def load_model(folder: Path) -> LoadedModel:
     """Build the model that a checkpoint describes and load its weights, ready to evaluate.
 
+    The weights are read once: what is hashed is what is loaded.
+
     Raises:
         NotFound: no such folder.
         CheckpointError: a file is missing or damaged, or the weights do not fit the config.
     """
     state, files, config, tokenizer = _read_settings(folder)
-    _require_bytes(folder / WEIGHTS, files)
-    _refuse_other_shapes(folder, config.model, tokenizer)
-    model = build_model(config.model, tokenizer.vocab_size, tokenizer.pad_id)
-    load_weights(folder, model)
-    return LoadedModel(model.eval(), tokenizer, state, folder)
-
-
-def _refuse_other_shapes(folder: Path, config: ModelConfig, tokenizer: Any) -> None:
-    """Compare what a config would build with what the file of weights holds, before anything takes time or memory."""
-    with _opened_weights(folder) as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    n_layers = sum(config.depths) if isinstance(config, HourglassConfig) else config.n_layers
-    if n_layers > len(found):
-        raise CheckpointError(f"{folder}: {n_layers} layers in state.json, but {len(found)} tensors in {WEIGHTS}")
+    weights, sha256 = _read_tensors(folder / WEIGHTS, files)
+    n_layers = config.model.n_layers
+    if n_layers > len(weights):
+        raise CheckpointError(f"{folder}: {n_layers} layers in state.json, but {len(weights)} tensors in {WEIGHTS}")
     try:
-        with torch.device("meta"):
-            model = build_model(config, tokenizer.vocab_size, tokenizer.pad_id)
+        with torch.device("meta"):  # on shapes alone, before a wrong config takes time or memory
+            shapes = build_model(config.model, tokenizer.vocab_size, tokenizer.pad_id)
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{folder / 'state.json'}: no such model can be built: {_first_line(error)}") from None
-    _compare_shapes(folder, found, model)
+    _compare_shapes(folder, weights, shapes)
+    model = build_model(config.model, tokenizer.vocab_size, tokenizer.pad_id)
+    model.load_state_dict(weights)
+    return LoadedModel(model.eval(), tokenizer, state, folder, sha256)
 
 
-@contextmanager
-def _opened_weights(folder: Path) -> Iterator[Any]:
-    try:
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            yield file
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a whole checkpoint: it has no {WEIGHTS}") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} is damaged: {_first_line(error)}") from None
+def _compare_shapes(folder: Path, weights: Mapping[str, torch.Tensor], model: nn.Module) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if difference := _first_difference(weights, shapes):
+        raise CheckpointError(f"{folder}: weights are of another model ({difference})")
 
 
-def _compare_shapes(folder: Path, found: dict[str, tuple[int, ...]], model: nn.Module) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if found != wanted:
-        raise CheckpointError(
-            f"{folder}: weights are of another model ({_first_difference(set(found.items()), set(wanted.items()))})"
-        )
+def _first_difference(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return the first missing and the first unknown name and shape, or nothing if all shapes are as expected."""
+    found = {(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    missing, unknown = sorted(shapes.items() - found, key=str), sorted(found - shapes.items(), key=str)
+    return ", ".join([f"missing {item}" for item in missing[:1]] + [f"unknown {item}" for item in unknown[:1]])
 
 
 def _first_line(error: BaseException) -> str:
@@ -225,13 +213,12 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def exported(folder: Path, facts: Mapping[str, str]) -> Iterator[Path]:
-    """Yield a folder with what using the model needs: weights, state and a card; no optimizer. Gone on leaving."""
+    """Yield a temporary folder with the files for using the model: weights, state and a card, but no optimizer."""
     with tempfile.TemporaryDirectory(prefix="orchestrion-export-") as temporary:
         target = Path(temporary)
         for name in (WEIGHTS, "state.json"):
             shutil.copyfile(folder / name, target / name)
-        state = read_state(folder)
-        (target / "README.md").write_text(_model_card(state, facts))
+        (target / "README.md").write_text(_model_card(read_state(folder), facts))
         yield target
 
 
@@ -243,24 +230,12 @@ def _model_card(state: dict[str, Any], facts: Mapping[str, str]) -> str:
         "encoding": state["tokenizer"]["name"],
     }
     rows |= {key: "none" if value is None else f"{value:.4f}" for key, value in sorted(state["metrics"].items())}
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     return (
         f"# {facts['preset']}\n\nA transformer trained on symbolic music; it continues a list of token ids.\n\n"
-        f"| fact | value |\n|---|---|\n{table}\n\n"
+        f"{table(list(rows.items()), ('fact', 'value'))}\n\n"
         "Files: `model.safetensors` (weights), `state.json` (settings, tokenizer, dataset version).\n"
         "The licence of the training data is in the dataset's ledger.\n"
     )
-
-
-def load_weights(folder: Path, model: nn.Module) -> None:
-    """Load a checkpoint's weights, every one of them, into a model of the same shape.
-
-    Raises:
-        CheckpointError: the file is damaged, or names or shapes differ; the message names the first that does.
-    """
-    tensors = _load_tensors(folder / WEIGHTS, _read_state(folder)[1])
-    _compare_shapes(folder, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, model)
-    model.load_state_dict(tensors)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -300,9 +275,7 @@ def check_checkpoint(folder: Path) -> None:
     files = _read_state(folder)[1]
     for name in (WEIGHTS, OPTIMIZER):
         if name == WEIGHTS or (folder / name).exists():
-            _require_bytes(folder / name, files)
-    with _opened_weights(folder) as file:
-        file.keys()
+            _read_tensors(folder / name, files)
 
 
 def seal_state(folder: Path) -> bool:
@@ -319,18 +292,6 @@ def seal_state(folder: Path) -> bool:
     return True
 
 
-def weights_hash(folder: Path) -> str:
-    """Return the SHA-256 of a checkpoint's weights.
-
-    Raises:
-        CheckpointError: there are none.
-    """
-    try:
-        return examine(folder / WEIGHTS).sha256
-    except OSError as error:
-        raise CheckpointError(f"{folder} has no readable {WEIGHTS}: {error.strerror}") from None
-
-
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     tensors = {}
     for name, parameter in model.named_parameters():
@@ -339,29 +300,20 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     return tensors
 
 
-def _load_tensors(path: Path, files: Mapping[str, str] | None) -> dict[str, torch.Tensor]:
-    _require_bytes(path, files)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from None
-
-
-def _require_bytes(path: Path, files: Mapping[str, str] | None) -> None:
-    """Check all bytes of a file, once in a process, by the digest in the state."""
+def _read_tensors(path: Path, files: Mapping[str, str] | None) -> tuple[dict[str, torch.Tensor], str]:
+    """Return the tensors of a file and its SHA-256, which the state must name if it names any."""
     if files is not None and path.name not in files:
         raise CheckpointError(f"{path.parent / 'state.json'} is damaged: it has no digest of {path.name}")
     try:
-        state = examine(path)
+        data = path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} is not a whole checkpoint: it has no {path.name}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    if files is not None and files[path.name] != state.sha256:
+    sha256 = hashlib.sha256(data).hexdigest()
+    if files is not None and files[path.name] != sha256:
         raise CheckpointError(f"{path} is damaged: {OTHER_BYTES}")
-
-
-def _first_difference(found: set[Any], wanted: set[Any]) -> str:
-    missing, extra = sorted(wanted - found, key=str), sorted(found - wanted, key=str)
-    said = [f"missing {missing[0]}"] if missing else []
-    return ", ".join(said + ([f"unknown {extra[0]}"] if extra else []))
+    try:
+        return load(data), sha256
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from None

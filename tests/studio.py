@@ -11,7 +11,7 @@ from tasks.config.generation import GenerateConfig
 from tasks.copying.human_range import HumanRange
 from tasks.copying.index import copy_index, human_path
 from tasks.dataset.versions import DatasetVersion
-from tasks.generation.generate import Batch, generate_batch
+from tasks.generation.generate import Batch, generate_batch, read_request
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
@@ -39,7 +39,7 @@ class Studio:
 
     def compose(self, **settings: Any) -> Batch:
         given = {"n_pieces": 3, "audio": "none", "sampling": SamplingConfig(max_tokens=160)} | settings
-        return generate_batch(self.home, self.model, self.checkpoint, GenerateConfig(**given))
+        return generate_batch(read_request(self.home, self.model, self.checkpoint, GenerateConfig(**given)))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def config_of(**settings: Any) -> GenerateConfig:
 
 
 def compose(home: Home, setup: Setup, **settings: Any) -> Batch:
-    return generate_batch(home, setup.model, setup.checkpoint, config_of(**settings))
+    return generate_batch(read_request(home, setup.model, setup.checkpoint, config_of(**settings)))
 
 
 def silent(home: Home, setup: Setup, **settings: Any) -> Batch:

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 PRIME_TOKENS = 256
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PRIMER_STREAM = 2**64 - 1  # no block has this number
-_CONTINUING_MODELS = ("decoder", "hourglass")
 
 
 def sessions_folder(home: Home) -> Path:
@@ -156,7 +155,7 @@ class SessionFolder:
         Raises:
             NotFound, CheckpointError: neither is there, or the weights are others now.
         """
-        from tasks.checkpoints import load_model, weights_hash
+        from tasks.checkpoints import load_model
 
         session = self.read()
         checkpoint = self.home.root / session.model.checkpoint
@@ -165,9 +164,10 @@ class SessionFolder:
 
             tracker = Tracker(self.home)
             checkpoint = tracker.fetch(tracker.model(session.model.reference))
-        if weights_hash(checkpoint) != session.model.weights_sha256:
+        loaded = load_model(checkpoint)
+        if loaded.weights_sha256 != session.model.weights_sha256:
             raise CheckpointError(f"{checkpoint} does not hold the weights that session {self.name} began with")
-        return load_model(checkpoint)
+        return loaded
 
     def start(
         self,
@@ -188,15 +188,15 @@ class SessionFolder:
             ConfigError: there is a session of that name, or the model cannot continue ids.
             NotFound, BadScore, DatasetError: the prompt or the dataset cannot be used.
         """
-        from tasks.checkpoints import load_model, weights_hash
+        from tasks.checkpoints import load_model
 
         if self.state_path.exists():
             raise ConfigError(f"session {self.name!r} exists already, in {self.folder}; give another name")
         loaded = load_model(checkpoint)
-        kind = loaded.state["config"]["model"]["name"]
-        if kind not in _CONTINUING_MODELS:
+        if loaded.model.config.has_latents:
             raise ConfigError(
-                f"model {model.reference} is a {kind}; a session needs one of {', '.join(_CONTINUING_MODELS)}"
+                f"model {model.reference} is a {loaded.model.config.name}, which writes whole pieces from latents;"
+                " a session needs a model that continues ids"
             )
         primer = make_primer(self.home, loaded, prime, prompt, prime_tokens, config.seed)
         session = Session(
@@ -206,7 +206,7 @@ class SessionFolder:
                 run_id=model.run_id,
                 dataset="{name}@{version}".format(**loaded.state["dataset"]),
                 checkpoint=str(model.checkpoint),
-                weights_sha256=weights_hash(checkpoint),
+                weights_sha256=loaded.weights_sha256,
             ),
             encoding=loaded.tokenizer.to_json(),
             config=config,

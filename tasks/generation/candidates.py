@@ -6,9 +6,10 @@ worker, the candidates with both files are finished, and whoever comes next goes
 
 import hashlib
 import logging
+import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from tasks.music.excerpt import Extent, beginning
 from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.midi.event_statistics import midi_statistics
 from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.reader import read_one
 from tasks.music.midi.validity import check_validity
 from tasks.music.midi.writer import write_midi
 from tasks.music.render.audio import encode_audio
@@ -142,18 +144,23 @@ def is_rendered(candidate: Candidate, folder: Path) -> bool:
 
 
 def write_candidates(
-    job: WriteJob, on_candidate: Callable[[Candidate], None] | None = None, tell: TellTokens | None = None
+    job: WriteJob,
+    loaded: LoadedModel | None = None,
+    copies: CopyIndex | None = None,
+    on_candidate: Callable[[Candidate], None] | None = None,
+    tell: TellTokens | None = None,
 ) -> int:
     """Sample those candidates that are not there yet and write each as soon as it is complete; return their number.
 
     Args:
+        loaded, copies: the job's model and index, where this process has them already.
         tell: gets the tokens that are drawn; by default a job's tally does, if it has one.
     """
     left = [place for place, candidate in enumerate(job.candidates) if not is_written(candidate, job.folder)]
     if not left:
         return 0
-    loaded = load_model(job.checkpoint)
-    copies = CopyIndex.open(job.dataset_folder) if job.dataset_folder else None
+    loaded = loaded or load_model(job.checkpoint)
+    copies = copies or (CopyIndex.open(job.dataset_folder) if job.dataset_folder else None)
     count = TokenCount(tell or (TallySheet(job.tally).tell if job.tally else lambda n_drawn, n_fewer: None))
     most_tokens = longest_piece(loaded.model, job.config)
     expected = [
@@ -215,6 +222,7 @@ def _write_candidate(
     score, n_shortened = end_at_next(score)
     title = f"{job.lineage['batch']} {candidate.name}"
     midi = write_midi(score, title, part_names=part_labels(score), ends_on_bar_line=True)
+    events = read_one(midi)
     own = written_notes(score, prompt, tokenizer, new)
     given = _prompt_facts(prompt, tokenizer) if prompt.name and not prompt.window else None
     facts = {
@@ -232,8 +240,8 @@ def _write_candidate(
         "short_of": short_of,
         "midi_sha256": hashlib.sha256(midi).hexdigest(),
         "statistics": piece_statistics(score),
-        "midi": midi_statistics(midi, candidate.name),
-        "validity": check_validity(midi, score).to_json(),
+        "midi": midi_statistics(midi, candidate.name, events),
+        "validity": check_validity(midi, score, events).to_json(),
         "copying": copies.check(own).as_json() if copies else None,
         "warnings": _cut_warnings(job.config, short_of, len(piece.ids), n_tracks) + (new.warnings if new else []),
     }
@@ -262,8 +270,8 @@ def read_candidate(candidate: Candidate, folder: Path) -> dict[str, Any]:
     return read_sealed(candidate.path(folder, "json"), {"facts": {"midi_sha256": str}, "measured": dict})
 
 
-def render_pieces(job: RenderJob, on_piece: Callable[[Candidate], None] | None = None) -> None:
-    """Write the MIDI, picture, sound and sidecar of those pieces that have none yet.
+def render_pieces(job: RenderJob, on_piece: Callable[[Candidate], None] | None = None) -> dict[str, Score]:
+    """Write the MIDI, picture, sound and sidecar of those pieces that have none yet; return their music by name.
 
     Args:
         on_piece: called with each piece that is complete.
@@ -273,15 +281,17 @@ def render_pieces(job: RenderJob, on_piece: Callable[[Candidate], None] | None =
         for candidate, facts in zip(job.chosen, job.facts, strict=True)
         if not _is_rendered(sidecar := pieces_folder(job.folder) / f"{candidate.name}.json")
     ]
+    scores = dict[str, Score]()
     pool = ThreadPoolExecutor(job.n_threads)  # most of the work is in compiled code, which others may run beside
     try:
         running = {pool.submit(_render_piece, job, *piece): piece[0] for piece in left}
         for done in as_completed(running):
-            done.result()
+            scores[running[done].name] = done.result()
             if on_piece:
                 on_piece(running[done])
     finally:
         pool.shutdown(cancel_futures=True)
+    return scores
 
 
 def _is_rendered(sidecar: Path) -> bool:
@@ -294,11 +304,15 @@ def _is_rendered(sidecar: Path) -> bool:
     return True
 
 
-def _render_piece(job: RenderJob, candidate: Candidate, more: dict[str, Any], sidecar: Path) -> None:
-    midi = candidate.path(job.folder, "mid").read_bytes()
-    facts = read_candidate(candidate, job.folder)["facts"] | more
-    score = read_midi(midi, candidate.name) if facts["statistics"]["n_notes"] else EMPTY_SCORE
-    write_atomically(sidecar.with_suffix(".mid"), midi)
+def read_piece(midi: Path, facts: Mapping[str, Any]) -> Score:
+    """Return the music of a candidate or piece, by its file and what is known of it."""
+    return read_midi(midi) if facts["statistics"]["n_notes"] else EMPTY_SCORE
+
+
+def _render_piece(job: RenderJob, candidate: Candidate, more: dict[str, Any], sidecar: Path) -> Score:
+    midi, facts = candidate.path(job.folder, "mid"), read_candidate(candidate, job.folder)["facts"] | more
+    score = read_piece(midi, facts)
+    _link(midi, sidecar.with_suffix(".mid"))
     files: dict[str, bytes] = {}
     with DRAWING:
         files["png"] = draw_piano_roll(score)
@@ -322,6 +336,16 @@ def _render_piece(job: RenderJob, candidate: Candidate, more: dict[str, Any], si
         write_atomically(sidecar.with_suffix(f".{suffix}"), data)
     facts["files"] = {suffix: hashlib.sha256(data).hexdigest() for suffix, data in files.items()}
     write_atomically(sidecar, sealed_bytes(facts))
+    return score
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a finished file a second name; it is copied where the file system has no links."""
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _prompt_facts(prompt: Prompt, tokenizer: Any) -> dict[str, Any]:

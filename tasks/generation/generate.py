@@ -3,14 +3,14 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tasks.checkpoints import load_model, weights_hash
+from tasks.checkpoints import LoadedModel, load_model
 from tasks.config.generation import GenerateConfig
 from tasks.config.serialization import digest, to_json
 from tasks.errors import DamagedFile
@@ -23,6 +23,7 @@ from tasks.generation.selection import Choice, WritePlan, choose_pieces, first_c
 from tasks.music.midi.validity import Validity, share_valid
 from tasks.music.render.notation import check_notation
 from tasks.music.render.soundfont import find_player
+from tasks.music.score import Score
 from tasks.runtime.progress import Progress
 from tasks.sampling.latents import latents_of
 from tasks.sampling.timing import Clock, results_of
@@ -34,6 +35,9 @@ from tasks.storage.project import code_digest, git_commit
 from tasks.tracking.mlflow_tracker import ModelVersion
 
 logger = logging.getLogger(__name__)
+
+# Settings that change only the speed, or stand for the contents of a file.
+NOT_IN_NAME = ("batch_size", "n_workers", "prompt", "prompt_to", "renderer", "soundfont")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +69,32 @@ class Batch:
         write_atomically(run_note_path(self.folder), sealed_bytes(note))
 
 
-def batch_name(model: ModelVersion, config: GenerateConfig, prompts: list[Prompt], checkpoint: Path) -> str:
-    """Return the name that model, settings and prompts determine; what only changes the speed does not count."""
-    settings = to_json(config)
-    for by_contents in ("batch_size", "n_workers", "prompt", "prompt_to", "renderer", "soundfont"):
-        settings.pop(by_contents)
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """A batch to compose: its model, settings and prompts, and the name that these determine."""
+
+    home: Home
+    model: ModelVersion
+    loaded: LoadedModel
+    config: GenerateConfig
+    prompts: list[Prompt]
+    name: str
+
+
+def read_request(home: Home, model: ModelVersion, checkpoint: Path, config: GenerateConfig) -> Request:
+    """Load the model and read the prompts of a batch; raises as `load_model` and `read_prompts`."""
+    loaded = load_model(checkpoint)
+    prompts = read_prompts(loaded, config, home)
     identity = {
         "model": model.reference,
-        "weights": weights_hash(checkpoint),
-        "config": settings,
+        "weights": loaded.weights_sha256,
+        "config": {key: value for key, value in to_json(config).items() if key not in NOT_IN_NAME},
         "prompts": [(p.name, p.sha256) for p in prompts],
     }
     if config.audio != "none":
         identity |= {"player": find_player(config.renderer, config.soundfont).identity}
-    return f"{model.name}-v{model.version}-{digest(identity)[:10]}"
+    name = f"{model.name}-v{model.version}-{digest(identity)[:10]}"
+    return Request(home, model, loaded, config, prompts, name)
 
 
 def find_batch(home: Home, name: str) -> Batch | None:
@@ -109,10 +125,7 @@ def find_whole_batch(home: Home, name: str) -> Batch | None:
 
 
 def generate_batch(
-    home: Home,
-    model: ModelVersion,
-    checkpoint: Path,
-    config: GenerateConfig,
+    request: Request,
     on_pieces: Callable[[int], None] | None = None,
     fresh: bool = False,
     show: Callable[[str, int, str], Progress] = Progress,
@@ -127,37 +140,35 @@ def generate_batch(
         fresh: begin again even where some of it is written already.
         show: makes the progress of a stage, of its label, total and unit.
     """
+    home, loaded, prompts, name = request.home, request.loaded, request.prompts, request.name
+    config = with_room(request.config, prompts)
     player = find_player(config.renderer, config.soundfont)
     if config.musicxml:
         check_notation()
     if config.audio != "none" and player.problem:
         logger.warning("no audio: %s; the gallery's page plays the notes itself", player.problem)
-    loaded = load_model(checkpoint)
-    prompts = read_prompts(loaded, config, home)
     tell_losses(prompts, loaded.tokenizer)
-    name = batch_name(model, config, prompts, checkpoint)
-    config = with_room(config, prompts)
     with Progress("reading the dataset"):
         judge = Judge.of(home, loaded, config)
     lineage = {
         "batch": name,
-        "model_version": model.reference,
-        "model_run_id": model.run_id,
+        "model_version": request.model.reference,
+        "model_run_id": request.model.run_id,
         "dataset_version": "{name}@{version}".format(**loaded.state["dataset"]),
         "code_commit": git_commit(),
     }
     told = lineage | {"code": code_digest(), "unjudged": judge.reason}
     told |= {"player": player.identity if config.audio != "none" else {}}
     folder = open_unfinished(home, name, told, fresh)
-    plan = WritePlan(checkpoint, prompts, config, lineage, folder, judge, latents_of(loaded.model, config))
+    plan = WritePlan(prompts, config, lineage, folder, judge, latents_of(loaded.model, config))
     clock = Clock()
     choices = _compose(plan, on_pieces, show)
     clock.stop("writing")
     with show("rendering", sum(choice.seconds for choice in choices), "seconds of music") as progress:
-        render_all(plan, choices, player, progress)
+        scores = render_all(plan, choices, player, progress)
     clock.stop("rendering")
     with Progress("judging"):
-        manifest = _write_manifest(plan, choices)
+        manifest = _write_manifest(plan, choices, scores)
     clock.stop("judging")
     batch = Batch(name, home.generations / name, manifest)
     kept = [choice.candidate for choice in choices]
@@ -210,16 +221,17 @@ def open_unfinished(home: Home, name: str, told: dict[str, Any], fresh: bool) ->
     return folder
 
 
-def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any]:
-    """Write the page and, last, the manifest of a batch; return the latter."""
+def _write_manifest(plan: WritePlan, choices: Sequence[Choice], scores: Mapping[str, Score]) -> dict[str, Any]:
+    """Write the page and, last, the manifest of a batch; return the latter.
+
+    Args:
+        scores: of the pieces that were just rendered, by name; the others are read from their files.
+    """
     target, config = batch_folder(plan.folder), plan.config
     sidecars = [check_piece(pieces_folder(plan.folder) / f"{choice.candidate.name}.json") for choice in choices]
     validities = [Validity(piece["validity"]["problems"]) for piece in sidecars]
     manifest = plan.lineage | {
-        "config": to_json(config)
-        | dict.fromkeys(
-            ("batch_size", "n_workers", "prompt", "prompt_to", "renderer", "soundfont")
-        ),  # see each sidecar's prompt
+        "config": to_json(config) | dict.fromkeys(NOT_IN_NAME),  # each sidecar has its prompt
         "n_pieces": len(sidecars),
         "n_nothing_new": sum(NOTHING_NEW in piece["flags"] for piece in sidecars),
         "n_cut_short": sum(CUT_SHORT in piece["flags"] for piece in sidecars),
@@ -240,7 +252,7 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice]) -> dict[str, Any
     manifest["flags"] = batch_flags(manifest)
     for line in manifest["flags"]:
         logger.warning("%s", line)
-    page = batch_page(plan.judge, pieces_folder(plan.folder), sidecars, manifest)
+    page = batch_page(plan.judge, pieces_folder(plan.folder), sidecars, manifest, scores)
     write_atomically(target / "gallery.html", page.encode())
     write_atomically(target / "manifest.json", sealed_bytes(manifest))
     return manifest

@@ -20,6 +20,7 @@ from tasks.generation.candidates import (
 from tasks.generation.judge import Judge, flags_of, is_copy
 from tasks.generation.prompts import Prompt
 from tasks.music.render.soundfont import Player
+from tasks.music.score import Score
 from tasks.runtime import cluster
 from tasks.runtime.progress import Progress
 from tasks.sampling.latents import LatentPlan, LatentSource
@@ -32,7 +33,6 @@ MORE_ATTEMPTS = 8  # at most, at a piece that is rejected as a copy
 class WritePlan:
     """What all work on a batch has in common."""
 
-    checkpoint: Path
     prompts: list[Prompt]
     config: GenerateConfig
     lineage: dict[str, str]
@@ -56,11 +56,17 @@ class WritePlan:
         dataset_folder = self.judge.index.folder if self.judge.index else None
         return [
             WriteJob(
-                self.checkpoint, share, tuple(self.prompts[c.index % len(self.prompts)] for c in share), latents,
-                self.config, self.lineage, self.folder, dataset_folder,
+                checkpoint=self.judge.loaded.folder,
+                candidates=share,
+                prompts=tuple(self.prompts[candidate.index % len(self.prompts)] for candidate in share),
+                latents=latents,
+                config=self.config,
+                lineage=self.lineage,
+                folder=self.folder,
+                dataset_folder=dataset_folder,
             )
             for share in deal(candidates, self.config.n_workers)
-        ]  # fmt: skip
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +181,7 @@ def write_all(
     jobs = plan.jobs(countdown.left)
     if plan.config.n_workers == 1:
         for job in jobs:
-            write_candidates(job, countdown.count_one, tell)
+            write_candidates(job, plan.judge.loaded, plan.judge.index, countdown.count_one, tell)
         return
     jobs = [replace(job, tally=plan.folder / f"tally-{place}") for place, job in enumerate(jobs)]
     sheets = [TallySheet(job.tally) for job in jobs if job.tally]
@@ -210,8 +216,12 @@ class Countdown:
         self.counted.add(candidate)
 
 
-def render_all(plan: WritePlan, choices: Sequence[Choice], player: Player, progress: Progress) -> None:
-    """Make the files of all chosen pieces that are not there yet; `progress` counts seconds of music."""
+def render_all(plan: WritePlan, choices: Sequence[Choice], player: Player, progress: Progress) -> dict[str, Score]:
+    """Make the files of all chosen pieces that are not there yet, and return the music of these by name.
+
+    Args:
+        progress: counts seconds of music.
+    """
     config = plan.config
     jobs = [
         RenderJob(
@@ -226,12 +236,12 @@ def render_all(plan: WritePlan, choices: Sequence[Choice], player: Player, progr
     ]
     seconds = {choice.candidate: choice.seconds for choice in choices}
     if config.n_workers == 1:
-        for job in jobs:
-            render_pieces(job, lambda candidate: progress.advance(seconds[candidate]))
-        return
+        rendered = [render_pieces(job, lambda candidate: progress.advance(seconds[candidate])) for job in jobs]
+    else:
 
-    def look() -> None:
-        for candidate in [c for c in seconds if is_rendered(c, plan.folder)]:
-            progress.advance(seconds.pop(candidate))
+        def look() -> None:
+            for candidate in [c for c in seconds if is_rendered(c, plan.folder)]:
+                progress.advance(seconds.pop(candidate))
 
-    cluster.run_over(render_pieces, jobs, max_in_flight=len(jobs), on_wait=look)
+        rendered = cluster.run_over(render_pieces, jobs, max_in_flight=len(jobs), on_wait=look)
+    return {name: score for scores in rendered for name, score in scores.items()}

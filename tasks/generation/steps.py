@@ -3,26 +3,22 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.checkpoints import load_model
 from tasks.config.generation import GenerateConfig
 from tasks.generation import generate
-from tasks.generation.prompts import read_prompts
 from tasks.runtime.prefect_tasks import HEALS, show_progress
 from tasks.runtime.progress import Progress
 from tasks.storage.home import Home
 from tasks.tracking.mlflow_tracker import ModelVersion, Tracker
 
 
-@task(name="find-batch", cache_policy=NO_CACHE)
-def find_same_batch(home: Home, model: ModelVersion, config: GenerateConfig) -> generate.Batch | None:
-    """Return the batch if the very same was composed already."""
+@task(name="read-request", cache_policy=NO_CACHE)
+def read_request(home: Home, model: ModelVersion, config: GenerateConfig) -> generate.Request:
+    """Load the model and the prompts of a batch."""
     with Progress("loading the model and the prompts"):
-        checkpoint = Tracker(home).fetch(model)
-        prompts = read_prompts(load_model(checkpoint), config, home)
-    return generate.find_whole_batch(home, generate.batch_name(model, config, prompts, checkpoint))
+        return generate.read_request(home, model, Tracker(home).fetch(model), config)
 
 
 @task(name="compose-batch", **HEALS)
-def compose_batch(home: Home, model: ModelVersion, config: GenerateConfig, fresh: bool = False) -> generate.Batch:
+def compose_batch(request: generate.Request, fresh: bool = False) -> generate.Batch:
     """Compose, render and publish a batch."""
-    return generate.generate_batch(home, model, Tracker(home).fetch(model), config, fresh=fresh, show=show_progress)
+    return generate.generate_batch(request, fresh=fresh, show=show_progress)

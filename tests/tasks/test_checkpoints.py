@@ -17,7 +17,7 @@ from models.config import OptimizerConfig
 from models.registry import Model, build_model
 from models.training import build_optimizer, train_step
 from tasks import checkpoints
-from tasks.checkpoints import CheckpointFolder, exported, load_model, load_weights, read_state, restore
+from tasks.checkpoints import CheckpointFolder, exported, load_model, read_state, restore
 from tasks.config.serialization import to_json
 from tasks.errors import CheckpointError, NotFound, OrchestrionError
 from tasks.music.tokenizers.oore import OoreTokenizer
@@ -265,7 +265,7 @@ def test_weights_and_optimizers_of_another_model_are_turned_down(tmp_path: Path)
         restore(folder, *wide)
     deep = save(tmp_path / "deep", n_layers=3)
     with pytest.raises(CheckpointError, match="unknown"):
-        load_weights(deep, wide[0])
+        restore(deep, *wide)
 
 
 @pytest.mark.parametrize("pointer", [b"", b"{", b"[]", b"{}", b'"step-000001"', b"\xff"])
@@ -283,6 +283,7 @@ def test_a_loaded_model_is_the_saved_one_ready_to_evaluate(tmp_path: Path) -> No
     assert loaded.tokenizer.digest == TOKENIZER.digest
     assert loaded.model.config == SMALL_MODEL
     assert_same_bits(dict(model.state_dict()), dict(loaded.model.state_dict()))
+    assert loaded.weights_sha256 == hashlib.sha256((loaded.folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 def test_loading_names_what_is_not_there_or_does_not_fit(tmp_path: Path) -> None:

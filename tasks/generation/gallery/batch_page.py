@@ -7,6 +7,7 @@ from typing import Any
 from models.config import SamplingConfig
 from tasks.config.serialization import to_json
 from tasks.errors import plural
+from tasks.generation.candidates import read_piece
 from tasks.generation.gallery.gallery import (
     MAX_AUDIO_BYTES,
     BatchFigure,
@@ -17,20 +18,29 @@ from tasks.generation.gallery.gallery import (
     build_gallery,
 )
 from tasks.generation.judge import COPIED, HEADLINES, Judge
-from tasks.music.midi.read_midi import read_midi
+from tasks.music.score import Score
 
 MOST_SOURCES = 200  # pieces that are shown with the passage they are most like, for each is read from the dataset
 
 
-def batch_page(judge: Judge, pieces: Path, sidecars: Sequence[dict[str, Any]], manifest: Mapping[str, Any]) -> str:
+def batch_page(
+    judge: Judge,
+    pieces: Path,
+    sidecars: Sequence[dict[str, Any]],
+    manifest: Mapping[str, Any],
+    scores: Mapping[str, Score],
+) -> str:
     """Return the page as HTML.
 
     Args:
         pieces: folder of the pieces' files.
+        scores: music of the pieces by name; that of a piece that is not among them is read from its file.
     """
     shown, n_bytes = [], 0
     for place, sidecar in enumerate(sidecars):
-        shown.append(_piece(pieces, sidecar, judge if place < MOST_SOURCES else None, n_bytes <= MAX_AUDIO_BYTES))
+        score = scores.get(sidecar["name"]) or read_piece(pieces / f"{sidecar['name']}.mid", sidecar)
+        sourced = judge if place < MOST_SOURCES else None
+        shown.append(_piece(pieces, sidecar, score, sourced, n_bytes <= MAX_AUDIO_BYTES))
         n_bytes += len(shown[-1].audio or b"")
     usual = to_json(SamplingConfig())
     sampling = ", ".join(
@@ -82,21 +92,21 @@ def _interval(figure: Mapping[str, Any]) -> str:
     return f"95 %: {figure['low']:.3g} to {figure['high']:.3g}"
 
 
-def _piece(pieces: Path, sidecar: dict[str, Any], judge: Judge | None, with_sound: bool) -> GalleryPiece:
+def _piece(
+    pieces: Path, sidecar: dict[str, Any], score: Score, judge: Judge | None, with_sound: bool
+) -> GalleryPiece:
     def file(suffix: str) -> bytes | None:
         path = pieces / f"{sidecar['name']}.{suffix}"
         return path.read_bytes() if path.exists() else None
 
-    midi = (pieces / f"{sidecar['name']}.mid").read_bytes()
-    notes = RollNotes.from_score(read_midi(midi)) if sidecar["statistics"]["n_notes"] else RollNotes.empty()
     mp3, ogg = (file("mp3"), file("ogg")) if with_sound else (None, None)
     audio, is_mp3 = (mp3, True) if mp3 else (ogg, False)
     marks, comparisons = _nearest(sidecar, judge)
     chosen, prompt = sidecar["chosen_from"], sidecar["prompt"]
     return GalleryPiece(
         name=sidecar["name"],
-        midi=midi,
-        notes=notes,
+        midi=(pieces / f"{sidecar['name']}.mid").read_bytes(),
+        notes=RollNotes.from_score(score),
         audio=audio,
         audio_mime="audio/mpeg" if is_mp3 else "audio/ogg",
         png=file("png"),

@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 
 from tasks.errors import BadScore, RejectReason
 from tasks.music.midi import events
-from tasks.music.midi.limits import ReadLimits
-from tasks.music.midi.reader import read_files
+from tasks.music.midi.reader import read_files, read_one
 from tasks.music.midi.writer import DRUM_CHANNEL
 
 _BANK_MSB, _BANK_LSB = 0, 32  # controllers
 _GM_MODE_OF = {1: 1, 2: 0, 3: 2}  # last number of the message -> mode
 
 
-def midi_statistics(data: bytes, where: str = "") -> dict[str, Any]:
+def midi_statistics(data: bytes, where: str = "", read: events.EventBatch | None = None) -> dict[str, Any]:
     """Return the statistics of a MIDI file, ready for JSON; what counts things by number has the number as text.
 
     Channels are 0-15, of whatever port. Notes are those that are ended; tracks are the file's track chunks, a
@@ -39,15 +38,16 @@ def midi_statistics(data: bytes, where: str = "") -> dict[str, Any]:
     - pitch_range_by_track: [lowest, highest] of each track, None without pitched notes; pitch_range_sum: the sum of
       highest - lowest.
 
+    Args:
+        where: how messages name the file.
+        read: its events, where they are read already.
     Raises:
         BadScore: no MIDI file, or one too damaged for the project's own reader; a file without notes is none of that.
     """
-    whole = np.frombuffer(data, np.uint8)
-    limits = ReadLimits()
-    batch = events.read_events(whole, np.array([0, len(data)]), limits.max_notes, limits.max_tracks)
+    whole, batch = np.frombuffer(data, np.uint8), read or read_one(data)
     facts = batch.facts[0]
     if facts[events.CODE] not in (events.OK, events.NO_NOTES):
-        refusal = read_files([data], limits).refusals[0]
+        refusal = read_files([data]).refusals[0]
         reason, detail = (
             (refusal.reason, refusal.detail) if refusal else (RejectReason.BAD_EVENT, "events that cannot be read")
         )

@@ -11,10 +11,13 @@ from tasks.music.midi.limits import ReadLimits
 from tasks.music.score import KeySignatures, Notes, Pedals, Score, Tempos, TimeSignatures
 
 if TYPE_CHECKING:
+    from tasks.music.midi.events import EventBatch
     from tasks.music.midi.songs import SongBatch
 
 
-def read_midi(data: bytes | Path, where: str = "", limits: ReadLimits = ReadLimits()) -> Score:
+def read_midi(
+    data: bytes | Path, where: str = "", limits: ReadLimits = ReadLimits(), read: "EventBatch | None" = None
+) -> Score:
     """Read a MIDI file, or an RMID file around one, into a score.
 
     Pedal spans follow the channel, as on an instrument: a pedal kept on a track without notes holds the notes that
@@ -25,6 +28,7 @@ def read_midi(data: bytes | Path, where: str = "", limits: ReadLimits = ReadLimi
     Args:
         data: the bytes, or a path to read them from.
         where: how messages name the file; the path by default.
+        read: the events of the bytes, where they are read already.
 
     Raises:
         BadScore: with one of the reasons empty_file, not_midi, truncated, bad_header, bad_chunk, bad_event,
@@ -36,7 +40,7 @@ def read_midi(data: bytes | Path, where: str = "", limits: ReadLimits = ReadLimi
     if isinstance(data, Path):
         where = where or str(data)
         data = _read_file(data, where, limits)
-    batch = read_files([bytes(data)], limits)
+    batch = read_files([bytes(data)], limits, read)
     refusal = batch.refusals[0]
     if refusal:
         raise BadScore(refusal.reason, f"{refusal.detail} ({where or 'bytes'})")

@@ -98,8 +98,14 @@ _GUESSES = (
 )
 
 
-def read_files(contents: Sequence[bytes], limits: ReadLimits = ReadLimits()) -> ReadBatch:
-    """Read a batch of files; nothing in them can make this raise."""
+def read_files(
+    contents: Sequence[bytes], limits: ReadLimits = ReadLimits(), read: events.EventBatch | None = None
+) -> ReadBatch:
+    """Read a batch of files; nothing in them can make this raise.
+
+    Args:
+        read: the events of all files, where they are read already.
+    """
     refusals: list[Refusal | None] = [
         Refusal(RejectReason.TOO_LONG, f"file of {len(data)} bytes, limit {limits.max_bytes}")
         if len(data) > limits.max_bytes
@@ -107,7 +113,7 @@ def read_files(contents: Sequence[bytes], limits: ReadLimits = ReadLimits()) -> 
         for data in contents
     ]
     readable = [b"" if refusal else data for data, refusal in zip(contents, refusals, strict=True)]
-    batch = _read(readable, limits)
+    batch = _read(readable, limits, None if any(refusals) else read)
     second = _ask_second_reader(readable, batch, limits)
     while second:
         tried = _read([second.get(index, data) for index, data in enumerate(readable)], limits)
@@ -121,11 +127,19 @@ def read_files(contents: Sequence[bytes], limits: ReadLimits = ReadLimits()) -> 
     return ReadBatch(batch, refusals, _losses(batch, second))
 
 
-def _read(contents: Sequence[bytes], limits: ReadLimits) -> SongBatch:
+def read_one(data: bytes) -> events.EventBatch:
+    """Read the events of one file, within the usual limits."""
+    limits = ReadLimits()
+    return events.read_events(
+        np.frombuffer(data, np.uint8), np.array([0, len(data)]), limits.max_notes, limits.max_tracks
+    )
+
+
+def _read(contents: Sequence[bytes], limits: ReadLimits, read: events.EventBatch | None = None) -> SongBatch:
     data = np.frombuffer(b"".join(contents), np.uint8)
     offsets = np.zeros(len(contents) + 1, np.int64)
     np.cumsum([len(content) for content in contents], out=offsets[1:])
-    read = events.read_events(data, offsets, limits.max_notes, limits.max_tracks)
+    read = read or events.read_events(data, offsets, limits.max_notes, limits.max_tracks)
     batch = songs.arrange_songs(read, limits.max_seconds, limits.max_pedals)
     late = np.flatnonzero(np.isin(batch.facts[:, events.CODE], _LATE) & (np.diff(offsets) > 0))
     if not len(late):

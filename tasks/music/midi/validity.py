@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from tasks.errors import BadScore
 from tasks.music.bars import bar_lines
 from tasks.music.midi import events
-from tasks.music.midi.limits import ReadLimits
 from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.reader import read_one
 from tasks.music.midi.second_reader import second_notes
 from tasks.music.score import Notes, Score
 
@@ -65,29 +65,31 @@ class Validity:
         return facts | ({"detail": self.detail} if self.detail else {})
 
 
-def check_validity(midi: bytes, score: Score | None = None) -> Validity:
+def check_validity(midi: bytes, score: Score | None = None, read: events.EventBatch | None = None) -> Validity:
     """Read a MIDI file back with two readers and count its faults; bad bytes give faults, never an error.
 
     Args:
         midi: the file.
         score: what it was written from, to be found in it again; None if that is not known.
+        read: the events of the file, where they are read already.
     """
     problems: Counter[str] = Counter()
     n_notes, detail = 0, ""
+    read = read or read_one(midi)
     try:
-        read = read_midi(midi)
+        found = read_midi(midi, read=read)
     except BadScore as refusal:
         problems[refusal.reason] += 1
         detail = refusal.detail
     else:
-        n_notes = len(read.notes.pitch)
-        problems.update(read.dropped)
-        problems.update(_event_problems(midi))
-        problems.update(_reader_problems(midi, read))
-        lines = bar_lines(read.time_signatures, read.ticks_per_quarter)
+        n_notes = len(found.notes.pitch)
+        problems.update(found.dropped)
+        problems.update(_event_problems(midi, read))
+        problems.update(_reader_problems(midi, found))
+        lines = bar_lines(found.time_signatures, found.ticks_per_quarter)
         problems.update({"meter_off_bar_line": lines.n_off_line, "bar_between_ticks": lines.n_between_ticks})
         if score is not None:
-            problems["score_differs"] = n_different(_sounding_rows(score.notes), _sounding_rows(read.notes))
+            problems["score_differs"] = n_different(_sounding_rows(score.notes), _sounding_rows(found.notes))
     if score is not None:
         problems["score_out_of_range"] = n_out_of_range(score.notes)
     return Validity({name: n for name, n in sorted(problems.items()) if n}, n_notes, detail)
@@ -152,13 +154,12 @@ def _reader_problems(midi: bytes, read: Score) -> dict[str, int]:
     return {"readers_differ": n_different(_sounding_rows(read.notes)[:, :4], rows)}
 
 
-def _event_problems(midi: bytes) -> dict[str, int]:
+def _event_problems(midi: bytes, read: events.EventBatch) -> dict[str, int]:
     """Count what the events of a file show that its notes do not."""
-    data, limits = np.frombuffer(midi, np.uint8), ReadLimits()
-    facts = events.read_events(data, np.array([0, len(data)]), limits.max_notes, limits.max_tracks).facts[0]
+    facts = read.facts[0]
     if facts[events.CODE] != events.OK or facts[_DOUBTFUL_ENDS].any():
         return {}  # it is known to be broken, and where its tracks end is a matter of opinion
-    n_note_offs, n_open_tracks = _count_ends(data)
+    n_note_offs, n_open_tracks = _count_ends(np.frombuffer(midi, np.uint8))
     n_ended = int(facts[events.N_NOTE_ONS] - facts[events.UNENDED_NOTES])
     return {"orphan_note_offs": n_note_offs - n_ended, "no_end_of_track": n_open_tracks}
 

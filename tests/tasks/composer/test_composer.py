@@ -474,7 +474,7 @@ def test_a_model_that_cannot_go_on_is_refused(home: Home) -> None:
     from safetensors.torch import save_file
 
     save_file(dict(build_model(vae, 416, 0).state_dict()), checkpoint / "model.safetensors")
-    with pytest.raises(ConfigError, match="small-small@1 is a vae; a session needs one of decoder, hourglass"):
+    with pytest.raises(ConfigError, match="small-small@1 is a vae, which writes whole pieces from latents; a session"):
         begin(home, checkpoint)
 
 

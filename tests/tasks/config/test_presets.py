@@ -21,7 +21,7 @@ from tasks.config.training import TrainConfig
 from tasks.dataset.versions import DatasetVersion, resolve_dataset
 from tasks.errors import BadScore, ConfigError
 from tasks.evaluation.evaluate import evaluate_model
-from tasks.generation.generate import generate_batch
+from tasks.generation.generate import generate_batch, read_request
 from tasks.generation.prompts import read_prompts
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
@@ -179,13 +179,11 @@ def test_each_model_is_scored_and_composes(name: str, home: Home, corpus: Path) 
         name=name, version="1", run_id="0" * 16, checkpoint=checkpoint, dataset=dataset.reference, preset=name,
         model_id="m-1",
     )  # fmt: skip
+    settings = replace(config.generate, n_pieces=3, audio="none", sampling=SamplingConfig(max_tokens=40))
     batches = [
-        generate_batch(
-            home, model, checkpoint, replace(config.generate, n_pieces=3, audio="none", batch_size=batch_size,
-            sampling=SamplingConfig(max_tokens=40)),
-        )
+        generate_batch(read_request(home, model, checkpoint, replace(settings, batch_size=batch_size)))
         for batch_size in (3, 2)
-    ]  # fmt: skip
+    ]
     assert [batch.manifest for batch in batches[:1]] == [batch.manifest for batch in batches[1:]]
     assert batches[0].manifest["n_pieces"] == 3
 
@@ -212,7 +210,7 @@ def test_pieces_are_written_from_latents_of_prompts(name: str, home: Home, corpu
 
     def compose(n_pieces: int, **changes: object) -> tuple[list[list[tuple[int, int]]], list[dict[str, object]]]:
         config = replace(settings, n_pieces=n_pieces, **changes)  # type: ignore[arg-type]
-        folder = generate_batch(home, model, checkpoint, config).folder / "pieces"
+        folder = generate_batch(read_request(home, model, checkpoint, config)).folder / "pieces"
         latents = [json.loads(path.read_text())["latent"] for path in sorted(folder.glob("*.json"))]
         return [notes_of(path.read_bytes()) for path in sorted(folder.glob("*.mid"))], latents
 
@@ -239,7 +237,7 @@ def test_tracks_are_written_in_turn(home: Home, corpus: Path) -> None:
         name=name, version="1", run_id="0" * 16, checkpoint=checkpoint, dataset="d@1", preset=name, model_id="m-1"
     )
     settings = GenerateConfig(audio="none", n_pieces=3, n_tracks=2, sampling=SamplingConfig(max_tokens=337))
-    folder = generate_batch(home, model, checkpoint, settings).folder / "pieces"
+    folder = generate_batch(read_request(home, model, checkpoint, settings)).folder / "pieces"
     sidecars = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     assert any(sidecar["ended"] for sidecar in sidecars)
     assert all(sidecar["ended"] or "of 2 tracks are whole" in sidecar["warnings"][0] for sidecar in sidecars)
@@ -268,7 +266,7 @@ def test_a_melody_is_accompanied_by_more_tracks(home: Home, corpus: Path, tmp_pa
         audio="none", n_pieces=2, prompt=str(melody), prompt_notes=1000, n_tracks=3,
         sampling=SamplingConfig(max_tokens=2000),
     )  # fmt: skip
-    folder = generate_batch(home, model, checkpoint, settings).folder / "pieces"
+    folder = generate_batch(read_request(home, model, checkpoint, settings)).folder / "pieces"
     for path in sorted(folder.glob("*.mid")):
         piece, sidecar = read_midi(path.read_bytes()), json.loads(path.with_suffix(".json").read_text())
         first = piece.notes.track == 0

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ import symusic
 from models.config import SamplingConfig
 from models.sampling import sample
 from models.sampling.precision import PrecisionLostError
-from tasks.checkpoints import load_model
+from tasks import checkpoints
 from tasks.config.serialization import to_json
 from tasks.errors import ConfigError
 from tasks.generation import candidates, generate
-from tasks.generation.generate import batch_name, find_batch, generate_batch
-from tasks.generation.prompts import read_prompts
+from tasks.generation.generate import find_batch, generate_batch, read_request
 from tasks.music.metrics.piece_metrics import piece_statistics
+from tasks.music.midi import events
 from tasks.music.midi.read_midi import read_midi
 from tasks.runtime.progress import Progress
 from tasks.storage.home import Home
@@ -60,6 +61,22 @@ def test_every_file_is_the_same_for_any_batch_size(home: Home, setup: Setup) -> 
         assert files_of(other.folder) == files
 
 
+def test_weights_are_read_once_and_each_piece_is_written_once_and_parsed_once_in_each_stage(
+    home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Counter[str]()
+
+    def count(module: Any, name: str) -> None:
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, **named: calls.update([name]) or function(*given, **named))
+
+    count(checkpoints, "load")
+    count(events, "read_events")
+    count(candidates, "write_midi")
+    silent(home, setup, n_pieces=3)
+    assert calls == {"load": 1, "write_midi": 3, "read_events": 2 * 3}  # to check the file, and to draw it
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -85,7 +102,7 @@ def test_progress_counts_tokens_and_then_seconds_of_music(
         settings = settings | {"prompt": str(setup.prompts / settings["prompt"])}
     counted: list[int] = []
     config = config_of(**settings)
-    batch = generate_batch(home, setup.model, setup.checkpoint, config, counted.append, show=show)
+    batch = generate_batch(read_request(home, setup.model, setup.checkpoint, config), counted.append, show=show)
     composing, rendering = shown
     assert [(s.label, s.unit) for s in shown] == [("composing", "tokens"), ("rendering", "seconds of music")]
     assert composing.done == composing.total > 0
@@ -131,7 +148,7 @@ def drawn_tokens(home: Home, setup: Setup) -> tuple[int, int]:
         shown.append(Progress(label, total, unit))
         return shown[-1]
 
-    generate_batch(home, setup.model, setup.checkpoint, config_of(), fresh=True, show=show)
+    generate_batch(read_request(home, setup.model, setup.checkpoint, config_of()), fresh=True, show=show)
     assert shown[0].done == shown[0].total
     return shown[0].done, shown[0].total
 
@@ -186,7 +203,7 @@ def test_every_file_is_the_same_for_two_workers(home: Home, setup: Setup, ray: N
         stages.append(Progress(label, total, unit))
         return stages[-1]
 
-    two = generate_batch(home, setup.model, setup.checkpoint, config, seen.append, show=show)
+    two = generate_batch(read_request(home, setup.model, setup.checkpoint, config), seen.append, show=show)
     assert files_of(two.folder) == one
     assert sum(seen) == 5
     assert [stage.done for stage in stages] == [stage.total for stage in stages]  # what the workers drew and rendered
@@ -210,14 +227,13 @@ def test_a_worker_that_is_killed_costs_only_time(home: Home, setup: Setup, ray: 
     killer = threading.Thread(target=kill_one)
     killer.start()
     try:
-        batch = generate_batch(home, setup.model, setup.checkpoint, long)
+        batch = generate_batch(read_request(home, setup.model, setup.checkpoint, long))
     finally:
         done.set()
         killer.join()
     assert len(killed) == 1
-    alone = generate_batch(
-        Home.at(tmp_path / "other"), setup.model, setup.checkpoint, replace(long, n_workers=1, batch_size=12)
-    )
+    alone_config = replace(long, n_workers=1, batch_size=12)
+    alone = generate_batch(read_request(Home.at(tmp_path / "other"), setup.model, setup.checkpoint, alone_config))
     assert files_of(batch.folder) == files_of(alone.folder)
 
 
@@ -231,12 +247,12 @@ def is_writer(comm: Path) -> bool:
 CHILD = """
 import sys
 from pathlib import Path
-from tasks.generation.generate import generate_batch
+from tasks.generation.generate import generate_batch, read_request
 from tasks.storage.home import Home
 from tests.studio import config_of, model_of
 home, checkpoint, dataset, prompts = sys.argv[1:]
 model = model_of(Path(checkpoint), dataset)
-generate_batch(Home.at(home), model, Path(checkpoint), config_of(batch_size=2, prompt=prompts))
+generate_batch(read_request(Home.at(home), model, Path(checkpoint), config_of(batch_size=2, prompt=prompts)))
 """
 
 
@@ -264,8 +280,7 @@ def test_a_piece_does_not_depend_on_its_neighbours(home: Home, setup: Setup) -> 
 def test_what_changes_the_bytes_changes_the_name(home: Home, setup: Setup, tmp_path: Path) -> None:
     def name(**settings: Any) -> str:
         config = config_of(**settings)
-        prompts = read_prompts(load_model(setup.checkpoint), config)
-        return batch_name(setup.model, config, prompts, setup.checkpoint)
+        return read_request(home, setup.model, setup.checkpoint, config).name
 
     renamed = tmp_path / "other name.mid"
     renamed.write_bytes((setup.prompts / "b.mid").read_bytes())
@@ -277,9 +292,7 @@ def test_what_changes_the_bytes_changes_the_name(home: Home, setup: Setup, tmp_p
     assert len(set(names)) == len(names)
     assert name(batch_size=1) == name(n_workers=4) == name()
     other = replace(setup.model, version="2")
-    assert batch_name(other, config_of(), [], setup.checkpoint) != batch_name(
-        setup.model, config_of(), [], setup.checkpoint
-    )
+    assert read_request(home, other, setup.checkpoint, config_of()).name != name()
     assert all(found.startswith("small-small-v1-") for found in names)
 
 
@@ -368,7 +381,7 @@ def test_a_failure_half_way_keeps_what_is_written_and_the_same_call_goes_on(
     )  # fmt: skip
     seen: list[int] = []
     config = config_of(audio="none", batch_size=3)
-    batch = generate_batch(home, setup.model, setup.checkpoint, config, seen.append)
+    batch = generate_batch(read_request(home, setup.model, setup.checkpoint, config), seen.append)
     assert sorted(written) == [0, 1, 2, 3, 4]
     assert sum(seen) == 5
     assert files_of(batch.folder) == files_of(silent(Home.at(tmp_path / "other"), setup).folder)
@@ -435,7 +448,7 @@ def test_an_interrupted_batch_is_gone_on_with_unless_it_shall_be_fresh(
         candidates, "_write_candidate", lambda job, c, *rest: (written.append(c.index), whole(job, c, *rest))
     )
     config = config_of(audio="none", n_pieces=2)
-    batch = generate_batch(home, setup.model, setup.checkpoint, config, fresh=fresh)
+    batch = generate_batch(read_request(home, setup.model, setup.checkpoint, config), fresh=fresh)
     assert sorted(written) == ([0, 1] if fresh else [])
     assert files_of(batch.folder) == files_of(silent(Home.at(tmp_path / "other"), setup, n_pieces=2).folder)
 

@@ -16,7 +16,7 @@ from tasks.config.generation import GenerateConfig
 from tasks.dataset.versions import resolve_dataset
 from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
 from tasks.generation.candidates import written_notes
-from tasks.generation.generate import generate_batch
+from tasks.generation.generate import generate_batch, read_request
 from tasks.generation.prompts import Prompt, read_prompts, tell_losses
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
@@ -73,7 +73,7 @@ def test_the_prompt_comes_back_note_for_note(
     loaded = load_model(setup.checkpoint)
     prompts = read_prompts(loaded, config)
     assert [prompt.name for prompt in prompts] == ["a chord.mid", "b.mid"]
-    batch = generate_batch(home, setup.model, setup.checkpoint, config)
+    batch = generate_batch(read_request(home, setup.model, setup.checkpoint, config))
     for index, (ids, midi, sidecar) in enumerate(zip(sampled, midi_of(batch), sidecars_of(batch), strict=True)):
         prompt = prompts[index % 2]
         assert len(prompt.ids) <= prompt_tokens

@@ -20,7 +20,7 @@ from tasks.config.presets import build_preset
 from tasks.errors import ConfigError
 from tasks.generation import rewriting
 from tasks.generation.candidates import written_notes
-from tasks.generation.generate import Batch, generate_batch
+from tasks.generation.generate import Batch, generate_batch, read_request
 from tasks.generation.infill import GAP_BARS, Canvas, Gap, Span, draw_gaps, make_canvas
 from tasks.generation.prompts import read_prompts
 from tasks.music.midi.writer import write_midi
@@ -364,7 +364,7 @@ def test_a_model_with_latents_varies_by_them(tmp_path: Path) -> None:
     def compose(**changes: Any) -> Batch:
         given = {"n_pieces": 3, "audio": "none", "prompt": prompt, "variation": 0.4, "max_bars": 2}
         settings = GenerateConfig(**given | {"sampling": SamplingConfig(max_tokens=300)} | changes)
-        return generate_batch(home, model_of(checkpoint, dataset.reference), checkpoint, settings)
+        return generate_batch(read_request(home, model_of(checkpoint, dataset.reference), checkpoint, settings))
 
     batch = compose()
     assert files_of(compose(batch_size=1).folder) == files_of(batch.folder)

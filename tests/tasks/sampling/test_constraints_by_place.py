@@ -59,7 +59,7 @@ BANDS = pytest.mark.parametrize(
 def untrained(tokenizer: Tokenizer) -> LoadedModel:
     torch.manual_seed(0)
     model = build_model(SMALL_MODEL, tokenizer.vocab_size, tokenizer.pad_id).eval()
-    return LoadedModel(model, tokenizer, {}, Path())
+    return LoadedModel(model, tokenizer, {}, Path(), "")
 
 
 def draw(tokenizer: Tokenizer, prompt: tuple[int, ...] = (), batch_size: int = 4, **controls: Any) -> list[np.ndarray]:
