@@ -92,9 +92,7 @@ def _interval(figure: Mapping[str, Any]) -> str:
     return f"95 %: {figure['low']:.3g} to {figure['high']:.3g}"
 
 
-def _piece(
-    pieces: Path, sidecar: dict[str, Any], score: Score, judge: Judge | None, with_sound: bool
-) -> GalleryPiece:
+def _piece(pieces: Path, sidecar: dict[str, Any], score: Score, judge: Judge | None, with_sound: bool) -> GalleryPiece:
     def file(suffix: str) -> bytes | None:
         path = pieces / f"{sidecar['name']}.{suffix}"
         return path.read_bytes() if path.exists() else None
