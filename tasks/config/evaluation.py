@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from tasks.config.checks import require
+from models.settings import check_settings, setting
 from tasks.config.old_names import current_names
 
 
@@ -13,16 +13,24 @@ from tasks.config.old_names import current_names
 class EvaluateConfig:
     """Scores of a model on a split, held out as a rule, and its free samples against that music."""
 
-    split: Literal["train", "validation", "test"] = "test"  # on `train` it shows what was memorised; never a champion
-    seq_len: int = 1024
-    batch_size: int = 8  # windows at once
-    n_samples: int = 8  # pieces sampled without the grammar, for the grammar error rate and the statistics
-    sample_tokens: int = 512  # of a sample, and behind the prompt of a continuation, at most
-    n_continuations: int = 8  # pieces of the split whose beginning is gone on from, under the grammar; 0: none
-    prompt_tokens: int = 64  # of such a beginning, <start> included
-    seed: int = 0
-    promote: bool = True  # give the alias `champion` to the model if it beats the present one on this dataset version
-    promote_by: Literal["interval", "figure"] = "interval"  # beyond noise: the 95 % interval; or by any difference
+    split: Literal["train", "validation", "test"] = setting(
+        "test", "Split to score; `train` shows what was memorised and makes no champion."
+    )
+    seq_len: int = setting(1024, "Tokens of a window.", ge=8)
+    batch_size: int = setting(8, "Windows at once.", ge=1)
+    n_samples: int = setting(8, "Pieces sampled without the grammar, for its error rate and the statistics.", ge=0)
+    sample_tokens: int = setting(512, "Most tokens of a sample, and behind the prompt of a continuation.", ge=8)
+    n_continuations: int = setting(
+        8, "Pieces of the split whose beginning is continued under the grammar; 0: none.", ge=0
+    )
+    prompt_tokens: int = setting(64, "Tokens of such a beginning, <start> included.", ge=2)
+    seed: int = setting(0, "Seed of all draws.", ge=0)
+    promote: bool = setting(
+        True, "Give the alias `champion` to the model if it beats the present one on this dataset version."
+    )
+    promote_by: Literal["interval", "figure"] = setting(
+        "interval", "Beyond noise, by the 95 % interval; or by any difference."
+    )
 
     @model_validator(mode="before")
     @staticmethod
@@ -30,10 +38,4 @@ class EvaluateConfig:
         return current_names(values)
 
     def __post_init__(self) -> None:
-        require(self.seq_len >= 8, f"seq_len={self.seq_len} is below 8")
-        require(self.batch_size >= 1, f"batch_size={self.batch_size} is below 1")
-        require(self.n_samples >= 0, f"n_samples={self.n_samples} is below 0")
-        require(self.sample_tokens >= 8, f"sample_tokens={self.sample_tokens} is below 8")
-        require(self.n_continuations >= 0, f"n_continuations={self.n_continuations} is below 0")
-        require(self.prompt_tokens >= 2, f"prompt_tokens={self.prompt_tokens} is below 2")
-        require(self.seed >= 0, f"seed={self.seed} is below 0")
+        check_settings(self)

@@ -1,7 +1,8 @@
 """Settings of the whole run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from models.settings import setting
 from tasks.config.dataset import DatasetConfig
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.generation import GenerateConfig
@@ -12,7 +13,7 @@ from tasks.config.training import TrainConfig
 class PipelineConfig:
     """The whole run: rebuild, train, evaluate, generate."""
 
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    dataset: DatasetConfig = setting(DatasetConfig, "The dataset version.")
+    train: TrainConfig = setting(TrainConfig, "The training run.")
+    evaluate: EvaluateConfig = setting(EvaluateConfig, "The evaluation.")
+    generate: GenerateConfig = setting(GenerateConfig, "The batch of pieces.")

@@ -8,10 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 
-from models.config import (
-    ModelConfig,
-    ScheduleConfig,
-)
+from models.config import ModelConfig, ScheduleConfig
+from models.settings import LIMITS
 from tasks.config.old_names import first_names
 from tasks.errors import ConfigError
 from tasks.music.tokenizers.registry import TokenizerConfig
@@ -133,6 +131,9 @@ def _say(problem: Any, kind: type, place: str) -> str:
         return (
             f"{where}unknown key {shortened(repr(path))}; known here: {', '.join(p.rpartition('.')[2] for p in known)}"
         )
+    for name, (_, phrase) in LIMITS.items():
+        if name in problem.get("ctx", {}):
+            return f"{where}{path}={problem['input']} {phrase} {problem['ctx'][name]:g}"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
     shown = f" (got {shortened(repr(given))})" if not isinstance(given, dict) else ""

@@ -1,6 +1,6 @@
 """Settings of a training run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -13,7 +13,7 @@ from models.config import (
     ScheduleConfig,
     VaeConfig,
 )
-from tasks.config.checks import require
+from models.settings import check_settings, setting
 from tasks.config.old_names import current_names
 
 
@@ -21,28 +21,32 @@ from tasks.config.old_names import current_names
 class TrainConfig:
     """One training run; together with the dataset version it determines the weights."""
 
-    preset: str = "music_transformer"  # label for runs and registered models
-    model: Annotated[ModelConfig, Field(discriminator="name")] = field(default_factory=DecoderConfig)
-    schedule: Annotated[ScheduleConfig, Field(discriminator="name")] = field(default_factory=NoamSchedule)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    n_steps: int = 20_000
-    batch_size: int = 32  # windows in the global batch, whatever n_workers is
-    seq_len: int = 1024
-    windows: Literal["random", "whole", "start", "end", "packed"] = "random"  # how they are taken from rows of tokens
-    seed: int = 0
-    bf16: bool = False
-    compile: bool = False  # by torch.compile, which needs a C++ compiler on the machine
-    grad_accumulation_steps: int = (
-        1  # of a worker's share of a batch, one after the other; gradients add up, memory does not
+    preset: str = setting("music_transformer", "Label of runs and registered models; it changes no other setting.")
+    model: Annotated[ModelConfig, Field(discriminator="name")] = setting(DecoderConfig, "The model, by its family.")
+    schedule: Annotated[ScheduleConfig, Field(discriminator="name")] = setting(NoamSchedule, "The learning rate.")
+    optimizer: OptimizerConfig = setting(OptimizerConfig, "The optimizer.")
+    n_steps: int = setting(20_000, "Steps of the run.", ge=1)
+    batch_size: int = setting(32, "Windows in the global batch, whatever `n_workers` is.", ge=1)
+    seq_len: int = setting(1024, "Tokens of a window.", ge=8, le=2**20)
+    windows: Literal["random", "whole", "start", "end", "packed"] = setting(
+        "random",
+        "How windows are taken from rows of tokens: from anywhere, whole rows, their starts or ends, or packed without"
+        " padding.",
     )
-    n_workers: int = 1  # Ray Train workers; gloo on CPU, NCCL on GPU
-    cpus_per_worker: int = 0  # 0: the machine's cores shared among the workers
-    validation_windows: int = 64
-    eval_interval: int = 500  # steps
-    checkpoint_interval: int = 500
-    log_interval: int = 10
-    keep_last_n: int = 0  # periodic checkpoints kept beside best and last
-    max_failures: int = 2  # worker losses survived by going on from the last checkpoint
+    seed: int = setting(0, "Seed of weights, batches and dropout.", ge=0)
+    bf16: bool = setting(False, "Run the forward pass in bfloat16 where torch holds that to be safe.")
+    compile: bool = setting(False, "Compile the model by torch.compile, which needs a C++ compiler on the machine.")
+    grad_accumulation_steps: int = setting(
+        1, "Parts of a worker's share of a batch, in sequence; gradients add up, memory does not.", ge=1
+    )
+    n_workers: int = setting(1, "Workers of Ray Train; gloo on CPU, NCCL on GPU.", ge=1)
+    cpus_per_worker: int = setting(0, "Cores of a worker; 0: the machine's cores shared among the workers.", ge=0)
+    validation_windows: int = setting(64, "Windows of the validation split that are scored.", ge=1)
+    eval_interval: int = setting(500, "Steps between validations.", ge=1)
+    checkpoint_interval: int = setting(500, "Steps between checkpoints.", ge=1)
+    log_interval: int = setting(10, "Steps between logged metrics.", ge=1)
+    keep_last_n: int = setting(0, "Periodic checkpoints kept beside the best and the last.", ge=0)
+    max_failures: int = setting(2, "Worker losses after which the run goes on from its last checkpoint.", ge=0)
 
     @model_validator(mode="before")
     @staticmethod
@@ -50,45 +54,27 @@ class TrainConfig:
         return current_names(values)
 
     def __post_init__(self) -> None:
-        for name in (
-            "n_steps",
-            "batch_size",
-            "grad_accumulation_steps",
-            "n_workers",
-            "validation_windows",
-            "eval_interval",
-            "checkpoint_interval",
-            "log_interval",
-        ):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1")
-        for name in ("seed", "cpus_per_worker", "keep_last_n", "max_failures"):
-            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} is below 0")
-        if isinstance(self.model, VaeConfig):
-            require(
-                self.seq_len == self.model.block,
-                f"seq_len={self.seq_len}, but model.block={self.model.block}: latents are of whole blocks",
+        check_settings(self)
+        model, n_windows = self.model, self.batch_size // self.n_workers
+        if self.batch_size % self.n_workers:
+            raise ValueError(f"batch_size={self.batch_size} is not a multiple of n_workers={self.n_workers}")
+        if self.grad_accumulation_steps > n_windows:
+            raise ValueError(
+                f"grad_accumulation_steps={self.grad_accumulation_steps} is above the {n_windows} windows of one worker"
             )
-            require(
-                self.model.kl_reduction != "sum" or self.n_workers == self.grad_accumulation_steps == 1,
-                "model.kl_reduction='sum' is over a whole batch: it needs n_workers=1 and grad_accumulation_steps=1",
-            )
-        if isinstance(self.model, DecoderConfig) and self.model.absolute_positions == "learned":
-            require(
-                self.seq_len <= self.model.max_positions,
-                f"seq_len={self.seq_len} is above model.max_positions={self.model.max_positions}",
-            )
-        require(8 <= self.seq_len <= 2**20, f"seq_len={self.seq_len} is outside 8 to {2**20}")
-        require(
-            self.batch_size % self.n_workers == 0,
-            f"batch_size={self.batch_size} is not a multiple of n_workers={self.n_workers}",
-        )
-        require(
-            self.grad_accumulation_steps <= self.batch_size // self.n_workers,
-            f"grad_accumulation_steps={self.grad_accumulation_steps} is above the"
-            f" {self.batch_size // self.n_workers} windows of one worker",
-        )
+        if isinstance(model, VaeConfig):
+            if self.seq_len != model.block:
+                raise ValueError(f"seq_len={self.seq_len}, but model.block={model.block}: latents are of whole blocks")
+            if model.kl_reduction == "sum" and (self.n_workers > 1 or self.grad_accumulation_steps > 1):
+                raise ValueError(
+                    "model.kl_reduction='sum' is over a whole batch: it needs n_workers=1 and grad_accumulation_steps=1"
+                )
+        if isinstance(model, DecoderConfig):
+            is_limited = model.absolute_positions == "learned"
+            if is_limited and self.seq_len > model.max_positions:
+                raise ValueError(f"seq_len={self.seq_len} is above model.max_positions={model.max_positions}")
 
 
-# Settings of a training run that are not part of what it is: they change neither its numbers nor its name.
-# But for the draws of dropout and latents, which belong to a worker's rank.
+# Settings that change neither the numbers nor the name of a run, but for the draws of dropout and latents, which belong
+# to a worker's rank.
 TRAIN_WITHOUT_EFFECT = ("n_workers", "cpus_per_worker", "max_failures", "keep_last_n", "log_interval")

@@ -203,9 +203,9 @@ def test_a_restored_optimizer_goes_on_bit_for_bit() -> None:
     ("build", "message"),
     [
         (lambda: replace(OptimizerConfig(), **{"name": "sgd"}), "'sgd'"),
-        (lambda: OptimizerConfig(betas=(0.9, 1.0)), "betas="),
+        (lambda: OptimizerConfig(betas=(0.9, 1.0)), "betas: 1.0 is not below 1"),
         (lambda: OptimizerConfig(max_grad_norm=0.0), "max_grad_norm=0.0 is not above 0"),
-        (lambda: WarmupCosineSchedule(min_lr_ratio=2.0), "min_lr_ratio=2.0 is outside 0-1"),
+        (lambda: WarmupCosineSchedule(min_lr_ratio=2.0), "min_lr_ratio=2.0 is above 1"),
         (lambda: WarmupCosineSchedule(max_lr=0.0), "max_lr=0.0 is not above 0"),
         (lambda: NoamSchedule(scale=0.0), "scale=0.0 is not above 0"),
     ],

@@ -106,7 +106,7 @@ def test_splits_and_whole_paths_are_kept(tmp_path: Path) -> None:
         ("[jobs]\nn_pieces = 2", "jobs is no list of tables"),
         ("[[job]]\nn_pieces = 2", "r.toml: unknown key 'job'; known here: model, defaults, jobs"),
         ('[[jobs]]\nname = "a"\ntemperatur = 1', r"r.toml: jobs\[0\] \(a\): unknown key 'temperatur'; known here: n_p"),
-        ("[[jobs]]\nsampling.top_p = 2", r"jobs\[0\]: sampling: top_p=2.0 is outside"),
+        ("[[jobs]]\nsampling.top_p = 2", r"jobs\[0\]: sampling\.top_p=2 is above 1"),
         ('[[jobs]]\nn_pieces = "many"', r"jobs\[0\]: n_pieces: .*got 'many'"),
         ("[[jobs]]\nn_pieces = 0", r"jobs\[0\]: .*n_pieces=0 is below 1"),
         ('[[jobs]]\nname = "a"\n[[jobs]]\nname = "a"', "two jobs are named 'a'"),

@@ -143,5 +143,5 @@ def test_nothing_to_compare_is_no_leak() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ValueError, match="piece_bound=2 outside 0 to 1"):
+    with pytest.raises(ValueError, match="piece_bound=2 is above 1"):
         LeakageConfig(piece_bound=2)

@@ -152,7 +152,7 @@ def test_mistakes_are_named() -> None:
         group_pieces(ids(3), signature, n_shingles)
     with pytest.raises(ValueError, match="not distinct"):
         group_pieces(["b", "b"], signature, n_shingles)
-    with pytest.raises(ValueError, match=r"min_containment=1.5 outside 0.0 to 1.0"):
+    with pytest.raises(ValueError, match=r"min_containment=1.5 is above 1"):
         GroupConfig(min_containment=1.5)
 
 

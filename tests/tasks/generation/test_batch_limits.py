@@ -109,8 +109,8 @@ def test_wishes_that_would_have_no_effect_are_told(setup: Setup, changes: dict[s
     [
         ({"n_pieces": 10_001}, "n_pieces=10001 is above 10000"),
         ({"prompt_bars": 2, "prompt_notes": 3}, "prompt_notes and prompt_bars both say how much"),
-        ({"max_bars": -1}, "max_bars=-1 is not a number from 0 on"),
-        ({"max_seconds": math.inf}, "max_seconds=inf is not a number from 0 on"),
+        ({"max_bars": -1}, "max_bars=-1 is below 0"),
+        ({"max_seconds": math.inf}, "max_seconds=inf is not a finite number"),
     ],
 )
 def test_impossible_requests_are_told(settings: dict[str, Any], said: str) -> None:

@@ -302,8 +302,8 @@ def test_bars_are_counted_from_that_of_the_first_note() -> None:
 @pytest.mark.parametrize(
     ("controls", "said"),
     [
-        ({"variation": 1.5}, r"variation=1\.5 is outside 0-1"),
-        ({"variation": float("nan")}, "variation=nan is outside 0-1"),
+        ({"variation": 1.5}, r"variation=1\.5 is above 1"),
+        ({"variation": float("nan")}, "variation=nan is not a finite number"),
         ({"variation": 0.5, "prompt": ""}, r"variation=0\.5 is of a prompt, and there is none"),
         ({"variation": 0.5, "infill_bars": (1, 2)}, "infill_bars and variation both say which bars"),
         ({"variation": 0.5, "prompt_bars": 4}, r"prompt_bars and variation=0\.5 both say where a piece is cut"),

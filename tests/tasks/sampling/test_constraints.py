@@ -88,7 +88,10 @@ def test_a_wish_that_an_encoding_cannot_hear_is_told(encoding: str, controls: di
 
 @pytest.mark.parametrize(
     ("controls", "said"),
-    [({"programs": (128,)}, "programs: 128 is outside 0-127"), ({"density": float("nan")}, "density=nan is no finite")],
+    [
+        ({"programs": (128,)}, "programs: 128 is above 127"),
+        ({"density": float("nan")}, "density=nan is not a finite number"),
+    ],
 )
 def test_impossible_wishes_are_told(controls: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

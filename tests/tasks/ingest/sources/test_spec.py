@@ -102,9 +102,9 @@ def test_a_short_name_is_always_a_name(text: str) -> None:
 
 
 def test_limits_are_checked() -> None:
-    with pytest.raises(ConfigError, match="max_member_bytes=0 is below 1"):
+    with pytest.raises(ValueError, match="max_member_bytes=0 is below 1"):
         SourceLimits(max_member_bytes=0)
-    with pytest.raises(ConfigError, match="max_expansion_ratio=nan"):
+    with pytest.raises(ValueError, match="max_expansion_ratio=nan"):
         SourceLimits(max_expansion_ratio=float("nan"))
 
 
