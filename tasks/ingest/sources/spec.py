@@ -10,7 +10,7 @@ from typing import Literal
 from urllib.parse import unquote, unquote_to_bytes, urlencode, urlsplit
 
 from tasks.errors import ConfigError, DatasetError, NotFound
-from tasks.ingest.sources.catalog import catalog_names, find_entry, is_in_catalog
+from tasks.ingest.sources.catalog import catalog_names, find_entry
 from tasks.ingest.sources.names import ARCHIVE_SUFFIXES, LIST_SUFFIXES, archive_format
 from tasks.ingest.sources.secrets import (
     hidden,
@@ -150,7 +150,7 @@ def _local_kind(written: str) -> tuple[SourceKind, str]:
             )
         return "folder", location
     if not mode:
-        if is_in_catalog(written):
+        if written.strip().lower() in catalog_names():
             return "catalog", written
         if begin := _NO_ADDRESS.match(written):
             raise ConfigError(
