@@ -15,6 +15,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -136,6 +137,13 @@ class _Listing:
             raise _Unwritable(error) from None
 
 
+class _Refused(Exception):
+    """A member that is not read: reason and detail."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(reason, detail)
+
+
 class _Unwritable(BaseException):
     """What comes out cannot be written: no fault of the archive's, so no handler of those takes it for one."""
 
@@ -180,92 +188,77 @@ class _ZipReader:
                 self._read_midi(place, member, name)
             elif not name.endswith(b"/"):
                 self.listing.n_other_files += 1
-                if name == self.listing.wanted and not self._refusal(place, member, name):
-                    self.listing.extra = self._content(member)[0]
+                if name == self.listing.wanted:
+                    with suppress(_Refused):
+                        self._check(place, member, name)
+                        self.listing.extra = self._content(member)[0]
 
     def _read_midi(self, place: int, member: zipfile.ZipInfo, name: bytes) -> None:
         claimed = member.file_size
-        refusal = self._refusal(place, member, name)
-        if not refusal and self.n_expanded > self.limits.max_expanded_bytes:
-            refusal = self._over_total()
-        if refusal:
-            self.listing.refuse(name, claimed, *refusal)
-            return
         try:
+            self._check(place, member, name)
+            self._check_total()
             data, offset = self._content(member)
-        except MemoryError:
-            raise
-        except _TooMuch as error:
-            self.listing.refuse(name, claimed, *self._too_much(member, error.limit))
-        except Exception as error:  # BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError ...
-            self.listing.refuse(name, claimed, RejectReason.DAMAGED_MEMBER, f"{_said(error)} ({self._where(member)})")
-        else:
             if is_companion(b"", data):
                 self.listing.n_other_files += 1
                 return
             self.n_expanded += len(data)
-            if self.n_expanded > self.limits.max_expanded_bytes:
-                self.listing.refuse(name, claimed, *self._over_total())
-            else:
-                kind = METHODS[member.compress_type]
-                self.listing.add(name, data, kind, offset, member.compress_size)
+            self._check_total()
+        except MemoryError:
+            raise
+        except _Refused as refused:
+            self.listing.refuse(name, claimed, *refused.args)
+        except Exception as error:  # BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError ...
+            problem = f"{_said(error)} ({self._where(member)})"
+            self.listing.refuse(name, claimed, RejectReason.DAMAGED_MEMBER, problem)
+        else:
+            self.listing.add(name, data, METHODS[member.compress_type], offset, member.compress_size)
 
-    def _refusal(self, place: int, member: zipfile.ZipInfo, name: bytes) -> tuple[str, str] | None:  # noqa: PLR0911
-        """Return why a member is not even opened, or None."""
+    def _check_total(self) -> None:
+        if self.n_expanded > self.limits.max_expanded_bytes:
+            limit = f"max_expanded_bytes={self.limits.max_expanded_bytes}"
+            detail = f"the members up to this one pass {limit} ({self.listing.place})"
+            raise _Refused(RejectReason.ARCHIVE_BOMB, detail)
+
+    def _check(self, place: int, member: zipfile.ZipInfo, name: bytes) -> None:
+        """Raise _Refused for a member that is not even opened."""
         where = self._where(member)
         if danger := danger_of(name):
-            return RejectReason.UNSAFE_PATH, f"{danger}: {printable(name)} ({where})"
+            raise _Refused(RejectReason.UNSAFE_PATH, f"{danger}: {printable(name)} ({where})")
         if member.create_system == 3 and stat.S_ISLNK(member.external_attr >> 16):
-            return RejectReason.LINK_ENTRY, f"a symbolic link, which is not followed ({where})"
+            raise _Refused(RejectReason.LINK_ENTRY, f"a symbolic link, which is not followed ({where})")
         if member.flag_bits & _ENCRYPTED:
-            return RejectReason.ENCRYPTED, f"unpack the archive with its password first ({where})"
+            raise _Refused(RejectReason.ENCRYPTED, f"unpack the archive with its password first ({where})")
         if place in self.overlapping:
-            return RejectReason.ARCHIVE_BOMB, f"its bytes overlap those of another member ({where})"
+            raise _Refused(RejectReason.ARCHIVE_BOMB, f"its bytes overlap those of another member ({where})")
         if member.compress_type not in METHODS:
-            said = f"compression method {member.compress_type}; stored (0) and deflate (8) are read ({where})"
-            return RejectReason.UNSUPPORTED_COMPRESSION, said
+            detail = f"compression method {member.compress_type}; stored (0) and deflate (8) are read ({where})"
+            raise _Refused(RejectReason.UNSUPPORTED_COMPRESSION, detail)
         if member.compress_size > self.limits.max_member_bytes:
             limit = f"max_member_bytes={self.limits.max_member_bytes}"
-            return RejectReason.TOO_LARGE, f"{member.compress_size} bytes stored, above {limit} ({where})"
-        return None
+            raise _Refused(RejectReason.TOO_LARGE, f"{member.compress_size} bytes stored, above {limit} ({where})")
 
     def _content(self, member: zipfile.ZipInfo) -> tuple[bytes, int]:
         """Return a member's contents and the offset of its stored bytes; zipfile checks header and checksum."""
-        limit = min(self.limits.max_member_bytes, self.limits.expansion_limit(member.compress_size))
+        largest, n_stored = self.limits.max_member_bytes, member.compress_size
+        limit = min(largest, self.limits.expansion_limit(n_stored))
         # zipfile stops at the size that the directory claims, and expands some KiB at a time.
         claimed, member.file_size = member.file_size, limit + 2**16
         with self.archive.open(member) as stream:
             data = stream.read(limit + 1)
+        if len(data) > limit >= largest:
+            raise _Refused(RejectReason.TOO_LARGE, f"more than max_member_bytes={limit} ({self._where(member)})")
         if len(data) > limit:
-            raise _TooMuch(limit)
+            ratio = f"max_expansion_ratio={self.limits.max_expansion_ratio:g}"
+            detail = f"{n_stored} bytes become more than {limit}, {ratio} ({self._where(member)})"
+            raise _Refused(RejectReason.ARCHIVE_BOMB, detail)
         if len(data) != claimed:
             raise ValueError(f"the directory says {claimed} bytes, but there are {len(data)}")
         header = os.pread(self.descriptor, _LOCAL_HEADER.size, member.header_offset)
         return data, member.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(header))
 
-    def _too_much(self, member: zipfile.ZipInfo, limit: int) -> tuple[str, str]:
-        if limit >= self.limits.max_member_bytes:
-            return RejectReason.TOO_LARGE, f"more than max_member_bytes={limit} ({self._where(member)})"
-        ratio = f"max_expansion_ratio={self.limits.max_expansion_ratio:g}"
-        return (
-            RejectReason.ARCHIVE_BOMB,
-            f"{member.compress_size} bytes become more than {limit}, {ratio} ({self._where(member)})",
-        )
-
-    def _over_total(self) -> tuple[str, str]:
-        limit = f"max_expanded_bytes={self.limits.max_expanded_bytes}"
-        return RejectReason.ARCHIVE_BOMB, f"the members up to this one pass {limit} ({self.listing.place})"
-
     def _where(self, member: zipfile.ZipInfo) -> str:
         return f"{self.listing.place}, byte {member.header_offset}"
-
-
-class _TooMuch(Exception):
-    """More bytes come out than the limit."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(limit)
-        self.limit = limit
 
 
 def _raw_name(member: zipfile.ZipInfo) -> bytes:
@@ -339,10 +332,6 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-class _Stop(Exception):
-    """The stream expands past a limit; the message says which."""
-
-
 class _Plain:
     """An uncompressed tar on disk."""
 
@@ -404,7 +393,8 @@ class _Expanded(_Plain):
             raise self._error
         self._n_bytes += n_bytes - missing
         if self._n_bytes > self._limit:
-            raise _Stop(f"it expands to more than {self._limit} bytes, {self._name}={self._value:g}")
+            detail = f"it expands to more than {self._limit} bytes, {self._name}={self._value:g}"
+            raise _Refused(RejectReason.ARCHIVE_BOMB, detail)
         return b"".join(parts)
 
     def drain(self) -> None:
@@ -424,8 +414,8 @@ def _list_tar(stream: Any, listing: _Listing, pack: IO[bytes] | None) -> None:
         stream.drain()
     except (DatasetError, MemoryError):
         raise
-    except _Stop as stop:
-        problem, reason = str(stop), RejectReason.ARCHIVE_BOMB
+    except _Refused as refused:
+        reason, problem = refused.args
     except Exception as error:  # TarError, zlib.error, EOFError, ValueError, RecursionError ...
         problem = f"{_said(error)}, after byte {position}"
     if not problem:
@@ -455,38 +445,33 @@ def _read_tar_member(
         return
     if not is_midi(name) or is_companion(name):
         listing.n_other_files += 1
-        if (
-            name == listing.wanted
-            and member.isreg()
-            and not member.issparse()
-            and member.size <= listing.limits.max_member_bytes
-        ):
+        if name == listing.wanted and not _tar_refusal(member, name, listing.limits):
             listing.extra = _content(archive, member)
         return
+    where = f"{listing.place}, byte {member.offset_data}"
     if refusal := _tar_refusal(member, name, listing.limits):
         reason, problem = refusal
-        detail = f"{problem} ({listing.place}, byte {member.offset_data})"
-        listing.refuse(name, 0 if reason == RejectReason.LINK_ENTRY else member.size, reason, detail)
+        listing.refuse(name, 0 if reason == RejectReason.LINK_ENTRY else member.size, reason, f"{problem} ({where})")
         return
     try:
         data = _content(archive, member)
-    except (MemoryError, _Stop):
+    except (MemoryError, _Refused):
         raise
     except Exception as error:
-        problem = f"its {member.size} bytes: {_said(error)} ({listing.place}, byte {member.offset_data})"
+        problem = f"its {member.size} bytes: {_said(error)} ({where})"
         listing.refuse(name, member.size, RejectReason.TRUNCATED_ARCHIVE, problem)
         raise
     if is_companion(b"", data):
         listing.n_other_files += 1
-    else:
-        offset = member.offset_data
-        if pack is not None:
-            try:
-                offset = pack.tell()
-                pack.write(data)
-            except OSError as error:
-                raise _Unwritable(error) from None
-        listing.add(name, data, SLICE, offset, len(data))
+        return
+    offset = member.offset_data
+    if pack is not None:
+        try:
+            offset = pack.tell()
+            pack.write(data)
+        except OSError as error:
+            raise _Unwritable(error) from None
+    listing.add(name, data, SLICE, offset, len(data))
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -497,7 +482,7 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return data
 
 
-def _tar_refusal(member: tarfile.TarInfo, name: bytes, limits: SourceLimits) -> tuple[str, str] | None:
+def _tar_refusal(member: tarfile.TarInfo, name: bytes, limits: SourceLimits) -> tuple[RejectReason, str] | None:
     """Return why a member is not read, or None."""
     if member.islnk() or member.issym():
         return RejectReason.LINK_ENTRY, "a link, which is not followed"

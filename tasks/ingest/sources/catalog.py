@@ -4,6 +4,7 @@ import difflib
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from tasks.errors import NotFound
 
@@ -37,10 +38,15 @@ class CatalogEntry:
             )
 
 
-_TABLE = tomllib.loads((resources.files(__package__ or "") / "catalog.toml").read_text("utf-8"))
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+_TABLE: dict[str, dict[str, Any]] = tomllib.loads(
+    (resources.files(__package__ or "") / "catalog.toml").read_text("utf-8")
+)
 CATALOG = tuple(
-    CatalogEntry(name=name, **{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
-    for name, row in _TABLE.items()
+    CatalogEntry(name=name, **{key: _frozen(value) for key, value in row.items()}) for name, row in _TABLE.items()
 )
 
 
