@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from tasks.errors import OrchestrionError, cause_of, plural, words_of
@@ -51,7 +51,7 @@ def n_cluster_cpus() -> int:
 
 
 def check_start() -> None:
-    """Check that Ray can be started here, before anything is; it imports nothing of Ray.
+    """Check that Ray can be started here, without importing it.
 
     Raises:
         ConfigError, HomeError: there is no folder for its sockets, or others can read its token.
@@ -89,7 +89,7 @@ def connect() -> None:
 
 
 def _await_answer(address: str) -> None:
-    """Wait until something listens at a cluster's address; Ray would try in vain for a quarter of an hour.
+    """Wait until something listens at a cluster's address; Ray itself would wait for a quarter of an hour.
 
     Raises:
         RayNotStarted: nothing does.
@@ -150,7 +150,7 @@ def lost_worker_errors() -> tuple[type[Exception], ...]:
 
 
 def _death() -> str:
-    """Return what died of the Ray that this process started; empty where all live, or where it joined a cluster."""
+    """Return what died of the Ray that this process started; empty while all live, and for a cluster."""
     return "".join(node.death() for node in _nodes)
 
 
@@ -158,7 +158,7 @@ def require_servers() -> None:
     """Check that the Ray that this process started is still there.
 
     Raises:
-        RayLost: it is not. Without asking, one learns of it after a minute, when Ray ends this process.
+        RayLost: it is not. Ray itself notices after a minute, and ends this process.
     """
     if death := _death():
         raise RayLost(f"Ray is gone: {death}")
@@ -196,29 +196,24 @@ def run_over(
     """
     import ray
 
-    remaining = iter(chunks)
-    first = list(itertools.islice(remaining, 1))
+    queue = enumerate(chunks)
+    first = list(itertools.islice(queue, 1))
     if not first:
-        return []  # nothing to do is no reason to start Ray
+        return []  # without starting Ray
+    queue = itertools.chain(first, queue)
     connect()
     options: dict[str, Any] = {"num_cpus": 1, "max_retries": 2, "retry_exceptions": [OSError]}
     remote = ray.remote(**options)(function)
     limit = max_in_flight or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     results: dict[int, Result] = {}
     pending: dict[Any, int] = {}
-    queue: Iterator[tuple[int, Chunk]] = enumerate(itertools.chain(first, remaining))
-    exhausted = False
     silence = Silence(
         lambda: f"waiting for {plural(len(pending), 'piece of work', 'pieces of work')}{words_of_nodes()}"
     )
     try:
-        while pending or not exhausted:
-            while not exhausted and len(pending) < limit:
-                item = next(queue, None)
-                if item is None:
-                    exhausted = True
-                else:
-                    pending[remote.remote(item[1])] = item[0]
+        while True:
+            for index, chunk in itertools.islice(queue, limit - len(pending)):
+                pending[remote.remote(chunk)] = index
             if not pending:
                 break
             done, _ = ray.wait(list(pending), num_returns=1, timeout=1.0)
@@ -232,18 +227,18 @@ def run_over(
                 results[index] = _get(reference)
                 if on_result:
                     on_result(results[index])
-    except SystemError as error:  # what a signal's handler raised inside of Ray's compiled code arrives wrapped
+    except SystemError as error:  # wraps what a signal's handler raised inside Ray's compiled code
         raise (error.__cause__ or error) from None
     finally:
         if pending:
-            # None of them may write behind the back of what comes next. `ray.cancel` would do for Ray 2.60 only if no
-            # task ended at that moment: then it aborts this process ("Tried to complete task that was not pending").
+            # None of them may write while later work runs. `ray.cancel` of Ray 2.60 aborts this process if a task ends
+            # at that moment ("Tried to complete task that was not pending").
             disconnect()
     return [results[index] for index in sorted(results)]
 
 
 def run_apart(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Run one function on Ray and return its result: what it needs of memory is given back, and none of it is ours."""
+    """Run one function on Ray and return its result; its memory is the worker's."""
     return run_over(_call, [(function, arguments)])[0]
 
 

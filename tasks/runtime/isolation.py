@@ -1,8 +1,7 @@
-"""Isolation: work that may crash, hang or fill the memory runs in limited child processes.
+"""Isolation of work that may crash, hang or fill the memory, in limited child processes.
 
 A host process imports what the work needs once and forks a child for each piece of work. The child has limits on memory
-and time; when it dies, the host says of what, and the next piece of work gets a fresh child. `find_culprits` halves a
-batch that died until the items that kill are found.
+and time. When it dies, the host reports the cause, and the next piece of work gets a fresh child.
 
     python -P -m tasks.runtime.isolation     (the host; started by `Host`, speaks on its standard input and output)
 """
@@ -17,8 +16,9 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -29,8 +29,8 @@ Item = TypeVar("Item")
 
 _OUT_OF_MEMORY = 77  # exit status of a child
 
-# A child lives for seconds and touches fresh memory throughout. So: pages of 2 MiB, and what is freed is kept for the
-# next use instead of being given back. That took a quarter off the time of reading. Other systems ignore the names.
+# A child lives for seconds and touches fresh memory throughout. Pages of 2 MiB, and freed memory that is kept for the
+# next use, take a quarter off the time of reading. Other systems ignore the names.
 _HOST_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -82,11 +82,10 @@ class Host:
             WorkError: the function raised.
         """
         process = self._running()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        request = {"function": function, "seconds": limits.seconds, "memory_bytes": limits.memory_bytes}
+        assert process.stdin
+        assert process.stdout
         try:
-            _send(process.stdin, request, payload)
+            _send(process.stdin, {"function": function} | asdict(limits), payload)
             reply, result = _receive(process.stdout)
         except (EOFError, BrokenPipeError):
             code = process.wait()
@@ -100,25 +99,14 @@ class Host:
         """End the host."""
         if self._process:
             self._process.kill()
-            self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout):
-                if stream:
-                    stream.close()
-            self._process = None
+            with suppress(BrokenPipeError), self._process:  # closes its pipes and waits
+                self._process = None
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
-            environment = os.environ | _HOST_ENVIRONMENT
+            command = [sys.executable, "-P", "-m", "tasks.runtime.isolation"]  # -P: without the working folder
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "tasks.runtime.isolation",
-                ],  # -P: nothing of the working folder is imported
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=environment,
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | _HOST_ENVIRONMENT
             )
             atexit.register(self.close)
         return self._process
@@ -139,8 +127,8 @@ def find_culprits(items: Sequence[Item], attempt: Callable[[Sequence[Item]], Dea
     return find_culprits(items[:half], attempt) + find_culprits(items[half:], attempt)
 
 
-def _send(stream: IO[bytes], header: dict[str, object], payload: bytes) -> None:
-    stream.write(json.dumps(header | {"n_bytes": len(payload)}).encode() + b"\n")
+def _send(stream: IO[bytes], header: Mapping[str, object], payload: bytes) -> None:
+    stream.write(json.dumps({**header, "n_bytes": len(payload)}).encode() + b"\n")
     stream.write(payload)
     stream.flush()
 
@@ -157,12 +145,8 @@ def _receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytes]:
 
 
 def _exit_words(code: int) -> str:
-    if code >= 0:
-        return f"exit status {code}"
-    try:
-        return f"signal {-code} ({signal.Signals(-code).name})"
-    except ValueError:
-        return f"signal {-code}"
+    names = {number.value: f" ({number.name})" for number in signal.Signals}
+    return f"exit status {code}" if code >= 0 else f"signal {-code}{names.get(-code, '')}"
 
 
 # --- in the host process
@@ -185,7 +169,7 @@ def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
 
 
 def _load(name: str) -> Callable[[bytes], bytes]:
-    """Import a function; a module with a `prepare` is made ready once, so that children find compiled code."""
+    """Import a function; `prepare` of a new module runs once, so that children find compiled code."""
     module_name, _, attribute = name.partition(":")
     is_new = module_name not in sys.modules
     module = importlib.import_module(module_name)
@@ -257,7 +241,7 @@ class _Watch:
 
 
 def _limit(which: int, soft: int, hard: int) -> None:
-    """Set a limit of this process; a lower one that it has already stays."""
+    """Set a limit of this process; a lower one stays."""
     highest = resource.getrlimit(which)[1]
     if highest != resource.RLIM_INFINITY:
         soft, hard = min(soft, highest), min(hard, highest)
@@ -268,7 +252,7 @@ def _work(function: Callable[[bytes], bytes], payload: bytes, writing: int, seco
     """Do the work in the child; never returns."""
     code = 1
     try:
-        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: PTH123, SIM115
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         _limit(resource.RLIMIT_AS, used + memory_bytes, used + memory_bytes)
         _limit(resource.RLIMIT_CORE, 0, 0)
         _limit(resource.RLIMIT_CPU, math.ceil(seconds), math.ceil(seconds) + 1)  # SIGXCPU, then SIGKILL
@@ -276,9 +260,9 @@ def _work(function: Callable[[bytes], bytes], payload: bytes, writing: int, seco
     except MemoryError:
         answer, code = b"", _OUT_OF_MEMORY
     except BaseException as error:
-        said = getattr(error, "strerror", None) or str(error)  # an OSError's text would say its number once more
-        told = [type(error).__name__, said, getattr(error, "errno", None) or 0]
-        answer, code = b"error\n" + json.dumps({"error": told}).encode(), 0
+        message = getattr(error, "strerror", None) or str(error)  # the text of an OSError repeats its number
+        facts = [type(error).__name__, message, getattr(error, "errno", None) or 0]
+        answer, code = b"error\n" + json.dumps({"error": facts}).encode(), 0
     try:
         while answer:
             answer = answer[os.write(writing, answer) :]

@@ -1,13 +1,9 @@
-"""What the Prefect tasks of all stages share: retries, progress, and summaries on their pages."""
+"""Retries, progress and summaries of the Prefect tasks of all stages."""
 
 import re
 from typing import Any
 
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
@@ -22,7 +18,7 @@ RETRY_DELAY_SECONDS = 5
 
 
 def may_heal(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Return whether trying again can help: a lost worker or a network fault may heal, a full disk does not."""
+    """Return whether a retry can help: after a lost worker or a network fault, not on a full disk."""
     try:
         state.result()
     except OrchestrionError:
@@ -41,8 +37,8 @@ HEALS = {
 
 
 def show_progress(label: str, total: int, unit: str, done: int = 0) -> Progress:
-    """Return a progress that Prefect's page shows too, where a Prefect task runs."""
-    if TaskRunContext.get() is None or not total:  # nothing to show a share of
+    """Return a progress that Prefect's page shows too, inside a Prefect task."""
+    if TaskRunContext.get() is None or not total:
         return Progress(label, total, unit, done=done)
     key, description = artifact_key("progress", label), f"{label} {total} {unit}"
     artifact = create_progress_artifact(progress=0.0, key=key, description=description)

@@ -1,7 +1,6 @@
 """Progress of long work: a bar with rate and remaining time on a terminal, otherwise a line every few seconds.
 
-One thread for the whole process says how the innermost open stage stands, so that a stage that counts nothing, waits or
-starts up is not silent either.
+One thread of the process reports the innermost open stage, also one that counts nothing, waits or starts up.
 """
 
 import contextlib
@@ -23,16 +22,15 @@ SECONDS_OF_SILENCE = 30.0  # after which the line of a stage that counts says wh
 
 
 class Progress:
-    """Counts units of work of one stage; without units it says how long the stage has taken.
+    """Counts units of work of one stage; without units it reports how long the stage has taken.
 
-    Rate and time left count from the first unit on, so they leave the start-up out; and only units of this process, so
-    they leave out what an earlier one did.
+    Rate and time left are those of this process since its first unit, without the start-up.
 
     Args:
-        label: what is being done, such as `parsing`.
-        total: units in all, 0 if unknown; may be changed on the way.
+        label: the work, such as `parsing`.
+        total: units in all, 0 if unknown; it may change.
         unit: plural, such as `files`.
-        on_share: gets the share done, 0 to 1, now and then and at the end; for whoever else shows progress.
+        on_share: gets the share done, 0 to 1, at intervals and at the end.
         done: units that an earlier process did.
     """
 
@@ -57,19 +55,19 @@ class Progress:
         self._context = contextvars.copy_context()
 
     def __enter__(self) -> "Progress":
-        self._context = contextvars.copy_context()  # so that a line of the thread belongs to the same Prefect task
+        self._context = contextvars.copy_context()  # lines of the thread belong to the same Prefect task
         if self.total and sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
             columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"),
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
                 TimeRemainingColumn(),
             )  # fmt: skip
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, said="")
+            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, text="")
         _voice.open(self)
         return self
 
@@ -121,10 +119,10 @@ class Progress:
 
     def show(self, text: str) -> None:
         """Set the text beside the bar."""
-        self._bar.update(self._task, completed=self.done, total=self.total, said=text)
+        self._bar.update(self._task, completed=self.done, total=self.total, text=text)
 
     def standing(self) -> str:
-        """Return how the stage stands: what is done, how fast, how long it will take, what it waits for."""
+        """Return the state of the stage: units done, rate, time left, and what it waits for."""
         n, of = self.done - self.done_before, f" of {self.total}" if self.total else ""
         if n:
             parts = [f"{self.done}{of} {self.unit}", self._rate()]
@@ -144,7 +142,7 @@ class Progress:
         self._context.run(_voice.say, "%s", self.standing())
 
     def _is_settled(self) -> bool:
-        """Return whether units were counted for long enough after the start-up to estimate their rate."""
+        """Return whether units were counted long enough after the start-up to estimate their rate."""
         if self._begun is None:
             return False
         since, before = self._begun
@@ -160,7 +158,7 @@ class Progress:
         return self._words_of_rate(self._per_second())
 
     def _words_of_end(self) -> str:
-        """Return the rate over the whole stage; and that after the start-up, where the two differ by a tenth."""
+        """Return the rate over the whole stage, or that after the start-up where it is a tenth higher."""
         whole = (self.done - self.done_before) / self.seconds
         if self._begun and self._is_settled() and self._per_second() > 1.1 * whole:
             start_up = self._begun[0] - self.started
@@ -220,6 +218,6 @@ _voice = _Voice()
 
 
 def note(text: str) -> None:
-    """Add to the lines of the innermost open stage what it does or waits for; an empty text takes that away."""
+    """Set what the innermost open stage waits for, for its lines; an empty text removes it."""
     for stage in _voice.stages[-1:]:
         stage.note = text

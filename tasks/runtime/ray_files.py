@@ -1,4 +1,4 @@
-"""The token and the folder of a Ray that this process starts, readable by their owner alone."""
+"""Token and folder of a Ray that this process starts, readable by their owner alone."""
 
 import logging
 import os
@@ -23,12 +23,12 @@ MAX_ROOT = MAX_SOCKET_PATH - len(_SESSION) - len("/") - len(PREFIX) - _RANDOM - 
 
 
 def secure_token(is_new: bool = True) -> None:
-    """Check that nobody else can read Ray's token, or make it; Ray itself makes one that everybody can read.
+    """Check that only its owner can read Ray's token, or make one; the token that Ray makes is readable by all.
 
-    RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH are the user's own: they come first, as for Ray, and are left as they are.
+    RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH are the user's own: they come first, as for Ray, and stay as they are.
 
     Args:
-        is_new: Ray is to be started, so a token of our own will do.
+        is_new: Ray will be started, so a missing token is made.
     Raises:
         ConfigError: RAY_AUTH_TOKEN_PATH does not exist.
         HomeError: the file of the token is another user's, or cannot be closed to others.
@@ -42,7 +42,7 @@ def secure_token(is_new: bool = True) -> None:
     path = Path.home() / ".ray" / "auth_token"
     try:
         if not is_new and not path.exists():
-            return  # Ray says what is missing
+            return  # Ray's own message names what is missing
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _close_to_others(path.parent)
         write_private_once(path, secrets.token_hex(32))
@@ -71,7 +71,7 @@ def folder_root() -> Path:
     """Return the parent folder of an embedded Ray: RAY_TMPDIR or TMPDIR if they are short enough, otherwise /tmp.
 
     Raises:
-        ConfigError: none of them will do; the paths of sockets have at most 107 bytes.
+        ConfigError: none is writable and short enough; the paths of sockets have at most 107 bytes.
     """
     wanted = [Path(value).absolute() for name in ("RAY_TMPDIR", "TMPDIR") if (value := os.environ.get(name))]
     for root in [*wanted, FALLBACK]:
@@ -90,7 +90,7 @@ class Folder:
     def __init__(self) -> None:
         root = folder_root()
         _remove_abandoned(root)
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))  # 0700 and new, whatever others have put there
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))  # 0700 and new
         self._handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         acquire_lock(self._handle)
         self.ray = self.path / "r"  # Ray opens its own folder to everybody

@@ -1,9 +1,9 @@
-"""Starting an own Ray and joining a cluster. All calls of `ray.init` are here.
+"""An embedded Ray and its keeper process, and joining a cluster. All calls of `ray.init` are here.
 
-The servers are started by a process of their own, their keeper: it tells of their death at once, where Ray waits for a
-minute and then ends the process that uses it; and it takes them along when the process that started it is killed.
+The keeper starts the servers. It reports their death at once, where Ray waits for a minute and then ends the process
+that uses it. It ends the servers when the process that started it is killed.
 
-    python -P -m tasks.runtime.ray_node FOLDER CORES     (the keeper; started by `Node`, speaks on its standard output)
+    python -P -m tasks.runtime.ray_node FOLDER CORES     (started by `Node`; speaks on its standard output)
 """
 
 import atexit
@@ -45,14 +45,11 @@ class Node:
         self.folder = Folder()
         self._death = ""
         with (self.folder.path / "keeper.log").open("wb") as log, deaf_children(signal.SIGINT):
+            command = [sys.executable, "-P", "-m", "tasks.runtime.ray_node", str(self.folder.ray), str(n_cpus)]
             self._keeper = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tasks.runtime.ray_node", str(self.folder.ray), str(n_cpus)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=os.environ | _OWN_ENVIRONMENT,
-                start_new_session=True,
-            )
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                env=os.environ | _OWN_ENVIRONMENT, start_new_session=True,
+            )  # fmt: skip
         atexit.register(self.stop)
 
     def wait(self) -> str:
@@ -64,15 +61,15 @@ class Node:
         assert self._keeper.stdout is not None
         if not select.select([self._keeper.stdout], [], [], START_SECONDS)[0]:
             raise RuntimeError(f"its servers do not answer after {START_SECONDS:.0f} s")
-        said = self._read()
-        if "address" not in said:
-            raise RuntimeError(said.get("dead") or self._last_words())
-        return said["address"]
+        reply = self._read()
+        if "address" not in reply:
+            raise RuntimeError(reply.get("dead") or self._last_words())
+        return reply["address"]
 
     def death(self) -> str:
         """Return what died of this Ray, or the empty string while it lives."""
         assert self._keeper.stdout is not None
-        # A process of several threads can be a zombie that `poll` does not see yet; its pipe tells at once.
+        # `poll` does not see a zombie of several threads at once; its pipe is closed at once.
         if not self._death and select.select([self._keeper.stdout], [], [], 0)[0]:
             self._death = self._read().get("dead") or "its keeper died"
         return self._death
@@ -86,11 +83,8 @@ class Node:
             ray.shutdown()
         finally:
             kill_session(self._keeper.pid)
-            self._keeper.wait()
-            for stream in (self._keeper.stdin, self._keeper.stdout):
-                if stream:
-                    stream.close()
-            self.folder.remove()
+            with self._keeper:  # which closes its pipes and waits
+                self.folder.remove()
 
     def _read(self) -> dict[str, str]:
         assert self._keeper.stdout is not None
@@ -106,7 +100,7 @@ def join(address: str, is_own: bool = False) -> None:
     """Connect to the Ray at an address.
 
     Args:
-        is_own: it is a `Node`, so the address is one of loopback, which Ray would take for this machine's outer one.
+        is_own: it is a `Node` on loopback, an address that Ray would replace by this machine's outer one.
     Raises:
         ConnectionError: nothing answers there, or it asks for another token.
     """
@@ -116,22 +110,18 @@ def join(address: str, is_own: bool = False) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         with (
-            # Ray's handler of SIGTERM exits at once, unsaved and without a word.
+            # Ray's handler of SIGTERM exits at once, without saving.
             _replaced(utils, "set_sigterm_handler", lambda handler: None),
             _replaced(ray_constants, "ENABLE_RAY_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER and not is_own),
         ):
             ray.init(
-                address=address,
-                job_config=_job_config(),
-                namespace=NAMESPACE,
-                logging_level=logging.ERROR,
+                address=address, job_config=_job_config(), namespace=NAMESPACE, logging_level=logging.ERROR,
                 log_to_driver=False,
-            )
+            )  # fmt: skip
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(
-                signal.SIGTERM, handler or signal.SIG_DFL
-            )  # below Python's, compiled code of Ray has put one that aborts
+            # Compiled code of Ray has put a handler that aborts below Python's.
+            signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 
 
 def _job_config() -> Any:
@@ -171,7 +161,7 @@ def kill_session(session: int) -> None:
 
 
 class _Keeper:
-    """Starts the servers, tells the address or who died, and ends them all when one of them or its starter dies."""
+    """Starts the servers, reports the address or who died, and ends all when one of them or its starter dies."""
 
     def __init__(self, orders: int, replies: IO[bytes], folder: Path) -> None:
         self.orders, self.replies, self.folder = orders, replies, folder
@@ -192,17 +182,11 @@ class _Keeper:
         threading.Thread(target=self._watch, daemon=True).start()
         with _replaced(services, "ConsolePopen", Known):
             # As `ray.init` does, but without a job of its own, for which Ray would start workers.
-            node = RayNode(
-                RayParams(
-                    num_cpus=n_cpus,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    include_dashboard=False,
-                    temp_dir=str(self.folder),
-                ),
-                head=True,
-                shutdown_at_exit=False,
-                ray_init_cluster=True,
-            )
+            settings = RayParams(
+                num_cpus=n_cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
+                temp_dir=str(self.folder),
+            )  # fmt: skip
+            node = RayNode(settings, head=True, shutdown_at_exit=False, ray_init_cluster=True)
         self.say({"address": node.gcs_address})
 
     def say(self, reply: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The signals that ask a command to end, and their effect while models train."""
+"""Signals that ask a command to end, and their effect while models train."""
 
 import ctypes
 import logging
@@ -27,7 +27,7 @@ _last_heard = [float("-inf")]
 def ends() -> list[signal.Signals]:
     """Return the signals that ask for an end: all of `ENDS`, but SIGHUP only where it is not ignored, as under nohup.
 
-    A shell starts what it puts into the background with SIGINT ignored; whoever sends it SIGINT still wants an end.
+    A shell starts its background jobs with SIGINT ignored; a SIGINT sent to one still asks for an end.
     """
     return [number for number in ENDS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
 
@@ -35,8 +35,8 @@ def ends() -> list[signal.Signals]:
 def is_repeat() -> bool:
     """Return whether the last signal came just now, so that this one means the same.
 
-    timeout(1) sends two, to the process and to its group; systemd and a shell whose terminal is closed may send SIGHUP
-    besides. The second one must not break off what the first one set off.
+    timeout(1) sends two, to the process and to its group; systemd and a shell whose terminal is closed add a SIGHUP.
+    The second one must not interrupt what the first one started.
     """
     now = time.monotonic()
     if now - _last_heard[0] < REPEAT_SECONDS:
@@ -50,7 +50,7 @@ def _forget_last() -> None:
 
 
 def must_wait(number: int) -> bool:
-    """Tell a handler whether its signal is to be dealt with later; see `held`."""
+    """Return whether a signal waits, because of `held`; the signal is then raised again later."""
     if _holds:
         _waiting.append(number)
     return bool(_holds)
@@ -58,7 +58,7 @@ def must_wait(number: int) -> bool:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """While open, what asks for an end waits: for steps between which nothing would know what was begun."""
+    """Let signals wait while open: for steps between which no record says what was begun."""
     _holds.append(None)
     try:
         yield
@@ -72,7 +72,7 @@ def held() -> Iterator[None]:
 
 @contextmanager
 def last_words(say: Callable[[], object]) -> Iterator[None]:
-    """While open, `say` is called if the process has to be ended by force; see `say_last_words`."""
+    """Call `say` if the process has to be ended by force while open; see `say_last_words`."""
     _last_words.append(say)
     try:
         yield
@@ -90,10 +90,10 @@ def say_last_words() -> None:
 
 @contextmanager
 def deaf_children(*also: signal.Signals) -> Iterator[None]:
-    """While open, processes that this thread starts are deaf to SIGTERM, SIGHUP and `also`, and so are theirs.
+    """Block SIGTERM, SIGHUP and `also` in processes that this thread starts while open, and in theirs.
 
-    A terminal, a batch system or a service manager sends its signal to all processes of a command. The command still
-    needs its servers to save and to say how it ended, and then ends them itself.
+    A terminal, a batch system or a service manager sends its signal to all processes of a command. The command needs
+    its servers until it has saved, and ends them itself.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, *also})
     try:
@@ -109,7 +109,7 @@ def die_with_parent() -> None:
 
 
 class Stop:
-    """A wish to stop: which signal brought it, and whether the time to save is over."""
+    """A request to stop: its signal, and whether the time to save is over."""
 
     def __init__(self) -> None:
         self.signal = ""
@@ -128,7 +128,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals(request: Callable[[], object]) -> Iterator[Stop]:
-    """While open, what asks for an end makes the request to save and stop; a second signal gives up at once."""
+    """Call `request`, which saves and stops, on a signal while open; a second signal interrupts at once."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -143,7 +143,7 @@ def stop_on_signals(request: Callable[[], object]) -> Iterator[Stop]:
         logger.warning("%s: saving a checkpoint, then stopping (again: stop at once)", stop.signal)
         request()
 
-    _forget_last()  # it was not about this training
+    _forget_last()
     before = {number: signal.signal(number, ask) for number in ends()}
     try:
         yield stop
@@ -153,4 +153,4 @@ def stop_on_signals(request: Callable[[], object]) -> Iterator[Stop]:
     terminate = before.get(signal.SIGTERM)
     if stop.signal == "SIGTERM" and callable(terminate):
         _forget_last()
-        terminate(signal.SIGTERM, None)  # a cancel from Prefect: now that the state is saved, let it take its course
+        terminate(signal.SIGTERM, None)  # a cancel from Prefect goes on after the state is saved

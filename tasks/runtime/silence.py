@@ -1,4 +1,4 @@
-"""A message about what is waited for, once nothing has arrived for a while."""
+"""A message about work that has given no sign of life for a while."""
 
 import threading
 import time
@@ -13,8 +13,7 @@ class Silence:
     """Watches work that should give signs of life, and adds what it waits for to the lines of the open stage.
 
     Args:
-        describe: asked again each `SECONDS` of silence, in a thread of its own, for a cluster that is cut off may not
-            answer.
+        describe: called after each `SECONDS` of silence, in a thread, because a cluster that is cut off may not answer.
     """
 
     def __init__(self, describe: Callable[[], str]) -> None:
@@ -31,7 +30,7 @@ class Silence:
             self._is_noted = False
 
     def look(self) -> None:
-        """Say what is waited for, if it is time to."""
+        """Show what the work waits for, if it is time to."""
         now = time.monotonic()
         if min(now - self._heard, now - self._asked) < SECONDS:
             return
@@ -43,6 +42,6 @@ class Silence:
         self._asking.start()
 
     def _ask(self, heard: float) -> None:
-        said = self.describe()
+        message = self.describe()
         if heard == self._heard:
-            progress.note(said)
+            progress.note(message)
