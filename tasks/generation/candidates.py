@@ -1,15 +1,14 @@
-"""The work on single pieces of a batch: sampling candidates, drawing their picture and rendering their sound.
+"""Work on the pieces of a batch: sampling candidates, drawing pictures and rendering sound.
 
-A piece is first a candidate: its MIDI file, and beside it, written last, what is known of it. So whatever ends a
-worker, the candidates with both files are finished, and whoever comes next goes on with the others.
+A piece is first a candidate: its MIDI file, and beside it, written last, a JSON file with its facts. Candidates with
+both files are finished, whatever ends a worker; a later call writes the others.
 """
 
 import hashlib
 import logging
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from tasks.generation.batch_files import check_file, check_piece
 from tasks.generation.infill import new_notes
 from tasks.generation.prompts import Prompt
 from tasks.generation.rewriting import Rewritten, rewrite
+from tasks.music.added_notes import is_added
 from tasks.music.excerpt import Extent, beginning
 from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.midi.event_statistics import midi_statistics
@@ -84,15 +84,15 @@ class WriteJob:
     lineage: dict[str, str]
     folder: Path  # of the unfinished batch
     dataset_folder: Path | None  # of the version with the index of copies
-    tally: Path | None = None  # where a worker in another process writes how many tokens are drawn
+    tally: Path | None = None  # where a worker in another process writes its count of tokens
 
 
 @dataclass(frozen=True, slots=True)
 class RenderJob:
-    """Chosen candidates to render as pieces: all that a worker needs."""
+    """Chosen candidates to render as pieces; a worker needs nothing else."""
 
     chosen: tuple[Candidate, ...]
-    facts: tuple[dict[str, Any], ...]  # what the sidecar of each says beyond what is known of the candidate
+    facts: tuple[dict[str, Any], ...]  # of each sidecar, besides the facts of the candidate
     config: GenerateConfig
     folder: Path
     player: Player
@@ -100,7 +100,7 @@ class RenderJob:
 
 
 def batch_folder(folder: Path) -> Path:
-    """Return where what will be published of an unfinished batch is built."""
+    """Return the part of an unfinished batch that is published."""
     return folder / "batch"
 
 
@@ -110,7 +110,7 @@ def pieces_folder(folder: Path) -> Path:
 
 
 def is_written(candidate: Candidate, folder: Path) -> bool:
-    """Return whether both files of a candidate are there and what was written; a damaged one is taken away."""
+    """Return whether both files of a candidate are there and whole; the facts of a damaged one are deleted."""
     path = candidate.path(folder, "json")
     if not path.exists():
         return False
@@ -124,7 +124,7 @@ def is_written(candidate: Candidate, folder: Path) -> bool:
 
 
 def expected_tokens(prompt: Prompt, index: int, config: GenerateConfig, most_tokens: int) -> int:
-    """Return how many tokens are drawn for a piece at most, or about, where bars are written again.
+    """Return the largest number of tokens drawn for a piece; an estimate where bars are written again.
 
     Args:
         index: of the piece in its batch.
@@ -139,7 +139,7 @@ def expected_tokens(prompt: Prompt, index: int, config: GenerateConfig, most_tok
 
 
 def is_rendered(candidate: Candidate, folder: Path) -> bool:
-    """Return whether all files of a chosen candidate are there, its sidecar being the last."""
+    """Return whether all files of a chosen candidate are there; its sidecar is the last."""
     return (pieces_folder(folder) / f"{candidate.name}.json").exists()
 
 
@@ -154,7 +154,7 @@ def write_candidates(
 
     Args:
         loaded, copies: the job's model and index, where this process has them already.
-        tell: gets the tokens that are drawn; by default a job's tally does, if it has one.
+        tell: gets the tokens that are drawn; by default they go to the job's tally, if it has one.
     """
     left = [place for place, candidate in enumerate(job.candidates) if not is_written(candidate, job.folder)]
     if not left:
@@ -167,7 +167,7 @@ def write_candidates(
         expected_tokens(prompt, candidate.index, job.config, most_tokens)
         for prompt, candidate in zip(job.prompts, job.candidates, strict=True)
     ]
-    count.ended(sum(expected) - sum(expected[place] for place in left), 0)  # what an earlier try has written
+    count.ended(sum(expected) - sum(expected[place] for place in left), 0)  # written by an earlier try
     n_fewer = dict[int, int]()  # by place
 
     def keep(piece: WrittenIds, new: Rewritten | None = None) -> None:
@@ -217,8 +217,7 @@ def _write_candidate(
 ) -> None:
     started, tokenizer = time.perf_counter(), loaded.tokenizer
     score, ended_by = (new.score, new.ended_by) if new else _ended(piece, piece_limit(job.config), tokenizer)
-    n_tracks = _whole_tracks(job.config, piece.ids, tokenizer)
-    short_of = [] if new else _short_of(job.config, score, ended_by, n_tracks)  # of bars written again each gap is told
+    short_of, warnings = ([], new.warnings) if new else _shortfall(job.config, score, ended_by, piece.ids, tokenizer)
     score, n_shortened = end_at_next(score)
     title = f"{job.lineage['batch']} {candidate.name}"
     midi = write_midi(score, title, part_names=part_labels(score), ends_on_bar_line=True)
@@ -243,7 +242,7 @@ def _write_candidate(
         "midi": midi_statistics(midi, candidate.name, events),
         "validity": check_validity(midi, score, events).to_json(),
         "copying": copies.check(own).as_json() if copies else None,
-        "warnings": _cut_warnings(job.config, short_of, len(piece.ids), n_tracks) + (new.warnings if new else []),
+        "warnings": warnings,
     }
     n_given = new.n_given if new else len(prompt.ids)
     seconds = time.perf_counter() - started
@@ -253,11 +252,11 @@ def _write_candidate(
 
 
 def _ended(piece: WrittenIds, limit: Extent, tokenizer: Any) -> tuple[Score, str]:
-    """Return the music of a piece up to its limit, and what ended it: `itself`, the `limit` or the most `tokens`."""
+    """Return the music of a piece up to its limit, and what ended it: `itself`, the `limit`, or the most `tokens`."""
     score = tokenizer.decode(piece.ids)
     is_cut, is_ended = limit.is_passed_by(score), piece.ids[-1] == tokenizer.end_id
     if limit:
-        score = beginning(score, limit, cut=True)  # also what sounds on beyond it
+        score = beginning(score, limit, cut=True)  # notes that sound beyond it are cut
     return score, "limit" if is_cut else "itself" if is_ended else "tokens"
 
 
@@ -362,50 +361,36 @@ def _prompt_facts(prompt: Prompt, tokenizer: Any) -> dict[str, Any]:
 
 
 def written_notes(score: Score, prompt: Prompt, tokenizer: Any, new: Rewritten | None = None) -> Score:
-    """Return a piece without the notes that its prompt gave it; all else stays where it is."""
+    """Return a piece without the notes of its prompt; the others keep their places."""
     if new:
         is_new = new_notes(score, new.new_spans)
     else:
-        given = Counter(_places_of(tokenizer.decode(np.array(prompt.ids))))
-        is_new = np.ones(len(score.notes.pitch), np.bool_)
-        for note, place in enumerate(_places_of(score)):
-            if given[place]:
-                given[place] -= 1
-                is_new[note] = False
+        given = tokenizer.decode(np.array(prompt.ids))
+        # Not by track: a part that is added before the prompt's first part changes all numbers.
+        is_new = is_added(given, score, ("onset", "pitch", "program", "is_drum"))
     columns = {name: getattr(score.notes, name)[is_new] for name in _COLUMNS}
     return build_score(score.ticks_per_quarter, columns, tempos=score.tempos, n_tracks=score.n_tracks)
 
 
-def _places_of(score: Score) -> list[tuple[int, ...]]:
-    notes = score.notes  # not their tracks: what is added before a prompt's first part in order moves all numbers
-    columns = (notes.onset, notes.pitch, notes.program, notes.is_drum)
-    return list(zip(*(values.tolist() for values in columns), strict=True))
-
-
-def _short_of(config: GenerateConfig, score: Score, ended_by: str, n_tracks: int) -> list[str]:
-    """Return which requested lengths a piece misses because it has the maximum number of tokens."""
-    limit = piece_limit(config)
+def _shortfall(
+    config: GenerateConfig, score: Score, ended_by: str, ids: np.ndarray, tokenizer: Any
+) -> tuple[list[str], list[str]]:
+    """Return the lengths that a piece with the most tokens does not reach, and a warning about them."""
     if ended_by != "tokens":
-        return []
-    return [f"{limit}"] * (bool(limit) and not limit.is_filled_by(score)) + [plural(config.n_tracks, "track")] * (
-        n_tracks < config.n_tracks
-    )
-
-
-def _whole_tracks(config: GenerateConfig, ids: np.ndarray, tokenizer: Any) -> int:
-    return int((ids == tokenizer.token_id("TRACK_END")).sum()) if config.n_tracks else 0
-
-
-def _cut_warnings(config: GenerateConfig, short_of: Sequence[str], n_tokens: int, n_tracks: int) -> list[str]:
-    said = [
-        f"{n_tracks} of {wish} are whole" if wish == plural(config.n_tracks, "track") else f"{wish} are not reached"
-        for wish in short_of
-    ]
-    return [f"cut at {n_tokens} tokens: {', '.join(said)}"] if said else []
+        return [], []
+    limit, short_of = piece_limit(config), dict[str, str]()
+    if limit and not limit.is_filled_by(score):
+        short_of[f"{limit}"] = f"{limit} are not reached"
+    n_tracks = int((ids == tokenizer.token_id("TRACK_END")).sum()) if config.n_tracks else 0
+    if n_tracks < config.n_tracks:
+        tracks = plural(config.n_tracks, "track")
+        short_of[tracks] = f"{n_tracks} of {tracks} are whole"
+    warnings = [f"cut at {len(ids)} tokens: {', '.join(short_of.values())}"] if short_of else []
+    return list(short_of), warnings
 
 
 def _latent_facts(job: WriteJob, index: int, score: Score, tokenizer: Any) -> dict[str, Any]:
-    """Return whose latent a piece was written from, and how many of that music's notes it has again."""
+    """Return the sources of a piece's latent, and the share of their notes that the piece has."""
     sources = [
         {
             "name": source.name,

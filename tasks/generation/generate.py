@@ -18,7 +18,7 @@ from tasks.generation.batch_files import RESULTS, check_batch, check_piece, read
 from tasks.generation.candidates import batch_folder, pieces_folder, read_candidate
 from tasks.generation.gallery.batch_page import batch_page
 from tasks.generation.judge import CUT_SHORT, NOTHING_NEW, Judge, batch_flags, is_cut_within_bars
-from tasks.generation.prompts import Prompt, read_prompts, tell_losses, with_room
+from tasks.generation.prompts import Prompt, read_prompts, warn_of_losses, with_room
 from tasks.generation.selection import Choice, WritePlan, choose_pieces, first_candidates, render_all
 from tasks.music.midi.validity import Validity, share_valid
 from tasks.music.render.notation import check_notation
@@ -147,7 +147,7 @@ def generate_batch(
         check_notation()
     if config.audio != "none" and player.problem:
         logger.warning("no audio: %s; the gallery's page plays the notes itself", player.problem)
-    tell_losses(prompts, loaded.tokenizer)
+    warn_of_losses(prompts, loaded.tokenizer)
     with Progress("reading the dataset"):
         judge = Judge.of(home, loaded, config)
     lineage = {

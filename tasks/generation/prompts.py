@@ -4,7 +4,8 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ class Prompt:
     name: str
     sha256: str
     ids: tuple[int, ...]  # <start> included
-    n_whole: int = 0  # tokens of the whole of it, or of its first window where that is what a latent is made of
-    window: tuple[int, ...] = ()  # as much of it as a model with latents makes one of; otherwise empty
+    n_whole: int = 0  # tokens of all of it; for a model with latents, of its first window
+    window: tuple[int, ...] = ()  # the part of it that a latent is made of; empty for other models
     n_notes: int = 0  # of the file
     dropped: dict[str, int] = field(default_factory=dict)  # notes that the encoding left out or changed, by reason
     canvas: Canvas | None = None  # of which bars are written again
@@ -57,17 +58,18 @@ class Prompt:
 
 
 def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None = None) -> list[Prompt]:
-    """Return the prompts that `config` names, in order of path or piece; none means one that is only <start>.
+    """Return the prompts that `config` names, in order of path or piece; without any, one that is only <start>.
 
     Args:
         home: where the model's dataset is, for prompts that are one of its splits.
     Raises:
         NotFound, BadScore: a path that does not exist, or a file that is not usable MIDI.
-        ConfigError: latents of prompts are wanted that the model or the prompts do not give; a prompt is too long, or
-            the part of it that is wanted has no note.
+        ConfigError: the model or the prompts do not allow what the settings ask for; a prompt is too long, or the part
+            of it that is used has no note.
     """
-    named = [config.prompt, config.prompt_to] if config.prompt_to else [config.prompt]
-    given = [found for prompt in named if prompt for found in _contents(prompt, loaded, config, home)]
+    given = [
+        found for name in (config.prompt, config.prompt_to) if name for found in _contents(name, loaded, config, home)
+    ]
     check_request(loaded, config, len(given))
     if not given:
         return [Prompt("", "", (loaded.tokenizer.start_id,))]
@@ -77,41 +79,43 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None 
             score = read_midi(data, name)
         except BadScore as error:
             raise BadScore(error.reason, f"prompt {name}: {error.detail}") from None
-        prompts.append(_encode(loaded, config, name, data, score))
-        check_prompt_ids(loaded, with_room(config, prompts[-1:]), prompts[-1].ids, name)
-        _check_room(loaded, config, prompts[-1])
+        prompt = _encode(loaded, config, name, data, score)
+        check_prompt_ids(loaded, with_room(config, [prompt]), prompt.ids, name)
+        limit = piece_limit(config)
+        if limit and limit.is_filled_by(loaded.tokenizer.decode(np.array(prompt.ids))):
+            raise ConfigError(f"prompt {name}: it already fills the {limit} that pieces may have; take less of it")
+        prompts.append(prompt)
     return prompts
 
 
-def tell_losses(prompts: Sequence[Prompt], tokenizer: Any) -> None:
-    """Say in one line each what an encoding leaves out of prompts, and which have no note or a long silence first."""
+def warn_of_losses(prompts: Sequence[Prompt], tokenizer: Any) -> None:
+    """Warn in one line each of prompts without a note, with a long silence first, and with notes that are left out."""
     continued = [prompt for prompt in prompts if prompt.name and not prompt.window]
     silent = [prompt for prompt in continued if not len(tokenizer.decode(np.array(prompt.ids)).notes.pitch)]
+    late = [prompt for prompt in continued if prompt.lead_seconds > LONG_SILENCE_SECONDS]
+    lossy = [prompt for prompt in prompts if prompt.dropped]
     if silent:
         logger.warning(
             "%d of %d prompts have no note among the tokens that are taken of them; the first: %s, %d tokens",
             len(silent), len(prompts), silent[0].name, len(silent[0].ids),
         )  # fmt: skip
-    late = [prompt for prompt in continued if prompt.lead_seconds > LONG_SILENCE_SECONDS]
     if late:
         logger.warning(
             "%d of %s with more than %g s of silence, which the pieces keep; the first: %s, %.1f s",
             len(late), "1 prompt begins" if len(prompts) == 1 else f"{len(prompts)} prompts begin",
             LONG_SILENCE_SECONDS, late[0].name, late[0].lead_seconds,
         )  # fmt: skip
-    lossy, lost = [prompt for prompt in prompts if prompt.dropped], Counter[str]()
-    for prompt in lossy:
-        lost.update(prompt.dropped)
     if lossy:
+        dropped = sum((Counter(prompt.dropped) for prompt in lossy), Counter[str]())
         logger.warning(
             "%d of %d prompts hold notes that encoding %s leaves out or changes (%s of %d notes); the first: %s",
-            len(lossy),
-            len(prompts),
-            tokenizer.name,
-            ", ".join(f"{n} {reason}" for reason, n in sorted(lost.items())),
-            sum(prompt.n_notes for prompt in lossy),
+            len(lossy), len(prompts), tokenizer.name, _words(dropped), sum(prompt.n_notes for prompt in lossy),
             lossy[0].name,
-        )
+        )  # fmt: skip
+
+
+def _words(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items()))
 
 
 def with_room(config: GenerateConfig, prompts: Sequence[Prompt]) -> GenerateConfig:
@@ -121,28 +125,19 @@ def with_room(config: GenerateConfig, prompts: Sequence[Prompt]) -> GenerateConf
     return replace(config, sampling=replace(config.sampling, max_tokens=max_tokens))
 
 
-def _check_room(loaded: LoadedModel, config: GenerateConfig, prompt: Prompt) -> None:
-    limit = piece_limit(config)
-    if limit and limit.is_filled_by(loaded.tokenizer.decode(np.array(prompt.ids))):
-        raise ConfigError(f"prompt {prompt.name}: it already fills the {limit} that pieces may have; take less of it")
-
-
-def prompt_extent(config: GenerateConfig) -> Extent:
-    """Return how much of a prompt is used, where the limit is not in tokens."""
-    return Extent(config.prompt_notes, config.prompt_bars, config.prompt_seconds)
-
-
-def losses(tokens: TokenBatch) -> dict[str, int]:
+def _dropped(tokens: TokenBatch) -> dict[str, int]:
     """Return the notes that an encoding left out or changed, by reason."""
     return {reason: n for reason, counts in tokens.dropped.items() if (n := int(counts.sum()))}
 
 
 def _encode(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes, score: Score) -> Prompt:
-    sha256, n_notes = hashlib.sha256(data).hexdigest(), len(score.notes.pitch)
-    lead = float(np.min(NoteBatch.from_scores([score]).onset_seconds, initial=np.inf)) if n_notes else 0.0
+    file = {"name": name, "sha256": hashlib.sha256(data).hexdigest(), "n_notes": len(score.notes.pitch)}
     if latents_of(loaded.model, config) == "prior":
         ids, tokens, canvas = _first_ids(loaded, config, name, score)
-        return Prompt(name, sha256, ids, len(tokens.ids), (), n_notes, losses(tokens), canvas, lead)
+        lead = float(score.notes.onset_seconds.min())
+        return Prompt(
+            **file, ids=ids, n_whole=len(tokens.ids), dropped=_dropped(tokens), canvas=canvas, lead_seconds=lead
+        )
     assert has_latents(loaded.model)
     if config.infill_bars:
         raise ConfigError(f"infill_bars={list(config.infill_bars)}: bars are filled by decoders, not from latents")
@@ -152,40 +147,38 @@ def _encode(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes,
         batch = cut_windows(batch, bars, bars, grid_of(tokenizer.config))[0].take(np.array([0]))
     tokens = tokenizer.encode(batch)
     window = tuple(tokens.ids[: loaded.model.max_length].tolist())
-    return Prompt(name, sha256, (tokenizer.start_id,), len(tokens.ids), window, n_notes, losses(tokens))
+    return Prompt(**file, ids=(tokenizer.start_id,), n_whole=len(tokens.ids), window=window, dropped=_dropped(tokens))
 
 
 def _first_ids(
     loaded: LoadedModel, config: GenerateConfig, name: str, score: Score
 ) -> tuple[tuple[int, ...], TokenBatch, Canvas | None]:
-    """Return the ids of the part of a prompt that is wanted, the tokens of all of it, and what is to be filled.
+    """Return the ids of the used part of a prompt, the tokens of all of it, and the canvas of an infilling.
 
-    Where bars are written again, all before them is wanted, or all of it where each piece has other ones.
+    Where bars are written again, the used part is all before them, or all of it where each piece has other bars.
     """
     tokenizer = loaded.tokenizer
     tokens = tokenizer.encode(NoteBatch.from_scores([score]))
     if not int(tokens.n_notes[0]):
-        reasons = ", ".join(f"{n} {reason}" for reason, n in losses(tokens).items())
-        raise ConfigError(f"prompt {name}: encoding {tokenizer.name} holds none of its notes ({reasons} dropped)")
+        raise ConfigError(
+            f"prompt {name}: encoding {tokenizer.name} holds none of its notes ({_words(_dropped(tokens))} dropped)"
+        )
     if config.infill_bars or config.variation:
         canvas = make_canvas(loaded, config, name, score)
         if config.variation:
             return ids_of(tokenizer, canvas.whole), tokens, canvas
         (span,) = canvas.spans(config, 0)
         return Gap(canvas.whole, span).prompt_ids(tokenizer), tokens, canvas
-    extent = prompt_extent(config)
+    extent = Extent(config.prompt_notes, config.prompt_bars, config.prompt_seconds)
     if not extent:
         ids = tokens.ids[: min(config.prompt_tokens, len(tokens.ids) - 1)]  # a whole short piece: without its <end>
         return tuple(ids.tolist()), tokens, None
     ids = ids_of(tokenizer, beginning(score, extent))
     if len(ids) == 1:
-        what = "its first notes" if extent.n_notes else f"the {_said(extent)}"
-        raise ConfigError(f"prompt {name}: {what} hold no note that encoding {tokenizer.name} keeps")
+        part = plural(extent.n_bars, "bar") if extent.n_bars else f"{extent.seconds:g} seconds"
+        part = "its first notes" if extent.n_notes else f"the first {part}"
+        raise ConfigError(f"prompt {name}: {part} hold no note that encoding {tokenizer.name} keeps")
     return ids, tokens, None
-
-
-def _said(extent: Extent) -> str:
-    return f"first {plural(extent.n_bars, 'bar')}" if extent.n_bars else f"first {extent.seconds:g} seconds"
 
 
 def _contents(
@@ -214,7 +207,7 @@ def _prompt_files(prompt: Path) -> list[tuple[str, Path]]:
         if not is_midi(os.fsencode(prompt.name)):
             raise DatasetError(f"prompt {prompt} is neither a folder nor a {' '.join(MIDI_SUFFIXES)} file")
         if _is_companion(prompt, prompt.name):
-            raise DatasetError(f"prompt {prompt} is what macOS lays beside a file (AppleDouble), and no song")
+            raise DatasetError(f"prompt {prompt} is no song but a file that macOS adds beside one (AppleDouble)")
         return [(printable(prompt.name), prompt)]
     named = [path for path in prompt.rglob("*") if is_midi(os.fsencode(path.name))]
     files = [path for path in named if not _is_companion(path, path.relative_to(prompt))]
@@ -227,13 +220,12 @@ def _prompt_files(prompt: Path) -> list[tuple[str, Path]]:
 
 def _is_companion(path: Path, name: str | Path) -> bool:
     """Return whether a file is AppleDouble, by its name or first bytes; an unreadable one is reported as a prompt."""
-    try:
-        if not path.is_file():  # a pipe would block
-            return is_companion(os.fsencode(name))
-        with path.open("rb") as file:
-            return is_companion(os.fsencode(name), file.read(4))
-    except OSError:
-        return is_companion(os.fsencode(name))
+    begin = b""
+    with suppress(OSError):
+        if path.is_file():  # a pipe would block
+            with path.open("rb") as file:
+                begin = file.read(4)
+    return is_companion(os.fsencode(name), begin)
 
 
 def _pieces_of_split(

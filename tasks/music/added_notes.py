@@ -1,6 +1,7 @@
 """The notes that one score has beyond another, as a score."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,14 +18,8 @@ def added_notes(before: Score, after: Score) -> Score:
     Tempo, time and key signature are those in force there. Both scores have the same ticks per quarter; parts may be
     numbered differently.
     """
-    known = Counter(_rows(before))
-    is_added = np.zeros(len(after.notes.pitch), np.bool_)
-    for place, row in enumerate(_rows(after)):
-        if known[row]:
-            known[row] -= 1
-        else:
-            is_added[place] = True
-    columns = {name: getattr(after.notes, name)[is_added] for name in _COLUMNS}
+    added = is_added(before, after)
+    columns = {name: getattr(after.notes, name)[added] for name in _COLUMNS}
     begin = int(columns["onset"].min(initial=after.notes.onset.max(initial=0)))
     columns["onset"] = columns["onset"] - begin
     tempos, meters, keys = after.tempos, after.time_signatures, after.key_signatures
@@ -41,8 +36,17 @@ def added_notes(before: Score, after: Score) -> Score:
     )
 
 
-def _rows(score: Score) -> list[tuple[int, ...]]:
-    return list(zip(*(getattr(score.notes, name).tolist() for name in _COMPARED), strict=True))
+def is_added(before: Score, after: Score, compared: Sequence[str] = _COMPARED) -> BoolArray:
+    """Return which notes of `after` are not in `before`; notes with the same values in the compared columns match."""
+    one, other = (zip(*(getattr(s.notes, name).tolist() for name in compared), strict=True) for s in (before, after))
+    known = Counter(one)
+    added = np.zeros(len(after.notes.pitch), np.bool_)
+    for place, row in enumerate(other):
+        if known[row]:
+            known[row] -= 1
+        else:
+            added[place] = True
+    return added
 
 
 def _in_force(tick: IntArray, begin: int) -> BoolArray:

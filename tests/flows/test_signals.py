@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -169,6 +170,23 @@ def test_a_signal_to_the_group_before_the_first_step_waits_for_nothing(
     command.see_good_end(command.end())
     assert set(prepared[0].glob("runs/*/checkpoints/*")) == before
     assert not list(prepared[0].glob("runs/*/begun"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("moment", "number"), [("gcs_server", signal.SIGTERM), ("ray::ImplicitFunc", signal.SIGHUP)])
+def test_a_signal_to_the_group_before_the_first_step_of_a_sweep_waits_for_nothing(
+    begin: Begin, prepared: tuple[Path, Path], moment: str, number: int
+) -> None:
+    before = set(prepared[0].glob("runs/*/checkpoints/*"))
+    command = begin("sweep", "--grid", f"train.seed={number}1,{number}2", *TRAIN[1:])
+    command.wait_for_process(moment)
+    os.killpg(command.process.pid, number)
+    command.see_good_end(command.end())
+    assert set(prepared[0].glob("runs/*/checkpoints/*")) == before
+    assert not list(prepared[0].glob("runs/*/begun"))
+    (results,) = prepared[0].glob("sweeps/*/results.json")
+    assert {row["status"] for row in json.loads(results.read_text())["rows"]} <= {"waiting", "interrupted"}
+    shutil.rmtree(results.parent)
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from tasks.generation.gallery.gallery import (
     GalleryPiece,
     Mark,
     Passage,
-    RollNotes,
     build_gallery,
 )
 from tasks.generation.judge import COPIED, HEADLINES, Judge
@@ -104,7 +103,7 @@ def _piece(pieces: Path, sidecar: dict[str, Any], score: Score, judge: Judge | N
     return GalleryPiece(
         name=sidecar["name"],
         midi=(pieces / f"{sidecar['name']}.mid").read_bytes(),
-        notes=RollNotes.from_score(score),
+        score=score,
         audio=audio,
         audio_mime="audio/mpeg" if is_mp3 else "audio/ogg",
         png=file("png"),
@@ -147,7 +146,7 @@ def _nearest(sidecar: Mapping[str, Any], judge: Judge | None) -> tuple[list[Mark
     marks = [Mark(label=label, onset_seconds=span[0], end_seconds=span[1])] if COPIED in sidecar["flags"] else []
     passages = [
         Passage(
-            title=match.source_file, kind="nearest training passage", notes=RollNotes.from_score(passage), facts=facts,
+            title=match.source_file, kind="nearest training passage", score=passage, facts=facts,
             piece_span_seconds=span,
         )
     ]  # fmt: skip

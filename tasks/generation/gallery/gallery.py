@@ -8,17 +8,16 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import ConfigError, plural
 from tasks.music.render.pianoroll import PART_COLOURS, part_labels
+from tasks.music.score import Score
 from tasks.reporting.markup import UNPRINTABLE
-
-if TYPE_CHECKING:
-    from tasks.music.score import Score  # for names only: building a page reads no MIDI
+from tasks.reporting.templates import data_address, digest_source, inlined, json_data, templates_of
 
 AUDIO_SUFFIX = {"audio/mpeg": "mp3", "audio/flac": "flac", "audio/wav": "wav", "audio/ogg": "ogg"}
 MAX_AUDIO_BYTES = 32 * 2**20  # of all pieces of a page, about 80 minutes: viewers read the whole file at once
@@ -28,61 +27,21 @@ POLICY = "default-src 'none'; img-src data:; media-src data:; base-uri 'none'; f
 MXL_MIME = "application/vnd.recordare.musicxml"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class RollNotes:
-    """What the piano roll of one piece shows: N notes and Q pedal spans, times in seconds, parts counted from 0."""
-
-    onset_seconds: NDArray[np.float64]
-    end_seconds: NDArray[np.float64]
-    pitch: NDArray[np.integer]
-    velocity: NDArray[np.integer]
-    part: NDArray[np.integer]
-    is_drum: NDArray[np.bool_]
-    part_names: Sequence[str] = ()
-    pedal_onset_seconds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    pedal_end_seconds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-
-    @classmethod
-    def from_score(cls, score: "Score") -> "RollNotes":
-        """Take notes, pedal spans and the names of the parts from a score; a part is a track."""
-        notes, pedals = score.notes, score.pedals
-        return cls(
-            onset_seconds=notes.onset_seconds, end_seconds=notes.end_seconds, pitch=notes.pitch,
-            velocity=notes.velocity, part=notes.track, is_drum=notes.is_drum, part_names=part_labels(score),
-            pedal_onset_seconds=pedals.onset_seconds, pedal_end_seconds=pedals.end_seconds,
-        )  # fmt: skip
-
-    @classmethod
-    def empty(cls) -> "RollNotes":
-        """Return the roll of a piece without notes."""
-        seconds, whole = np.zeros(0), np.zeros(0, np.int64)
-        return cls(
-            onset_seconds=seconds,
-            end_seconds=seconds,
-            pitch=whole,
-            velocity=whole,
-            part=whole,
-            is_drum=np.zeros(0, np.bool_),
-        )
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
-    """A stretch of a piano roll with a name, in seconds; `copied` ones stand out."""
+    """A span of a piano roll with a name, in seconds."""
 
     label: str
     onset_seconds: float
     end_seconds: float
-    kind: Literal["copied", "other"] = "copied"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.onset_seconds <= self.end_seconds < math.inf:
-            raise ConfigError(f"mark {self.label!r} from {self.onset_seconds} to {self.end_seconds} s is no stretch")
+        _check_span(self.label, (self.onset_seconds, self.end_seconds))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Passage:
-    """Other music to compare a piece with: its prompt, the nearest training passage, its source.
+    """Other music to compare a piece with, such as the nearest training passage.
 
     Args:
         facts: lines of text about it: file, distance, licence.
@@ -92,15 +51,20 @@ class Passage:
 
     title: str
     kind: Literal["prompt", "nearest training passage", "source"]
-    notes: RollNotes
+    score: Score
     facts: Sequence[str] = ()
     span_seconds: tuple[float, float] | None = None
     piece_span_seconds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for span in (self.span_seconds, self.piece_span_seconds):
-            if span is not None and not 0 <= span[0] <= span[1] < math.inf:
-                raise ConfigError(f"span {span} of {self.title!r} is no stretch of seconds")
+            if span is not None:
+                _check_span(self.title, span)
+
+
+def _check_span(name: str, span: tuple[float, float]) -> None:
+    if not 0 <= span[0] <= span[1] < math.inf:
+        raise ConfigError(f"{name!r}: {span[0]} to {span[1]} is no span of seconds")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,16 +92,16 @@ class GalleryPiece:
         warnings: lines of text shown in a box of their own.
         scores: number by name, shown first; pieces are sorted and filtered by these and by the statistics.
         flags: short names such as `copy suspected`, shown beside the title; pieces are filtered by them.
-        marks: stretches of the roll beside the prompt.
+        marks: spans of the roll besides the prompt.
         comparisons: passages that the reader can open below the piece, see and hear.
-        n_candidates: of how many it was chosen; 1: it was not.
+        n_candidates: attempts that it was chosen from.
         chosen_by: the score that chose it.
         musicxml: a compressed score (.mxl) to download, or None.
     """
 
     name: str
     midi: bytes
-    notes: RollNotes
+    score: Score
     audio: bytes | None = None
     audio_mime: str = "audio/mpeg"
     png: bytes | None = None
@@ -178,8 +142,6 @@ def build_gallery(
         flags: lines about the batch, shown in a box.
         max_audio_bytes: sound that the page may hold, as files; the pieces after it are played by the page itself.
     """
-    from tasks.reporting.templates import digest_source, inlined, templates_of
-
     here = "tasks.generation.gallery"
     style, script = inlined(here, "page.css"), inlined(here, *SCRIPTS)
     sounding = _within_budget(pieces, max_audio_bytes)
@@ -213,9 +175,7 @@ def _within_budget(pieces: Sequence[GalleryPiece], max_audio_bytes: int) -> set[
 
 def _shown(place: int, piece: GalleryPiece, has_audio: bool) -> dict[str, Any]:
     """Return what the template shows of a piece."""
-    from tasks.reporting.templates import data_address, json_data
-
-    seconds, label, names = _seconds(piece.notes), f"piece-{place}", piece.notes.part_names
+    seconds, label, names = _seconds(piece.score), f"piece-{place}", _part_names(piece.score)
     stem = re.sub(r"[^\w.-]+", "_", UNPRINTABLE.sub("_", piece.name)).strip("._") or "piece"
     return {
         "piece": piece,
@@ -229,20 +189,18 @@ def _shown(place: int, piece: GalleryPiece, has_audio: bool) -> dict[str, Any]:
         "musicxml": data_address(MXL_MIME, piece.musicxml) if piece.musicxml is not None else "",
         "parts": [(number % len(PART_COLOURS), name) for number, name in enumerate(names)] if len(names) > 1 else [],
         "data": json_data(_data(piece, seconds)),
-        "notes": json_data(_roll_data(piece.notes)),
+        "notes": json_data(_roll_data(piece.score)),
         "passages": [_shown_passage(f"{label}-passage-{i}", passage) for i, passage in enumerate(piece.comparisons)],
     }
 
 
 def _shown_passage(label: str, passage: Passage) -> dict[str, Any]:
-    from tasks.reporting.templates import json_data
-
-    seconds = _seconds(passage.notes)
+    seconds = _seconds(passage.score)
     data = {
         "title": passage.title,
         "kind": passage.kind,
         "seconds": seconds,
-        "n_notes": len(passage.notes.pitch),
+        "n_notes": len(passage.score.notes.pitch),
         "span": passage.span_seconds or (0.0, seconds),
         "piece_span": passage.piece_span_seconds,
     }
@@ -251,48 +209,54 @@ def _shown_passage(label: str, passage: Passage) -> dict[str, Any]:
         "label": label,
         "seconds": seconds,
         "data": json_data(data),
-        "notes": json_data(_roll_data(passage.notes)),
+        "notes": json_data(_roll_data(passage.score)),
     }
 
 
 def _data(piece: GalleryPiece, seconds: float) -> dict[str, Any]:
     """Return what is needed of every piece at once; the notes are read when the piece is first drawn or played."""
     searched = [
-        piece.name, piece.prompt or "", *piece.flags, *piece.warnings, *piece.lineage, *piece.notes.part_names,
+        piece.name, piece.prompt or "", *piece.flags, *piece.warnings, *piece.lineage, *_part_names(piece.score),
         *(passage.title for passage in piece.comparisons),
     ]  # fmt: skip
     figures = {f"score:{name}": value for name, value in piece.scores.items()}
     figures |= {f"stat:{name}": value for name, value in piece.statistics.items()}
     return {
         "seconds": seconds,
-        "n_notes": len(piece.notes.pitch),
+        "n_notes": len(piece.score.notes.pitch),
         "prompt_seconds": piece.prompt_seconds,
         "figures": {name: float(value) if math.isfinite(value) else None for name, value in figures.items()},
         "flags": list(piece.flags),
-        "marks": [[mark.label, mark.onset_seconds, mark.end_seconds, mark.kind] for mark in piece.marks],
+        "marks": [[mark.label, mark.onset_seconds, mark.end_seconds, "copied"] for mark in piece.marks],
         "search": " ".join(searched),
     }
 
 
-def _roll_data(notes: RollNotes) -> dict[str, Any]:
+def _part_names(score: Score) -> list[str]:
+    return part_labels(score) if len(score.notes.pitch) else []
+
+
+def _roll_data(score: Score) -> dict[str, Any]:
+    notes, pedals = score.notes, score.pedals
     return {
         "notes": {
             "onset": _milliseconds(notes.onset_seconds),
             "end": _milliseconds(notes.end_seconds),
             "pitch": notes.pitch.tolist(),
             "velocity": notes.velocity.tolist(),
-            "part": notes.part.tolist(),
+            "part": notes.track.tolist(),
             "drum": notes.is_drum.astype(int).tolist(),
         },
         "pedal": {
-            "onset": _milliseconds(notes.pedal_onset_seconds),
-            "end": _milliseconds(notes.pedal_end_seconds),
+            "onset": _milliseconds(pedals.onset_seconds),
+            "end": _milliseconds(pedals.end_seconds),
         },
     }
 
 
-def _seconds(notes: RollNotes) -> float:
-    return max(round(float(notes.end_seconds.max()), 3), 0.1) if len(notes.end_seconds) else 1.0
+def _seconds(score: Score) -> float:
+    ends = score.notes.end_seconds
+    return max(round(float(ends.max()), 3), 0.1) if len(ends) else 1.0
 
 
 def _milliseconds(seconds: NDArray[np.float64]) -> list[int]:

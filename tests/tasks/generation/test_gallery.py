@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tasks.errors import ConfigError
-from tasks.generation.gallery.gallery import BatchFigure, GalleryPiece, Mark, Passage, RollNotes, build_gallery
+from tasks.generation.gallery.gallery import BatchFigure, GalleryPiece, Mark, Passage, build_gallery
 from tasks.music.render import audio, pianoroll
 from tasks.music.render.soundfont import find_player
 from tests.browser import Browser, serve_folder, skip_without_browser
@@ -47,7 +47,7 @@ class Page(HTMLParser):
 
 def silent_piece(name: str = "one", **changes) -> GalleryPiece:
     score = millisecond_score([(0, 900, 60, 90), (1000, 500, 64, 70)])
-    return GalleryPiece(**{"name": name, "midi": b"MThd", "notes": RollNotes.from_score(score), **changes})
+    return GalleryPiece(**{"name": name, "midi": b"MThd", "score": score, **changes})
 
 
 def sounding_piece(place: int) -> GalleryPiece:
@@ -56,7 +56,7 @@ def sounding_piece(place: int) -> GalleryPiece:
     return GalleryPiece(
         name=f"piece {place}",
         midi=b"MThd",
-        notes=RollNotes.from_score(score),
+        score=score,
         audio=audio.encode_audio(rendering.samples, rendering.sample_rate, "ogg" if place == 1 else "mp3"),
         audio_mime="audio/ogg" if place == 1 else "audio/mpeg",
         png=pianoroll.draw_piano_roll(score),
@@ -79,7 +79,7 @@ def test_the_same_pieces_give_the_same_page():
 
 def worded_page(text: str) -> str:
     """A page with `text` wherever a text can stand."""
-    passage = Passage(title=text, kind="source", notes=RollNotes.empty(), facts=[text], piece_span_seconds=(0, 1))
+    passage = Passage(title=text, kind="source", score=millisecond_score([]), facts=[text], piece_span_seconds=(0, 1))
     piece = silent_piece(
         text, statistics={text: 1.0}, lineage=[text], warnings=[text], prompt=text, scores={text: 2.0}, flags=[text],
         marks=[Mark(label=text, onset_seconds=0, end_seconds=1)], comparisons=[passage], n_candidates=2,
@@ -132,7 +132,7 @@ def test_numbers_that_are_not_finite_are_missing():
 
 def test_a_page_without_pieces_and_a_piece_without_notes_are_pages():
     assert "0 pieces" in build_gallery("t", "s", [], {})
-    empty = silent_piece(notes=RollNotes.from_score(millisecond_score([])))
+    empty = silent_piece(score=millisecond_score([]))
     assert "1 piece<" in build_gallery("t", "s", [empty], {})
 
 
@@ -142,12 +142,12 @@ def test_an_unknown_kind_of_audio_is_refused():
 
 
 @pytest.mark.parametrize("span", [(2, 1), (-1, 1), (0, float("inf")), (float("nan"), 1)])
-def test_a_stretch_that_is_none_is_refused(span: tuple[float, float]):
-    with pytest.raises(ConfigError, match="is no stretch"):
+def test_a_span_that_is_none_is_refused(span: tuple[float, float]):
+    with pytest.raises(ConfigError, match="is no span"):
         Mark(label="m", onset_seconds=span[0], end_seconds=span[1])
     for name in ("span_seconds", "piece_span_seconds"):
-        with pytest.raises(ConfigError, match="is no stretch of seconds"):
-            Passage(title="p", kind="prompt", notes=RollNotes.empty(), **{name: span})
+        with pytest.raises(ConfigError, match="is no span of seconds"):
+            Passage(title="p", kind="prompt", score=millisecond_score([]), **{name: span})
 
 
 def test_sound_beyond_the_budget_stays_out_of_the_page():
@@ -297,14 +297,13 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> str:
     passage = Passage(
         title="a training piece", kind="nearest training passage", span_seconds=(1.0, 2.0),
         piece_span_seconds=(0.5, 1.5), facts=["distance 0.1"],
-        notes=RollNotes.from_score(millisecond_score([(500 * i, 400, 60 + i, 90) for i in range(8)])),
+        score=millisecond_score([(500 * i, 400, 60 + i, 90) for i in range(8)]),
     )  # fmt: skip
-    notes = RollNotes.from_score(
-        millisecond_score([(300 * i, 280, 60 + i, 90) for i in range(10)] + [(0, 100, 36, 90, 0, True, 1)], n_tracks=2)
-    )
+    notes = [(300 * i, 280, 60 + i, 90) for i in range(10)] + [(0, 100, 36, 90, 0, True, 1)]
+    score = millisecond_score(notes, n_tracks=2)
     pieces = [
         GalleryPiece(
-            name=f"piece {place}", midi=b"MThd", notes=notes, scores={"novelty": [0.2, 0.9, float("nan")][place]},
+            name=f"piece {place}", midi=b"MThd", score=score, scores={"novelty": [0.2, 0.9, float("nan")][place]},
             statistics={"n_notes": 11}, flags=["copy suspected"] if place == 0 else [],
             comparisons=[passage] if place == 0 else [],
             marks=[Mark(label="copied run", onset_seconds=0.5, end_seconds=1.5)] if place == 0 else [],

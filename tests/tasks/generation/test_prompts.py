@@ -17,7 +17,7 @@ from tasks.dataset.versions import resolve_dataset
 from tasks.errors import BadScore, ConfigError, DatasetError, NotFound
 from tasks.generation.candidates import written_notes
 from tasks.generation.generate import generate_batch, read_request
-from tasks.generation.prompts import Prompt, read_prompts, tell_losses
+from tasks.generation.prompts import Prompt, read_prompts, warn_of_losses
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
@@ -51,7 +51,7 @@ def test_files_of_macos_beside_the_prompts_are_left_out(setup: Setup, tmp_path: 
     loaded = load_model(setup.checkpoint)
     prompts = read_prompts(loaded, config_of(prompt=str(tmp_path / "in"), n_pieces=2))
     assert [prompt.name for prompt in prompts] == ["a chord.mid", "b.mid"]
-    with pytest.raises(DatasetError, match=r"0\.mid is what macOS lays beside a file"):
+    with pytest.raises(DatasetError, match=r"0\.mid is no song but a file that macOS adds"):
         read_prompts(loaded, config_of(prompt=str(tmp_path / "in" / "0.mid")))
     os.mkfifo(tmp_path / "in" / "a.mid")
     with pytest.raises(NotFound, match=r"prompt a\.mid is no regular file"):
@@ -192,7 +192,7 @@ def test_notes_that_the_encoding_leaves_out_are_told(
     (tmp_path / "band.mid").write_bytes(write_midi(make_score(notes, programs=(0, DRUMS))))
     (prompt,) = read_prompts(load_model(setup.checkpoint), config_of(prompt=str(tmp_path / "band.mid")))
     assert prompt.dropped == {"drums": 2}
-    tell_losses([prompt], OoreTokenizer())
+    warn_of_losses([prompt], OoreTokenizer())
     assert "1 of 1 prompts hold notes that encoding oore leaves out or changes (2 drums of 6 notes)" in caplog.text
 
 
@@ -235,7 +235,7 @@ def test_a_prompt_of_tokens_without_a_note_is_told(
 ) -> None:
     (tmp_path / "late.mid").write_bytes(write_midi(make_score([(200_000, 400, 60, 64)])))
     prompts = read_prompts(load_model(setup.checkpoint), config_of(prompt=str(tmp_path / "late.mid"), prompt_tokens=5))
-    tell_losses(prompts, OoreTokenizer())
+    warn_of_losses(prompts, OoreTokenizer())
     assert "1 of 1 prompts have no note among the tokens that are taken of them; the first: late.mid, 5" in caplog.text
     assert "1 of 1 prompt begins with more than 8 s of silence, which the pieces keep; the first: late" in caplog.text
 
