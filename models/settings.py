@@ -30,17 +30,21 @@ def setting(default: Any, description: str, each: dict[str, float] | None = None
 def check_settings(config: Any) -> None:
     """Raise ValueError where a setting is beyond a limit, not finite or none of its choices; None is always within."""
     for entry in fields(config):
-        value: Any = getattr(config, entry.name)
-        choices = get_args(entry.type)
+        value, choices = getattr(config, entry.name), get_args(entry.type)
         if get_origin(entry.type) is Literal and value not in choices:
             raise ValueError(f"{entry.name}={value!r} is not one of {', '.join(map(repr, choices))}")
-        if isinstance(value, float) and not math.isfinite(value):
+        if not _is_finite(value):
             raise ValueError(f"{entry.name}={value} is not a finite number")
+        each = entry.metadata.get("each", {})
         if value is None:
             continue
         for name, (is_within, phrase) in LIMITS.items():
-            limit, each = entry.metadata.get(name), entry.metadata.get("each", {}).get(name)
-            if limit is not None and not is_within(value, limit):
-                raise ValueError(f"{entry.name}={value} {phrase} {limit}")
-            if each is not None and (beyond := [member for member in value if not is_within(member, each)]):
-                raise ValueError(f"{entry.name}: {beyond[0]} {phrase} {each}")
+            if name in entry.metadata and not is_within(value, entry.metadata[name]):
+                raise ValueError(f"{entry.name}={value} {phrase} {entry.metadata[name]}")
+            for member in value if name in each else ():
+                if not is_within(member, each[name]):
+                    raise ValueError(f"{entry.name}: {member} {phrase} {each[name]}")
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows.cli import compose, datasets, evaluate, generate, pipeline, rebuild, serve, show, sweep, train
+from flows.cli import compose, datasets, evaluate, generate, pipeline, rebuild, serve, settings, show, sweep, train
 from flows.cli.app import app
 from flows.cli.run_flow import complain
 from flows.services import interrupts, streams
@@ -25,10 +25,10 @@ from tasks.storage.home import Home
 PANELS = {
     "Build": ("demo", "pipeline", "rebuild", "train", "evaluate", "sweep", "datasets"),
     "Compose": ("generate", "compose", "encode", "decode"),
-    "Look": ("runs", "models", "compare", "lineage", "presets", "doctor"),
+    "Look": ("runs", "models", "compare", "lineage", "presets", "settings", "doctor"),
     "Serve": ("ui", "deploy"),
 }
-COMMANDS = (rebuild, train, evaluate, generate, pipeline, sweep, serve, show)  # imported, they are registered
+COMMANDS = (rebuild, train, evaluate, generate, pipeline, sweep, serve, settings, show)  # imported, they are registered
 
 
 @app.callback()

@@ -133,7 +133,9 @@ def _say(problem: Any, kind: type, place: str) -> str:
         )
     for name, (_, phrase) in LIMITS.items():
         if name in problem.get("ctx", {}):
-            return f"{where}{path}={problem['input']} {phrase} {problem['ctx'][name]:g}"
+            limit = problem["ctx"][name]
+            shown = int(limit) if limit == int(limit) else limit
+            return f"{where}{path}={shortened(str(problem['input']))} {phrase} {shown}"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
     shown = f" (got {shortened(repr(given))})" if not isinstance(given, dict) else ""

@@ -67,6 +67,7 @@ class MmmConfig:
         piece_end: write PIECE_END before [EOS].
         permute_tracks: put tracks in an order drawn for their contents and `permutation_seed`. It depends neither on
             the order they had nor on transposition. Otherwise they are in the order of their parts.
+        permutation_seed: seed of that order.
         max_bars, max_tracks: of a piece; notes beyond are left out and counted.
         velocity: of all notes in decoded music, 1-127; the words know none.
         vocabulary_from: learn the words from the data, or take all that these settings can write.

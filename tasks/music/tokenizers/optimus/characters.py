@@ -48,7 +48,7 @@ class OptimusTxtConfig:
         header: begin a piece with a line that says how many notes it has.
         unit_milliseconds: 1-1000, of times and durations.
         max_milliseconds: longer gaps and durations are shortened to it.
-        sustain, drums, channels_by: see `OptimusIntConfig`.
+        sustain, drums, channels_by: as for `optimus_int`.
         velocity: 1-127, of decoded notes without `velocities`.
         vocabulary: characters in rising order; empty until it has been learned from data.
     """

@@ -50,8 +50,10 @@ class RemiConfig:
         n_velocities: levels of velocity, 1-127 [num_velocities]; 0 leaves velocity out [use_velocities=False].
         chords: whether chords are named before their notes [use_chords]: by kind, or with their lowest note too
             [chord_tokens_with_root_note].
-        tempos: write tempo changes [use_tempos], in `n_tempos` levels between `tempo_min` and `tempo_max` beats a
-            minute, evenly spaced or in even ratios [log_tempos].
+        tempos: write tempo changes [use_tempos].
+        n_tempos: levels of tempo, 1-1000, between `tempo_min` and `tempo_max` [num_tempos].
+        tempo_min, tempo_max: beats a minute, 4-1000 [tempo_range].
+        log_tempos: levels of tempo in even ratios instead of evenly spaced [log_tempos].
         repeat_tempos: write a change to the level that holds already [not delete_equal_successive_tempo_changes].
         time_signatures: write each bar's time signature [use_time_signatures]; otherwise all bars are in 4/4.
         meters: time signatures that have an id [time_signature_range]; a change to another is left out.
@@ -60,8 +62,8 @@ class RemiConfig:
             a beat, and the others divide them.
         rest_grid: lengths of rests likewise [beat_res_rest].
         pitch_min, pitch_max: pitches kept, both included [pitch_range].
-        drum_pitches: drums have pitches of their own [use_pitchdrum_tokens], `drum_pitch_min` to `drum_pitch_max`
-            [drums_pitch_range].
+        drum_pitches: drums have pitches of their own [use_pitchdrum_tokens].
+        drum_pitch_min, drum_pitch_max: pitches of drums kept, both included [drums_pitch_range].
         duplicates: which of several notes of one program at one pitch and tick is kept. MidiTok keeps the shortest, the
             softest of equals; `longest` keeps the longest, the loudest of equals.
     """

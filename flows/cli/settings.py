@@ -1,0 +1,32 @@
+"""`orchestrion settings`."""
+
+from typing import Annotated
+
+import typer
+
+from flows.cli.app import app
+from flows.cli.options import JsonOption
+from tasks.storage.files import json_text
+
+
+@app.command(epilog="Example: orchestrion settings train.schedule --preset rga")
+def settings(
+    section: Annotated[str, typer.Argument(help="Such as train or train.model; by default all.")] = "",
+    preset: Annotated[str, typer.Option("--preset", help="Show this preset's values as defaults.")] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/settings.md.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List every setting with its default, type, limits and meaning."""
+    from tasks.config.describe import markdown_page, setting_rows, text_lines
+    from tasks.config.pipeline import PipelineConfig
+    from tasks.config.presets import build_preset
+
+    if markdown:
+        typer.echo(markdown_page(), nl=False)
+        return
+    rows = setting_rows(build_preset(preset) if preset else PipelineConfig(), section)
+    if as_json:
+        typer.echo(json_text({"settings": rows}))
+        return
+    for line in text_lines(rows):
+        typer.echo(line)
