@@ -1,7 +1,7 @@
 """Lineage of a file, batch, run, model or dataset version: its ancestors and its descendants."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,17 +24,13 @@ LEAST_RUN_ID = 6  # letters of an abbreviated run id
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Answers questions of one home.
-
-    Args:
-        tracker: None where nothing was ever tracked.
-    """
+    """Finds the ancestors and descendants of something in one home; `tracker` is None where nothing was tracked."""
 
     home: Home
     tracker: "Tracker | None"
 
     def of(self, target: str) -> dict[str, Any]:
-        """Return all that leads to `target`, and what was made of it, ready for JSON.
+        """Return the ancestors and descendants of `target`, ready for JSON.
 
         Args:
             target: a MIDI file or sidecar of a batch, or a copy of one; a batch or its folder; `dataset@version`; the
@@ -43,7 +39,7 @@ class Lineage:
             NotFound: none of these; the message says what was looked for.
         """
         for find in (self._of_file, self._of_batch, self._of_dataset, self._of_run, self._of_model):
-            found = find(target) if target else None  # which elsewhere means the newest
+            found = find(target) if target else None  # an empty name means the newest elsewhere
             if found is not None:
                 return {"target": target} | found
         raise NotFound(
@@ -51,7 +47,7 @@ class Lineage:
             f" {self.home.root}; see `orchestrion runs`, `orchestrion models` and `orchestrion datasets`"
         )
 
-    # --- what a target is -----------------------------------------------------------------------------------------
+    # --- targets
 
     def _of_file(self, target: str) -> dict[str, Any] | None:
         path = Path(target)
@@ -60,7 +56,7 @@ class Lineage:
         if path.suffix == ".json" and {"midi_sha256", "batch", "copying"} <= _dict_of(path).keys():
             return self._piece(read_sidecar(path), path)
         sha256 = examine(path).sha256
-        for manifest in self._manifests():
+        for _, manifest in list_manifests(self.home):
             for piece in manifest["pieces"]:
                 if piece["midi_sha256"] == sha256:
                     sidecar = self.home.generations / manifest["batch"] / "pieces" / f"{piece['name']}.json"
@@ -112,7 +108,7 @@ class Lineage:
             return None
         return {"kind": "model"} | self._model(model) | {"batches": self._batches_of(model.reference)}
 
-    # --- the chain from a piece back to its training files --------------------------------------------------------
+    # --- ancestors
 
     def _piece(self, sidecar: Mapping[str, Any], path: Path) -> dict[str, Any]:
         piece = {
@@ -172,23 +168,19 @@ class Lineage:
         }
         return {"dataset": facts}
 
-    # --- the other way --------------------------------------------------------------------------------------------
+    # --- descendants
 
     def _made_of_dataset(self, dataset: DatasetVersion) -> dict[str, Any]:
         models = self.tracker.models() if self.tracker else []
-        mine = [model.reference for model in models if model.dataset == dataset.reference]
-        return {"models": mine, "batches": [batch for model in mine for batch in self._batches_of(model)]}
+        trained = [model.reference for model in models if model.dataset == dataset.reference]
+        return {"models": trained, "batches": [batch for model in trained for batch in self._batches_of(model)]}
 
     def _batches_of(self, model: str) -> list[str]:
-        return [manifest["batch"] for manifest in self._manifests() if manifest["model_version"] == model]
+        return [facts["batch"] for _, facts in list_manifests(self.home) if facts["model_version"] == model]
 
     def _known_model(self, reference: str) -> "ModelVersion | None":
         models = self.tracker.models() if self.tracker else []
         return next((model for model in models if model.reference == reference), None)
-
-    def _manifests(self) -> Iterator[dict[str, Any]]:
-        for _, manifest in list_manifests(self.home):
-            yield manifest
 
 
 def _dict_of(path: Path) -> dict[str, Any]:
@@ -205,14 +197,14 @@ def lineage_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     for part in ("piece", "batch", "run", "model", "dataset"):
         for key, value in (facts.get(part) or {}).items():
             if value not in (None, "", [], {}):
-                rows.append((f"{part} {key}".replace("_", " "), _said(value)))
-    rows += [(part, _said(facts[part])) for part in ("models", "batches") if part in facts]
+                rows.append((f"{part} {key}".replace("_", " "), _shown(value)))
+    rows += [(part, _shown(facts[part])) for part in ("models", "batches") if part in facts]
     return rows
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_said(item)}" for name, item in value.items())
+        return ", ".join(f"{name} {_shown(item)}" for name, item in value.items())
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return str(value)

@@ -45,7 +45,6 @@ CHANGED_BY = {  # setting of an evaluation -> what it changes
     "prompt_tokens": _CONTINUATIONS,
     "seed": f"{_SAMPLES} and of continuations",
 }
-SETTINGS = tuple(CHANGED_BY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """One model and what is known of it.
+    """One model and the facts about it.
 
     Args:
         scored_on: dataset version and split of its newest evaluation, or empty.
@@ -82,7 +81,7 @@ class Contestant:
 
 
 def gather_contestants(home: Home, tracker: Tracker, references: Sequence[str]) -> list[Contestant]:
-    """Return what is known of some models, each once, in the order asked for.
+    """Return the facts about some models, each once, in the order asked for.
 
     Raises:
         NotFound: one of them is not there, they are more than eight, or fewer than two.
@@ -118,17 +117,17 @@ def _split_of(metrics: Mapping[str, float]) -> str:
 
 
 def _settings_of(params: Mapping[str, str]) -> dict[str, str]:
-    return {name: params[key] for name in SETTINGS if (key := f"evaluate.{name}") in params}
+    return {name: params[key] for name in CHANGED_BY if (key := f"evaluate.{name}") in params}
 
 
 def _newest_batch(home: Home, model: str) -> str:
-    """Return a model's newest batch, by the numbers of batches; those from before there were numbers, by time.
-
-    A clock that was put back would tell otherwise.
-    """
-    mine = [folder for folder, manifest in list_manifests(home) if manifest["model_version"] == model]
-    ages = {folder: (read_run_note(folder).get("number", 0), folder.stat().st_mtime) for folder in mine}
-    return max(mine, key=lambda folder: ages[folder]).name if mine else ""
+    """Return a model's newest batch by the numbers of batches; older batches without a number count by their time."""
+    ages = {
+        folder.name: (read_run_note(folder).get("number", 0), folder.stat().st_mtime)
+        for folder, manifest in list_manifests(home)
+        if manifest["model_version"] == model
+    }
+    return max(ages, key=lambda name: ages[name], default="")
 
 
 def _pieces_of(folder: Path) -> list[Heard]:
@@ -170,11 +169,11 @@ def warnings_of(contestants: Sequence[Contestant]) -> list[str]:
     scored = {contestant.scored_on for contestant in evaluated}
     if len(scored) > 1:
         warnings.append(f"scored on different music, so figures do not compare: {', '.join(sorted(scored))}")
-    for name in SETTINGS:
+    for name in CHANGED_BY:
         values = {c.model.reference: c.settings.get(name, "unknown") for c in evaluated}
         if len(set(values.values())) > 1:
-            said = ", ".join(f"{value} ({reference})" for reference, value in values.items())
-            warnings.append(f"evaluated with different {name}, which changes {CHANGED_BY[name]}: {said}")
+            listed = ", ".join(f"{value} ({reference})" for reference, value in values.items())
+            warnings.append(f"evaluated with different {name}, which changes {CHANGED_BY[name]}: {listed}")
     for contestant in evaluated:
         wrong = [name for name, value in contestant.metrics.items() if not math.isfinite(value)]
         if wrong:

@@ -11,17 +11,17 @@ from urllib.parse import quote
 
 from tasks.errors import DamagedDatabase
 
-QUICK_BYTES = 256 * 2**20  # above which a command does not read the whole of a database before it begins
+QUICK_BYTES = 256 * 2**20  # a larger database is not read as a whole before a command
 _MAGIC = b"SQLite format 3\0"
 _PATIENCE_SECONDS = 5.0
 
 
 def check_database(path: Path, what_is_lost: str, thorough: bool = False) -> None:
-    """Look at a database without changing it; one that is not there, or is in use, is as it should be.
+    """Check a database without changing it; one that is missing or in use passes.
 
     Args:
-        what_is_lost: where it is moved away, for the message.
-        thorough: compare indexes with tables too, whatever its size: a second for some hundred megabytes.
+        what_is_lost: without the database, for the message.
+        thorough: compare indexes with tables too, at any size: a second for some hundred megabytes.
     Raises:
         DamagedDatabase: it is damaged; the message names the file and the way out.
     """
@@ -33,13 +33,13 @@ def check_database(path: Path, what_is_lost: str, thorough: bool = False) -> Non
         )
 
 
-def _problem_of(path: Path, thorough: bool) -> str:  # noqa: PLR0911  (one line for each thing that can be wrong)
+def _problem_of(path: Path, thorough: bool) -> str:  # noqa: PLR0911  (one for each problem)
     try:
         with path.open("rb") as handle:
             head = handle.read(len(_MAGIC))
             size = handle.seek(0, 2)
         if not head and not _is_used(path.parent):
-            return ""  # a kill came between making the file and writing to it; nothing was ever in it
+            return ""  # a kill came between making the file and writing to it
         if not head:
             return "it is empty"
         if head != _MAGIC:
@@ -59,5 +59,5 @@ def _problem_of(path: Path, thorough: bool) -> str:  # noqa: PLR0911  (one line 
 
 
 def _is_used(folder: Path) -> bool:
-    """Return whether there is anything beside a database except SQLite's own files."""
+    """Return whether a folder holds more than SQLite's own files."""
     return any(not entry.name.endswith((".db", "-wal", "-shm", "-journal")) for entry in folder.iterdir())

@@ -10,7 +10,7 @@ _MIDI = tuple(suffix.encode() for suffix in MIDI_SUFFIXES)
 
 
 def is_midi(name: bytes) -> bool:
-    """Tell a MIDI file by its suffix, in any case."""
+    """Return whether a name has a suffix of MIDI files, in any case."""
     return name[-5:].lower().endswith(_MIDI)
 
 
@@ -20,7 +20,7 @@ def printable(name: str | bytes) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a sentence with the control characters of the names in it as \\xNN."""
+    """Return a sentence with its control characters as \\xNN."""
     return re.sub(r"[\x00-\x1f\x7f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 

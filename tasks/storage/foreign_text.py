@@ -14,7 +14,7 @@ _LONG_KEY = re.compile(rf"(?m)(?:^|[\[{{,])[ \t]*{_PART}(?:[ \t]*\.[ \t]*{_PART}
 
 
 class OutOfBounds(ValueError):
-    """JSON or TOML that is well-formed as far as was looked, and more than is read."""
+    """JSON or TOML beyond the bounds."""
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -40,7 +40,7 @@ def parse_toml(text: str) -> dict[str, Any]:
             64 bits.
         ValueError: it is not TOML.
     """
-    if _LONG_KEY.search(text):  # the time that the parser takes grows with the square of the parts
+    if _LONG_KEY.search(text):  # the parser's time grows with the square of the parts
         raise OutOfBounds(f"a key has more than {MAX_KEY_PARTS} parts")
     try:
         value = tomllib.loads(text)

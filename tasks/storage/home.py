@@ -20,17 +20,8 @@ MIN_FREE_BYTES = 256 * 2**20
 MAX_HOME_BYTES = 480  # of the path: SQLite opens files with paths of up to 504
 MAX_NAME_BYTES = 255
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
-_MARKS = (
-    "lock",
-    "datasets",
-    "runs",
-    "generations",
-    "mlflow",
-    "prefect",
-    "cache",
-    "session.json",
-    "address-key",
-)  # of a home or session
+_LAYOUT = ("cache", "datasets", "generations", "logs", "mlflow", "prefect", "runs", "sample", "sessions", "sweeps")
+_MARKS = ("lock", "datasets", "runs", "generations", "mlflow", "prefect", "cache", "session.json", "address-key")
 _held_locks: dict[Path, int] = {}  # homes this process has locked, and how deep
 
 
@@ -80,7 +71,7 @@ class Home:
 
     @property
     def cache(self) -> Path:
-        """What can be made again from the sources: hashes of unchanged files, downloads, unpacked archives."""
+        """Files that can be made again from the sources: hashes of unchanged files, downloads, unpacked archives."""
         return self.root / "cache"
 
     @property
@@ -100,8 +91,7 @@ class Home:
     def prepare(self, min_free_bytes: int = MIN_FREE_BYTES) -> None:
         """Make the folder, accessible to this user alone, and check that it can be written to.
 
-        A home of this user that others may enter is narrowed; folders above it and homes of other users are left as
-        they are.
+        A home of this user that others may enter is closed to them; folders above it and other users' homes stay.
 
         Raises:
             BadHome: it is a file, or a folder of other things that is open to others.
@@ -143,8 +133,8 @@ class Home:
         """Hold the home for one writing command; nested calls of the same process share the lock.
 
         Args:
-            purpose: what to tell whoever finds the home busy, such as `orchestrion train`.
-            wait_seconds: how long to wait for another process to finish.
+            purpose: shown to a process that finds the home busy, such as `orchestrion train`.
+            wait_seconds: to wait for another process to finish.
         Raises:
             HomeError: another process still holds it; the message names that process and its purpose.
         """
@@ -159,8 +149,7 @@ class Home:
         with _open_lock(self.root / "lock") as handle:
             if not acquire_lock(handle.fileno(), wait_seconds):
                 raise HomeError(f"home {self.root} is in use by {_holder(handle)}; wait for it, or give another --home")
-            handle.seek(0)
-            handle.truncate()
+            handle.truncate(0)
             handle.write(json.dumps({"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}))
             handle.flush()
             _held_locks[self.root] = 1
@@ -168,11 +157,7 @@ class Home:
                 yield
             finally:
                 del _held_locks[self.root]
-                handle.seek(0)
-                handle.truncate()
-
-
-_LAYOUT = ("cache", "datasets", "generations", "logs", "mlflow", "prefect", "runs", "sample", "sessions", "sweeps")
+                handle.truncate(0)
 
 
 def is_home(folder: str | bytes) -> bool:
@@ -193,8 +178,8 @@ def _checked(name: str) -> Path:
     except (RuntimeError, OSError) as error:  # no such user; links that lead in a circle; a name that is too long
         raise BadHome(f"home {name}: {getattr(error, 'strerror', None) or error}") from None
     except ValueError as error:
-        said = "is not UTF-8" if isinstance(error, UnicodeError) else "holds a NUL character"
-        raise BadHome(f"home {name.encode('utf-8', 'backslashreplace').decode()!r} {said}") from None
+        problem = "is not UTF-8" if isinstance(error, UnicodeError) else "holds a NUL character"
+        raise BadHome(f"home {name.encode('utf-8', 'backslashreplace').decode()!r} {problem}") from None
     if any(len(part.encode()) > MAX_NAME_BYTES for part in path.parts):
         raise BadHome(f"home {path}: a folder's name is too long, above {MAX_NAME_BYTES} bytes")
     wrong = next((character for character in str(path) if character == "?" or ord(character) < 32), None)
@@ -206,7 +191,7 @@ def _checked(name: str) -> Path:
 
 
 def _open_lock(path: Path) -> IO[str]:
-    """Open a lock that other users cannot hold: a lock asks for no more than leave to read."""
+    """Open a lock that other users cannot hold, because they cannot read it."""
     try:
         handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE), "r+")
         if os.fstat(handle.fileno()).st_uid == os.geteuid():

@@ -1,8 +1,8 @@
 """Seals: the digest of a file, stored with it and checked when the file is read.
 
-A JSON object has its seal under the key `seal`, a Parquet file in its footer's metadata, the header of a mapped file as
-JSON has. A file of another format (weights, MIDI, pictures) has its SHA-256 in the sealed JSON that it belongs to. A
-home from before seals opens: its files are used, and called unverified once.
+A JSON object has its seal under the key `seal`, a Parquet file in its footer's metadata, a mapped file in the JSON of
+its header. A file of another format (weights, MIDI, pictures) has its SHA-256 in the sealed JSON that it belongs to.
+Files from before seals are used, with one warning.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,11 +37,11 @@ _RACY_NS = 2 * 10**9  # a file changed so shortly before it was looked at may ch
 _CHUNK = 1 << 24  # bytes of a tree digest's leaves
 
 
-# --- JSON --------------------------------------------------------------------------------------------------------
+# --- JSON
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with its seal, to be written as `json_bytes` or as one line."""
+    """Return a JSON object with its seal."""
     plain = json.loads(json_text({key: item for key, item in value.items() if key != SEAL}))  # as a reader gets it
     return plain | {SEAL: _digest(plain)}
 
@@ -104,8 +105,8 @@ def parse_sealed(text: bytes | str, place: object, shape: Shape = dict) -> dict[
 
 
 def _is_renamed(value: Any) -> bool:
-    """Return whether an object without a seal has one under another name, as after a flipped bit."""
-    items = value.items() if isinstance(value, dict) else ()
+    """Return whether an object has a seal under another name alone, as after a flipped bit."""
+    items = value.items() if isinstance(value, dict) and SEAL not in value else ()
     return any(isinstance(item, str) and len(item) == 64 and item == _digest(value, key) for key, item in items)
 
 
@@ -113,29 +114,29 @@ def _digest(value: dict[str, Any], without: str | None = None) -> str:
     return json_digest({key: item for key, item in value.items() if key != without})
 
 
-_said: set[str] = set()
+_warned: set[str] = set()
 _told_unverified: list[str] = []  # the first file of this process that had no digest
 
 
 def warn_once(message: str) -> None:
     """Log a warning that this process has not logged yet: the same file may be read many times."""
-    if message not in _said:
-        _said.add(message)
+    if message not in _warned:
+        _warned.add(message)
         logger.warning("%s", message)
 
 
 def tell_unverified(place: object) -> None:
-    """Say, once in a process, that files without digests are used; they are from before there were any."""
+    """Warn, once in a process, that files from before digests are used."""
     if not _told_unverified:
         _told_unverified.append(str(place))
         logger.warning(
-            "%s has no digest, so nobody can tell whether it is whole: it and others of its age are used unverified;"
-            " `orchestrion datasets verify --seal` adds digests",
+            "%s has no digest: it and others of its age are used unverified; `orchestrion datasets verify --seal` adds"
+            " digests",
             place,
         )
 
 
-# --- whole files -------------------------------------------------------------------------------------------------
+# --- whole files
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,29 +179,19 @@ def _status(handle: IO[bytes]) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev
 
 
-def _examine(handle: IO[bytes]) -> FileState:
+def _examine(handle: BufferedReader) -> FileState:
     place = _seal_place(handle)
     handle.seek(0)
-    whole = hashlib.sha256()
     if place is None:
-        _feed(handle, whole, None)
-        return FileState(whole.hexdigest(), has_seal=False, fits=False)
-    _feed(handle, whole, place)
+        return FileState(hashlib.file_digest(handle, "sha256").hexdigest(), has_seal=False, fits=False)
+    whole = hashlib.sha256()
+    while block := handle.read(min(_BLOCK, place - handle.tell())):
+        whole.update(block)
     blank = whole.copy()
-    written = handle.read(64)
-    whole.update(written)
-    blank.update(_BLANK)
-    rest = handle.read()  # of the footer
-    whole.update(rest)
-    blank.update(rest)
+    written, rest = handle.read(64), handle.read()  # of the footer
+    whole.update(written + rest)
+    blank.update(_BLANK + rest)
     return FileState(whole.hexdigest(), has_seal=True, fits=blank.hexdigest().encode() == written)
-
-
-def _feed(handle: IO[bytes], digest: Any, n_bytes: int | None) -> None:
-    left = n_bytes
-    while block := handle.read(_BLOCK if left is None else min(_BLOCK, left)):
-        digest.update(block)
-        left = None if left is None else left - len(block)
 
 
 def _seal_place(handle: IO[bytes]) -> int | None:
@@ -216,7 +207,7 @@ def _seal_place(handle: IO[bytes]) -> int | None:
 
 
 class Sealing:
-    """A file that is written to and then sealed: where `BLANK_SEAL` stands in it comes the digest of all of it."""
+    """A file that is written and then sealed: the digest of the whole replaces `BLANK_SEAL` in it."""
 
     def __init__(self, handle: IO[bytes]) -> None:
         self.handle, self.begin = handle, handle.tell()
@@ -238,7 +229,7 @@ class Sealing:
         return self.n_bytes
 
     def seal(self) -> None:
-        """Put the digest in its place; the handle is then at the end of what was written."""
+        """Put the digest in its place; the handle stays at the end of the file."""
         assert self.place >= 0, "no place for a seal"
         self.handle.seek(self.begin + self.place)
         self.handle.write(self.digest.hexdigest().encode())
@@ -252,7 +243,7 @@ def require_whole(path: Path, digest: str = "") -> FileState:
     """Check all bytes of a file, by its own seal or by a digest that is known of it.
 
     Args:
-        digest: its SHA-256, where it carries no seal; empty: what stands beside it or in its dataset's `hashes.json`.
+        digest: its SHA-256, where it carries no seal; empty: that beside it or in its dataset's `hashes.json`.
     Raises:
         DamagedFile: it has other bytes than were written.
         OSError: it cannot be read.
@@ -271,19 +262,13 @@ def require_whole(path: Path, digest: str = "") -> FileState:
 
 
 def known_digest(path: Path) -> str:
-    """Return the SHA-256 that a file had when it was written, from the checksum beside it or its dataset, or "".
-
-    Files of a dataset carry their own seal; those from before there were seals are in the `hashes.json` of a version.
-    """
+    """Return the SHA-256 that a file had when it was written, from the checksum beside it or its dataset, or ""."""
     if beside := read_checksum(path):
         return beside
-    for folder in list(path.parents)[1:4]:
-        if (folder / "versions").is_dir():
-            name = str(path.relative_to(folder))
-            for hashes in sorted(folder.glob("versions/[!.]*/hashes.json")):
-                if found := _read_hashes(hashes, hashes.stat().st_mtime_ns).get(name):
-                    return found
-            return ""
+    folder = next((above for above in list(path.parents)[1:4] if (above / "versions").is_dir()), None)
+    for hashes in sorted(folder.glob("versions/[!.]*/hashes.json")) if folder else ():
+        if found := _read_hashes(hashes, hashes.stat().st_mtime_ns).get(str(path.relative_to(folder or ""))):
+            return found
     return ""
 
 
@@ -313,11 +298,7 @@ def read_checksum(path: Path) -> str:
 
 
 def drop_damaged(paths: Iterable[Path], n_threads: int, on_files: Callable[[int], None] | None = None) -> int:
-    """Check sealed files that may be used again; delete those that are damaged, so that they are made again.
-
-    Returns:
-        their number; each is a line of the log.
-    """
+    """Check sealed files; delete those that are damaged, so that they are made again, and return their number."""
     n_dropped = 0
     here = [path for path in paths if path.exists()]
     with ThreadPoolExecutor(n_threads) as pool:
@@ -338,14 +319,11 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-# --- mapped files ------------------------------------------------------------------------------------------------
+# --- mapped files
 
 
 def tree_digest(data: "mmap.mmap | memoryview", begin: int, n_threads: int) -> str:
-    """Return a digest of all bytes of a mapped file from `begin` on: SHA-256 of the SHA-256 of each 16 MiB, in hex.
-
-    In pieces, so that all cores may work on a file of many gigabytes.
-    """
+    """Return a digest of a mapped file from `begin` on, by all cores: SHA-256 of the SHA-256 of each 16 MiB, in hex."""
     with memoryview(data) as view:
         places = range(begin, len(view), _CHUNK)
         with ThreadPoolExecutor(n_threads) as pool:
@@ -364,9 +342,10 @@ def read_header(handle: IO[bytes], path: Path, shape: Shape, n_bytes: int = 4096
         value = parse_json(handle.read(n_bytes))
     except BadJson as error:
         raise DamagedFile(f"{path} is damaged: {error}") from None
+    if _is_renamed(value):
+        raise DamagedFile(f"{path} is damaged: its header has no seal")
     if not isinstance(value, dict) or SEAL not in value:
-        said = "its header has no seal" if _is_renamed(value) else ""
-        raise DamagedFile(f"{path} is damaged: {said}") if said else NoSeal(f"{path} has no digest")
+        raise NoSeal(f"{path} has no digest")
     found = unsealed(value, path, shape)
     for key, item in found.items():
         if isinstance(item, int) and item < 0:

@@ -18,7 +18,7 @@ from tasks.storage.integrity import BLANK_SEAL, Sealing, require_whole
 
 SCHEMA_NUMBER = 5  # part of every version digest; raise it when a column changes its meaning
 
-WAY_OUT = "run its rebuild again"  # which makes what is damaged again
+WAY_OUT = "run its rebuild again"
 
 ROWS_PER_GROUP = 256
 TOKENS_PER_GROUP = 1 << 19  # a group is what a reader takes at once, and skips at once
@@ -166,16 +166,16 @@ def _rows_per_group(table: pa.Table) -> int:
 
 
 def _encodings(schema: pa.Schema) -> dict[str, Any]:
-    """Return how the numbers of each long list are best written, as measured: half the time for a tenth more bytes.
+    """Return the encoding of each column, as measured: half the time for a tenth more bytes.
 
-    Rising ticks and other integers go as packed differences, seconds split into their bytes and compressed lightly,
-    values that hardly change through a dictionary.
+    Rising ticks and other integers are packed differences, seconds are split into their bytes and compressed lightly,
+    values that hardly change have a dictionary.
     """
     leaves = {f"{field.name}.list.element": field.type.value_type for field in schema if pa.types.is_list(field.type)}
     scalars = [field.name for field in schema if not pa.types.is_list(field.type)]
     encodings = {name: _ENCODINGS[kind] for name, kind in leaves.items() if kind in _ENCODINGS}
     squeezed = dict.fromkeys(scalars, 1) | {name: -5 for name, kind in leaves.items() if kind == pa.float64()}
-    if _TOKENS in leaves:  # the variants of a piece follow each other; PLAIN keeps them alike, which zstd finds
+    if _TOKENS in leaves:  # zstd finds that the variants of a piece are alike, if they are PLAIN
         encodings[_TOKENS], squeezed[_TOKENS] = "PLAIN", 3
     texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name not in _UNIQUE]
     return {
@@ -206,8 +206,8 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         OSError: it is missing or cannot be read.
     """
     check_shard(path)
-    # An open file, not a path: `split=train` in a folder's name must not become a column. And Arrow's own file, not
-    # Python's: its threads may let go of it after the interpreter has ended, which then would abort.
+    # An open file, not a path: `split=train` in a folder's name must not become a column. Arrow's own file, not
+    # Python's: Arrow's threads may close it after the interpreter has ended, which would abort.
     with _opened(path) as handle:
         try:
             return pq.read_table(handle, columns=columns, page_checksum_verification=True)
@@ -219,7 +219,7 @@ def read_lists(path: Path, column: str, n_rows: int) -> Iterator[pa.ListArray]:
     """Yield a list column some rows at a time, in constant memory; errors as in `read_table`."""
     check_shard(path)
     try:
-        # Without buffering ahead, or all of the column would be fetched at once.
+        # Buffering ahead would fetch all of the column at once.
         with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
             for batch in file.iter_batches(n_rows, columns=[column], use_threads=False):
                 yield batch.column(0)
@@ -228,7 +228,7 @@ def read_lists(path: Path, column: str, n_rows: int) -> Iterator[pa.ListArray]:
 
 
 def read_metadata(path: Path, key: str) -> Any:
-    """Return one of the values that `write_table` was given as `metadata`; errors as in `read_table`."""
+    """Return a value of the `metadata` of `write_table`; errors as in `read_table`."""
     check_shard(path)
     with _opened(path) as handle:
         try:
@@ -263,8 +263,8 @@ def check_shards(paths: Sequence[Path], n_threads: int) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> DamagedFile:
-    said = str(error).splitlines() or [type(error).__name__]
-    return DamagedFile(f"{path} is damaged: {said[0]}; {WAY_OUT}")
+    lines = str(error).splitlines() or [type(error).__name__]
+    return DamagedFile(f"{path} is damaged: {lines[0]}; {WAY_OUT}")
 
 
 def _opened(path: Path) -> pa.OSFile:

@@ -13,7 +13,7 @@ Shape = Any  # see `check_shape`
 
 
 class BadJson(ValueError):
-    """Text that is no JSON, goes beyond a limit, or has another shape than asked for; the message is one line."""
+    """Text that is no JSON, is beyond a limit, or has another shape; the message is one line."""
 
 
 def read_json(path: Path, limit_bytes: int = MAX_BYTES) -> Any:
@@ -47,15 +47,15 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def check_shape(value: Any, shape: Shape, place: str = "") -> None:
-    """Check that a JSON value is built as it should be.
+    """Check that a JSON value has a shape.
 
     Args:
-        shape: a type (`int` takes no bool, `float` takes whole numbers); None; a tuple of shapes, one of which must
-            fit; `[shape]` for a list of such; `{str: shape}` for an object with such values; `{"key": shape}` for an
-            object that has this key, among others; `{"key?": shape}` where it may lack it.
+        shape: a type (`int` takes no bool, `float` takes whole numbers); None; a tuple of alternative shapes;
+            `[shape]` for a list; `{str: shape}` for an object with such values; `{"key": shape}` for an object that
+            has this key, among others; `{"key?": shape}` where it may lack it.
         place: of the value within its file, for messages.
     Raises:
-        BadJson: it is not; the message names the first place that differs.
+        BadJson: it has another; the message names the first place that differs.
     """
     if isinstance(shape, tuple):
         _check_any(value, shape, place)

@@ -1,7 +1,7 @@
 """Paths that a user names, checked before work starts: inputs exist and outputs can be written.
 
-Regular files are written whole, links are followed, pipes and devices such as /dev/null stay what they are; a disk is
-never written to.
+Regular files are written whole and links are followed. Pipes and devices such as /dev/null are written to, never
+replaced; a disk is never written to.
 """
 
 import errno
@@ -24,7 +24,7 @@ def check_there(path: Path, what: str) -> None:
     """Check that something is at a path.
 
     Args:
-        what: what it is to the user, such as `prompt`.
+        what: its name in the message, such as `prompt`.
     Raises:
         NotFound: nothing is there, or the path cannot be examined.
     """
@@ -33,12 +33,12 @@ def check_there(path: Path, what: str) -> None:
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"{what} {printable(str(path))} does not exist") from None
     except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise NotFound(f"{what} {printable(str(path))}: {said}") from None
+        problem = getattr(error, "strerror", None) or str(error)
+        raise NotFound(f"{what} {printable(str(path))}: {problem}") from None
 
 
 def as_text(path: Path) -> str:
-    """Return a path as text that JSON and databases hold: itself, or a file:// address where it is not UTF-8."""
+    """Return a path as text for JSON and databases: itself, or a file:// address if it is not UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -47,14 +47,14 @@ def as_text(path: Path) -> str:
 
 
 def path_of(text: str) -> Path:
-    """Return the path that a text of `as_text`, or of a user, means."""
+    """Return the path of a text by `as_text` or by a user."""
     scheme, mark, path = text.partition("://")
     is_address = mark and scheme.lower() == "file" and path.startswith("/")
     return Path(os.fsdecode(unquote_to_bytes(path))) if is_address else Path(text)
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a file is at a path; no name is too odd to ask."""
+    """Return whether a file is at a path; an impossible name is none."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -68,12 +68,11 @@ def check_output(path: Path) -> None:
         ConfigError: it is a folder or a block device, has no name or one that is too long, or leads nowhere.
     """
     try:
-        found = _status(path)
-        if found is not None and stat.S_ISDIR(found.st_mode):
-            raise ConfigError(f"cannot write to {printable(str(path))}: it is a folder; name a file")
-        if found is not None and stat.S_ISBLK(found.st_mode):
-            raise ConfigError(f"cannot write to {printable(str(path))}: it is a block device; name a file")
-        if found is None:
+        mode = found.st_mode if (found := _status(path)) else 0
+        if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
+            kind = "folder" if stat.S_ISDIR(mode) else "block device"
+            raise ConfigError(f"cannot write to {printable(str(path))}: it is a {kind}; name a file")
+        if not mode:
             _check_new(path, Path(os.path.realpath(path)))
     except (OSError, ValueError) as error:
         raise _refusal(path, error) from None
@@ -119,7 +118,7 @@ def is_regular_output(path: Path) -> bool:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """Return what is at the end of a path's links, or None where nothing is yet."""
+    """Return the status of the end of a path's links, or None where nothing is yet."""
     try:
         return path.stat()
     except FileNotFoundError:
@@ -137,7 +136,7 @@ def _check_new(path: Path, real: Path) -> None:
 
 
 def _descriptor_of(path: Path) -> int | None:
-    """Return the descriptor of this process that a path such as /dev/stdout means, if it means one."""
+    """Return the descriptor of this process behind a path such as /dev/stdout, or None."""
     place = os.path.abspath(path)  # noqa: PTH100  (resolve() would follow links)
     for _ in range(_MAX_LINKS):
         folder, name = os.path.split(place)
@@ -162,5 +161,5 @@ def _write_to(descriptor: int, data: bytes) -> None:
 def _refusal(path: Path, error: Exception) -> ConfigError:
     if isinstance(error, ConfigError):
         return error
-    said = getattr(error, "strerror", None) or str(error)
-    return ConfigError(f"cannot write to {printable(str(path))!r}: {said}")
+    problem = getattr(error, "strerror", None) or str(error)
+    return ConfigError(f"cannot write to {printable(str(path))!r}: {problem}")

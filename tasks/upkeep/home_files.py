@@ -1,12 +1,13 @@
-"""Every kind of file in a home that is read back: how it is checked, and how an older one gets a seal.
+"""The kinds of files in a home that are read back: how each is checked, and how an older one gets a seal.
 
-`docs/operations.md` has the same table in words. Datasets have `tasks.dataset.upkeep` besides.
+`docs/operations.md` has the same table in words. Dataset versions are checked by `tasks.dataset.upkeep`.
 """
 
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tasks import checkpoints
 from tasks.composer.sessions import SessionFolder
@@ -26,7 +27,7 @@ from tasks.tracking.mlflow_tracker import NATS
 from tasks.training import runs
 from tasks.training.metrics_log import POINT, point_line
 
-Check = Callable[[Path], None]
+Check = Callable[[Path], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,9 @@ class Kind:
 
     Args:
         pattern: of its places below the home.
-        check: raises OrchestrionError with one line that names the file where it is not what was written.
-        is_sealed: tells whether it carries digests.
-        seal: gives digests to one that is whole but has none; None where `check` or the next use makes it again.
+        check: raises OrchestrionError, which names the file, if it is damaged.
+        is_sealed: returns whether it carries digests.
+        seal: gives digests to a whole file without any; None where `check` or the next use makes it again.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The finding about one file: a problem, or that it cannot be verified."""
+    """The result for one file: a problem, or that it cannot be verified."""
 
     path: Path
     problem: str = ""
@@ -58,14 +59,18 @@ class Finding:
 
 
 def kinds() -> list[Kind]:
-    """Return every kind but the files of dataset versions, which have a list of their own."""
-    checkpoint = (_check_checkpoint, lambda path: "files" in read_json(path), _seal_checkpoint)
+    """Return all kinds except the files of dataset versions."""
+    checkpoint = (
+        lambda path: checkpoints.check_checkpoint(path.parent),
+        _has_files,
+        lambda path: checkpoints.seal_state(path.parent),
+    )
     return [
         _json("newest versions", "datasets/*/latest.json", LATEST),
         _json("what people copy", "datasets/*/versions/[!.]*/copying-*.json", dict),
         Kind("indexes of copies", "datasets/*/versions/[!.]*/copying-*.index", _check_index, _has_header, _drop),
         _json("runs", "runs/*/run.json", runs.RUN),
-        Kind("curves", "runs/*/metrics.jsonl", _check_points, _are_points_sealed, _seal_points),
+        Kind("curves", "runs/*/metrics.jsonl", _read_points, _are_points_sealed, _seal_points),
         _json("last checkpoints", "runs/*/checkpoints/last.json", {"checkpoint": str}),
         _json("best checkpoints", "runs/*/checkpoints/best.json", {"checkpoint": str}),
         Kind("checkpoints", "runs/*/checkpoints/step-*/state.json", *checkpoint),
@@ -73,12 +78,12 @@ def kinds() -> list[Kind]:
         _json("scores of pieces", "mlflow/artifacts/orchestrion-evaluation/*/artifacts/pieces.json", NATS),
         _json("sweeps", "sweeps/*/sweep.json", {"run_id": str}),
         _json("results of sweeps", "sweeps/*/results.json", {"rows": [space.ROW]}),
-        Kind("pieces", "generations/[!.]*/pieces/*.json", _check_piece, _has_files, _seal_piece),
+        Kind("pieces", "generations/[!.]*/pieces/*.json", batch_files.check_piece, _has_files, _seal_piece),
         Kind("batches", "generations/[!.]*/manifest.json", _check_batch, _has_seal, _seal_json(batch_files.MANIFEST)),
         _json("results of batches", "generations/*.results.json", batch_files.RESULTS),
         _json("runs of batches", "generations/*.run.json", batch_files.RUN_NOTE),
         Kind("sessions", "sessions/*/session.json", _check_session, _has_seal, _seal_json(dict)),
-        Kind("flat tokens", "cache/tokens/*.tokens", _check_flat, _has_header, _drop),
+        Kind("flat tokens", "cache/tokens/*.tokens", token_cache.check_flat, _has_header, _drop),
         Kind("what scans found", "cache/*/*.parquet", _check_table, lambda path: examine(path).has_seal, _drop),
         Kind("what was downloaded", "cache/downloads/*.json", _check_download, _has_seal, _drop),
         Kind("the tracker's database", "mlflow/mlflow.db", _check_database, lambda path: True, None),
@@ -90,17 +95,14 @@ def check_files(home: Home, seal: bool = False, on_files: Callable[[int], None] 
     """Check every file of a home but those of its dataset versions.
 
     Args:
-        seal: give digests to files that are whole as far as anybody can tell and have none.
-    Returns:
-        one finding for each file: a problem, unverified, or nothing to be said.
+        seal: give digests to files that have none and show no damage.
     """
     findings = []
     for kind, path in list(_files(home)):
-        if not path.exists():  # as of a temporary file by now
-            continue
-        findings.append(_look(kind, path, seal))
-        if on_files:
-            on_files(1)
+        if path.exists():  # still: a temporary file may be gone
+            findings.append(_look(kind, path, seal))
+            if on_files:
+                on_files(1)
     return findings
 
 
@@ -135,11 +137,7 @@ def _look(kind: Kind, path: Path, seal: bool) -> Finding:
 
 
 def _json(name: str, pattern: str, shape: Shape) -> Kind:
-    return Kind(name, pattern, lambda path: _read(path, shape), _has_seal, _seal_json(shape))
-
-
-def _read(path: Path, shape: Shape) -> None:
-    read_sealed(path, shape)
+    return Kind(name, pattern, lambda path: read_sealed(path, shape), _has_seal, _seal_json(shape))
 
 
 def _has_seal(path: Path) -> bool:
@@ -151,38 +149,27 @@ def _seal_json(shape: Shape) -> Check:
     return lambda path: write_atomically(path, sealed_bytes(read_sealed(path, shape)))
 
 
-def _check_points(path: Path) -> None:
-    for line in filter(None, path.read_bytes().split(b"\n")):
-        parse_sealed(line, path, POINT)
+def _lines(path: Path) -> list[bytes]:
+    return [line for line in path.read_bytes().split(b"\n") if line]
+
+
+def _read_points(path: Path) -> list[dict[str, Any]]:
+    return [parse_sealed(line, path, POINT) for line in _lines(path)]
 
 
 def _are_points_sealed(path: Path) -> bool:
-    lines = filter(None, path.read_bytes().split(b"\n"))
-    return all(isinstance(value := parse_json(line), dict) and SEAL in value for line in lines)
+    return all(isinstance(value := parse_json(line), dict) and SEAL in value for line in _lines(path))
 
 
 def _seal_points(path: Path) -> None:
-    points = [parse_sealed(line, path, POINT) for line in filter(None, path.read_bytes().split(b"\n"))]
-    write_atomically(path, "".join(map(point_line, points)).encode())
+    write_atomically(path, "".join(map(point_line, _read_points(path))).encode())
 
 
 def _check_session(path: Path) -> None:
     SessionFolder(Home(path.parents[2]), path.parent.name).read()
 
 
-# --- checkpoints and batches
-
-
-def _check_checkpoint(path: Path) -> None:
-    checkpoints.check_checkpoint(path.parent)
-
-
-def _seal_checkpoint(path: Path) -> None:
-    checkpoints.seal_state(path.parent)
-
-
-def _check_piece(path: Path) -> None:
-    batch_files.check_piece(path)
+# --- batches
 
 
 def _has_files(path: Path) -> bool:
@@ -199,16 +186,12 @@ def _check_batch(path: Path) -> None:
     batch_files.check_batch(path.parent, batch_files.read_manifest(path))
 
 
-# --- what can be made again
+# --- files that are made again
 
 
 def _check_index(path: Path) -> None:
     if store.map_index(path) is None:
         raise DamagedFile(f"{path} is damaged; it is made again when it is asked for")
-
-
-def _check_flat(path: Path) -> None:
-    token_cache.check_flat(path)
 
 
 def _has_header(path: Path) -> bool:
@@ -217,7 +200,7 @@ def _has_header(path: Path) -> bool:
     try:
         return SEAL in json.loads(head)
     except ValueError:
-        return True  # whatever it was, it is damaged
+        return True  # damaged, which its check reports
 
 
 def _check_table(path: Path) -> None:
@@ -226,7 +209,7 @@ def _check_table(path: Path) -> None:
 
 
 def _check_download(path: Path) -> None:
-    """Check what is known of a download, and the file beside it; without the former it is fetched again."""
+    """Check the facts about a download, and the file beside them."""
     known = read_sealed(path, {"known?": KNOWN, "identity?": list}).get("known", {})
     file = path.with_name(path.name.removesuffix(".json"))
     if known.get("sha256") and file.exists() and examine(file).sha256 != known["sha256"]:

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from tasks.checkpoints import load_model
+from tasks.checkpoints import check_checkpoint, load_model
 from tasks.copying.index import copy_index
 from tasks.dataset.split import SPLITS
 from tasks.dataset.token_cache import check_flat, flat_tokens
 from tasks.dataset.upkeep import verify_version
 from tasks.dataset.versions import list_datasets, resolve_dataset
 from tasks.errors import OrchestrionError
+from tasks.generation import batch_files
 from tasks.ingest.sources.cache import load_table
 from tasks.ingest.sources.downloads import download
 from tasks.storage import integrity
@@ -136,11 +137,11 @@ def finding_of(home: Home, path: Path) -> str:
             check_shard(path)
             read_table(path)
         elif path.suffix == ".safetensors":
-            home_files._check_checkpoint(path.with_name("state.json"))
+            check_checkpoint(path.parent)
         elif path.parent.name == "downloads":
             home_files._check_download(path.with_name(f"{path.name}.json"))
         elif path.parent.name == "pieces":
-            home_files._check_piece(path.with_suffix(".json"))
+            batch_files.check_piece(path.with_suffix(".json"))
         else:
             resolve_dataset(home, "today")
             return "; ".join(f"{p.path} {p.problem}" for p in verify_version(resolve_dataset(home, "today")))
