@@ -169,11 +169,11 @@ def warnings_of(contestants: Sequence[Contestant]) -> list[str]:
     scored = {contestant.scored_on for contestant in evaluated}
     if len(scored) > 1:
         warnings.append(f"scored on different music, so figures do not compare: {', '.join(sorted(scored))}")
-    for name in CHANGED_BY:
+    for name, figures in CHANGED_BY.items():
         values = {c.model.reference: c.settings.get(name, "unknown") for c in evaluated}
         if len(set(values.values())) > 1:
             listed = ", ".join(f"{value} ({reference})" for reference, value in values.items())
-            warnings.append(f"evaluated with different {name}, which changes {CHANGED_BY[name]}: {listed}")
+            warnings.append(f"evaluated with different {name}, which changes {figures}: {listed}")
     for contestant in evaluated:
         wrong = [name for name, value in contestant.metrics.items() if not math.isfinite(value)]
         if wrong:
