@@ -21,9 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import report
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from tasks.config.model_sizes import forward_flops
+from models.config import VaeConfig
+from models.registry import build_model
 from tasks.config.presets import build_preset
+from tasks.config.training import TrainConfig
 
 PACKAGES = ("torch", "ray", "mlflow", "prefect", "numpy")
 OWN = "orchestrion_small_tiny"
@@ -97,6 +101,18 @@ def main() -> None:
 def known_rows(results: Path) -> dict[str, Any]:
     path = results / "evidence.json"
     return json.loads(path.read_text())["cases"] if path.exists() else {}
+
+
+def forward_flops(config: TrainConfig, vocab_size: int) -> float:
+    """Return the floating-point operations of one forward pass over a whole window, per token; a product counts as 2.
+
+    Training costs about three times as much. Attention counts as what it computes, here about half of all pairs.
+    """
+    model = build_model(config.model, vocab_size).eval()
+    tokens = torch.ones(1, config.seq_len + 1, dtype=torch.int64)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(tokens if isinstance(config.model, VaeConfig) else tokens[:, :-1])
+    return counter.get_total_flops() / config.seq_len
 
 
 def run_row(row: Row, source: Path, given: argparse.Namespace) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.compiling import compile_model
 from models.config import DecoderConfig, OptimizerConfig
 from models.decoder.model import Decoder
 from models.registry import build_model
@@ -122,7 +123,7 @@ def compare(device: torch.device, given: argparse.Namespace) -> dict[str, Any]:
             step=1, learning_rate=1e-4, max_grad_norm=None, n_targets=n_targets, bf16=bf16,
         )
         for name, model, bf16 in (
-            ("ours, bfloat16 and compiled", torch.compile(copy.deepcopy(ours)), True),
+            ("ours, bfloat16 and compiled", compile_model(copy.deepcopy(ours)), True),
             ("ours, bfloat16", ours, True),
             ("reference, float32", reference, False),
             ("plain GPT, bfloat16", plain, True),

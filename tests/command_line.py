@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-HEAVY = ("mlflow.pyfunc", "ray.train", "ray.tune", "sqlalchemy.orm", "httpx", "fastapi", "matplotlib.pyplot")
+HEAVY = (
+    "mlflow.pyfunc", "numba", "ray.train", "ray.tune", "sqlalchemy.orm", "httpx", "fastapi", "matplotlib.pyplot",
+)  # fmt: skip
 
 
 class Process:

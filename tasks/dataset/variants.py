@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 
 from tasks.config.dataset import AugmentConfig
 from tasks.dataset.augment import ITSELF, Variant, change_notes, group_variants, plan_variants
 from tasks.music.arrays import BoolArray, IntArray, offsets_of
+from tasks.music.compiled import njit
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.base import TokenArray, TokenBatch, Tokenizer
 from tasks.music.transforms import transpose_within

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
-from numba import njit
 
 from tasks.music.arrays import BoolArray, IntArray
+from tasks.music.compiled import njit
 from tasks.music.notes import NoteBatch
 
 _TIME_GRID = 1e7  # steps a second when times are compared: finer than any tick that a real file has

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from tasks.music.arrays import FloatArray, IntArray, offsets_of
+from tasks.music.compiled import njit
 from tasks.music.notes import NoteBatch
 
 _NEVER = 1 << 60  # the tick at which the last window of a piece ends: nothing rings on behind it

@@ -2,11 +2,12 @@
 
 import logging
 import os
+import sqlite3
 import tempfile
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from tasks.storage.home import Home
 from tasks.storage.integrity import parse_sealed
 from tasks.storage.project import git_commit
 from tasks.tracking.mlflow_server import check_password
+from tasks.tracking.sqlite_store import StoredVersion, read_runs, read_versions, run_facts
 
 logger = logging.getLogger(__name__)
 
@@ -226,6 +228,12 @@ class Tracker:
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.mlflow / 'mlflow.db'}"
 
     @cached_property
+    def _file(self) -> Path | None:
+        """The SQLite file of the store, seen to be whole; None where a server or another database keeps it."""
+        self.check_store()
+        return Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:///") else None
+
+    @cached_property
     def client(self) -> Any:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         import mlflow
@@ -297,13 +305,25 @@ class Tracker:
         except MlflowException:
             return False
 
+    def _read_file(self, read: Callable[..., list[Any]], *arguments: Any) -> list[Any] | None:
+        """Return what `read` finds in the SQLite file of the store; None where MLflow has to be asked."""
+        if self._file is None:
+            return None
+        try:
+            return read(self._file, *arguments) if self._file.exists() else []
+        except sqlite3.DatabaseError as error:  # tables of another MLflow, which its client upgrades
+            logger.debug("%s is not read directly: %s", self._file, error)
+            return None
+
     def recent_runs(self, limit: int = 20) -> list[dict[str, Any]]:
         """Return the newest runs of all experiments with their status, tags and main figures."""
-        return self._search_runs(EXPERIMENTS, max_results=limit)
+        found = self._read_file(read_runs, EXPERIMENTS, "", limit)
+        return self._search_runs(EXPERIMENTS, max_results=limit) if found is None else found
 
     def find_runs(self, beginning: str) -> list[dict[str, Any]]:
         """Return the runs whose id begins so, as `recent_runs` does."""
-        return self._search_runs(EXPERIMENTS, f"attributes.run_id LIKE '{beginning}%'")
+        found = self._read_file(read_runs, EXPERIMENTS, beginning)
+        return self._search_runs(EXPERIMENTS, f"attributes.run_id LIKE '{beginning}%'") if found is None else found
 
     def evaluations(self, model: ModelVersion) -> list[dict[str, Any]]:
         """Return the finished evaluations of a model version, newest first, as `recent_runs` does."""
@@ -331,13 +351,24 @@ class Tracker:
         The order is that of their numbers, so that a clock that was put back does not change it; those of before there
         were numbers come last, by time.
         """
+        entries = self._read_file(read_versions)
+        if entries is None:
+            entries = self._asked_versions()
+        entries.sort(key=lambda e: (_number_of(e), e.creation_timestamp, int(e.version)), reverse=True)
+        return [_as_model_version(entry) for entry in entries]
+
+    def _asked_versions(self) -> list[StoredVersion]:
         aliases = defaultdict[tuple[str, str], list[str]](list)
         for registered in self.client.search_registered_models(max_results=1000):
-            for alias, version in registered.aliases.items():
+            for alias, version in sorted(registered.aliases.items()):
                 aliases[registered.name, str(version)].append(alias)
-        entries = self.client.search_model_versions(max_results=_MOST_VERSIONS)
-        entries.sort(key=lambda e: (_number_of(e), e.creation_timestamp, int(e.version)), reverse=True)
-        return [_as_model_version(entry, tuple(sorted(aliases[entry.name, str(entry.version)]))) for entry in entries]
+        return [
+            StoredVersion(
+                entry.name, str(entry.version), entry.creation_timestamp, entry.run_id or "", entry.tags,
+                aliases[entry.name, str(entry.version)],
+            )
+            for entry in self.client.search_model_versions(max_results=_MOST_VERSIONS)
+        ]  # fmt: skip
 
     def next_number(self) -> int:
         """Return the number of the model version that is registered next, counted over all names."""
@@ -421,17 +452,11 @@ class Tracker:
 
 
 def _run_facts(run: Any, experiment: str) -> dict[str, Any]:
-    return {
-        "run_id": run.info.run_id,
-        "experiment": experiment,
-        "experiment_id": run.info.experiment_id,
-        "name": run.info.run_name,
-        "status": run.info.status,
-        "started": run.info.start_time,
-        "seconds": round(((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000, 1),
-        "tags": {k: v for k, v in run.data.tags.items() if k.startswith(("orchestrion.", "prefect."))},
-        "metrics": dict(run.data.metrics),
-    }
+    info = run.info
+    return run_facts(
+        info.run_id, experiment, info.experiment_id, info.run_name, info.status, info.start_time, info.end_time,
+        run.data.tags, run.data.metrics,
+    )  # fmt: skip
 
 
 def _number_of(entry: Any) -> int:
@@ -439,17 +464,17 @@ def _number_of(entry: Any) -> int:
     return int(number) if number.isascii() and number.isdigit() and len(number) < 16 else 0
 
 
-def _as_model_version(entry: Any, aliases: tuple[str, ...]) -> ModelVersion:
+def _as_model_version(entry: StoredVersion) -> ModelVersion:
     tags = entry.tags
     return ModelVersion(
         name=entry.name,
-        version=str(entry.version),
+        version=entry.version,
         run_id=entry.run_id or tags.get("run_id", ""),
         checkpoint=Path(tags.get("checkpoint", "")),
         dataset=tags.get("dataset", ""),
         preset=tags.get("preset", ""),
         model_id=tags.get("model_id", ""),
-        aliases=aliases,
+        aliases=tuple(entry.aliases),
     )
 
 

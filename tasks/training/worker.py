@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 from torch import nn
 
+from models.compiling import compile_model
 from models.registry import build_model
 from models.training import (
     beta1,
@@ -77,7 +78,7 @@ def run_steps(
     checkpoints = CheckpointFolder(job.run_dir / "checkpoints")
     last = checkpoints.find("last")
     state = restore(last, bare, optimizer) if last else {"step": 0, "best_loss": None}
-    model: Any = torch.compile(bare) if config.compile else bare
+    model: Any = compile_model(bare) if config.compile else bare
     model = wrap(model) if wrap else model
     reporter = Reporter(job.metrics, rank, state["step"], state.get("unreported"))
     train = TokenDataset(job.train_shards, job.flat_tokens)

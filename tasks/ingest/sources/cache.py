@@ -31,7 +31,8 @@ def load_table(path: Path) -> tuple[pa.Table, dict[str, Any]] | None:
     """Return a cached table and its facts, or None if there is none that can be used."""
     try:
         _require_whole(path)
-        table = pq.read_table(path, memory_map=False, use_threads=False)
+        with pq.ParquetFile(path) as file:
+            table = file.read(use_threads=False)
         facts = json.loads((table.schema.metadata or {})[b"facts"])
     except FileNotFoundError:
         return None

@@ -14,9 +14,9 @@ Source: MIDI 1.0 Detailed Specification, Standard MIDI Files 1.0 (chunks, variab
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from tasks.music.compiled import njit
 from tasks.music.midi import modes
 
 TICK_MAX = 2**31 - 1

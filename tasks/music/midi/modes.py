@@ -10,7 +10,8 @@ Yamaha XG Specifications, Roland SC-55 and SC-88 MIDI implementations (GS).
 """
 
 import numpy as np
-from numba import njit
+
+from tasks.music.compiled import njit
 
 # Kinds of controls: what is kept of a file besides notes, pedals and meta events.
 BANK, PROGRAM, NOTES_OFF, RESET, RHYTHM = range(5)

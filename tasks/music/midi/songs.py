@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from tasks.music.compiled import njit
 from tasks.music.midi.events import (
     CODE,
     DEFAULT_TEMPO,

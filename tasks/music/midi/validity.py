@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from tasks.errors import BadScore
 from tasks.music.bars import bar_lines
+from tasks.music.compiled import njit
 from tasks.music.midi import events
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.reader import read_one

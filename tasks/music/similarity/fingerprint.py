@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from tasks.music.compiled import njit
 
 if TYPE_CHECKING:
     from tasks.music.arrays import BoolArray, ByteArray, IntArray

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from tasks.music.compiled import njit
 from tasks.music.similarity.fingerprint import mix_bits
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike
 
 from tasks.errors import ConfigError
 from tasks.music.arrays import BoolArray, IntArray, offsets_of
+from tasks.music.compiled import njit
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score, build_score
 from tasks.music.tokenizers.base import BLOCK_NOTES, TokenArray, TokenBatch, digest_of, until_end

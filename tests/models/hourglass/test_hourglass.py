@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from models.compiling import compile_model
 from models.config import HourglassConfig, OptimizerConfig, SamplingConfig
 from models.hourglass.cache import fresh_scales
 from models.hourglass.model import CrossScaleAttention, Hourglass, HourglassBlock, Level, Stack
@@ -503,7 +504,7 @@ def test_the_compiled_model_is_the_same(backend: str, attention: bool) -> None:
 
     if backend == "inductor" and not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler, and there is no g++")
-    found = gradients(torch.compile(hourglass, backend=backend))
+    found = gradients(compile_model(hourglass, backend=backend))
     torch.testing.assert_close(found, gradients(hourglass), atol=1e-4, rtol=1e-4)
 
 

@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from models.config import SamplingConfig
+from models.registry import build_model
 from models.training import beta1, learning_rate
 from tasks.checkpoints import CheckpointFolder, load_model
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.generation import GenerateConfig
-from tasks.config.model_sizes import preset_facts, preset_rows
+from tasks.config.model_sizes import SIZES, preset_facts, preset_rows
 from tasks.config.pipeline import PipelineConfig
 from tasks.config.presets import PRESETS, build_preset
 from tasks.config.serialization import digest
@@ -25,6 +27,7 @@ from tasks.generation.generate import generate_batch, read_request
 from tasks.generation.prompts import read_prompts
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
+from tasks.music.tokenizers.registry import build_tokenizer, needs_vocabulary
 from tasks.storage.home import Home
 from tasks.tracking.mlflow_tracker import ModelVersion
 from tasks.training.job import make_job
@@ -86,6 +89,17 @@ def test_sizes_are_the_published_ones() -> None:
     ):  # fmt: skip
         vocab_size, found = sizes[name]
         assert found == n_parameters + (vocab_size - at) * each
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_sizes_are_those_of_the_model(name: str) -> None:
+    config = build_preset(name)
+    encoding = config.dataset.encoding
+    vocab_size, n_parameters = SIZES[name]
+    if not needs_vocabulary(encoding):
+        assert build_tokenizer(encoding).vocab_size == vocab_size
+    with torch.device("meta"):
+        assert build_model(config.train.model, vocab_size).n_parameters == n_parameters
 
 
 def test_one_preset_is_shown_whole() -> None:

@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from tasks.music.arrays import BoolArray, IntArray
+from tasks.music.compiled import njit
 
 REASONS = (
     "unison_merged",

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike
 
 from tasks.music.arrays import BoolArray, IntArray, offsets_of
+from tasks.music.compiled import njit
 from tasks.music.midi.writer import DRUM_CHANNEL
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score

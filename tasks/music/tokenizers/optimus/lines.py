@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from tasks.music.arrays import IntArray, offsets_of
+from tasks.music.compiled import njit
 from tasks.music.score import Score
 from tasks.music.tokenizers.optimus.characters import (
     END,

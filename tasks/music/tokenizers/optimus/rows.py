@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numba import njit
 
 from tasks.music.arrays import ByteArray, FloatArray, IntArray, offsets_of
+from tasks.music.compiled import njit
 from tasks.music.midi.writer import DRUM_CHANNEL, PITCHED_CHANNELS
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score, build_score

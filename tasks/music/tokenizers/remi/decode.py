@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from tasks.music.arrays import IntArray
+from tasks.music.compiled import njit
 from tasks.music.score import DEFAULT_TEMPO, Score, Tempos, TimeSignatures, build_score
 from tasks.music.tokenizers.remi.vocabulary import (
     DEFAULT_VELOCITY,

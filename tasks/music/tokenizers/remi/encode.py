@@ -6,9 +6,9 @@ tokens are written in order of time.
 """
 
 import numpy as np
-from numba import njit
 
 from tasks.music.arrays import FloatArray, IntArray
+from tasks.music.compiled import njit
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.base import TokenArray
 from tasks.music.tokenizers.remi.chords import find_chords

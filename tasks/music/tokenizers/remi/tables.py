@@ -3,10 +3,10 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from tasks.music.arrays import FloatArray, IntArray
+from tasks.music.compiled import njit
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.remi.vocabulary import (
     CHORDS,
