@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -78,9 +78,18 @@ def start_prefect(home: Home, port: int | socket.socket, has_page: bool = True) 
     Raises:
         HomeError: it ended or stayed silent; the message names its log. Or its database is damaged.
     """
+    check_prefect_database(home)
+    return _start(home, "prefect", port, [] if has_page else ["--without-page"])
+
+
+def check_prefect_database(home: Home) -> None:
+    """Look at the database of the Prefect servers that commands start.
+
+    Raises:
+        DamagedDatabase: it is damaged.
+    """
     if path := environment.prefect_database(home):
         check_database(path, environment.PREFECT_KNEW)
-    return _start(home, "prefect", port, [] if has_page else ["--without-page"])
 
 
 def start_mlflow(home: Home, port: int | socket.socket) -> Service:
@@ -108,22 +117,26 @@ def stop(service: Service) -> None:
         service.process.wait()
 
 
-def ensure_prefect(home: Home) -> None:
-    """Check that the flows of this process have a Prefect server: that of PREFECT_API_URL, otherwise one of their own.
+def ensure_prefect(home: Home) -> Callable[[], None]:
+    """Give the flows of this process a Prefect server: that of PREFECT_API_URL, otherwise one of their own.
 
     The latter ends with this process, whatever ends it. Prefect would start one by itself, but one without a password.
 
+    Returns:
+        what waits until it answers; meanwhile the caller imports what the flow needs. Raises HomeError if it fails.
     Raises:
         ConfigError: the server refuses the password.
-        HomeError: the server cannot be started.
+        HomeError: its database is damaged.
     """
     if os.environ.get("PREFECT_API_URL"):
         environment.check_prefect()
-        return
-    service = start_prefect(home, 0, has_page=False)
+        return lambda: None
+    check_prefect_database(home)
+    service, wait = _launch(home, "prefect", 0, ["--without-page"])
     interrupts.servers.append(service.process)
     atexit.register(_end_own_prefect, service)
     access.use_prefect(home, f"{service.address}/api")
+    return wait
 
 
 def _end_own_prefect(service: Service) -> None:
@@ -223,6 +236,13 @@ def _stop_on_terminate() -> None:
 
 def _start(home: Home, name: str, port: int | socket.socket, options: list[str]) -> Service:
     """Start a server as a child that ends with this process, and wait until it is ready."""
+    service, wait = _launch(home, name, port, options)
+    wait()
+    return service
+
+
+def _launch(home: Home, name: str, port: int | socket.socket, options: list[str]) -> tuple[Service, Callable[[], None]]:
+    """Start a server as a child that ends with this process; return what waits until it is ready too."""
     access.password_of(home)  # made before the server asks for it
     log = home.root / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -248,15 +268,18 @@ def _start(home: Home, name: str, port: int | socket.socket, options: list[str])
         os.close(to_write)
         listener.close()  # the server has its own
     service = Service(name, address, process)
-    try:
-        _wait_until_ready(service, to_read, log)
-    except BaseException:
-        stop(service)
-        raise
-    finally:
-        os.close(to_read)
-    logger.debug("%s is at %s", name, service.address)
-    return service
+
+    def wait() -> None:
+        try:
+            _wait_until_ready(service, to_read, log)
+        except BaseException:
+            stop(service)
+            raise
+        finally:
+            os.close(to_read)
+        logger.debug("%s is at %s", name, service.address)
+
+    return service, wait
 
 
 def _wait_until_ready(service: Service, ready: int, log: os.PathLike[str]) -> None:

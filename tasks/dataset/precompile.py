@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from tasks.config.dataset import AugmentConfig, DatasetConfig, WindowConfig
 from tasks.dataset import analyse, encode
+from tasks.errors import plural
 from tasks.ingest import song_shards
 from tasks.ingest.sources.sample_corpus import write_sample_corpus
 from tasks.ingest.sources.scan import scan_sources
@@ -23,15 +24,14 @@ from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.validity import check_validity
 from tasks.music.midi.writer import write_midi
 from tasks.music.similarity import shared_runs
-from tasks.music.tokenizers.registry import ENCODINGS, build_tokenizer, default_config
+from tasks.music.tokenizers.registry import build_tokenizer, default_config
 from tasks.runtime.cluster import n_cpus
 from tasks.storage.parquet import read_table
 
 N_PIECES = 6
 AUGMENT = AugmentConfig(transpositions=(-1, 0, 1), stretches=(0.9, 1.0), velocity_shifts=(0, 1))
-# What others need is compiled first and alone.
-FIRST = ("reading",)
-SECOND = ("comparing", *(name for name in ENCODINGS if name != "miditok"))
+# What others need is compiled first. Long jobs begin before short ones.
+ROUNDS = (("reading", "analysing"), ("remi", "oore", "mmm", "comparing", "optimus_int", "optimus_txt"))
 
 
 def main() -> None:
@@ -41,11 +41,14 @@ def main() -> None:
             for job in sys.argv[1:]:
                 _compile(job, Path(folder))
         return
-    started = time.monotonic()
+    started, n_done, n_jobs = time.monotonic(), 0, sum(map(len, ROUNDS))
+    print(f"compiling {n_jobs} groups of loops on {plural(n_cpus(), 'core')}, two minutes of CPU time", flush=True)
     with ThreadPoolExecutor(n_cpus()) as threads:
-        for jobs in (FIRST, SECOND):
-            for job in threads.map(_run, jobs):
-                print(f"compiled the loops of {job} ({time.monotonic() - started:.0f} s)", flush=True)
+        for jobs in ROUNDS:
+            for finished in as_completed(threads.submit(_run, job) for job in jobs):
+                n_done += 1
+                seconds = time.monotonic() - started
+                print(f"compiled {n_done} of {n_jobs}: {finished.result()} ({seconds:.0f} s)", flush=True)
 
 
 def _run(job: str) -> str:
@@ -54,12 +57,14 @@ def _run(job: str) -> str:
 
 
 def _compile(job: str, folder: Path) -> None:
-    song_shards.prepare()
-    analyse.prepare()
-    if job in ENCODINGS:
-        _encode(job, folder)
+    if job == "reading":
+        song_shards.prepare()
+    elif job == "analysing":
+        analyse.prepare()
     elif job == "comparing":
         _compare(folder)
+    else:
+        _encode(job, folder)
 
 
 def _encode(name: str, folder: Path) -> None:

@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -133,10 +134,11 @@ def _start() -> None:
 
 def disconnect() -> None:
     """Leave the cluster, or stop the Ray that `connect` started."""
-    import ray
+    if "ray" in sys.modules:
+        import ray
 
-    if ray.is_initialized():
-        ray.shutdown()
+        if ray.is_initialized():
+            ray.shutdown()
     while _nodes:
         _nodes.pop().stop()
 
