@@ -19,7 +19,12 @@ class _Compiled:
     def _dispatcher(self) -> Any:
         from numba import njit
 
-        return njit(**self._options)(self.__wrapped__)  # type: ignore[attr-defined]
+        function = self.__wrapped__  # type: ignore[attr-defined]
+        try:
+            return njit(**self._options)(function)
+        except RuntimeError:  # no folder to keep the machine code in, as in a read-only container
+            uncached: dict[str, Any] = self._options | {"cache": False}
+            return njit(**uncached)(function)
 
     def __call__(self, *arguments: Any) -> Any:
         return self._dispatcher(*arguments)

@@ -1,7 +1,8 @@
 """The compiled loops of `features`: numbers about each piece, and counts over all of them."""
 
 import numpy as np
-from numba import njit
+
+from tasks.music.compiled import njit
 
 ENDED_SECONDS = 1e-6  # a note that ends so little after the next onset has ended: rounded seconds must not overlap
 SHORT_LIST = 64  # notes sounding at once that are looked through one by one
