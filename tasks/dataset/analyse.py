@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.config.serialization import digest
 from tasks.dataset.leakage import thin_grams, thinning_for
@@ -141,7 +142,7 @@ def analyse(songs: Path) -> tuple[pa.Table, dict[str, list[int]]]:
     from tasks.music.similarity import fingerprint
 
     table = read_table(songs, _SONG_COLUMNS)
-    table = table.filter(pa.compute.equal(table.column("status"), "accepted"))
+    table = table.filter(pc.equal(table.column("status"), "accepted"))
     flat = {field.name: flat_values(table, field.name) for field in table.schema if pa.types.is_list(field.type)}
     offsets, onset = flat["onset"]
     ends = flat["onset_seconds"][1] + flat["duration_seconds"][1]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.dataset.split import SPLITS
 from tasks.errors import DamagedFile, DatasetError
@@ -89,7 +90,7 @@ def _compare_files(old: pa.Table, new: pa.Table) -> dict[str, Any]:
 
 def _matched(old: pa.ChunkedArray, new: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Return for each new value its row among the old ones, and for each old one its row among the new; -1: none."""
-    old_place = np.asarray(pa.compute.index_in(new, value_set=old.combine_chunks()).fill_null(-1))
+    old_place = np.asarray(pc.index_in(new, value_set=old.combine_chunks()).fill_null(-1))
     new_place = np.full(len(old), -1)
     new_place[old_place[old_place >= 0]] = np.flatnonzero(old_place >= 0)
     return old_place, new_place
@@ -97,7 +98,7 @@ def _matched(old: pa.ChunkedArray, new: pa.ChunkedArray) -> tuple[np.ndarray, np
 
 def _moved_pieces(old: pa.Table, new: pa.Table) -> int:
     """Count accepted contents that are in another split than before."""
-    old, new = (table.filter(pa.compute.equal(table.column("status"), "accepted")) for table in (old, new))
+    old, new = (table.filter(pc.equal(table.column("status"), "accepted")) for table in (old, new))
     old_place, _ = _matched(old.column("content_hash"), new.column("content_hash"))
     both = np.flatnonzero(old_place >= 0)
     return int(_differ(old.column("split"), old_place[both], new.column("split"), both).sum())
@@ -106,4 +107,4 @@ def _moved_pieces(old: pa.Table, new: pa.Table) -> int:
 def _differ(left: pa.ChunkedArray, left_rows: np.ndarray, right: pa.ChunkedArray, right_rows: np.ndarray) -> np.ndarray:
     """Tell for each pair of rows whether the values differ, two nulls being equal."""
     one, other = left.take(pa.array(left_rows)), right.take(pa.array(right_rows))
-    return ~np.asarray(pa.compute.equal(pa.compute.fill_null(one, ""), pa.compute.fill_null(other, "")), np.bool_)
+    return ~np.asarray(pc.equal(pc.fill_null(one, ""), pc.fill_null(other, "")), np.bool_)
