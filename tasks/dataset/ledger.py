@@ -299,6 +299,13 @@ def count_losses(ledger: pa.Table) -> dict[str, int]:
     return dict(sorted(losses.items()))
 
 
+def paths_of(ledger: pa.Table, pieces: Sequence[str]) -> dict[str, str]:
+    """Return the paths of accepted pieces by their ids; the table has the columns piece, path and status."""
+    wanted = pc.is_in(ledger.column("piece"), value_set=pa.array(pieces, pa.string()))
+    chosen = ledger.filter(pc.and_(wanted, pc.equal(ledger.column("status"), "accepted")))
+    return dict(zip(chosen.column("piece").to_pylist(), chosen.column("path").to_pylist(), strict=True))
+
+
 def _refuse_unusable(config: DatasetConfig, ledger: pa.Table) -> None:
     reasons = count_reasons(ledger, "rejected")
     n_rejected = reasons.total()

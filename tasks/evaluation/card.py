@@ -6,67 +6,57 @@ from typing import TYPE_CHECKING, Any
 from tasks.config.evaluation import EvaluateConfig
 from tasks.dataset.versions import DatasetVersion
 from tasks.errors import plural
+from tasks.reporting.markdown import table
 
 if TYPE_CHECKING:  # it brings torch
     from tasks.evaluation.continuations import ContinuationTest
     from tasks.evaluation.evaluate import Evaluation
 
 
+FIGURES = (
+    ("nats per token", "nll_per_token", 4),
+    ("perplexity", "perplexity", 3),
+    ("accuracy", "accuracy", 4),
+    ("accuracy of the most frequent token", "baseline/accuracy", 4),
+    ("nats per token by frequency alone", "baseline/nll_per_token", 4),
+    ("bits per note", "bits_per_note", 3),
+    ("bits per second of music", "bits_per_second", 2),
+    ("of the nats per token: writing from the latent", "reconstruction", 4),
+    ("of the nats per token: divergence of the latent", "kl", 4),
+    ("nats per token that another block's latent costs", "latent/gain", 4),
+    ("active numbers of the latent", "latent/n_active", 0),
+    ("grammar errors per token, sampled freely", "grammar_error_rate", 5),
+    ("how typical the samples are, 0 to 1", "samples/typicality", 3),
+    ("longest run of notes that a sample shares with train", "samples/longest_copied_run", 0),
+)  # label, metric, digits
+
+
 def report_markdown(evaluation: "Evaluation", model: str, dataset: DatasetVersion, config: EvaluateConfig) -> str:
     """Return the evaluation as a page of Markdown."""
-    m = evaluation.metrics
-    lines = [
-        f"# {model} on {dataset.name}@{dataset.version}, {config.split}",
-        "",
-        f"{int(m['n_tokens'])} tokens of {plural(evaluation.n_held_out, 'piece')} of the split, each predicted once,"
-        + (
-            f" with at least {evaluation.least_context} tokens before it."
-            if evaluation.least_context
-            else " in blocks."
-        ),
-        "",
-        "| figure | value |",
-        "|---|---:|",
-        f"| nats per token | {m['nll_per_token']:.4f} |",
-        f"| perplexity | {m['perplexity']:.3f} |",
-        f"| accuracy | {m['accuracy']:.4f} |",
-        f"| accuracy of the most frequent token | {m['baseline/accuracy']:.4f} |",
-        f"| nats per token by frequency alone | {m['baseline/nll_per_token']:.4f} |",
-        f"| bits per note | {m['bits_per_note']:.3f} |",
-        f"| bits per second of music | {m['bits_per_second']:.2f} |",
-    ]
-    if "latent/gain" in m:
-        lines += [
-            f"| of the nats per token: writing from the latent | {m['reconstruction']:.4f} |",
-            f"| of the nats per token: divergence of the latent | {m['kl']:.4f} |",
-            f"| nats per token that another block's latent costs | {m['latent/gain']:.4f} |",
-            f"| active numbers of the latent | {m['latent/n_active']:.0f} of {m['latent/n_numbers']:.0f} |",
-        ]
+    m, context = evaluation.metrics, evaluation.least_context
+    rows = [(label, f"{m[name]:.{digits}f}") for label, name, digits in FIGURES if name in m]
     if evaluation.n_samples:
+        rows.append(("tokens sampled per second", f"{evaluation.tokens_per_second:,.0f}"))
+    lines = [
+        f"# {model} on {dataset.reference}, {config.split}",
+        f"{int(m['n_tokens'])} tokens of {plural(evaluation.n_held_out, 'piece')} of the split, each predicted once,"
+        + (f" with at least {context} tokens before it." if context else " in blocks."),
+        table(rows, ("figure", "value")),
+    ]
+    if evaluation.n_samples:
+        statistics = [
+            (name, f"{real:.3f}", f"{ours:.3f}", _overlap(evaluation.judgement, name))
+            for name, (real, ours) in evaluation.statistics.items()
+        ]
         lines += [
-            f"| grammar errors per token, sampled freely | {m['grammar_error_rate']:.5f} |",
-            f"| how typical the samples are, 0 to 1 | {m['samples/typicality']:.3f} |",
-            *(
-                f"| longest run of notes that a sample shares with train | {m[name]:.0f} |"
-                for name in ("samples/longest_copied_run",)
-                if name in m
-            ),
-            f"| tokens sampled per second | {evaluation.tokens_per_second:,.0f} |",
-            "",
             f"Means over {plural(evaluation.n_samples, 'free sample')} of at most {config.sample_tokens} tokens and"
             " over as long beginnings of pieces of the split;"
             " the overlap of their densities, 0 to 1, with its 95 % interval:",
-            "",
-            f"| statistic | {config.split} | samples | overlap |",
-            "|---|---:|---:|---:|",
-        ]
-        lines += [
-            f"| {name} | {real:.3f} | {ours:.3f} | {_overlap(evaluation.judgement, name)} |"
-            for name, (real, ours) in evaluation.statistics.items()
+            table(statistics, ("statistic", config.split, "samples", "overlap")),
         ]
     if evaluation.continuations:
-        lines += ["", *_continuation_lines(evaluation.continuations, config)]
-    return "\n".join(lines) + "\n"
+        lines += _continuation_lines(evaluation.continuations, config)
+    return "\n\n".join(lines) + "\n"
 
 
 def _continuation_lines(test: "ContinuationTest", config: EvaluateConfig) -> list[str]:
@@ -82,7 +72,7 @@ def _continuation_lines(test: "ContinuationTest", config: EvaluateConfig) -> lis
         rows.append((f"distance of {name} to the piece's own music, 0 to 1", with_interval(found["to_own"].to_json())))
         rows.append((f"the same between different pieces: {name}", with_interval(found["of_others"].to_json())))
     rows.append(("tokens per second", f"{test.tokens_per_second:,.0f}"))
-    return [f"{what}:", "", "| figure | value |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows)]
+    return [f"{what}:", table(rows, ("figure", "value"))]
 
 
 def _overlap(judgement: Mapping[str, Any] | None, name: str) -> str:

@@ -23,15 +23,15 @@ class Rivalry:
     Args:
         verdict: a sentence that says why it has won or not.
         champion: the one it was compared with by bits per note, empty where there was none to compare with.
-        theirs, ours: bits per note of both.
-        difference: ours - theirs with its interval, where pieces were compared one by one.
+        reference, own: bits per note of both.
+        difference: own - reference with its interval, where pieces were compared one by one.
     """
 
     is_won: bool
     verdict: str
     champion: str = ""
-    theirs: float = math.nan
-    ours: float = math.nan
+    reference: float = math.nan
+    own: float = math.nan
     difference: Estimate | None = None
 
     @property
@@ -39,7 +39,7 @@ class Rivalry:
         """A paragraph about it, in Markdown."""
         line = f"\n{self.verdict}\n"
         if self.champion:
-            line += f"\nChampion {self.champion}: {self.theirs:.4f} bits per note; this model: {self.ours:.4f}."
+            line += f"\nChampion {self.champion}: {self.reference:.4f} bits per note; this model: {self.own:.4f}."
             if self.difference:
                 line += f" The difference is {self.difference.low:+.4f} to {self.difference.high:+.4f} (95 %)."
             line += "\n"
@@ -116,52 +116,47 @@ def _compare(
     tracker: Tracker, result: "Evaluation", champion: str, tags: Mapping[str, str], config: EvaluateConfig
 ) -> Rivalry:
     """Compare a model with a champion scored on the same music with the same settings, as `tags` state."""
-    ours, theirs = result.metrics["bits_per_note"], float(tags["bits_per_note"])
+    ours, reference = result.metrics["bits_per_note"], float(tags["bits_per_note"])
+
+    def rivalry(is_won: bool, verdict: str, difference: Estimate | None = None) -> Rivalry:
+        return Rivalry(is_won, verdict, champion, reference, ours, difference)
+
+    is_lower = ours < reference
+    by_figure = f"has {'fewer' if is_lower else 'no fewer'} bits per note than {champion}."
     if config.promote_by == "figure":
-        return _by_figure(ours, theirs, champion)
-    their_nats = tracker.piece_scores(tags.get("scored_by", ""))
-    if their_nats is None:
-        return _not_told(ours, theirs, champion, f"the piece scores of {champion} cannot be read")
-    for nats, whose in ((result.piece_nats, "this model"), (their_nats, champion)):
-        if not nats:
-            return _by_figure(ours, theirs, champion, f"the pieces of {whose} have no scores of their own")
-    difference = bits_above(ours, result.piece_nats, their_nats)
-    if difference is None:
-        n = f"{len(result.piece_nats)} and {len(their_nats)}"
-        return _not_told(ours, theirs, champion, f"the scores of {n} pieces give none")
-    assert difference.high is not None
-    return Rivalry(difference.high < 0, _by_interval(difference, champion), champion, theirs, ours, difference)
+        return rivalry(is_lower, f"It {by_figure}")
+    reference_nats = tracker.piece_scores(tags.get("scored_by", ""))
+    if reference_nats is None:
+        reason = f"the piece scores of {champion} cannot be read"
+    else:
+        for nats, whose in ((result.piece_nats, "this model"), (reference_nats, champion)):
+            if not nats:
+                reason = f"By the figure alone, for the pieces of {whose} have no scores of their own: it {by_figure}"
+                return rivalry(is_lower, reason)
+        if difference := bits_above(ours, result.piece_nats, reference_nats):
+            is_won, verdict = _by_interval(difference, champion)
+            return rivalry(is_won, verdict, difference)
+        reason = f"the scores of {len(result.piece_nats)} and {len(reference_nats)} pieces give none"
+    return rivalry(
+        False,
+        f"No interval can be told: {reason}. Evaluate {champion} again, or compare the figures alone by"
+        " evaluate.promote_by=figure.",
+    )
 
 
 def _settings_apart(tracker: Tracker, tags: Mapping[str, str], result: "Evaluation", config: EvaluateConfig) -> str:
     """Return how the scoring settings of the champion and a model differ; empty where they are equal."""
     ours = scored_with(result, config)
     if "scored_with" in tags:
-        theirs = current_names(json.loads(tags["scored_with"]))
+        reference = current_names(json.loads(tags["scored_with"]))
     else:  # of before there was such a tag: the run says it
         params = tracker.params(tags.get("scored_by", ""))
-        theirs = {name: int(params[f"evaluate.{name}"]) for name in ours if f"evaluate.{name}" in params}
-        if len(theirs) < len(ours):
-            return f"unknown settings ({', '.join(sorted(ours.keys() - theirs.keys()))})"
+        reference = {name: int(params[f"evaluate.{name}"]) for name in ours if f"evaluate.{name}" in params}
+        if len(reference) < len(ours):
+            return f"unknown settings ({', '.join(sorted(ours.keys() - reference.keys()))})"
     # A model with latents and one without have no such setting in common, and their figures do compare.
-    apart = [name for name in ours if name in theirs and ours[name] != theirs[name]]
-    return ", ".join(f"{name}={theirs[name]}, this model with {ours[name]}" for name in apart)
-
-
-def _by_figure(ours: float, theirs: float, champion: str, reason: str = "") -> Rivalry:
-    is_won = ours < theirs
-    verdict = f"It has {'fewer' if is_won else 'no fewer'} bits per note than {champion}."
-    if reason:
-        verdict = f"By the figure alone, for {reason}: {verdict[0].lower()}{verdict[1:]}"
-    return Rivalry(is_won, verdict, champion, theirs, ours)
-
-
-def _not_told(ours: float, theirs: float, champion: str, reason: str) -> Rivalry:
-    verdict = (
-        f"No interval can be told: {reason}. Evaluate {champion} again, or compare the figures alone by"
-        " evaluate.promote_by=figure."
-    )
-    return Rivalry(False, verdict, champion, theirs, ours)
+    apart = [name for name in ours if name in reference and ours[name] != reference[name]]
+    return ", ".join(f"{name}={reference[name]}, this model with {ours[name]}" for name in apart)
 
 
 def bits_above(bits_per_note: float, nats: Sequence[float], other_nats: Sequence[float]) -> Estimate | None:
@@ -179,11 +174,11 @@ def bits_above(bits_per_note: float, nats: Sequence[float], other_nats: Sequence
     return None if found.low is None or found.high is None else found
 
 
-def _by_interval(difference: Estimate, champion: str) -> str:
+def _by_interval(difference: Estimate, champion: str) -> tuple[bool, str]:
     assert difference.low is not None
     assert difference.high is not None
-    if difference.high < 0:
-        return f"It is better than {champion} beyond what the choice of pieces can make."
-    if difference.low > 0:
-        return f"It is worse than {champion} beyond what the choice of pieces can make."
-    return f"It cannot be told from {champion}: the interval of the difference holds 0."
+    if difference.low <= 0 <= difference.high:
+        return False, f"It cannot be told from {champion}: the interval of the difference holds 0."
+    is_won = difference.high < 0
+    side = "better" if is_won else "worse"
+    return is_won, f"It is {side} than {champion} beyond what the choice of pieces can make."

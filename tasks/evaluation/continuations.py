@@ -20,6 +20,7 @@ from models.registry import has_latents
 from tasks.checkpoints import LoadedModel
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.generation import GenerateConfig
+from tasks.dataset.ledger import paths_of
 from tasks.dataset.versions import DatasetVersion
 from tasks.evaluation.held_out import pieces_of_rows
 from tasks.music.arrays import FloatArray, IntArray
@@ -169,8 +170,8 @@ def continue_pieces(
         scored = time.perf_counter()
         ends = (opening.n_given, len(piece.ids), opening.n_compared)
         sources = (opening.ids, piece.ids, opening.ids)
-        given, ours, theirs = (loaded.tokenizer.decode(ids[:n]) for ids, n in zip(sources, ends, strict=True))
-        counts.append({name: (added(ours, given, name), added(theirs, given, name)) for name in FEATURES})
+        given, music, original = (loaded.tokenizer.decode(ids[:n]) for ids, n in zip(sources, ends, strict=True))
+        counts.append({name: (added(music, given, name), added(original, given, name)) for name in FEATURES})
         measured = result_row(
             piece, opening.name, opening.n_given, len(opening.ids), loaded.tokenizer.end_id,
             time.perf_counter() - scored,
@@ -181,7 +182,7 @@ def continue_pieces(
             "continued_original_length": opening.n_compared - opening.n_given,
             **{f"{name}_distance": round(distance(*pair), 4) for name, pair in counts[-1].items()},
         }
-        pieces.append(Continuation(opening, measured | more, given, ours, theirs))
+        pieces.append(Continuation(opening, measured | more, given, music, original))
     n_drawn = sum(piece.row["generated_length"] for piece in pieces)
     return ContinuationTest(
         kind="from_latents" if is_vae else "continuation",
@@ -211,34 +212,23 @@ def choose_openings(
     hashes = [_hash(config.seed, store.tokens[at : at + looked_at]) for at in store.offsets[rows]]
     chosen = [int(rows[place]) for place in sorted(range(len(rows)), key=lambda k: (hashes[k], k))]
     chosen = chosen[: config.n_continuations]
-    files = _files_of(dataset, [names[row] for row in chosen])
+    path_of = paths_of(read_table(dataset.ledger, ["piece", "path", "status"]), [names[row] for row in chosen])
     n_compared = min(latent_ids or math.inf, config.prompt_tokens + config.sample_tokens)
     openings = [
         Opening(
             name=f"{config.split}/{row:04d}",
-            file=file,
+            file=path_of.get(names[row], names[row]),
             ids=store.tokens[store.offsets[row] : store.offsets[row + 1]].astype(np.int64),
             n_given=n_given,
             n_compared=int(min(n_compared, lengths[row])),
         )
-        for row, file in zip(chosen, files, strict=True)
+        for row in chosen
     ]
     return openings, len(first_rows) - len(rows)
 
 
 def _hash(seed: int, ids: np.ndarray) -> bytes:
     return hashlib.blake2b(ids.astype("<u2").tobytes(), key=str(seed).encode(), digest_size=16).digest()
-
-
-def _files_of(dataset: DatasetVersion, pieces: Sequence[str]) -> list[str]:
-    """Return the paths of some pieces, as the ledger has them."""
-    ledger = read_table(dataset.ledger, ["piece", "path", "status"]).to_pydict()
-    path_of = {
-        piece: path
-        for piece, path, status in zip(ledger["piece"], ledger["path"], ledger["status"], strict=True)
-        if status == "accepted"
-    }
-    return [path_of.get(piece, piece) for piece in pieces]
 
 
 def _write(
@@ -288,16 +278,19 @@ def added(score: Score, given: Score, feature: str) -> FloatArray:
     return np.histogram(seconds, DURATION_EDGES)[0].astype(np.float64)
 
 
-def distance(ours: FloatArray, theirs: FloatArray) -> float:
+def distance(counts: FloatArray, other: FloatArray) -> float:
     """Return the total variation distance of two distributions given by counts: ½ Σ |p - q|, 0-1.
 
     It is the share of notes that would have to be others for the two to be alike. If one alone has no notes it is 1,
     if both have none 0.
     """
-    n_ours, n_theirs = ours.sum(), theirs.sum()
-    if not n_ours or not n_theirs:
-        return float(bool(n_ours) != bool(n_theirs))
-    return float(0.5 * np.abs(ours / n_ours - theirs / n_theirs).sum())
+    return float(0.5 * np.abs(_shares(counts) - _shares(other)).sum())
+
+
+def _shares(counts: FloatArray) -> FloatArray:
+    """Return counts as shares, and last 1 where nothing is counted."""
+    n = counts.sum()
+    return np.append(counts, not n) / max(n, 1)
 
 
 def likeness_of(counts: Sequence[tuple[FloatArray, FloatArray]]) -> dict[str, Estimate]:
@@ -306,19 +299,16 @@ def likeness_of(counts: Sequence[tuple[FloatArray, FloatArray]]) -> dict[str, Es
     Returns:
         to_own: the mean distance from each piece's written notes to those that stand there.
         of_others: the yardstick, the mean distance between originals of different pieces.
-        gain: of_others - to_own; above 0, a piece is closer to its own original than chance would have it.
+        gain: of_others - to_own; above 0, a piece is closer to its own original than by chance.
     """
-    own = np.array([distance(ours, theirs) for ours, theirs in counts])
-    if len(counts) < 2:
+    n = len(counts)
+    own = np.array([distance(*pair) for pair in counts])
+    if n < 2:
         nothing = Estimate(None, reason="there is no other piece")
         return {"to_own": Estimate(float(own[0])), "of_others": nothing, "gain": nothing}
-    others = np.array(
-        [
-            np.mean([distance(theirs, other) for j, (_, other) in enumerate(counts) if j != i])
-            for i, (_, theirs) in enumerate(counts)
-        ]
-    )
-    drawn = resample(len(counts), 0, "continuations") / len(counts)
+    originals = np.stack([_shares(original) for _, original in counts])
+    others = 0.5 * np.abs(originals[:, None] - originals).sum(axis=(1, 2)) / (n - 1)
+    drawn = resample(n, 0, "continuations") / n
     return {
         "to_own": estimate(drawn @ own, 0.0, 1.0),
         "of_others": estimate(drawn @ others, 0.0, 1.0),

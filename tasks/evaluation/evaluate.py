@@ -71,13 +71,11 @@ def evaluate_model(
     loaded: LoadedModel,
     dataset: DatasetVersion,
     config: EvaluateConfig,
-    on_windows: Callable[[int], None] | None = None,
     show: Callable[[str, int, str], Progress] = Progress,
 ) -> Evaluation:
     """Score a model on a split, compare free samples with it, and continue some of its pieces.
 
     Args:
-        on_windows: called with the number of windows scored since the last call.
         show: makes the progress of a stage, of its label, total and unit.
     Raises:
         CheckpointError: the model was trained on another encoding.
@@ -96,16 +94,10 @@ def evaluate_model(
     model = loaded.model
     window = (model.config.block,) * 2 if has_latents(model) else scoring_stride(model, store, config)
     with show("scoring", store.n_sequential_windows(*window), "windows") as progress:
-
-        def count(n_windows: int) -> None:
-            progress.advance(n_windows)
-            if on_windows:
-                on_windows(n_windows)
-
         if has_latents(model):
-            metrics, least_context = score_latents(loaded, store, facts, config, count), 0
+            metrics, least_context = score_latents(loaded, store, facts, config, progress.advance), 0
         else:
-            metrics, row_nats = score_held_out(loaded, store, facts, config, count)
+            metrics, row_nats = score_held_out(loaded, store, facts, config, progress.advance)
             piece_nats, least_context = np.bincount(piece_of_row, weights=row_nats), window[1]
     if not math.isfinite(metrics["nll_per_token"]):
         raise Diverged(
@@ -124,6 +116,7 @@ def evaluate_model(
         with show("continuing pieces", config.n_continuations * config.sample_tokens, "tokens") as progress:
             test = continue_pieces(loaded, dataset, store, config, progress.advance)
     clock.stop("continuing")
+    n_drawn, seconds = sum(len(ids) - 1 for ids in samples), clock.seconds["sampling"]
     evaluation = Evaluation(
         metrics=metrics | (test.metrics if test else {}),
         statistics={},
@@ -133,7 +126,7 @@ def evaluate_model(
         piece_nats=tuple(piece_nats.round(6).tolist()),
         about=_about(loaded) | {"sample_tokens": window_of(loaded.model, config.sample_tokens)},
         continuations=test,
-        tokens_per_second=_per_second(sum(len(ids) - 1 for ids in samples), clock.seconds["sampling"]),
+        tokens_per_second=round(n_drawn / seconds, 1) if seconds else 0.0,
     )
     if samples:
         with Progress("judging"):
@@ -162,10 +155,6 @@ def _about(loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _per_second(n_tokens: int, seconds: float) -> float:
-    return round(n_tokens / seconds, 1) if seconds else 0.0
-
-
 def _with_samples(
     evaluation: Evaluation,
     loaded: LoadedModel,
@@ -180,17 +169,20 @@ def _with_samples(
     judgement = judge_pieces(ours, real)
     n_wrong = sum(loaded.tokenizer.grammar.n_violations(ids) for ids in samples)
     values = {name: ([piece[name] for piece in real], [piece[name] for piece in ours]) for name in real[0]}
-    means = {name: (float(np.mean(theirs)), float(np.mean(mine))) for name, (theirs, mine) in values.items()}
+    means = {name: (float(np.mean(sides[0])), float(np.mean(sides[1]))) for name, sides in values.items()}
     copying = copying_of(dataset, scores)
     metrics = evaluation.metrics | {
         "grammar_error_rate": n_wrong / max(1, sum(len(ids) - 1 for ids in samples)),
         "samples/typicality": judgement["typicality"]["generated"]["value"],
+        "samples/fd_feat": judgement["fd_feat"]["value"],
         **_copying_figures(copying),
         **{f"{side}/{name}": mean[i] for name, mean in means.items() for i, side in enumerate(("held_out", "samples"))},
     }
-    if judgement["fd_feat"]["value"] is not None:
-        metrics["samples/fd_feat"] = judgement["fd_feat"]["value"]
-    return replace(evaluation, metrics=metrics, statistics=means, judgement=judgement, values=values, copying=copying)
+    return replace(
+        evaluation,
+        metrics={name: value for name, value in metrics.items() if value is not None},
+        statistics=means, judgement=judgement, values=values, copying=copying,
+    )  # fmt: skip
 
 
 def copying_of(dataset: DatasetVersion, scores: Sequence[Score]) -> dict[str, Any] | None:
@@ -217,12 +209,14 @@ def _copying_figures(copying: Mapping[str, Any] | None) -> dict[str, float]:
     if copying is None:
         return {}
     runs = [piece["match"]["n_notes"] if piece["match"] else 0 for piece in copying["pieces"]]
-    verdict, longest = copying["verdict"], {"samples/longest_copied_run": float(max(runs))}
-    return longest | ({"samples/share_beyond_human_copying": verdict["share_beyond"]} if verdict["n_judged"] else {})
+    figures, verdict = {"samples/longest_copied_run": float(max(runs))}, copying["verdict"]
+    if verdict["n_judged"]:
+        figures["samples/share_beyond_human_copying"] = verdict["share_beyond"]
+    return figures
 
 
 def sample_freely(
-    loaded: LoadedModel, config: EvaluateConfig, on_tokens: Callable[[int], None] | None = None
+    loaded: LoadedModel, config: EvaluateConfig, on_tokens: Callable[[int], Any] | None = None
 ) -> list[np.ndarray]:
     """Return samples drawn without the grammar, so that the model's own mistakes show.
 

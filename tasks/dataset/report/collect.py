@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.dataset.ledger import paths_of
 from tasks.dataset.report.facts import ChangeFacts, DuplicateFacts, ReasonFacts, ReportFacts, SourceFacts, SplitFacts
 from tasks.dataset.report.overview import draw_overview
 from tasks.dataset.report.page import build_page
@@ -90,9 +91,8 @@ def facts_of_leakage(leakage: Mapping[str, Any], ledger: "pa.Table | None" = Non
     splits = {name: dict(found) for name, found in leakage["splits"].items()}
     worst = [{"split": name, **row} for name, found in splits.items() for row in found.pop("worst")]
     worst.sort(key=lambda row: (-row["share_in_nearest"], row["piece"]))
-    path_of = (
-        _paths_of(ledger, {row[key] for row in worst for key in ("piece", "nearest")}) if ledger is not None else {}
-    )
+    pieces = [row[key] for row in worst for key in ("piece", "nearest")]
+    path_of = paths_of(ledger, pieces) if ledger is not None else {}
     baseline = {name: value for name, value in leakage["baseline"].items() if name != "worst"}
     n_rated = sum(found["n_rated"] for found in splits.values())
     n_leaked = sum(found["n_leaked"] for found in splits.values())
@@ -113,15 +113,6 @@ def facts_of_leakage(leakage: Mapping[str, Any], ledger: "pa.Table | None" = Non
             for row in worst[:MAX_LISTED]
         ],
     }
-
-
-def _paths_of(ledger: "pa.Table", pieces: set[str]) -> dict[str, str]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    wanted = pc.is_in(ledger["piece"], value_set=pa.array(sorted(pieces), pa.string()))  # type: ignore[attr-defined]
-    chosen = ledger.filter(pc.and_(wanted, pc.equal(ledger["status"], "accepted")))  # type: ignore[attr-defined]
-    return dict(zip(chosen["piece"].to_pylist(), chosen["path"].to_pylist(), strict=True))
 
 
 def _changes_of(changes: Mapping[str, Any]) -> ChangeFacts:

@@ -116,8 +116,8 @@ def _likelihood(result: "Evaluation") -> dict[str, Any]:
         ("accuracy", m["accuracy"], m["baseline/accuracy"], 4),
     ]
     rows = [
-        (name, _beside(ours, theirs, 1.0 if name == "accuracy" else 0.0), number(ours, digits), number(theirs, digits))
-        for name, ours, theirs, digits in pairs
+        (name, _beside(own, base, 1.0 if name == "accuracy" else 0.0), number(own, digits), number(base, digits))
+        for name, own, base, digits in pairs
     ]
     reach = f"with at least {result.least_context} tokens before it" if result.least_context else "in blocks"
     lead = (
@@ -127,12 +127,12 @@ def _likelihood(result: "Evaluation") -> dict[str, Any]:
     return {"lead": lead, "rows": rows, "latents": _latents(m)}
 
 
-def _beside(ours: float, theirs: float, top: float) -> str:
-    ends = [value for value in (ours, theirs) if math.isfinite(value)]
+def _beside(own: float, base: float, top: float) -> str:
+    ends = [value for value in (own, base) if math.isfinite(value)]
     if len(ends) < 2:
         return ""
-    scale = Scale(low=0.0, high=top or 1.1 * max(*ends, 1e-9), mark=theirs)
-    return draw_interval({"low": 0.0, "high": ours, "value": ours}, scale, 1)
+    scale = Scale(low=0.0, high=top or 1.1 * max(*ends, 1e-9), mark=base)
+    return draw_interval({"low": 0.0, "high": own, "value": own}, scale, 1)
 
 
 def _latents(m: Mapping[str, float]) -> dict[str, str]:
@@ -152,8 +152,8 @@ def _champion(decision: Decision) -> dict[str, Any]:
     if rivalry is None or not rivalry.champion:
         return shown
     shown["figures"] = {
-        "this model, bits per note": number(rivalry.ours, 4),
-        rivalry.champion: number(rivalry.theirs, 4),
+        "this model, bits per note": number(rivalry.own, 4),
+        rivalry.champion: number(rivalry.reference, 4),
     }
     found = rivalry.difference
     if found is None or found.value is None or found.low is None or found.high is None:
