@@ -45,13 +45,9 @@ class Bound:
         failed = values < held if is_minimum else values > held
         if self.of_pitched:
             failed = failed & judged.is_pitched
-        end = f" {self.unit}, at {'least' if is_minimum else 'most'} {str(limit).removesuffix('.0')} asked"
-        shown = _shown(values, limit)
-        judged.note(
-            self.reason,
-            np.flatnonzero(failed),
-            lambda rows: _glued(shown(rows), f"{end} {judged.setting(self.setting)}"),
-        )
+        end = f"{self.unit}, at {'least' if is_minimum else 'most'} {_shown(limit)} asked"
+        place = judged.setting(self.setting)
+        judged.note(self.reason, failed, lambda row: f"{_shown(values[row], limit)} {end} {place}")
 
 
 def apply_filters(
@@ -68,10 +64,12 @@ def apply_filters(
     Raises:
         ValueError: a column that a setting needs is missing.
     """
+    import pyarrow as pa
+
     judged = _Judged(table, place)
     for judge in _FILTERS:
         judge(judged, config)
-    return judged.finish()
+    return pa.array(judged.reason, pa.string()), pa.array(judged.detail, pa.string())
 
 
 class _Judged:
@@ -79,11 +77,9 @@ class _Judged:
 
     def __init__(self, table: "pa.Table", place: str) -> None:
         self._table, self._place = table, place
-        self._reason = np.zeros(table.num_rows, np.int8)  # 0: none; otherwise 1 + its place in REASONS
-        self._found: list[tuple[NDArray[np.int64], Any]] = []  # rows, and their details
+        self.reason, self.detail = np.full((2, table.num_rows), "", object)
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return a column of numbers."""
         return self._of_table(name).to_numpy()
 
     def flat_list(self, name: str) -> "tuple[NDArray[Any], NDArray[np.int64]]":
@@ -97,28 +93,23 @@ class _Judged:
     def is_pitched(self) -> NDArray[np.bool_]:
         return self.column("n_drum_notes") < self.column("n_notes")
 
-    def note(
-        self, reason: RejectReason, rows: NDArray[np.int64], details: "Callable[[NDArray[np.int64]], Any]"
+    def note(self, reason: RejectReason, failed: NDArray[np.bool_], words: Callable[[int], str]) -> None:
+        """Note the reason for the failed rows that have none yet, with the words for each."""
+        rows = np.flatnonzero(failed & (self.reason == ""))
+        self.reason[rows] = str(reason)
+        self.detail[rows] = [words(row) for row in rows.tolist()]
+
+    def note_entries(
+        self, reason: RejectReason, rows: NDArray[np.int64], values: Sequence[Any], start: str, end: str
     ) -> None:
-        """Note the reason for those of `rows` that have none yet; `details` words them."""
-        rows = rows[self._reason[rows] == 0]
-        if len(rows):
-            self._reason[rows] = 1 + REASONS.index(reason)
-            self._found.append((rows, details(rows)))
+        """Note the reason for the rows of list entries, each with its first entry."""
+        first = dict(zip(rows.tolist()[::-1], values[::-1], strict=True))
+        failed = np.zeros(len(self.reason), np.bool_)
+        failed[rows] = True
+        self.note(reason, failed, lambda row: f"{start} {first[row]}, {end}")
 
-    def setting(self, name: str) -> str:
-        return f"({self._place}.{name})"
-
-    def finish(self) -> "tuple[pa.StringArray, pa.StringArray]":
-        import pyarrow as pa
-
-        names = pa.array(["", *REASONS])
-        rows = np.concatenate([np.flatnonzero(self._reason == 0), *(rows for rows, _ in self._found)])
-        kept = pa.repeat("", int(np.sum(self._reason == 0)))
-        details = pa.chunked_array([kept, *(details for _, details in self._found)], pa.string()).combine_chunks()
-        back = np.empty(len(rows), np.int64)
-        back[rows] = np.arange(len(rows))
-        return names.take(pa.array(self._reason)), details.take(pa.array(back))
+    def setting(self, *names: str) -> str:
+        return f"({', '.join(f'{self._place}.{name}' for name in names)})"
 
     def _of_table(self, name: str) -> "pa.ChunkedArray":
         if name not in self._table.column_names:
@@ -129,122 +120,62 @@ class _Judged:
 def _judge_pitches(judged: _Judged, config: FilterConfig) -> None:
     if (config.pitch_min, config.pitch_max) == (0, 127):
         return
-    low, high, is_pitched = judged.column("pitch_min"), judged.column("pitch_max"), judged.is_pitched
-    failed = is_pitched & ((low < config.pitch_min) | (high > config.pitch_max))
-    end = (
-        f", {config.pitch_min}-{config.pitch_max} asked {judged.setting('pitch_min')[:-1]},"
-        f" {judged.setting('pitch_max')[1:]}"
-    )
-    judged.note(
-        RejectReason.PITCH_OUT_OF_RANGE,
-        np.flatnonzero(failed),
-        lambda rows: _glued("pitches ", low[rows].astype(str), "-", high[rows].astype(str), end),
-    )
+    low, high = judged.column("pitch_min"), judged.column("pitch_max")
+    failed = judged.is_pitched & ((low < config.pitch_min) | (high > config.pitch_max))
+    end = f"{config.pitch_min}-{config.pitch_max} asked {judged.setting('pitch_min', 'pitch_max')}"
+    judged.note(RejectReason.PITCH_OUT_OF_RANGE, failed, lambda row: f"pitches {low[row]}-{high[row]}, {end}")
 
 
 def _judge_programs(judged: _Judged, config: FilterConfig) -> None:
-    for setting, numbers in (
-        ("programs_allowed", config.programs_allowed),
-        ("programs_refused", config.programs_refused),
-    ):
-        if not numbers:
-            continue
-        programs, row = judged.flat_list("programs")
-        failed = np.isin(programs, numbers, invert=setting == "programs_allowed")
-        if setting == "programs_allowed":
-            end = f", only {_listed(numbers)} asked {judged.setting(setting)}"
-        else:
-            end = f", which is refused {judged.setting(setting)}"
-        _note_first(judged, RejectReason.PROGRAM_NOT_ALLOWED, row[failed], programs[failed], "program ", end)
+    only = f"only {', '.join(map(str, config.programs_allowed))} asked"
+    for setting, end in (("programs_allowed", only), ("programs_refused", "which is refused")):
+        if numbers := getattr(config, setting):
+            programs, row = judged.flat_list("programs")
+            failed = np.isin(programs, numbers, invert=setting == "programs_allowed")
+            end = f"{end} {judged.setting(setting)}"  # noqa: PLW2901
+            judged.note_entries(
+                RejectReason.PROGRAM_NOT_ALLOWED, row[failed], programs[failed].tolist(), "program", end
+            )
 
 
 def _judge_drums(judged: _Judged, config: FilterConfig) -> None:
     if config.drums == "any":
         return
     n_drums, n_notes = judged.column("n_drum_notes"), judged.column("n_notes")
-    end = f" notes are drums, {'none' if config.drums == 'none' else 'all'} asked {judged.setting('drums')}"
+    end = f"notes are drums, {'none' if config.drums == 'none' else 'all'} asked {judged.setting('drums')}"
 
-    def details(rows: NDArray[np.int64]) -> Any:
-        return _glued(n_drums[rows].astype(str), " of ", n_notes[rows].astype(str), end)
+    def words(row: int) -> str:
+        return f"{n_drums[row]} of {n_notes[row]} {end}"
 
     if config.drums == "none":
-        judged.note(RejectReason.DRUMS, np.flatnonzero(n_drums > 0), details)
+        judged.note(RejectReason.DRUMS, n_drums > 0, words)
     else:
-        judged.note(RejectReason.NO_DRUMS, np.flatnonzero(n_drums == 0), details)
-        judged.note(RejectReason.NOT_ONLY_DRUMS, np.flatnonzero(n_drums < n_notes), details)
+        judged.note(RejectReason.NO_DRUMS, n_drums == 0, words)
+        judged.note(RejectReason.NOT_ONLY_DRUMS, n_drums < n_notes, words)
 
 
 def _judge_time_signatures(judged: _Judged, config: FilterConfig) -> None:
     if not config.time_signatures:
         return
-    allowed = [_signature_key(*(int(number) for number in text.split("/"))) for text in config.time_signatures]
+    reason = RejectReason.TIME_SIGNATURE_NOT_ALLOWED
     numerator, row = judged.flat_list("time_signature_numerator")
     denominator, _ = judged.flat_list("time_signature_denominator")
-    keys = _signature_key(numerator.astype(np.int64), denominator.astype(np.int64))
-    end = f", only {_listed(config.time_signatures)} asked {judged.setting('time_signatures')}"
-    reason = RejectReason.TIME_SIGNATURE_NOT_ALLOWED
+    keys = numerator.astype(np.int64) << 32 | denominator
+    allowed = [int(upper) << 32 | int(lower) for upper, _, lower in (s.partition("/") for s in config.time_signatures)]
+    end = f"only {', '.join(config.time_signatures)} asked {judged.setting('time_signatures')}"
     failed = ~np.isin(keys, allowed)
-    names = {key: f"{key >> 32}/{key & 0xFFFFFFFF}" for key in np.unique(keys[failed]).tolist()}
-    _note_first(judged, reason, row[failed], keys[failed], "time signature ", end, names)
-    if _signature_key(4, 4) not in allowed:
-        n_rows = len(judged.column("n_notes"))
-        silent = np.flatnonzero(np.bincount(row, minlength=n_rows) == 0)
-        text = f"no time signature, which means 4/4{end}"
-        judged.note(reason, silent, lambda rows: _glued(np.full(len(rows), text)))
+    names = [f"{key >> 32}/{key & 0xFFFFFFFF}" for key in keys[failed].tolist()]
+    judged.note_entries(reason, row[failed], names, "time signature", end)
+    if 4 << 32 | 4 not in allowed:
+        is_silent = np.bincount(row, minlength=len(judged.reason)) == 0
+        judged.note(reason, is_silent, lambda _: f"no time signature, which means 4/4, {end}")
 
 
-def _note_first(
-    judged: _Judged,
-    reason: RejectReason,
-    rows: NDArray[np.int64],
-    values: NDArray[Any],
-    start: str,
-    end: str,
-    names: dict[int, str] | None = None,
-) -> None:
-    """Note a reason for the rows of list entries, each with its first entry; rows rise."""
-    rows, first = np.unique(rows, return_index=True)
-    value_of = dict(zip(rows.tolist(), values[first].tolist(), strict=True)) if len(rows) else {}
-
-    def details(chosen: NDArray[np.int64]) -> Any:
-        shown = [value_of[row] for row in chosen.tolist()]
-        return _glued(start, np.array([names[value] if names else str(value) for value in shown]), end)
-
-    judged.note(reason, rows, details)
-
-
-def _shown(values: NDArray[Any], limit: float) -> Callable[[NDArray[np.int64]], Any]:
-    """Return what words the values of rows: three digits after the point, all where three would show the limit."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    def word(rows: NDArray[np.int64]) -> Any:
-        if values.dtype.kind != "f":
-            return pa.array(values[rows]).cast(pa.string())
-        full = values[rows]
-        exact = pa.array(full).cast(pa.string())
-        rounded = np.round(full.astype(np.float64), 3)
-        is_close = pa.array(rounded == round(float(limit), 3))
-        return pc.if_else(is_close, exact, pa.array(rounded).cast(pa.string()))  # type: ignore[attr-defined]
-
-    return word
-
-
-def _glued(*parts: Any) -> Any:
-    """Join texts and arrays of texts, row by row."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    arrays = [part if isinstance(part, str | pa.Array) else pa.array(part, pa.string()) for part in parts]
-    return pc.binary_join_element_wise(*arrays, "")  # type: ignore[attr-defined]
-
-
-def _signature_key(numerator: Any, denominator: Any) -> Any:
-    return (numerator << 32) | denominator
-
-
-def _listed(values: Sequence[int | str]) -> str:
-    return ", ".join(str(value) for value in values)
+def _shown(value: Any, limit: float | None = None) -> str:
+    """Return a figure with three digits after the point, and with all where three would show the limit."""
+    rounded = round(float(value), 3)
+    exact = limit is None or rounded == round(float(limit), 3)
+    return str(value if exact else rounded).removesuffix(".0")
 
 
 _FILTERS: tuple[Callable[[_Judged, FilterConfig], None], ...] = (
