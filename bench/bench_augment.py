@@ -13,7 +13,6 @@ The first call compiles what numba has not compiled before, or loads it from the
 import shutil
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import report
 
 from tasks.config.dataset import AugmentConfig, ParseConfig
 from tasks.config.source_limits import SourceLimits
-from tasks.dataset.encode import TokenShard, build_token_shard, plan_token_shards, read_counts
+from tasks.dataset.encode import TokenShard, encode_songs, plan_token_shards, read_counts
 from tasks.ingest import song_shards
 from tasks.ingest.sources.scan import scan_sources
 from tasks.music.midi.read_midi import read_midi
@@ -95,7 +94,7 @@ def ingest_files(paths: list[Path], scratch: Path) -> list[TokenShard]:
 def encode_all(shards: list[TokenShard], scratch: Path) -> None:
     shutil.rmtree(scratch / "tokens", ignore_errors=True)
     for shard in shards:
-        build_token_shard(replace(shard))
+        encode_songs([shard])
 
 
 def plain_variants(batch: NoteBatch) -> list[list[int]]:

@@ -332,7 +332,7 @@ def _read_piece(dataset: DatasetVersion, piece: str) -> NoteBatch:
     for relative in dataset.manifest["songs"]:
         songs = dataset.folder / relative
         if pc.index(read_table(songs, ["piece"]).column("piece"), piece).as_py() >= 0:
-            return read_notes(songs, (piece,))
+            return read_notes(songs, [piece])
     raise NotFound(f"no piece {piece} in dataset {dataset.reference}")
 
 

@@ -1,12 +1,17 @@
 """Song shards to token shards: training pieces in all variants, other pieces unchanged."""
 
+# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
+# pyright: reportAttributeAccessIssue=false
+
+import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.config.augmentations import NO_AUGMENTATION
 from tasks.config.dataset import AugmentConfig, WindowConfig
@@ -30,6 +35,11 @@ from tasks.storage.parquet import SCHEMA_NUMBER, TOKEN_SCHEMA, flat_values, read
 logger = logging.getLogger(__name__)
 
 WHOLE_PIECES = WindowConfig()
+_TICKS = ["onset", "duration", "tempo_tick"]
+_TICKS += ["time_signature_tick", "time_signature_numerator", "time_signature_denominator"]
+_NOTE_COLUMNS = ["piece", "ticks_per_quarter", "onset_seconds", "duration_seconds", "pitch", "velocity", "program"]
+_NOTE_COLUMNS += ["is_drum", "track", "pedal_onset_seconds", "pedal_duration_seconds", "pedal_track"]
+_NOTE_COLUMNS += ["tempo_microseconds_per_quarter", *_TICKS]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,40 +94,46 @@ def learn_vocabulary(shards: list[TokenShard], encoding: TokenizerConfig) -> Tok
     """Return the encoding with the vocabulary that these pieces need in all their variants, if it learns one."""
     if not needs_vocabulary(encoding):
         return encoding
-    return encoding.with_symbols(set[str]().union(*cluster.run_over(_symbols_of, shards)))
+    return encoding.with_symbols(set[str]().union(*cluster.run_over(_symbols_of, _by_songs(shards))))
 
 
-def _symbols_of(shard: TokenShard) -> set[str]:
-    assert isinstance(shard.encoding, LearnedConfig)
-    rows, symbols = _read_rows(shard), set[str]()
-    for shared, members in group_variants(plan_variants(shard.augment, rows.pieces)):
-        changed, _ = change_notes(shard.augment, rows.notes, rows.pieces, shared)
-        for variant in members:
-            symbols |= symbols_in(shard.encoding, transpose_within(changed, variant.transposition)[0])
+def _symbols_of(shards: Sequence[TokenShard]) -> set[str]:
+    symbols = set[str]()
+    for shard, rows in _read_rows(shards):
+        assert isinstance(shard.encoding, LearnedConfig)
+        for shared, members in group_variants(plan_variants(shard.augment, rows.pieces)):
+            changed, _ = change_notes(shard.augment, rows.notes, rows.pieces, shared)
+            for variant in members:
+                symbols |= symbols_in(shard.encoding, transpose_within(changed, variant.transposition)[0])
     return symbols
 
 
-def build_token_shards(shards: list[TokenShard], on_pieces: Callable[[int], None] | None = None) -> int:
+def _by_songs(shards: Sequence[TokenShard]) -> list[list[TokenShard]]:
+    """Return the shards of each song shard together, so that it is read once."""
+    return [list(group) for _, group in itertools.groupby(shards, lambda shard: shard.songs)]
+
+
+def build_token_shards(shards: Sequence[TokenShard], on_pieces: Callable[[int], None] | None = None) -> int:
     """Encode and write the shards that do not exist yet; return how many were written."""
     missing = [shard for shard in shards if not shard.path.exists()]
-    cluster.run_over(build_token_shard, missing, lambda n_pieces: on_pieces and on_pieces(n_pieces))
+    cluster.run_over(encode_songs, _by_songs(missing), lambda n_pieces: on_pieces and on_pieces(n_pieces))
     return len(missing)
 
 
-def build_token_shard(shard: TokenShard) -> int:
-    """Encode one shard and write it; return the number of pieces."""
-    tokenizer = build_tokenizer(shard.encoding)
-    sequences = _read_rows(shard)
-    rows = encode_variants(tokenizer, shard.augment, sequences.notes, sequences.pieces)
-    rows.counts.n_pieces, rows.counts.notes_cut_by_windows = len(shard.pieces), sequences.n_cut
-    metadata = {
-        "schema": SCHEMA_NUMBER,
-        "encoder": tokenizer.to_json(),
-        "encoder_digest": tokenizer.digest,
-        "counts": asdict(rows.counts),
-    }
-    write_table(shard.path, rows.table(sequences.pieces, sequences.windows), metadata, TOKEN_SCHEMA)
-    return len(shard.pieces)
+def encode_songs(shards: Sequence[TokenShard]) -> int:
+    """Encode and write some shards of one song shard; return the number of pieces."""
+    for shard, sequences in _read_rows(shards):
+        tokenizer = build_tokenizer(shard.encoding)
+        rows = encode_variants(tokenizer, shard.augment, sequences.notes, sequences.pieces)
+        rows.counts.n_pieces, rows.counts.notes_cut_by_windows = len(shard.pieces), sequences.n_cut
+        metadata = {
+            "schema": SCHEMA_NUMBER,
+            "encoder": tokenizer.to_json(),
+            "encoder_digest": tokenizer.digest,
+            "counts": asdict(rows.counts),
+        }
+        write_table(shard.path, rows.table(sequences.pieces, sequences.windows), metadata, TOKEN_SCHEMA)
+    return sum(len(shard.pieces) for shard in shards)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,16 +146,20 @@ class _Sequences:
     n_cut: int  # notes that a window cuts where it ends
 
 
-def _read_rows(shard: TokenShard) -> _Sequences:
-    pieces = shard.pieces.to_pylist()
-    batch = read_notes(shard.songs, tuple(pieces))
-    if not shard.windows.bars:
-        return _Sequences(batch, pieces, np.zeros(len(pieces), np.int64), 0)
-    units = grid_of(shard.encoding)
-    hop = shard.windows.hop_bars or shard.windows.bars
-    batch, piece, n_cut = cut_windows(batch, shard.windows.bars, hop, units)
-    first = np.searchsorted(piece, piece)
-    return _Sequences(batch, [pieces[place] for place in piece], np.arange(len(piece)) - first, int(n_cut.sum()))
+def _read_rows(shards: Sequence[TokenShard]) -> Iterator[tuple[TokenShard, _Sequences]]:
+    """Yield each shard of one song shard with its rows."""
+    names = sorted(itertools.chain.from_iterable(shard.pieces.to_pylist() for shard in shards))
+    notes = read_notes(shards[0].songs, names)
+    for shard in shards:
+        pieces = shard.pieces.to_pylist()
+        batch = notes.take(np.searchsorted(names, pieces))
+        if not shard.windows.bars:
+            yield shard, _Sequences(batch, pieces, np.zeros(len(pieces), np.int64), 0)
+            continue
+        hop = shard.windows.hop_bars or shard.windows.bars
+        batch, piece, n_cut = cut_windows(batch, shard.windows.bars, hop, grid_of(shard.encoding))
+        window = np.arange(len(piece)) - np.searchsorted(piece, piece)
+        yield shard, _Sequences(batch, [pieces[place] for place in piece], window, int(n_cut.sum()))
 
 
 def grid_of(encoding: TokenizerConfig) -> int:
@@ -148,43 +168,25 @@ def grid_of(encoding: TokenizerConfig) -> int:
 
 
 def read_counts(path: Path) -> TokenShardCounts:
-    """Return the counts that `build_token_shard` left in a shard's metadata."""
+    """Return the counts that `encode_songs` left in a shard's metadata."""
     return TokenShardCounts(**read_metadata(path, "counts"))
 
 
-def read_notes(songs: Path, pieces: tuple[str, ...] | None = None) -> NoteBatch:
-    """Return the notes of a song shard's accepted pieces (or of some of them), in order of piece."""
-    table = read_table(songs)
-    wanted = set(pieces) if pieces is not None else None
-    keep = [
-        status == "accepted" and (wanted is None or piece in wanted)
-        for piece, status in zip(table.column("piece").to_pylist(), table.column("status").to_pylist(), strict=True)
-    ]
-    table = table.filter(pa.array(keep))
+def read_notes(songs: Path, pieces: Sequence[str]) -> NoteBatch:
+    """Return the notes of some pieces of a song shard, in order of piece."""
+    table = read_table(songs, _NOTE_COLUMNS)
+    table = table.filter(pc.is_in(table.column("piece"), value_set=pa.array(pieces, pa.string())))
     flat = {field.name: flat_values(table, field.name) for field in table.schema if pa.types.is_list(field.type)}
-    onset_seconds, pedal_onset_seconds = flat["onset_seconds"][1], flat["pedal_onset_seconds"][1]
+    values = {name: column for name, (_, column) in flat.items()}
+    for kind in ("", "pedal_"):
+        values[f"{kind}end_seconds"] = values[f"{kind}onset_seconds"] + values.pop(f"{kind}duration_seconds")
+    values |= {name: values[name].astype(np.int64) for name in _TICKS}
+    values["tempo_microseconds_per_quarter"] = values["tempo_microseconds_per_quarter"].astype(np.float64)
     return NoteBatch(
         offsets=flat["pitch"][0],
-        onset=flat["onset"][1].astype(np.int64),
-        duration=flat["duration"][1].astype(np.int64),
-        onset_seconds=onset_seconds,
-        end_seconds=onset_seconds + flat["duration_seconds"][1],
-        pitch=flat["pitch"][1],
-        velocity=flat["velocity"][1],
-        program=flat["program"][1],
-        is_drum=flat["is_drum"][1],
-        track=flat["track"][1],
-        pedal_offsets=flat["pedal_onset"][0],
-        pedal_onset_seconds=pedal_onset_seconds,
-        pedal_end_seconds=pedal_onset_seconds + flat["pedal_duration_seconds"][1],
-        pedal_track=flat["pedal_track"][1],
-        ticks_per_quarter=table.column("ticks_per_quarter").to_numpy().astype(np.int64),
+        pedal_offsets=flat["pedal_track"][0],
         tempo_offsets=flat["tempo_tick"][0],
-        tempo_tick=flat["tempo_tick"][1].astype(np.int64),
-        tempo_microseconds_per_quarter=flat["tempo_microseconds_per_quarter"][1].astype(np.float64),
         time_signature_offsets=flat["time_signature_tick"][0],
-        **{
-            name: flat[name][1].astype(np.int64)
-            for name in ("time_signature_tick", "time_signature_numerator", "time_signature_denominator")
-        },
+        ticks_per_quarter=table.column("ticks_per_quarter").to_numpy().astype(np.int64),
+        **values,
     )

@@ -82,7 +82,7 @@ def _encode(name: str, folder: Path) -> None:
     for windows in (WindowConfig(), replace(WindowConfig(), bars=4)):
         tokens = encode.plan_token_shards(wanted, default_config(name), AUGMENT, folder / "tokens", windows)
         for shard in tokens:
-            encode.build_token_shard(shard)
+            encode.encode_songs([shard])
         tokenizer = build_tokenizer(tokens[0].encoding)
         for shard in tokens:
             for ids in read_table(shard.path).column("tokens").to_pylist()[:2]:

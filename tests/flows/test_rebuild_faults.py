@@ -42,7 +42,7 @@ SETTINGS = [
 ARGUMENTS = ["--name", "faults", "--json", *(argument for setting in SETTINGS for argument in ("--set", setting))]
 MARK = "ORCHESTRION_TEST_MARK"
 HOST, RAYLET, GCS = r"tasks\.runtime\.isolation", r"raylet/raylet ", r"gcs/gcs_server "
-PARSER, ENCODER = r"ray::parse_isolated", r"ray::build_token_shard"
+PARSER, ENCODER = r"ray::parse_isolated", r"ray::encode_songs"
 
 
 def padded_corpus(folder: Path) -> Path:
