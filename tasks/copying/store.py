@@ -11,11 +11,9 @@ It lies beside a version's manifest and can be made again from the song shards a
 """
 
 import itertools
-import json
-import logging
 import mmap
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -23,19 +21,14 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import DamagedFile
 from tasks.music.arrays import IntArray
-from tasks.storage.files import whole_file
-from tasks.storage.integrity import OTHER_BYTES, read_header, sealed
+from tasks.storage.mapped import HEADER_BYTES, map_arrays, mapped_file, unless_damaged
 
 if TYPE_CHECKING:
     from tasks.music.similarity.shared_runs import Lines
 
-logger = logging.getLogger(__name__)
-
 REVISION = 1  # of the layout and of what a run is: part of the file's name
 
-_HEADER_BYTES = 4096
 _HEADER = {"version": str} | dict.fromkeys(("revision", "n_notes", "n_seeds", "n_pieces", "crc32"), int)
 _SEEDS_AT_ONCE = 1 << 24  # 128 MiB
 _CHUNK = 1 << 24  # bytes whose checksum is taken at once
@@ -63,13 +56,8 @@ def write_index(path: Path, version: str, parts: Iterable[tuple[NDArray[np.uint6
     Args:
         parts: ids and lines of some pieces at a time.
     """
-    for left_by_a_kill in path.parent.glob(f".{path.name}.*.tmp"):
-        left_by_a_kill.unlink()
-    with whole_file(path) as handle:
-        handle.seek(_HEADER_BYTES)
-        header = {"revision": REVISION, "version": version} | _write_arrays(handle, parts)
-        handle.seek(0)
-        handle.write(json.dumps(sealed(header)).encode().ljust(_HEADER_BYTES - 1) + b"\n")
+    with mapped_file(path) as (handle, header):
+        header.update({"revision": REVISION, "version": version} | _write_arrays(handle, parts))
 
 
 def _write_arrays(handle: IO[bytes], parts: Iterable[tuple[NDArray[np.uint64], "Lines"]]) -> dict[str, int]:
@@ -115,37 +103,20 @@ def map_index(path: Path, trusting: bool = False) -> IndexedLines | None:
     Args:
         trusting: look at its size alone, not at all of its bytes.
     """
-    try:
-        with path.open("rb") as handle:
-            header = read_header(handle, path, _HEADER)
-            n_notes, n_seeds, n_pieces = (header[name] for name in ("n_notes", "n_seeds", "n_pieces"))
-            seeds_at = _HEADER_BYTES + -(-5 * n_notes // 8) * 8
-            offsets_at = seeds_at + 8 * n_seeds
-            pieces_at = offsets_at + 8 * (n_pieces + 1)
-            is_ours = header["revision"] == REVISION and header["version"] == path.parent.name
-            if not is_ours or handle.seek(0, 2) != pieces_at + 8 * n_pieces:
-                raise DamagedFile(f"{path} is damaged: it is the index of something else")
-            # Copied when written to, which never happens: the compiled code knows only arrays that could be.
-            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-        if not trusting and _crc32(mapped) != header["crc32"]:
-            raise DamagedFile(f"{path} is damaged: {OTHER_BYTES}")
-    except FileNotFoundError:
-        return None
-    except DamagedFile as error:
-        logger.warning("%s; it is made again", error)
-        return None
-    return IndexedLines(
-        onset=np.frombuffer(mapped, "<f4", n_notes, _HEADER_BYTES),
-        pitch=np.frombuffer(mapped, "u1", n_notes, _HEADER_BYTES + 4 * n_notes),
-        seeds=np.frombuffer(mapped, "<u8", n_seeds, seeds_at),
-        offsets=np.frombuffer(mapped, "<i8", n_pieces + 1, offsets_at),
-        pieces=np.frombuffer(mapped, "<u8", n_pieces, pieces_at),
-    )
+
+    def layout(header: Mapping[str, Any]) -> list[tuple[str, int]]:
+        n_notes, n_seeds, n_pieces = (header[name] for name in ("n_notes", "n_seeds", "n_pieces"))
+        return [("<f4", n_notes), ("u1", n_notes), ("<u8", n_seeds), ("<i8", n_pieces + 1), ("<u8", n_pieces)]
+
+    expected = {"revision": REVISION, "version": path.parent.name}
+    digest = None if trusting else ("crc32", _crc32)
+    # Copied when written to, which never happens: the compiled code knows only arrays that could be.
+    return unless_damaged(lambda: IndexedLines(*map_arrays(path, _HEADER, expected, layout, digest, mmap.ACCESS_COPY)))
 
 
 def _crc32(mapped: mmap.mmap) -> int:
     value = 0
     with memoryview(mapped) as view:
-        for place in range(_HEADER_BYTES, len(view), _CHUNK):
+        for place in range(HEADER_BYTES, len(view), _CHUNK):
             value = zlib.crc32(view[place : place + _CHUNK], value)
     return value

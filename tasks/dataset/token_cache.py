@@ -9,30 +9,29 @@ shards are another file, and holds, in this order:
 """
 
 import hashlib
-import json
 import logging
 import mmap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 
-from tasks.errors import DamagedFile, NoSeal, plural
+from tasks.errors import NoSeal, plural
 from tasks.music.arrays import IntArray, offsets_of
 from tasks.music.tokenizers.base import TokenArray
 from tasks.runtime.cluster import n_cpus
-from tasks.storage.files import locked, storage_problem, whole_file
-from tasks.storage.integrity import OTHER_BYTES, read_header, sealed, tree_digest
+from tasks.storage.files import locked, storage_problem
+from tasks.storage.integrity import tree_digest
+from tasks.storage.mapped import HEADER_BYTES, map_arrays, mapped_file, unless_damaged
 from tasks.storage.parquet import read_lists
 
 logger = logging.getLogger(__name__)
 
 _REVISION = 1  # of the layout, part of the digest
-_HEADER_BYTES = 4096
 _HEADER = {"digest": str, "n_rows": int, "n_tokens": int, "rest": str}
 _ROWS_AT_ONCE = 64
 
@@ -74,10 +73,10 @@ def flat_tokens(shards: Sequence[Path], folder: Path | None = None) -> FlatToken
 
 def flat_path(shards: Sequence[Path], folder: Path) -> Path:
     """Return where the flat file of `shards` is, or would be."""
-    said = hashlib.sha256(f"{_REVISION}\n".encode())
+    digest = hashlib.sha256(f"{_REVISION}\n".encode())
     for shard in shards:
-        said.update(f"{shard.name}\n{shard.stat().st_size}\n".encode() + _footer(shard))
-    return folder / f"{said.hexdigest()[:24]}.tokens"
+        digest.update(f"{shard.name}\n{shard.stat().st_size}\n".encode() + _footer(shard))
+    return folder / f"{digest.hexdigest()[:24]}.tokens"
 
 
 def _footer(shard: Path) -> bytes:
@@ -106,11 +105,8 @@ def _make(path: Path, shards: Sequence[Path]) -> FlatTokens:
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent / ".lock"):
         if not _map(path):  # else another process made it meanwhile
-            for left_by_a_kill in path.parent.glob(f".{path.name}.*.tmp"):
-                left_by_a_kill.unlink()
             started = time.perf_counter()
-            with whole_file(path) as handle:
-                n_tokens = _write(handle, path.stem, shards)
+            n_tokens = _write(path, shards)
             seconds = time.perf_counter() - started
             logger.info(
                 "laid %d tokens of %s flat in %s, %.1f s", n_tokens, plural(len(shards), "shard"), path, seconds
@@ -121,55 +117,38 @@ def _make(path: Path, shards: Sequence[Path]) -> FlatTokens:
     return made
 
 
-def _write(handle: IO[bytes], digest: str, shards: Sequence[Path]) -> int:
-    """Write a flat file's three parts, the first one last, and return the number of tokens."""
+def _write(path: Path, shards: Sequence[Path]) -> int:
+    """Write a flat file and return the number of tokens."""
     lengths, n_tokens = [np.zeros(0, np.int64)], 0
-    handle.seek(_HEADER_BYTES)
-    for shard in shards:
-        for row_lengths, ids in _rows(shard):
-            handle.write(ids.astype("<u2", copy=False).data)
-            lengths.append(row_lengths)
-            n_tokens += len(ids)
-    offsets = offsets_of(np.concatenate(lengths)).astype("<i8", copy=False)
-    handle.write(bytes(_offsets_at(n_tokens) - handle.tell()))
-    handle.write(offsets.data)
-    handle.flush()
-    with Path(handle.name).open("rb") as written:
-        rest = _digest_of(mmap.mmap(written.fileno(), 0, access=mmap.ACCESS_READ))
-    header = {"digest": digest, "n_rows": len(offsets) - 1, "n_tokens": n_tokens, "rest": rest}
-    handle.seek(0)
-    handle.write(json.dumps(sealed(header)).encode().ljust(_HEADER_BYTES - 1) + b"\n")
+    with mapped_file(path) as (handle, header):
+        for shard in shards:
+            for row_lengths, ids in _rows(shard):
+                handle.write(ids.astype("<u2", copy=False).data)
+                lengths.append(row_lengths)
+                n_tokens += len(ids)
+        offsets = offsets_of(np.concatenate(lengths)).astype("<i8", copy=False)
+        handle.write(bytes(-2 * n_tokens % 8))
+        handle.write(offsets.data)
+        handle.flush()
+        with Path(handle.name).open("rb") as written:
+            rest = _digest_of(mmap.mmap(written.fileno(), 0, access=mmap.ACCESS_READ))
+        header.update(digest=path.stem, n_rows=len(offsets) - 1, n_tokens=n_tokens, rest=rest)
     return n_tokens
 
 
 def _map(path: Path) -> FlatTokens | None:
-    """Return a flat file's arrays, or None if it is missing or not what was written; all its bytes are checked."""
-    try:
-        return _open(path)
-    except FileNotFoundError:
-        return None
-    except DamagedFile as error:
-        logger.warning("%s; it is made again from the shards", error)
-        return None
+    return unless_damaged(lambda: _open(path))
 
 
 def _open(path: Path) -> FlatTokens:
-    with path.open("rb") as handle:
-        header = read_header(handle, path, _HEADER)
-        n_rows, n_tokens = header["n_rows"], header["n_tokens"]
-        whole = _offsets_at(n_tokens) + 8 * (n_rows + 1)
-        if header["digest"] != path.stem or handle.seek(0, 2) != whole:
-            raise DamagedFile(f"{path} is damaged: it holds other shards or {handle.tell()} bytes, not {whole}")
-        mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    if _digest_of(mapped) != header["rest"]:
-        raise DamagedFile(f"{path} is damaged: {OTHER_BYTES}")
-    mapped.madvise(mmap.MADV_RANDOM)  # windows from a cold disk come 5 times faster than with read-ahead
-    tokens = np.frombuffer(mapped, "<u2", n_tokens, _HEADER_BYTES)
-    return FlatTokens(tokens, np.frombuffer(mapped, "<i8", n_rows + 1, _offsets_at(n_tokens)))
+    def layout(header: Mapping[str, Any]) -> list[tuple[str, int]]:
+        return [("<u2", header["n_tokens"]), ("<i8", header["n_rows"] + 1)]
+
+    return FlatTokens(*map_arrays(path, _HEADER, {"digest": path.stem}, layout, ("rest", _digest_of)))
 
 
 def _digest_of(mapped: mmap.mmap) -> str:
-    return tree_digest(mapped, _HEADER_BYTES, n_cpus())
+    return tree_digest(mapped, HEADER_BYTES, n_cpus())
 
 
 def check_flat(path: Path) -> None:
@@ -181,8 +160,3 @@ def check_flat(path: Path) -> None:
     """
     with suppress(NoSeal):
         _open(path)
-
-
-def _offsets_at(n_tokens: int) -> int:
-    """Return where the offsets begin, in bytes."""
-    return _HEADER_BYTES + -(-2 * n_tokens // 8) * 8
