@@ -12,7 +12,7 @@ from tasks.config.pipeline import PipelineConfig
 from tasks.config.serialization import to_json
 from tasks.errors import ConfigError
 from tasks.runtime.progress import Progress
-from tasks.storage.home import Home
+from tasks.storage.home import LOCK_WAIT, Home
 
 LOCK_WAIT_SECONDS = 24 * 3600  # a triggered run waits for the one before it; a person gets an error at once
 
@@ -71,7 +71,7 @@ def serve_flows(home: Home, config: PipelineConfig, cron: str) -> None:
 
     Uses the Prefect server of PREFECT_API_URL or of `orchestrion ui`; where there is none, starts one.
     """
-    os.environ.setdefault("ORCHESTRION_LOCK_WAIT_SECONDS", str(LOCK_WAIT_SECONDS))
+    os.environ.setdefault(LOCK_WAIT, str(LOCK_WAIT_SECONDS))
     with ExitStack() as stack, ExitStack() as starting:
         starting.enter_context(Progress("starting Prefect"))  # or nothing is said for up to 25 s
         listener = None

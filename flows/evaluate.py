@@ -4,7 +4,7 @@ import time
 
 from prefect import flow
 
-from flows.run_context import Summary, lock_wait, run_tags, since
+from flows.run_context import Summary, run_tags, since
 from flows.triggers import check_trigger
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.serialization import to_json
@@ -36,7 +36,7 @@ def evaluate(
 
     check_trigger(config)
     where, started = Home.at(home), time.monotonic()
-    with where.locked("evaluate", lock_wait()):
+    with where.locked("evaluate"):
         tracker = Tracker(where)
         chosen = tracker.model(model)
         version = resolve_dataset(where, dataset or chosen.dataset)

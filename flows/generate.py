@@ -5,7 +5,7 @@ import time
 
 from prefect import flow
 
-from flows.run_context import Summary, lock_wait, run_tags, since
+from flows.run_context import Summary, run_tags, since
 from flows.triggers import check_trigger
 from tasks.config.generation import GenerateConfig
 from tasks.config.serialization import to_json
@@ -39,7 +39,7 @@ def generate(
 
     check_trigger(config)
     where, started = Home.at(home), time.monotonic()
-    with where.locked("generate", lock_wait()):
+    with where.locked("generate"):
         tracker = Tracker(where)
         chosen = tracker.model(model)
         request = steps.read_request(where, chosen, config)

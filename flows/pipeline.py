@@ -12,7 +12,7 @@ from flows import pipeline_summary
 from flows.evaluate import evaluate
 from flows.generate import generate
 from flows.rebuild_dataset import rebuild_dataset
-from flows.run_context import Summary, lock_wait, run_tags, since
+from flows.run_context import Summary, run_tags, since
 from flows.train import train
 from flows.triggers import check_trigger
 from tasks.config.pipeline import PipelineConfig
@@ -35,7 +35,7 @@ def pipeline(config: PipelineConfig = PipelineConfig(), home: str = "", fresh: b
     check_trigger(config)
     where, started = Home.at(home), time.monotonic()
     root = str(where.root)
-    with where.locked("pipeline", lock_wait()):
+    with where.locked("pipeline"):
         tags = run_tags() | {"orchestrion.preset": config.train.preset}
         with Tracker(where).open_run("orchestrion/training", f"pipeline-{config.train.preset}", tags) as run:
             dataset = rebuild_dataset(config.dataset, root, run.run_id)

@@ -5,7 +5,7 @@ import time
 
 from prefect import flow
 
-from flows.run_context import Summary, lock_wait, run_tags, since
+from flows.run_context import Summary, run_tags, since
 from flows.triggers import check_trigger
 from tasks.config.dataset import DatasetConfig
 from tasks.dataset import steps
@@ -29,7 +29,7 @@ def rebuild_dataset(config: DatasetConfig = DatasetConfig(), home: str = "", par
     """
     check_trigger(config)
     where, started = Home.at(home), time.monotonic()
-    with where.locked("rebuild-dataset", lock_wait()):
+    with where.locked("rebuild-dataset"):
         inputs = steps.find_inputs(config, where)
         dataset = steps.find_whole_version(where, inputs)
         if dataset and not dataset.report.exists():

@@ -1,6 +1,5 @@
-"""The context of a flow run: its tags, its time, and the wait for a locked home."""
+"""The context of a flow run: its tags and its time."""
 
-import os
 import time
 from typing import Any
 
@@ -17,8 +16,3 @@ def run_tags() -> dict[str, str]:
 def since(started: float) -> float:
     """Return the seconds from a reading of the monotonic clock to now."""
     return round(time.monotonic() - started, 2)
-
-
-def lock_wait() -> float:
-    """Return the seconds to wait for a busy home: none for a person at a terminal, long for runs of a schedule."""
-    return float(os.environ.get("ORCHESTRION_LOCK_WAIT_SECONDS", "0"))

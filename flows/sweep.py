@@ -5,7 +5,7 @@ import time
 from prefect import flow
 
 from flows.evaluate import evaluate
-from flows.run_context import Summary, lock_wait, run_tags, since
+from flows.run_context import Summary, run_tags, since
 from flows.triggers import check_trigger
 from tasks.config.pipeline import PipelineConfig
 from tasks.config.serialization import to_json
@@ -40,7 +40,7 @@ def sweep(
     check_trigger(config)
     where, started = Home.at(home), time.monotonic()
     points = plan_points(config, plan)
-    with where.locked("sweep", lock_wait()):
+    with where.locked("sweep"):
         tracker, version = Tracker(where), resolve_dataset(where, dataset)
         folder = SweepFolder.of(where, config, plan, version)
         known = folder.run_id()

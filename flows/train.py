@@ -5,7 +5,7 @@ import time
 
 from prefect import flow
 
-from flows.run_context import Summary, lock_wait, run_tags, since
+from flows.run_context import Summary, run_tags, since
 from flows.triggers import check_trigger
 from tasks.config.training import TrainConfig
 from tasks.dataset.versions import resolve_dataset
@@ -40,7 +40,7 @@ def train(
 
     check_trigger(config)
     where, started = Home.at(home), time.monotonic()
-    with where.locked("train", lock_wait()):
+    with where.locked("train"):
         tracker, version = Tracker(where), resolve_dataset(where, dataset)
         claim = claim_run(where, config, version, tracker, fresh)
         job = make_job(config, version, claim.folder)

@@ -3,7 +3,6 @@
 from flows.cli.app import app
 from flows.cli.options import (
     DEFAULT_HOME,
-    DEFAULT_PRESET,
     ConfigFileOption,
     DatasetOption,
     HomeOption,
@@ -17,7 +16,7 @@ from flows.cli.options import (
     print_result,
 )
 from flows.cli.registry import find_model
-from flows.cli.run_flow import build_config, run_flow
+from flows.cli.run_flow import build_config, early_config, run_flow
 
 
 @app.command(epilog="Example: orchestrion evaluate --model sample-music_transformer_tiny@champion")
@@ -33,10 +32,9 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> None:
     """Score a model on held-out music and make it the champion if it is the best so far."""
-    # Settings are validated before the model is looked for.
-    build_config(preset or DEFAULT_PRESET, overrides or [], config_file)
+    config = early_config("evaluate", preset, overrides or [], config_file)
     where = prepare(home, verbose, quiet)
-    config = build_config(preset or find_model(where, model).preset, overrides or [], config_file)
+    config = config or build_config(find_model(where, model).preset, overrides or [], config_file)
     result = run_flow(where, "evaluate", config.evaluate, model, dataset)
     print_result(
         result, as_json, ("model_version", "dataset_version", "promoted", "metrics", "report", "run_id", "seconds")

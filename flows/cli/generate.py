@@ -9,7 +9,6 @@ import typer
 from flows.cli.app import app
 from flows.cli.options import (
     DEFAULT_HOME,
-    DEFAULT_PRESET,
     ConfigFileOption,
     FreshOption,
     HomeOption,
@@ -23,7 +22,7 @@ from flows.cli.options import (
     print_result,
 )
 from flows.cli.registry import check_controls, find_model
-from flows.cli.run_flow import build_config, complain, run_flow
+from flows.cli.run_flow import build_config, complain, early_config, run_flow
 from flows.services import environment
 from tasks.errors import ConfigError, HomeError, Interrupted, OrchestrionError
 from tasks.storage.files import json_text
@@ -74,10 +73,12 @@ def generate(
             raise ConfigError(f"--request {request.name} says all; leave out --model, --preset and all settings")
         _generate_all(request, prepare(home, verbose, quiet), fresh, as_json)
         return
-    _check_prompt(build_config(preset or DEFAULT_PRESET, settings, config_file).generate.prompt)
+    config = early_config("generate", preset, settings, config_file)
+    _check_prompt(prompt)
     where = prepare(home, verbose, quiet)
     found = find_model(where, model)
-    config = build_config(preset or found.preset, settings, config_file)
+    config = config or build_config(found.preset, settings, config_file)
+    _check_prompt(config.generate.prompt)
     check_controls(where, found, config.generate)
     print_result(run_flow(where, "generate", config.generate, model, fresh=fresh), as_json, BATCH_FACTS)
 

@@ -2,7 +2,6 @@
 
 import gc
 import importlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +44,22 @@ def build_config(preset: str, overrides: Sequence[str], file: Path | None = None
     return apply_overrides(build_preset(preset), current_overrides(filed) + current_overrides(overrides))
 
 
+def early_config(section: str, preset: str, overrides: Sequence[str], file: Path | None) -> Any:
+    """Return the config of a preset, or None where the model is to say which one; mistakes are found in both cases.
+
+    Raises:
+        ConfigError, NotFound: as `build_config`; without a preset, for settings below `section` only.
+    """
+    if preset:
+        return build_config(preset, overrides, file)
+    from tasks.config.overrides import check_overrides, read_overrides
+    from tasks.config.pipeline import PipelineConfig
+
+    kind = type(getattr(PipelineConfig(), section))
+    check_overrides(section, kind, [*(read_overrides(file) if file else ()), *overrides])
+    return None
+
+
 def note_old_name(override: str) -> None:
     """Print the present name of a setting that is given under an earlier one."""
     from tasks.config.old_names import current_path
@@ -56,18 +71,16 @@ def note_old_name(override: str) -> None:
 
 def run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[str, Any]:
     """Run the flow `name` on the locked home, with Prefect started, and return its result."""
-    wait_seconds = float(os.environ.get("ORCHESTRION_LOCK_WAIT_SECONDS", "0"))
-    with (
-        interrupts.ended_soon(home.root / "logs" / "hung.txt"),
-        home.locked(f"orchestrion {name.replace('_', '-')}", wait_seconds),
-    ):
+    purpose = name.replace("_", "-")
+    # The flow takes the same lock again, for runs that Prefect triggers.
+    with interrupts.ended_soon(home.root / "logs" / "hung.txt"), home.locked(f"orchestrion {purpose}"):
         from flows.services import servers
         from tasks.runtime import cluster
         from tasks.runtime.progress import Progress
 
         if name in START_RAY:
             cluster.check_start()
-        with Progress(name.replace("_", "-")) as whole:
+        with Progress(purpose) as whole:
             whole.note = "starting Prefect"
             wait_for_prefect = servers.ensure_prefect(home)
             with _no_garbage():

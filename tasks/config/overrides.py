@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config.old_names import current_path
-from tasks.config.serialization import Config, from_json, shortened, to_json
+from tasks.config.serialization import Config, check_value, from_json, shortened, to_json
 from tasks.errors import ConfigError, NotFound
 from tasks.storage.foreign_text import OutOfBounds, parse_json, parse_toml
 
@@ -34,6 +34,20 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
         if _VARIANT_NAME.match(override):
             values = _switch_variant(type(config), values, section)
     return from_json(type(config), values)
+
+
+def check_overrides(section: str, kind: type, overrides: Sequence[str]) -> None:
+    """Validate the settings of one section each on its own, where it is not yet known which preset they change.
+
+    Raises:
+        ConfigError: an unknown key below `section`, or a value that its setting never takes.
+    """
+    for override in current_overrides(overrides):
+        path, _, text = override.partition("=")
+        top, *keys = path.split(".")
+        if top == section and keys:
+            _section_of({section: to_json(kind())}, [section, *keys], f"--set {shortened(override)}")
+            check_value(kind, keys, parse_value(text), section)
 
 
 def read_overrides(path: Path) -> list[str]:

@@ -4,9 +4,10 @@ import dataclasses
 import functools
 import math
 import typing
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from models.config import ModelConfig, ScheduleConfig
 from models.settings import LIMITS
@@ -39,6 +40,25 @@ def from_json(kind: type[Config], values: Any, place: str = "") -> Config:
         path, said = wrong
         raise ConfigError(f"{place}: {path}: {said}" if place else f"{path}: {said}")
     return config
+
+
+def check_value(kind: type, keys: Sequence[str], value: Any, place: str) -> None:
+    """Check a value by the type and the limits of one setting below a config class, whatever the others are.
+
+    Raises:
+        ConfigError: the setting does not take it.
+    """
+    for key in keys[:-1]:
+        kind = typing.get_type_hints(kind)[key]
+    (entry,) = (field for field in dataclasses.fields(kind) if field.name == keys[-1])
+    limits = {name: limit for name, limit in entry.metadata.items() if name in LIMITS}
+    hint = typing.get_type_hints(kind, include_extras=True)[entry.name]
+    model = create_model(kind.__name__, **{entry.name: (typing.Annotated[hint, Field(**limits)], ...)})  # type: ignore[call-overload]
+    try:
+        model.model_validate({entry.name: value})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ConfigError(_say(problem | {"loc": ("value", place, *keys[:-1], *problem["loc"])}, kind, "")) from None
 
 
 def check_numbers(config: Any) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -16,6 +17,9 @@ from typing import IO
 from tasks.errors import BadHome, HomeError
 from tasks.storage.files import acquire_lock, storage_problem
 
+logger = logging.getLogger(__name__)
+
+LOCK_WAIT = "ORCHESTRION_LOCK_WAIT_SECONDS"
 MIN_FREE_BYTES = 256 * 2**20
 MAX_HOME_BYTES = 480  # of the path: SQLite opens files with paths of up to 504
 MAX_NAME_BYTES = 255
@@ -129,12 +133,14 @@ class Home:
         self.root.chmod(PRIVATE_FOLDER)
 
     @contextmanager
-    def locked(self, purpose: str, wait_seconds: float = 0.0) -> Iterator[None]:
+    def locked(self, purpose: str) -> Iterator[None]:
         """Hold the home for one writing command; nested calls of the same process share the lock.
+
+        The variable ORCHESTRION_LOCK_WAIT_SECONDS says how long to wait for another process: by default not at all, for
+        a person gets an error at once.
 
         Args:
             purpose: shown to a process that finds the home busy, such as `orchestrion train`.
-            wait_seconds: to wait for another process to finish.
         Raises:
             HomeError: another process still holds it; the message names that process and its purpose.
         """
@@ -147,9 +153,10 @@ class Home:
             return
         self.prepare()
         with _open_lock(self.root / "lock") as handle:
-            if not acquire_lock(handle.fileno(), wait_seconds):
-                raise HomeError(f"home {self.root} is in use by {_holder(handle)}; wait for it, or give another --home")
-            handle.truncate(0)
+            if not acquire_lock(handle.fileno(), 0):
+                self._wait_for(handle)
+            handle.seek(0)
+            handle.truncate()
             handle.write(json.dumps({"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}))
             handle.flush()
             _held_locks[self.root] = 1
@@ -157,7 +164,19 @@ class Home:
                 yield
             finally:
                 del _held_locks[self.root]
-                handle.truncate(0)
+                handle.seek(0)
+                handle.truncate()
+
+    def _wait_for(self, handle: IO[str]) -> None:
+        busy, given = f"home {self.root} is in use by {_holder(handle)}", os.environ.get(LOCK_WAIT, "0")
+        try:
+            seconds = float(given)
+        except ValueError:
+            raise HomeError(f"{LOCK_WAIT}={given} is not a number of seconds") from None
+        if seconds > 0:
+            logger.warning("%s; waiting for it, up to %g s", busy, seconds)
+        if not acquire_lock(handle.fileno(), seconds):
+            raise HomeError(f"home {self.root} is in use by {_holder(handle)}; wait for it, or give another --home")
 
 
 def is_home(folder: str | bytes) -> bool:

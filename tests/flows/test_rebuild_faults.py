@@ -253,6 +253,8 @@ def test_unchanged_input_is_not_read_again_and_a_second_rebuild_waits_if_told_to
         assert result["seconds"] < 5
         assert "ray is started" not in rebuild.errors
         assert "parsing" not in rebuild.errors
+    assert "in use by orchestrion rebuild-dataset" in second.errors
+    assert "waiting for it, up to 120 s" in second.errors
     assert times_of(reference.home) == before
     assert files_of(reference.home) == reference.files
 

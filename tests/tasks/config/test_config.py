@@ -8,8 +8,9 @@ import pytest
 
 from models.config import OptimizerConfig, WarmupCosineSchedule
 from tasks.config.dataset import DatasetConfig
+from tasks.config.generation import GenerateConfig
 from tasks.config.old_names import OLD_NAMES
-from tasks.config.overrides import apply_overrides, read_overrides
+from tasks.config.overrides import apply_overrides, check_overrides, read_overrides
 from tasks.config.pipeline import PipelineConfig
 from tasks.config.presets import PRESETS, build_preset
 from tasks.config.serialization import digest, field_paths, from_json, to_json
@@ -175,3 +176,25 @@ def test_a_bad_file_of_settings_is_one_message(tmp_path: Path, text: str, said: 
 def test_a_mistyped_setting_is_told_the_one_that_was_meant() -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'train\.n_step'; did you mean 'train\.n_steps'\?; known here"):
         apply_overrides(PipelineConfig(), ["train.n_step=1"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("generate.n_pieces=0", "generate.n_pieces=0 is below 1"),
+        ("generate.sampling.top_p=2", "generate.sampling.top_p=2 is above 1"),
+        ("generate.best_by=luck", "generate.best_by: "),
+        ("generate.n_piece=3", "unknown key 'generate.n_piece'; did you mean 'generate.n_pieces'?"),
+    ],
+)
+def test_a_setting_alone_is_checked_before_the_preset_is_known(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_overrides("generate", GenerateConfig, [override])
+    assert message in str(caught.value)
+
+
+def test_what_only_the_preset_decides_is_not_refused_before_it_is_known() -> None:
+    """1500 tokens of a prompt fit the 2048 of `char_gpt`, not the 1024 of the default."""
+    overrides = ["generate.prompt=a.mid", "generate.prompt_tokens=1500", "train.n_steps=0"]
+    check_overrides("generate", GenerateConfig, overrides)
+    assert apply_overrides(build_preset("char_gpt"), overrides[:2]).generate.prompt_tokens == 1500

@@ -15,7 +15,7 @@ import pytest
 
 from tasks.errors import BadHome, HomeError
 from tasks.storage.files import json_bytes, json_text, publish_folder, storage_problem, write_atomically
-from tasks.storage.home import Home
+from tasks.storage.home import LOCK_WAIT, Home
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +51,26 @@ def test_a_second_process_is_told_who_holds_the_home(home: Home) -> None:
     assert f"in use by orchestrion train (process {os.getpid()}" in said
     freed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert freed == "got it\n"
+
+
+def test_a_command_that_waits_says_for_whom(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "from tasks.storage.home import Home\nfrom tasks.errors import HomeError\n"
+        f"try:\n    with Home.at({str(home.root)!r}).locked('second'): print('got it')\n"
+        "except HomeError as error: print(error)\n"
+    )
+
+    def second(wait: str) -> tuple[str, str]:
+        monkeypatch.setenv(LOCK_WAIT, wait)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return done.stdout, done.stderr
+
+    with home.locked("orchestrion train"):
+        stdout, stderr = second("0.2")
+        assert f"in use by orchestrion train (process {os.getpid()}" in stderr
+        assert "waiting for it, up to 0.2 s" in stderr
+        assert "in use by orchestrion train" in stdout
+        assert second("soon")[0] == f"{LOCK_WAIT}=soon is not a number of seconds\n"
 
 
 def test_a_new_home_and_its_lock_are_for_its_user_alone_and_what_is_above_stays(tmp_path: Path) -> None:
