@@ -222,6 +222,21 @@ def test_the_image_runs_as_nobody_special() -> None:
     assert users == {int(user)}
 
 
+def test_the_image_holds_compiled_code_that_its_user_finds() -> None:
+    variables = dict(pair.split("=", 1) for word, rest in instructions() if word == "ENV" for pair in rest.split())
+    folder = Path(variables["NUMBA_CACHE_DIR"])
+    assert folder.is_relative_to("/opt/orchestrion")  # which, unlike /tmp, no volume hides
+    assert variables["NUMBA_CPU_NAME"] == "generic"
+    compiling = next(rest for word, rest in instructions() if "tasks.dataset.precompile" in rest)
+    steps = [step.strip() for step in compiling.split("&&")]
+    # From another folder than the sources, or the code would be kept for these and not for the installed files.
+    order = [
+        "pip install --no-deps .", "cd /", "python -m tasks.dataset.precompile",
+        'chown --recursive orchestrion:orchestrion "$NUMBA_CACHE_DIR"',
+    ]  # fmt: skip
+    assert [step for step in steps if step in order] == order
+
+
 def test_the_image_gets_all_it_needs_and_the_context_lets_it_in() -> None:
     sources = [name for word, rest in instructions() if word == "COPY" for name in rest.split()[:-1]]
     assert [name for name in sources if not (ROOT / name).exists()] == []

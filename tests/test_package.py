@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from setuptools import Distribution
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
@@ -25,6 +26,17 @@ def test_every_data_file_is_package_data(package: str) -> None:
 def test_every_folder_with_code_is_a_package(package: str) -> None:
     folders = {path.parent for path in files_of(package) if path.suffix == ".py"}
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_the_wheel_holds_every_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    distribution = Distribution({"script_name": "setup.py"})
+    distribution.parse_config_files()
+    command = distribution.get_command_obj("build_py")
+    command.ensure_finalized()
+    built = {str(Path(path).relative_to(command.build_lib)) for path in command.get_outputs(include_bytecode=False)}
+    kept = {path for package in PACKAGES for path in files_of(package)}
+    assert built == {str(path.relative_to(ROOT)) for path in kept}
 
 
 def test_nothing_else_is_installed() -> None:

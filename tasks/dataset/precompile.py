@@ -23,13 +23,20 @@ from tasks.ingest.sources.scan import scan_sources
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.validity import check_validity
 from tasks.music.midi.writer import write_midi
-from tasks.music.similarity import shared_runs
-from tasks.music.tokenizers.registry import build_tokenizer, default_config
+from tasks.music.similarity import fingerprint, shared_runs
+from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig
+from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig
+from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer, default_config
 from tasks.runtime.cluster import n_cpus
 from tasks.storage.parquet import read_table
 
 N_PIECES = 6
 AUGMENT = AugmentConfig(transpositions=(-1, 0, 1), stretches=(0.9, 1.0), velocity_shifts=(0, 1))
+# Settings whose loops the defaults do not call.
+ALSO: dict[str, list[TokenizerConfig]] = {
+    "optimus_int": [OptimusIntConfig(instruments=True, channels_by="order")],
+    "optimus_txt": [OptimusTxtConfig(channels=True, melody_conditioned=True)],
+}
 # What others need is compiled first. Long jobs begin before short ones.
 ROUNDS = (("reading", "analysing"), ("remi", "oore", "mmm", "comparing", "optimus_int", "optimus_txt"))
 
@@ -79,8 +86,9 @@ def _encode(name: str, folder: Path) -> None:
     for shard in songs:
         pieces = read_table(shard.path, columns=["piece"]).column("piece").combine_chunks()
         wanted.append((shard.path, "train", pieces))
-    for windows in (WindowConfig(), replace(WindowConfig(), bars=4)):
-        tokens = encode.plan_token_shards(wanted, default_config(name), AUGMENT, folder / "tokens", windows)
+    default, bars = default_config(name), replace(WindowConfig(), bars=4)
+    for config, windows in ((default, WindowConfig()), (default, bars), *((each, bars) for each in ALSO.get(name, ()))):
+        tokens = encode.plan_token_shards(wanted, config, AUGMENT, folder / "tokens", windows)
         for shard in tokens:
             encode.encode_songs([shard])
         tokenizer = build_tokenizer(tokens[0].encoding)
@@ -98,6 +106,8 @@ def _compare(folder: Path) -> None:
     for notes in (one.notes, other.notes):
         bounds = np.array([0, len(notes.pitch)])
         lines.append(shared_runs.draw_lines(bounds, notes.onset_seconds, notes.pitch, notes.is_drum))
+    pair = np.zeros(1, np.int64)
+    fingerprint.count_equal(np.zeros((1, fingerprint.N_WORDS), np.uint32), pair, pair)
     source = lines[1]
     seeds = shared_runs.seeds_between(source.offsets, source.pitch)
     shared_runs.find_runs(lines[0].onset, lines[0].pitch, seeds, source.offsets, source.onset, source.pitch)
