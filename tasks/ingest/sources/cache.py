@@ -29,30 +29,24 @@ def cache_key(*parts: bytes | str) -> str:
 
 def load_table(path: Path) -> tuple[pa.Table, dict[str, Any]] | None:
     """Return a cached table and its facts, or None if there is none that can be used."""
-    try:
-        _require_whole(path)
-        with pq.ParquetFile(path) as file:
-            table = file.read(use_threads=False)
-        facts = json.loads((table.schema.metadata or {})[b"facts"])
-    except FileNotFoundError:
+    if (found := load_batches(path)) is None:
         return None
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        logger.warning("scan cache %s is damaged (%s); it is made anew", path, error)
+    facts, n_rows, batches = found
+    rows = list(batches)
+    if sum(batch.num_rows for batch in rows) < n_rows:  # damaged, as the log says
         return None
-    return (table, facts) if facts.get("cache") == CACHE_NUMBER else None
-
-
-def _require_whole(path: Path) -> None:
-    """Check all bytes of a cached table by its seal, because its rows replace a look at the files."""
-    state = examine(path)
-    if not state.fits:
-        raise ValueError(OTHER_BYTES if state.has_seal else "it has no digest")
+    return pa.Table.from_batches(rows, None if rows else pq.read_schema(path)), facts
 
 
 def load_batches(path: Path) -> tuple[dict[str, Any], int, Iterator[pa.RecordBatch]] | None:
-    """Return a cached table's facts, its number of rows, and the rows some at a time; None if there is none."""
+    """Return a cached table's facts, its number of rows, and the rows some at a time; None if there is none.
+
+    All bytes are checked by the seal, because the rows replace a look at the files.
+    """
     try:
-        _require_whole(path)
+        state = examine(path)
+        if not state.fits:
+            raise ValueError(OTHER_BYTES if state.has_seal else "it has no digest")
         file = pq.ParquetFile(path)
         facts = json.loads((file.schema_arrow.metadata or {})[b"facts"])
     except FileNotFoundError:

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,16 +21,16 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def refuses_private(limits: SourceLimits) -> bool:
-    """Return whether addresses of this machine and its own networks are refused, by settings or by the environment."""
+    """Return whether private addresses are refused, by settings or by the environment."""
     return limits.refuse_private_addresses or os.environ.get(REFUSE_PRIVATE) == "1"
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address belongs to the Internet, also one of version 4 inside one of version 6."""
+    """Return whether an IP address is public, and so is one of version 4 inside one of version 6."""
     ip: Any = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6:
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in _NAT64 or int(ip) < 2**32:  # the latter are of an old form, and :: and ::1
+        if ip in _NAT64 or int(ip) < 2**32:  # IPv4-compatible, :: and ::1
             inner = ipaddress.ip_address(int(ip) & 0xFFFFFFFF)
         if inner is not None and not is_public(str(inner)):
             return False
@@ -37,11 +38,7 @@ def is_public(address: str) -> bool:
 
 
 def require_public(host: str, port: int | None, shown: str) -> None:
-    """Check that a host has public addresses only; one that cannot be resolved fails when it is connected.
-
-    Raises:
-        DatasetError: it has another.
-    """
+    """Raise DatasetError if a host has a private address; one that cannot be resolved fails when it is connected."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -61,14 +58,14 @@ def _require_public_ip(address: str, host: str, shown: str) -> None:
 class Watch:
     """Ends a download that takes longer than `download_seconds`, or an attempt of it that is too slow.
 
-    Timeouts of sockets are for each read, so one byte now and then, in the headers say, would go on for ever. A thread
-    looks on and shuts the connection down, whatever is being waited for.
+    A socket's timeout is for each read, so a byte now and then would go on for ever. A thread watches and shuts the
+    connection down, in the headers as in the body.
     """
 
     def __init__(self, limits: SourceLimits) -> None:
         self.limits = limits
         self.deadline = time.monotonic() + limits.download_seconds
-        self.n_bytes = 0  # of bodies, counted up by whoever reads them
+        self.n_bytes = 0  # of bodies, counted by their reader
         self.is_slow = False  # the present attempt
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
@@ -78,7 +75,7 @@ class Watch:
 
     @property
     def is_over(self) -> bool:
-        """Return whether the time for all of the download is over."""
+        """Return whether the time of the download is over."""
         return time.monotonic() >= self.deadline
 
     def __enter__(self) -> "Watch":
@@ -102,12 +99,12 @@ class Watch:
             self._sockets.clear()
 
     def add(self, connected: socket.socket) -> None:
-        """Take note of a connection, by a copy: TLS takes the socket itself away."""
+        """Watch a connection, through a copy of its socket, because TLS detaches the socket."""
         with self._lock:
             self._sockets.append(connected.dup())
 
     def wait(self, seconds: float) -> None:
-        """Wait before another attempt, but not beyond the end."""
+        """Wait before another attempt, at most until the deadline."""
         self._ended.wait(max(0.0, min(seconds, self.deadline - time.monotonic())))
 
     def _look_on(self) -> None:
@@ -116,7 +113,8 @@ class Watch:
             with self._lock:
                 if self._attempt and (self.is_over or self._falls_behind(*self._attempt)):
                     for opened in self._sockets:
-                        _shut(opened)
+                        with suppress(OSError):  # the other side has done so
+                            opened.shutdown(socket.SHUT_RDWR)
 
     def _falls_behind(self, began: float, n_bytes: int) -> bool:
         now, window = time.monotonic(), self.limits.download_timeout_seconds
@@ -127,15 +125,8 @@ class Watch:
         return self.is_slow
 
 
-def _shut(opened: socket.socket) -> None:
-    try:
-        opened.shutdown(socket.SHUT_RDWR)
-    except OSError:  # the other side has done so
-        return
-
-
 def make_session(limits: SourceLimits, watch: Watch, shown: str) -> requests.Session:
-    """Return a session whose connections the watch looks after, and which reaches public machines alone if it must."""
+    """Return a session whose connections are watched, and reach public addresses alone if `limits` say so."""
     adapter = _Adapter(limits, watch, shown)
     session = requests.Session()
     for scheme in ("http://", "https://"):
@@ -159,7 +150,7 @@ class _Adapter(HTTPAdapter):
         return manager
 
     def send(self, request: Any, *arguments: Any, **options: Any) -> Any:
-        """Send a request, each of a chain of redirects; refuse a machine before anything is sent to it."""
+        """Send one request of a chain of redirects; a private machine is refused before anything is sent to it."""
         if self._refuses:
             parts = urlsplit(request.url)
             require_public(parts.hostname or "", parts.port, self._shown)
@@ -169,7 +160,7 @@ class _Adapter(HTTPAdapter):
 def _pool_classes(refuses: bool, watch: Watch, shown: str) -> dict[str, Any]:
     def opened(connection: Any, connected: socket.socket) -> socket.socket:
         watch.add(connected)
-        if refuses and connection.proxy is None:  # the name may mean another machine by now
+        if refuses and connection.proxy is None:  # the name may have another address by now
             try:
                 _require_public_ip(str(connected.getpeername()[0]), connection.host, shown)
             except DatasetError:
@@ -177,18 +168,11 @@ def _pool_classes(refuses: bool, watch: Watch, shown: str) -> dict[str, Any]:
                 raise
         return connected
 
-    class Plain(HTTPConnection):
+    class Watched(HTTPConnection):
         def _new_conn(self) -> socket.socket:
             return opened(self, super()._new_conn())
 
-    class Secure(HTTPSConnection):
-        def _new_conn(self) -> socket.socket:
-            return opened(self, super()._new_conn())
+    def pool_of(pool: Any, connection: Any) -> Any:
+        return type(pool.__name__, (pool,), {"ConnectionCls": type(connection.__name__, (Watched, connection), {})})
 
-    class PlainPool(HTTPConnectionPool):
-        ConnectionCls: Any = Plain
-
-    class SecurePool(HTTPSConnectionPool):
-        ConnectionCls: Any = Secure
-
-    return {"http": PlainPool, "https": SecurePool}
+    return {"http": pool_of(HTTPConnectionPool, HTTPConnection), "https": pool_of(HTTPSConnectionPool, HTTPSConnection)}

@@ -1,4 +1,4 @@
-"""Downloads: fetched once, resumed after a cut, checked, and renamed into place when complete."""
+"""Downloads: fetched once, resumed after a cut, checked, and renamed when complete."""
 
 import logging
 import time
@@ -26,14 +26,12 @@ MAX_REDIRECTS = 10
 MAX_DIGITS = 15  # of a number of bytes
 _GONE = (401, 403, 404, 410, 451)
 _LATER = (408, 425, 429)
-
-
 KNOWN = {"etag?": str, "last_modified?": str, "n_bytes?": int, "sha256?": str}  # shape of `_Known`
 
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of a file on its server; stands beside the download."""
+    """The facts about a file on its server, kept beside the download."""
 
     etag: str = ""
     last_modified: str = ""
@@ -42,19 +40,19 @@ class _Known:
 
     @property
     def validator(self) -> str:
-        """Return what makes a server send the rest only if the file is still the same; empty: nothing does."""
+        """Return the header by which a server sends the rest of an unchanged file alone; empty: there is none."""
         return self.last_modified if self.etag.startswith("W/") or not self.etag else self.etag
 
 
 class Cut(Exception):
-    """The connection ended early, or the server has trouble of its own: trying again may help."""
+    """The connection ended early, or the server has a fault: a retry may help."""
 
 
 def download(address: str, cache: Path, limits: SourceLimits, sha256: str = "") -> Path:
-    """Return a local copy of what is at an address.
+    """Return a local copy of the file at an address.
 
-    A copy that is here already is asked after, and fetched again only if it has changed; with `sha256` given and
-    fitting, or with no server in reach, it is taken as it is.
+    An existing copy is fetched again only if the server says that the file has changed. A copy that fits `sha256` is
+    taken without asking, and so is any copy while no server can be reached.
 
     Raises:
         NotFound: the server says there is no such file.
@@ -77,7 +75,7 @@ class _Download:
         self.session = make_session(limits, watch, shown)
         self.session.max_redirects = MAX_REDIRECTS
         self.known = self._read_facts()
-        self.whole = path.exists() and bool(self.known.sha256)  # a copy is here, and as far as known not outdated
+        self.whole = path.exists() and bool(self.known.sha256)  # a copy is here that may be up to date
 
     def run(self) -> Path:
         with self.session:
@@ -96,28 +94,22 @@ class _Download:
 
     def _fetch(self) -> bool:
         """Bring the partial file to its end; return whether it was begun by an earlier run or attempt."""
-        resumed = False
         failures = 0
         while True:
             begin = self._n_partial()
             try:
-                resumed = self._attempt() or resumed
-                return resumed
+                return self._attempt()
             except Cut as cut:
+                kept = f"{self._n_partial()} bytes are kept, and the next run goes on from there"
                 if self.watch.is_over:
-                    raise DatasetError(
-                        f"source {self.shown}: not here after download_seconds={self.limits.download_seconds:g};"
-                        f" {self._n_partial()} bytes are kept, and the next run goes on from there"
-                    ) from None
+                    limit = f"download_seconds={self.limits.download_seconds:g}"
+                    raise self._error(f"not here after {limit}; {kept}") from None
                 failures = 0 if self._n_partial() > begin and not self.watch.is_slow else failures + 1
                 if failures >= self.limits.download_attempts:
                     if self.whole:
                         logger.warning("%s: %s; the copy of an earlier scan is used", self.shown, cut)
                         return False
-                    raise DatasetError(
-                        f"source {self.shown}: {cut}, {failures} times in a row; {self._n_partial()} bytes are kept,"
-                        " and the next run goes on from there"
-                    ) from None
+                    raise self._error(f"{cut}, {failures} times in a row; {kept}") from None
                 wait = min(60.0, self.limits.retry_wait_seconds * 2 ** max(0, failures - 1))
                 logger.warning("%s: %s; trying again in %.1f s", self.shown, cut, wait)
                 self.watch.wait(wait)
@@ -140,22 +132,24 @@ class _Download:
         try:
             with self.session.get(self.address, headers=headers, stream=True, timeout=timeout) as answer:
                 return self._receive(answer, begin)
-        except requests.exceptions.TooManyRedirects:
-            raise DatasetError(f"source {self.shown}: more than {MAX_REDIRECTS} redirects") from None
         except (DatasetError, NotFound):
             raise
+        except requests.exceptions.TooManyRedirects:
+            problem = f"more than {MAX_REDIRECTS} redirects"
         except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
-            raise DatasetError(
-                f"source {self.shown}: {_first_line(error)}; redirects may lead to http and https only"
-            ) from None
+            problem = f"{_first_line(error)}; redirects may lead to http and https only"
         except requests.exceptions.SSLError as error:
-            raise DatasetError(f"source {self.shown}: {_first_line(error)}") from None
+            problem = _first_line(error)
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             raise Cut(self._slowness() or _first_line(error)) from None
-        except ValueError as error:  # of the libraries, about what the server sent, such as a redirect to http://[
-            raise DatasetError(f"source {self.shown}: the server's answer is none: {_first_line(error)}") from None
+        except ValueError as error:  # of the libraries, such as a redirect to http://[
+            problem = f"the server's answer is none: {_first_line(error)}"
         finally:
             self.watch.end_attempt()
+        raise self._error(problem)
+
+    def _error(self, problem: str) -> DatasetError:
+        return DatasetError(f"source {self.shown}: {problem}")
 
     def _slowness(self) -> str:
         if not self.watch.is_slow:
@@ -174,7 +168,7 @@ class _Download:
         if answer.status_code >= 500 or answer.status_code in _LATER:
             raise Cut(f"the server says {_status(answer)}")
         if answer.status_code not in (200, 206):
-            raise DatasetError(f"source {self.shown}: the server says {_status(answer)}")
+            raise self._error(f"the server says {_status(answer)}")
         resumes = answer.status_code == 206
         length = self._whole_number(answer, "Content-Length", answer.headers.get("Content-Length", ""))
         total = length + (begin if resumes else 0) if length >= 0 else -1
@@ -198,15 +192,13 @@ class _Download:
         if not value:
             return -1
         if not (value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS):
-            said = answer.headers.get(name, "")
-            raise DatasetError(
-                f"source {self.shown}: the server's {name} is {said[:60]!r}, which is no number of bytes"
-            )
+            header = answer.headers.get(name, "")
+            raise self._error(f"the server's {name} is {header[:60]!r}, which is no number of bytes")
         return int(value)
 
     def _write_body(self, answer: "requests.Response", mode: str, n_bytes: int) -> None:
         with self.partial.open(mode) as handle:
-            while piece := answer.raw.read1(PIECE, decode_content=False):  # all that came, even before a cut
+            while piece := answer.raw.read1(PIECE, decode_content=False):  # also the last bytes before a cut
                 n_bytes += len(piece)
                 self.watch.n_bytes += len(piece)
                 if n_bytes > self.limits.max_download_bytes:
@@ -216,13 +208,11 @@ class _Download:
                 handle.write(piece)
         if self.known.n_bytes >= 0 and n_bytes < self.known.n_bytes:
             raise Cut(self._slowness() or f"{n_bytes} of {self.known.n_bytes} bytes came")
-        if (
-            self.watch.is_slow or self.watch.is_over
-        ):  # shut down by the watch, which without a length looks like the end
+        if self.watch.is_slow or self.watch.is_over:  # shut down by the watch; without a length it looks like the end
             raise Cut(self._slowness() or "cut off")
 
     def _publish(self) -> Path:
-        if not self.partial.exists():  # what is here is still what is there
+        if not self.partial.exists():  # the copy is up to date
             if self.expected and self.known.sha256 != self.expected:
                 raise self._wrong_checksum(self.known.sha256)
             return self.path
@@ -239,14 +229,13 @@ class _Download:
         return not self.expected or examine(self.partial).sha256 == self.expected
 
     def _wrong_checksum(self, found: str) -> DatasetError:
-        return DatasetError(
-            f"source {self.shown}: sha256 is {found}, not {self.expected}; the download is removed. Either the file"
-            " on the server was changed, or the checksum given is wrong"
+        return self._error(
+            f"sha256 is {found}, not {self.expected}; the download is removed. Either the file on the server was"
+            " changed, or the checksum given is wrong"
         )
 
     def _too_large(self, n_bytes: int) -> DatasetError:
-        limit = f"max_download_bytes={self.limits.max_download_bytes}"
-        return DatasetError(f"source {self.shown}: {n_bytes} bytes or more, above {limit}")
+        return self._error(f"{n_bytes} bytes or more, above max_download_bytes={self.limits.max_download_bytes}")
 
     def _n_partial(self) -> int:
         return self.partial.stat().st_size if self.partial.exists() else 0
@@ -258,7 +247,7 @@ class _Download:
         try:
             return _Known(**read_sealed(self.facts, {"known": KNOWN})["known"])
         except (FileNotFoundError, DamagedFile, TypeError):
-            self.partial.unlink(missing_ok=True)  # nobody knows of what it is a part
+            self._forget()  # a part of an unknown file
             return _Known()
 
     def _write_facts(self) -> None:
@@ -272,12 +261,12 @@ def _status(answer: "requests.Response") -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return an error of the network without the objects that its text is full of."""
+    """Return the cause of an error of the network in one line."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     lines = hidden(printable(str(error))).splitlines()
-    said = "".join(character for character in lines[0][:300] if character.isprintable()) if lines else ""
-    return said or type(error).__name__
+    text = "".join(character for character in lines[0][:300] if character.isprintable()) if lines else ""
+    return text or type(error).__name__
 
 
 def verify_file(path: str, sha256: str) -> None:
