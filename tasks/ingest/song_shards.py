@@ -1,7 +1,7 @@
 """MIDI files to song shards: one row for each distinct content, accepted with notes or rejected with a reason.
 
-Files are read in limited child processes (`isolation`). A batch that kills its child is halved until the files
-that do it are found; they are rejected with what they died of, and the others are kept.
+Files are read in limited child processes (`isolation`). A batch that kills its child is halved until the culprits are
+found; they are rejected with the cause of death, and the others are kept.
 """
 
 # pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
@@ -30,11 +30,11 @@ from tasks.storage.parquet import SCHEMA_NUMBER, SONG_SCHEMA, list_column, write
 
 logger = logging.getLogger(__name__)
 
-MIN_SHARD_BITS = 3  # small datasets too are cut into 8 shards, for several workers and cheap changes
-BATCH_BYTES = 2 * 2**20  # of MIDI read at once; more would not stay in a core's cache
+MIN_SHARD_BITS = 3  # small datasets have 8 shards too, for several workers and cheap changes
+BATCH_BYTES = 2 * 2**20  # of MIDI read at once, which stays in a core's cache
 JOB_BYTES, JOB_FILES = 4 * 2**20, 4096  # of one piece of work of a child
-ATTEMPTS_OF_A_SHARD = 3  # without the files that die alone: a process may be killed by somebody else meanwhile
-SECONDS_PER_MIB = 2.0  # a child that is slower than this, twenty times as slow as usual, hangs
+ATTEMPTS_OF_A_SHARD = 3  # without its culprits: another process may kill the child
+SECONDS_PER_MIB = 2.0  # twenty times the usual; a slower child hangs
 
 
 def hex_strings(hashes: pa.Array) -> pa.Array:
@@ -49,7 +49,7 @@ def hex_strings(hashes: pa.Array) -> pa.Array:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SongShard:
-    """One unit of parsing: contents whose hashes begin with the shard's bits, and where the result goes.
+    """One unit of parsing: contents whose hashes begin with the shard's bits, and the path of the result.
 
     Args:
         files: scan rows, of which `rows` are the shard's: one for each content, by hash.
@@ -70,7 +70,7 @@ class SongShard:
         return self.files.take(pa.array(self.rows))
 
     def part(self, begin: int, end: int) -> "SongShard":
-        """Return the shard with some of its members alone, in a table of their own, to be sent elsewhere."""
+        """Return the shard with some of its members, in a table of their own, for another process."""
         members = self.files.take(pa.array(self.rows[begin:end])).unify_dictionaries().combine_chunks()
         n_bytes = int(np.sum(members.column("n_bytes").to_numpy()))
         return SongShard(members, np.arange(members.num_rows), n_bytes, self.limits, self.path)
@@ -99,7 +99,7 @@ class Contents:
 
 
 def distinct_contents(files: pa.Table) -> Contents:
-    """Find the distinct contents of scan rows; of rows with one content the first represents all."""
+    """Find the distinct contents of scan rows; the first row with a content represents it."""
     hashes = files.column("content_hash").combine_chunks()
     usable = np.flatnonzero(hashes.is_valid().to_numpy(zero_copy_only=False))
     words = hash_words(hashes.drop_null())
@@ -122,10 +122,9 @@ def hash_words(hashes: pa.Array) -> np.ndarray:
 
 
 def plan_song_shards(limits: ParseConfig, contents: Contents, folder: Path) -> list[SongShard]:
-    """Assign each content to a shard by the first bits of its hash, and name the shard by what is in it.
+    """Assign each content to a shard by the first bits of its hash, and name the shard by its members.
 
-    A shard with too many files or bytes is cut in two by one more bit. So where a file goes depends on its own hash and
-    on the size of its neighbourhood: one new file changes one shard.
+    A shard with too many files or bytes is cut in two by one more bit, so one new file changes one shard.
     """
     words, files = contents.words(), contents.files
     sizes = np.concatenate([[0], np.cumsum(files.column("n_bytes").to_numpy()[contents.first])])
@@ -154,14 +153,14 @@ def _cut(
 
 
 def start_workers() -> None:
-    """Start Ray and have one worker compile the reader, or every worker would compile it for itself."""
+    """Start Ray and compile the reader in one worker, before every worker would compile it."""
     cluster.run_apart(prepare)
 
 
 class Parsed(NamedTuple):
-    """What became of some files or shards: how many were parsed, and the contents that are not to be had any more.
+    """The result for some files or shards: the number parsed, and the contents that are lost.
 
-    A shard with one of those is not written: another scan plans another shard.
+    A shard with a lost content is not written: another scan plans another shard.
     """
 
     n: int
@@ -169,14 +168,14 @@ class Parsed(NamedTuple):
 
 
 def build_song_shards(shards: Sequence[SongShard], on_files: Callable[[int], None] | None = None) -> Parsed:
-    """Parse and write the shards that do not exist yet; return how many those were, and what is lost of them."""
+    """Parse and write the shards that do not exist yet; return their number and their lost contents."""
     missing = [shard for shard in shards if not shard.path.exists()]
     parsed = cluster.run_over(parse_isolated, jobs(missing), lambda result: on_files and on_files(result.n))
     return Parsed(len(missing), frozenset().union(*(result.lost for result in parsed)))
 
 
 def jobs(shards: Sequence[SongShard]) -> Iterator[list[SongShard]]:
-    """Gather shards into pieces of work of some MiB each, with no more of the scan's table than they need."""
+    """Group shards into pieces of work of some MiB each, with their own rows of the scan's table."""
     job: list[SongShard] = []
     n_bytes = n_files = 0
     for shard in shards:
@@ -193,12 +192,12 @@ _host = Host()  # one for each process that parses
 
 
 def parse_isolated(shards: Sequence[SongShard], function: str = "tasks.ingest.song_shards:parse_shards") -> Parsed:
-    """Parse some shards in a child process and write them; return the number of files, and the contents that are lost.
+    """Parse some shards in a child process and write them; return the number of files and the lost contents.
 
-    Files that kill the child are found and rejected in the shard with what they died of.
+    Files that kill the child are rejected with the cause of death.
 
     Args:
-        function: what the child runs; tests put one here that dies on purpose.
+        function: run by the child; tests give one that dies on purpose.
     Raises:
         DatasetError: the limits are too low for the whole batch.
         OSError: the disk is full, for example.
@@ -228,13 +227,13 @@ def _parse_carefully(shard: SongShard, function: str) -> frozenset[str]:
 
 
 def _quarantine(shard: SongShard, function: str) -> dict[str, Death]:
-    """Return content hash -> how it died, of the files that kill a child on their own."""
+    """Return content hash -> death of the files that kill a child on their own."""
 
     def attempt(places: Sequence[int]) -> Death | None:
         part = shard.part(places[0], places[-1] + 1)
         outcome = _attempt([part], function, dry=True)
         if isinstance(outcome, Death) and len(places) == 1:
-            # A verdict that stays must not be the chance of one busy or failing moment.
+            # One busy or failing moment must not decide a verdict that stays.
             outcome = _attempt([part], function, dry=True, patience=2)
         return outcome if isinstance(outcome, Death) else None
 
@@ -291,16 +290,16 @@ _SOME_MUSIC = b"MThd\0\0\0\6\0\1\0\2\1\xe0" + 2 * (b"MTrk" + len(_EVENTS).to_byt
 
 
 def prepare() -> None:
-    """Compile the reader, or load what an earlier process compiled, and all else that a first file needs.
+    """Compile the reader, or load the compiled code, and all that a first file needs.
 
-    On files with something of everything: for empty arrays numba compiles other code than for those that are not.
+    The file has all kinds of events, because numba compiles other code for empty arrays.
     """
     members = pa.table({"content_hash": pa.array([bytes(32)] * 2, pa.binary(32)), "n_bytes": pa.array([1, 1])})
     write_into(io.BytesIO(), _song_table(members, [_SOME_MUSIC, _SOME_MUSIC], ReadLimits(), {}), {}, SONG_SCHEMA)
 
 
 def parse_shards(payload: bytes) -> bytes:
-    """Parse the shards that an order names and write them, unless it is a dry run; return what is lost as JSON."""
+    """Parse the shards of an order and write them, except in a dry run; return the lost contents as JSON."""
     members = pa.ipc.open_stream(payload).read_all()
     order = json.loads(members.schema.metadata[b"order"])
     limits = ReadLimits(**order["limits"]["read"])
@@ -319,7 +318,7 @@ def parse_shards(payload: bytes) -> bytes:
 
 
 class LostContents(Exception):
-    """Files that went or changed since the scan, by content hash."""
+    """Files that vanished or changed since the scan, by content hash."""
 
     def __init__(self, hashes: list[str]) -> None:
         super().__init__(hashes)
@@ -330,7 +329,7 @@ def parse_members(members: pa.Table, limits: ReadLimits, quarantined: dict[str, 
     """Read the files of scan rows and return one song row for each, in their order.
 
     Raises:
-        LostContents: some are not what they were at the scan.
+        LostContents: some have changed since the scan.
     """
     parts, contents, n_bytes, begin = [], list[bytes](), 0, 0
     lost: list[str] = []
@@ -348,7 +347,7 @@ def parse_members(members: pa.Table, limits: ReadLimits, quarantined: dict[str, 
         if isinstance(content, BadRead):
             lost.append(hashes[place].hex())
             continue
-        if lost:  # nothing will come of this shard; what else is lost of it is all that is still to be known
+        if lost:  # the shard is not written, and only its lost contents are counted
             continue
         contents.append(b"" if quarantined and hashes[place].hex() in quarantined else content)
         n_bytes += len(content)

@@ -1,7 +1,7 @@
 """The MIDI members of archives as rows, read by zipfile and tarfile of the standard library.
 
 This runs in a child process with limits of time and memory (`isolation`), because an archive may be made to hang
-its reader or to fill the memory. What goes wrong inside an archive is a row or one `DatasetError`, whatever was raised.
+its reader or to fill the memory. Every fault of an archive is a row or one `DatasetError`.
 """
 
 import codecs
@@ -29,8 +29,8 @@ from tasks.storage.file_names import is_midi, printable
 
 METHODS = {zipfile.ZIP_STORED: SLICE, zipfile.ZIP_DEFLATED: DEFLATE}
 MAX_NAME_RECORD = 2**20  # bytes of a long name or a pax header in a tar
-MAX_SIZE = 2**62  # bytes; what claims more is written down as this much
-FREE_TAR_EXPANSION = 64 * 2**20  # bytes that a compressed tar may become, however small it is
+MAX_SIZE = 2**62  # bytes; a larger claim is stored as this number
+FREE_TAR_EXPANSION = 64 * 2**20  # bytes that a compressed tar of any size may become
 MAX_EMPTY_READS = 64  # after the end of a tar; tarfile itself asks once or twice
 _BATCH = 8192  # rows
 _ENCRYPTED = 0x1 | 0x40 | 0x2000  # the member, strongly, the directory's facts about it
@@ -41,7 +41,7 @@ _OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
 
 
 def prepare() -> None:
-    """Load what pyarrow loads with the first column, pandas among it, in the host: each child would for itself."""
+    """Load in the host what pyarrow loads with the first column, pandas included, once for all children."""
     rows = Rows()
     rows.add(b"", 0, bytes(32), SLICE, 0, 0)
     with pa.ipc.new_stream(pa.BufferOutputStream(), LISTING_SCHEMA) as writer:
@@ -50,11 +50,11 @@ def prepare() -> None:
 
 
 def list_members(payload: bytes) -> bytes:
-    """Write the rows of an archive, and what a compressed one holds, into the files that an order names.
+    """Write the rows of an archive, and the members of a compressed one, into the files of an order.
 
     Args:
-        payload: JSON with `path`, `kind`, `limits`, `wanted` (a member that is not MIDI but asked for), and the paths
-            `rows` (for an Arrow stream of LISTING_SCHEMA) and `pack` (empty: the archive is read in place).
+        payload: JSON with `path`, `kind`, `limits`, `wanted` (a member that is not MIDI), and the paths `rows` (for an
+            Arrow stream of LISTING_SCHEMA) and `pack` (empty: the archive is read in place).
     Returns: JSON with `n_other_files` and `extra`, the wanted member's bytes as Latin-1 or null.
     Raises:
         DatasetError: nothing of the archive can be read.
@@ -82,27 +82,27 @@ def list_members(payload: bytes) -> bytes:
     except _Unwritable as error:
         raise error.reason from None
     except Exception as error:
-        raise DatasetError(f"archive {place}: {_said(error)}") from None
+        raise DatasetError(f"archive {place}: {_words_of(error)}") from None
     extra = None if listing.extra is None else listing.extra.decode("latin-1")
     return json.dumps({"n_other_files": listing.n_other_files, "extra": extra}).encode()
 
 
 def _open_regular(path: str) -> IO[bytes]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # NONBLOCK: a pipe may stand there by now
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # NONBLOCK: it may be a pipe by now
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise DatasetError(f"archive {printable(os.fsencode(path))}: not a regular file")
     return os.fdopen(descriptor, "rb")
 
 
-def _said(error: BaseException) -> str:
+def _words_of(error: BaseException) -> str:
     """Return an exception of the standard library as one line."""
     lines = (getattr(error, "strerror", None) or str(error)).splitlines()
     return lines[0][:300] if lines else type(error).__name__
 
 
 class _Listing:
-    """The rows of one archive, written in batches, and what is counted beside them."""
+    """The rows of one archive, written in batches, and counts of its members."""
 
     def __init__(
         self, write: Callable[[pa.RecordBatch], None], place: str, limits: SourceLimits, wanted: bytes
@@ -145,7 +145,7 @@ class _Refused(Exception):
 
 
 class _Unwritable(BaseException):
-    """What comes out cannot be written: no fault of the archive's, so no handler of those takes it for one."""
+    """The output cannot be written; no handler of an archive's faults catches it."""
 
     def __init__(self, reason: OSError) -> None:
         super().__init__(reason)
@@ -163,7 +163,7 @@ def _list_zip(file: IO[bytes], listing: _Listing) -> None:
     except Exception as error:  # a damaged directory: BadZipFile, struct.error, UnicodeDecodeError ...
         n_bytes = os.fstat(file.fileno()).st_size
         raise DatasetError(
-            f"archive {listing.place}: {_said(error)}; its directory, at the end of {n_bytes} bytes, is damaged or"
+            f"archive {listing.place}: {_words_of(error)}; its directory, at the end of {n_bytes} bytes, is damaged or"
             " truncated, or it is no zip"
         ) from None
     with archive:
@@ -209,7 +209,7 @@ class _ZipReader:
         except _Refused as refused:
             self.listing.refuse(name, claimed, *refused.args)
         except Exception as error:  # BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError ...
-            problem = f"{_said(error)} ({self._where(member)})"
+            problem = f"{_words_of(error)} ({self._where(member)})"
             self.listing.refuse(name, claimed, RejectReason.DAMAGED_MEMBER, problem)
         else:
             self.listing.add(name, data, METHODS[member.compress_type], offset, member.compress_size)
@@ -262,14 +262,14 @@ class _ZipReader:
 
 
 def _raw_name(member: zipfile.ZipInfo) -> bytes:
-    """Return a name as its bytes stand in the archive; zipfile decodes them by one of two tables."""
+    """Return the bytes of a name in the archive; zipfile decodes them by one of two tables."""
     return member.orig_filename.encode("utf-8" if member.flag_bits & 0x800 else "cp437")
 
 
 def _overlapping(members: list[zipfile.ZipInfo]) -> set[int]:
-    """Return the places of members whose bytes overlap those of one further in front.
+    """Return the places of members whose bytes overlap those of an earlier one.
 
-    That is how a small zip holds the same data a million times. Python 3.11 does not look.
+    A small zip can hold the same data a million times that way. Python 3.11 does not check it.
     """
     found, end = set[int](), 0
     for place in sorted(range(len(members)), key=lambda place: members[place].header_offset):
@@ -284,14 +284,14 @@ def _overlapping(members: list[zipfile.ZipInfo]) -> set[int]:
 
 
 class _BadHeader(Exception):
-    """A header that tarfile would take, or would end the archive at without a word."""
+    """A header that tarfile would accept, or would silently end the archive at."""
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header with what tarfile leaves unchecked: negative sizes, sizes that are no numbers, endless names.
+    """A tar header with checks that tarfile lacks: negative sizes, sizes that are no numbers, endless names.
 
-    A negative size would lead tarfile back to where it has been (CVE-2025-8194), and a header that is none, after the
-    first, would end the archive as if it were whole.
+    A negative size would make tarfile read backwards (CVE-2025-8194). After the first member, bytes that are no header
+    would end the archive as if it were whole.
     """
 
     @classmethod
@@ -355,11 +355,11 @@ class _Plain:
         return data
 
     def drain(self) -> None:
-        """Do nothing: no checksum stands at the end."""
+        """Do nothing: there is no checksum at the end."""
 
 
 class _Expanded(_Plain):
-    """What a gzip or zstd file expands to, counted against the limits; damage is raised after all before it."""
+    """The contents of a gzip or zstd file, counted against the limits; damage is raised after the bytes before it."""
 
     def __init__(self, file: IO[bytes], kind: str, limits: SourceLimits) -> None:
         super().__init__(file)
@@ -398,13 +398,13 @@ class _Expanded(_Plain):
         return b"".join(parts)
 
     def drain(self) -> None:
-        """Read on to where the compressed stream ends, because that is where its checksum stands."""
+        """Read to the end of the compressed stream, because its checksum is there."""
         while self._read(2**20):
             pass
 
 
 def _list_tar(stream: Any, listing: _Listing, pack: IO[bytes] | None) -> None:
-    """List the members up to the end, or to where the archive is damaged, which becomes a row."""
+    """List the members up to the end or to the first damage, which becomes a row."""
     problem, reason, position = "", RejectReason.TRUNCATED_ARCHIVE, 0
     try:
         for archive, member in _members(stream):
@@ -417,7 +417,7 @@ def _list_tar(stream: Any, listing: _Listing, pack: IO[bytes] | None) -> None:
     except _Refused as refused:
         reason, problem = refused.args
     except Exception as error:  # TarError, zlib.error, EOFError, ValueError, RecursionError ...
-        problem = f"{_said(error)}, after byte {position}"
+        problem = f"{_words_of(error)}, after byte {position}"
     if not problem:
         if not listing.n_members:
             raise DatasetError(f"archive {listing.place}: it is empty")
@@ -458,7 +458,7 @@ def _read_tar_member(
     except (MemoryError, _Refused):
         raise
     except Exception as error:
-        problem = f"its {member.size} bytes: {_said(error)} ({where})"
+        problem = f"its {member.size} bytes: {_words_of(error)} ({where})"
         listing.refuse(name, member.size, RejectReason.TRUNCATED_ARCHIVE, problem)
         raise
     if is_companion(b"", data):
@@ -475,7 +475,7 @@ def _read_tar_member(
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    stream: Any = archive.fileobj  # it stands at the member's bytes; extractfile would add three objects for each
+    stream: Any = archive.fileobj  # at the member's bytes; extractfile would make three objects for each
     data = stream.read(member.size)
     if len(data) < member.size:
         raise EOFError(f"{len(data)} are there")

@@ -32,12 +32,12 @@ def list_archive(
     path: bytes, cache: Path, limits: SourceLimits, *, kind: str = "", wanted: str = "",
     rehash: bool = False, on_files: Callable[[int], None] | None = None,
 ) -> Part:  # fmt: skip
-    """Return the listing of an archive, from the cache where neither the archive nor the limits have changed.
+    """Return the listing of an archive, from the cache if neither the archive nor the limits have changed.
 
     Args:
         path: absolute path.
-        kind: format, where the name does not tell it.
-        wanted: name of a member that is not MIDI but asked for; its bytes become the part's `extra`.
+        kind: format, if the name does not show it.
+        wanted: name of a member that is not MIDI; its bytes become the part's `extra`.
     Raises:
         DatasetError: the archive cannot be read at all.
     """
@@ -80,7 +80,7 @@ def _read(
 
     Args:
         folder: for temporary files, on the file system of the cache.
-        pack: where to put what a compressed archive holds.
+        pack: file for the members of a compressed archive.
     """
     place = printable(os.fsencode(path))
     folder.mkdir(parents=True, exist_ok=True)

@@ -182,7 +182,7 @@ class _Download:
         if total > self.limits.max_download_bytes:
             raise self._too_large(total)
         self.known = _Known(answer.headers.get("ETag", ""), answer.headers.get("Last-Modified", ""), total)
-        self.whole = False  # were a copy here, the server would have said that it is still the same
+        self.whole = False  # the server did not say that the copy is up to date
         self._write_facts()
         self._write_body(answer, "ab" if resumes else "wb", begin if resumes else 0)
         return resumes

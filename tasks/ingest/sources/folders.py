@@ -32,7 +32,7 @@ CHUNK_FILES, CHUNK_BYTES = 512, 32 * 2**20
 
 @dataclass(slots=True)
 class _Hashed:
-    """One chunk of files after reading, with size and times from the open file, not from its name before."""
+    """One chunk of files after reading, with size and times of the open file."""
 
     rows: np.ndarray  # positions in the listing
     digests: bytes
@@ -45,14 +45,14 @@ def hash_found(
     found: Found, container: bytes, source: bytes, cache: Path, n_threads: int, rehash: bool = False,
     on_files: Callable[[int], None] | None = None,
 ) -> Part:  # fmt: skip
-    """Return the listing of a folder's files, each with its SHA-256 or with what kept us from reading it.
+    """Return the listing of a folder's files, each with its SHA-256 or the reason why it cannot be read.
 
     Args:
         found: the files, by names relative to `container`.
-        source: absolute path of the folder, list or file that was asked for; the cache is kept by it.
+        source: absolute path of the folder, list or file of the user; key of the cache.
         cache: folder of the scan cache.
-        rehash: open every file, whatever the cache says.
-        on_files: told how many more files are done.
+        rehash: open every file, also those in the cache.
+        on_files: called with the number of further files done.
     """
     started_ns = time.time_ns()
     n = len(found.members)
@@ -64,7 +64,7 @@ def hash_found(
         facts, n_remembered, batches = cached
         for batch in batches:
             _recall(found, batch, int(facts["started_ns"]), digests, known)
-        for member in found.problems:  # never known, whatever its times of 0 are equal to
+        for member in found.problems:  # never known, though its times of 0 may be equal
             known[bisect_left(found.members, member, key=_as_bytes)] = False
     n_cached = int(known.sum())
     if on_files and n_cached:
@@ -79,9 +79,9 @@ def hash_found(
 
 
 def _recall(found: Found, batch: pa.RecordBatch, started_ns: int, digests: np.ndarray, known: np.ndarray) -> None:
-    """Fill in the digests of files that are as they were.
+    """Fill in the digests of unchanged files.
 
-    Names are in order here and there, so those of a batch can only be among the names between its first and its last.
+    Both lists of names are in order, so those of a batch lie between its first and its last.
     """
     names = batch["path"]
     begin = bisect_left(found.members, names[0].as_py(), key=_as_bytes)
@@ -110,7 +110,7 @@ def _hash_missing(
     found: Found, container: bytes, missing: np.ndarray, digests: np.ndarray, n_threads: int,
     on_files: Callable[[int], None] | None,
 ) -> tuple[dict[int, str], list[int]]:  # fmt: skip
-    """Fill in the digests of the other files; return what kept some from being read, and which are companions."""
+    """Fill in the digests of the other files; return the problems of those that cannot be read, and the companions."""
     sizes = found.times["n_bytes"]
     problems: dict[int, str] = {}
     companions: list[int] = []
@@ -156,19 +156,19 @@ def _hash_files(container: bytes, names: list[bytes], rows: np.ndarray, refused:
 
 
 class IsCompanion(Exception):
-    """A file that macOS lays beside another, known by its first bytes."""
+    """A file that macOS puts beside another, known by its first bytes."""
 
 
 def hash_file(path: bytes) -> tuple[bytes, int, os.stat_result]:
-    """Return a file's SHA-256, the number of bytes hashed, and its status from before the first of them was read.
+    """Return a file's SHA-256, the number of bytes hashed, and its status before the reading.
 
-    A change during the reading moves the times away from that status, so the next scan sees it.
+    A change during the reading changes the times after that status, so the next scan sees it.
 
     Raises:
         ValueError: it is no regular file.
-        IsCompanion: it is no song, though called one.
+        IsCompanion: it is no song in spite of its name.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # NONBLOCK: a pipe may stand there by now
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # NONBLOCK: it may be a pipe by now
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -222,7 +222,5 @@ def _reason(member: bytes) -> RejectReason:
 
 
 def _sparse(n: int, values: dict[int, str]) -> pa.Array:
-    """Return a column of strings that is empty but for a few rows."""
-    if not values:
-        return pa.repeat(pa.scalar("", pa.string()), n)
-    return pa.array([values.get(row, "") for row in range(n)], pa.string())
+    """Return a column of strings that are empty except in a few rows."""
+    return pa.array([values.get(row, "") for row in range(n)], pa.string()) if values else pa.repeat("", n)

@@ -9,21 +9,18 @@ import posixpath
 import re
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.errors import DatasetError
 
 LICENCE_FILE = "licences.csv"
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
+_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
 }
-_SPLITS |= {"val": "validation", "test": "test", "testing": "test"}
+_SPLITS = {name: split for split, names in _NAMES.items() for name in names}
 
 
 def read_licences(path: Path) -> list[tuple[str, str]]:
@@ -56,15 +53,10 @@ def licence_column(paths: pa.Array, pairs: list[tuple[str, str]], default: str) 
         paths: within the source, `/` between folders.
         pairs: pattern and licence; `*` fits anything, `/` included, `?` one character, `[ab]` one of some.
     """
-    chosen = np.full(len(paths), -1)
-    values = [licence for _, licence in pairs]
-    for index, (pattern, _) in enumerate(pairs):
-        fits = pc.match_substring_regex(paths, _as_regex(pattern)).to_numpy(zero_copy_only=False)
-        chosen[(chosen < 0) & fits] = index
-    if default:
-        chosen[chosen < 0] = len(values)
-        values.append(default)
-    return _dictionary(chosen, values)
+    chosen = pa.repeat(pa.scalar(default or None, pa.string()), len(paths))
+    for pattern, licence in reversed(pairs):
+        chosen = pc.if_else(pc.match_substring_regex(paths, _as_regex(pattern)), licence, chosen)
+    return chosen.dictionary_encode()
 
 
 def _as_regex(pattern: str) -> str:
@@ -113,11 +105,3 @@ def split_by_folders(members: pa.Array) -> pa.Array:
         for name in members.to_pylist()
     ]
     return pa.array(found, pa.string()).dictionary_encode()
-
-
-def _dictionary(chosen: np.ndarray, values: list[str]) -> pa.Array:
-    """Return a dictionary column; an index of -1 is null. Equal values share an entry."""
-    distinct = list(dict.fromkeys(values))
-    places = np.array([distinct.index(value) for value in values] + [0], np.int32)
-    indices = pa.array(places[chosen], pa.int32(), mask=chosen < 0)
-    return pa.DictionaryArray.from_arrays(indices, pa.array(distinct, pa.string()))

@@ -1,4 +1,4 @@
-"""The listing of one container (folder, archive, pack): a row for each MIDI file, and how to read it again."""
+"""The listing of one container (folder, archive, pack): a row for each MIDI file, and its place in the container."""
 
 import os
 from collections.abc import Sequence
@@ -31,14 +31,14 @@ _FACTORS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 @dataclass(slots=True)
 class Part:
-    """A listing with its container, and how its rows are called in the source."""
+    """A listing with its container, and the names of its rows in the source."""
 
     table: pa.Table  # LISTING_SCHEMA
     stamp: int | pa.Array  # of the container, or of each file
     container: bytes  # absolute path of a local file or folder
     folder: str = ""  # what the members' paths begin with
     label: str = ""  # path of the rows without a member
-    only_path: str = ""  # of a part with one row, where its member is not what it is called
+    only_path: str = ""  # of a part with one row, if its member has another name
     n_other_files: int = 0
     n_homes: int = 0  # of Orchestrion, left out
     notes: list[str] = field(default_factory=list)  # sentences for the log
@@ -67,7 +67,7 @@ class Rows:
         return len(self.columns["member"])
 
     def batch(self) -> pa.RecordBatch:
-        """Return the rows and begin again with none."""
+        """Return the rows and start with none."""
         arrays = [pa.array(self.columns[column.name], column.type) for column in LISTING_SCHEMA]
         for column in self.columns.values():
             column.clear()

@@ -17,10 +17,7 @@ _DRIVE = re.compile(rb"^[A-Za-z]:")
 
 
 def is_companion(name: bytes, head: bytes = b"") -> bool:
-    """Tell what macOS lays beside a file and what is not that file, by its name or by its first bytes.
-
-    It is `._song.mid`, or anything below `__MACOSX/`; it holds AppleDouble (RFC 1740), which has a magic number.
-    """
+    """Return whether macOS puts a file like this beside another: `._song.mid`, below `__MACOSX/`, AppleDouble bytes."""
     return (
         name.rpartition(b"/")[2].startswith(b"._")
         or name.startswith(b"__MACOSX/")
@@ -36,7 +33,7 @@ def archive_format(name: bytes) -> str:
 
 
 def danger_of(name: bytes) -> str:
-    """Say what is wrong with the name of an archive member, were one to unpack it; an empty string if nothing is."""
+    """Return why the name of an archive member would be unsafe to unpack, or an empty string."""
     if b"\0" in name:
         return "a NUL byte"
     slashed = name.replace(b"\\", b"/")

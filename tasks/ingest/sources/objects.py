@@ -104,7 +104,7 @@ def list_objects(
     address: str, label: str, cache: Path, limits: SourceLimits, n_threads: int, rehash: bool = False,
     on_files: Callable[[int], None] | None = None,
 ) -> tuple[list[Part], list[tuple[bytes, Path]]]:  # fmt: skip
-    """Fetch what has changed below an address; return the listings of its packs, and its archives as local files.
+    """Fetch the changed objects below an address; return the listings of its packs, and its archives as local files.
 
     Args:
         label: the address as messages show it.
@@ -160,7 +160,7 @@ class _Fetcher:
         return [*self._parts(stored), unread]
 
     def _kept(self, files: list[StoredObject], table: pa.Table) -> pa.Table:
-        """Return the rows of objects that are as they were, and whose packs are here."""
+        """Return the rows of unchanged objects whose packs exist."""
         names = pa.array([item.name for item in files], pa.binary())
         index = pc.index_in(combined(table["member"]), value_set=names)
         tokens = pa.array([item.token for item in files], pa.string()).take(index)

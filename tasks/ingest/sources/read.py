@@ -41,7 +41,7 @@ class BadRead:
 
 
 def refuse_lost(files: pa.Table, lost: Collection[bytes]) -> pa.Table:
-    """Return scan rows in which those of some contents are refused that cannot be read any more, each with its reason.
+    """Return scan rows in which the lost contents that still cannot be read are refused, each with its reason.
 
     Args:
         lost: content hashes.
@@ -73,7 +73,7 @@ def refuse_rows(files: pa.Table, refused: Mapping[int, BadRead]) -> pa.Table:
 def read_members(rows: pa.Table) -> Iterator[bytes | BadRead]:
     """Yield the contents of scan rows, in their order: exactly the bytes that were hashed.
 
-    They are hashed again, whatever size and times say: a flipped bit of a disk moves no time. So a file that was only
+    They are hashed again at any size and times, because a flipped bit of a disk changes no time. A file that was only
     touched or copied is still good.
     """
     containers = _Containers()
@@ -108,7 +108,7 @@ class _Containers:
         self._open.clear()
 
 
-def _read(  # noqa: PLR0911  (one line for each thing that can go wrong)
+def _read(  # noqa: PLR0911  (one for each problem)
     containers: _Containers, path: str, n_bytes: int,
     content_hash: bytes | None, reason: str, detail: str, container: bytes, kind: int,
     member: bytes, offset: int, stored_bytes: int, stamp: int,
@@ -132,7 +132,7 @@ def _read(  # noqa: PLR0911  (one line for each thing that can go wrong)
     if len(data) != n_bytes:
         return BadRead(RejectReason.CHANGED, f"{len(data)} bytes where the scan found {n_bytes} ({path})")
     if hashlib.sha256(data).digest() != content_hash:
-        if found == stamp and container.endswith(b".pack"):  # our own copy of what an archive or a store holds
+        if found == stamp and container.endswith(b".pack"):  # our own copy of members or objects
             logger.warning("%s is damaged: %s; it is unpacked again", os.fsdecode(container), path)
             with suppress(OSError):
                 os.unlink(container)  # noqa: PTH108

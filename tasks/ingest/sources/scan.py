@@ -1,4 +1,4 @@
-"""The scan: from sources to one table with a row for each MIDI file, its hash and how to read it."""
+"""The scan: sources to one table with a row for each MIDI file, its hash and its place."""
 
 # pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
 # pyright: reportAttributeAccessIssue=false
@@ -54,7 +54,7 @@ SCAN_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What the sources hold: SCAN_SCHEMA in order of path, and how many files stand beside those."""
+    """The files of the sources: SCAN_SCHEMA in order of path, and the number of other files."""
 
     files: pa.Table
     n_other_files: int
@@ -80,14 +80,14 @@ def scan_sources(
 ) -> Scan:
     """Find and hash every MIDI file of some sources.
 
-    The same contents give the same table, whatever the number of threads and the order in which a folder is listed.
+    The same contents give the same table, for any number of threads and any order of a folder's entries.
 
     Args:
         texts: sources as a user writes them.
-        cache: folder for what later scans need: known hashes, downloads, unpacked streams. May be deleted.
-        rehash: open every file again, whatever the cache says.
-        n_threads: at most so many read at a time; None for as many as suit this machine.
-        on_files: told how many more files are done.
+        cache: folder with known hashes, downloads and unpacked streams for later scans. It may be deleted.
+        rehash: open every file again, also those in the cache.
+        n_threads: for reading; None for the number that suits this machine.
+        on_files: called with the number of further files done.
     Raises:
         ConfigError, NotFound, DatasetError: a source that does not exist, cannot be read or holds no MIDI file; one
             message names them all.
@@ -113,7 +113,7 @@ def scan_sources(
                 logger.warning("source %s: %s", spec.label, note)
             if len(part.table):
                 tables.append(_finish(part, spec, prefix, licences, entry))
-                part.table = LISTING_SCHEMA.empty_table()  # a million rows need not stay twice
+                part.table = LISTING_SCHEMA.empty_table()  # a million rows are held once
     if problems:
         raise DatasetError("; ".join(problems))
     table = pa.concat_tables(tables).unify_dictionaries()
@@ -122,25 +122,24 @@ def scan_sources(
 
 
 def carry_vanished(before: Scan, after: Scan, lost: Collection[bytes]) -> Scan:
-    """Return a second scan with a row `vanished` for each file of the first that was lost and is not found again.
+    """Return a second scan with a row `vanished` for each lost file of the first scan that is not found again.
 
     Args:
-        lost: content hashes of files that could not be read any more after the first scan.
+        lost: content hashes of files that could not be read after the first scan.
     """
     old = before.files
     is_lost = pc.or_(
         pc.is_in(old["content_hash"], pa.array(lost, pa.binary(32))), pc.equal(old["reason"], RejectReason.VANISHED)
     )
-    gone = pc.and_(is_lost, pc.invert(pc.is_in(old["path"], after.files["path"].combine_chunks())))
-    rows = old.filter(gone)
-    said = "it was there at the first scan of this rebuild and is gone now"
-    rows = refuse_rows(rows, dict.fromkeys(range(rows.num_rows), BadRead(RejectReason.VANISHED, said)))
+    rows = old.filter(pc.and_(is_lost, pc.invert(pc.is_in(old["path"], after.files["path"].combine_chunks()))))
+    gone = BadRead(RejectReason.VANISHED, "it was there at the first scan of this rebuild and is gone now")
+    rows = refuse_rows(rows, dict.fromkeys(range(rows.num_rows), gone))
     files = pa.concat_tables([after.files, rows]).unify_dictionaries()
     return Scan(_sorted(files), after.n_other_files, after.n_homes)
 
 
 def _check_all(texts: Sequence[str]) -> None:
-    """Check all sources, so that one message names all that are wrong."""
+    """Check all sources; one message names all problems."""
     if not texts:
         raise ConfigError("no source is given; name a folder, a file, an address or a set of the catalog")
     problems: list[OrchestrionError] = []
@@ -156,7 +155,7 @@ def _check_all(texts: Sequence[str]) -> None:
 
 
 def _prefixes(texts: Sequence[str]) -> list[str]:
-    """Return what the paths of each source begin with: nothing for one source, its short name for several."""
+    """Return the prefix of each source's paths: none for one source, its short name for several."""
     if len(texts) == 1:
         return [""]
     names: list[str] = []
@@ -225,7 +224,7 @@ def _n_bytes(path: bytes) -> int:
 
 
 def _list_local(path: Path, label: str, settings: _Settings, wanted: str = "", named: str = "") -> Part:
-    """Return the listing of one file on this machine, an archive or MIDI, by its name or else by its first bytes."""
+    """Return the listing of one local file, an archive or MIDI by its name or its first bytes."""
     name = os.fsencode(path)
     kind = archive_format(name) or ("midi" if is_midi(name) else sniff_file(path))
     if not kind:
@@ -264,7 +263,7 @@ def _list_uri(spec: SourceSpec, settings: _Settings) -> list[Part]:
 
 
 def _download_first(entry: CatalogEntry, sha256: str, settings: _Settings) -> Path:
-    """Fetch a catalog entry from the first of its addresses that has it."""
+    """Download a catalog entry from the first of its addresses that has it."""
     problems = []
     for address in entry.addresses:
         try:

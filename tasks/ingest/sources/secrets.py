@@ -1,12 +1,11 @@
 """Addresses of sources without their secrets, for everything that is stored or printed.
 
-A secret may stand in the query of an http address, in parameters of its path (`;name=value`) or after `#`. Its public
-form has neither; `?query=` and a digest represent them. The whole address is in this process's environment under the
-digest, where child processes find it. The digest is an HMAC with a key of the home, so nobody without the key can find
-a short secret by trial. Addresses that differ in a secret are different sources. Only signatures are left out of the
-digest, because an address that is signed again still names the same file.
-Names and passwords in front of a host are refused, as are secrets in the address of a store: netrc and the environment
-are for those.
+A secret may stand in the query of an http address, in parameters of its path (`;name=value`) or after `#`. The public
+form replaces them by `?query=` and a digest. The whole address is in this process's environment under the digest, where
+child processes find it. The digest is an HMAC with a key of the home, so a short secret cannot be found by trial.
+Addresses that differ in a secret are different sources; signatures do not count, because an address that is signed
+again still names the same file. Users and passwords before a host are refused, as are secrets in the address of a
+store: netrc and the environment hold those.
 """
 
 import hmac
@@ -45,7 +44,7 @@ _SIGNING = re.compile(  # what stands beside a signature and changes with it, in
 )
 _COLON_IS_NO_PASSWORD = ("github",)  # github://owner:repository@branch/path
 
-_key = secrets.token_bytes(32)  # of this process, until `use_key` says which home's
+_key = secrets.token_bytes(32)  # of this process, until `use_key` reads that of a home
 
 
 def use_key(path: Path) -> None:
@@ -58,7 +57,7 @@ def use_key(path: Path) -> None:
     try:
         write_private_once(path, secrets.token_hex(32))
         text = path.read_text("ascii", "replace").strip()
-        if not re.fullmatch("[0-9a-f]{64}", text):  # damaged: its digests are lost, which costs downloads
+        if not re.fullmatch("[0-9a-f]{64}", text):  # damaged; what its digests name is downloaded again
             path.unlink()
             write_private_once(path, text := secrets.token_hex(32))
     except OSError as error:
@@ -67,20 +66,20 @@ def use_key(path: Path) -> None:
 
 
 def hidden(text: str) -> str:
-    """Return a text without the names, passwords and parameters of the addresses in it, for messages of libraries."""
+    """Return a library's message without the users, passwords and parameters of the addresses in it."""
     text = re.sub(r"(\w://)[^\s/?#'\"<>]*@", r"\1", text)
     text = re.sub(r"(\w://[^\s?#;'\"<>]*)([?#;])[^\s'\"<>)]*", r"\1\2...", text)
     return re.sub(r"(\burl: /[^\s?#;]*)([?#;])\S*", r"\1\2...", text)  # urllib3 names paths without their hosts
 
 
 def hidden_path(written: str) -> str:
-    """Return what is no path of this machine as messages show it: it may be an address with a mistake in it."""
+    """Return a path that does not exist as messages show it: it may be an address with a mistake in it."""
     written = re.sub(r"^([A-Za-z][\w+.-]*:)?[^@]*:[^@]*@", r"\1", written)
     return re.sub(r"([?#;])[\w.%-]+=.*", r"\1...", hidden(written), flags=re.DOTALL)
 
 
 def split_settings(text: str) -> tuple[str, dict[str, str]]:
-    """Cut the settings of a source off; a `#` in front of anything else is part of its name."""
+    """Split a source into its name and its settings; another `#` is part of the name."""
     before, mark, after = text.strip().rpartition("#")
     if not mark or not all(name in SETTINGS and equals for name, equals, _ in _pairs(after)):
         return text.strip(), {}
@@ -88,7 +87,7 @@ def split_settings(text: str) -> tuple[str, dict[str, str]]:
 
 
 def names_settings(fragment: str) -> bool:
-    """Return whether a setting of a source stands among other things, where it would not count."""
+    """Return whether a fragment holds a setting of a source."""
     return any(name in SETTINGS for name, _, _ in _pairs(fragment))
 
 
@@ -97,21 +96,21 @@ def _pairs(text: str) -> list[tuple[str, str, str]]:
 
 
 def public_address(address: str) -> str:
-    """Return an http address without what may be secret in it; other addresses and paths as they are."""
+    """Return an http address without its possible secrets; other addresses and paths as they are."""
     parts = _PARTS.fullmatch(address)
     if parts is None:
         return address
     scheme, server, path, query, _ = parts.groups()
     server = server.rpartition("@")[2]
-    if not server:  # a slash too many, so that a password may stand in the path
+    if not server:  # after a slash too many, a password may stand in the path
         path = path.rpartition("@")[2]
     bare, whole = scheme + _PARAMETERS.sub("", server + path), scheme + server + path
     if bare == whole and (not query or _PUBLIC_QUERY.fullmatch(query)):
         return bare if query is None else f"{bare}?{query}"
-    named = [(pair, pair.partition("=")[0]) for pair in (query or "").split("&")]
-    if any(_SIGNATURE.match(name) for _, name in named):
-        named = [(pair, name) for pair, name in named if not _SIGNING.match(name)]
-    counted = f"{server}{path}?{'&'.join(pair for pair, _ in named)}"
+    pairs = (query or "").split("&")
+    if any(_SIGNATURE.match(name) for name, _, _ in _pairs(query or "")):
+        pairs = [pair for pair in pairs if not _SIGNING.match(pair.partition("=")[0])]
+    counted = f"{server}{path}?{'&'.join(pairs)}"
     digest = hmac.new(_key, counted.encode("utf-8", "surrogateescape"), "sha256").hexdigest()[:16]
     return f"{bare}?query={digest}"
 
@@ -128,7 +127,7 @@ def keep_queries(arguments: Sequence[str], keep: Callable[[str], str] = keep_que
     """Return the arguments of a command with the addresses of its sources in their public form, queries kept.
 
     Args:
-        keep: `public_address` only looks, and keeps nothing.
+        keep: `public_address` keeps nothing.
     """
     result: list[str] = []
     for before, argument in zip(("", *arguments), arguments, strict=False):
@@ -145,14 +144,14 @@ def keep_queries(arguments: Sequence[str], keep: Callable[[str], str] = keep_que
 
 
 def keep_sources(sources: Sequence[str], key: Path) -> tuple[str, ...]:
-    """Return sources in their public form, queries kept; `key` is the home's, made where it is needed."""
+    """Return sources in their public form, queries kept; `key` is the file of the home's key."""
     if any(_kept(source, public_address) != source for source in sources):
         use_key(key)
     return tuple(_kept(source, keep_query) for source in sources)
 
 
 def _kept_in(value: str, keep: Callable[[str], str]) -> str:
-    """Return a setting in JSON with the addresses in it in their public form."""
+    """Return a setting in JSON, its addresses in their public form."""
     try:
         given = json.loads(value)
     except (ValueError, RecursionError):
@@ -199,11 +198,7 @@ def _variable(public: str) -> str:
 
 
 def refuse_secrets(address: str, scheme: str) -> None:
-    """Check that an address holds no user or password.
-
-    Raises:
-        ConfigError: it does; the message holds no secret and says where secrets belong.
-    """
+    """Raise ConfigError if an address holds a user or password; the message says where they belong."""
     parts = urlsplit(address)
     user, at, _ = parts.netloc.rpartition("@")
     shown = hidden(public_address(address))
@@ -233,11 +228,7 @@ def refuse_secrets(address: str, scheme: str) -> None:
 
 
 def refuse_unknown_options(address: str) -> None:
-    """Check that the query of a store's address holds options of stores alone; anything else might be a secret.
-
-    Raises:
-        ConfigError: it holds other things.
-    """
+    """Raise ConfigError if the query of a store's address holds more than options of stores: it may be a secret."""
     query = urlsplit(address).query
     if query and any(not equals or name not in STORE_OPTIONS for name, equals, _ in _pairs(query)):
         raise ConfigError(

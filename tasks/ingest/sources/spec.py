@@ -45,7 +45,7 @@ class SourceSpec:
 
     @property
     def label(self) -> str:
-        """What messages and tables call it: as written, without settings and without what may be secret."""
+        """The name in messages and tables: as written, without settings and possible secrets."""
         return _label(self.text)
 
 
@@ -54,7 +54,7 @@ def _label(text: str) -> str:
 
 
 def shown_source(text: str) -> str:
-    """Return a source as messages show it: its label, printable and not endlessly long."""
+    """Return a source as messages show it: its label, printable and shortened."""
     label = _label(text)
     is_web = label.lower().startswith(("http://", "https://"))
     return _shortened(printable(label if is_web else hidden_path(label)))
@@ -118,9 +118,8 @@ def _kind_of(written: str) -> tuple[SourceKind, str]:
 
         known = {known for known in fsspec.available_protocols() if re.fullmatch("[a-z0-9]+", known)}
         if name not in known - {"data", "cached", "blockcache", "filecache", "simplecache", "reference", "generic"}:
-            near = difflib.get_close_matches(
-                name, [*ARROW_SCHEMES, "http", "https", "file", *sorted(known)], n=3, cutoff=0.5
-            )
+            schemes = [*ARROW_SCHEMES, "http", "https", "file", *sorted(known)]
+            near = difflib.get_close_matches(name, schemes, n=3, cutoff=0.5)
             hint = f"; did you mean {', '.join(near)}?" if near else "; known: file, http, https, s3, gs, ..."
             raise ConfigError(f"source {shown}: unknown scheme {name}{hint}")
     refuse_unknown_options(written)
@@ -128,7 +127,7 @@ def _kind_of(written: str) -> tuple[SourceKind, str]:
 
 
 def _without_user(malformed: str) -> str:
-    """Return a malformed address for a message; what is before its last @ may belong to a password."""
+    """Return a malformed address for a message, without the text before its last @, which may be a password."""
     return shown_source(re.sub("^([^:]*://).*@", r"\1", malformed))
 
 
@@ -179,9 +178,9 @@ def _shortened(text: str) -> str:
 
 
 def check_source(text: str) -> None:
-    """Check that a source can be meant, without looking inside and without the network.
+    """Check a source without opening it and without the network; errors as in `parse_source`.
 
-    Raises: as `parse_source`, and
+    Raises:
         NotFound: a catalog entry that has to be fetched by hand.
     """
     spec = parse_source(text)
@@ -219,11 +218,8 @@ def absolute_source(text: str) -> str:
 
     The query stays in this process's environment (`tasks.ingest.sources.secrets`).
     """
-    spec = parse_source(text)
-    if spec.kind == "http":
-        settings = split_settings(text)[1]
-        return keep_query(spec.location) + ("#" + urlencode(settings) if settings else "")
-    if spec.kind not in ("folder", "file", "archive", "list"):
+    spec, settings = parse_source(text), split_settings(text)[1]
+    if spec.kind in ("catalog", "uri"):
         return text
-    settings = split_settings(text)[1]
-    return as_text(Path(spec.location)) + ("#" + urlencode(settings) if settings else "")
+    location = keep_query(spec.location) if spec.kind == "http" else as_text(Path(spec.location))
+    return location + ("#" + urlencode(settings) if settings else "")

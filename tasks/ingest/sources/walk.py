@@ -29,7 +29,7 @@ class Found:
 
     members: pa.Array  # binary
     times: dict[str, np.ndarray]  # TIMES -> int64
-    problems: dict[bytes, str]  # member -> why it cannot even be looked at; its times are 0
+    problems: dict[bytes, str]  # member -> why it has no status; its times are 0
     archives: list[bytes]
     n_other_files: int
     n_homes: int = 0  # homes of Orchestrion, which hold what it made itself, and are left out
@@ -64,7 +64,7 @@ class _Columns:
 
     def flush(self) -> None:
         self.chunks.append(pa.array(self.names, pa.binary()))
-        # An inode number is unsigned; its lower 63 bits will do to see a change.
+        # An inode number is unsigned; its lower 63 bits show a change.
         self.time_chunks.append(np.array([self.times[0], self.times[1], self.times[2],
                                           [inode & (2**63 - 1) for inode in self.times[3]]], np.int64))  # fmt: skip
         self.names.clear()
@@ -88,14 +88,13 @@ class _Columns:
 def walk_folder(root: bytes, skip: bytes = b"") -> Found:
     """Find the MIDI files and archives below `root`, at any depth.
 
-    Links to files are read. Links to folders are not followed, wherever they lead: inside the tree the files are found
-    without them, outside they are no part of it, and a loop cannot arise; a note counts them. Homes of Orchestrion
-    below `root` are left out and counted, or it would be trained on what it generated. A folder below `root` that
-    cannot be listed is a problem under its name, with a slash at the end.
+    Links to files are read. Links to folders are not followed, so there are no loops; a note counts them. Homes of
+    Orchestrion below `root` are left out and counted: they hold what it generated. A folder below `root` that cannot be
+    listed is a problem under its name, with a slash at the end.
 
     Args:
         root: absolute path of a folder.
-        skip: absolute path of a folder to leave out: the scan's own cache, should it lie inside.
+        skip: absolute path of a folder to leave out, such as the scan's own cache.
     Raises:
         DatasetError: `root` cannot be listed.
     """
@@ -115,7 +114,7 @@ def walk_folder(root: bytes, skip: bytes = b"") -> Found:
 
 
 class _Walk:
-    """What a walk has found so far."""
+    """The state of a walk."""
 
     def __init__(self, root: bytes, skip: bytes) -> None:
         self.root, self.skip = root, skip
@@ -160,7 +159,7 @@ class _Walk:
 
 
 def _kind_of(entry: os.DirEntry[bytes]) -> str:
-    """Distinguish folders, links to folders and files; only the target of a link is opened."""
+    """Return `folder`, `link` (to a folder) or `file`; only the target of a link is opened."""
     if entry.is_dir(follow_symlinks=False):
         return "folder"
     try:
@@ -171,19 +170,16 @@ def _kind_of(entry: os.DirEntry[bytes]) -> str:
 
 def _look_at(
     look: Callable[[], os.stat_result], name: bytes, columns: _Columns, archives: list[bytes] | None = None,
-    said: str = "",
+    place: str = "",
 ) -> None:  # fmt: skip
-    """Add a file to the columns, or to the archives where it is one; what is no regular file is refused unopened."""
+    """Add a file to the columns, or to the archives where it is one; a file that is not regular is refused unopened."""
     try:
         status = look()
-    except OSError as error:  # a dangling link, or a folder that may be listed but not entered
-        columns.refuse(name, f"{error.strerror} ({printable(name)}{said})")
-        return
-    except ValueError as error:  # a NUL byte in a list
-        columns.refuse(name, f"{error} ({printable(name)}{said})")
+    except (OSError, ValueError) as error:  # a dangling link, a folder that cannot be entered, a NUL byte in a list
+        columns.refuse(name, f"{getattr(error, 'strerror', None) or error} ({printable(name)}{place})")
         return
     if not stat.S_ISREG(status.st_mode):
-        columns.refuse(name, f"no regular file but a folder, device, pipe or socket ({printable(name)}{said})")
+        columns.refuse(name, f"no regular file but a folder, device, pipe or socket ({printable(name)}{place})")
     elif archives is None:
         columns.add(name, status)
     else:
