@@ -18,7 +18,7 @@ import pytest
 
 from flows.services import access
 from tasks.storage.home import Home
-from tests.browser import Browser, skip_without_browser
+from tests.browser import Browser, needs_browser
 from tests.flows.conftest import SETTINGS, authorized, clean_environment, fresh_orchestrion, last_json, orchestrion
 
 pytestmark = pytest.mark.slow
@@ -128,22 +128,22 @@ def test_a_command_reports_to_the_running_prefect(ui: dict[str, str], finished: 
 
 
 def sign_in(browser: Browser, home: Path, address: str) -> None:
-    browser.open(access.sign_in_link(Home.at(home), address))
+    browser.get(access.sign_in_link(Home.at(home), address))
     browser.wait_until(f"!location.pathname.includes({access.SIGN_IN_PATH!r})", 60)
 
 
-@skip_without_browser
+@needs_browser
 def test_a_link_opens_prefects_page_signed_in_and_nothing_is_shown_without(
     ui: dict[str, str], finished: Finished
 ) -> None:
     home, _, _ = finished
     with Browser() as browser:
-        browser.open(f"{ui['prefect_url']}/dashboard")
+        browser.get(f"{ui['prefect_url']}/dashboard")
         assert "Dashboard" not in browser.run("return document.body.innerText")
         link = access.sign_in_link(Home.at(home), ui["prefect_url"])
-        browser.open(link)
+        browser.get(link)
         browser.wait_until("document.body.innerText.includes('Dashboard')", 60)
-        browser.open(f"{ui['prefect_url']}/runs")
+        browser.get(f"{ui['prefect_url']}/runs")
         browser.wait_until("document.body.innerText.includes('rebuild-dataset')", 60)  # so its API answers it
         opened = """
             const socket = new WebSocket(location.origin.replace('http', 'ws') + '/api/events/out', 'prefect');
@@ -152,11 +152,11 @@ def test_a_link_opens_prefects_page_signed_in_and_nothing_is_shown_without(
         assert browser.run(opened)
         assert "once=" not in browser.run("return location.href")
     with Browser() as another:
-        another.open(link)
+        another.get(link)
         assert "Dashboard" not in another.run("return document.body.innerText")
 
 
-@skip_without_browser
+@needs_browser
 def test_the_gallery_plays_inside_mlflows_artifact_viewer(ui: dict[str, str], finished: Finished) -> None:
     home, _, summary = finished
     runs = last_json(orchestrion(home, "runs", "--home", str(home), "--json"))["runs"]
@@ -166,7 +166,7 @@ def test_the_gallery_plays_inside_mlflows_artifact_viewer(ui: dict[str, str], fi
     address = f"{ui['mlflow_url']}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}/artifacts/gallery.html"
     with Browser(1400, 1000) as browser:
         sign_in(browser, home, ui["mlflow_url"])
-        browser.open(address)
+        browser.get(address)
         browser.wait_until("document.querySelector('iframe')", 60)
         browser.enter_frame("iframe")
         browser.wait_until("document.querySelector('.js .play')", 30)

@@ -29,7 +29,7 @@ from tasks.dataset.report.facts import (
 )
 from tasks.music.metrics.features import histograms, tempo_histogram
 from tasks.reporting.charts import charts_of, draw_histogram, step_of
-from tests.browser import Browser, serve_folder, skip_without_browser
+from tests.browser import Browser, needs_browser, serve_folder
 
 NASTY = "</style><script>alert(1)</script><b onclick='x'>\"&amp; {{ style }}{% endfor %} $x^2$ \u202e\ud800\x00 שלום"
 VOID = {"meta", "img"}
@@ -398,8 +398,7 @@ def is_accepted_green(screenshot: bytes) -> np.ndarray:
     return np.abs(shown - np.array((0x2C, 0x8F, 0x6A)) / 255).max(axis=2) < 0.01
 
 
-@pytest.mark.slow
-@skip_without_browser
+@needs_browser
 @pytest.mark.parametrize("where", ["disk", "http", "sandbox"])
 def test_the_page_shows_itself_without_complaint(tmp_path: Path, where: str) -> None:
     write_report(full_facts(NASTY), tmp_path)
@@ -407,15 +406,15 @@ def test_the_page_shows_itself_without_complaint(tmp_path: Path, where: str) -> 
     size = (1200, 1000) if where == "sandbox" else (390, 800)
     with serve_folder(tmp_path) as root, Browser(*size, dark=where == "disk") as browser:
         if where == "sandbox":  # as artifact viewers show it; no script may look inside, so look for a colour
-            browser.open(f"{root}/viewer.html")
+            browser.get(f"{root}/viewer.html")
             for _ in range(60):  # a frame may be painted long after its page has loaded
-                if is_accepted_green(browser.screenshot()).sum() > 1000:
+                if is_accepted_green(browser.get_screenshot_as_png()).sum() > 1000:
                     break
                 time.sleep(0.5)
-            assert is_accepted_green(browser.screenshot()).sum() > 1000
+            assert is_accepted_green(browser.get_screenshot_as_png()).sum() > 1000
             assert browser.errors() == []
             return
-        browser.open((tmp_path / "report.html").as_uri() if where == "disk" else f"{root}/report.html")
+        browser.get((tmp_path / "report.html").as_uri() if where == "disk" else f"{root}/report.html")
         assert browser.run("return document.querySelectorAll('section').length") == 10
         width = browser.run("return [document.documentElement.scrollWidth, document.documentElement.clientWidth]")
         assert width[0] <= width[1]

@@ -23,7 +23,7 @@ from tasks.music.metrics.distances import Estimate
 from tasks.reporting.spreads import Scale, draw_interval, draw_notes, draw_spreads
 from tasks.storage.home import Home
 from tasks.tracking.mlflow_tracker import Tracker
-from tests.browser import Browser, serve_folder, skip_without_browser
+from tests.browser import Browser, needs_browser, serve_folder
 from tests.studio import Studio, model_of
 from tests.tasks.dataset.test_report import NASTY, VIEWER, Page
 
@@ -218,8 +218,7 @@ def is_shown(screenshot: bytes) -> bool:
     return n_pixels(0xF4, 0xF2, 0xED) > 10_000 and n_pixels(0xD1, 0x9A, 0x1F) > 50
 
 
-@pytest.mark.slow
-@skip_without_browser
+@needs_browser
 @pytest.mark.parametrize("where", ["disk", "http", "sandbox"])
 def test_the_page_shows_itself_without_complaint(
     studio: Studio, result: Evaluation, tmp_path: Path, where: str
@@ -229,15 +228,15 @@ def test_the_page_shows_itself_without_complaint(
     size = (1200, 1000) if where == "sandbox" else (420, 800)
     with serve_folder(tmp_path) as root, Browser(*size, dark=where == "disk") as browser:
         if where == "sandbox":  # as artifact viewers show it; no script may look inside, so look for a colour
-            browser.open(f"{root}/viewer.html")
+            browser.get(f"{root}/viewer.html")
             deadline = time.monotonic() + 30
-            while not is_shown(browser.screenshot()) and time.monotonic() < deadline:
+            while not is_shown(browser.get_screenshot_as_png()) and time.monotonic() < deadline:
                 time.sleep(0.5)
-            assert is_shown(browser.screenshot())
+            assert is_shown(browser.get_screenshot_as_png())
             assert browser.errors() == []
             return
         page = tmp_path / "evaluation.html"
-        browser.open(page.as_uri() if where == "disk" else f"{root}/evaluation.html")
+        browser.get(page.as_uri() if where == "disk" else f"{root}/evaluation.html")
         assert browser.run("return document.querySelectorAll('section').length") == 7
         width = browser.run("return [document.documentElement.scrollWidth, document.documentElement.clientWidth]")
         assert width[0] <= width[1]

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from selenium.webdriver import Keys
 
 from tasks.errors import ConfigError
 from tasks.generation.gallery.gallery import BatchFigure, GalleryPiece, Mark, Passage, build_gallery
 from tasks.music.render import audio, pianoroll
 from tasks.music.render.soundfont import find_player
-from tests.browser import Browser, serve_folder, skip_without_browser
+from tests.browser import Browser, needs_browser, serve_folder
 from tests.millisecond_scores import millisecond_score
 
 NASTY = "</script><script>alert(1)</script><b onclick='x'>\"&amp; {{ script }}{% endfor %} \u202e\ud800\x00"
@@ -187,17 +188,16 @@ def cursor_of(browser: Browser, place: int) -> float:
     return browser.run(f"return document.querySelector('#piece-{place} .cursor').getBoundingClientRect().left")
 
 
-@pytest.mark.slow
-@skip_without_browser
+@needs_browser
 @pytest.mark.parametrize("where", ["disk", "http", "sandbox"])
 def test_a_piece_plays_and_its_cursor_moves(folder: Path, where: str):
     with serve_folder(folder) as root, Browser() as browser:
         if where == "sandbox":
-            browser.open(f"{root}/viewer.html")
+            browser.get(f"{root}/viewer.html")
             browser.wait_until("document.querySelector('iframe')")
             browser.enter_frame("iframe")
         else:
-            browser.open((folder / "gallery.html").as_uri() if where == "disk" else f"{root}/gallery.html")
+            browser.get((folder / "gallery.html").as_uri() if where == "disk" else f"{root}/gallery.html")
         browser.wait_until("document.querySelector('.js .play')")
         assert browser.run("return document.getElementById('no-downloads').hidden") == (where != "sandbox")
         before = cursor_of(browser, 0)
@@ -222,34 +222,32 @@ def test_a_piece_plays_and_its_cursor_moves(folder: Path, where: str):
         assert [name for name in fetched if not name.startswith("data:")] == []
 
 
-@pytest.mark.slow
-@skip_without_browser
+@needs_browser
 def test_the_next_piece_follows_and_keys_work(folder: Path):
     with Browser() as browser:
-        browser.open((folder / "gallery.html").as_uri())
+        browser.get((folder / "gallery.html").as_uri())
         browser.press("j")
         browser.press("j")
         assert browser.run("return document.activeElement.id") == "piece-1"
-        browser.press("k \ue014")  # before, play, 5 seconds on: that is the end of piece 0
+        browser.press(f"k {Keys.ARROW_RIGHT}")  # before, play, 5 seconds on: that is the end of piece 0
         browser.wait_until("document.querySelector('#piece-1.playing')")
         browser.press(" ")
         assert browser.run(PLAYING) == []
         browser.press("?")
         assert browser.run("return document.getElementById('help').open")
-        browser.press("\ue00c")
+        browser.press(Keys.ESCAPE)
         browser.wait_until("!document.getElementById('help').open")
         browser.press("/")
         assert browser.run("return document.activeElement.id") == "filter"
         browser.press("Chorale")  # letters go into the field now
         assert browser.run(NAMES) == ["piece 0"]
         assert browser.run("return document.getElementById('count').textContent") == "1 of 3 pieces"
-        browser.press("\ue00c")
+        browser.press(Keys.ESCAPE)
         assert browser.run(NAMES) == ["piece 0", "piece 1", "piece 2"]
         assert browser.errors() == []
 
 
-@pytest.mark.slow
-@skip_without_browser
+@needs_browser
 def test_pieces_are_sorted_while_one_plays(folder: Path):
     def sort(browser: Browser, key: str) -> list[str]:
         browser.run(
@@ -260,7 +258,7 @@ def test_pieces_are_sorted_while_one_plays(folder: Path):
         return browser.run(NAMES)
 
     with Browser() as browser:
-        browser.open((folder / "gallery.html").as_uri())
+        browser.get((folder / "gallery.html").as_uri())
         browser.click("#piece-0 .play")
         browser.wait_until(f"{TIMES}[0] > 0.1")
         assert sort(browser, "stat:pitch_mean") == ["piece 1", "piece 0", "piece 2"]
@@ -277,18 +275,17 @@ def test_pieces_are_sorted_while_one_plays(folder: Path):
         assert browser.errors() == []
 
 
-@pytest.mark.slow
-@skip_without_browser
+@needs_browser
 def test_the_page_follows_the_preferred_colours(folder: Path):
     paint = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
     with Browser() as browser:
-        browser.open((folder / "gallery.html").as_uri())
+        browser.get((folder / "gallery.html").as_uri())
         assert browser.run(paint) > 200
-        light = browser.screenshot()
+        light = browser.get_screenshot_as_png()
         browser.prefer_colours("dark")
         browser.wait_until("matchMedia('(prefers-color-scheme: dark)').matches")
         assert browser.run(paint) < 60
-        assert browser.screenshot() != light
+        assert browser.get_screenshot_as_png() != light
 
 
 @pytest.fixture(scope="module")
@@ -325,11 +322,10 @@ def choose(browser: Browser, name: str, value: str) -> None:
     )
 
 
-@pytest.mark.slow
-@skip_without_browser
+@needs_browser
 def test_the_page_plays_notes_at_their_pitch_without_a_file(compared: str):
     with Browser() as browser:
-        browser.open(compared)
+        browser.get(compared)
         notes = {"onset": [1000], "end": [2000], "pitch": [69], "velocity": [90], "part": [0], "drum": [0]}
         samples = np.array(
             browser.run(
@@ -347,7 +343,7 @@ def test_the_page_plays_notes_at_their_pitch_without_a_file(compared: str):
             assert 0.1 < loudest <= 0.81
         browser.click("#piece-1 .play")
         browser.wait_until(f"{TIMES}[1] > 0.5")
-        browser.press("\ue014")  # five seconds on is the end, and the next piece begins
+        browser.press(Keys.ARROW_RIGHT)  # five seconds on is the end, and the next piece begins
         browser.wait_until("document.querySelector('#piece-2.playing')")
         browser.run("document.querySelector('#piece-2').focus()")
         browser.press(" ")
@@ -355,11 +351,10 @@ def test_the_page_plays_notes_at_their_pitch_without_a_file(compared: str):
         assert browser.errors() == []
 
 
-@pytest.mark.slow
-@skip_without_browser
+@needs_browser
 def test_a_passage_is_opened_zoomed_and_heard_by_keys(compared: str):
     with Browser() as browser:
-        browser.open(compared)
+        browser.get(compared)
         browser.press("jcz")
         assert browser.run("return document.querySelector('#piece-0-passage-0').open")
         assert browser.run("return document.querySelector('.zoom').ariaPressed") == "true"
@@ -383,11 +378,10 @@ def test_a_passage_is_opened_zoomed_and_heard_by_keys(compared: str):
         assert browser.errors() == []
 
 
-@pytest.mark.slow
-@skip_without_browser
+@needs_browser
 def test_pieces_are_filtered_by_figures_flags_and_words(compared: str):
     with Browser() as browser:
-        browser.open(compared)
+        browser.get(compared)
         choose(browser, "figure", "score:novelty")
         choose(browser, "figure-min", "0.5")
         assert browser.run(NAMES) == ["piece 1"]
@@ -414,12 +408,11 @@ def test_pieces_are_filtered_by_figures_flags_and_words(compared: str):
         assert browser.errors() == []
 
 
-@pytest.mark.slow
-@skip_without_browser
+@needs_browser
 def test_the_colours_are_switched(compared: str):
     paint = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
     with Browser(dark=True) as browser:
-        browser.open(compared)
+        browser.get(compared)
         assert browser.run(paint) < 60
         browser.click("#theme")
         assert browser.run(paint) > 200
