@@ -36,7 +36,11 @@ from tests.builders import make_score
 from tests.samples import short_training, small_corpus, small_dataset
 
 TINY = [name for name in PRESETS if name.endswith("_tiny")]
-EVERY = pytest.mark.parametrize("name", TINY)
+# Of these another one has the same model family and encoding.
+ALIKE = ("music_transformer_large_tiny", "rga_multi_tiny", "mmm_encoder_vae_tiny", "hourglass_flat_tiny")
+EVERY = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly) if name in ALIKE else name for name in TINY]
+)
 
 
 @pytest.fixture(scope="module")
