@@ -34,6 +34,7 @@ def attend_by_loops(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tenso
     return torch.stack(rows).view(q_BHTK.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["none", "per_head", "shared"])
 @pytest.mark.parametrize(("B", "T"), [(1, 1), (2, 7), (1, CPU_QUERY_BLOCK), (1, CPU_QUERY_BLOCK + 3)])
 def test_values_and_gradients_are_those_of_the_formula(table: str, B: int, T: int) -> None:

@@ -232,6 +232,7 @@ def test_a_tiny_decoder_memorises_a_phrase() -> None:
     assert metrics.n_correct == 47
 
 
+@pytest.mark.slow
 def test_a_tiny_decoder_learns_to_copy() -> None:
     """Eight random ids, then the same again: what is learnt is a distance, which only the relative table knows."""
     halves = [torch.randint(1, VOCAB_SIZE, (32, 8), generator=torch.Generator().manual_seed(i)) for i in range(301)]
@@ -269,6 +270,7 @@ def ragged_batch() -> Tensor:
     return tokens_BT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_parts_and_workers_have_the_gradient_of_the_whole_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # One latent noise for every row: what is drawn would otherwise depend on how the batch is cut.

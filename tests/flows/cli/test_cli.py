@@ -18,25 +18,41 @@ COMMANDS = [
 ]  # fmt: skip
 
 
+MISTAKES = [["train", "--set", "train.n_step=1"], ["rebuild", "--nonsense"], ["sweep", "--grid", "train.n_step=1,2"]]
+PROGRAM = """
+import contextlib, io, json, sys
+from flows.cli import main
+helped = {}
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            main.main(arguments)
+        except SystemExit as error:
+            helped[arguments[0]] = [error.code, out.getvalue()]
+print(json.dumps([helped, list(sys.modules)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def helped() -> tuple[dict[str, tuple[int, str]], list[str]]:
+    """The help of each command in one new interpreter, and what that has imported after some mistakes too."""
+    asked = [["--help"], *MISTAKES, *([command, "--help"] for command in COMMANDS)]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(asked)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example(command: str, tmp_path: Path) -> None:
-    done = fresh_orchestrion(tmp_path, command, "--help")
-    assert done.returncode == 0
-    assert f"Example: orchestrion {command}" in " ".join(done.stdout.split())
+def test_help_has_an_example(helped: tuple[dict[str, tuple[int, str]], list[str]], command: str) -> None:
+    code, text = helped[0][command]
+    assert code == 0
+    assert f"Example: orchestrion {command}" in " ".join(text.split())
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["train", "--help"],
-        ["train", "--set", "train.n_step=1"],
-        ["rebuild", "--nonsense"],
-        ["sweep", "--grid", "train.n_step=1,2"],
-    ],
-)
-def test_help_and_mistakes_import_nothing_heavy(arguments: list[str]) -> None:
-    assert heavy_imports_of(arguments) == []
+@pytest.mark.parametrize("module", HEAVY)
+def test_help_and_mistakes_import_nothing_heavy(
+    helped: tuple[dict[str, tuple[int, str]], list[str]], module: str
+) -> None:
+    assert module not in helped[1]
 
 
 def test_commands_that_only_look_import_nothing_heavy(tmp_path: Path) -> None:
@@ -61,6 +77,13 @@ def heavy_imports_of(*commands: list[str]) -> list[str]:
     return json.loads(done.stderr.splitlines()[-1])
 
 
+def test_a_new_interpreter_ends_with_the_code_of_its_mistake(tmp_path: Path) -> None:
+    done = fresh_orchestrion(tmp_path, "train", "--set", "train.n_step=1")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "unknown key 'train.n_step'" in done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -96,6 +119,7 @@ def test_mistakes_end_with_one_line_and_code_2(tmp_path: Path, arguments: list[s
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_presets_say_their_sizes(tmp_path: Path) -> None:
     rows = {row["name"]: row for row in json.loads(orchestrion(tmp_path, "presets", "--json").stdout)}
     assert rows["music_transformer"] == {
@@ -115,6 +139,7 @@ def test_encode_and_decode_are_inverse_on_the_grid(tmp_path: Path) -> None:
     assert json.loads(orchestrion(tmp_path, "encode", str(copy), "--json").stdout)["ids"] == first["ids"]
 
 
+@pytest.mark.slow
 def test_decode_refuses_ids_that_are_none(tmp_path: Path) -> None:
     bad = tmp_path / "bad.json"
     bad.write_text("[1, 9999]")

@@ -22,6 +22,7 @@ import pytest
 
 from flows.services import access, environment, servers
 from tasks.storage.home import Home
+from tests import command_line
 from tests.conftest import REPOSITORY
 from tests.flows.conftest import clean_environment
 
@@ -292,11 +293,8 @@ def test_a_wrong_password_is_told_in_one_line(
         else value
         for name, value in given.items()
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments, "--home", str(running.home.root)],
-        env=clean_environment(running.home.root) | variables, cwd=REPOSITORY,
-        capture_output=True, text=True, timeout=1200, check=False,
-    )  # fmt: skip
+    home = running.home.root
+    done = command_line.run([*arguments, "--home", str(home)], clean_environment(home) | variables, 1200)
     assert done.returncode == code, done.stderr + done.stdout
     lines = [line for line in (done.stderr + done.stdout).splitlines() if "refuses" in line]
     assert len(lines) == bool(said)

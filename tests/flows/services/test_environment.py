@@ -96,6 +96,7 @@ def test_the_reading_process_imports_nothing_of_the_working_folder(
         host.close()
 
 
+@pytest.mark.slow
 def test_prefect_is_imported_without_the_settings_of_the_working_folder(hostile_folder: Path, tmp_path: Path) -> None:
     code = (
         "import os; from flows.services import environment; from tasks.storage.home import Home\n"

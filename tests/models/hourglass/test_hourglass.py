@@ -436,6 +436,7 @@ def test_misuse_of_a_cache_is_refused() -> None:
         hourglass(random_tokens(1, 1), cache, return_hidden=True)  # type: ignore[call-overload]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [FLAT, TINY, NESTED])
 def test_sampled_pieces_are_the_same_in_any_batch(config: HourglassConfig) -> None:
     end_id, max_tokens = 2, 30
@@ -461,6 +462,7 @@ def test_sampled_pieces_are_the_same_in_any_batch(config: HourglassConfig) -> No
         assert pieces[0][index] == ids
 
 
+@pytest.mark.slow
 def test_a_short_text_is_learned_by_heart() -> None:
     config = replace(TINY, d_model=32, d_ff=64, hidden_loss="cosine")
     torch.manual_seed(0)

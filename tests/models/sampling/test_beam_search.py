@@ -52,6 +52,7 @@ def all_continuations(prompt: list[int], max_tokens: int) -> list[list[int]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["decoder", "hourglass", "vae"])
 def test_enough_beams_find_the_likeliest_of_all(kind: str) -> None:
     model, prompt, max_tokens = build(kind), [1, 2], 6
@@ -75,6 +76,7 @@ def test_beams_are_as_likely_as_they_say(kind: str, n_beams: int) -> None:
     assert [b.log_probability for b in beams] == sorted((b.log_probability for b in beams), reverse=True)
 
 
+@pytest.mark.slow
 def test_more_beams_find_nothing_worse() -> None:
     model, prompt = build("decoder"), torch.tensor([3])
     best = [beam_search(model, prompt, n, 9, end_id=END)[0].log_probability for n in (1, 8, 64, 4**6)]

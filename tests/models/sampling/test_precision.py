@@ -100,6 +100,7 @@ def test_cached_logits_in_float32_equal_uncached_ones(build: Any) -> None:
     torch.testing.assert_close(torch.cat(parts, dim=1), expected_BTV, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @FAMILIES
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 6}, {"top_p": 0.9}, {"greedy": True}], ids=str)
 def test_pieces_are_those_of_float64_in_any_batch(build: Any, settings: dict[str, Any]) -> None:

@@ -104,6 +104,7 @@ CONFIGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_grammar", [False, True])
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_pieces_are_those_of_a_slow_sampler_without_a_cache(config: SamplingConfig, with_grammar: bool) -> None:
@@ -111,6 +112,7 @@ def test_pieces_are_those_of_a_slow_sampler_without_a_cache(config: SamplingConf
     assert run(config, grammar=grammar, batch_size=4) == sample_slowly(config, 6, grammar)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS[:-1], ids=str)
 def test_a_piece_is_the_same_in_any_batch(config: SamplingConfig) -> None:
     config = replace(config, max_tokens=60)
@@ -175,6 +177,7 @@ def test_pieces_are_handed_over_as_they_are_complete() -> None:
         assert piece.seconds > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_piece_ends_where_it_is_said_to_be_full(batch_size: int) -> None:
     asked: dict[int, list[int]] = {}

@@ -82,6 +82,7 @@ def check_uncached(model: Any, piece: list[int], n_prompt: int, limit: int, kept
         assert int(logits_V.argmax()) == piece[n], f"id {n}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_grammar", [False, True])
 @pytest.mark.parametrize(
     ("build", "settings", "limit", "kept"),
@@ -104,6 +105,7 @@ def test_a_long_piece_is_that_of_whole_passes_over_the_same_contexts(
         check_uncached(never_ending(build()), piece, len(prompt), limit, kept, grammar)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_grammar", [False, True])
 def test_a_long_piece_is_the_same_in_any_batch(with_grammar: bool) -> None:
     grammar, prompts = build_grammar() if with_grammar else None, build_prompts(9)
@@ -113,6 +115,7 @@ def test_a_long_piece_is_the_same_in_any_batch(with_grammar: bool) -> None:
         assert write(build_limited(), prompts, grammar=grammar, batch_size=batch_size) == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_kept_back", [1, 9, 30, 69])
 @pytest.mark.parametrize("with_grammar", [False, True])
 def test_a_long_piece_given_back_as_its_own_prompt_ends_as_before(n_kept_back: int, with_grammar: bool) -> None:
@@ -140,6 +143,7 @@ def cache_bytes(cache: Any) -> int:
     return sum(cache_bytes(getattr(cache, name)) for name in slots)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "context_tokens"), [(build_limited, None), (build_decoder, 16), (build_hourglass, 16)]
 )

@@ -35,13 +35,6 @@ def rows_of(version: DatasetVersion, split: str) -> list[dict[str, Any]]:
     return [row for path in version.token_shards(split) for row in pq.read_table(path, partitioning=None).to_pylist()]
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    where = Home.at(tmp_path / "home")
-    where.prepare()
-    return where
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", OWN, ids=lambda config: config.name)
 def test_a_dataset_in_each_encoding(home: Home, tmp_path: Path, encoding: Any) -> None:

@@ -112,6 +112,7 @@ def test_a_chain_of_weak_links_is_parted_and_counted() -> None:
     assert len(np.intersect1d(guarded.component[:150], guarded.component[150:])) == 0
 
 
+@pytest.mark.slow
 def test_a_huge_bucket_costs_linear_work() -> None:
     signature, n_shingles = signatures_of([{1, 2, 3}])
     n = 20_000
@@ -121,6 +122,7 @@ def test_a_huge_bucket_costs_linear_work() -> None:
     assert (groups.n_guarded, groups.n_parted) == (1, 0)
 
 
+@pytest.mark.slow
 def test_twenty_thousand_pieces_take_seconds() -> None:
     random = np.random.default_rng(0)
     signature = random.integers(0, 2**12, (20_000, N_WORDS)).astype(np.uint32)  # every bucket holds some five pieces

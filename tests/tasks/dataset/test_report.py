@@ -203,6 +203,7 @@ def test_nothing_is_fetched_run_or_styled_from_elsewhere(full: Page) -> None:
     assert not re.search(r"url\(|@import", style)
 
 
+@pytest.mark.slow
 def test_no_text_leaves_its_place(full: Page) -> None:
     text = build_page(full_facts(NASTY))
     assert Page(text).skeleton == full.skeleton

@@ -160,6 +160,7 @@ def test_threads_that_ask_at_once_make_one_file(
     assert sorted(path.name for path in folder.iterdir()) == [".lock", flat_path(shards, folder).name]
 
 
+@pytest.mark.slow
 def test_processes_that_ask_at_once_make_one_file(shards: list[Path], folder: Path) -> None:
     code = (
         "import logging, pathlib, sys; from tasks.dataset.token_cache import flat_tokens;"

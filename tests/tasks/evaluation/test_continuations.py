@@ -194,6 +194,7 @@ def test_a_model_that_knows_each_piece_gains_all_that_can_be() -> None:
     assert alone["of_others"].value is None
 
 
+@pytest.mark.slow
 def test_it_can_be_off_and_prompts_can_be_too_long(studio: Studio, loaded: LoadedModel) -> None:
     off, too_long = (replace(SHORT, **change) for change in ({"n_continuations": 0}, {"prompt_tokens": 10**6}))
     result = evaluate_model(loaded, studio.dataset, off)

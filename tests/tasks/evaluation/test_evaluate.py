@@ -61,6 +61,7 @@ def score(setup: Setup, split: str = "validation", **settings: Any) -> dict[str,
     return figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_whole_pieces_in_one_window_score_as_a_plain_loop_says(setup: Setup, split: str) -> None:
     dataset, loaded = setup

@@ -58,6 +58,7 @@ def test_files_of_macos_beside_the_prompts_are_left_out(setup: Setup, tmp_path: 
         read_prompts(loaded, config_of(prompt=str(tmp_path / "in"), n_pieces=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt_tokens", [2, 9, 24, 40])
 def test_the_prompt_comes_back_note_for_note(
     home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch, prompt_tokens: int
@@ -246,6 +247,7 @@ def test_a_wish_that_an_encoding_cannot_say_is_told_by_its_tokenizer_alone() -> 
     check_controls(OoreTokenizer(), GenerateConfig(key="C"))
 
 
+@pytest.mark.slow
 def test_a_piece_that_adds_no_note_to_its_prompt_is_flagged(home: Home, setup: Setup) -> None:
     only_one_id = replace(SHORT, max_tokens=25)
     batch = silent(home, setup, prompt=str(setup.prompts / "b.mid"), prompt_tokens=24, sampling=only_one_id, n_pieces=8)

@@ -47,6 +47,7 @@ def check_dataset(made: Made, facts: dict[str, Any]) -> None:
     assert facts["licences"] == Counter(row["licence"] or "not stated" for row in train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["mid", "json"])
 def test_a_generated_file_leads_to_its_training_files(made: Made, suffix: str) -> None:
     facts = made.ask(made.batch.folder / "pieces" / f"0001.{suffix}")

@@ -50,6 +50,7 @@ def scores(draw: st.DrawFn) -> Score:
     )
 
 
+@pytest.mark.slow
 def test_the_last_window_reaches_the_end() -> None:
     score = make_score([(bar * BAR, 500, 60, 80) for bar in range(10)])
     batch, n_cut = windows_of(score, 4, 4)

@@ -29,6 +29,7 @@ def test_work_is_done_and_what_it_prints_is_no_answer(host: Host) -> None:
     assert host.run(BEHAVE, large) == large
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("payload", "reason", "said"),
     [

@@ -1,8 +1,6 @@
 """A damaged database is named with the way out, by every command, and is not made anew over the old one."""
 
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +11,7 @@ from tasks.errors import DamagedDatabase
 from tasks.storage.databases import check_database
 from tasks.storage.home import Home
 from tasks.tracking.mlflow_tracker import Tracker
-from tests.flows.conftest import clean_environment
+from tests.flows.conftest import orchestrion
 from tests.homes import unpack_home
 
 
@@ -101,10 +99,7 @@ def test_every_command_says_it_in_one_line(packed: Path, tmp_path: Path, command
     path.write_bytes(damaged)
     (path.parent / "artifacts").mkdir(exist_ok=True)
     arguments = [str(midi) if word == "MIDI" else word for word in COMMANDS[command]]
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments, "--home", str(home)],
-        capture_output=True, text=True, timeout=600, check=False, env=clean_environment(home),
-    )  # fmt: skip
+    done = orchestrion(home, *arguments, "--home", str(home))
     assert done.returncode == 1, done.stderr
     said = done.stdout if command == "doctor" else done.stderr
     assert said.count(f"{path} is damaged") == 1

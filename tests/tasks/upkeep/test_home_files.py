@@ -164,6 +164,7 @@ def void(value: object) -> None:
     """Forget a value."""
 
 
+@pytest.mark.slow
 def test_every_one_of_five_hundred_flipped_bits_is_found(whole: Home) -> None:
     places, dice, missed = files_of(whole), random.Random(SEED), list[str]()
     databases = {"the tracker's database", "Prefect's database"}  # SQLite keeps no checksums: see the next test

@@ -115,6 +115,7 @@ STATES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATES)
 @pytest.mark.parametrize("has_seal", [False, True])
 def test_a_hostile_state_is_refused_at_once(old: Home, name: str, has_seal: bool) -> None:
@@ -227,6 +228,7 @@ def test_the_newest_batch_is_a_record_and_not_a_time(old: Home) -> None:
     assert _newest_batch(old, model) == folders[0].name
 
 
+@pytest.mark.slow
 def test_the_newest_model_is_a_record_and_not_a_time(old: Home) -> None:
     import sqlite3
     from contextlib import closing

@@ -76,6 +76,7 @@ SLOW: dict[str, Callable[[socket.socket], None]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", SLOW)
 def test_an_answer_by_the_byte_ends_by_total_time_or_by_speed(what: str, tmp_path: Path) -> None:
     with speaking(SLOW[what]) as address:

@@ -115,6 +115,7 @@ TARS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True], ids=["tar", "tar.gz"])
 def test_tars_with_impossible_sizes_are_read_up_to_there(packed: bool, tmp_path: Path) -> None:
     suffix = "tar.gz" if packed else "tar"
@@ -209,6 +210,7 @@ def test_a_directory_that_cannot_be_read_is_one_row(tmp_path: Path) -> None:
             scan(tmp_path / "cache", tree / name)
 
 
+@pytest.mark.slow
 def test_a_reader_that_runs_out_of_time_or_memory_is_a_row_that_names_the_setting(tmp_path: Path) -> None:
     slow = gzip.compress(FIRST + header(b"x", octal(0), b"5") * 120_000)  # seconds of CPU time
     large = io.BytesIO()

@@ -165,6 +165,7 @@ def s3() -> Iterator[str]:
         os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
+@pytest.mark.slow
 def test_s3_is_spooled_once(s3: str, cache: Path, fetched: list[bytes]) -> None:
     first = scan(cache, f"s3://songs/set{s3}")
     assert contents(first) == {"a.mid": midi(1), "sub/b c.mid": midi(2, 9000)}

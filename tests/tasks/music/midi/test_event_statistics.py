@@ -137,6 +137,7 @@ def by_mido(data: bytes) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_real_files_say_the_same_to_mido() -> None:
     files = sorted(real_data("dev").rglob("*.mid"))
     chosen = files[:: max(1, len(files) // 60)]

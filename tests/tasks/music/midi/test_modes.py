@@ -70,6 +70,7 @@ tracks_of_events = st.lists(
 )
 
 
+@pytest.mark.slow
 @examples(1_000)
 @given(tracks_of_events, st.sampled_from([0, 1, 1, 2]))
 @example([([(0, on(60)), (2, control(123)), (0, on(60)), (1, off(60)), (1, off(60))], 0)], 0)

@@ -57,6 +57,7 @@ for format in audio.AUDIO_MIME:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes():
     def run(threads: str) -> str:
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
@@ -68,6 +69,7 @@ def test_two_processes_write_the_same_bytes():
     assert hashlib.sha256(audio.encode_audio(chords(), RATE, "ogg")).hexdigest() in run("1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", audio.SAMPLE_RATES)
 @pytest.mark.parametrize("is_stereo", [True, False])
 @pytest.mark.parametrize("format", ["mp3", "ogg"])

@@ -219,6 +219,7 @@ def compare(name: str, every: int) -> Counter[str]:
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_real_files_have_the_same_ids(name: str) -> None:
     assert compare(name, every=400)["same"] >= 10
