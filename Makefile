@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 # Tests that share something expensive form a group, which one worker runs; `tests/conftest.py` says which.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 .PHONY: setup demo test check fast lint nightly bench docs lock clean
 
@@ -32,7 +32,7 @@ check: setup
 	$(MAKE) --no-print-directory -j 2 fast lint
 
 fast: setup
-	$(PYTEST) -m 'not slow and not nightly'
+	$(PYTEST) -n 2 -m 'not slow and not nightly'
 
 # The same tests with all examples of hypothesis, and the long tail: all real files, million-file and chaos runs.
 nightly: setup

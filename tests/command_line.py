@@ -1,7 +1,7 @@
 """The command line in processes that have imported everything already.
 
 A fresh interpreter spends five seconds of CPU and more on imports, a hundred times in the suite. Here one process
-imports all modules but Prefect's, which read their settings when they are imported, and forks a child for each command.
+imports all modules and forks a child for each command; there Prefect reads its settings anew.
 The child has an environment, files, exit code and end of its own, so no command can change the test's process.
 
 `python -m tests.command_line` is the process that forks. It answers each line of JSON with one.
@@ -12,6 +12,7 @@ import contextlib
 import gc
 import importlib
 import json
+import logging
 import os
 import pkgutil
 import random
@@ -116,34 +117,36 @@ def _server() -> _Server:
     return _Server()
 
 
-class _NoPrefect:
-    """An import hook that keeps Prefect out."""
+class _FreshPrefect:
+    """An import hook: Prefect reads its settings and sets up its log when a command imports it."""
 
     @staticmethod
     def find_spec(name: str, *_: object) -> None:
-        if name.partition(".")[0] == "prefect":
-            raise ImportError(name)
+        if name == "prefect.main":
+            from prefect.context import refresh_global_settings_context
+            from prefect.logging.configuration import PROCESS_LOGGING_CONFIG
+
+            refresh_global_settings_context()
+            PROCESS_LOGGING_CONFIG.clear()
 
 
 def _import_all() -> None:
     from flows.services import environment
 
     environment.set_defaults()  # some are read when a library is imported
-    sys.meta_path.insert(0, _NoPrefect)  # type: ignore[arg-type]
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as in `shared_ray`
     for package in map(importlib.import_module, ("models", "tasks", "flows")):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith(".__main__"):
-                _try(module.name)
+                with contextlib.suppress(ImportError):  # of an extra that is not installed
+                    importlib.import_module(module.name)
     for name in HEAVY:
-        _try(name)
-    sys.meta_path.remove(_NoPrefect)  # type: ignore[arg-type]
+        importlib.import_module(name)
+    del sys.modules["prefect.main"]
+    logging.root.handlers.clear()  # Prefect's; it will set them again
+    sys.meta_path.insert(0, _FreshPrefect)  # type: ignore[arg-type]
     gc.collect()
     gc.freeze()
-
-
-def _try(name: str) -> None:
-    with contextlib.suppress(ImportError):  # it imports Prefect, or an extra that is not installed
-        importlib.import_module(name)
 
 
 def _serve() -> None:

@@ -1,8 +1,9 @@
-"""What all tests share: real MIDI where it is, one Ray, one Prefect server, small homes."""
+"""What all tests share: real MIDI where it is, one Ray, an unchanged environment, small homes."""
 
+import contextlib
 import os
-import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from flows.services import environment
+from tasks.runtime import ray_node
 from tasks.storage.home import Home
 
 # Before torch is imported: its threads wait for each other in a busy loop, ten times the work of models this small.
@@ -36,7 +38,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 GROUPS = {"tests/flows/test_pipeline.py": "pipeline", "tests/flows/services/test_servers.py": "pipeline"}
 # The longest begin first, so that no worker is left alone with one of them at the end.
 LONGEST = ("test_rebuild_faults.py", "pipeline", "test_deployments.py", "test_sweep.py", "test_train.py")
-MARKED_BY = {"ray": "ray", "prefect": "servers"}  # fixture -> mark
 
 
 def group_of(nodeid: str) -> str:
@@ -57,11 +58,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests by group, and mark those whose fixtures say what they start."""
+    """Order the tests by group, and mark those that use Ray."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
-        for fixture in MARKED_BY.keys() & set(getattr(item, "fixturenames", ())):
-            item.add_marker(MARKED_BY[fixture])
+        if "ray" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
         groups.setdefault(group_of(item.nodeid), []).append(item)
 
     def rank(group: str) -> tuple[int, int]:
@@ -80,6 +81,38 @@ def real_data(part: str) -> Path:
     return root / part
 
 
+# Session fixtures tell clients of their servers by variables, which stay for the session.
+OF_SESSION = ("PREFECT_", "MLFLOW_", "RAY_")
+# Pytest names the test; Ray sets the others when it is imported.
+OF_LIBRARIES = ("PYTEST_CURRENT_TEST", "RAY_CLIENT_MODE", "PYTHONBREAKPOINT")
+
+
+@contextlib.contextmanager
+def same_environment(allowed: tuple[str, ...]) -> Iterator[None]:
+    """Put the environment back, and fail where another variable than those with an allowed prefix was changed."""
+    before = dict(os.environ)
+    yield
+    after = {name: os.environ.get(name) for name in {**before, **os.environ} if not name.startswith(allowed)}
+    changed = sorted(name for name, value in after.items() if before.get(name) != value)
+    for name in changed:
+        os.environ.pop(name, None) if name not in before else os.environ.__setitem__(name, before[name])
+    assert not changed, f"the environment is left changed: {', '.join(changed)}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def environment_of_module() -> Iterator[None]:
+    """Fail a module whose fixtures leave the environment changed."""
+    with same_environment((*OF_LIBRARIES, *OF_SESSION)):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def environment_of_test(environment_of_module: None) -> Iterator[None]:
+    """Fail a test that leaves the environment changed: another test would depend on it."""
+    with same_environment(OF_LIBRARIES):
+        yield
+
+
 @pytest.fixture(scope="session")
 def quiet_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prefect, Ray and MLflow as the command line sets them up, with Prefect's files in a temporary folder."""
@@ -88,29 +121,20 @@ def quiet_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def ray(quiet_environment: Path) -> Iterator[None]:
-    """A Ray of two cores for the whole session."""
-    from tasks.runtime import cluster
-
-    cluster.connect()
-    yield
-    cluster.disconnect()
+@cache
+def shared_ray() -> dict[str, str]:
+    """Start a Ray of two cores that lives as long as this process; return the variables of its clients."""
+    # Ray takes an address of loopback for this machine's outer one unless it is told to stay on loopback.
+    return {"RAY_ADDRESS": ray_node.Node(2).wait(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-@pytest.fixture(scope="session")
-def prefect(quiet_environment: Path) -> Iterator[None]:
-    """A Prefect server of its own for the whole session, without the heartbeat that costs a second a flow."""
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-    from prefect.testing.utilities import prefect_test_harness
+@pytest.fixture
+def ray(quiet_environment: Path) -> None:
+    """This process as a client of its Ray; training that is given up leaves it."""
+    import ray
 
-    before = signal.getsignal(signal.SIGTERM)
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
-        yield
-    signal.signal(signal.SIGTERM, before)
+    if not ray.is_initialized():
+        ray_node.join(shared_ray()["RAY_ADDRESS"], is_own=True)
 
 
 @pytest.fixture

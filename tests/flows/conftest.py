@@ -16,6 +16,7 @@ import pytest
 from flows.services import access, servers
 from tasks.storage.home import Home
 from tests import command_line
+from tests.conftest import shared_ray
 from tests.samples import small_corpus
 
 SMALL = [
@@ -42,8 +43,8 @@ def orchestrion(home: Path, *arguments: str, timeout: float = 1800) -> subproces
 
 
 def run_flow(home: Path, *arguments: str, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
-    """Run a command that runs a flow, as `orchestrion` does, with one Prefect server for all such commands."""
-    return command_line.run(arguments, clean_environment(home) | shared_prefect(), timeout)
+    """Run a command that runs a flow, as `orchestrion` does, with one Prefect server and one Ray for all of them."""
+    return command_line.run(arguments, clean_environment(home) | shared_servers(), timeout)
 
 
 def fresh_orchestrion(home: Path, *arguments: str, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
@@ -56,19 +57,29 @@ def fresh_orchestrion(home: Path, *arguments: str, timeout: float = 1800) -> sub
 
 def start_flow(home: Path, *arguments: str, err: Path) -> command_line.Process:
     """Begin a command that runs a flow and leads a session of its own; what it says on stderr goes into a file."""
-    return command_line.Process(arguments, clean_environment(home) | shared_prefect(), Path(os.devnull), err)
+    return command_line.Process(arguments, clean_environment(home) | shared_servers(), Path(os.devnull), err)
+
+
+def shared_servers() -> dict[str, str]:
+    """Return the variables of clients of the Prefect server and the Ray of this process."""
+    return shared_prefect() | shared_ray()
+
+
+def shared_prefect() -> dict[str, str]:
+    """Return the variables of clients of the Prefect server of this process."""
+    return prefect_server()[1]
 
 
 @cache
-def shared_prefect() -> dict[str, str]:
-    """Start a Prefect server that lives as long as this process; return the variables of its clients."""
+def prefect_server() -> tuple[Home, dict[str, str]]:
+    """Start a Prefect server that lives as long as this process; return its home and the variables of its clients."""
     folder = tempfile.TemporaryDirectory(prefix="prefect")
     home = Home.at(Path(folder.name))
     home.prepare()
     service = servers.start_prefect(home, 0, has_page=False)
     atexit.register(folder.cleanup)
     atexit.register(servers.stop, service)  # before the other: the last one registered runs first
-    return access.client_variables(home, f"{service.address}/api")
+    return home, access.client_variables(home, f"{service.address}/api")
 
 
 def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -77,26 +88,19 @@ def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def pipeline_command(home: Path, source: Path) -> list[str]:
+    """Return the arguments of the pipeline that `finished` has run."""
+    command = ["pipeline", "--home", str(home), "--source", str(source), "--name", "small"]
+    return [*command, "--preset", "music_transformer_tiny", "--json", *SETTINGS]
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
     """A home after `orchestrion pipeline` on a small corpus with flaws: (home, source, the printed object)."""
     folder = tmp_path_factory.mktemp("pipeline")
     source = small_corpus(folder / "midi", 10, with_flaws=True)
     home = folder / "home"
-    done = fresh_orchestrion(
-        home,
-        "pipeline",
-        "--home",
-        str(home),
-        "--source",
-        str(source),
-        "--name",
-        "small",
-        "--preset",
-        "music_transformer_tiny",
-        "--json",
-        *SETTINGS,
-    )
+    done = fresh_orchestrion(home, *pipeline_command(home, source))
     return home, source, last_json(done)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tasks.storage.home import Home
+from tests.conftest import shared_ray
 from tests.flows.conftest import authorized, clean_environment, last_json, orchestrion
 from tests.samples import small_corpus
 
@@ -56,7 +57,7 @@ class Deployed:
             if found:
                 return found
             assert self.process.poll() is None, f"deploy ended before {what}: {self.said.read_text()[-2000:]}"
-            time.sleep(0.5)
+            time.sleep(0.2)
         pytest.fail(f"no {what} within {seconds:.0f} s: {self.said.read_text()[-2000:]}")
 
     def deployment(self, name: str) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         sys.executable, "-m", "flows.cli", "deploy", "--home", str(home.root), "--source", str(source),
         "--name", "small", "--cron", "* * * * *", *overrides,
     ]  # fmt: skip
-    environment = clean_environment(home.root) | {"PREFECT_RUNNER_POLL_FREQUENCY": "2"}
+    environment = clean_environment(home.root) | shared_ray() | {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}
     with said.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stderr=subprocess.STDOUT, stdout=output)
     server = Deployed(home, "", process, said)

@@ -5,23 +5,17 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tasks.storage.home import Home
-from tests.flows.conftest import clean_environment
+from tests.flows.marked import HANG_SECONDS, Marked
 from tests.samples import small_corpus, small_dataset
 
-HANG_SECONDS = 300
 IN_TIME = 30.0  # promised; the command ends itself after 25 s
-MARK = "ORCHESTRION_TEST_MARK"
 TRAIN = [
     "train", "--set", "train.n_steps=100000", "--set", "train.checkpoint_interval=50000",
     "--set", "train.log_interval=1",
@@ -31,35 +25,11 @@ TRAIN = [
 ]  # fmt: skip
 
 
-class Command:
-    """A command in a process group of its own, which all of its processes can be found by."""
+class Command(Marked):
+    """A command with one core, a Ray and a Prefect server of its own."""
 
-    def __init__(self, home: Path, said: Path, *arguments: str, **variables: str) -> None:
-        self.home, self.said, self.mark = home, said, f"{MARK}={uuid.uuid4()}"
-        environment = clean_environment(home) | {MARK: self.mark.partition("=")[2], "ORCHESTRION_CPUS": "1"} | variables
-        with said.open("wb") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", *arguments, "--home", str(home)],
-                env=environment, stdout=out, stderr=out, process_group=0,
-            )  # fmt: skip
-
-    def processes(self) -> list[tuple[int, str]]:
-        """Return id and command line of all its processes, zombies apart."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if self.mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append((int(folder.name), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()))
-            except OSError:
-                continue
-        return found
-
-    def wait_until(self, condition: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + HANG_SECONDS
-        while not condition():
-            assert self.process.poll() is None, self.said.read_text()[-3000:]
-            assert time.monotonic() < deadline, self.said.read_text()[-3000:]
-            time.sleep(0.02)
+    def __init__(self, home: Path, folder: Path, *arguments: str) -> None:
+        super().__init__(home, folder, list(arguments), {"ORCHESTRION_CPUS": "1"})
 
     def wait_for_process(self, part: str) -> None:
         self.wait_until(lambda: any(part in line for _, line in self.processes()))
@@ -72,10 +42,9 @@ class Command:
 
     def see_good_end(self, seconds: float) -> None:
         """See that it said so in one line, in time, left nothing running, and closed its runs in MLflow."""
-        text = self.said.read_text()
-        assert self.process.returncode == 130, text[-3000:]
-        assert len([line for line in text.splitlines() if line.startswith("orchestrion:")]) == 1, text
-        assert "Traceback" not in text
+        assert self.process.returncode == 130, self.errors[-3000:]
+        assert len(self.complaints) == 1, self.errors
+        assert "Traceback" not in self.errors
         assert seconds < IN_TIME
         hung = self.home / "logs" / "hung.txt"
         assert not hung.exists(), hung.read_text()  # it was not ended by force
@@ -113,8 +82,8 @@ Begin = Callable[..., Command]
 def begin(prepared: tuple[Path, Path], tmp_path: Path) -> Iterator[Begin]:
     commands: list[Command] = []
 
-    def start(*arguments: str, **variables: str) -> Command:
-        commands.append(Command(prepared[0], tmp_path / f"said-{len(commands)}", *arguments, **variables))
+    def start(*arguments: str) -> Command:
+        commands.append(Command(prepared[0], tmp_path, *arguments))
         return commands[-1]
 
     yield start
@@ -159,7 +128,13 @@ def test_a_signal_to_all_processes_of_the_service_saves(begin: Begin, prepared: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("moment", "number"), [("gcs_server", signal.SIGTERM), ("ray::RayTrainWorker", signal.SIGHUP)])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("gcs_server", signal.SIGTERM),
+        pytest.param("ray::RayTrainWorker", signal.SIGHUP, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_signal_to_the_group_before_the_first_step_waits_for_nothing(
     begin: Begin, prepared: tuple[Path, Path], moment: str, number: int
 ) -> None:

@@ -3,8 +3,6 @@
 import hashlib
 import io
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +14,7 @@ from typing import Any
 
 import mido
 import numpy as np
+import psutil
 import pytest
 import symusic
 
@@ -217,11 +216,11 @@ def test_a_worker_that_is_killed_costs_only_time(home: Home, setup: Setup, ray: 
 
     def kill_one() -> None:
         while not killed and not done.is_set():
-            for comm in Path("/proc").glob("[0-9]*/comm"):
-                if not killed and is_writer(comm):
-                    os.kill(int(comm.parent.name), signal.SIGKILL)
-                    killed.append(int(comm.parent.name))
-            time.sleep(0.005)
+            for process in psutil.Process().children(recursive=True):
+                if not killed and is_writer(process):
+                    process.kill()
+                    killed.append(process.pid)
+            time.sleep(0.01)
 
     long = config_of(n_workers=2, batch_size=2, n_pieces=12, audio="none", sampling=SamplingConfig(max_tokens=400))
     killer = threading.Thread(target=kill_one)
@@ -237,10 +236,10 @@ def test_a_worker_that_is_killed_costs_only_time(home: Home, setup: Setup, ray: 
     assert files_of(batch.folder) == files_of(alone.folder)
 
 
-def is_writer(comm: Path) -> bool:
+def is_writer(process: psutil.Process) -> bool:
     try:
-        return comm.read_text().startswith("ray::write_cand")
-    except OSError:  # it has just ended
+        return process.name().startswith("ray::write_cand")
+    except psutil.Error:  # it has just ended
         return False
 
 

@@ -15,22 +15,15 @@ from tasks.config.training import TrainConfig
 from tasks.dataset.versions import DatasetVersion
 from tasks.errors import ConfigError
 from tasks.runtime import cluster
-from tasks.storage.home import Home
 from tasks.sweep.trials import Event, run_trials, share_cores
 from tasks.training.job import TrainJob, make_job
 from tasks.training.metrics_log import read_points
 from tasks.training.trainer import read_progress
 from tasks.training.worker import run_steps
-from tests.samples import short_training, small_corpus, small_dataset
+from tests.samples import short_training
 from tests.tasks.training.test_train import assert_same_run
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
-    folder = tmp_path_factory.mktemp("trials")
-    return small_dataset(Home.at(folder / "home"), small_corpus(folder / "midi"))
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray")]
 
 
 def with_peak(max_lr: float, **settings: Any) -> TrainConfig:

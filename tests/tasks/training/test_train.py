@@ -36,14 +36,8 @@ from tasks.training.metrics_log import MetricsTail, read_points
 from tasks.training.token_dataset import TokenDataset
 from tasks.training.trainer import read_progress
 from tasks.training.worker import run_steps
-from tests.conftest import REPOSITORY
-from tests.samples import SMALL_MODEL, short_training, small_corpus, small_dataset
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
-    folder = tmp_path_factory.mktemp("train")
-    return small_dataset(Home.at(folder / "home"), small_corpus(folder / "midi"))
+from tests.conftest import REPOSITORY, shared_ray
+from tests.samples import SMALL_MODEL, short_training
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +98,7 @@ def assert_same_run(run_dir: Path, other: Path) -> None:
     assert bytes_of(run_dir) == bytes_of(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [(1,), (3,), (4,), (5,), (6,), (11,), (1, 1, 5), (5, 6)])
 def test_a_run_stopped_and_taken_up_again_ends_with_the_same_bits(
     dataset: DatasetVersion, undisturbed: Path, tmp_path: Path, stops: tuple[int, ...]
@@ -677,7 +672,7 @@ def test_a_process_that_trains_saves_and_stops_at_signals(
     with (tmp_path / "stderr").open("w") as stderr:
         child = subprocess.Popen(
             [sys.executable, "-c", CHILD, str(home), str(tmp_path)],
-            cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=stderr,
+            cwd=REPOSITORY, env=os.environ | shared_ray(), text=True, stdout=subprocess.PIPE, stderr=stderr,
         )  # fmt: skip
     try:
         assert child.stdout is not None
