@@ -37,7 +37,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # One worker runs all tests of a file, so that they share its fixtures. These files share some too.
 GROUPS = {"tests/flows/test_pipeline.py": "pipeline", "tests/flows/services/test_servers.py": "pipeline"}
 # The longest begin first, so that no worker is left alone with one of them at the end.
-LONGEST = ("test_rebuild_faults.py", "pipeline", "test_deployments.py", "test_sweep.py", "test_train.py")
+LONGEST = (
+    "pipeline", "test_rebuild_faults.py", "test_deployments.py", "test_signals.py", "test_sweep.py", "test_train.py",
+    "test_trials.py", "test_old_home.py", "test_ray_node.py", "test_databases.py", "test_attacks.py",
+)  # fmt: skip
 
 
 def group_of(nodeid: str) -> str:

@@ -34,7 +34,7 @@ from bench.sample_corpus.writer import README, build_archive, flawed_files, piec
 from tasks.errors import ConfigError
 from tasks.ingest.sources.sample_corpus import sample_files
 
-pytestmark = pytest.mark.slow  # seconds a test; see `make check`
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]  # the program has made its files; they are shipped
 
 N_PIECES = 200
 KEYS = [Key(tonic, is_minor) for tonic in range(12) for is_minor in (False, True)]
