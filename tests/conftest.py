@@ -86,8 +86,8 @@ def real_data(part: str) -> Path:
 
 # Session fixtures tell clients of their servers by variables, which stay for the session.
 OF_SESSION = ("PREFECT_", "MLFLOW_", "RAY_")
-# Pytest names the test; Ray sets the others when it is imported.
-OF_LIBRARIES = ("PYTEST_CURRENT_TEST", "RAY_CLIENT_MODE", "PYTHONBREAKPOINT")
+# Pytest names the test; Ray and Polars set the others when they are imported.
+OF_LIBRARIES = ("PYTEST_CURRENT_TEST", "RAY_CLIENT_MODE", "PYTHONBREAKPOINT", "_RJEM_MALLOC_CONF")
 
 
 @contextlib.contextmanager
