@@ -8,21 +8,15 @@ import typer
 
 from flows.cli.app import app
 from flows.cli.options import (
-    DEFAULT_HOME,
-    ConfigFileOption,
     FreshOption,
-    HomeOption,
-    JsonOption,
     ModelOption,
     ModelPresetOption,
-    QuietOption,
-    SetOption,
-    VerboseOption,
-    prepare,
+    RunOptions,
+    grouped,
     print_result,
 )
 from flows.cli.registry import check_controls, find_model
-from flows.cli.run_flow import build_config, complain, early_config, run_flow
+from flows.cli.run_flow import build_config, complain, run_flow
 from flows.services import environment
 from tasks.errors import ConfigError, HomeError, Interrupted, OrchestrionError
 from tasks.storage.files import json_text
@@ -32,7 +26,9 @@ BATCH_FACTS = ("batch", "model_version", "n_pieces", "flags", "batch_dir", "gall
 
 
 @app.command(epilog="Example: orchestrion generate --model mine-music_transformer@champion -n 16 --prompt theme.mid")
+@grouped
 def generate(
+    run: RunOptions,
     model: ModelOption = "",
     n_pieces: Annotated[int | None, typer.Option("-n", "--n-pieces", help="Pieces to compose.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same bytes.")] = None,
@@ -52,13 +48,7 @@ def generate(
         Path | None, typer.Option("--request", help="A TOML or JSON file that describes several batches.")
     ] = None,
     preset: ModelPresetOption = "",
-    overrides: SetOption = None,
-    config_file: ConfigFileOption = None,
     fresh: FreshOption = False,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Compose a batch of pieces with a page to review them; Ctrl-C keeps what is written, the same command goes on."""
     environment.set_defaults(environment.SAMPLING)
@@ -67,20 +57,19 @@ def generate(
         "best_of": best_of, "reject_copies": reject_copies or None,
     }  # fmt: skip
     settings = [f"generate.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
-    settings += overrides or []
     if request is not None:
-        if settings or model or preset or config_file:
+        if settings or run.overrides or model or preset or run.config_file:
             raise ConfigError(f"--request {request.name} says all; leave out --model, --preset and all settings")
-        _generate_all(request, prepare(home, verbose, quiet), fresh, as_json)
+        _generate_all(request, run.prepare(), fresh, run.as_json)
         return
-    config = early_config("generate", preset, settings, config_file)
+    config = run.early_config("generate", preset, settings)
     _check_prompt(prompt)
-    where = prepare(home, verbose, quiet)
+    where = run.prepare()
     found = find_model(where, model)
-    config = config or build_config(found.preset, settings, config_file)
+    config = config or run.config(found.preset, settings)
     _check_prompt(config.generate.prompt)
     check_controls(where, found, config.generate)
-    print_result(run_flow(where, "generate", config.generate, model, fresh=fresh), as_json, BATCH_FACTS)
+    print_result(run_flow(where, "generate", config.generate, model, fresh=fresh), run.as_json, BATCH_FACTS)
 
 
 def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> None:

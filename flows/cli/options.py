@@ -1,11 +1,16 @@
-"""What the commands share: options, the home, and printing of results and lists."""
+"""Options that commands share, in groups, and printing of results and lists."""
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import inspect
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from flows.cli.run_flow import build_config, early_config
 from flows.services import environment
 from tasks.storage.files import json_text
 from tasks.storage.home import Home
@@ -22,78 +27,126 @@ HomeOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="End with one JSON object on stdout; all else goes to stderr.")
 ]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as train.n_steps=500. Repeatable."),
-]
-ConfigFileOption = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="A TOML file of settings, in tables as --set names them."),
-]
-VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more, tracebacks included.")]
-QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say only what goes wrong.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Print more, tracebacks included.")]
 PresetOption = Annotated[str, typer.Option("--preset", help="A whole-run config by name; see `orchestrion presets`.")]
-DemoPresetOption = Annotated[
-    str, typer.Option("--preset", help=f"A whole-run config by name; by default {DEMO[0]} with --encoding {DEMO[1]}.")
-]
 ModelPresetOption = Annotated[str, typer.Option("--preset", help="Where settings come from; by default the model's.")]
-SourceOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--source",
-        metavar="SOURCE",
-        help="Folder, MIDI file, list of files, archive, address (https, s3, gs, ...) or name in the catalog;"
-        " repeatable; without it, the built-in sample corpus.",
-    ),
-]
-LicenceOption = Annotated[
-    list[str] | None,
-    typer.Option("--licence", help="Accept only files whose source states this licence. Repeatable."),
-]
-NameOption = Annotated[str, typer.Option("--name", help="Name of the dataset; by default that of the first source.")]
-EncodingOption = Annotated[
-    str,
-    typer.Option("--encoding", help="Encoding by name; the preset's, unless given. dataset.encoding has its settings."),
-]
-AugmentOption = Annotated[
-    str,
-    typer.Option(
-        "--augment",
-        help="Published augmentation of the training split: none, oore, maestro or hourglass; else the preset's."
-        " dataset.augment has its settings.",
-    ),
-]
 DatasetOption = Annotated[str, typer.Option("--dataset", help="name or name@version; by default the newest.")]
 ModelOption = Annotated[str, typer.Option("--model", help="name, name@3 or name@champion; by default the newest.")]
-GridOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--grid",
-        metavar="KEY=A,B",
-        help="A setting and its values; all combinations are trained. Values that hold commas: KEY=[1,2];[3,4]."
-        " Repeatable.",
-    ),
-]
-SearchOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--search",
-        metavar="KEY=DRAW",
-        help="A setting that is drawn: uniform(a,b), loguniform(a,b), randint(a,b) with both ends, or choice(a;b)."
-        " Repeatable.",
-    ),
-]
-SamplesOption = Annotated[
-    int, typer.Option("--samples", help="Draws for --search; each is combined with every point of the grid.")
-]
-DrawSeedOption = Annotated[int, typer.Option("--seed", help="Of the draws; the same seed gives the same points.")]
-EarlyStoppingOption = Annotated[
-    bool, typer.Option("--early-stopping", help="Stop points that fall behind the others in validation loss (ASHA).")
-]
-ConcurrentOption = Annotated[
-    int, typer.Option("--concurrent", help="Points trained at the same time; they share the cores.")
-]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Do it anew even if the same is finished already.")]
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command whose parameters of a dataclass are options of their own, a field each; `run` goes last."""
+    parameters = dict(inspect.signature(command).parameters)
+    parameters["run"] = parameters.pop("run")
+    groups: dict[str, Any] = {
+        name: one.annotation for name, one in parameters.items() if dataclasses.is_dataclass(one.annotation)
+    }
+    options: list[inspect.Parameter] = []
+    for name, one in parameters.items():
+        if name in groups:
+            found = [(field.name, field.default, field.type) for field in dataclasses.fields(groups[name])]
+        else:
+            found = [(name, one.default, one.annotation)]
+        options += [inspect.Parameter(n, one.KEYWORD_ONLY, default=d, annotation=kind) for n, d, kind in found]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{field.name: given.pop(field.name) for field in dataclasses.fields(kind)})
+        command(**given)
+
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in options}
+    return run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ConfigOptions:
+    """Options of every command that builds a config."""
+
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as train.n_steps=500. Repeatable."),
+    ] = None
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="A TOML file of settings, in tables as --set names them."),
+    ] = None
+    home: HomeOption = DEFAULT_HOME
+    verbose: VerboseOption = False
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only what goes wrong.")] = False
+
+    def config(self, preset: str, given: Sequence[str] = ()) -> Any:
+        """Return a preset with the settings of the file, of `given` and of --set, in this order."""
+        return build_config(preset, [*given, *(self.overrides or ())], self.config_file)
+
+    def early_config(self, section: str, preset: str, given: Sequence[str] = ()) -> Any:
+        """Return the same, or None where the model says the preset; see `run_flow.early_config`."""
+        return early_config(section, preset, [*given, *(self.overrides or ())], self.config_file)
+
+    def prepare(self) -> Home:
+        """Return the home, made ready, with the environment set before anything heavy is imported."""
+        return prepare(self.home, self.verbose, self.quiet)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions(ConfigOptions):
+    """Options of every command that runs a flow."""
+
+    as_json: JsonOption = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SourceOptions:
+    """Options of every command that makes a dataset version."""
+
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            metavar="SOURCE",
+            help="Folder, MIDI file, list of files, archive, address (https, s3, gs, ...) or name in the catalog;"
+            " repeatable; without it, the built-in sample corpus.",
+        ),
+    ] = None
+    name: Annotated[str, typer.Option("--name", help="Name of the dataset; by default that of the first source.")] = ""
+    licence: Annotated[
+        list[str] | None,
+        typer.Option("--licence", help="Accept only files whose source states this licence. Repeatable."),
+    ] = None
+    encoding: Annotated[
+        str, typer.Option("--encoding", help="Encoding by name; by default the preset's. See dataset.encoding.")
+    ] = ""
+    augment: Annotated[
+        str,
+        typer.Option(
+            "--augment",
+            help="Published augmentation of the training split: none, oore, maestro or hourglass; by default the"
+            " preset's. See dataset.augment.",
+        ),
+    ] = ""
+
+    def settings(self) -> list[str]:
+        """Return the settings, as `a.b=value`, that the options represent."""
+        from tasks.ingest.sources.spec import absolute_source
+
+        values: dict[str, Any] = {"encoding.name": self.encoding, "name": self.name, "licences": self.licence}
+        if self.augment:
+            from tasks.config.augmentations import augmentation
+            from tasks.config.serialization import to_json
+
+            values["augment"] = to_json(augmentation(self.augment))
+        values["sources"] = [absolute_source(source) for source in self.source or ()]
+        return [f"dataset.{key}={json.dumps(value)}" for key, value in values.items() if value]
+
+
+def check_sources(sources: Sequence[str]) -> None:
+    """Raise as `check_source` does for the first source that cannot be one; nothing is opened."""
+    from tasks.ingest.sources.spec import check_source
+
+    for source in sources:
+        check_source(source)
 
 
 def prepare(home: str, verbose: bool = False, quiet: bool = False) -> Home:

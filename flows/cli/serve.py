@@ -9,18 +9,15 @@ from flows.cli.app import app
 from flows.cli.options import (
     DEFAULT_HOME,
     DEFAULT_PRESET,
-    ConfigFileOption,
+    ConfigOptions,
     HomeOption,
-    LicenceOption,
-    NameOption,
     PresetOption,
-    SetOption,
-    SourceOption,
+    SourceOptions,
     VerboseOption,
+    check_sources,
+    grouped,
     prepare,
 )
-from flows.cli.rebuild import check_sources, dataset_overrides
-from flows.cli.run_flow import build_config
 from flows.services import environment
 
 
@@ -43,25 +40,21 @@ def ui(
 
 
 @app.command(epilog='Example: orchestrion deploy --source ~/midi --cron "0 3 * * *"')
+@grouped
 def deploy(
-    source: SourceOption = None,
-    name: NameOption = "",
-    licence: LicenceOption = None,
+    sources: SourceOptions,
+    run: ConfigOptions,
     preset: PresetOption = DEFAULT_PRESET,
-    overrides: SetOption = None,
-    config_file: ConfigFileOption = None,
     cron: Annotated[str, typer.Option("--cron", help="When to rebuild the dataset.")] = "0 3 * * *",
-    home: HomeOption = DEFAULT_HOME,
-    verbose: VerboseOption = False,
 ) -> None:
     """Register all flows with Prefect, the rebuild on a schedule, and run what is triggered; Ctrl-C stops."""
-    config = build_config(preset, dataset_overrides(source, name, licence) + (overrides or []), config_file)
+    config = run.config(preset, sources.settings())
     check_sources(config.dataset.sources)
     if config.dataset.source_limits.refuse_private_addresses:
         from tasks.config.source_limits import REFUSE_PRIVATE
 
         os.environ[REFUSE_PRIVATE] = "1"  # for all runs, whatever the parameters that trigger them say
-    where = prepare(home, verbose)
+    where = run.prepare()
     from flows.deployments import serve_flows
 
     serve_flows(where, config, cron)

@@ -1,34 +1,55 @@
 """`orchestrion sweep`."""
 
+from typing import Annotated
+
 import typer
 
 from flows.cli.app import app
 from flows.cli.options import (
-    DEFAULT_HOME,
     DEFAULT_PRESET,
-    ConcurrentOption,
-    ConfigFileOption,
     DatasetOption,
-    DrawSeedOption,
-    EarlyStoppingOption,
-    GridOption,
-    HomeOption,
-    JsonOption,
     PresetOption,
-    QuietOption,
-    SamplesOption,
-    SearchOption,
-    SetOption,
-    VerboseOption,
-    prepare,
+    RunOptions,
+    grouped,
     print_result,
 )
-from flows.cli.run_flow import build_config, note_old_name, run_flow
+from flows.cli.run_flow import note_old_name, run_flow
 from flows.cli.train import check_dataset
+
+GridOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--grid",
+        metavar="KEY=A,B",
+        help="A setting and its values; all combinations are trained. Values that hold commas: KEY=[1,2];[3,4]."
+        " Repeatable.",
+    ),
+]
+SearchOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--search",
+        metavar="KEY=DRAW",
+        help="A setting that is drawn: uniform(a,b), loguniform(a,b), randint(a,b) with both ends, or choice(a;b)."
+        " Repeatable.",
+    ),
+]
+SamplesOption = Annotated[
+    int, typer.Option("--samples", help="Draws for --search; each is combined with every point of the grid.")
+]
+DrawSeedOption = Annotated[int, typer.Option("--seed", help="Of the draws; the same seed gives the same points.")]
+EarlyStoppingOption = Annotated[
+    bool, typer.Option("--early-stopping", help="Stop points that fall behind the others in validation loss (ASHA).")
+]
+ConcurrentOption = Annotated[
+    int, typer.Option("--concurrent", help="Points trained at the same time; they share the cores.")
+]
 
 
 @app.command(epilog="Example: orchestrion sweep --grid train.model.n_layers=2,3 --grid train.model.n_heads=4,8")
+@grouped
 def sweep(
+    run: RunOptions,
     grid: GridOption = None,
     search: SearchOption = None,
     samples: SamplesOption = 0,
@@ -37,12 +58,6 @@ def sweep(
     concurrent: ConcurrentOption = 1,
     dataset: DatasetOption = "",
     preset: PresetOption = DEFAULT_PRESET,
-    overrides: SetOption = None,
-    config_file: ConfigFileOption = None,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Train and score every point of a grid or of a random search, and rank them in one table.
 
@@ -50,7 +65,7 @@ def sweep(
     """
     from tasks.sweep.space import SweepConfig, plan_points
 
-    config = build_config(preset, overrides or [], config_file)
+    config = run.config(preset)
     for axis in [*(grid or ()), *(search or ())]:
         note_old_name(axis)
     plan = SweepConfig(
@@ -58,12 +73,12 @@ def sweep(
         early_stopping=early_stopping, concurrent=concurrent,
     )  # fmt: skip
     plan_points(config, plan)  # validated before anything starts
-    where = prepare(home, verbose, quiet)
+    where = run.prepare()
     check_dataset(where, dataset)
     result = run_flow(where, "sweep", config, plan, dataset)
-    if not as_json:
+    if not run.as_json:
         from tasks.sweep.summary import sweep_table
 
         typer.echo(sweep_table(result["runs"]))
     facts = ("sweep", "n_points", "n_finished", "n_stopped", "n_failed", "model_version", "metrics", "table", "plot")
-    print_result(result, as_json, (*facts, "run_id", "reused", "seconds"))
+    print_result(result, run.as_json, (*facts, "run_id", "reused", "seconds"))

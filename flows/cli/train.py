@@ -2,43 +2,30 @@
 
 from flows.cli.app import app
 from flows.cli.options import (
-    DEFAULT_HOME,
     DEFAULT_PRESET,
-    ConfigFileOption,
     DatasetOption,
     FreshOption,
-    HomeOption,
-    JsonOption,
     PresetOption,
-    QuietOption,
-    SetOption,
-    VerboseOption,
-    prepare,
+    RunOptions,
+    grouped,
     print_result,
 )
-from flows.cli.run_flow import build_config, run_flow
+from flows.cli.run_flow import run_flow
 from tasks.storage.home import Home
 
 
 @app.command(epilog="Example: orchestrion train --dataset mine --preset music_transformer --set train.n_steps=5000")
+@grouped
 def train(
-    dataset: DatasetOption = "",
-    preset: PresetOption = DEFAULT_PRESET,
-    overrides: SetOption = None,
-    config_file: ConfigFileOption = None,
-    fresh: FreshOption = False,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
+    run: RunOptions, dataset: DatasetOption = "", preset: PresetOption = DEFAULT_PRESET, fresh: FreshOption = False
 ) -> None:
     """Train a model and register it; Ctrl-C saves, and the same command goes on from there."""
-    config = build_config(preset, overrides or [], config_file)
-    where = prepare(home, verbose, quiet)
+    config = run.config(preset)
+    where = run.prepare()
     check_dataset(where, dataset)
     result = run_flow(where, "train", config.train, dataset, fresh=fresh)
     facts = ("model_version", "dataset_version", "n_parameters", "step", "metrics")
-    print_result(result, as_json, (*facts, "checkpoint", "run_id", "reused", "seconds"))
+    print_result(result, run.as_json, (*facts, "checkpoint", "run_id", "reused", "seconds"))
 
 
 def check_dataset(home: Home, reference: str) -> None:
