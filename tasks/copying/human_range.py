@@ -17,7 +17,7 @@ SHORTEST, LONGEST = 32, 1 << 16  # notes of the excerpts; pieces of half the sho
 FOUND_BY_CHANCE = (
     13  # notes of the longest run that the search may miss, see `SURE_NOTES` in `tasks.music.similarity.shared_runs`
 )
-_FEWEST = 19  # human pieces from which 95 % can be told: one in twenty of theirs and the next
+_FEWEST = 19  # human pieces from which a 95 % limit is known: one in twenty of them and the next
 
 
 @dataclass(frozen=True, slots=True)

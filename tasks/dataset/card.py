@@ -54,5 +54,5 @@ def changes_card(changes: Mapping[str, Any]) -> str:
 
 
 def _listed(counts: Mapping[str, int]) -> str:
-    said = ", ".join(f"{n:,} {reason}" for reason, n in counts.items())
-    return f" ({said})" if said else ""
+    listed = ", ".join(f"{n:,} {reason}" for reason, n in counts.items())
+    return f" ({listed})" if listed else ""

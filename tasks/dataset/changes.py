@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.dataset.split import SPLITS
-from tasks.errors import DamagedFile, DatasetError
+from tasks.errors import DamagedFile, DatasetError, words_of
 from tasks.storage.parquet import read_table
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _COLUMNS = ["path", "content_hash", "status", "split"]
 def compare_versions(old: "DatasetVersion", manifest: Mapping[str, Any], ledger: pa.Table) -> dict[str, Any]:
     """Return what changed from `old` to the version that `manifest` and `ledger` describe; the same for both machines.
 
-    Files are told apart by their path: `changed` have other contents under the same path. `moved_pieces` are contents
+    Files are compared by their path: `changed` have other contents under the same path. `moved_pieces` are contents
     that are in another split now. Of the shards, `new` are those the old version does not use.
     """
     files = _compare_files(_read_ledger(old), ledger.select(_COLUMNS))
@@ -50,10 +50,9 @@ def _read_ledger(dataset: "DatasetVersion") -> pa.Table:
     try:
         return read_table(dataset.ledger, _COLUMNS)
     except (OSError, DamagedFile) as error:
-        said = str(error).splitlines()[0]
         raise DatasetError(
-            f"{dataset.ledger} is missing or damaged ({said}); delete {dataset.version_folder}, and build it anew if"
-            " it is still needed"
+            f"{dataset.ledger} is missing or damaged ({words_of(error)}); delete {dataset.version_folder}, and"
+            " build it anew if it is still needed"
         ) from None
 
 
@@ -74,12 +73,11 @@ def _compare_files(old: pa.Table, new: pa.Table) -> dict[str, Any]:
     is_changed = _differ(old.column("content_hash"), both, new.column("content_hash"), new_place[both])
     added = np.flatnonzero(old_place < 0)
     removed = np.flatnonzero(new_place < 0)
-    moved = _moved_pieces(old, new)
     paths = {"added": (new, added), "removed": (old, removed), "changed": (old, both[is_changed])}
     return {
         **{f"n_{kind}": len(rows) for kind, (_, rows) in paths.items()},
         "n_unchanged": int(len(both) - is_changed.sum()),
-        "n_moved_pieces": moved,
+        "n_moved_pieces": _moved_pieces(old, new),
         "examples": {
             kind: table.column("path").take(pa.array(rows[:_EXAMPLES])).to_pylist()
             for kind, (table, rows) in paths.items()
@@ -105,6 +103,6 @@ def _moved_pieces(old: pa.Table, new: pa.Table) -> int:
 
 
 def _differ(left: pa.ChunkedArray, left_rows: np.ndarray, right: pa.ChunkedArray, right_rows: np.ndarray) -> np.ndarray:
-    """Tell for each pair of rows whether the values differ, two nulls being equal."""
+    """Return for each pair of rows whether the values differ, two nulls being equal."""
     one, other = left.take(pa.array(left_rows)), right.take(pa.array(right_rows))
     return ~np.asarray(pc.equal(pc.fill_null(one, ""), pc.fill_null(other, "")), np.bool_)

@@ -234,7 +234,7 @@ def _nearest(
 
 
 def _some_groups(group: NDArray[np.int64], train: NDArray[np.int64], n_wanted: int) -> NDArray[np.bool_]:
-    """Tell which train pieces belong to every k-th group of train, about `n_wanted` groups and at most half of them."""
+    """Return which train pieces are of every k-th group of train: about `n_wanted` groups, at most half of them."""
     known, of_piece = np.unique(group[train], return_inverse=True)
     step = max(2, -(-len(known) // max(1, n_wanted)))
     return of_piece % step == 0

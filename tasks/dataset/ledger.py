@@ -28,6 +28,7 @@ from tasks.errors import DatasetError, RejectReason
 from tasks.ingest.song_shards import Contents, SongShard
 from tasks.storage.parquet import LEDGER_SCHEMA, read_table
 
+STATES = ("accepted", "duplicate", "rejected")
 SONG_FACTS = ["piece", "content_hash", "status", "reason", "detail", "dropped", "n_note_ons", "n_notes", "seconds"]
 SONG_FACTS += ["ticks_per_quarter", "programs", "time_signature_numerator", "time_signature_denominator"]
 
@@ -59,12 +60,12 @@ def allow_licences(files: pa.Table, licences: Sequence[str]) -> pa.Table:
     refused = pc.and_(
         pc.equal(files.column("reason"), ""), pc.invert(pc.is_in(stated, value_set=pa.array(licences, pa.string())))
     )
-    said = pc.binary_join_element_wise(
+    detail = pc.binary_join_element_wise(
         "licence", pc.fill_null(stated, "not stated"), f"is not one of {', '.join(licences)} (dataset.licences)", " "
     )
     columns = {
         "reason": pc.if_else(refused, RejectReason.LICENCE_NOT_ALLOWED, files.column("reason")),
-        "detail": pc.if_else(refused, said, files.column("detail")),
+        "detail": pc.if_else(refused, detail, files.column("detail")),
         "content_hash": pc.if_else(refused, pa.scalar(None, pa.binary(32)), files.column("content_hash")),
     }
     for name, values in columns.items():
@@ -149,7 +150,7 @@ def _judge(
         if name not in judged.column_names:
             judged = judged.append_column(name, features.column(name))
     reason, detail = apply_filters(config.filters, judged)
-    return np.array(reason.to_pylist(), object), np.array(detail.to_pylist(), object)
+    return reason.to_numpy(zero_copy_only=False), detail.to_numpy(zero_copy_only=False)
 
 
 def compare_splits(config: LeakageConfig, analysis: Analysis, analysed: np.ndarray, pieces: pa.Table) -> LeakageReport:
@@ -188,45 +189,34 @@ def _rows(
     accepted: np.ndarray, original: np.ndarray,
 ) -> pa.Table:  # fmt: skip
     """Return the ledger's rows, groups and splits still open."""
-    place, n_files = contents.place, files.num_rows
-    has_content = place >= 0
-    first = contents.first
+    n_files, has_content, first = files.num_rows, contents.place >= 0, contents.first
+    at = np.maximum(contents.place, 0)
     is_first = np.zeros(n_files, np.bool_)
     is_first[first] = True
-    at = np.maximum(place, 0)
     is_copy = has_content & accepted[at] & ~is_first
     is_near = has_content & (original[at] >= 0)
-    status = np.where(has_content & accepted[at] & is_first, 0, np.where(is_copy | is_near, 1, 2))
-    why = np.where(is_near, RejectReason.NEAR_DUPLICATE, np.where(is_copy, RejectReason.SAME_CONTENT, reason[at]))
+    is_duplicate = is_copy | is_near
+    is_accepted = has_content & accepted[at] & is_first
+    why = np.where(is_near, "near_duplicate", np.where(is_copy, "same_content", reason[at]))
     why = np.where(has_content, why, _strings(files, "reason"))
-    said = np.where(has_content, np.where(is_copy | is_near, "", detail[at]), _strings(files, "detail"))
+    more = np.where(has_content, np.where(is_duplicate, "", detail[at]), _strings(files, "detail"))
     copied = np.where(is_near, first[np.maximum(original[at], 0)], np.where(is_copy, first[at], -1))
     paths = files.column("path").combine_chunks()
-    at_or_null = pa.array(at, mask=~has_content)
-    of_content = {
-        name: facts.column(name).combine_chunks().take(at_or_null)
-        for name in (
-            "content_hash",
-            "piece",
-            "n_note_ons",
-            "n_notes",
-            "dropped",
-            "seconds",
-            "ticks_per_quarter",
-            "programs",
-        )
-    }
-    is_music = pa.array(has_content & _equals(facts, "status", "accepted")[at])
-    nothing = {name: pa.scalar(None, values.type) for name, values in of_content.items()}
-    for name in ("n_note_ons", "n_notes", "dropped", "seconds", "ticks_per_quarter", "programs"):
-        of_content[name] = pc.if_else(is_music, of_content[name], nothing[name])
-    columns: dict[str, Any] = of_content | {
+    is_music = has_content & _equals(facts, "status", "accepted")[at]
+
+    def of_content(names: Sequence[str], known: np.ndarray) -> dict[str, Any]:
+        rows = pa.array(at, mask=~known)
+        return {name: facts.column(name).combine_chunks().take(rows) for name in names}
+
+    columns: dict[str, Any] = {
+        **of_content(["content_hash", "piece"], has_content),
+        **of_content(["n_note_ons", "n_notes", "dropped", "seconds", "ticks_per_quarter", "programs"], is_music),
         "path": paths,
         "source": files.column("source").cast(pa.string()),
         "n_bytes": files.column("n_bytes"),
-        "status": pa.array(["accepted", "duplicate", "rejected"]).take(pa.array(status)),
-        "reason": pa.array(why, pa.string(), mask=status == 0),
-        "detail": pa.array(said, pa.string(), mask=(status == 0) | (said == "")),
+        "status": pa.array(STATES).take(pa.array(np.select([is_accepted, is_duplicate], [0, 1], 2))),
+        "reason": pa.array(why, pa.string(), mask=is_accepted),
+        "detail": pa.array(more, pa.string(), mask=is_accepted | (more == "")),
         "duplicate_of": paths.take(pa.array(np.maximum(copied, 0), mask=copied < 0)),
         "group": pa.nulls(n_files, pa.string()),
         "split": pa.nulls(n_files, pa.string()),
@@ -313,15 +303,15 @@ def _refuse_unusable(config: DatasetConfig, ledger: pa.Table) -> None:
         raise DatasetError(_unusable(ledger.num_rows, reasons))
     if n_rejected / ledger.num_rows > config.max_reject_share:
         raise DatasetError(
-            f"{n_rejected} of {ledger.num_rows} files rejected ({_said(reasons)}), more than"
+            f"{n_rejected} of {ledger.num_rows} files rejected ({_commonest(reasons)}), more than"
             f" dataset.max_reject_share={config.max_reject_share}"
         )
 
 
 def count_reasons(ledger: pa.Table, state: str) -> Counter[str]:
     """Return how many files are in a state for each reason."""
-    told = ledger.select(["status", "reason"])
-    return count_values(told.filter(pc.equal(told.column("status"), state)), "reason")
+    states = ledger.select(["status", "reason"])  # a filter copies every column that it sees
+    return count_values(states.filter(pc.equal(states.column("status"), state)), "reason")
 
 
 def count_values(table: pa.Table, name: str) -> Counter[str]:
@@ -331,10 +321,10 @@ def count_values(table: pa.Table, name: str) -> Counter[str]:
 
 
 def _unusable(n_files: int, reasons: Counter[str]) -> str:
-    return f"none of the {n_files} files found is usable ({_said(reasons)})"
+    return f"none of the {n_files} files found is usable ({_commonest(reasons)})"
 
 
-def _said(reasons: Counter[str]) -> str:
+def _commonest(reasons: Counter[str]) -> str:
     return ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(4))
 
 

@@ -202,7 +202,7 @@ def _candidates(words: "WordArray", next_words: "WordArray", reach: int) -> Iter
 def _near(
     signatures: "WordArray", n_shingles: "FloatArray", left: "IntArray", right: "IntArray", config: GroupConfig
 ) -> NDArray[np.bool_]:
-    """Tell which pairs are near-duplicates."""
+    """Return which pairs are near-duplicates."""
     from tasks.music.similarity.fingerprint import N_PERMUTATIONS, count_equal
 
     equal = count_equal(signatures, left, right)

@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prefect import task
-from prefect.artifacts import (
-    create_link_artifact,
-)
+from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
 from tasks.config.dataset import DatasetConfig
-from tasks.dataset import analyse, encode, ledger, upkeep, versions
+from tasks.dataset import analyse, encode, upkeep, versions
 from tasks.dataset.leakage import LeakageReport
+from tasks.dataset.ledger import Ledger, allow_licences, build_ledger, check_leakage
 from tasks.dataset.publish import dataset_name, holds_names, plan_tokens, publish_version, version_of
 from tasks.dataset.report import build
 from tasks.dataset.versions import DatasetVersion
@@ -76,7 +75,7 @@ def _scan(config: DatasetConfig, home: Home) -> Scan:
         scan = scan_sources(
             config.sources, home.cache, config.source_limits, config.rehash, cluster.n_cpus(), progress.advance
         )
-    return replace(scan, files=ledger.allow_licences(scan.files, config.licences))
+    return replace(scan, files=allow_licences(scan.files, config.licences))
 
 
 def _inputs(config: DatasetConfig, scan: Scan) -> Inputs:
@@ -168,23 +167,23 @@ def parse_songs(home: Home, inputs: Inputs) -> Songs | frozenset[str]:
 
 
 @task(name="account-for-files", cache_policy=NO_CACHE)
-def account_for_files(inputs: Inputs, songs: Songs) -> tuple[ledger.Ledger, LeakageReport]:
+def account_for_files(inputs: Inputs, songs: Songs) -> tuple[Ledger, LeakageReport]:
     """Decide the state and the split of every file, and check for leaks between splits."""
     with Progress("grouping pieces"):
-        book = ledger.build_ledger(
+        ledger = build_ledger(
             inputs.config, inputs.scan.files, songs.contents, songs.shards, songs.analysis, cluster.run_apart
         )
     with Progress("looking for leakage"):
-        return book, ledger.check_leakage(inputs.config, book, songs.analysis, cluster.run_apart)
+        return ledger, check_leakage(inputs.config, ledger, songs.analysis, cluster.run_apart)
 
 
 @task(name="encode-tokens", **HEALS)
 def encode_and_publish(
-    home: Home, inputs: Inputs, songs: Songs, book: ledger.Ledger, leakage: LeakageReport
+    home: Home, inputs: Inputs, songs: Songs, ledger: Ledger, leakage: LeakageReport
 ) -> DatasetVersion:
     """Augment and encode what no earlier rebuild has encoded, and publish the version."""
     with Progress("planning the tokens"):
-        tokens = plan_tokens(inputs.config, book, songs.shards, inputs.folder(home))
+        tokens = plan_tokens(inputs.config, ledger, songs.shards, inputs.folder(home))
     _check_shards([shard.path for shard in tokens])
     missing = [len(shard.pieces) for shard in tokens if not shard.path.exists()]
     with show_progress("encoding", sum(missing), "pieces") as progress:
@@ -192,15 +191,15 @@ def encode_and_publish(
     logger.info("tokens: %s, %d new", plural(len(tokens), "shard"), len(missing))
     with Progress("publishing"):
         return publish_version(
-            home, inputs.config, inputs.version, inputs.scan.n_other_files, book, leakage, songs.shards,
+            home, inputs.config, inputs.version, inputs.scan.n_other_files, ledger, leakage, songs.shards,
             songs.analysis.shards, tokens, inputs.scan.n_homes,
         )  # fmt: skip
 
 
 @task(name="write-report", cache_policy=NO_CACHE)
-def write_dataset_report(dataset: DatasetVersion, inputs: Inputs, songs: Songs, book: ledger.Ledger) -> Path:
+def write_dataset_report(dataset: DatasetVersion, inputs: Inputs, songs: Songs, ledger: Ledger) -> Path:
     """Write the page about a version."""
-    wanted = build.report_inputs(dataset, inputs.scan.files, book, songs.analysis)
+    wanted = build.report_inputs(dataset, inputs.scan.files, ledger, songs.analysis)
     with Progress("writing the report"):
         return cluster.run_apart(build.write_dataset_report, wanted)
 

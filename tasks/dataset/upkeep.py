@@ -79,8 +79,8 @@ def _flat_problem(path: Path) -> Problem | None:
     try:
         check_flat(path)
     except (DamagedFile, OSError) as error:
-        said = str(error).removeprefix(f"{path} ")
-        return Problem(str(path), f"{said}; it is made again when it is asked for")
+        message = str(error).removeprefix(f"{path} ")
+        return Problem(str(path), f"{message}; it is made again when it is asked for")
     return None
 
 

@@ -124,7 +124,7 @@ def _latest(home: Home, name: str) -> tuple[str, dict[str, int]]:
     except FileNotFoundError:
         return "none", {}  # a kill came between a version and the pointer to it; the manifests' times say as much
     except DamagedFile as error:
-        warn_once(f"{error}; the newest version is told by the times of the manifests")
+        warn_once(f"{error}; the newest version is known by the times of the manifests")
         return "none", {}
     return found["version"], found.get("numbers", {})
 

@@ -35,7 +35,7 @@ class Rivalry:
     difference: Estimate | None = None
 
     @property
-    def said(self) -> str:
+    def paragraph(self) -> str:
         """A paragraph about it, in Markdown."""
         line = f"\n{self.verdict}\n"
         if self.champion:
@@ -93,14 +93,14 @@ def against_champion(
     champion = tracker.champion(model.name)
     if champion is None or champion.version == model.version:
         return Rivalry(True, "It is the champion itself." if champion else f"There is no champion of {model.name} yet.")
-    tags, said = tracker.model_tags(champion), f"The champion {champion.reference}"
+    tags, subject = tracker.model_tags(champion), f"The champion {champion.reference}"
     if (other := tags.get("scored_on", "nothing")) != scored_on(dataset, config):
-        return Rivalry(True, f"{said} was scored on {other}, so it cannot be compared and gives way.")
+        return Rivalry(True, f"{subject} was scored on {other}, so it cannot be compared and gives way.")
     if not math.isfinite(float(tags.get("bits_per_note", "nan"))):
-        return Rivalry(True, f"{said} has no finite bits per note, so it gives way.")
+        return Rivalry(True, f"{subject} has no finite bits per note, so it gives way.")
     if apart := _settings_apart(tracker, tags, result, config):
         way_out = "so the two cannot be compared; evaluate both with the same settings."
-        return Rivalry(False, f"{said} was scored with {apart}, {way_out}")
+        return Rivalry(False, f"{subject} was scored with {apart}, {way_out}")
     return _compare(tracker, result, champion.reference, tags, config)
 
 

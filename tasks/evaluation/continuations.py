@@ -73,7 +73,7 @@ class Continuation:
 
 
 def are_given(score: Score, given: Score) -> list[bool]:
-    """Tell of each note of a piece whether it is one of those that it was given; these may sound on in the piece."""
+    """Return for each note of a piece whether it was given; a given note may sound on in the piece."""
     left = Counter((start, pitch) for start, _, pitch in _spans(given))
     found = list[bool]()
     for start, _, pitch in _spans(score):

@@ -30,7 +30,7 @@ def log_evaluation(
     """
     rivalry = None if config.split == "train" else against_champion(run.tracker, result, model, dataset, config)
     is_promoted = bool(rivalry and rivalry.is_won and config.promote)
-    card = evaluation_card(result, model, dataset, config) + (rivalry.said if rivalry else "")
+    card = evaluation_card(result, model, dataset, config) + (rivalry.paragraph if rivalry else "")
     run.log_metrics({f"{config.split}/{name}": value for name, value in result.metrics.items()})
     if result.tokens_per_second:
         run.log_metrics({"samples_tokens_per_second": result.tokens_per_second})

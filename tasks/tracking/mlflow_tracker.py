@@ -132,7 +132,7 @@ class Run:
         from mlflow.entities import DatasetInput, InputTag
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a local path may be several kinds of source: said once for each call
+            warnings.simplefilter("ignore")  # a local path may be several kinds of source: one warning a call
             source = resolve_dataset_source(str(dataset.manifest_path))
             entity = MetaDataset(source=source, name=dataset.name, digest=dataset.version)._to_mlflow_entity()
         tag = InputTag("mlflow.data.context", context)
@@ -280,7 +280,7 @@ class Tracker:
             all_tags["mlflow.parentRunId"] = parent
         with ExitStack() as stack:
             try:
-                with held():  # or a run is begun whose id nobody knows
+                with held():  # otherwise a run may begin whose id is lost
                     run_id = self._begin_run(run_id, experiment, name, all_tags)
                     stack.enter_context(last_words(lambda: self.client.set_terminated(run_id, "KILLED")))
                 yield Run(self, run_id)

@@ -154,13 +154,13 @@ def _count(table: "pa.Table", name: str) -> dict[Any, int]:
 def _reasons_of(ledger: "pa.Table") -> list[ReasonFacts]:
     import pyarrow.compute as pc
 
-    said = ledger.select(["path", "status", "reason", "detail"])
-    said = said.filter(pc.greater(pc.utf8_length(pc.fill_null(said["reason"], "")), 0))  # type: ignore[attr-defined]
-    counted = said.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
+    given = ledger.select(["path", "status", "reason", "detail"])
+    given = given.filter(pc.greater(pc.utf8_length(pc.fill_null(given["reason"], "")), 0))  # type: ignore[attr-defined]
+    counted = given.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
     reasons = []
     for row in sorted(counted, key=lambda row: (row["status"], -row["count_all"], row["reason"])):
-        mine = pc.and_(pc.equal(said["status"], row["status"]), pc.equal(said["reason"], row["reason"]))  # type: ignore[attr-defined]
-        first = said.filter(mine).sort_by("path").slice(0, MAX_EXAMPLES).to_pylist()
+        is_own = pc.and_(pc.equal(given["status"], row["status"]), pc.equal(given["reason"], row["reason"]))  # type: ignore[attr-defined]
+        first = given.filter(is_own).sort_by("path").slice(0, MAX_EXAMPLES).to_pylist()
         examples = [(example["path"], example["detail"] or "") for example in first]
         state = row["status"]
         reasons.append(ReasonFacts(state=state, reason=row["reason"], n_files=row["count_all"], examples=examples))

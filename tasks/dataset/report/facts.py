@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-STATES = ("accepted", "duplicate", "rejected")  # shown in this order, others after them
+from tasks.dataset.ledger import STATES
+
 Counts = Mapping[str, int]
 Ranking = Sequence[tuple[str, int]]  # path and number, largest first
 
@@ -155,12 +156,12 @@ class ReportFacts:
     def headline(self) -> dict[str, str]:
         """Return the key figures as text."""
         figures = {"files found": self.n_files, **dict(self.state_counts()), "notes kept": self.n_notes_out}
-        said = {name: f"{n:,}" for name, n in figures.items()}
+        shown = {name: f"{n:,}" for name, n in figures.items()}
         if self.splits:
-            said["hours of music"] = f"{self.hours:,.1f}"
+            shown["hours of music"] = f"{self.hours:,.1f}"
         if n_tokens := sum(split.n_tokens for split in self.splits):
-            said["tokens"] = f"{n_tokens:,}"
-        return said
+            shown["tokens"] = f"{n_tokens:,}"
+        return shown
 
     def problems(self) -> list[str]:
         """Return the sums that do not come out, as sentences; there should be none."""

@@ -51,9 +51,9 @@ def _spread(name: str, sets: Sequence[str], result: "Evaluation") -> Markup:
     assert result.judgement is not None
     figures = result.judgement["metrics"][name]
     overlap = with_interval(figures["overlap"])
-    said = f"overlap {overlap}" if overlap else "too few pieces for an overlap"
+    lead = f"overlap {overlap}" if overlap else "too few pieces for an overlap"
     means = (figures["held_out"], figures["generated"])
-    return draw_spreads(label_of(name), said, list(zip(sets, result.values[name], means, strict=True)))
+    return draw_spreads(label_of(name), lead, list(zip(sets, result.values[name], means, strict=True)))
 
 
 def _distances(page: Any, judgement: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -82,8 +82,8 @@ def _overlaps(page: Any, result: "Evaluation") -> list[tuple[str, ...]]:
     rows = []
     for name in ranked:
         held_out, samples = result.statistics[name]
-        drawn, said = _interval_cells(page, figures[name]["overlap"], Scale(low=0, high=1))
-        rows.append((label_of(name), drawn, said, f"{held_out:,.3f}", f"{samples:,.3f}"))
+        drawn, value = _interval_cells(page, figures[name]["overlap"], Scale(low=0, high=1))
+        rows.append((label_of(name), drawn, value, f"{held_out:,.3f}", f"{samples:,.3f}"))
     return rows
 
 
@@ -104,8 +104,8 @@ def _verdict_in_words(verdict: Mapping[str, Any]) -> str:
     if not verdict["n_judged"]:
         return "No sample could be judged: too few held-out pieces, or too few notes."
     n, p = verdict["n_judged"], verdict["p_value"]
-    said = f"{verdict['n_beyond']} of {plural(n, 'judged sample')} beyond the human limit (p = {p:.3g}): "
-    return said + ("more than pieces by people would be." if verdict["is_beyond"] else "no more than by chance.")
+    counted = f"{verdict['n_beyond']} of {plural(n, 'judged sample')} beyond the human limit (p = {p:.3g}): "
+    return counted + ("more than pieces by people would be." if verdict["is_beyond"] else "no more than by chance.")
 
 
 def _copy_row(place: int, piece: Mapping[str, Any], run: int, top: float) -> tuple[str, ...]:

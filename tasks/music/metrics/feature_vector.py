@@ -14,7 +14,7 @@ from tasks.music.arrays import FloatArray
 
 @dataclass(frozen=True, slots=True)
 class VectorFeature:
-    """One statistic as (f(value) - mean) / scale, where f is log(1 + value) if `is_log` and else nothing."""
+    """One statistic as (f(value) - mean) / scale, where f is log(1 + value) if `is_log` and otherwise the identity."""
 
     name: str
     mean: float
