@@ -75,13 +75,13 @@ def run_flow(home: Home, name: str, *arguments: Any, **options: Any) -> dict[str
     # The flow takes the same lock again, for runs that Prefect triggers.
     with interrupts.ended_soon(home.root / "logs" / "hung.txt"), home.locked(f"orchestrion {purpose}"):
         from flows.services import servers
-        from tasks.runtime import cluster
-        from tasks.runtime.progress import Progress
+        from tasks.runtime import cluster, progress
 
         if name in START_RAY:
             cluster.check_start()
-        with Progress(purpose) as whole:
+        with progress.Progress(purpose) as whole:
             whole.note = "starting Prefect"
+            progress.count_from_process_start()
             wait_for_prefect = servers.ensure_prefect(home)
             with _no_garbage():
                 environment.import_prefect(home)

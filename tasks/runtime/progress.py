@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+import psutil
+
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 9.0  # ten are promised; a busy machine is a little late
@@ -175,6 +177,7 @@ class _Voice:
     def __init__(self) -> None:
         self.stages: list[Progress] = []  # outermost first
         self.last_said = 0.0
+        self.has_spoken = False
         self._changes = threading.Lock()  # of `stages`
         self._all_closed = threading.Event()
 
@@ -196,12 +199,12 @@ class _Voice:
                 self._all_closed.set()
 
     def say(self, text: str, *arguments: object) -> None:
-        self.last_said = time.monotonic()
+        self.last_said, self.has_spoken = time.monotonic(), True
         logger.info(text, *arguments)
 
     def _speak(self, all_closed: threading.Event) -> None:
         """Report whenever nothing was printed for a while, until the outermost stage is closed."""
-        while not all_closed.wait(max(self.last_said + SECONDS_BETWEEN_LINES - time.monotonic(), 0.02)):
+        while not all_closed.wait(min(max(self.last_said + SECONDS_BETWEEN_LINES - time.monotonic(), 0.02), 1.0)):
             if time.monotonic() - self.last_said < SECONDS_BETWEEN_LINES:
                 continue
             with self._changes:
@@ -221,3 +224,9 @@ def note(text: str) -> None:
     """Set what the innermost open stage waits for, for its lines; an empty text removes it."""
     for stage in _voice.stages[-1:]:
         stage.note = text
+
+
+def count_from_process_start() -> None:
+    """Count the silence from the start of this process, where nothing was said yet: its imports may take long."""
+    if not _voice.has_spoken:
+        _voice.last_said -= max(time.time() - psutil.Process().create_time(), 0.0)

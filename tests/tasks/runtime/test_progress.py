@@ -3,6 +3,7 @@
 import logging
 import queue
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -53,6 +54,15 @@ def test_a_stage_that_counts_nothing_is_not_silent(lines: "queue.Queue[str]") ->
         assert re.fullmatch(r"starting Ray: \d+ s so far", first)
         await_line(lines, "so far")
     await_line(lines, r"^starting Ray: done in \d+\.\d s$")
+
+
+def test_the_silence_of_the_imports_counts(lines: "queue.Queue[str]", monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 1000.0)
+    monkeypatch.setattr(progress.psutil.Process, "create_time", lambda _: time.time() - 2000)
+    monkeypatch.setattr(progress._voice, "has_spoken", False)
+    with Progress("rebuild"):
+        progress.count_from_process_start()
+        assert re.fullmatch(r"rebuild: \d+ s so far", await_line(lines, "rebuild"))
 
 
 def test_the_innermost_stage_speaks_and_the_outer_one_between_them(lines: "queue.Queue[str]") -> None:
