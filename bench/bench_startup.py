@@ -2,7 +2,8 @@
 
     python bench/bench_startup.py [HOME] [--repeat 3]
 
-HOME is that of `make demo`, by default `.orchestrion`. A repeated rebuild finds everything unchanged; a batch of one piece is composed anew.
+HOME is that of `make demo`, by default `.orchestrion`. A repeated rebuild finds everything unchanged; a batch of one
+piece is composed anew.
 """
 
 import argparse

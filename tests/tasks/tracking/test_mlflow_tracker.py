@@ -138,6 +138,18 @@ def test_runs_carry_their_tags_parent_and_commit(tracker: Tracker) -> None:
     assert next(entry for entry in newest if entry["name"] == "child")["experiment"] == EVALUATION
 
 
+def test_the_file_says_what_mlflow_says(tracker: Tracker, register: Callable[[str], ModelVersion]) -> None:
+    tracker.promote(register("direct"))
+    with tracker.open_run(TRAINING, "with figures", {"orchestrion.preset": "small"}) as run:
+        run.log_metrics({"loss": 0.5, "broken": math.nan})
+        run.log_metrics({"loss": 0.25}, step=2)
+    asked = Tracker(tracker.home)
+    asked.__dict__["_file"] = None  # as where a server keeps the store
+    assert repr(tracker.recent_runs()) == repr(asked.recent_runs())  # NaN is not equal to itself
+    assert repr(tracker.find_runs(run.run_id[:6])) == repr(asked.find_runs(run.run_id[:6]))
+    assert tracker.models() == asked.models() != []
+
+
 def test_parameters_may_be_logged_twice(tracker: Tracker) -> None:
     with tracker.open_run(TRAINING, "twice") as run:
         run.log_params(to_json(short_training()), "train")
