@@ -85,9 +85,11 @@ def real_data(part: str) -> Path:
 
 
 # Session fixtures tell clients of their servers by variables, which stay for the session.
-OF_SESSION = ("PREFECT_", "MLFLOW_", "RAY_")
-# Pytest names the test; Ray and Polars set the others when they are imported.
-OF_LIBRARIES = ("PYTEST_CURRENT_TEST", "RAY_CLIENT_MODE", "PYTHONBREAKPOINT", "_RJEM_MALLOC_CONF")
+OF_SESSION = ("PREFECT_", "MLFLOW_")
+# Libraries set these when they are imported or begin to work, and pytest names the test.
+OF_LIBRARIES = (
+    "PYTEST_CURRENT_TEST", "RAY_", "TUNE_", "PYTHONBREAKPOINT", "TORCHINDUCTOR_", "TRITON_", "_RJEM_MALLOC_CONF",
+)  # fmt: skip
 
 
 @contextlib.contextmanager

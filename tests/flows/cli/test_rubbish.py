@@ -185,6 +185,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(servers, "run_uis", lambda *arguments: None)
     monkeypatch.setattr("flows.pipeline_summary.pipeline_rows", lambda result: [])
     before = {number: signal.getsignal(number) for number in ends()}
+    environment = dict(os.environ)
 
     def call(arguments: list[str]) -> tuple[int, str, str]:
         out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
@@ -197,6 +198,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield call
     for number, handler in before.items():
         signal.signal(number, handler)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def shown(arguments: list[str]) -> str:
