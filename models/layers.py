@@ -9,6 +9,7 @@ A trailing 1 marks an axis that broadcasts.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,28 @@ ACTIVATIONS: dict[str, Map] = {
     "gelu": functional.gelu,
     "silu": functional.silu,
 }
+
+
+class TokenModel(nn.Module):
+    """The part that all models share.
+
+    Args:
+        vocab_size: number of ids, padding included.
+        pad_id: the id of padding.
+    """
+
+    def __init__(self, config: Any, vocab_size: int, pad_id: int = 0) -> None:
+        super().__init__()
+        if not 0 <= pad_id < vocab_size:
+            raise ValueError(f"pad_id={pad_id} is outside 0-{vocab_size - 1}, the ids of vocab_size={vocab_size}")
+        self.config = config
+        self.vocab_size = vocab_size
+        self.pad_id = pad_id
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trained parameters; tied ones count once."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +97,16 @@ class KVCache:
         self.keys_LBHKJ[:, target, ..., :n] = self.keys_LBHKJ[:, source, ..., :n]
         self.values_LBHJK[:, target, :, :n] = self.values_LBHJK[:, source, :, :n]
         self.length_B[target] = n
+
+
+def check_room(length_B: Tensor, max_length: int, tokens_BT: Tensor) -> None:
+    """Raise ValueError where a cache has another number of rows than the batch, or no room for its tokens."""
+    B, T = tokens_BT.shape
+    if len(length_B) != B:
+        raise ValueError(f"the cache has {len(length_B)} rows, the batch {B}")
+    longest = int(length_B.max()) if B else 0
+    if longest + T > max_length:
+        raise ValueError(f"{longest} cached tokens and {T} new ones exceed the cache's max_length={max_length}")
 
 
 @dataclass(slots=True, eq=False)
@@ -133,6 +166,20 @@ class LayerCache:
     keys_BHKJ: Tensor
     values_BHJK: Tensor
     plan: CachePlan | None
+
+    def append(self, k_BHKT: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of new tokens; return k_BHKJ and v_BHJK of all tokens so far."""
+        start, n_keys = (0, k_BHKT.shape[-1]) if self.plan is None else (self.plan.start, self.plan.n_keys)
+        if start is None:
+            assert self.plan is not None
+            position_BT = self.plan.position_BT
+            row_B1 = torch.arange(len(position_BT), device=position_BT.device)[:, None]
+            self.keys_BHKJ[row_B1, :, :, position_BT] = k_BHKT.permute(0, 3, 1, 2)
+            self.values_BHJK[row_B1, :, position_BT] = v_BHTK.transpose(1, 2)
+        else:
+            self.keys_BHKJ[..., start:n_keys] = k_BHKT
+            self.values_BHJK[:, :, start:n_keys] = v_BHTK
+        return self.keys_BHKJ[..., :n_keys], self.values_BHJK[:, :, :n_keys]
 
 
 def causal_bias(hidden_BT: Tensor, dtype: torch.dtype) -> Tensor:
@@ -240,22 +287,12 @@ class SelfAttention(nn.Module):
             q_BHTK, k_BHTK = rotate(q_BHTK, rotation), rotate(k_BHTK, rotation)
         if cache is None:
             y_BHTK = self.attend(q_BHTK, k_BHTK, v_BHTK, bias_B1TJ)
-        elif cache.plan is None:
-            cache.keys_BHKJ[..., : x_BTD.shape[1]] = k_BHTK.transpose(-1, -2)
-            cache.values_BHJK[:, :, : x_BTD.shape[1]] = v_BHTK
-            y_BHTK = self.attend(q_BHTK, k_BHTK, v_BHTK, bias_B1TJ)
         else:
-            start, n_keys = cache.plan.start, cache.plan.n_keys
-            if start is None:
-                row_B1 = torch.arange(x_BTD.shape[0], device=x_BTD.device)[:, None]
-                cache.keys_BHKJ[row_B1, :, :, cache.plan.position_BT] = k_BHTK.transpose(1, 2)
-                cache.values_BHJK[row_B1, :, cache.plan.position_BT] = v_BHTK.transpose(1, 2)
+            k_BHKJ, v_BHJK = cache.append(k_BHTK.transpose(-1, -2), v_BHTK)
+            if cache.plan is None:
+                y_BHTK = self.attend(q_BHTK, k_BHTK, v_BHTK, bias_B1TJ)
             else:
-                cache.keys_BHKJ[..., start:n_keys] = k_BHTK.transpose(-1, -2)
-                cache.values_BHJK[:, :, start:n_keys] = v_BHTK
-            y_BHTK = self.attend_to_cache(
-                q_BHTK, cache.keys_BHKJ[..., :n_keys], cache.values_BHJK[:, :, :n_keys], cache.plan
-            )
+                y_BHTK = self.attend_to_cache(q_BHTK, k_BHKJ, v_BHJK, cache.plan)
         return self.to_out(y_BHTK.transpose(1, 2).flatten(2))
 
     def split_heads(self, qkv_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Loss, learning-rate schedules, and one training or evaluation step. Shape letters: see layers.py."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -144,23 +144,16 @@ def token_loss(logits_BTV: Tensor, targets_BT: Tensor, pad_id: int = 0) -> tuple
     return loss, int((targets_BT != pad_id).sum())
 
 
+def inputs_and_targets(tokens_BT: Tensor, pad_id: int, mask_BT: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return inputs_BT, targets_BT and counts_BT, True where a target is neither padding nor masked; T is one less."""
+    targets_BT = tokens_BT[:, 1:]
+    counts_BT = targets_BT != pad_id
+    return tokens_BT[:, :-1], targets_BT, counts_BT if mask_BT is None else counts_BT & mask_BT[:, 1:]
+
+
 def count_correct(logits_BTV: Tensor, targets_BT: Tensor, counts_BT: Tensor) -> int:
     """Return at how many counted positions the likeliest id is the target."""
     return int(((logits_BTV.argmax(dim=-1) == targets_BT) & counts_BT).sum())
-
-
-def set_rates(optimizer: torch.optim.Optimizer, rate: float, beta: float | None = None) -> None:
-    """Set the learning rate and, unless it is None, the first beta."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-        if beta is not None:
-            group["betas"] = (beta, group["betas"][1])
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], max_grad_norm: float | None) -> float:
-    """Scale the gradients down to a total length of `max_grad_norm`; return the length that they had."""
-    limit = math.inf if max_grad_norm is None else max_grad_norm
-    return float(nn.utils.clip_grad_norm_(parameters, limit))
 
 
 def unwrap_model(model: nn.Module) -> Any:
@@ -220,10 +213,7 @@ def loss_parts(
     bare = unwrap_model(model)
     if bare.config.has_latents:
         return model(tokens_BT, wants_loss=True, step=step, mask_BT=mask_BT)
-    inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
-    counts_BT = targets_BT != pad_id
-    if mask_BT is not None:
-        counts_BT = counts_BT & mask_BT[:, 1:]
+    inputs_BT, targets_BT, counts_BT = inputs_and_targets(tokens_BT, pad_id, mask_BT)
     auxiliary = torch.zeros((), device=tokens_BT.device)
     if step is not None and isinstance(bare.config, HourglassConfig) and bare.has_auxiliary_loss:
         logits_BTV, hidden = model(inputs_BT, return_hidden=True)
@@ -270,7 +260,9 @@ def train_step(
     n_hidden = count_batch(model, tokens_BT, pad_id).hidden if n_hidden is None else n_hidden
     counts = BatchCounts(n_targets, tuple(n_hidden))
     model.train()
-    set_rates(optimizer, learning_rate, beta1)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        group["betas"] = group["betas"] if beta1 is None else (beta1, group["betas"][1])
     optimizer.zero_grad(set_to_none=True)
     sums = [0.0, 0, 0, 0.0]
     for part_BT in tokens_BT.chunk(grad_accumulation_steps):
@@ -279,7 +271,8 @@ def train_step(
         ((parts.nll_sum + parts.auxiliary_sum) / n_targets).backward()
         seen = float(parts.nll_sum.detach()), parts.n_targets, parts.n_correct, float(parts.auxiliary_sum.detach())
         sums = [total + value for total, value in zip(sums, seen, strict=True)]
-    grad_norm = clip_gradients(model.parameters(), max_grad_norm)
+    longest = math.inf if max_grad_norm is None else max_grad_norm
+    grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), longest))
     # One NaN gradient would destroy the weights for good. The norm is that of the averaged gradients, so all workers
     # skip the same steps.
     applied = math.isfinite(grad_norm)
@@ -329,10 +322,7 @@ def row_losses(
     Returns:
         float64 (B,), nats summed over the row's targets; the number of targets, and of those that are the likeliest.
     """
-    inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
-    counts_BT = targets_BT != pad_id
-    if mask_BT is not None:
-        counts_BT = counts_BT & mask_BT[:, 1:]
+    inputs_BT, targets_BT, counts_BT = inputs_and_targets(tokens_BT, pad_id, mask_BT)
     with torch.no_grad():
         logits_BTV = model(inputs_BT)
         loss_BT = functional.cross_entropy(logits_BTV.float().transpose(1, 2), targets_BT, reduction="none")

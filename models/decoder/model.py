@@ -19,7 +19,9 @@ from models.layers import (
     LayerCache,
     RelativeAttention,
     SelfAttention,
+    TokenModel,
     causal_bias,
+    check_room,
     padding_before_token,
     positions_after_padding,
     rotation,
@@ -87,7 +89,7 @@ class Start:
     rotation: Tensor | None
 
 
-class Decoder(nn.Module):
+class Decoder(TokenModel):
     """Token ids to logits of the next id.
 
     Args:
@@ -96,12 +98,7 @@ class Decoder(nn.Module):
     """
 
     def __init__(self, config: DecoderConfig, vocab_size: int, pad_id: int = 0) -> None:
-        super().__init__()
-        if not 0 <= pad_id < vocab_size:
-            raise ValueError(f"pad_id={pad_id} is outside 0-{vocab_size - 1}, the ids of vocab_size={vocab_size}")
-        self.config = config
-        self.vocab_size = vocab_size
-        self.pad_id = pad_id
+        super().__init__(config, vocab_size, pad_id)
         self.embed = nn.Embedding(vocab_size, config.d_model)
         is_learned = config.absolute_positions == "learned"
         self.embed_position = nn.Embedding(config.max_positions, config.d_model) if is_learned else None
@@ -111,11 +108,6 @@ class Decoder(nn.Module):
         is_tied = config.head == "tied"
         self.head = None if is_tied else nn.Linear(config.d_model, vocab_size, bias=config.head == "biased")
         initialise(self)
-
-    @property
-    def n_parameters(self) -> int:
-        """Number of trained parameters; tied ones count once."""
-        return sum(parameter.numel() for parameter in self.parameters())
 
     @property
     def max_length(self) -> int | None:
@@ -153,7 +145,9 @@ class Decoder(nn.Module):
         hidden_BT = tokens_BT == self.pad_id
         is_interrupted = padding_before_token(hidden_BT)
         if cache is not None:
-            check_cache(hidden_BT, cache, is_interrupted)
+            check_room(cache.length_B, cache.max_length, tokens_BT)
+            if is_interrupted:
+                raise ValueError("with a cache, padding may only stand at the end of a row")
         plan, bias_B1TJ = None, None
         if cache is not None and cache.length_B.any():
             plan = CachePlan.of(
@@ -208,18 +202,6 @@ class Decoder(nn.Module):
         every_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         position_BT = every_T[None] if plan is None else plan.position_BT
         return rotation(position_BT, self.config.d_head, self.embed.weight.dtype)
-
-
-def check_cache(hidden_BT: Tensor, cache: KVCache, is_interrupted: bool) -> None:
-    """Raise ValueError where the cache has other rows than the batch, has no room, or padding is not at row ends."""
-    B, T = hidden_BT.shape
-    if cache.batch_size != B:
-        raise ValueError(f"the cache has {cache.batch_size} rows, the batch {B}")
-    longest = int(cache.length_B.max()) if B else 0
-    if longest + T > cache.max_length:
-        raise ValueError(f"{longest} cached tokens and {T} new ones exceed the cache's max_length={cache.max_length}")
-    if is_interrupted:
-        raise ValueError("with a cache, padding may only stand at the end of a row")
 
 
 def initialise(decoder: Decoder) -> None:

@@ -98,16 +98,6 @@ class HourglassCache:
         for part in (*self.scales, *self.levels):
             part.copy_row(source, target)
 
-    def check_room(self, batch_size: int, n_tokens: int) -> None:
-        """Raise ValueError where a call with this many rows and tokens does not fit."""
-        if self.batch_size != batch_size:
-            raise ValueError(f"the cache has {self.batch_size} rows, the batch {batch_size}")
-        longest = int(self.length_B.max()) if batch_size else 0
-        if longest + n_tokens > self.max_length:
-            raise ValueError(
-                f"{longest} cached tokens and {n_tokens} new ones exceed the cache's max_length={self.max_length}"
-            )
-
     def advance(self, scales: "list[Scale]") -> None:
         """Count the new vectors of a call."""
         for memory, scale in zip(self.scales, scales, strict=True):

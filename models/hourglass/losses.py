@@ -40,7 +40,8 @@ def hidden_loss(
     """Return the mean of the loss over the hidden states.
 
     Args:
-        kind: the cross entropy alone ("none": 0), `cosine_loss` or `exp_cosine_loss`.
+        kind: the cross entropy alone ("none": 0), the mean of `cosine_sum` over the pairs, or of `exp_cosine_sum` over
+            the rows that are not padding alone.
         hidden: one state of shape (B, T, D) for each of `levels`.
         n_real_B: tokens of each row, padding left out.
         counts: what the sum of each state is divided by; None: `hidden_counts` of these rows. For a part of a batch
@@ -79,36 +80,22 @@ def _n_vectors(level: HiddenLevel, n_real_B: Tensor) -> Tensor:
     return (n_real_B + level.n_tokens - 1) // level.n_tokens
 
 
-def cosine_loss(x_BTD: Tensor, real_BT: Tensor, group_size: int) -> Tensor:
-    """Return the mean cosine of neighbours within groups of `group_size`: pairs (0, 1), (2, 3), ... for 2.
-
-    The mean is over all pairs of the batch whose members both count; 0 where there are none.
-    """
-    return cosine_sum(x_BTD, real_BT, group_size) / _same_group(real_BT, group_size).sum().clamp_min(1)
-
-
 def cosine_sum(x_BTD: Tensor, real_BT: Tensor, group_size: int) -> Tensor:
-    """Return the sum that `cosine_loss` is the mean of."""
-    cosine_BT = functional.cosine_similarity(x_BTD[:, :-1], x_BTD[:, 1:], dim=-1)
-    return (cosine_BT * _same_group(real_BT, group_size)).sum()
+    """Return the cosines of neighbours within groups of `group_size`: pairs (0, 1), (2, 3), ... for 2; summed.
 
-
-def _same_group(real_BT: Tensor, group_size: int) -> Tensor:
-    same_group_T = (torch.arange(real_BT.shape[1] - 1, device=real_BT.device) + 1) % group_size != 0
-    return real_BT[:, :-1] & real_BT[:, 1:] & same_group_T
-
-
-def exp_cosine_loss(x_BTD: Tensor, real_BT: Tensor) -> Tensor:
-    """Return the sum of exp(-cos(x_i, x_j)) over all ordered pairs i != j of a row, as a mean over the rows.
-
-    A sum, as published: it grows with the square of the length, so a weight (1e-6 for 256 vectors) goes with a length.
-    Rows of padding alone do not count.
+    A pair counts where both of its members do.
     """
-    return exp_cosine_sum(x_BTD, real_BT) / real_BT.any(dim=1).sum().clamp_min(1)
+    cosine_BT = functional.cosine_similarity(x_BTD[:, :-1], x_BTD[:, 1:], dim=-1)
+    same_group_T = (torch.arange(real_BT.shape[1] - 1, device=real_BT.device) + 1) % group_size != 0
+    return (cosine_BT * (real_BT[:, :-1] & real_BT[:, 1:] & same_group_T)).sum()
 
 
 def exp_cosine_sum(x_BTD: Tensor, real_BT: Tensor) -> Tensor:
-    """Return the sum over the rows that `exp_cosine_loss` is the mean of."""
+    """Return exp(-cos(x_i, x_j)) summed over all ordered pairs i != j of each row, and over the rows.
+
+    As published: the sum of a row grows with the square of its length, so a weight (1e-6 for 256 vectors) belongs to a
+    length.
+    """
     unit_BTD = functional.normalize(x_BTD, dim=-1)
     cosine_BTJ = unit_BTD @ unit_BTD.transpose(1, 2)
     itself_TJ = torch.eye(x_BTD.shape[1], dtype=torch.bool, device=x_BTD.device)

@@ -15,7 +15,7 @@ from models.config import HourglassConfig
 from models.dropout import Dropout
 from models.hourglass.cache import HourglassCache, Scale, cached_scales, fresh_scales, visible
 from models.hourglass.losses import HiddenLevel, hidden_counts, hidden_levels, hidden_loss
-from models.layers import LayerCache, RelativeAttention, padding_before_token, sinusoids
+from models.layers import LayerCache, RelativeAttention, TokenModel, check_room, padding_before_token, sinusoids
 
 
 class CrossScaleAttention(nn.Module):
@@ -96,17 +96,7 @@ class AttentionResampling(nn.Module):
         """Return keys and values of `context_BJD`, and with a cache of all that came before it too."""
         k_BJHK, v_BJHK = self.to_kv(context_BJD).unflatten(-1, (2, self.n_heads, -1)).unbind(2)
         k_BHKJ, v_BHJK = k_BJHK.permute(0, 2, 3, 1), v_BJHK.transpose(1, 2)
-        if cache is None:
-            return k_BHKJ, v_BHJK
-        if cache.plan is None:
-            cache.keys_BHKJ[..., : context_BJD.shape[1]] = k_BHKJ
-            cache.values_BHJK[:, :, : context_BJD.shape[1]] = v_BHJK
-            return k_BHKJ, v_BHJK
-        row_B1 = torch.arange(context_BJD.shape[0], device=context_BJD.device)[:, None]
-        cache.keys_BHKJ[row_B1, :, :, cache.plan.position_BT] = k_BJHK
-        cache.values_BHJK[row_B1, :, cache.plan.position_BT] = v_BJHK
-        n_keys = cache.plan.n_keys
-        return cache.keys_BHKJ[..., :n_keys], cache.values_BHJK[:, :, :n_keys]
+        return (k_BHKJ, v_BHJK) if cache is None else cache.append(k_BHKJ, v_BHJK)
 
 
 class Shorten(nn.Module):
@@ -215,7 +205,7 @@ def take(x_BTD: Tensor, first_B: Tensor, n: int) -> Tensor:
     return x_BTD.gather(1, index_BT[..., None].expand(-1, -1, x_BTD.shape[2]))
 
 
-class Hourglass(nn.Module):
+class Hourglass(TokenModel):
     """Token ids to logits of the next id.
 
     Args:
@@ -224,12 +214,7 @@ class Hourglass(nn.Module):
     """
 
     def __init__(self, config: HourglassConfig, vocab_size: int, pad_id: int = 0) -> None:
-        super().__init__()
-        if not 0 <= pad_id < vocab_size:
-            raise ValueError(f"pad_id={pad_id} is outside 0-{vocab_size - 1}, the ids of vocab_size={vocab_size}")
-        self.config = config
-        self.vocab_size = vocab_size
-        self.pad_id = pad_id
+        super().__init__(config, vocab_size, pad_id)
         self.embed = nn.Embedding(vocab_size, config.d_model, padding_idx=pad_id)
         self.dropout = Dropout(config.dropout)
         self.layers = Level(config) if config.n_levels else Stack(config, config.depths[0])
@@ -239,11 +224,6 @@ class Hourglass(nn.Module):
                 nn.init.xavier_uniform_(parameter)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
-
-    @property
-    def n_parameters(self) -> int:
-        """Number of trained parameters; tied ones count once."""
-        return sum(parameter.numel() for parameter in self.parameters())
 
     @property
     def has_auxiliary_loss(self) -> bool:
@@ -286,7 +266,7 @@ class Hourglass(nn.Module):
         else:
             if return_hidden:
                 raise ValueError("hidden states are those of a full pass; with a cache there are none to return")
-            cache.check_room(*tokens_BT.shape)
+            check_room(cache.length_B, cache.max_length, tokens_BT)
             scales = cached_scales(self.config, tokens_BT.shape[1], n_real_B, cache)
         x_BTD = self.embed(tokens_BT)
         x_BTD = self.dropout(x_BTD + sinusoids(scales[0].position_BT, self.config.d_model, x_BTD.dtype))

@@ -1,7 +1,7 @@
 """A tokenizer's grammar as tensors: which ids may come next in each row of a batch. Shape letters: see layers.py."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -117,17 +117,8 @@ class GrammarTables:
 
     def to(self, device: torch.device | str) -> "GrammarTables":
         """Return the same grammar on another device."""
-        return GrammarTables(
-            self.next_state_SV.to(device),
-            self.opens_V.to(device),
-            self.closes_V.to(device),
-            self.needs_all_closed_V.to(device),
-            self.time_V.to(device),
-            self.n_slots,
-            self.start_state,
-            self.max_open,
-            self.clock_from,
-        )
+        names = ("next_state_SV", "opens_V", "closes_V", "needs_all_closed_V", "time_V")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     @property
     def vocab_size(self) -> int:

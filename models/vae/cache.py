@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from models.layers import padding_before_token
-
 
 @dataclass(slots=True, eq=False)
 class LatentCache:
@@ -52,15 +50,3 @@ class LatentCache:
         """Overwrite row `target` with row `source`."""
         for tensor in (self.latent_BX, self.tokens_BX, self.piece_B, self.length_B):
             tensor[target] = tensor[source]
-
-
-def check_cache(hidden_BT: Tensor, cache: LatentCache) -> None:
-    """Raise ValueError where the cache has other rows than the batch, has no room, or padding is not at row ends."""
-    B, T = hidden_BT.shape
-    if cache.batch_size != B:
-        raise ValueError(f"the cache has {cache.batch_size} rows, the batch {B}")
-    longest = int(cache.length_B.max()) if B else 0
-    if longest + T > cache.max_length:
-        raise ValueError(f"{longest} cached tokens and {T} new ones exceed the cache's max_length={cache.max_length}")
-    if padding_before_token(hidden_BT):
-        raise ValueError("with a cache, padding may only stand at the end of a row")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.config import VaeConfig
 from models.training import token_loss
 from models.vae.cache import LatentCache
 from models.vae.model import Vae
@@ -26,6 +25,8 @@ class ConditionedDecoder(nn.Module):
 
     def __init__(self, model: Vae, latents_NZ: Tensor) -> None:
         super().__init__()
+        self.config, self.vocab_size, self.pad_id = model.config, model.vocab_size, model.pad_id
+        self.max_length, self.n_parameters = model.max_length, model.n_parameters
         if latents_NZ.shape[1:] != model.bottleneck_shape:
             raise ValueError(
                 f"latents of shape {tuple(latents_NZ.shape[1:])}, the model's have {model.bottleneck_shape}"
@@ -34,34 +35,9 @@ class ConditionedDecoder(nn.Module):
         self.register_buffer("latents_NZ", latents_NZ.detach().to(model.embed.weight))
 
     @property
-    def config(self) -> VaeConfig:
-        """Settings of the model."""
-        return self.model.config
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-        return self.model.vocab_size
-
-    @property
-    def pad_id(self) -> int:
-        """The id of padding."""
-        return self.model.pad_id
-
-    @property
     def embed(self) -> nn.Embedding:
         """The token embedding of the model."""
         return self.model.embed
-
-    @property
-    def n_parameters(self) -> int:
-        """Number of trained parameters of the model."""
-        return self.model.n_parameters
-
-    @property
-    def max_length(self) -> int:
-        """Number of tokens that a row can hold."""
-        return self.model.max_length
 
     def new_cache(self, batch_size: int, max_length: int) -> LatentCache:
         """Return a cache whose rows begin with the latents of the first pieces; see `LatentCache.start_row`."""

@@ -18,13 +18,14 @@ from torch.nn import functional
 
 from models.config import VaeConfig
 from models.dropout import Dropout
-from models.training import LossParts, count_correct, token_loss
+from models.layers import TokenModel, check_room, padding_before_token
+from models.training import LossParts, count_correct, inputs_and_targets, token_loss
 from models.vae.bottlenecks import Latent, build_bottleneck, compression_ratio, prior_latents
-from models.vae.cache import LatentCache, check_cache
+from models.vae.cache import LatentCache
 from models.vae.layers import CausalStack, Encoder, build_table
 
 
-class Vae(nn.Module):
+class Vae(TokenModel):
     """Rows of token ids to latents and back.
 
     Args:
@@ -33,14 +34,9 @@ class Vae(nn.Module):
     """
 
     def __init__(self, config: VaeConfig, vocab_size: int, pad_id: int = 0) -> None:
-        super().__init__()
-        if not 0 <= pad_id < vocab_size:
-            raise ValueError(f"pad_id={pad_id} is outside 0-{vocab_size - 1}, the ids of vocab_size={vocab_size}")
+        super().__init__(config, vocab_size, pad_id)
         if config.token_dropout and config.token_dropout_by != "all":
             check_replacement(config.token_dropout_by, vocab_size, pad_id)
-        self.config = config
-        self.vocab_size = vocab_size
-        self.pad_id = pad_id
         is_causal = config.family == "encoder_decoder"
         self.embed = build_table(vocab_size, config.d_model)
         self.positions = build_table(config.block, config.d_model)
@@ -177,12 +173,10 @@ class Vae(nn.Module):
         latent = self.encode(read_BT)
         is_drawn = self.training if sample is None else sample
         logits_BTV = self.logits(written_BT[:, :-1], latent.sample(generator) if is_drawn else latent.mu_BZ)
-        targets_BT = tokens_BT[:, 1:]
-        counts_BT = targets_BT != self.pad_id
+        _, targets_BT, counts_BT = inputs_and_targets(tokens_BT, self.pad_id, mask_BT)
         kl_B = latent.kl()
-        cost_B = (kl_B - config.free_bits * math.log(2) * counts_BT.sum(dim=1)).clamp_min(0.0)
-        if mask_BT is not None:
-            counts_BT = counts_BT & mask_BT[:, 1:]
+        n_tokens_B = (targets_BT != self.pad_id).sum(dim=1)
+        cost_B = (kl_B - config.free_bits * math.log(2) * n_tokens_B).clamp_min(0.0)
         nll_sum, n_targets = token_loss(logits_BTV, targets_BT.masked_fill(~counts_BT, self.pad_id), self.pad_id)
         weight = config.kl_end if step is None else config.kl_weight(step)
         if config.kl_reduction == "sum":
@@ -242,7 +236,9 @@ class Vae(nn.Module):
         Rows may hold different numbers of tokens; padding at a row's end is not counted.
         """
         hidden_BT = tokens_BT == self.pad_id
-        check_cache(hidden_BT, cache)
+        check_room(cache.length_B, cache.max_length, tokens_BT)
+        if padding_before_token(hidden_BT):
+            raise ValueError("with a cache, padding may only stand at the end of a row")
         row_B1 = torch.arange(len(tokens_BT), device=tokens_BT.device)[:, None]
         position_BT = cache.length_B[:, None] + torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         n_keys = int(position_BT.max()) + 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.hourglass.losses import HiddenLevel, cosine_loss, exp_cosine_loss, hidden_levels, hidden_loss
+from models.hourglass.losses import HiddenLevel, HiddenLossKind, hidden_levels, hidden_loss
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -67,18 +67,21 @@ def check_gradients(loss: Tensor, states: list[Tensor], levels: list[HiddenLevel
             assert row_TD[length:].abs().sum() == 0
 
 
+def loss_of(kind: HiddenLossKind, x_BTD: Tensor, lengths: list[int]) -> float:
+    return float(hidden_loss(kind, [x_BTD], [HiddenLevel(1, 2)], torch.tensor(lengths)))
+
+
 def test_pairs_are_disjoint_where_two_make_a_group() -> None:
     x_BTD = torch.randn(4, 2 * 3, 6)
     expected = nn.functional.cosine_similarity(x_BTD[:, ::2], x_BTD[:, 1::2], dim=-1).mean()
-    torch.testing.assert_close(cosine_loss(x_BTD, torch.ones(4, 6, dtype=torch.bool), 2), expected)
+    assert loss_of("cosine", x_BTD, [6] * 4) == pytest.approx(float(expected))
 
 
 def test_equal_vectors_have_the_largest_loss() -> None:
-    equal_BTD, real_BT = torch.ones(2, 4, 3), torch.ones(2, 4, dtype=torch.bool)
-    assert float(cosine_loss(equal_BTD, real_BT, 2)) == pytest.approx(1.0)
-    assert float(exp_cosine_loss(equal_BTD, real_BT)) == pytest.approx(4 * 3 * math.exp(-1))
-    single_BT = torch.tensor([[True, False, False, False], [False] * 4])
-    assert float(cosine_loss(equal_BTD, single_BT, 2)) == float(exp_cosine_loss(equal_BTD, single_BT)) == 0.0
+    equal_BTD = torch.ones(2, 4, 3)
+    assert loss_of("cosine", equal_BTD, [4, 4]) == pytest.approx(1.0)
+    assert loss_of("exp_cosine", equal_BTD, [4, 4]) == pytest.approx(4 * 3 * math.exp(-1))
+    assert loss_of("cosine", equal_BTD, [1, 0]) == loss_of("exp_cosine", equal_BTD, [1, 0]) == 0.0
 
 
 def test_levels_go_inwards_and_out_again() -> None:
