@@ -50,7 +50,7 @@ def main() -> None:
         scores = [read_midi(path) for path in report.spread(paths, PLAIN_FILES)]
         sides = {
             "ours": lambda: encode_all(shards, Path(temporary)),
-            "plain_python": lambda: [plain_variants(NoteBatch.from_scores([score])) for score in scores],
+            "plain_python": lambda: [plain_variants(score.notes) for score in scores],
         }
         timings = report.measure(sides, given.rounds)
         counts = [read_counts(shard.path) for shard in shards]

@@ -79,7 +79,7 @@ def read_pieces(folder: Path, n_pieces: int) -> NoteBatch:
             scores.append(read_midi(path))
         except BadScore:
             continue
-    return NoteBatch.from_scores(scores)
+    return NoteBatch.joined([score.notes for score in scores])
 
 
 def lines_of(batch: NoteBatch) -> Lines:
@@ -97,7 +97,7 @@ def planted(train: Lines, chosen: np.ndarray, copies: list[NoteBatch], encoding:
     shares, is_source = [], []
     recall: dict[int, list[bool]] = {n_notes: [] for n_notes in PASSAGES}
     for source, copy in zip(chosen.tolist(), copies, strict=True):
-        notes = NoteBatch.from_scores([tokenizer.decode(tokenizer.encode(copy).ids)]) if tokenizer else copy
+        notes = tokenizer.decode(tokenizer.encode(copy).ids).notes if tokenizer else copy
         line = lines_of(notes)
         runs = search(train, seeds, line, 0, len(line.pitch))
         is_source.append(bool(len(runs.n_notes)) and source in owners(train, runs))

@@ -39,7 +39,7 @@ def main() -> None:
         contents = [path.read_bytes() for path in report.spread(report.midi_files(folder), given.files)]
         name = folder.name
     scores, peers = read_both(contents)
-    batch = NoteBatch.from_scores(scores)
+    batch = NoteBatch.joined([score.notes for score in scores])
     ours = OoreTokenizer()
     sides: dict[str, Any] = {"ours": lambda: len(ours.encode(batch).ids)}
     if miditok is None:

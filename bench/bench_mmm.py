@@ -53,8 +53,8 @@ def compare(scores: list[Score], config: MmmConfig, rounds: int) -> dict[str, An
     Raises:
         AssertionError: the two sides do not give the same ids.
     """
-    tokenizer, batch = MmmTokenizer(config), NoteBatch.from_scores(scores)
-    plain, ids = [as_plain(score) for score in scores], tokenizer.words.ids
+    tokenizer, batch = MmmTokenizer(config), NoteBatch.joined([score.notes for score in scores])
+    plain, ids = [as_plain(score) for score in scores], tokenizer.ids
     encoded = tokenizer.encode(batch).ids.tolist()
     assert encoded == [token for piece in plain for token in encode_piece(piece, config, ids)]
     sides = {

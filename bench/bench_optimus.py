@@ -33,7 +33,7 @@ def main() -> None:
     with report.source_folder(given.source) as folder:
         scores = list(read_all(report.spread(report.midi_files(folder), given.files)))
         name = folder.name
-    batch = NoteBatch.from_scores(scores)
+    batch = NoteBatch.joined([score.notes for score in scores])
     cases: dict[str, tuple[Any, Callable[[NoteBatch, Any], list[int]]]] = {
         "int": (OptimusIntTokenizer(), plain_int),
         "int_split": (OptimusIntTokenizer(OptimusIntConfig(long_notes="split")), plain_int),

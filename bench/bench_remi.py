@@ -45,10 +45,10 @@ def main() -> None:
     kept = [data for data in contents if is_same(data, ours, peer)]
     if not kept:
         raise SystemExit(f"none of {len(contents)} files has the same ids on both sides")
-    batch = NoteBatch.from_scores([read_midi(data) for data in kept])
+    batch = NoteBatch.joined([read_midi(data).notes for data in kept])
     sides: dict[str, Any] = {
         "ours": lambda: ours.encode(batch),
-        "ours_from_bytes": lambda: ours.encode(NoteBatch.from_scores([read_midi(data) for data in kept])),
+        "ours_from_bytes": lambda: ours.encode(NoteBatch.joined([read_midi(data).notes for data in kept])),
     }
     if peer is not None:
         scores = [symusic.Score.from_midi(data) for data in kept]
@@ -102,7 +102,7 @@ def is_same(data: bytes, ours: RemiTokenizer, peer: Any) -> bool:
         score, other = read_midi(data), symusic.Score.from_midi(data)
     except (BadScore, RuntimeError):
         return False
-    ids = ours.encode(NoteBatch.from_scores([score])).ids[1:-1]
+    ids = ours.encode(score.notes).ids[1:-1]
     return peer is None or np.array_equal(ids, peer(other).ids)
 
 

@@ -132,7 +132,7 @@ def read_rows(
         except BadScore:
             continue
     names = sorted(pieces)
-    batch = NoteBatch.from_scores([pieces[name] for name in names])
+    batch = NoteBatch.joined([pieces[name].notes for name in names])
     tokenizer = OoreTokenizer()
     encodings = {stretch: tokenizer.encode(stretch_time(batch, stretch)) for stretch in augment.stretches}
     rows, parts, n_tokens = [], [], 0

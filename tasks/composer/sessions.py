@@ -20,7 +20,7 @@ from tasks.composer import blocks
 from tasks.composer.blocks import ComposerConfig, Event, ModelFacts, Primer, PrimerKind, Session
 from tasks.config.serialization import from_json, to_json
 from tasks.errors import CheckpointError, ConfigError, DatasetError, NotFound, OrchestrionError
-from tasks.music.added_notes import added_notes
+from tasks.music.edits import added_notes
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
 from tasks.music.tokenizers.base import Tokenizer

@@ -18,7 +18,7 @@ from tasks.config.dataset import AugmentConfig, WindowConfig
 from tasks.config.serialization import digest, to_json
 from tasks.dataset.augment import change_notes, group_variants, plan_variants
 from tasks.dataset.variants import TokenShardCounts, encode_variants
-from tasks.music.notes import NoteBatch
+from tasks.music.notes import ALL_COLUMNS, COLUMNS, PIECE_COLUMNS, NoteBatch, kind_of
 from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 from tasks.music.tokenizers.registry import (
     LearnedConfig,
@@ -35,11 +35,12 @@ from tasks.storage.parquet import SCHEMA_NUMBER, TOKEN_SCHEMA, flat_values, read
 logger = logging.getLogger(__name__)
 
 WHOLE_PIECES = WindowConfig()
-_TICKS = ["onset", "duration", "tempo_tick"]
-_TICKS += ["time_signature_tick", "time_signature_numerator", "time_signature_denominator"]
-_NOTE_COLUMNS = ["piece", "ticks_per_quarter", "onset_seconds", "duration_seconds", "pitch", "velocity", "program"]
-_NOTE_COLUMNS += ["is_drum", "track", "pedal_onset_seconds", "pedal_duration_seconds", "pedal_track"]
-_NOTE_COLUMNS += ["tempo_microseconds_per_quarter", *_TICKS]
+_DURATIONS = {
+    "end_seconds": "duration_seconds",
+    "pedal_end": "pedal_duration",
+    "pedal_end_seconds": "pedal_duration_seconds",
+}
+_SHARD_COLUMNS = [_DURATIONS.get(name, name) for name in ALL_COLUMNS if not name.endswith("offsets")]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,19 +175,13 @@ def read_counts(path: Path) -> TokenShardCounts:
 
 def read_notes(songs: Path, pieces: Sequence[str]) -> NoteBatch:
     """Return the notes of some pieces of a song shard, in order of piece."""
-    table = read_table(songs, _NOTE_COLUMNS)
+    table = read_table(songs, ["piece", *_SHARD_COLUMNS])
     table = table.filter(pc.is_in(table.column("piece"), value_set=pa.array(pieces, pa.string())))
     flat = {field.name: flat_values(table, field.name) for field in table.schema if pa.types.is_list(field.type)}
-    values = {name: column for name, (_, column) in flat.items()}
-    for kind in ("", "pedal_"):
-        values[f"{kind}end_seconds"] = values[f"{kind}onset_seconds"] + values.pop(f"{kind}duration_seconds")
-    values |= {name: values[name].astype(np.int64) for name in _TICKS}
-    values["tempo_microseconds_per_quarter"] = values["tempo_microseconds_per_quarter"].astype(np.float64)
-    return NoteBatch(
-        offsets=flat["pitch"][0],
-        pedal_offsets=flat["pedal_track"][0],
-        tempo_offsets=flat["tempo_tick"][0],
-        time_signature_offsets=flat["time_signature_tick"][0],
-        ticks_per_quarter=table.column("ticks_per_quarter").to_numpy().astype(np.int64),
-        **values,
-    )
+    columns = {name: values for name, (_, values) in flat.items()}
+    columns |= {name: table.column(name).to_numpy() for name in PIECE_COLUMNS}
+    columns |= {f"{owner}offsets": flat[names[0]][0] for owner, names in COLUMNS.items()}
+    for end, duration in _DURATIONS.items():
+        onset = columns[end.replace("end", "onset")]
+        columns[end] = onset.astype(kind_of(end)) + columns[duration]
+    return NoteBatch.of(columns)

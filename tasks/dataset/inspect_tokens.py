@@ -11,7 +11,6 @@ from tasks.config.overrides import apply_overrides
 from tasks.errors import BadScore, ConfigError, NotFound
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
-from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.base import Tokenizer
 from tasks.music.tokenizers.registry import (
     TokenizerConfig,
@@ -78,7 +77,7 @@ def encode_file(path: Path, config: TokenizerConfig) -> FileTokens:
         score = read_midi(data, str(path))
     except BadScore as error:
         raise BadScore(error.reason, f"{path}: {error.detail}") from None
-    batch = NoteBatch.from_scores([score])
+    batch = score.notes
     if needs_vocabulary(config):
         config = config.with_symbols(symbols_in(config, batch))
     tokenizer = build_tokenizer(config)

@@ -28,7 +28,7 @@ from tasks.generation.batch_files import check_file, check_piece
 from tasks.generation.infill import new_notes
 from tasks.generation.prompts import Prompt
 from tasks.generation.rewriting import Rewritten, rewrite
-from tasks.music.added_notes import is_added
+from tasks.music.edits import end_at_next, is_added
 from tasks.music.excerpt import Extent, beginning
 from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.midi.event_statistics import midi_statistics
@@ -40,7 +40,6 @@ from tasks.music.render.audio import encode_audio
 from tasks.music.render.notation import NoNotation, write_musicxml
 from tasks.music.render.pianoroll import draw_piano_roll, part_labels
 from tasks.music.render.soundfont import NoSound, Player
-from tasks.music.retrigger import end_at_next
 from tasks.music.score import Score, build_score
 from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
 from tasks.sampling.latents import LatentPlan, note_f1

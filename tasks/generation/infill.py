@@ -20,7 +20,6 @@ from tasks.errors import ConfigError
 from tasks.music.arrays import BoolArray, FloatArray, IntArray
 from tasks.music.bars import bar_lines
 from tasks.music.excerpt import Extent, beginning
-from tasks.music.notes import NoteBatch
 from tasks.music.score import Score, Tempos, TimeSignatures, build_score, seconds_at, ticks_at
 from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
@@ -179,7 +178,7 @@ def _voice(score: Score) -> IntArray:
 
 def ids_of(tokenizer: Any, score: Score) -> tuple[int, ...]:
     """Return the ids of some music without those that end it; <start> alone where the encoding holds none of it."""
-    part = tokenizer.encode(NoteBatch.from_scores([score]))
+    part = tokenizer.encode(score.notes)
     if not int(part.n_notes[0]):
         return (tokenizer.start_id,)
     return tuple(without_ending(tokenizer.grammar, part.ids.tolist(), tokenizer.end_id, tokenizer.pad_id))
@@ -194,7 +193,7 @@ def make_canvas(loaded: LoadedModel, config: GenerateConfig, name: str, score: S
     tokenizer = loaded.tokenizer
     if isinstance(tokenizer, MmmTokenizer) or has_latents(loaded.model) or config.sampling.beams:
         raise ConfigError(f"{_said(config)}: bars are filled by decoders on encodings that follow time, and by drawing")
-    tokens = tokenizer.encode(NoteBatch.from_scores([score]))
+    tokens = tokenizer.encode(score.notes)
     whole = tokenizer.decode(tokens.ids)
     has_bars = len(whole.time_signatures.tick) > 0  # else the encoding knows seconds alone, and the file knows bars
     line_seconds = _line_seconds(whole if has_bars else score)
@@ -243,7 +242,7 @@ def join_nats(loaded: LoadedModel, gap: Gap, filled: Score) -> float:
     tokenizer = loaded.tokenizer
     before = beginning(filled, Extent(seconds=gap.span.end_seconds - gap.span.early_seconds))
     n_before = len(ids_of(tokenizer, before))  # what ends notes that sound on comes among the music after
-    ids = tokenizer.encode(NoteBatch.from_scores([filled])).ids.astype(np.int64)
+    ids = tokenizer.encode(filled.notes).ids.astype(np.int64)
     half = window_of(loaded.model, CONTEXT_TOKENS) // 2
     begin, end = max(n_before - half, 0), min(n_before + half, len(ids))
     mask = np.arange(begin, end) >= n_before

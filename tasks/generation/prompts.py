@@ -24,7 +24,6 @@ from tasks.ingest.sources.names import is_companion
 from tasks.music.excerpt import Extent, beginning
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
-from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
 from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.windows import cut_windows
@@ -141,7 +140,7 @@ def _encode(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes,
     assert has_latents(loaded.model)
     if config.infill_bars:
         raise ConfigError(f"infill_bars={list(config.infill_bars)}: bars are filled by decoders, not from latents")
-    tokenizer, batch = loaded.tokenizer, NoteBatch.from_scores([score])
+    tokenizer, batch = loaded.tokenizer, score.notes
     bars = int(loaded.state["dataset"].get("window_bars", 0))
     if bars:
         batch = cut_windows(batch, bars, bars, grid_of(tokenizer.config))[0].take(np.array([0]))
@@ -158,7 +157,7 @@ def _first_ids(
     Where bars are written again, the used part is all before them, or all of it where each piece has other bars.
     """
     tokenizer = loaded.tokenizer
-    tokens = tokenizer.encode(NoteBatch.from_scores([score]))
+    tokens = tokenizer.encode(score.notes)
     if not int(tokens.n_notes[0]):
         raise ConfigError(
             f"prompt {name}: encoding {tokenizer.name} holds none of its notes ({_words(_dropped(tokens))} dropped)"

@@ -364,15 +364,15 @@ def _song_table(
 ) -> pa.Table:
     from tasks.music.midi import events
     from tasks.music.midi.reader import read_files
+    from tasks.music.notes import owner_of
 
     batch = read_files(contents, limits)
-    songs, hashes = batch.songs, [value.hex() for value in members.column("content_hash").to_pylist()]
+    notes, hashes = batch.notes, [value.hex() for value in members.column("content_hash").to_pylist()]
     refusals = [(refusal.reason, refusal.detail) if refusal else ("", "") for refusal in batch.refusals]
     for place, key in enumerate(hashes if quarantined else ()):
         refusals[place] = tuple(quarantined.get(key, refusals[place]))  # type: ignore[assignment]
-    accepted = songs.facts[:, events.CODE] == events.OK
-    n_notes = np.diff(songs.note_offsets)
-    last = np.maximum.reduceat(np.append(songs.end_seconds, 0.0), songs.note_offsets[:-1]) if hashes else np.zeros(0)
+    accepted = batch.facts[:, events.CODE] == events.OK
+    last = np.maximum.reduceat(np.append(notes.end_seconds, 0.0), notes.offsets[:-1]) if hashes else np.zeros(0)
     columns: dict[str, Any] = {
         "piece": [key[:16] for key in hashes],
         "content_hash": hashes,
@@ -381,53 +381,29 @@ def _song_table(
         "reason": [reason for reason, _ in refusals],
         "detail": [detail for _, detail in refusals],
         "dropped": batch.dropped,
-        "n_note_ons": np.where(accepted, songs.facts[:, events.N_NOTE_ONS], 0),
-        "n_notes": n_notes,
+        "n_note_ons": np.where(accepted, batch.facts[:, events.N_NOTE_ONS], 0),
+        "n_notes": np.diff(notes.offsets),
         "seconds": np.where(accepted, last, 0.0),
-        "ticks_per_quarter": np.where(accepted, songs.facts[:, events.TICKS_PER_QUARTER], 0),
-        "n_tracks": np.where(accepted, songs.n_parts, 0),
-        "programs": _programs(songs),
+        "ticks_per_quarter": np.where(accepted, notes.ticks_per_quarter, 0),
+        "n_tracks": np.where(accepted, notes.n_tracks, 0),
+        "programs": _programs(batch.programs),
     }
-    lists = {
-        "onset": (songs.note_offsets, songs.onset),
-        "duration": (songs.note_offsets, songs.duration),
-        "onset_seconds": (songs.note_offsets, songs.onset_seconds),
-        "duration_seconds": (songs.note_offsets, songs.end_seconds - songs.onset_seconds),
-        **{
-            name: (songs.note_offsets, getattr(songs, name))
-            for name in ("pitch", "velocity", "program", "is_drum", "track")
-        },
-        "pedal_onset": (songs.pedal_offsets, songs.pedal_onset),
-        "pedal_duration": (songs.pedal_offsets, songs.pedal_end - songs.pedal_onset),
-        "pedal_onset_seconds": (songs.pedal_offsets, songs.pedal_onset_seconds),
-        "pedal_duration_seconds": (songs.pedal_offsets, songs.pedal_end_seconds - songs.pedal_onset_seconds),
-        "pedal_track": (songs.pedal_offsets, songs.pedal_track),
-        **_meta_columns(songs),
+    durations = {
+        "duration_seconds": notes.end_seconds - notes.onset_seconds,
+        "pedal_duration": notes.pedal_end - notes.pedal_onset,
+        "pedal_duration_seconds": notes.pedal_end_seconds - notes.pedal_onset_seconds,
     }
-    arrays = [
-        list_column(lists[field.name][0], lists[field.name][1], field.type)
-        if field.name in lists
-        else pa.array(columns[field.name], field.type)
-        for field in SONG_SCHEMA
-    ]
+    arrays = []
+    for field in SONG_SCHEMA:
+        if field.name in columns:
+            arrays.append(pa.array(columns[field.name], field.type))
+            continue
+        values = durations[field.name] if field.name in durations else getattr(notes, field.name)
+        arrays.append(list_column(getattr(notes, f"{owner_of(field.name)}offsets"), values, field.type))
     return pa.Table.from_arrays(arrays, schema=SONG_SCHEMA)
 
 
-def _meta_columns(songs: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    tempos, meters, keys = songs.metas.values()
-    return {
-        "tempo_tick": (tempos[0], tempos[1]),
-        "tempo_microseconds_per_quarter": (tempos[0], tempos[2][:, 0]),
-        "time_signature_tick": (meters[0], meters[1]),
-        "time_signature_numerator": (meters[0], meters[2][:, 0]),
-        "time_signature_denominator": (meters[0], meters[2][:, 1]),
-        "key_signature_tick": (keys[0], keys[1]),
-        "key_signature_sharps": (keys[0], keys[2][:, 0]),
-        "key_signature_is_minor": (keys[0], keys[2][:, 1] == 1),
-    }
-
-
-def _programs(songs: Any) -> pa.Array:
+def _programs(is_used: np.ndarray) -> pa.Array:
     """Return the programs each song's pitched notes use, rising."""
-    offsets = np.concatenate([[0], np.cumsum(songs.programs.sum(axis=1))])
-    return list_column(offsets, np.nonzero(songs.programs)[1], SONG_SCHEMA.field("programs").type)
+    offsets = np.concatenate([[0], np.cumsum(is_used.sum(axis=1))])
+    return list_column(offsets, np.nonzero(is_used)[1], SONG_SCHEMA.field("programs").type)

@@ -1,17 +1,12 @@
 """The beginning of a piece: its first notes, bars or seconds."""
 
-from dataclasses import dataclass, fields
-from typing import TypeVar
+from dataclasses import dataclass
 
 import numpy as np
 
 from tasks.music.arrays import BoolArray
 from tasks.music.bars import bar_lines
-from tasks.music.score import KeySignatures, Score, Tempos, TimeSignatures, build_score, ticks_at
-
-Changes = TypeVar("Changes", Tempos, TimeSignatures, KeySignatures)
-
-_COLUMNS = ("onset", "duration", "pitch", "velocity", "program", "is_drum", "track")
+from tasks.music.score import Changes, Score, changes_where, edited, note_columns, ticks_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +68,7 @@ def beginning(score: Score, extent: Extent, *, cut: bool = False) -> Score:
         cut: end notes and pedal spans that sound beyond its last bar or second there; otherwise they keep their length.
     """
     is_in, end = extent.holds(score), extent.end_tick(score) if cut else None
-    columns = {name: getattr(score.notes, name)[is_in] for name in _COLUMNS}
+    columns = note_columns(score, is_in)
     last = end if end is not None else int((columns["onset"] + columns["duration"]).max(initial=0))
     if end is not None:
         columns["duration"] = np.minimum(columns["duration"], np.maximum(end - columns["onset"], 1))
@@ -81,19 +76,16 @@ def beginning(score: Score, extent: Extent, *, cut: bool = False) -> Score:
     is_down = pedals.onset < last
     spans = {name: getattr(pedals, name)[is_down] for name in ("onset", "end", "track")}
     spans["end"] = np.minimum(spans["end"], last)
-    return build_score(
-        score.ticks_per_quarter,
+    return edited(
+        score,
         columns,
         tempos=_before(score.tempos, last),
         time_signatures=_before(score.time_signatures, last),
         key_signatures=_before(score.key_signatures, last),
         pedals=spans,
-        n_tracks=score.n_tracks,
-        dropped=score.dropped,
     )
 
 
 def _before(changes: Changes, end: int) -> Changes:
     """Return the changes before a tick, and one at the very beginning in any case."""
-    counts = changes.tick < max(end, 1)
-    return type(changes)(*(getattr(changes, field.name)[counts] for field in fields(changes)))
+    return changes_where(changes, changes.tick < max(end, 1))

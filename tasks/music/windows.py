@@ -7,7 +7,7 @@ import numpy as np
 
 from tasks.music.arrays import FloatArray, IntArray, offsets_of
 from tasks.music.compiled import njit
-from tasks.music.notes import NoteBatch
+from tasks.music.notes import COLUMNS, PIECE_COLUMNS, NoteBatch
 
 _NEVER = 1 << 60  # the tick at which the last window of a piece ends: nothing rings on behind it
 _NANOSECOND = 1e-9  # pedal spans that touch a window for less do so by the rounding of sums alone
@@ -50,8 +50,10 @@ def cut_windows(
     )
     windows = _Windows(piece, start, end, _seconds_at(batch, piece, start), _seconds_at(batch, piece, end))
     notes, n_cut = _notes_in(batch, windows, first, last, late)
-    parts = notes | _pedals_in(batch, windows) | _tempos_in(batch, windows) | _meters_in(batch, windows)
-    return _in_order(NoteBatch(ticks_per_quarter=batch.ticks_per_quarter[piece], **parts)), piece, n_cut
+    parts = {name: getattr(batch, name)[piece] for name in PIECE_COLUMNS} | notes | _pedals_in(batch, windows)
+    for owner in ("tempo_", "time_signature_", "key_signature_"):
+        parts |= _changes_in(batch, windows, owner)
+    return _in_order(NoteBatch(**parts)), piece, n_cut
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +80,7 @@ def _rounded_ticks(batch: NoteBatch, units_per_quarter: int) -> tuple[IntArray, 
 
 def _seconds_at(batch: NoteBatch, piece: IntArray, tick: IntArray) -> FloatArray:
     """Return the time of ticks of some pieces, infinity for `_NEVER`."""
-    tempos = batch.tempo_offsets, batch.tempo_tick, batch.tempo_microseconds_per_quarter.astype(np.float64)
+    tempos = batch.tempo_offsets, batch.tempo_tick, batch.tempo_microseconds_per_quarter
     seconds = _elapsed_seconds(*tempos, batch.ticks_per_quarter, piece, tick)
     return np.where(tick == _NEVER, np.inf, seconds)
 
@@ -100,8 +102,7 @@ def _notes_in(
         "onset_seconds": onset_seconds,
         "end_seconds": np.maximum(end_seconds, onset_seconds),
     }
-    for name in ("pitch", "velocity", "program", "is_drum", "track"):
-        columns[name] = getattr(batch, name)[places]
+    columns |= {name: getattr(batch, name)[places] for name in COLUMNS[""] if name not in columns}
     return columns, np.bincount(window[late[places] >= stop], minlength=len(windows))
 
 
@@ -111,35 +112,30 @@ def _pedals_in(batch: NoteBatch, windows: _Windows) -> dict[str, Any]:
     pedal, window = _spans(*_windows_over(*pedals, borders, windows.start_seconds, windows.end_seconds))
     order = np.argsort(window, kind="stable")
     pedal, window = pedal[order], window[order]
-    start, stop = windows.start_seconds[window], windows.end_seconds[window]
-    return {
+    columns: dict[str, Any] = {
         "pedal_offsets": offsets_of(np.bincount(window, minlength=len(windows))),
-        "pedal_onset_seconds": np.maximum(batch.pedal_onset_seconds[pedal], start) - start,
-        "pedal_end_seconds": np.minimum(batch.pedal_end_seconds[pedal], stop) - start,
         "pedal_track": batch.pedal_track[pedal],
     }
+    for unit, starts, ends in (
+        ("", windows.start, windows.end),
+        ("_seconds", windows.start_seconds, windows.end_seconds),
+    ):
+        start, onset, end = starts[window], f"pedal_onset{unit}", f"pedal_end{unit}"
+        columns[onset] = np.maximum(getattr(batch, onset)[pedal], start) - start
+        columns[end] = np.minimum(getattr(batch, end)[pedal], ends[window]) - start
+    return columns
 
 
-def _tempos_in(batch: NoteBatch, windows: _Windows) -> dict[str, Any]:
-    first, last = _in_force(batch.tempo_offsets, batch.tempo_tick, windows.piece, windows.start, windows.end)
+def _changes_in(batch: NoteBatch, windows: _Windows, owner: str) -> dict[str, Any]:
+    tick, *values = COLUMNS[owner]
+    ticks = getattr(batch, tick)
+    first, last = _in_force(getattr(batch, f"{owner}offsets"), ticks, windows.piece, windows.start, windows.end)
     window, places = _spans(first, last)
-    return {
-        "tempo_offsets": offsets_of(last - first),
-        "tempo_tick": np.maximum(batch.tempo_tick[places] - windows.start[window], 0),
-        "tempo_microseconds_per_quarter": batch.tempo_microseconds_per_quarter[places],
+    columns = {
+        f"{owner}offsets": offsets_of(last - first),
+        tick: np.maximum(ticks[places] - windows.start[window], 0),
     }
-
-
-def _meters_in(batch: NoteBatch, windows: _Windows) -> dict[str, Any]:
-    offsets, ticks = batch.time_signature_offsets, batch.time_signature_tick
-    first, last = _in_force(offsets, ticks, windows.piece, windows.start, windows.end)
-    window, places = _spans(first, last)
-    return {
-        "time_signature_offsets": offsets_of(last - first),
-        "time_signature_tick": np.maximum(ticks[places] - windows.start[window], 0),
-        "time_signature_numerator": batch.time_signature_numerator[places],
-        "time_signature_denominator": batch.time_signature_denominator[places],
-    }
+    return columns | {name: getattr(batch, name)[places] for name in values}
 
 
 def _spans(first: IntArray, last: IntArray) -> tuple[IntArray, IntArray]:
@@ -159,8 +155,7 @@ def _in_order(batch: NoteBatch) -> NoteBatch:
     if not np.any(is_same & (is_wrong | is_unclear)):
         return batch
     order = np.lexsort([batch.velocity, batch.duration, key, piece])
-    names = ("onset", "duration", "onset_seconds", "end_seconds", "pitch", "velocity", "program", "is_drum", "track")
-    return replace(batch, **{name: getattr(batch, name)[order] for name in names})
+    return replace(batch, **{name: getattr(batch, name)[order] for name in COLUMNS[""]})
 
 
 @njit(cache=True, nogil=True)

@@ -7,7 +7,6 @@ titles, and what folds is a `details` element. Nothing is fetched, and a policy 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from markupsafe import Markup
 
 from tasks.music.metrics.features import DRUMS
@@ -126,28 +125,11 @@ def _grouped(entries: Iterable[Any], name: str) -> list[tuple[Any, list[Any]]]:
 
 def _draw_sample(sample: "SampleFacts") -> Markup:
     """Return the piano roll of a sample as an address."""
-    from tasks.music import score
+    from tasks.music.notes import ALL_COLUMNS, COLUMNS, NoteBatch
+    from tasks.music.score import Score
 
-    nowhere = np.zeros(0, np.int64)
-    pedal = (np.array(sample.pedal_onset_seconds, np.float64), np.array(sample.pedal_end_seconds, np.float64))
-    notes = score.Notes(
-        onset=nowhere,
-        duration=nowhere,
-        pitch=np.array(sample.pitch, np.uint8),
-        velocity=np.array(sample.velocity, np.uint8),
-        program=np.array(sample.program, np.uint8),
-        is_drum=np.array(sample.is_drum, np.bool_),
-        track=np.array(sample.track, np.uint16),
-        onset_seconds=np.array(sample.onset_seconds, np.float64),
-        end_seconds=np.array(sample.end_seconds, np.float64),
-    )
-    piece = score.Score(
-        ticks_per_quarter=480,  # a roll shows seconds alone
-        notes=notes,
-        tempos=score.Tempos(nowhere, nowhere),
-        time_signatures=score.NO_TIME_SIGNATURES,
-        key_signatures=score.NO_KEY_SIGNATURES,
-        pedals=score.Pedals(nowhere, nowhere, np.array(sample.pedal_track, np.uint16), *pedal),
-        n_tracks=1 + max(sample.track, default=0),
-    )
+    columns = {name: getattr(sample, name, ()) for name in ALL_COLUMNS}  # a roll shows seconds alone
+    columns |= {f"{owner}offsets": (0, len(columns[names[-1]])) for owner, names in COLUMNS.items()}
+    columns |= {"ticks_per_quarter": (480,), "n_tracks": (1 + max(sample.track, default=0),)}
+    piece = Score(NoteBatch.of(columns))
     return data_address("image/png", draw_piano_roll(piece, width=1080, height=280, max_seconds=ROLL_SECONDS))

@@ -4,7 +4,6 @@ The names are those that Optimus VIRTUOSO prints for its compositions.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import BadScore, RejectReason
 from tasks.music.midi import events
+from tasks.music.midi.chunks import track_chunks
 from tasks.music.midi.reader import read_files, read_one
 from tasks.music.midi.writer import DRUM_CHANNEL
 
@@ -55,7 +55,7 @@ def midi_statistics(data: bytes, where: str = "", read: events.EventBatch | None
     notes = _notes_of(batch)
     n_tracks = int(facts[events.N_TRACKS])
     ranges = [_pitch_range(notes, track) for track in range(n_tracks)]
-    controls = [_controls_of(whole, begin, end) for begin, end in _tracks_of(whole)]
+    controls = [_controls_of(whole, begin, end) for begin, end in track_chunks(whole).tolist()]
     is_drum = notes.channel == DRUM_CHANNEL
     return {
         "bank_select": [list(bank) for bank in dict.fromkeys(bank for c in controls for bank in c.banks)],
@@ -101,19 +101,6 @@ def _histogram(values: NDArray[np.int64]) -> dict[str, int]:
     return {str(value): n for value, n in sorted(Counter(values.tolist()).items())}
 
 
-def _tracks_of(data: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
-    """Yield where the events of each track chunk begin and end."""
-    begin, file_end = 0, len(data)
-    if bytes(data[:4]) == b"RIFF":
-        begin, file_end = events._unwrap_riff(data, 0, file_end)
-    position = begin + 8 + events._big(data, begin + 4, 4)
-    while position + 8 <= file_end and bytes(data[position : position + 4]) != b"MThd":
-        end = min(position + 8 + events._big(data, position + 4, 4), file_end)
-        if bytes(data[position : position + 4]) == b"MTrk":
-            yield position + 8, end
-        position = end
-
-
 class _Controls(NamedTuple):
     """The events of a track other than notes."""
 
@@ -128,7 +115,7 @@ def _controls_of(data: NDArray[np.uint8], position: int, end: int) -> _Controls:
     chosen: dict[int, dict[int, int]] = {}  # channel -> controller -> value, since its last program change
     running = 0
     while position < end:
-        code, _, status, _, body, position = events._next_event(data, position, end, running)
+        code, _, status, _, body, position = events.next_event(data, position, end, running)
         if code != events.OK:
             break
         if status < 0xF0:

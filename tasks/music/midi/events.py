@@ -1,4 +1,4 @@
-"""Bytes of many MIDI files -> flat arrays of events, in compiled code: the first half of reading.
+"""The first half of reading MIDI files, in compiled code: the bytes of many files to flat arrays of events.
 
 One call reads a whole batch, so that nothing is done in Python for a note, an event or even a file. Every index is
 checked against the end of its file before it is used; a file that breaks a rule gets a code, the byte where it broke
@@ -11,13 +11,14 @@ End of Track is read if it is events up to the end of the chunk; data bytes over
 Source: MIDI 1.0 Detailed Specification, Standard MIDI Files 1.0 (chunks, variable-length numbers, running status).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.music.compiled import njit
 from tasks.music.midi import modes
+from tasks.music.midi.chunks import is_chunk_type, is_tag, read_big, unwrap_riff
 
 TICK_MAX = 2**31 - 1
 UNKNOWN_PROGRAM = 255  # no program change came before the note on its own track
@@ -51,7 +52,7 @@ class EventBatch(NamedTuple):
     """Events of F files, file after file and track after track, in the order of the bytes.
 
     `key` tells channels apart: sequence (of a format 2 file) × 2048 + port × 16 + channel. Controls are what
-    `midi_modes` is about; a reset has the key of the first channel of its port.
+    `modes` is about; a reset has the key of the first channel of its port.
     """
 
     facts: NDArray[np.int64]  # [F, N_FACTS]
@@ -78,6 +79,15 @@ class EventBatch(NamedTuple):
     meta_values: NDArray[np.int32]  # [·, 2]
 
 
+_COLUMNS = {
+    np.int32: (
+        "onset", "duration", "key", "track", "next_open", "sustain_tick", "sustain_key", "control_tick", "control_key",
+        "control_note", "control_track", "meta_tick",
+    ),
+    np.uint8: ("pitch", "velocity", "program", "sustain_value", "control_kind", "control_value", "meta_kind"),
+}  # fmt: skip
+
+
 def read_events(data: NDArray[np.uint8], offsets: NDArray[np.int64], max_notes: int, max_tracks: int) -> EventBatch:
     """Read the events of a batch of files.
 
@@ -87,31 +97,14 @@ def read_events(data: NDArray[np.uint8], offsets: NDArray[np.int64], max_notes: 
         max_notes, max_tracks: of one file; above, it is refused with a code.
     """
     n_files, n_bytes = len(offsets) - 1, len(data)
-    n_events, n_controls, n_metas = (n_bytes // size + 1 for size in (3, 2, 4))  # the fewest bytes an event can take
-    batch = EventBatch(
-        facts=np.zeros((n_files, N_FACTS), np.int64),
-        offsets=np.zeros((n_files + 1, 4), np.int64),
-        onset=np.empty(n_events, np.int32),
-        duration=np.empty(n_events, np.int32),
-        pitch=np.empty(n_events, np.uint8),
-        velocity=np.empty(n_events, np.uint8),
-        program=np.empty(n_events, np.uint8),
-        key=np.empty(n_events, np.int32),
-        track=np.empty(n_events, np.int32),
-        next_open=np.empty(n_events, np.int32),
-        sustain_tick=np.empty(n_events, np.int32),
-        sustain_key=np.empty(n_events, np.int32),
-        sustain_value=np.empty(n_events, np.uint8),
-        control_tick=np.empty(n_controls, np.int32),
-        control_key=np.empty(n_controls, np.int32),
-        control_kind=np.empty(n_controls, np.uint8),
-        control_value=np.empty(n_controls, np.uint8),
-        control_note=np.empty(n_controls, np.int32),
-        control_track=np.empty(n_controls, np.int32),
-        meta_tick=np.empty(n_metas, np.int32),
-        meta_kind=np.empty(n_metas, np.uint8),
-        meta_values=np.empty((n_metas, 2), np.int32),
-    )
+    room = {"control": n_bytes // 2 + 1, "meta": n_bytes // 4 + 1}  # by the fewest bytes that an event can take
+    columns: dict[str, Any] = {
+        name: np.empty(room.get(name.partition("_")[0], n_bytes // 3 + 1), kind)
+        for kind, names in _COLUMNS.items()
+        for name in names
+    }
+    columns["meta_values"] = np.empty((room["meta"], 2), np.int32)
+    batch = EventBatch(np.zeros((n_files, N_FACTS), np.int64), np.zeros((n_files + 1, 4), np.int64), **columns)
     _read_files(data, offsets, max_notes, max_tracks, batch)
     return batch
 
@@ -141,58 +134,25 @@ def _fail(facts, code, position, value, limit):
 
 
 @njit(cache=True, nogil=True)
-def _is(data, position, a, b, c, d):
-    """Tell whether four given bytes stand at `position`; the caller has seen that it is inside the file."""
-    return data[position] == a and data[position + 1] == b and data[position + 2] == c and data[position + 3] == d
-
-
-@njit(cache=True, nogil=True)
-def _big(data, position, n_bytes):
-    value = 0
-    for place in range(position, position + n_bytes):
-        value = value << 8 | int(data[place])
-    return value
-
-
-@njit(cache=True, nogil=True)
-def _is_chunk_type(data, position):
-    for place in range(position, position + 4):
-        if not 0x20 <= data[place] < 0x7F:
-            return False
-    return True
-
-
-@njit(cache=True, nogil=True)
-def _unwrap_riff(data, begin, end):
-    """Return (begin, end) of the MIDI file inside an RMID file, or (-1, -1)."""
-    position = begin + 12
-    while position + 8 <= end:
-        size = int(data[position + 4]) | int(data[position + 5]) << 8
-        size |= int(data[position + 6]) << 16 | int(data[position + 7]) << 24
-        if _is(data, position, 100, 97, 116, 97):  # data
-            return position + 8, min(position + 8 + size, end)
-        position += 8 + size + size % 2
-    return -1, -1
-
-
-@njit(cache=True, nogil=True)
 def _read_file(data, begin, end, max_notes, max_tracks, batch, facts, counts, heads, tails, no_endings):
     if begin == end:
         return _fail(facts, EMPTY, begin, 0, 1)
-    if end - begin >= 12 and _is(data, begin, 82, 73, 70, 70) and _is(data, begin + 8, 82, 77, 73, 68):  # RIFF, RMID
+    if (
+        end - begin >= 12 and is_tag(data, begin, 82, 73, 70, 70) and is_tag(data, begin + 8, 82, 77, 73, 68)
+    ):  # RIFF, RMID
         start = begin
-        begin, end = _unwrap_riff(data, begin, end)
+        begin, end = unwrap_riff(data, begin, end)
         if begin < 0:
             return _fail(facts, RIFF_WITHOUT_DATA, start + 12, 0, 0)
-    if end - begin < 4 or not _is(data, begin, 77, 84, 104, 100):  # MThd
+    if end - begin < 4 or not is_tag(data, begin, 77, 84, 104, 100):  # MThd
         return _fail(facts, NOT_MIDI, begin, 0, 0)
     if end - begin < 14:
         return _fail(facts, HEADER_CUT, begin, end - begin, 14)
-    header_length = _big(data, begin + 4, 4)
+    header_length = read_big(data, begin + 4, 4)
     if not 6 <= header_length <= end - begin - 8:
         return _fail(facts, HEADER_LENGTH, begin + 4, header_length, end - begin)
-    facts[FORMAT], facts[N_STATED] = _big(data, begin + 8, 2), _big(data, begin + 10, 2)
-    facts[TICKS_PER_QUARTER] = _big(data, begin + 12, 2)
+    facts[FORMAT], facts[N_STATED] = read_big(data, begin + 8, 2), read_big(data, begin + 10, 2)
+    facts[TICKS_PER_QUARTER] = read_big(data, begin + 12, 2)
     if facts[TICKS_PER_QUARTER] & 0x8000:
         return _fail(facts, SMPTE, begin + 12, facts[TICKS_PER_QUARTER], 0x7FFF)
     if facts[TICKS_PER_QUARTER] == 0:
@@ -225,10 +185,10 @@ def _read_chunks(data, position, end, max_notes, max_tracks, batch, facts, count
     """Read all track chunks from `position` on. A fault is left in `facts`."""
     first_note = counts[_NOTES]
     # A chunk of "MThd" begins a second file behind the first: its bytes are counted, not read.
-    while position + 8 <= end and not _is(data, position, 77, 84, 104, 100):
-        size = _big(data, position + 4, 4)
-        is_track = _is(data, position, 77, 84, 114, 107)  # MTrk
-        if not is_track and (not _is_chunk_type(data, position) or position + 8 + size > end):
+    while position + 8 <= end and not is_tag(data, position, 77, 84, 104, 100):
+        size = read_big(data, position + 4, 4)
+        is_track = is_tag(data, position, 77, 84, 114, 107)  # MTrk
+        if not is_track and (not is_chunk_type(data, position) or position + 8 + size > end):
             if facts[N_TRACKS] >= facts[N_STATED] and facts[N_TRACKS] > 0:
                 break  # junk behind the last track, not a track that was cut
             return _fail(facts, BAD_CHUNK, position, size, end - position - 8)
@@ -261,7 +221,7 @@ def _variable(data, position, end):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _next_event(data, position, end, running):
+def next_event(data, position, end, running):
     """Return (code, ticks since the event before, status, meta type or _NO_KIND, body, place behind the body)."""
     shift = 0
     if position < end and data[position] < 0x80:
@@ -304,7 +264,7 @@ def _next_event(data, position, end, running):
 def _is_clean(data, position, end, running):
     """Tell whether nothing but whole events stands up to `end`."""
     while position < end:
-        code, _, status, _, _, position = _next_event(data, position, end, running)
+        code, _, status, _, _, position = next_event(data, position, end, running)
         if code != OK:
             return False
         if status < 0xF0:
@@ -318,10 +278,10 @@ def _mended_end(data, position, stated_end, file_end, running):
 
     That is behind its End of Track, if nothing but events stand before it and no chunk begins where the size says.
     """
-    if stated_end + 4 > file_end or _is_chunk_type(data, stated_end):
+    if stated_end + 4 > file_end or is_chunk_type(data, stated_end):
         return -1
     while position < file_end:
-        code, _, status, kind, _, position = _next_event(data, position, file_end, running)
+        code, _, status, kind, _, position = next_event(data, position, file_end, running)
         if code != OK:
             return -1
         if kind == _END_OF_TRACK:
@@ -336,7 +296,7 @@ def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, 
     """Read one track chunk; return where the next chunk begins. A fault is left in `facts`.
 
     Args:
-        endings: what `midi_modes.sort_endings` found in all tracks; empty where no message ends a note.
+        endings: what `modes.sort_endings` found in all tracks; empty where no message ends a note.
     """
     heads[:] = -1
     programs = np.full(2048, UNKNOWN_PROGRAM, np.uint8)
@@ -348,14 +308,8 @@ def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, 
         programs[:] = 0
         _keep_meta(batch, counts, tick, TEMPO, DEFAULT_TEMPO, 0)
     # Taken out of the tuple once: each look into it inside the loop would count references.
-    onset, duration, pitch, velocity, note_program = (
-        batch.onset,
-        batch.duration,
-        batch.pitch,
-        batch.velocity,
-        batch.program,
-    )
-    note_key, note_track, next_open = batch.key, batch.track, batch.next_open
+    onset, duration, pitch, velocity = batch.onset, batch.duration, batch.pitch, batch.velocity
+    note_program, note_key, note_track, next_open = batch.program, batch.key, batch.track, batch.next_open
     sustain_tick, sustain_key, sustain_value = batch.sustain_tick, batch.sustain_key, batch.sustain_value
     n_notes, n_sustains = counts[_NOTES], counts[_SUSTAINS]
     end, position, running, has_end, is_early = min(stated_end, file_end), begin, 0, False, False
@@ -364,7 +318,7 @@ def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, 
         facts[MENDED_CHUNKS] += end > begin
     while position < end:
         at = position
-        code, shift, status, kind, body, position = _next_event(data, at, end, running)
+        code, shift, status, kind, body, position = next_event(data, at, end, running)
         if (code == EVENT_CUT or (position == end and kind != _END_OF_TRACK)) and end == stated_end:
             mended = _mended_end(data, at, stated_end, file_end, running)
             if mended > end:
@@ -445,7 +399,7 @@ def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, 
             key_base = key_base >> 11 << 11 | (int(data[body]) & 0x7F) << 4
         elif kind == _END_OF_TRACK:
             has_end = True
-            if position + 4 <= file_end and position != stated_end and _is(data, position, 77, 84, 114, 107):
+            if position + 4 <= file_end and position != stated_end and is_tag(data, position, 77, 84, 114, 107):
                 facts[MENDED_CHUNKS] += 1  # the next track begins here, whatever the size says
                 end = position
             elif stated_end > file_end:
@@ -498,7 +452,7 @@ def _keep_meta(batch, counts, tick, kind, first, second):
 def _read_meta(data, body, size, kind, tick, batch, facts, counts):
     """Keep a tempo or a signature that can be; count one that cannot."""
     if kind == TEMPO:
-        tempo = _big(data, body, 3) if size == 3 else 0
+        tempo = read_big(data, body, 3) if size == 3 else 0
         if tempo < TEMPO_MIN:
             facts[BAD_TEMPO] += 1
         else:

@@ -4,15 +4,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tasks.errors import BadScore, NotFound, RejectReason
 from tasks.music.midi.limits import ReadLimits
-from tasks.music.score import KeySignatures, Notes, Pedals, Score, Tempos, TimeSignatures
+from tasks.music.score import Score
 
 if TYPE_CHECKING:
     from tasks.music.midi.events import EventBatch
-    from tasks.music.midi.songs import SongBatch
 
 
 def read_midi(
@@ -44,7 +41,7 @@ def read_midi(
     refusal = batch.refusals[0]
     if refusal:
         raise BadScore(refusal.reason, f"{refusal.detail} ({where or 'bytes'})")
-    return _score_of(batch.songs, json.loads(batch.dropped[0]))
+    return Score(batch.notes, json.loads(batch.dropped[0]))
 
 
 def _read_file(path: Path, where: str, limits: ReadLimits) -> bytes:
@@ -54,34 +51,3 @@ def _read_file(path: Path, where: str, limits: ReadLimits) -> bytes:
     if size > limits.max_bytes:
         raise BadScore(RejectReason.TOO_LONG, f"file of {size} bytes, limit {limits.max_bytes} ({where})")
     return path.read_bytes()
-
-
-def _score_of(songs: "SongBatch", dropped: dict[str, int]) -> Score:
-    """Return the one song of a batch as a score."""
-    (_, tempo_tick, tempo), (_, meter_tick, meter), (_, key_tick, key) = songs.metas.values()
-    return Score(
-        ticks_per_quarter=songs.ticks_per_quarter[0],
-        notes=Notes(
-            onset=songs.onset.astype(np.int64),
-            duration=songs.duration.astype(np.int64),
-            pitch=songs.pitch,
-            velocity=songs.velocity,
-            program=songs.program,
-            is_drum=songs.is_drum,
-            track=songs.track,
-            onset_seconds=songs.onset_seconds,
-            end_seconds=songs.end_seconds,
-        ),
-        tempos=Tempos(tempo_tick.astype(np.int64), tempo[:, 0].astype(np.int64)),
-        time_signatures=TimeSignatures(meter_tick.astype(np.int64), *meter.astype(np.int64).T),
-        key_signatures=KeySignatures(key_tick.astype(np.int64), key[:, 0].astype(np.int64), key[:, 1] == 1),
-        pedals=Pedals(
-            onset=songs.pedal_onset.astype(np.int64),
-            end=songs.pedal_end.astype(np.int64),
-            track=songs.pedal_track,
-            onset_seconds=songs.pedal_onset_seconds,
-            end_seconds=songs.pedal_end_seconds,
-        ),
-        n_tracks=int(songs.n_parts[0]),
-        dropped=dropped,
-    )

@@ -1,4 +1,4 @@
-"""Many MIDI files to songs as flat columns; each file is read whole, or refused with a reason and a place.
+"""Many MIDI files as pieces; each file is read whole, or refused with a reason and a place.
 
 Our own reader comes first. A file that it refuses or has doubts about is shown to a second, independent reader; where
 that one finds more notes, its reading is taken and the file is marked.
@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tasks.errors import RejectReason
+from tasks.music.arrays import offsets_of
 from tasks.music.midi import events, songs
 from tasks.music.midi.limits import ReadLimits
 from tasks.music.midi.second_reader import second_reading
-from tasks.music.midi.songs import SongBatch
+from tasks.music.midi.songs import Songs
+from tasks.music.notes import NoteBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +29,11 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadBatch:
-    """F files as read: songs, and for each file a refusal or None, and what was left out or repaired as JSON."""
+    """F files as pieces, and for each file a refusal or None, and what was left out or repaired as JSON."""
 
-    songs: SongBatch
+    notes: NoteBatch  # none of a refused file
+    facts: np.ndarray  # int64[F, N_FACTS], see `events`
+    programs: np.ndarray  # bool[F, 128], which ones pitched notes use
     refusals: list[Refusal | None]
     dropped: list[str]  # `{}` for most
 
@@ -124,7 +128,7 @@ def read_files(
         second = {index: data for index, data in second.items() if index not in worse}
     for index in np.flatnonzero(batch.facts[:, events.CODE]).tolist():
         refusals[index] = refusals[index] or _refusal(batch.facts[index], contents[index])
-    return ReadBatch(batch, refusals, _losses(batch, second))
+    return ReadBatch(*batch, refusals, _losses(batch, second))
 
 
 def read_one(data: bytes) -> events.EventBatch:
@@ -135,10 +139,9 @@ def read_one(data: bytes) -> events.EventBatch:
     )
 
 
-def _read(contents: Sequence[bytes], limits: ReadLimits, read: events.EventBatch | None = None) -> SongBatch:
+def _read(contents: Sequence[bytes], limits: ReadLimits, read: events.EventBatch | None = None) -> Songs:
     data = np.frombuffer(b"".join(contents), np.uint8)
-    offsets = np.zeros(len(contents) + 1, np.int64)
-    np.cumsum([len(content) for content in contents], out=offsets[1:])
+    offsets = offsets_of([len(content) for content in contents])
     read = read or events.read_events(data, offsets, limits.max_notes, limits.max_tracks)
     batch = songs.arrange_songs(read, limits.max_seconds, limits.max_pedals)
     late = np.flatnonzero(np.isin(batch.facts[:, events.CODE], _LATE) & (np.diff(offsets) > 0))
@@ -150,9 +153,9 @@ def _read(contents: Sequence[bytes], limits: ReadLimits, read: events.EventBatch
     return without
 
 
-def _ask_second_reader(contents: Sequence[bytes], batch: SongBatch, limits: ReadLimits) -> dict[int, bytes]:
+def _ask_second_reader(contents: Sequence[bytes], batch: Songs, limits: ReadLimits) -> dict[int, bytes]:
     """Return index -> the file as the second reader understood it, where that holds more notes than our reading."""
-    code, n_notes = batch.facts[:, events.CODE], np.diff(batch.note_offsets)
+    code, n_notes = batch.facts[:, events.CODE], np.diff(batch.notes.offsets)
     n_unended = batch.facts[:, events.UNENDED_NOTES]
     is_doubtful = np.isin(code, _DOUBTFUL)
     is_doubtful |= (code == events.OK) & (batch.facts[:, events.BYTES_AFTER_END] > 0)
@@ -165,7 +168,7 @@ def _ask_second_reader(contents: Sequence[bytes], batch: SongBatch, limits: Read
     return second
 
 
-def _losses(batch: SongBatch, second: dict[int, bytes]) -> list[str]:
+def _losses(batch: Songs, second: dict[int, bytes]) -> list[str]:
     losses = [_NO_LOSSES] * len(batch.facts)
     counts = batch.facts[:, _LOSS_COLUMNS]
     accepted = batch.facts[:, events.CODE] == events.OK
@@ -180,7 +183,7 @@ def _losses(batch: SongBatch, second: dict[int, bytes]) -> list[str]:
 def _refusal(facts: np.ndarray, data: bytes) -> Refusal:
     code, position = int(facts[events.CODE]), int(facts[events.POSITION])
     reason, sentence = _REFUSALS[code]
-    said = sentence.format(
+    message = sentence.format(
         value=int(facts[events.VALUE]),
         limit=int(facts[events.LIMIT]),
         begin=repr(data[:8]),
@@ -188,5 +191,5 @@ def _refusal(facts: np.ndarray, data: bytes) -> Refusal:
     )
     if code == events.NOT_MIDI:
         guess = next((what for start, what in _GUESSES if data.lstrip()[: len(start)].lower() == start.lower()), "")
-        said += f": {guess}" if guess else ""
-    return Refusal(reason, said if code in _WITHOUT_PLACE else f"{said}, at byte {position}")
+        message += f": {guess}" if guess else ""
+    return Refusal(reason, message if code in _WITHOUT_PLACE else f"{message}, at byte {position}")

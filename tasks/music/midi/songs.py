@@ -1,11 +1,10 @@
-"""Events of many MIDI files -> songs as flat columns, in compiled code: the second half of reading.
+"""The second half of reading MIDI files, in compiled code: their events to pieces.
 
 Notes of all tracks are merged by time, get the program that was in force on their channel, the part they belong to and
 their times in seconds through the tempo map; sustain pedals become spans of the parts they hold.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,49 +28,26 @@ from tasks.music.midi.events import (
     EventBatch,
 )
 from tasks.music.midi.modes import DRUM_CHANNEL, DRUMS, PEDAL_BREAK, PROGRAM, are_drums_elsewhere, mark_drums
+from tasks.music.notes import COLUMNS, NoteBatch, kind_of
 
 TOO_MANY_PARTS, TOO_MANY_PEDALS, TOO_LONG = 101, 102, 103  # further values of CODE
 PARTS_MAX = 0xFFFF
 _SLOTS = 16 << 8  # channel, then program with or without DRUMS
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SongBatch:
-    """F songs as flat columns; a refused file has a code in `facts` and no rows.
+class Songs(NamedTuple):
+    """F files as pieces; a refused file has a code in `facts`, and no notes or pedals.
 
-    Notes are sorted by (onset, pitch, track, duration, velocity); tempos begin at tick 0, and of several events of one
-    kind at one tick only the last is there. `track` is the part: one program of one channel of one track chunk, and its
-    notes are all drums or all pitched.
+    Of several tempos or signatures at one tick only the last is kept. The part of a note is one program of one channel
+    of one track chunk.
     """
 
+    notes: NoteBatch
     facts: NDArray[np.int64]  # [F, N_FACTS]
-    n_parts: NDArray[np.int64]  # [F]
     programs: NDArray[np.bool_]  # [F, 128], which ones pitched notes use
-    note_offsets: NDArray[np.int64]  # [F + 1]
-    onset: NDArray[np.int32]  # ticks
-    duration: NDArray[np.int32]  # ticks, at least 1
-    onset_seconds: NDArray[np.float64]
-    end_seconds: NDArray[np.float64]
-    pitch: NDArray[np.uint8]
-    velocity: NDArray[np.uint8]
-    program: NDArray[np.uint8]
-    is_drum: NDArray[np.bool_]
-    track: NDArray[np.uint16]
-    metas: dict[int, tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]]  # kind -> offsets, ticks, values
-    pedal_offsets: NDArray[np.int64]  # [F + 1]
-    pedal_onset: NDArray[np.int32]
-    pedal_end: NDArray[np.int32]
-    pedal_onset_seconds: NDArray[np.float64]
-    pedal_end_seconds: NDArray[np.float64]
-    pedal_track: NDArray[np.uint16]
-
-    @property
-    def ticks_per_quarter(self) -> list[int]:
-        """Return the ticks per quarter of each file, 0 where it was refused before."""
-        return self.facts[:, TICKS_PER_QUARTER].tolist()
 
 
-def arrange_songs(events: EventBatch, max_seconds: float, max_pedals: int) -> SongBatch:
+def arrange_songs(events: EventBatch, max_seconds: float, max_pedals: int) -> Songs:
     """Turn events into songs.
 
     Args:
@@ -80,65 +56,61 @@ def arrange_songs(events: EventBatch, max_seconds: float, max_pedals: int) -> So
     """
     n_files, n_notes = len(events.facts), int(events.offsets[-1, 0])
     facts = events.facts.copy()
-    metas = {kind: _sorted_metas(events, facts, kind) for kind in (TEMPO, TIME_SIGNATURE, KEY_SIGNATURE)}
-    tempo_offsets, tempo_tick, tempo_values = metas[TEMPO]
+    (tempo_offsets, tempos), (meter_offsets, meters), (key_offsets, keys) = (
+        _sorted_metas(events, facts, kind) for kind in (TEMPO, TIME_SIGNATURE, KEY_SIGNATURE)
+    )
     n_parts, programs = np.zeros(n_files, np.int64), np.zeros((n_files, 128), np.bool_)
-    note_offsets, part_offsets = np.zeros(n_files + 1, np.int64), np.zeros(n_files + 1, np.int64)
+    offsets, part_offsets, pedal_offsets = np.zeros((3, n_files + 1), np.int64)
     part_keys = np.empty(n_notes, np.int32)
-    columns: tuple[Any, ...] = tuple(
-        np.empty(n_notes, kind)
-        for kind in (np.int32, np.int32, np.float64, np.float64, np.uint8, np.uint8, np.uint8, np.bool_, np.uint16)
-    )
-    tempos = (tempo_offsets, tempo_tick, tempo_values[:, 0])
-    per_file = (n_parts, programs, note_offsets, part_offsets)
-    _arrange_notes(facts, events, tempos, max_seconds, per_file, part_keys, columns)
-    n_total = note_offsets[-1]
-    pedal_offsets = np.zeros(n_files + 1, np.int64)
+    columns = tuple(np.empty(n_notes, kind_of(name)) for name in COLUMNS[""])
+    per_file = (n_parts, programs, offsets, part_offsets)
+    _arrange_notes(facts, events, (tempo_offsets, tempos[0], tempos[1]), max_seconds, per_file, part_keys, columns)
     order = _sustain_order(events)
-    nothing = (np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint16))
+    nothing = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint16))
     _hold_pedals(facts, events, order, part_offsets, part_keys, max_pedals, pedal_offsets, *nothing)  # counts
-    n_pedals = int(pedal_offsets[-1])
-    pedals: tuple[Any, ...] = tuple(np.empty(n_pedals, kind) for kind in (np.int32, np.int32, np.uint16))
-    _hold_pedals(facts, events, order, part_offsets, part_keys, max_pedals, pedal_offsets, *pedals)
-    seconds = np.empty((2, n_pedals), np.float64)
-    for ends, row in zip(pedals[:2], seconds, strict=True):
-        _to_seconds(
-            ends, pedal_offsets, facts[:, TICKS_PER_QUARTER], tempo_offsets, tempo_tick, tempo_values[:, 0], row
-        )
-    names = ("onset", "duration", "onset_seconds", "end_seconds", "pitch", "velocity", "program", "is_drum", "track")
-    return SongBatch(
-        facts=facts,
-        n_parts=n_parts,
-        programs=programs,
-        note_offsets=note_offsets,
-        **{name: column[:n_total] for name, column in zip(names, columns, strict=True)},
-        metas=metas,
-        pedal_offsets=pedal_offsets,
-        pedal_onset=pedals[0],
-        pedal_end=pedals[1],
-        pedal_onset_seconds=seconds[0],
-        pedal_end_seconds=seconds[1],
-        pedal_track=pedals[2],
+    spans = tuple(np.empty(pedal_offsets[-1], kind_of(name)) for name in ("pedal_onset", "pedal_end", "pedal_track"))
+    _hold_pedals(facts, events, order, part_offsets, part_keys, max_pedals, pedal_offsets, *spans)
+    seconds = np.empty((2, pedal_offsets[-1]), np.float64)
+    for ticks, row in zip(spans[:2], seconds, strict=True):
+        _to_seconds(ticks, pedal_offsets, facts[:, TICKS_PER_QUARTER], tempo_offsets, tempos[0], tempos[1], row)
+    notes = NoteBatch.of(
+        {name: column[: offsets[-1]] for name, column in zip(COLUMNS[""], columns, strict=True)}
+        | dict(zip(COLUMNS["pedal_"], (*spans[:2], *seconds, spans[2]), strict=True))
+        | dict(zip(COLUMNS["tempo_"], tempos[:2], strict=True))
+        | dict(zip(COLUMNS["time_signature_"], meters, strict=True))
+        | dict(zip(COLUMNS["key_signature_"], keys, strict=True))
+        | {
+            "offsets": offsets,
+            "pedal_offsets": pedal_offsets,
+            "tempo_offsets": tempo_offsets,
+            "time_signature_offsets": meter_offsets,
+            "key_signature_offsets": key_offsets,
+            "ticks_per_quarter": facts[:, TICKS_PER_QUARTER],
+            "n_tracks": n_parts,
+        }
     )
+    return Songs(notes, facts, programs)
 
 
-def _sorted_metas(events, facts, kind):
-    counted = np.zeros(len(facts) + 1, np.int64)
-    n_metas = int(events.offsets[-1, 3]) + len(facts)
-    tick, values = np.empty(n_metas, np.int32), np.empty((n_metas, 2), np.int32)
-    _sort_metas(facts, events, kind, counted, tick, values)
-    return counted, tick[: counted[-1]], values[: counted[-1]]
+def _sorted_metas(
+    events: EventBatch, facts: NDArray[np.int64], kind: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the borders of the files, and rows of ticks, first and second values."""
+    offsets = np.zeros(len(facts) + 1, np.int64)
+    changes = np.empty((3, int(events.offsets[-1, 3]) + len(facts)), np.int64)
+    _sort_metas(facts, events, kind, offsets, changes)
+    return offsets, changes[:, : offsets[-1]]
 
 
 @njit(cache=True, nogil=True)
-def _sort_metas(facts, events, kind, offsets, tick, values):
+def _sort_metas(facts, events, kind, offsets, changes):
     """Write the events of one kind by tick; of several at one tick the last in the file counts."""
     n_written = 0
     for index in range(len(facts)):
         if facts[index, CODE] == OK:
             first, last, is_sorted, before = events.offsets[index, 3], events.offsets[index + 1, 3], True, 0
             if kind == TEMPO:
-                tick[n_written], values[n_written, 0], values[n_written, 1] = 0, DEFAULT_TEMPO, 0
+                changes[0, n_written], changes[1, n_written], changes[2, n_written] = 0, DEFAULT_TEMPO, 0
                 n_written += 1
             for place in range(first, last):
                 if events.meta_kind[place] == kind:
@@ -149,10 +121,10 @@ def _sort_metas(facts, events, kind, offsets, tick, values):
                 meta = place if is_sorted else first + order[place - first]
                 if events.meta_kind[meta] != kind:
                     continue
-                if n_written > offsets[index] and tick[n_written - 1] == events.meta_tick[meta]:
+                if n_written > offsets[index] and changes[0, n_written - 1] == events.meta_tick[meta]:
                     n_written -= 1
-                tick[n_written] = events.meta_tick[meta]
-                values[n_written, 0], values[n_written, 1] = events.meta_values[meta, 0], events.meta_values[meta, 1]
+                changes[0, n_written] = events.meta_tick[meta]
+                changes[1, n_written], changes[2, n_written] = events.meta_values[meta, 0], events.meta_values[meta, 1]
                 n_written += 1
         offsets[index + 1] = n_written
 
@@ -254,12 +226,10 @@ def _number_parts(events, begin, first, end, programs, parts, part_programs, n_p
 @njit(cache=True, nogil=True)
 def _write_notes(events, begin, keys, order, n, parts, part_programs, changes, tempo, per_second, columns, at):
     """Write the notes of a file in the order of their keys; return the last tick and the last second."""
-    onset, duration, onset_seconds, end_seconds, pitch, velocity, program, is_drum, part = columns
+    onset, duration, onset_seconds, end_seconds, pitch, velocity, program, is_drum, part = columns  # of a NoteBatch
     event_duration, event_velocity = events.duration[begin:], events.velocity[begin:]
     _settle_ties(event_duration, event_velocity, keys, order, n)
-    passed = np.zeros(len(changes), np.int64)
-    for change in range(1, len(changes)):
-        passed[change] = passed[change - 1] + (np.int64(changes[change]) - changes[change - 1]) * tempo[change - 1]
+    passed = _elapsed(changes, tempo)
     last_tick, seconds, place, last = 0, 0.0, 0, len(changes) - 1
     for note in range(n):
         key, number, length = keys[note], keys[note] & 0xFFFF, event_duration[order[note]]
@@ -370,32 +340,29 @@ def _settle_ties(durations, velocities, keys, order, n):
 
 
 @njit(cache=True, nogil=True)
-def _times(ticks, changes, tempos, per_second, seconds):
+def _to_seconds(ticks, offsets, ticks_per_quarter, tempo_offsets, tempo_tick, tempo, seconds):
     """Write the time of each tick: exact sums in integers, rounded once."""
-    passed = np.zeros(len(changes), np.int64)
-    for place in range(1, len(changes)):
-        passed[place] = passed[place - 1] + (np.int64(changes[place]) - changes[place - 1]) * tempos[place - 1]
-    place, last = 0, len(changes) - 1
-    for index in range(len(ticks)):
-        tick = np.int64(ticks[index])
-        if tick < changes[place] or (place < last and tick >= changes[place + 1]):
-            place = np.searchsorted(changes, tick, side="right") - 1
-        seconds[index] = (passed[place] + (tick - changes[place]) * tempos[place]) / per_second
+    for index in range(len(offsets) - 1):
+        if offsets[index] == offsets[index + 1]:
+            continue
+        of_file = slice(tempo_offsets[index], tempo_offsets[index + 1])
+        changes, tempos = tempo_tick[of_file], tempo[of_file]
+        passed, place, last = _elapsed(changes, tempos), 0, len(changes) - 1
+        for at in range(offsets[index], offsets[index + 1]):
+            tick = ticks[at]
+            if tick < changes[place] or (place < last and tick >= changes[place + 1]):
+                place = np.searchsorted(changes, tick, side="right") - 1
+            passed_here = passed[place] + (tick - changes[place]) * tempos[place]
+            seconds[at] = passed_here / (ticks_per_quarter[index] * 1e6)
 
 
 @njit(cache=True, nogil=True)
-def _to_seconds(ticks, offsets, ticks_per_quarter, tempo_offsets, tempo_tick, tempo, seconds):
-    for index in range(len(offsets) - 1):
-        begin, end = offsets[index], offsets[index + 1]
-        if begin < end:
-            of_file = slice(tempo_offsets[index], tempo_offsets[index + 1])
-            _times(
-                ticks[begin:end],
-                tempo_tick[of_file],
-                tempo[of_file],
-                ticks_per_quarter[index] * 1e6,
-                seconds[begin:end],
-            )
+def _elapsed(changes, tempos):
+    """Return the microseconds × ticks per quarter before each tempo."""
+    passed = np.zeros(len(changes), np.int64)
+    for change in range(1, len(changes)):
+        passed[change] = passed[change - 1] + (changes[change] - changes[change - 1]) * tempos[change - 1]
+    return passed
 
 
 def _sustain_order(events):

@@ -1,6 +1,6 @@
-"""Is a MIDI file sound: read back by two independent readers, with nothing left out, mended or ambiguous.
+"""Validity of MIDI files: read back by two independent readers, with nothing left out, mended or ambiguous.
 
-Each fault has a name and a count; a file without any is valid. The names, besides those of `midi_files.LOSSES` for what
+Each fault has a name and a count; a file without any is valid. The names, besides those of `reader.LOSSES` for what
 our own reader left out or mended, and its reasons for refusing a file (such as `not_midi`, or `no_notes` for a file
 without notes):
 
@@ -30,10 +30,12 @@ from tasks.errors import BadScore
 from tasks.music.bars import bar_lines
 from tasks.music.compiled import njit
 from tasks.music.midi import events
+from tasks.music.midi.chunks import track_chunks
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.reader import read_one
 from tasks.music.midi.second_reader import second_notes
-from tasks.music.score import Notes, Score
+from tasks.music.notes import NoteBatch
+from tasks.music.score import Score
 
 Z_95 = 1.959963984540054  # 97.5 % of a standard normal distribution lie below
 
@@ -130,18 +132,18 @@ def n_different(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
     one, other = one[np.lexsort(one.T)], other[np.lexsort(other.T)]
     if np.array_equal(one, other):
         return 0
-    ours, theirs = (Counter(map(tuple, rows.tolist())) for rows in (one, other))
-    return max((ours - theirs).total(), (theirs - ours).total())
+    counts, others = (Counter(map(tuple, rows.tolist())) for rows in (one, other))
+    return max((counts - others).total(), (others - counts).total())
 
 
-def n_out_of_range(notes: Notes) -> int:
+def n_out_of_range(notes: NoteBatch) -> int:
     """Return how many notes have a value that no MIDI file can hold."""
     is_wrong = (notes.pitch > 127) | (notes.velocity < 1) | (notes.velocity > 127) | (notes.program > 127)
     is_wrong |= (notes.duration < 1) | (notes.onset < 0)
     return int(np.count_nonzero(is_wrong))
 
 
-def _sounding_rows(notes: Notes) -> NDArray[np.int64]:
+def _sounding_rows(notes: NoteBatch) -> NDArray[np.int64]:
     columns = (notes.onset, notes.duration, notes.pitch, notes.velocity, notes.program, notes.is_drum)
     return np.stack([column.astype(np.int64) for column in columns], axis=1)
 
@@ -159,34 +161,19 @@ def _event_problems(midi: bytes, read: events.EventBatch) -> dict[str, int]:
     facts = read.facts[0]
     if facts[events.CODE] != events.OK or facts[_DOUBTFUL_ENDS].any():
         return {}  # it is known to be broken, and where its tracks end is a matter of opinion
-    n_note_offs, n_open_tracks = _count_ends(np.frombuffer(midi, np.uint8))
+    data = np.frombuffer(midi, np.uint8)
+    ends = [_count_track_ends(data, begin, end) for begin, end in track_chunks(data).tolist()]
+    n_note_offs, n_open_tracks = sum(n for n, _ in ends), sum(not has_end for _, has_end in ends)
     n_ended = int(facts[events.N_NOTE_ONS] - facts[events.UNENDED_NOTES])
     return {"orphan_note_offs": n_note_offs - n_ended, "no_end_of_track": n_open_tracks}
 
 
 @njit(cache=True, nogil=True)
-def _count_ends(data):
-    """Return the note-offs of all tracks, and the tracks without End of Track, of a file that our reader accepts."""
-    begin, end = 0, len(data)
-    if events._is(data, 0, 82, 73, 70, 70):  # RIFF
-        begin, end = events._unwrap_riff(data, 0, end)
-    n_note_offs, n_open_tracks = 0, 0
-    position = begin + 8 + events._big(data, begin + 4, 4)
-    while position + 8 <= end and not events._is(data, position, 77, 84, 104, 100):  # MThd
-        stop = min(position + 8 + events._big(data, position + 4, 4), end)
-        if events._is(data, position, 77, 84, 114, 107):  # MTrk
-            found, has_end = _count_track_ends(data, position + 8, stop)
-            n_note_offs += found
-            n_open_tracks += not has_end
-        position = stop
-    return n_note_offs, n_open_tracks
-
-
-@njit(cache=True, nogil=True)
 def _count_track_ends(data, position, stop):
+    """Return the note-offs of a track, and whether it has an End of Track."""
     n_note_offs, running, has_end = 0, 0, False
     while position < stop:
-        code, _, status, kind, body, position = events._next_event(data, position, stop, running)
+        code, _, status, kind, body, position = events.next_event(data, position, stop, running)
         if code != events.OK:
             break
         if status < 0xF0:

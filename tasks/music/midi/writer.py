@@ -1,23 +1,20 @@
 """Scores to MIDI files of format 1; the same score always gives the same bytes."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tasks.errors import BadScore, RejectReason
 from tasks.music.arrays import ByteArray, IntArray
 from tasks.music.midi import file_bytes
-
-if TYPE_CHECKING:
-    from tasks.music.score import Score  # score.py imports this file
+from tasks.music.score import Score
 
 DRUM_CHANNEL = 9
 PITCHED_CHANNELS = [channel for channel in range(16) if channel != DRUM_CHANNEL]
 
 
 def write_midi(
-    score: "Score",
+    score: Score,
     name: str = "",
     part_names: Sequence[str] = (),
     *,
@@ -54,7 +51,7 @@ def write_midi(
     return file_bytes.build_file(score.ticks_per_quarter, [_write_conductor(score, name, end), *parts])
 
 
-def _end_of_last_bar(score: "Score") -> int:
+def _end_of_last_bar(score: Score) -> int:
     """Return the first bar line, in ticks, after which nothing happens."""
     meters = score.time_signatures
     changes = (score.tempos.tick, meters.tick, score.key_signatures.tick)
@@ -67,11 +64,11 @@ def _end_of_last_bar(score: "Score") -> int:
     return start + -(-n_bars * bar // denominator)
 
 
-def _ends(score: "Score") -> IntArray:
+def _ends(score: Score) -> IntArray:
     return score.notes.onset + score.notes.duration
 
 
-def part_places(score: "Score") -> list[tuple[int, int]]:
+def part_places(score: Score) -> list[tuple[int, int]]:
     """Return (port, channel) of each part.
 
     Raises:
@@ -90,7 +87,7 @@ def part_places(score: "Score") -> list[tuple[int, int]]:
     return places
 
 
-def _write_conductor(score: "Score", name: str, end: int) -> bytes:
+def _write_conductor(score: Score, name: str, end: int) -> bytes:
     events = [(0, 0, 0x03, _text(name))] if name else []
     events += [
         (int(tick), 1, 0x51, int(tempo).to_bytes(3))
@@ -129,7 +126,7 @@ def _as_read(
     return onset[order], end[order], pitch[order], velocity[order]
 
 
-def _write_part(score: "Score", track: int, port: int, channel: int, name: str, end: int) -> bytes:
+def _write_part(score: Score, track: int, port: int, channel: int, name: str, end: int) -> bytes:
     notes, pedals = score.notes, score.pedals
     of_part, of_pedal = notes.track == track, pedals.track == track
     onset, end_of_note, pitch, velocity = _as_read(

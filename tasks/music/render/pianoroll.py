@@ -3,29 +3,18 @@
 import io
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tasks.music.score import Score  # for names only: drawing needs no symusic
+from tasks.music.score import Score
 
 # Ten hues that stay apart for colour-blind eyes and hold against paper as well as against a dark page.
 PART_COLOURS = (
-    "#2f6fb7",
-    "#d1642a",
-    "#2c8f6a",
-    "#a8479b",
-    "#b8860b",
-    "#4fa3c7",
-    "#c0392b",
-    "#6c7a1f",
-    "#7a5bd0",
-    "#8a6d5a",
-)
+    "#2f6fb7", "#d1642a", "#2c8f6a", "#a8479b", "#b8860b", "#4fa3c7", "#c0392b", "#6c7a1f", "#7a5bd0", "#8a6d5a",
+)  # fmt: skip
 PAPER, INK, FAINT = "#f7f5f0", "#33312d", "#dcd8ce"
 MAX_LEGEND = 7  # parts; the others share the last entry
 
@@ -35,23 +24,23 @@ PROGRAM_GROUPS = (
 )  # fmt: skip
 
 
-def part_labels(score: "Score") -> list[str]:
+def part_labels(score: Score) -> list[str]:
     """Return one name per track, such as `2 strings`: its number from 1 and its General MIDI group, or `drums`."""
     labels = []
     for track in range(score.n_tracks):
-        mine = np.flatnonzero(score.notes.track == track)
-        if not len(mine):
+        own = np.flatnonzero(score.notes.track == track)
+        if not len(own):
             group = "no notes"
-        elif score.notes.is_drum[mine[0]]:
+        elif score.notes.is_drum[own[0]]:
             group = "drums"
         else:
-            group = PROGRAM_GROUPS[int(score.notes.program[mine[0]]) // 8]
+            group = PROGRAM_GROUPS[int(score.notes.program[own[0]]) // 8]
         labels.append(f"{track + 1} {group}")
     return labels
 
 
 def draw_piano_roll(
-    score: "Score", title: str = "", width: int = 1200, height: int = 420, max_seconds: float = 600.0
+    score: Score, title: str = "", width: int = 1200, height: int = 420, max_seconds: float = 600.0
 ) -> bytes:
     """Draw `score` and return the bytes of a PNG; the same score gives the same bytes.
 
@@ -83,15 +72,9 @@ def draw_piano_roll(
     has_header = bool(title) or score.n_tracks > 1
     left, right = 52 / width, 1 - 12 / width
     top = 1 - (30 if has_header else 10) / height
+    heights, bottom = list(lanes.values()), 42 / height
     grid = figure.add_gridspec(
-        len(lanes),
-        1,
-        height_ratios=list(lanes.values()),
-        hspace=0.04,
-        left=left,
-        right=right,
-        top=top,
-        bottom=42 / height,
+        len(lanes), 1, height_ratios=heights, hspace=0.04, left=left, right=right, top=top, bottom=bottom
     )
     for row, lane in enumerate(lanes):
         axes = figure.add_subplot(grid[row])
@@ -115,7 +98,7 @@ def draw_piano_roll(
     return buffer.getvalue()
 
 
-def _lanes(score: "Score") -> dict[str, float]:
+def _lanes(score: Score) -> dict[str, float]:
     """Return what is drawn, from top to bottom, with its share of the height."""
     lanes = {"notes": 1.0, "pedal": 0.045, "drums": 0.2}
     if not len(score.pedals.track):
@@ -127,7 +110,7 @@ def _lanes(score: "Score") -> dict[str, float]:
     return lanes
 
 
-def _draw_legend(figure: Any, score: "Score", corner: tuple[float, float]) -> None:
+def _draw_legend(figure: Any, score: Score, corner: tuple[float, float]) -> None:
     from matplotlib.patches import Patch
 
     labels = part_labels(score)
@@ -155,7 +138,7 @@ def _dress(axes: Any, seconds: float, *, is_lowest: bool) -> None:
         axes.set_xlabel("seconds", color=INK, fontsize=8)
 
 
-def _draw_notes(axes: Any, score: "Score", seconds: float, n_pixels: int) -> None:
+def _draw_notes(axes: Any, score: Score, seconds: float, n_pixels: int) -> None:
     notes = score.notes
     pitched = ~notes.is_drum & (notes.onset_seconds < seconds)
     pitch = notes.pitch[pitched].astype(np.float64)
@@ -170,7 +153,7 @@ def _draw_notes(axes: Any, score: "Score", seconds: float, n_pixels: int) -> Non
     _add_boxes(axes, (onset, end), (pitch - 0.42, pitch + 0.42), _colours(score, pitched))
 
 
-def _draw_pedal(axes: Any, score: "Score") -> None:
+def _draw_pedal(axes: Any, score: Score) -> None:
     pedals = score.pedals
     axes.set_ylim(0, 1)
     axes.set_yticks([0.5], ["pedal"])
@@ -181,7 +164,7 @@ def _draw_pedal(axes: Any, score: "Score") -> None:
     _add_boxes(axes, times, (high - 0.8 / n_tracks, high - 0.2 / n_tracks), colours)
 
 
-def _draw_drums(axes: Any, score: "Score") -> None:
+def _draw_drums(axes: Any, score: Score) -> None:
     notes = score.notes
     keys, row = np.unique(notes.pitch[notes.is_drum], return_inverse=True)
     axes.set_ylim(-0.6, len(keys) - 0.4)
@@ -199,12 +182,11 @@ def _add_boxes(axes: Any, times: tuple[Any, Any], heights: tuple[Any, Any], colo
     axes.add_collection(PolyCollection(list(corners), facecolors=colours, linewidths=0), autolim=False)
 
 
-def _colours(score: "Score", chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _colours(score: Score, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
     palette = np.array([_rgb(colour) for colour in PART_COLOURS])
     rgb = palette[score.notes.track[chosen] % len(palette)]
     return np.column_stack([rgb, 0.4 + 0.6 * score.notes.velocity[chosen] / 127])
 
 
-def _rgb(colour: str) -> tuple[float, float, float]:
-    red, green, blue = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
-    return red, green, blue
+def _rgb(colour: str) -> tuple[float, ...]:
+    return tuple(value / 255 for value in bytes.fromhex(colour[1:]))

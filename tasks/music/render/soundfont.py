@@ -26,8 +26,9 @@ import numpy as np
 
 from tasks.errors import ConfigError
 from tasks.music.midi.writer import part_places, write_midi
+from tasks.music.notes import NOTE_COLUMNS
 from tasks.music.render.audio import Samples, level
-from tasks.music.score import Score, Tempos, build_score, ticks_at
+from tasks.music.score import Score, build_score, changes_where, note_columns, ticks_at
 
 SAMPLE_RATE = 24_000  # of the result
 RENDERED_RATE = 48_000  # the only one that midirenderer has
@@ -209,8 +210,9 @@ def find_player(renderer: str = "midirenderer", soundfont: str = "") -> Player:
 @lru_cache(maxsize=8)
 def _try_out(player: Player) -> str:
     """Play one note, and return what goes wrong."""
-    names = ("onset", "duration", "pitch", "velocity", "program", "is_drum", "track")
-    columns: dict[str, np.ndarray] = dict(zip(names, np.array([[0], [480], [60], [90], [0], [0], [0]]), strict=True))
+    columns: dict[str, np.ndarray] = dict(
+        zip(NOTE_COLUMNS, np.array([[0], [480], [60], [90], [0], [0], [0]]), strict=True)
+    )
     try:
         player.render(build_score(480, columns))
     except NoSound as error:
@@ -236,10 +238,10 @@ def _problem_of(path: Path) -> str:
 @lru_cache(maxsize=4)
 def _version_of(program: str) -> str:
     try:
-        said = subprocess.run([program, "--version"], capture_output=True, timeout=20, check=False).stdout
+        printed = subprocess.run([program, "--version"], capture_output=True, timeout=20, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    words = said.decode(errors="replace").split()
+    words = printed.decode(errors="replace").split()
     return next((word for word in words if word[:1].isdigit()), "unknown")
 
 
@@ -267,26 +269,21 @@ def _parts_on_sixteen_channels(score: Score, max_seconds: float) -> list[Score]:
     """
     last = int(ticks_at(score.tempos, score.ticks_per_quarter, np.array([max_seconds]))[0]) + 1
     port = np.array([place for place, _ in part_places(score)])
-    notes, pedals, is_early = score.notes, score.pedals, score.tempos.tick < last
-    tempos = Tempos(score.tempos.tick[is_early], score.tempos.microseconds_per_quarter[is_early])
+    notes, pedals = score.notes, score.pedals
+    tempos = changes_where(score.tempos, score.tempos.tick < last)
     scores = []
     for number in np.unique(port[notes.track]):
         own = port == number
-        track = np.cumsum(own) - 1
-        kept = own[notes.track] & (notes.onset < last)
-        columns = {
-            name: getattr(notes, name)[kept]
-            for name in ("onset", "duration", "pitch", "velocity", "program", "is_drum", "track")
-        }
+        number_of, n_tracks = np.cumsum(own) - 1, int(own.sum())
+        columns = note_columns(score, own[notes.track] & (notes.onset < last))
         columns["duration"] = np.minimum(columns["duration"], last - columns["onset"])
-        columns["track"] = track[columns["track"]]
+        columns["track"] = number_of[columns["track"]]
+        is_held = own[pedals.track] & (pedals.onset < last)
         spans = {
-            name: getattr(pedals, name)[own[pedals.track] & (pedals.onset < last)] for name in ("onset", "end", "track")
+            "onset": pedals.onset[is_held],
+            "end": np.minimum(pedals.end[is_held], last),
+            "track": number_of[pedals.track[is_held]],
         }
-        spans["end"] = np.minimum(spans["end"], last)
-        spans["track"] = track[spans["track"]]
         if len(columns["onset"]):
-            scores.append(
-                build_score(score.ticks_per_quarter, columns, tempos=tempos, pedals=spans, n_tracks=int(own.sum()))
-            )
+            scores.append(build_score(score.ticks_per_quarter, columns, tempos=tempos, pedals=spans, n_tracks=n_tracks))
     return scores

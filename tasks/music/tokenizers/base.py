@@ -1,10 +1,12 @@
-"""The interface of every encoding: tokens of many pieces at once, and what a tokenizer can do."""
+"""The base of all encodings: tokens of many pieces at once, and a tokenizer with its ids and names."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,51 +52,69 @@ class TokenBatch:
         )
 
 
-class Tokenizer(Protocol):
+class Tokenizer(ABC):
     """One encoding with its settings: the one owner of ids, their names, their grammar, and both directions.
 
     Ids run from 0 to `vocab_size` - 1. A piece is one sequence from `start_id` to `end_id`; `pad_id` fills rows up.
     """
 
+    name: str
+    config: Any
+    names: Sequence[str]  # of all ids
     vocab_size: int
     pad_id: int
     start_id: int
     end_id: int
     units_per_second: float  # of the grammar's `time_V`
     knows_drums: bool  # `transpose_ids` can tell drums, which it leaves as they are, from other notes
-    pitch_range: tuple[int, int]  # lowest and highest pitch that it can hold, drums apart
+    pitch_range: tuple[int, int] = (0, 127)  # lowest and highest pitch that it can hold, drums apart
     grammar: Grammar
-    digest: str
 
-    @property
-    def name(self) -> str: ...
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Ids by name."""
+        return {name: token for token, name in enumerate(self.names)}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of `to_json`."""
+        return digest_of(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that decides what the ids mean, ready for JSON."""
-        ...
+        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.config).items()}
+        return fields | {"vocab_size": self.vocab_size, "revision": 1}
 
     def token_name(self, token: int) -> str:
         """Return the readable name of an id; ValueError outside of the vocabulary."""
-        ...
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"token {token} outside 0-{self.vocab_size - 1}")
+        return self.names[token]
 
     def token_id(self, name: str) -> int:
         """Return the id of a name; ValueError where no id has it."""
-        ...
+        if name not in self.ids:
+            raise ValueError(f"no token is named {name!r}")
+        return self.ids[name]
 
     def encode(self, batch: NoteBatch) -> TokenBatch:
         """Encode whole pieces; what cannot be held is counted in `dropped`."""
-        ...
+        return TokenBatch.joined(self.encode_block(block) for block in batch.blocks(BLOCK_NOTES))
 
+    @abstractmethod
+    def encode_block(self, batch: NoteBatch) -> TokenBatch:
+        """Encode a few whole pieces."""
+
+    @abstractmethod
     def decode(self, ids: ArrayLike) -> Score:
         """Return the music of one piece of tokens, up to the first `end_id`; ValueError outside of the vocabulary."""
-        ...
 
     def transpose_ids(self, ids: ArrayLike, semitones: int) -> TokenArray | None:
         """Return the tokens of transposed pieces laid end to end, equal to encoding their transposed notes.
 
         None where that cannot be derived from the tokens alone, or where a note would leave the encoding's range.
         """
-        ...
+        return None
 
 
 def digest_of(form: Mapping[str, Any]) -> str:

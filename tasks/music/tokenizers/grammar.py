@@ -29,6 +29,14 @@ class Grammar:
     n_slots: int
     start_state: int = 0
 
+    @classmethod
+    def without_slots(
+        cls, next_state: NDArray[np.int16] | NDArray[np.int32], time: NDArray[np.int16] | None = None
+    ) -> "Grammar":
+        """Return a grammar of states alone, by default without time."""
+        none, nothing = np.full(next_state.shape[1], -1, np.int16), np.zeros(next_state.shape[1], np.int16)
+        return cls(next_state, none, none, nothing.astype(np.bool_), nothing if time is None else time, n_slots=0)
+
     def first_violation(self, ids: Iterable[int]) -> int | None:
         """Return the index of the first id that the grammar forbids, None where all are allowed."""
         return next(self._violations(ids), None)

@@ -7,7 +7,8 @@ this is hundreds of times slower than the encodings of this project.
 import hashlib
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -16,17 +17,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tasks.errors import ConfigError
-from tasks.music.arrays import FloatArray, IntArray, offsets_of
-from tasks.music.notes import NoteBatch
+from tasks.music.arrays import IntArray, offsets_of
+from tasks.music.notes import NOTE_COLUMNS, NoteBatch
 from tasks.music.score import Score, Tempos, TimeSignatures, build_score
-from tasks.music.tokenizers.base import MAX_VOCABULARY, TokenArray, TokenBatch, digest_of, until_end
+from tasks.music.tokenizers.base import MAX_VOCABULARY, TokenArray, TokenBatch, Tokenizer, until_end
 from tasks.music.tokenizers.grammar import Grammar
 
 REASONS = ("not_held", "refused")
 _TICK_MAX = 2**31 - 1  # symusic's
 _TEMPO_RANGE = 1_000, 16_777_215  # microseconds per quarter that a score can state
 _NEEDED = ("PAD_None", "BOS_None", "EOS_None")
-_NOTE_COLUMNS = ("onset", "duration", "pitch", "velocity", "program", "is_drum", "track")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +63,7 @@ class MidiTokConfig:
             raise ConfigError(f"{path}: {error}") from error
 
 
-class MidiTokTokenizer:
+class MidiTokTokenizer(Tokenizer):
     """One MidiTok tokenizer behind the interface of this project's own.
 
     A piece stands between its BOS and EOS. What may follow what is MidiTok's knowledge, so the grammar allows anything
@@ -73,12 +73,10 @@ class MidiTokTokenizer:
     name = "miditok"
     units_per_second = 1.0  # the grammar knows no time
     knows_drums = False
-    pitch_range = (0, 127)
 
     def __init__(self, config: MidiTokConfig) -> None:
         self.config = config
         self._peer, self._sequence = _load(config)
-        self._ids: dict[str, int] = {}  # by name, once one is asked for
         self.vocab_size = len(self._peer)
         _check_form(self._peer)
         lacking = [name for name in _NEEDED if name not in self._peer.special_tokens]
@@ -86,7 +84,6 @@ class MidiTokTokenizer:
             raise ConfigError(f"the MidiTok tokenizer lacks {', '.join(lacking)}; make it with PAD, BOS and EOS")
         self.pad_id, self.start_id, self.end_id = (int(self._peer[name]) for name in _NEEDED)
         self.grammar = self._build_grammar()
-        self.digest = digest_of(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that decides what the ids mean, ready for JSON.
@@ -94,30 +91,19 @@ class MidiTokTokenizer:
         The same file can mean other ids to another version of MidiTok; the digest of its vocabulary tells.
         """
         vocabularies = json.dumps([self._peer.vocab, self._peer.vocab_model], sort_keys=True)
-        return {
-            **asdict(self.config),
-            "vocab_size": self.vocab_size,
-            "vocabulary_digest": hashlib.sha256(vocabularies.encode()).hexdigest(),
-            "revision": 1,
-        }
+        return super().to_json() | {"vocabulary_digest": hashlib.sha256(vocabularies.encode()).hexdigest()}
 
-    def token_name(self, token: int) -> str:
-        """Return MidiTok's name of an id; of a learned one, those of what it represents, joined by +."""
-        if not 0 <= token < self.vocab_size:
-            raise ValueError(f"token {token} outside 0-{self.vocab_size - 1}")
+    @cached_property
+    def names(self) -> list[str]:
+        """MidiTok's names of all ids; of a learned one, those of what it represents, joined by +."""
         special = dict(zip((self.pad_id, self.start_id, self.end_id), _NEEDED, strict=True))
-        name = "+".join(self._base_tokens([token]))
-        return special.get(token) or (name if name and name not in _NEEDED else f"learned_{token}")
+        names = ["+".join(self._base_tokens([token])) for token in range(self.vocab_size)]
+        return [
+            special.get(token) or (name if name and name not in _NEEDED else f"learned_{token}")
+            for token, name in enumerate(names)
+        ]
 
-    def token_id(self, name: str) -> int:
-        """Return the id of a name."""
-        if not self._ids:
-            self._ids = {self.token_name(token): token for token in range(self.vocab_size)}
-        if name not in self._ids:
-            raise ValueError(f"no token is named {name!r}")
-        return self._ids[name]
-
-    def encode(self, batch: NoteBatch) -> TokenBatch:
+    def encode_block(self, batch: NoteBatch) -> TokenBatch:
         """Encode whole pieces, each from BOS to EOS.
 
         Counted in `dropped`, in notes: not_held, what MidiTok's own preparation leaves out (pitches and programs
@@ -158,11 +144,7 @@ class MidiTokTokenizer:
             middle = (readable + unreadable) // 2
             is_readable = self._decode_names(names[:middle]) is not None
             readable, unreadable = (middle, unreadable) if is_readable else (readable, middle)
-        return self._decode_names(names[:readable]) or build_score(480, _note_columns([]))
-
-    def transpose_ids(self, ids: ArrayLike, semitones: int) -> TokenArray | None:
-        """Return None: what an id represents is MidiTok's knowledge, so transposed notes are encoded again."""
-        return None
+        return self._decode_names(names[:readable]) or build_score(480, _named(NOTE_COLUMNS, []))
 
     def _base_tokens(self, ids: list[int]) -> list[str]:
         """Return the names of ids, those of learned ones taken apart."""
@@ -199,9 +181,7 @@ class MidiTokTokenizer:
         next_state[1, [self.pad_id, self.start_id]] = -1
         next_state[1, self.end_id] = 2
         next_state[2, self.pad_id] = 2
-        none = np.full(self.vocab_size, -1, dtype=np.int16)
-        never = np.zeros(self.vocab_size, dtype=np.bool_)
-        return Grammar(next_state, none, none, never, np.zeros(self.vocab_size, dtype=np.int16), n_slots=0)
+        return Grammar.without_slots(next_state)
 
 
 def _load(config: MidiTokConfig) -> tuple[Any, Any]:
@@ -247,9 +227,6 @@ def _to_symusic(batch: NoteBatch) -> Any:
     score: Any = symusic.Score(int(batch.ticks_per_quarter[0]))
     part = np.stack([batch.track, np.where(batch.is_drum, 128, batch.program)], axis=1).astype(np.int64)
     parts, part_of_note = np.unique(part, axis=0, return_inverse=True)
-    pedal_start, pedal_end = (
-        _ticks_of(batch, seconds) for seconds in (batch.pedal_onset_seconds, batch.pedal_end_seconds)
-    )
     for index, (source, instrument) in enumerate(parts.tolist()):
         chosen = part_of_note.reshape(-1) == index
         track: Any = symusic.Track(program=instrument % 128, is_drum=instrument == 128)
@@ -260,9 +237,9 @@ def _to_symusic(batch: NoteBatch) -> Any:
             velocity=batch.velocity[chosen].astype(np.int8),
         )
         held = batch.pedal_track == source
-        duration = np.maximum(pedal_end - pedal_start, 1)[held]
+        duration = np.maximum(batch.pedal_end - batch.pedal_onset, 1)[held]
         track.pedals = symusic.Pedal.from_numpy(
-            time=pedal_start[held].astype(np.int32), duration=duration.astype(np.int32)
+            time=batch.pedal_onset[held].astype(np.int32), duration=duration.astype(np.int32)
         )
         score.tracks.append(track)
     score.tempos = symusic.Tempo.from_numpy(
@@ -277,65 +254,47 @@ def _to_symusic(batch: NoteBatch) -> Any:
     return score
 
 
-def _ticks_of(batch: NoteBatch, seconds: FloatArray) -> IntArray:
-    """Return the nearest ticks in a batch of one piece."""
-    scale = int(batch.ticks_per_quarter[0]) * 1e6
-    tick, tempo = batch.tempo_tick, batch.tempo_microseconds_per_quarter
-    elapsed = np.append(0.0, np.cumsum(np.diff(tick) * tempo[:-1])) / scale
-    place = np.searchsorted(elapsed, seconds, side="right") - 1
-    return np.rint(tick[place] + (seconds - elapsed[place]) * scale / tempo[place]).astype(np.int64)
-
-
 def _from_symusic(score: Any) -> Score:
     """Return a symusic score as ours, within the limits of what ours may hold."""
     notes, pedals = [], []
     for index, track in enumerate(score.tracks):
         columns = track.notes.numpy()
-        n_notes = len(columns["time"])
-        onset = np.maximum(columns["time"].astype(np.int64), 0)
-        notes.append(
-            {
-                "onset": onset,
-                "duration": np.clip(columns["duration"].astype(np.int64), 1, _TICK_MAX),
-                "pitch": np.clip(columns["pitch"].astype(np.int64), 0, 127),
-                "velocity": np.clip(columns["velocity"].astype(np.int64), 1, 127),
-                "program": np.full(n_notes, 0 if track.is_drum else min(max(track.program, 0), 127)),
-                "is_drum": np.full(n_notes, bool(track.is_drum)),
-                "track": np.full(n_notes, index),
-            }
+        time, duration, pitch, velocity = (
+            columns[name].astype(np.int64) for name in ("time", "duration", "pitch", "velocity")
         )
-        pedals.append(_pedal_columns(track.pedals.numpy(), index))
+        program = 0 if track.is_drum else min(max(track.program, 0), 127)
+        same = [np.full(len(time), value) for value in (program, int(track.is_drum), index)]
+        limited = np.maximum(time, 0), np.clip(duration, 1, _TICK_MAX), np.clip(pitch, 0, 127)
+        notes.append(np.stack([*limited, np.clip(velocity, 1, 127), *same]))
+        pedals.append(_pedal_rows(track.pedals.numpy(), index))
     tempos, meters = score.tempos.numpy(), score.time_signatures.numpy()
     return build_score(
         score.ticks_per_quarter,
-        _note_columns(notes),
+        _named(NOTE_COLUMNS, notes),
         tempos=_tempos(tempos["time"].astype(np.int64), tempos["mspq"].astype(np.int64)),
         time_signatures=TimeSignatures(
             *_last_at_each_tick(*(meters[name].astype(np.int64) for name in ("time", "numerator", "denominator")))
         ),
-        pedals={name: np.concatenate([_NO_TICKS, *(part[name] for part in pedals)]) for name in _PEDAL_COLUMNS},
+        pedals=_named(("onset", "end", "track"), pedals),
         n_tracks=max(len(score.tracks), 1),
     )
 
 
-_PEDAL_COLUMNS = ("onset", "end", "track")
-_NO_TICKS = np.zeros(0, dtype=np.int64)
+def _named(names: tuple[str, ...], parts: list[IntArray]) -> dict[str, IntArray]:
+    """Return the rows of all parts, laid end to end, by name."""
+    rows = np.concatenate([np.zeros((len(names), 0), np.int64), *parts], axis=1)
+    return dict(zip(names, rows, strict=True))
 
 
-def _note_columns(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    return {name: np.concatenate([_NO_TICKS, *(part[name] for part in parts)]) for name in _NOTE_COLUMNS}
-
-
-def _pedal_columns(spans: dict[str, Any], track: int) -> dict[str, IntArray]:
-    """Return the pedal spans of a track, those that overlap joined."""
+def _pedal_rows(spans: dict[str, Any], track: int) -> IntArray:
+    """Return the onsets, ends and tracks of the pedal spans of a track, those that overlap joined."""
     onset = np.maximum(spans["time"].astype(np.int64), 0)
     order = np.argsort(onset, kind="stable")
     onset, end = onset[order], (onset + np.maximum(spans["duration"].astype(np.int64), 1))[order]
     reach = np.maximum.accumulate(end) if len(end) else end
-    is_first = np.append(True, onset[1:] > reach[:-1])[: len(onset)]
-    first = np.flatnonzero(is_first)
+    first = np.flatnonzero(np.append(True, onset[1:] > reach[:-1])[: len(onset)])
     end = np.maximum.reduceat(end, first) if len(first) else end
-    return {"onset": onset[first], "end": end, "track": np.full(len(first), track)}
+    return np.stack([onset[first], end, np.full(len(first), track)])
 
 
 def _tempos(tick: IntArray, microseconds: IntArray) -> Tempos:

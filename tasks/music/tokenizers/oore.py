@@ -3,8 +3,8 @@
 Source: Oore et al. 2018, "This Time with Feeling"; the ids are those of the Music Transformer by spectraldoy.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,8 +14,9 @@ from tasks.music.arrays import BoolArray, IntArray, offsets_of
 from tasks.music.compiled import njit
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score, build_score
-from tasks.music.tokenizers.base import BLOCK_NOTES, TokenArray, TokenBatch, digest_of, until_end
+from tasks.music.tokenizers.base import TokenArray, TokenBatch, Tokenizer, until_end
 from tasks.music.tokenizers.grammar import Grammar
+from tasks.music.tokenizers.loops import to_unit
 from tasks.music.transforms import apply_sustain
 
 SHIFT_MAX = 125  # units in the longest time shift
@@ -39,40 +40,34 @@ class OoreConfig:
     units_per_second: Literal[125, 250, 500, 1000] = 125
 
 
-class OoreTokenizer:
-    """Turns notes into the 416 events and back; time runs in units of mostly 8 ms, velocity in 32 bins of 4."""
+class OoreTokenizer(Tokenizer):
+    """Turns notes into the 416 events and back; time runs in units of mostly 8 ms, velocity in 32 bins of 4.
+
+    Ids have names such as `note_on_60`; `time_shift_59` moves by 60 units.
+    """
 
     name = "oore"
+    names = (
+        "<pad>",
+        *(f"note_on_{pitch}" for pitch in range(128)),
+        *(f"note_off_{pitch}" for pitch in range(128)),
+        *(f"time_shift_{units}" for units in range(SHIFT_MAX)),
+        *(f"set_velocity_{velocity}" for velocity in range(32)),
+        "<start>",
+        "<end>",
+    )
     vocab_size = VOCAB_SIZE
     pad_id = PAD
     start_id = START
     end_id = END
     knows_drums = False
-    pitch_range = (0, 127)
 
     def __init__(self, config: OoreConfig = OoreConfig()) -> None:
         self.config = config
         self.units_per_second = float(config.units_per_second)
         self.grammar = _build_grammar()
-        self.digest = digest_of(self.to_json())
 
-    def to_json(self) -> dict[str, Any]:
-        """Return everything that decides what the ids mean, ready for JSON."""
-        return {**asdict(self.config), "vocab_size": VOCAB_SIZE, "revision": 1}
-
-    def token_name(self, token: int) -> str:
-        """Return the name of an id, such as `note_on_60`; `time_shift_59` moves by 60 units."""
-        if not 0 <= token < VOCAB_SIZE:
-            raise ValueError(f"token {token} outside 0-{VOCAB_SIZE - 1}")
-        return _NAMES[token]
-
-    def token_id(self, name: str) -> int:
-        """Return the id of a name."""
-        if name not in _IDS:
-            raise ValueError(f"no token is named {name!r}")
-        return _IDS[name]
-
-    def encode(self, batch: NoteBatch) -> TokenBatch:
+    def encode_block(self, batch: NoteBatch) -> TokenBatch:
         """Encode whole pieces, each from <start> to <end>.
 
         Times are rounded to units one by one, so no error adds up and every event is within half a unit. Of two notes
@@ -82,9 +77,6 @@ class OoreTokenizer:
         Counted in `dropped`, in notes: drums, left out; program_changed, of another instrument than a piano, kept drums
         included; unison_merged; restrike_shortened, ended where the pitch is struck again.
         """
-        return TokenBatch.joined(self._encode_block(block) for block in batch.blocks(BLOCK_NOTES))
-
-    def _encode_block(self, batch: NoteBatch) -> TokenBatch:
         if self.config.sustain:
             batch = apply_sustain(batch)
         units = self.config.units_per_second
@@ -155,13 +147,6 @@ class OoreTokenizer:
         tokens = np.ascontiguousarray(ids, np.uint16)
         moved = np.empty_like(tokens)
         return moved if _move_notes(tokens, semitones, moved) else None
-
-
-@njit(cache=True, nogil=True)
-def to_unit(seconds, units_per_second):
-    """Round a time to units, halves up; one unit is a whole number of milliseconds."""
-    # A tick on the half is stored a hair off it; a nanosecond of grace keeps 4 ms at 1 unit for every tempo.
-    return np.int64(np.floor(seconds * units_per_second + (0.5 + 1e-9 * units_per_second)))
 
 
 # A note event as one integer, from its highest bits down: piece, unit, kind, pitch, velocity bin. Sorted, the integers
@@ -286,15 +271,3 @@ def _build_grammar() -> Grammar:
     units = np.zeros(VOCAB_SIZE, dtype=np.int16)
     units[TIME_SHIFT:SET_VELOCITY] = np.arange(1, SHIFT_MAX + 1)
     return Grammar(next_state, opens, closes, needs_all_closed, units, n_slots=128)
-
-
-_NAMES = [
-    "<pad>",
-    *(f"note_on_{pitch}" for pitch in range(128)),
-    *(f"note_off_{pitch}" for pitch in range(128)),
-    *(f"time_shift_{units}" for units in range(SHIFT_MAX)),
-    *(f"set_velocity_{velocity}" for velocity in range(32)),
-    "<start>",
-    "<end>",
-]
-_IDS = {name: token for token, name in enumerate(_NAMES)}

@@ -50,21 +50,21 @@ def seeds() -> list[bytes]:
 def check(data: bytes) -> str | None:
     """Read a file; what is read fits together, is within MIDI's ranges, and is written and read again as it is."""
     read = read_files([data])
-    losses, refusal, songs = json.loads(read.dropped[0]), read.refusals[0], read.songs
+    losses, refusal, notes = json.loads(read.dropped[0]), read.refusals[0], read.notes
     if refusal is not None:
-        assert len(songs.onset) == len(songs.pedal_onset) == 0
+        assert len(notes.onset) == len(notes.pedal_onset) == 0
         assert losses == {}
         raise BadScore(refusal.reason, refusal.detail)
-    assert 0 < len(songs.onset) <= len(data)
+    assert 0 < len(notes.onset) <= len(data)
     assert losses.keys() <= LOSSES.keys() | {"second_reader"}
-    assert songs.onset.min() >= 0
-    assert songs.duration.min() >= 1
-    assert songs.pitch.max() <= 127
-    assert 1 <= songs.velocity.min() <= songs.velocity.max() <= 127
-    assert songs.program.max() <= 127
-    assert np.all(songs.onset_seconds < songs.end_seconds)
-    assert int(songs.track.max()) + 1 == int(songs.n_parts[0])
-    assert np.all(songs.pedal_onset < songs.pedal_end)
+    assert notes.onset.min() >= 0
+    assert notes.duration.min() >= 1
+    assert notes.pitch.max() <= 127
+    assert 1 <= notes.velocity.min() <= notes.velocity.max() <= 127
+    assert notes.program.max() <= 127
+    assert np.all(notes.onset_seconds < notes.end_seconds)
+    assert int(notes.track.max()) + 1 == int(notes.n_tracks[0])
+    assert np.all(notes.pedal_onset < notes.pedal_end)
     score = read_midi(data)
     again = read_midi(write_midi(score), limits=ReadLimits(max_seconds=1e12))
     for name in ("onset", "duration", "pitch", "velocity", "program", "is_drum", "track"):

@@ -51,7 +51,7 @@ def learned(encoding: Any) -> Any:
     if not needs_vocabulary(encoding):
         return encoding
     rows = [(500 * i, 80 + 40 * (i % 30), 40 + i % 50, 80) for i in range(60)]
-    batch = NoteBatch.from_scores([make_score(PROMPT_NOTES), make_score(rows)])
+    batch = NoteBatch.joined([score.notes for score in [make_score(PROMPT_NOTES), make_score(rows)]])
     return encoding.with_symbols(symbols_in(encoding, batch))
 
 
@@ -116,7 +116,7 @@ def test_a_session_in_each_encoding(home: Home, tmp_path: Path, encoding: Any) -
         before, after = (notes_of(tokenizer.decode(np.array(state.ids))) for state in states[-2:])
         assert before <= after
         assert (after - before).total() == block.n_notes
-    prompt = tokenizer.encode(NoteBatch.from_scores([make_score(PROMPT_NOTES)])).ids
+    prompt = tokenizer.encode(make_score(PROMPT_NOTES).notes).ids
     theme = notes_of(tokenizer.decode(prompt))
     assert theme.total() == len(PROMPT_NOTES)
     saved = session.save()
@@ -264,7 +264,7 @@ def test_an_ended_piece_is_opened_again_by_undo(home: Home) -> None:
     session = begin(home, random_checkpoint(home.root, RemiConfig()))
     state = session.read()
     tokenizer, start = session.loaded.tokenizer, list(state.primer.ids)
-    ids = tokenizer.encode(NoteBatch.from_scores([make_score(PROMPT_NOTES)])).ids.tolist()
+    ids = tokenizer.encode(make_score(PROMPT_NOTES).notes).ids.tolist()
     block = blocks.Block(number=0, proposal=0, n_notes=4, config=CONFIG, ids=tuple(ids[len(start) :]))
     session.write(replace(state, proposal=block))
     assert session.describe(session.accept())["ended"]
@@ -387,7 +387,7 @@ def test_the_length_of_a_beginning_is_kept(home: Home, tmp_path: Path) -> None:
 def test_the_beginning_of_a_piece_has_the_length_asked_for(encoding: Any) -> None:
     tokenizer = build_tokenizer(learned(encoding))
     rows = [(500 * i, 80 + 40 * (i % 30), 40 + i % 50, 80) for i in range(60)]
-    ids = tokenizer.encode(NoteBatch.from_scores([make_score(rows)])).ids.tolist()
+    ids = tokenizer.encode(make_score(rows).notes).ids.tolist()
     for n_ids in (50, 100, 160):
         beginning = beginning_of(tokenizer.grammar, ids, n_ids, tokenizer.end_id)
         places = boundary_places(tokenizer.grammar, beginning, tokenizer.end_id)

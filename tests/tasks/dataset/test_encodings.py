@@ -73,7 +73,7 @@ def test_a_learned_vocabulary_is_that_of_all_splits_and_variants(home: Home, tmp
     dropped = [version.manifest["splits"][split]["notes_dropped"] for split in ("train", "validation", "test")]
     assert not any(counts[reason] for counts in dropped for reason in counts if reason.startswith("unknown"))
     unlearned = ENCODINGS[encoding.name][1](encoding)
-    batch = NoteBatch.from_scores([make_score([(0, 100, 60, 80)])])
+    batch = make_score([(0, 100, 60, 80)]).notes
     with pytest.raises(ConfigError, match="vocabulary"):
         unlearned.encode(batch)
 
@@ -143,7 +143,7 @@ def test_derived_transpositions_are_encodings_of_transposed_notes(encoding: Any)
         ]  # fmt: skip
         scores.append(make_score(rows, programs=(0, 40, DRUMS)))
     scores.append(make_score([(0, 400, 20, 80), (500, 400, 108, 80)]))  # near the borders of what remi holds
-    batch, pieces = NoteBatch.from_scores(scores), [f"{7919 * (i + 1):016x}" for i in range(7)]
+    batch, pieces = NoteBatch.joined([score.notes for score in scores]), [f"{7919 * (i + 1):016x}" for i in range(7)]
     moved = [transpose(batch, semitones)[0] for semitones in (-3, 2)]
     if needs_vocabulary(encoding):
         encoding = encoding.with_symbols(

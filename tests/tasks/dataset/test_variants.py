@@ -32,7 +32,7 @@ def names(n: int) -> list[str]:
 
 
 def batch_of(*pieces: list[tuple[int, ...]], programs: tuple[int, ...] = (0, 30, DRUMS)) -> NoteBatch:
-    return NoteBatch.from_scores([make_score(rows, programs=programs) for rows in pieces])
+    return NoteBatch.joined([make_score(rows, programs=programs).notes for rows in pieces])
 
 
 TUNE = [(0, 200, 60, 80), (250, 200, 64, 80), (500, 300, 67, 80)]

@@ -28,7 +28,6 @@ from tasks.evaluation.evaluate import evaluate_model
 from tasks.evaluation.held_out import pieces_of_rows
 from tasks.evaluation.page.page import Decision, evaluation_page
 from tasks.music.midi.read_midi import read_midi
-from tasks.music.notes import NoteBatch
 from tasks.storage.files import json_bytes
 from tasks.storage.home import Home
 from tasks.storage.strict_json import read_json
@@ -81,7 +80,7 @@ def test_the_file_of_a_piece_is_the_one_it_was_read_from(studio: Studio, loaded:
     assert n_too_short == 0
     for opening in openings:
         score = read_midi((studio.home.root.parent / "midi" / opening.file).read_bytes())
-        assert loaded.tokenizer.encode(NoteBatch.from_scores([score])).ids.tolist() == opening.ids.tolist()
+        assert loaded.tokenizer.encode(score.notes).ids.tolist() == opening.ids.tolist()
 
 
 def test_pieces_without_anything_behind_the_prompt_are_counted(studio: Studio, loaded: LoadedModel) -> None:

@@ -20,7 +20,6 @@ from tasks.generation.generate import generate_batch, read_request
 from tasks.generation.prompts import Prompt, read_prompts, warn_of_losses
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
-from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
 from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 from tasks.music.tokenizers.oore import OoreTokenizer
@@ -201,8 +200,8 @@ def test_the_notes_of_a_prompt_are_told_apart_where_later_ones_renumber_its_part
     tokenizer = OptimusIntTokenizer(OptimusIntConfig(instruments=True))
     guitar = [(500 * i, 400, 50 + i, 80, 0) for i in range(6)]
     piano = [(4000 + 500 * i, 400, 70 + i, 80, 1) for i in range(4)]
-    given = tokenizer.encode(NoteBatch.from_scores([make_score(guitar, programs=(30,))])).ids[:-1]
-    whole = tokenizer.encode(NoteBatch.from_scores([make_score([*guitar, *piano], programs=(30, 0))])).ids
+    given = tokenizer.encode(make_score(guitar, programs=(30,)).notes).ids[:-1]
+    whole = tokenizer.encode(make_score([*guitar, *piano], programs=(30, 0)).notes).ids
     assert whole[: len(given)].tolist() == given.tolist()
     new = written_notes(tokenizer.decode(whole), Prompt("guitar", "", tuple(given.tolist())), tokenizer)
     assert sorted(new.notes.pitch.tolist()) == [70, 71, 72, 73]
@@ -210,9 +209,9 @@ def test_the_notes_of_a_prompt_are_told_apart_where_later_ones_renumber_its_part
 
 def test_a_prompt_with_more_tracks_than_are_wanted_is_told() -> None:
     tokenizer = MmmTokenizer(MmmConfig(vocabulary_from="all"))
-    ids = tokenizer.encode(NoteBatch.from_scores([make_score(
+    ids = tokenizer.encode(make_score(
         [(0, 480, 60, 80, part) for part in range(3)], programs=(0, 1, 2)
-    )])).ids[:-1]  # fmt: skip
+    ).notes).ids[:-1]  # fmt: skip
     with pytest.raises(ConfigError, match="prompt band: it has 3 tracks, but n_tracks=2, which counts them too"):
         check_prompt_ids(untrained(tokenizer), GenerateConfig(n_tracks=2), ids.tolist(), "band")
 

@@ -555,11 +555,10 @@ def test_a_file_that_is_refused_late_has_no_rows_and_the_next_one_is_whole(limit
     good = smf(track((0, on(60)), (5, off(60))))
     batch = read_files([good, bad, good], limits)
     assert [refusal is None for refusal in batch.refusals] == [True, False, True]
-    assert np.diff(batch.songs.note_offsets).tolist() == [1, 0, 1]
-    assert np.diff(batch.songs.pedal_offsets).tolist() == [0, 0, 0]
-    tempos, *_ = (np.diff(offsets).tolist() for offsets, _, _ in batch.songs.metas.values())
-    assert tempos == [1, 0, 1]
-    assert batch.songs.programs.sum(axis=1).tolist() == [1, 0, 1]
+    assert np.diff(batch.notes.offsets).tolist() == [1, 0, 1]
+    assert np.diff(batch.notes.pedal_offsets).tolist() == [0, 0, 0]
+    assert np.diff(batch.notes.tempo_offsets).tolist() == [1, 0, 1]
+    assert batch.programs.sum(axis=1).tolist() == [1, 0, 1]
 
 
 def test_the_place_of_a_fault_counts_from_its_own_file() -> None:

@@ -35,7 +35,7 @@ def batches(draw: st.DrawFn) -> NoteBatch:
             if draw(st.booleans()):  # pressed again in the moment it is lifted
                 pedals += [(moments[-1], moments[-1] + 50, part)] if len(moments) % 2 == 0 and moments else []
         scores.append(make_score(rows, pedals=pedals, programs=(0, 30, DRUMS)))
-    return NoteBatch.from_scores(scores)
+    return NoteBatch.joined([score.notes for score in scores])
 
 
 def slow_ends(batch: NoteBatch) -> list[float]:
@@ -85,7 +85,7 @@ def test_sustain_ends_with_the_pedal_or_at_the_next_strike() -> None:
         ],
         pedals=[(50, 500)],
     )
-    batch = apply_sustain(NoteBatch.from_scores([score]))
+    batch = apply_sustain(score.notes)
     ends = dict(
         zip(zip(batch.pitch.tolist(), batch.onset_seconds.tolist(), strict=True), batch.end_seconds, strict=True)
     )
@@ -95,7 +95,7 @@ def test_sustain_ends_with_the_pedal_or_at_the_next_strike() -> None:
 def test_sustain_of_one_piece_does_not_reach_the_next() -> None:
     with_pedal = make_score([(0, 100, 60, 80)], pedals=[(50, 900)])
     without = make_score([(0, 100, 60, 80)])
-    batch = apply_sustain(NoteBatch.from_scores([without, with_pedal, without]))
+    batch = apply_sustain(NoteBatch.joined([score.notes for score in [without, with_pedal, without]]))
     assert batch.end_seconds.tolist() == [0.1, 0.9, 0.1]
 
 
@@ -117,7 +117,7 @@ def test_transposition_tells_which_pieces_fit() -> None:
         make_score([(0, 1, 127, 80)], programs=[DRUMS]),
         make_score([]),
     ]
-    moved, fits = transpose(NoteBatch.from_scores(scores), 1)
+    moved, fits = transpose(NoteBatch.joined([score.notes for score in scores]), 1)
     assert fits.tolist() == [False, True, True, True]
     assert moved.pitch.tolist() == [127, 1, 127, 127]
 
@@ -132,7 +132,7 @@ def test_stretching_there_and_back(batch: NoteBatch, factor: float) -> None:
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
 def test_stretching_by_nonsense_is_refused(factor: float) -> None:
     with pytest.raises(ValueError, match="stretch factor"):
-        stretch_time(NoteBatch.from_scores([]), factor)
+        stretch_time(NoteBatch.joined([]), factor)
 
 
 @given(batches())

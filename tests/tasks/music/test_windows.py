@@ -23,7 +23,7 @@ BAR = 2000  # ticks of a 4/4 bar; by default a tick is 1 ms
 
 
 def windows_of(score: Score, window_bars: int, hop_bars: int, units: int = 0) -> tuple[NoteBatch, np.ndarray]:
-    batch, piece, n_cut = cut_windows(NoteBatch.from_scores([score]), window_bars, hop_bars, units)
+    batch, piece, n_cut = cut_windows(score.notes, window_bars, hop_bars, units)
     assert set(piece.tolist()) == {0}
     return batch, n_cut
 
@@ -116,14 +116,14 @@ def test_a_long_silence_makes_no_windows() -> None:
 @pytest.mark.parametrize(("window", "hop", "units"), [(4, 5, 0), (0, 0, 0), (4, 0, 0), (4, 4, -1)])
 def test_numbers_are_checked(window: int, hop: int, units: int) -> None:
     with pytest.raises(ValueError, match=r"hop_bars=.* outside|units_per_quarter=-1"):
-        cut_windows(NoteBatch.from_scores([]), window, hop, units)
+        cut_windows(NoteBatch.joined([]), window, hop, units)
 
 
 @given(st.lists(scores(), max_size=3), st.integers(1, 5), st.integers(1, 5), st.sampled_from([0, 4]))
 def test_every_note_is_in_as_many_windows_as_reach_over_it(
     pieces: list[Score], window: int, hop: int, units: int
 ) -> None:
-    batch, hop = NoteBatch.from_scores(pieces), min(window, hop)
+    batch, hop = NoteBatch.joined([score.notes for score in pieces]), min(window, hop)
     cut, piece, n_cut = cut_windows(batch, window, hop, units)
     assert np.array_equal(np.unique(piece), np.arange(len(pieces)))
     assert np.all(np.diff(piece) >= 0)
@@ -177,7 +177,7 @@ def test_windows_hold_what_begins_between_their_bar_lines(score: Score, window: 
 
 @given(scores())
 def test_a_window_longer_than_the_piece_is_the_piece(score: Score) -> None:
-    batch = NoteBatch.from_scores([score])
+    batch = score.notes
     whole, _, n_cut = cut_windows(batch, 10**6, 10**6)
     assert n_cut.tolist() == [0]
     for field in fields(NoteBatch):
@@ -187,9 +187,9 @@ def test_a_window_longer_than_the_piece_is_the_piece(score: Score) -> None:
 @given(st.lists(scores(), min_size=1, max_size=3), st.integers(1, 4), st.integers(1, 4))
 def test_a_piece_has_the_same_windows_in_any_company(pieces: list[Score], window: int, hop: int) -> None:
     hop = min(window, hop)
-    together, piece, _ = cut_windows(NoteBatch.from_scores(pieces), window, hop)
+    together, piece, _ = cut_windows(NoteBatch.joined([score.notes for score in pieces]), window, hop)
     for index, score in enumerate(pieces):
-        alone, _, _ = cut_windows(NoteBatch.from_scores([score]), window, hop)
+        alone, _, _ = cut_windows(score.notes, window, hop)
         places = np.flatnonzero(piece == index)
         same = together.pieces(int(places[0]), int(places[-1]) + 1)
         for field in fields(NoteBatch):
@@ -198,7 +198,7 @@ def test_a_piece_has_the_same_windows_in_any_company(pieces: list[Score], window
 
 @given(scores(), st.integers(1, 4), st.sampled_from([0.8, 1.25]))
 def test_stretching_before_or_after_is_the_same(score: Score, window: int, factor: float) -> None:
-    batch = NoteBatch.from_scores([score])
+    batch = score.notes
     before, after = (
         cut_windows(stretch_time(batch, factor), window, 1)[0],
         stretch_time(cut_windows(batch, window, 1)[0], factor),
@@ -220,7 +220,7 @@ def test_the_words_of_a_window_have_its_bars(rows: list[tuple[int, int]], window
 
 def test_real_pieces() -> None:
     paths = sorted((real_data("dev") / "asap").rglob("*.mid"))[::60]
-    batch = NoteBatch.from_scores([read_midi(path) for path in paths])
+    batch = NoteBatch.joined([read_midi(path).notes for path in paths])
     cut, piece, _ = cut_windows(batch, 8, 4, 4)
     assert np.array_equal(np.unique(piece), np.arange(len(paths)))
     assert cut.n_notes > batch.n_notes

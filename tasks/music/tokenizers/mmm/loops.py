@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from tasks.music.arrays import BoolArray, IntArray
 from tasks.music.compiled import njit
+from tasks.music.tokenizers.loops import power_of_two, sort_run
 
 REASONS = (
     "unison_merged",
@@ -23,7 +24,6 @@ _MERGED, _RESTRUCK, _LENGTHENED, _CUT, _UNKNOWN, _BEYOND_BARS, _BEYOND_TRACKS = 
 # integers are the events in the order of the text. One bar of one track is a cell.
 _TIME_BIT, _KIND_BIT = 9, 7
 OFF, TIED, ON = 0, 1, 2
-_FEW = 40  # events that are sorted fastest by moving each to its place
 
 _INSTRUMENTS = 129
 
@@ -191,7 +191,7 @@ def _bars_of(piece, meters, scale, last_unit, max_bars, tables, borders, ids):
     now, n_bars = 0, 0
     while now < last_unit and n_bars < max_bars:
         while change < last_change and _units(ticks[change], scale[0], scale[1]) <= now:
-            stated = _power_of_two(denominators[change])
+            stated = power_of_two(denominators[change])
             if _meter_length(tables.meter_units, numerators[change], stated):
                 row, power = numerators[change], stated
             change += 1
@@ -289,16 +289,7 @@ def fill_cells(notes, bars, bar_of_note, first_cell, event_offsets):
 def sort_cells(events, event_offsets):
     """Put the events of each cell in order."""
     for cell in range(len(event_offsets) - 1):
-        first, last = event_offsets[cell], event_offsets[cell + 1]
-        if last - first > _FEW:
-            events[first:last].sort()
-            continue
-        for index in range(first + 1, last):
-            event, place = events[index], index
-            while place > first and events[place - 1] > event:
-                events[place] = events[place - 1]
-                place -= 1
-            events[place] = event
+        sort_run(events, event_offsets[cell], event_offsets[cell + 1])
 
 
 @njit(cache=True, nogil=True)
@@ -366,12 +357,3 @@ def _units(tick, ticks_per_quarter, units_per_quarter):
     dividend, divisor = 2 * tick * units_per_quarter + ticks_per_quarter, 2 * ticks_per_quarter
     quotient = np.int64(dividend / divisor)  # a division of floats is twice as fast, and at most 1 too high
     return quotient - (quotient * divisor > dividend)
-
-
-@njit(cache=True, nogil=True)
-def _power_of_two(number):
-    """Return the exponent of a power of two, -1 for another number."""
-    power = 0
-    while number > 1 and number % 2 == 0:
-        number, power = number // 2, power + 1
-    return power if number == 1 else -1

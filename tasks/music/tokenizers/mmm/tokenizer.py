@@ -4,8 +4,7 @@ Source: Ens and Pasquier 2020, "MMM: Exploring Conditional Multi-Track Music Gen
 are those of the js-fakes-4bars texts on which the encoder-decoder with a variational bottleneck was trained.
 """
 
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,7 +12,7 @@ from numpy.typing import ArrayLike
 from tasks.errors import ConfigError
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
-from tasks.music.tokenizers.base import BLOCK_NOTES, TokenArray, TokenBatch, digest_of, require_ids, until_end
+from tasks.music.tokenizers.base import TokenArray, TokenBatch, Tokenizer, require_ids, until_end
 from tasks.music.tokenizers.grammar import Grammar
 from tasks.music.tokenizers.mmm.grammar import build_grammar, with_tracks
 from tasks.music.tokenizers.mmm.reader import read_words
@@ -32,10 +31,11 @@ from tasks.music.tokenizers.mmm.vocabulary import (
 from tasks.music.tokenizers.mmm.writer import build_tables, write_pieces
 
 
-class MmmTokenizer:
+class MmmTokenizer(Tokenizer):
     """Turns notes into words and back: [SOS] PIECE_START, then each track with all its bars, then [EOS].
 
-    The first five ids are [UNK], [PAD], [SOS], [EOS] and [TDR]; the words follow in order of the alphabet.
+    The first five ids are [UNK], [PAD], [SOS], [EOS] and [TDR]; the words, such as `NOTE_ON=60`, follow in order of the
+    alphabet. `TIME_DELTA=4` moves by 4 units.
     """
 
     name = "mmm"
@@ -43,20 +43,14 @@ class MmmTokenizer:
     start_id = START
     end_id = END
     knows_drums = True
-    pitch_range = (0, 127)
 
     def __init__(self, config: MmmConfig = MmmConfig()) -> None:
         self.config = config
         self.words = Vocabulary.of(config)
-        self.vocab_size = self.words.size
+        self.names, self.vocab_size = self.words.names, self.words.size
         self.units_per_second = 2.0 * config.units_per_quarter  # at 120 beats a minute, which decoding assumes
         self.grammar = build_grammar(self.words, config.units_per_quarter, longest_bar(config))
         self._tables = build_tables(config, self.words) if self.vocab_size > len(SPECIAL) else None
-        self.digest = digest_of(self.to_json())
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything that decides what the ids mean, ready for JSON."""
-        return {**asdict(self.config), "vocab_size": self.vocab_size, "revision": 1}
 
     def grammar_of_tracks(self, n_tracks: int) -> Grammar:
         """Return the grammar of pieces of just `n_tracks` tracks, 1 to `max_tracks`.
@@ -68,19 +62,7 @@ class MmmTokenizer:
             raise ValueError(f"n_tracks={n_tracks} outside 1-{self.config.max_tracks}, max_tracks of the encoding")
         return with_tracks(self.grammar, self.words, n_tracks)
 
-    def token_name(self, token: int) -> str:
-        """Return the word of an id, such as `NOTE_ON=60`; `TIME_DELTA=4` moves by 4 units."""
-        if not 0 <= token < self.vocab_size:
-            raise ValueError(f"token {token} outside 0-{self.vocab_size - 1}")
-        return self.words.names[token]
-
-    def token_id(self, name: str) -> int:
-        """Return the id of a word."""
-        if name not in self.words.ids:
-            raise ValueError(f"no token is named {name!r}")
-        return self.words.ids[name]
-
-    def encode(self, batch: NoteBatch) -> TokenBatch:
+    def encode_block(self, batch: NoteBatch) -> TokenBatch:
         """Encode whole pieces, each from [SOS] to [EOS].
 
         Every instrument of every part is a track, and all tracks of a piece have all its bars, empty ones too: from
@@ -105,8 +87,7 @@ class MmmTokenizer:
                 "the vocabulary of 'mmm' is empty: learn it from the data with symbols and with_symbols, "
                 "or set vocabulary_from='all'"
             )
-        blocks = [write_pieces(block, self.config, self._tables) for block in batch.blocks(BLOCK_NOTES)]
-        return TokenBatch.joined(blocks)
+        return write_pieces(batch, self.config, self._tables)
 
     def decode(self, ids: ArrayLike) -> Score:
         """Return the music of one piece of tokens, up to the first [EOS] or PIECE_END, at 120 beats a minute.

@@ -211,7 +211,6 @@ class Vocabulary:
     """
 
     names: tuple[str, ...]
-    ids: dict[str, int]
     kind: IntArray
     value: IntArray
 
@@ -221,7 +220,7 @@ class Vocabulary:
         legal = all_words(config)
         names = (*SPECIAL, *(sorted(legal) if config.vocabulary_from == "all" else config.vocabulary))
         meaning = np.array([legal.get(name, (Kind.SPECIAL, 0)) for name in names], dtype=np.int64)
-        return cls(names, {name: place for place, name in enumerate(names)}, meaning[:, 0], meaning[:, 1])
+        return cls(names, meaning[:, 0], meaning[:, 1])
 
     @property
     def size(self) -> int:

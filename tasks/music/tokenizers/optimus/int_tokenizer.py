@@ -5,7 +5,7 @@ Source: Optimus VIRTUOSO (2021), Relative Global Attention edition; ids and grou
 once, is timed from the note before, and no gap is lost.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from tasks.music.compiled import njit
 from tasks.music.midi.writer import DRUM_CHANNEL
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
-from tasks.music.tokenizers.base import BLOCK_NOTES, TokenArray, TokenBatch, digest_of, require_ids, until_end
+from tasks.music.tokenizers.base import TokenArray, TokenBatch, Tokenizer, require_ids, until_end
 from tasks.music.tokenizers.grammar import Grammar
 from tasks.music.tokenizers.optimus.rows import (
     OFFSET,
@@ -32,6 +32,7 @@ from tasks.music.tokenizers.optimus.value_states import ValueStates, looked_up
 
 START, SEPARATOR, END, PAD = 0, 10, 388, 389
 VOCAB_SIZE = 390
+_SPECIAL = {START: "<start>", SEPARATOR: "<separator>", END: "<end>", PAD: "<pad>"}
 LONGEST = END - 1 - OFFSET  # units: the highest value, 354
 MAX_REPEATS = 16  # a file of notes that last for hours must not become a thousand times its size
 
@@ -70,8 +71,10 @@ class OptimusIntConfig:
         check_settings(self.unit_milliseconds, self.velocity)
 
 
-class OptimusIntTokenizer:
-    """Turns notes into groups of integers and back; a value stands as value + 33, and 10 ends a group.
+class OptimusIntTokenizer(Tokenizer):
+    """Turns notes into groups of integers and back; the id of a value is value + 33, and 10 ends a group.
+
+    Ids have names such as `value_60`; no encoding writes the ids named `unused_...`.
 
     Attributes:
         value_states: where ids are pitches and programs.
@@ -79,11 +82,14 @@ class OptimusIntTokenizer:
     """
 
     name = "optimus_int"
+    names = tuple(
+        _SPECIAL.get(token) or (f"value_{token - OFFSET}" if token >= OFFSET else f"unused_{token}")
+        for token in range(VOCAB_SIZE)
+    )
     vocab_size = VOCAB_SIZE
     pad_id = PAD
     start_id = START
     end_id = END
-    pitch_range = (0, 127)
 
     def __init__(self, config: OptimusIntConfig = OptimusIntConfig()) -> None:
         self.config = config
@@ -92,7 +98,6 @@ class OptimusIntTokenizer:
         self.grammar, self.value_states = _build_grammar(config)
         self.together_id = None if config.instruments or config.long_notes == "split" else OFFSET
         self._width = _WIDTH_OF_INSTRUMENTS if config.instruments else _WIDTH_OF_PIANO
-        self.digest = digest_of(self.to_json())
         self._rules = RowRules(
             unit_milliseconds=config.unit_milliseconds,
             velocities=config.instruments,
@@ -106,31 +111,15 @@ class OptimusIntTokenizer:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that decides what the ids mean, ready for JSON."""
-        units = {"vocab_size": VOCAB_SIZE, "units_per_second": self.units_per_second, "revision": 1}
-        return asdict(self.config) | units
+        return super().to_json() | {"units_per_second": self.units_per_second}
 
-    def token_name(self, token: int) -> str:
-        """Return the name of an id, such as `value_60`; no encoding writes the ids named `unused_...`."""
-        if not 0 <= token < VOCAB_SIZE:
-            raise ValueError(f"token {token} outside 0-{VOCAB_SIZE - 1}")
-        return _NAMES[token]
-
-    def token_id(self, name: str) -> int:
-        """Return the id of a name."""
-        if name not in _IDS:
-            raise ValueError(f"no token is named {name!r}")
-        return _IDS[name]
-
-    def encode(self, batch: NoteBatch) -> TokenBatch:
+    def encode_block(self, batch: NoteBatch) -> TokenBatch:
         """Encode whole pieces, each from <start> to <end>.
 
         Onsets and ends are rounded to units one by one, so no error adds up. Notes stand by onset, and in one onset
         from the highest pitch down, drums last. A gap of more than 354 units begins with groups of nothing but a time;
         notes behind such a gap are counted as `long_gaps_split`, though nothing of them is lost.
         """
-        return TokenBatch.joined(self._encode_block(block) for block in batch.blocks(BLOCK_NOTES))
-
-    def _encode_block(self, batch: NoteBatch) -> TokenBatch:
         rows = arrange_rows(batch, self._rules)
         offsets, ids, n_gaps = _write_groups(rows, self.config.instruments)
         dropped = {reason: rows.counts[reason] for reason in _REASONS} | {"long_gaps_split": n_gaps}
@@ -322,12 +311,4 @@ def _build_grammar(config: OptimusIntConfig) -> tuple[Grammar, tuple[ValueStates
         next_state[before_drum] = next_state[before_pitch]
         next_state[before_channel, DRUM_CHANNEL + OFFSET] = before_drum
         value_states.append(ValueStates("program", (before_channel,), looked_up(values, programs_of_channels())))
-    no_slot = np.full(VOCAB_SIZE, -1, np.int16)
-    nothing = np.zeros(VOCAB_SIZE, np.int16)
-    grammar = Grammar(next_state, no_slot, no_slot, nothing.astype(np.bool_), nothing, n_slots=0)
-    return grammar, tuple(value_states)
-
-
-_NAMES = [f"value_{token - OFFSET}" if OFFSET <= token < END else f"unused_{token}" for token in range(VOCAB_SIZE)]
-_NAMES[START], _NAMES[SEPARATOR], _NAMES[END], _NAMES[PAD] = "<start>", "<separator>", "<end>", "<pad>"
-_IDS = {name: token for token, name in enumerate(_NAMES)}
+    return Grammar.without_slots(next_state), tuple(value_states)

@@ -16,6 +16,7 @@ from tasks.music.compiled import njit
 from tasks.music.midi.writer import DRUM_CHANNEL, PITCHED_CHANNELS
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score, build_score
+from tasks.music.tokenizers.loops import sort_run, to_unit
 from tasks.music.transforms import apply_sustain
 
 OFFSET = 33  # stands before a value in both encodings
@@ -243,8 +244,6 @@ def _measure(
     per_second, max_duration, max_repeats = limits
     onset, duration, head = measured
     longest = max_duration * max(max_repeats, 1)
-    # A tick on the half is stored a hair off it; a nanosecond of grace keeps halves going up for every tempo.
-    grace = 0.5 + 1e-9 * per_second
     n = 0
     for piece in range(len(offsets) - 1):
         first, last = offsets[piece], offsets[piece + 1]
@@ -253,8 +252,8 @@ def _measure(
             if is_drum[note] and not keeps_drums:
                 counts[piece, _DRUMS] += 1
                 continue
-            begins = np.int64(np.floor(onset_seconds[note] * per_second + grace))
-            length = max(np.int64(np.floor(end_seconds[note] * per_second + grace)) - begins, 1)
+            begins = to_unit(onset_seconds[note], per_second)
+            length = max(to_unit(end_seconds[note], per_second) - begins, 1)
             if length > longest:
                 length = longest
                 counts[piece, _NOTES_CLAMPED] += 1
@@ -311,7 +310,7 @@ def _order(
                 n_queued = _put(key, row, rest, part, now, split_at, queue, n_queued)
                 first_due += 1
                 row += 1
-            _sort(key, begin, row)
+            sort_run(key, begin, row)
             gap = min(now - before, max_gap)
             counts[piece, _GAPS_CLAMPED] += now - before > max_gap
             written += gap
@@ -330,22 +329,6 @@ def _put(key: Any, row: int, head: Any, length: Any, now: Any, split_at: Any, qu
     queue[n_queued, _DUE], queue[n_queued, _LEFT] = now + split_at, length - split_at
     queue[n_queued, _HEAD] = head & ~_IS_NEW
     return n_queued + 1
-
-
-@njit(cache=True, nogil=True)
-def _sort(key: Any, begin: int, end: int) -> None:
-    """Shell's sort: a chord, nearly in order, takes one pass, and a million notes at once still not long."""
-    gap = 1
-    while 9 * gap < end - begin:
-        gap = 3 * gap + 1
-    while gap:
-        for place in range(begin + gap, end):
-            moving, at = key[place], place
-            while at >= begin + gap and key[at - gap] > moving:
-                key[at] = key[at - gap]
-                at -= gap
-            key[at] = moving
-        gap //= 3
 
 
 @njit(cache=True, nogil=True)

@@ -7,7 +7,6 @@ the note before, and values that are no Unicode characters are skipped.
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from tasks.music.arrays import IntArray
 from tasks.music.midi.writer import DRUM_CHANNEL
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
-from tasks.music.tokenizers.base import BLOCK_NOTES, TokenArray, TokenBatch, digest_of, require_ids, until_end
+from tasks.music.tokenizers.base import BLOCK_NOTES, TokenArray, TokenBatch, Tokenizer, require_ids, until_end
 from tasks.music.tokenizers.grammar import Grammar
 from tasks.music.tokenizers.optimus.characters import (
     END,
@@ -47,8 +46,10 @@ from tasks.music.tokenizers.optimus.value_states import ValueStates, looked_up
 _REASONS = ("drums", "program_changed", "channels_shared", "long_notes_clamped", "long_gaps_clamped")
 
 
-class OptimusTxtTokenizer:
-    """Turns notes into lines of characters, and characters into ids and back; a value stands as chr(value + 33).
+class OptimusTxtTokenizer(Tokenizer):
+    """Turns notes into lines of characters, and characters into ids and back; a value is chr(value + 33).
+
+    Ids have their characters as names, or `U+000A` and the like where these cannot be seen.
 
     Attributes:
         value_states: where ids are pitches and programs.
@@ -59,11 +60,12 @@ class OptimusTxtTokenizer:
     pad_id = PAD
     start_id = START
     end_id = END
-    pitch_range = (0, 127)
 
     def __init__(self, config: OptimusTxtConfig = OptimusTxtConfig()) -> None:  # noqa: B008  it is frozen
         self.config = config
-        self.vocab_size = len(SPECIAL) + len(config.vocabulary)
+        visible = (symbol if symbol.isprintable() else f"U+{ord(symbol):04X}" for symbol in config.vocabulary)
+        self.names = (*SPECIAL, *visible)
+        self.vocab_size = len(self.names)
         self.knows_drums = config.channels
         self.units_per_second = 1000 / config.unit_milliseconds
         codes = [ord(symbol) for symbol in config.vocabulary]
@@ -72,31 +74,10 @@ class OptimusTxtTokenizer:
         self.grammar, self.value_states = _build_grammar(config, self._code_of_id, self._id_of_code)
         self.together_id = None if config.channels else self._id_of_code.get(OFFSET)
         self._alphabet = id_alphabet(config, self._id_of_code)
-        self.digest = digest_of(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that decides what the ids mean, ready for JSON."""
-        form = asdict(self.config) | {"vocabulary": list(self.config.vocabulary)}
-        return form | {"vocab_size": self.vocab_size, "units_per_second": self.units_per_second, "revision": 1}
-
-    def token_name(self, token: int) -> str:
-        """Return the name of an id: the character, or `U+000A` and the like where it cannot be seen."""
-        if not 0 <= token < self.vocab_size:
-            raise ValueError(f"token {token} outside 0-{self.vocab_size - 1}")
-        if token < len(SPECIAL):
-            return SPECIAL[token]
-        symbol = self.config.vocabulary[token - len(SPECIAL)]
-        return symbol if symbol.isprintable() else f"U+{ord(symbol):04X}"
-
-    def token_id(self, name: str) -> int:
-        """Return the id of a name."""
-        if name in SPECIAL:
-            return SPECIAL.index(name)
-        code = int(name[2:], 16) if re.fullmatch(r"U\+[0-9A-F]{4,6}", name) else ord(name) if len(name) == 1 else -1
-        token = self._id_of_code.get(code)
-        if token is None or self.token_name(token) != name:
-            raise ValueError(f"no token is named {name!r}")
-        return token
+        return super().to_json() | {"units_per_second": self.units_per_second}
 
     def encode(self, batch: NoteBatch) -> TokenBatch:
         """Encode whole pieces, each from <start> to <end>.
@@ -110,9 +91,10 @@ class OptimusTxtTokenizer:
         """
         if not self.config.vocabulary:
             raise ConfigError("optimus_txt has no vocabulary yet: learn one from data, see OptimusTxtConfig.symbols")
-        return TokenBatch.joined(self._encode_block(block) for block in batch.blocks(BLOCK_NOTES))
+        return super().encode(batch)
 
-    def _encode_block(self, batch: NoteBatch) -> TokenBatch:
+    def encode_block(self, batch: NoteBatch) -> TokenBatch:
+        """Encode a few whole pieces; see `encode`."""
         rows = arrange(batch, self.config)
         offsets, ids, n_unknown = write_lines(rows, self.config, self._alphabet)
         dropped = {reason: rows.counts[reason] for reason in _REASONS} | {"unknown_characters": n_unknown}
@@ -234,8 +216,7 @@ def _build_grammar(
     closed = inside + len(ranges)
     naming, counting = closed + 1, closed + 1 + len(HEADER_BEFORE_COUNT)
     next_state = np.full((counting + 1 + len(HEADER_AFTER_COUNT), len(code_of_id)), -1, np.int16)
-    no_slot, nothing = np.full(len(code_of_id), -1, np.int16), np.zeros(len(code_of_id), np.int16)
-    grammar = Grammar(next_state, no_slot, no_slot, nothing.astype(np.bool_), nothing, n_slots=0)
+    grammar = Grammar.without_slots(next_state)
     value_states = [ValueStates("pitch", (inside + 1,), looked_up(value, np.arange(128)))]
     if config.channels:
         programs = looked_up(value, programs_of_channels(config.melody_conditioned))

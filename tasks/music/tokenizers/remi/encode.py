@@ -11,6 +11,7 @@ from tasks.music.arrays import FloatArray, IntArray
 from tasks.music.compiled import njit
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.base import TokenArray
+from tasks.music.tokenizers.loops import sort_run
 from tasks.music.tokenizers.remi.chords import find_chords
 from tasks.music.tokenizers.remi.meters import (
     arrange_meters,
@@ -39,8 +40,6 @@ from tasks.music.tokenizers.remi.writer import tokens_at_most, write_piece
 
 OUT_OF_RANGE, DUPLICATES, CLAMPED, OTHER_METER, N_NOTES, LAST_TICK, N_COUNTS = range(7)  # columns of what is counted
 _START, _END = 1, 2  # among the special ids
-_SMALL_MOMENT = 32  # notes at one tick that are sorted by insertion at once
-_GAPS = (797161, 265720, 88573, 29524, 9841, 3280, 1093, 364, 121, 40, 13, 4)  # Knuth 1973
 
 
 def encode_notes(batch: NoteBatch, tables: EncodeTables) -> tuple[TokenArray, IntArray, IntArray, FloatArray]:
@@ -156,22 +155,9 @@ def _sort_moments(keys, n):
         end = begin + 1
         while end < n and keys[end] >> TICK_BIT == keys[begin] >> TICK_BIT:
             end += 1
-        if end - begin > _SMALL_MOMENT:
-            for gap in _GAPS:
-                _sort_steps(keys, begin, end, gap)
-        _sort_steps(keys, begin, end, 1)
+        if end - begin > 1:
+            sort_run(keys, begin, end)
         begin = end
-
-
-@inner_njit
-def _sort_steps(keys, begin, end, gap):
-    """Sort the keys that are `gap` apart by insertion; one pass of Shell's method."""
-    for place in range(begin + gap, end):
-        key, at = keys[place], place
-        while at >= begin + gap and keys[at - gap] > key:
-            keys[at] = keys[at - gap]
-            at -= gap
-        keys[at] = key
 
 
 @inner_njit

@@ -16,11 +16,6 @@ AT, HELD, PROGRAM, DRUM, CHORD, VOICED, PITCHED, STRUCK, N_OF_POSITION = range(9
 _MAX_STATES = 1 << 15
 
 
-def units_per_second(vocabulary: RemiVocabulary) -> float:
-    """Return the units of `time_V` in a second: positions, at 120 quarters a minute."""
-    return 2.0 * vocabulary.steps
-
-
 def build_grammar(vocabulary: RemiVocabulary) -> Grammar:
     """Return the grammar of all that encoding writes, and of no position before the one it stands at.
 
@@ -44,16 +39,7 @@ def build_grammar(vocabulary: RemiVocabulary) -> Grammar:
     _fill_fixed(table, vocabulary, opened, common)
     for length in distinct.tolist():
         _fill_bar(table, vocabulary, begin_of[length], length, opened)
-    nothing = np.full(len(vocabulary), -1, np.int16)
-    return Grammar(
-        next_state_SV=table,
-        opens_V=nothing,
-        closes_V=nothing,
-        needs_all_closed_V=np.zeros(len(vocabulary), np.bool_),
-        time_V=_time(vocabulary),
-        n_slots=0,
-        start_state=BEGIN,
-    )
+    return Grammar.without_slots(table, _time(vocabulary))
 
 
 def _ids(vocabulary: RemiVocabulary, kind: Kind) -> NDArray[np.intp]:

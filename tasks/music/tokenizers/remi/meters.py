@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tasks.music.tokenizers.loops import power_of_two
 from tasks.music.tokenizers.remi.tables import inner_njit
 
 
@@ -13,19 +14,11 @@ def nearest_tick(tick):
 
 
 @inner_njit
-def _log2(power):
-    log = 0
-    while power > 1:
-        power, log = power >> 1, log + 1
-    return log
-
-
-@inner_njit
 def _meter_index(notes, place, tables):
     """Return the place of a time signature among the meters, -1 where it has none."""
     numerator, denominator = notes.time_signature_numerator[place], notes.time_signature_denominator[place]
-    log = _log2(denominator)
-    if log >= len(tables.meter_of) or not 0 <= numerator < 256 or denominator != 1 << log:
+    log = power_of_two(denominator)
+    if not 0 <= log < len(tables.meter_of) or not 0 <= numerator < 256:
         return -1
     return tables.meter_of[log, numerator]
 

@@ -1,5 +1,6 @@
 """What compiled `remi` code works with: the vocabulary as arrays, the columns of a batch, and space to work in."""
 
+from collections import namedtuple
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from tasks.music.arrays import FloatArray, IntArray
 from tasks.music.compiled import njit
-from tasks.music.notes import NoteBatch
+from tasks.music.notes import ALL_COLUMNS, NoteBatch, kind_of, owner_of
 from tasks.music.tokenizers.remi.vocabulary import (
     CHORDS,
     DENOMINATOR_MAX,
@@ -32,7 +33,7 @@ RANK_MASK, PITCH_MASK, DURATION_MASK, VELOCITY_MASK = 255, 127, 1023, 127
 _INNER: dict[str, Any] = {"cache": True, "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 inner_njit = njit(**_INNER)
 
-N_CLOCK = 9  # numbers that say how far the tokens of a piece have come, see `remi_writer`
+N_CLOCK = 9  # numbers that say how far the tokens of a piece have come, see `writer`
 
 
 class EncodeTables(NamedTuple):
@@ -47,7 +48,7 @@ class EncodeTables(NamedTuple):
     has_velocities: bool
     writes_meters: bool
     has_rests: bool
-    chords: int  # 0 none, else how many ids each kind of chord has
+    chords: int  # 0: none; otherwise how many ids each kind of chord has
     has_tempos: bool
     repeats_tempos: bool
     keeps_longest: bool
@@ -63,26 +64,9 @@ class EncodeTables(NamedTuple):
     chord_key: IntArray
 
 
-class NoteColumns(NamedTuple):
-    """The columns of a batch that are encoded."""
-
-    offsets: IntArray
-    onset: IntArray
-    duration: IntArray
-    end_seconds: FloatArray
-    pitch: NDArray[np.uint8]
-    velocity: NDArray[np.uint8]
-    program: NDArray[np.uint8]
-    is_drum: NDArray[np.bool_]
-    track: NDArray[np.uint16]
-    ticks_per_quarter: IntArray
-    tempo_offsets: IntArray
-    tempo_tick: IntArray
-    tempo_microseconds_per_quarter: FloatArray
-    time_signature_offsets: IntArray
-    time_signature_tick: IntArray
-    time_signature_numerator: IntArray
-    time_signature_denominator: IntArray
+NoteColumns = namedtuple(
+    "NoteColumns", [name for name in ALL_COLUMNS if owner_of(name) not in ("pedal_", "key_signature_")]
+)
 
 
 class Work(NamedTuple):
@@ -154,20 +138,13 @@ def nearest(levels: NDArray[np.integer], values: NDArray[np.integer]) -> IntArra
     return np.where(is_below, below, above).astype(np.int64)
 
 
-def note_columns(batch: NoteBatch) -> NoteColumns:
+def note_columns(batch: NoteBatch) -> Any:
     """Return the columns of a batch with one type each, so that the code is compiled once for all batches."""
-    kinds = {
-        "end_seconds": np.float64, "pitch": np.uint8, "velocity": np.uint8, "program": np.uint8, "is_drum": np.bool_,
-        "track": np.uint16, "tempo_microseconds_per_quarter": np.float64,
-    }  # fmt: skip
-    return NoteColumns(*(_plain(getattr(batch, name), kinds.get(name, np.int64)) for name in NoteColumns._fields))
+    # A read-only column, such as one from a shard, is another type.
+    return NoteColumns(*(np.require(getattr(batch, name), kind_of(name), ["C", "W"]) for name in NoteColumns._fields))
 
 
-def _plain(values: NDArray, kind: type) -> NDArray:
-    return np.require(values, kind, ["C", "W"])  # a read-only column, such as one from a shard, is another type
-
-
-def work_space(columns: NoteColumns) -> Work:
+def work_space(columns: Any) -> Work:
     """Return space for the largest piece of a batch."""
     n_notes, n_tempos, n_meters = (
         int(np.diff(offsets).max(initial=0))

@@ -4,29 +4,29 @@ Sources: Huang and Yang 2020, "Pop Music Transformer"; von Rütte et al. 2022, F
 for the same settings; by default the settings of the Hourglass model.
 """
 
-from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
-from tasks.music.tokenizers.base import TokenArray, TokenBatch, digest_of, require_ids, until_end
-from tasks.music.tokenizers.remi.grammar import build_grammar, units_per_second
+from tasks.music.tokenizers.base import TokenArray, TokenBatch, Tokenizer, require_ids, until_end
+from tasks.music.tokenizers.remi.grammar import build_grammar
 from tasks.music.tokenizers.remi.vocabulary import DRUMS, Kind, RemiConfig, RemiVocabulary
 
 if TYPE_CHECKING:
     from tasks.music.tokenizers.remi.decode import DecodeTables
     from tasks.music.tokenizers.remi.tables import EncodeTables
 
-_REVISION = 1
 _HOURGLASS = RemiConfig()
 
 
-class RemiTokenizer:
-    """Turns notes into ids and back on a grid of the beat; what MidiTok would write stands between start and end.
+class RemiTokenizer(Tokenizer):
+    """Turns notes into ids and back on a grid of the beat; between start and end is what MidiTok would write.
+
+    Ids have names such as `Pitch_60`, `Duration_1.4.8` (beats, steps, steps a beat) and `TimeSig_3/4`.
 
     Where MidiTok is followed although another choice could be made:
     - the finest beat of a piece is that of the highest denominator in it, even of a time signature that is left out;
@@ -47,14 +47,13 @@ class RemiTokenizer:
     def __init__(self, config: RemiConfig = _HOURGLASS) -> None:
         self.config = config
         self.vocabulary = RemiVocabulary(config)
-        self.vocab_size = len(self.vocabulary)
+        self.names, self.vocab_size = self.vocabulary.names, len(self.vocabulary)
         self.pad_id, self.start_id, self.end_id = (
             self.vocabulary.ids[name] for name in ("PAD_None", "BOS_None", "EOS_None")
         )
         self.pitch_range = (config.pitch_min, config.pitch_max)
-        self.units_per_second = units_per_second(self.vocabulary)
+        self.units_per_second = 2.0 * self.vocabulary.steps  # positions, at 120 quarters a minute
         self.grammar = build_grammar(self.vocabulary)
-        self.digest = digest_of(self.to_json())
 
     @cached_property
     def _encode_tables(self) -> "EncodeTables":
@@ -68,28 +67,7 @@ class RemiTokenizer:
 
         return decode_tables(self.vocabulary)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return everything that decides what the ids mean, ready for JSON."""
-        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.config).items()}
-        return {**fields, "vocab_size": self.vocab_size, "revision": _REVISION}
-
-    def token_name(self, token: int) -> str:
-        """Return the name of an id, such as `Pitch_60`, `Duration_1.4.8` (beats, steps, steps a beat), `TimeSig_3/4`.
-
-        Raises:
-            ValueError: an id outside of the vocabulary.
-        """
-        if not 0 <= token < self.vocab_size:
-            raise ValueError(f"token {token} outside 0-{self.vocab_size - 1}")
-        return self.vocabulary.names[token]
-
-    def token_id(self, name: str) -> int:
-        """Return the id of a name; ValueError where no id has it."""
-        if name not in self.vocabulary.ids:
-            raise ValueError(f"no token is named {name!r}")
-        return self.vocabulary.ids[name]
-
-    def encode(self, batch: NoteBatch) -> TokenBatch:
+    def encode_block(self, batch: NoteBatch) -> TokenBatch:
         """Encode whole pieces, each from start to end.
 
         Counted as dropped: `out_of_range`, notes outside of the range of pitches; `duplicate`, notes that share

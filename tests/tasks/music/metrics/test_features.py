@@ -40,7 +40,7 @@ def columns_of(pieces: list[list[Note]]) -> tuple[np.ndarray, ...]:
 
 
 def batch_columns(*scores: Any) -> tuple[np.ndarray, ...]:
-    batch = NoteBatch.from_scores(scores)
+    batch = NoteBatch.joined([score.notes for score in scores])
     return (batch.offsets, batch.onset_seconds, batch.end_seconds, batch.pitch, batch.velocity, batch.program,
             batch.is_drum)  # fmt: skip
 

@@ -222,7 +222,7 @@ def test_one_program_as_drums_and_as_pitched_notes_is_two_parts_and_programs_nam
     events = [(0, program(5, 3)), (0, on(60, channel=3)), (9, off(60, 3)), (0, xg_part_mode(3, 1))]
     data = smf(track(*events, (0, on(36, channel=3)), (9, off(36, 3))))
     assert read_midi(data).n_tracks == 2
-    (programs,) = read_files([data]).songs.programs
+    (programs,) = read_files([data]).programs
     assert np.flatnonzero(programs).tolist() == [5]
 
 

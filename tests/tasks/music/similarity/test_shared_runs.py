@@ -213,7 +213,7 @@ def test_real_pieces_are_found_after_an_encoding(part: str) -> None:
     """Transposed by up to six semitones, stretched by half to double, encoded and decoded: the source is found."""
     paths = sorted((real_data("dev") / part).rglob("*.mid"))
     scores = [read_midi(path) for path in paths[:: len(paths) // 60][:60]]
-    batch = NoteBatch.from_scores(scores)
+    batch = NoteBatch.joined([score.notes for score in scores])
     train = draw_lines(batch.offsets, batch.onset_seconds, batch.pitch, batch.is_drum)
     seeds = seeds_between(train.offsets, train.pitch)
     random = np.random.default_rng(0)

@@ -79,7 +79,7 @@ def test_ids_are_those_of_miditok(
 ) -> None:
     peer, tokenizer = peers[name], tokenizers[name]
     scores = [read_midi(path) for path in songs]
-    batch = tokenizer.encode(NoteBatch.from_scores(scores))
+    batch = tokenizer.encode(NoteBatch.joined([score.notes for score in scores]))
     assert batch.ids.dtype == np.uint16
     assert not batch.dropped["refused"].any()
     for score, ids in zip(scores, np.split(batch.ids, batch.offsets[1:-1]), strict=True):
@@ -94,7 +94,7 @@ def test_ids_are_those_of_miditok(
 def test_music_comes_back(name: str, tokenizers: dict[str, MidiTokTokenizer], songs: list[Path]) -> None:
     tokenizer = tokenizers[name]
     scores = [read_midi(path) for path in songs[:3]]
-    batch = tokenizer.encode(NoteBatch.from_scores(scores))
+    batch = tokenizer.encode(NoteBatch.joined([score.notes for score in scores]))
     assert batch.n_notes.tolist() == [
         len(score.notes.pitch) - lost for score, lost in zip(scores, batch.dropped["not_held"], strict=True)
     ]
@@ -102,7 +102,7 @@ def test_music_comes_back(name: str, tokenizers: dict[str, MidiTokTokenizer], so
     for ids, n_notes in zip(np.split(batch.ids, batch.offsets[1:-1]), batch.n_notes, strict=True):
         back = tokenizer.decode(ids)
         assert len(back.notes.pitch) == n_notes
-        again = tokenizer.encode(NoteBatch.from_scores([back]))
+        again = tokenizer.encode(back.notes)
         assert by_track(tokenizer.decode(again.ids)) == by_track(back)
 
 
@@ -122,7 +122,7 @@ def test_tempo_meter_and_pedal(tokenizers: dict[str, MidiTokTokenizer], tmp_path
         time_signatures=[(0, 3, 4)],
         ticks_per_quarter=480,
     )
-    back = tokenizer.decode(tokenizer.encode(NoteBatch.from_scores([score])).ids)
+    back = tokenizer.decode(tokenizer.encode(score.notes).ids)
     assert back.notes.onset_seconds.tolist() == pytest.approx([0, 1.5], abs=0.02)
     assert back.pedals.onset_seconds.tolist() == pytest.approx([0, 1.0], abs=0.02)
     assert back.pedals.end_seconds.tolist() == pytest.approx([0.5, 1.5], abs=0.02)
@@ -131,11 +131,13 @@ def test_tempo_meter_and_pedal(tokenizers: dict[str, MidiTokTokenizer], tmp_path
 
 def test_what_miditok_leaves_out_is_counted(tokenizers: dict[str, MidiTokTokenizer]) -> None:
     low = make_score([(0, 500, 3, 80), (0, 500, 60, 80), (0, 500, 36, 80, 1)], programs=(0, DRUMS))
-    batch = tokenizers["TSD"].encode(NoteBatch.from_scores([low, make_score([]), make_score([(0, 500, 3, 80)])]))
+    batch = tokenizers["TSD"].encode(
+        NoteBatch.joined([score.notes for score in [low, make_score([]), make_score([(0, 500, 3, 80)])]])
+    )
     assert batch.dropped["not_held"].tolist() == [1, 0, 1]
     assert batch.n_notes.tolist() == [2, 0, 0]
     assert np.diff(batch.offsets)[1:].tolist() == [2, 2]
-    assert len(tokenizers["TSD"].encode(NoteBatch.from_scores([])).ids) == 0
+    assert len(tokenizers["TSD"].encode(NoteBatch.joined([])).ids) == 0
 
 
 def test_a_piece_on_which_miditok_fails_is_counted(
@@ -143,7 +145,7 @@ def test_a_piece_on_which_miditok_fails_is_counted(
 ) -> None:
     tokenizer = tokenizers["REMI"]
     monkeypatch.setattr(tokenizer._peer, "preprocess_score", lambda score: 1 / 0)
-    batch = tokenizer.encode(NoteBatch.from_scores([make_score([(0, 500, 60, 80)])]))
+    batch = tokenizer.encode(make_score([(0, 500, 60, 80)]).notes)
     assert batch.dropped["refused"].tolist() == [1]
     assert batch.ids.tolist() == [tokenizer.start_id, tokenizer.end_id]
 
@@ -165,9 +167,7 @@ def test_whatever_a_model_writes_becomes_a_score(
 
 def test_music_ends_before_what_miditok_cannot_read(tokenizers: dict[str, MidiTokTokenizer]) -> None:
     tokenizer = tokenizers["MIDILike"]
-    ids = (
-        tokenizer.encode(NoteBatch.from_scores([make_score([(0, 500, 60, 80), (500, 500, 62, 80)])])).ids[:-1].tolist()
-    )
+    ids = tokenizer.encode(make_score([(0, 500, 60, 80), (500, 500, 62, 80)]).notes).ids[:-1].tolist()
     bend = next(t for t in range(tokenizer.vocab_size) if tokenizer.token_name(t).startswith("PitchBend"))
     program = tokenizer.token_id("Program_-1")
     assert len(note_rows(tokenizer.decode([*ids, program, bend, program, *ids]))) >= 2

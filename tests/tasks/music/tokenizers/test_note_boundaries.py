@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.music.added_notes import added_notes
-from tasks.music.notes import NoteBatch
+from tasks.music.edits import added_notes
 from tasks.music.score import Score
 from tasks.music.tokenizers.base import Tokenizer
 from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
@@ -22,13 +21,9 @@ from tasks.music.tokenizers.remi.vocabulary import RemiConfig
 from tests.budget import examples
 from tests.builders import DRUMS, make_score, note_rows
 
-BATCH = NoteBatch.from_scores(
-    [
-        make_score(
-            [(240 * i, 100 + 60 * (i % 7), 40 + 5 * i % 50, 80, i % 3) for i in range(64)], programs=(0, 40, DRUMS)
-        )
-    ]
-)
+BATCH = make_score(
+    [(240 * i, 100 + 60 * (i % 7), 40 + 5 * i % 50, 80, i % 3) for i in range(64)], programs=(0, 40, DRUMS)
+).notes
 
 
 def built(config: Any) -> Tokenizer:

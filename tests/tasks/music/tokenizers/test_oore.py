@@ -10,7 +10,7 @@ from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
-from tasks.music.tokenizers import oore
+from tasks.music.tokenizers import base
 from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.tokenizers.oore import SHIFT_MAX, OoreConfig, OoreTokenizer, to_unit
 from tasks.music.tokenizers.registry import build_tokenizer, tokenizer_from_json
@@ -24,7 +24,7 @@ PLAIN = OoreTokenizer(OoreConfig(sustain=False, drums="keep"))
 
 
 def encode(*scores: Score, tokenizer: OoreTokenizer = TOKENIZER) -> TokenBatch:
-    return tokenizer.encode(NoteBatch.from_scores(scores))
+    return tokenizer.encode(NoteBatch.joined([score.notes for score in scores]))
 
 
 def names(score: Score, tokenizer: OoreTokenizer = TOKENIZER) -> list[str]:
@@ -178,7 +178,7 @@ def test_a_pitch_struck_again_ends_the_note_before() -> None:
 def test_notes_that_come_back_as_a_piano_are_counted(drums: str, expected: list[int]) -> None:
     notes = [(0, 80, 60, 80, 0), (0, 80, 64, 80, 1), (0, 80, 36, 80, 2), (80, 80, 38, 80, 2)]
     scores = [make_score(notes, programs=(0, 40, DRUMS)), make_score([(0, 80, 60, 80)])]
-    batch = OoreTokenizer(OoreConfig(drums=drums)).encode(NoteBatch.from_scores(scores))  # type: ignore[arg-type]
+    batch = OoreTokenizer(OoreConfig(drums=drums)).encode(NoteBatch.joined([score.notes for score in scores]))  # type: ignore[arg-type]
     assert batch.dropped["program_changed"].tolist() == expected
 
 
@@ -284,7 +284,7 @@ def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score], block: 
     alone = np.concatenate([encode(piece).ids for piece in pieces])
     assert np.array_equal(together.ids, alone)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(oore, "BLOCK_NOTES", block)
+        patch.setattr(base, "BLOCK_NOTES", block)
         in_blocks = encode(*pieces)
     assert np.array_equal(in_blocks.ids, alone)
     assert np.array_equal(in_blocks.offsets, together.offsets)
@@ -300,7 +300,7 @@ def test_the_grammar_accepts_all_that_encode_yields(score: Score) -> None:
 
 @given(scores(), st.integers(-127, 127))
 def test_transposing_ids_is_transposing_notes(score: Score, semitones: int) -> None:
-    batch = NoteBatch.from_scores([score])
+    batch = score.notes
     moved, fits = transpose(batch, semitones)
     ids = TOKENIZER.transpose_ids(TOKENIZER.encode(batch).ids, semitones)
     assert (ids is not None) == fits[0]
@@ -311,7 +311,7 @@ def test_transposing_ids_is_transposing_notes(score: Score, semitones: int) -> N
 
 @given(scores(overlap=False), st.sampled_from([0.95, 1.0, 1.05, 1.25]))
 def test_stretching_keeps_the_notes(score: Score, factor: float) -> None:
-    batch = NoteBatch.from_scores([score])
+    batch = score.notes
     stretched = TOKENIZER.encode(stretch_time(batch, factor))
     seconds = float(batch.end_seconds.max(initial=0.0)) * factor
     assert stretched.seconds[0] == pytest.approx(seconds, abs=0.0041)

@@ -29,7 +29,7 @@ Rows = Sequence[tuple[int, ...]]
 
 
 def encode(tokenizer: MmmTokenizer, *scores: Score) -> TokenBatch:
-    return tokenizer.encode(NoteBatch.from_scores(scores))
+    return tokenizer.encode(NoteBatch.joined([score.notes for score in scores]))
 
 
 def text(tokenizer: MmmTokenizer, ids: Any) -> str:

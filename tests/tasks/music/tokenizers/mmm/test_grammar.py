@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
 from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer, words_in
 from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
@@ -20,7 +19,7 @@ def test_the_grammar_accepts_all_that_encode_yields(score: Score, tokenizer: Mmm
     ids = encode(tokenizer, score).ids
     assert tokenizer.grammar.first_violation([*ids.tolist(), 1, 1]) is None
     learned = tokenizer.config.__class__(across_bars=tokenizer.config.across_bars, meters=tokenizer.config.meters)
-    learned = MmmTokenizer(learned.with_symbols(words_in(learned, NoteBatch.from_scores([score]))))
+    learned = MmmTokenizer(learned.with_symbols(words_in(learned, score.notes)))
     assert learned.grammar.first_violation(encode(learned, score).ids) is None
     assert not encode(learned, score).dropped["unknown_words"].any()
 
@@ -113,7 +112,7 @@ def test_whoever_follows_the_grammar_never_gets_stuck(deltas: set[str], seed: in
 @given(st.sampled_from(ALL), st.data())
 def test_whatever_a_model_writes_becomes_a_score(tokenizer: MmmTokenizer, data: st.DataObject) -> None:
     kinds = st.sampled_from(["BAR_START", "BAR_END", "TRACK_START", "TRACK_END", "NOTE_ON=60", "NOTE_OFF=60", "TIE=60"])
-    known = kinds.filter(lambda name: name in tokenizer.words.ids).map(tokenizer.token_id)
+    known = kinds.filter(lambda name: name in tokenizer.ids).map(tokenizer.token_id)
     anything = st.integers(0, tokenizer.vocab_size - 1)
     ids = data.draw(st.lists(known | anything, max_size=120))
     score = tokenizer.decode(ids)

@@ -16,8 +16,8 @@ from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
+from tasks.music.tokenizers import base
 from tasks.music.tokenizers.base import TokenBatch
-from tasks.music.tokenizers.mmm import tokenizer as mmm
 from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer, words_in
 from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
 from tasks.music.transforms import transpose
@@ -45,7 +45,7 @@ from tests.tasks.music.tokenizers.mmm.mmm_pieces import (
 
 def test_special_words_come_first_and_the_rest_is_sorted() -> None:
     config = CLOSED.config.__class__(style="JSFAKES")
-    batch = NoteBatch.from_scores([score_of([(0, 4, 60), (6, 2, 58, 1)], (0, DRUMS))])
+    batch = score_of([(0, 4, 60), (6, 2, 58, 1)], (0, DRUMS)).notes
     learned = config.with_symbols(words_in(config, batch))
     tokenizer = MmmTokenizer(learned)
     names = [tokenizer.token_name(token) for token in range(tokenizer.vocab_size)]
@@ -63,7 +63,7 @@ def test_special_words_come_first_and_the_rest_is_sorted() -> None:
 
 def test_a_vocabulary_can_be_learned_from_parts_in_any_order() -> None:
     config = MmmConfig()
-    one, other = (NoteBatch.from_scores([score_of(rows)]) for rows in ([(0, 3, 60)], [(1, 9, 50), (3, 1, 99)]))
+    one, other = (score_of(rows).notes for rows in ([(0, 3, 60)], [(1, 9, 50), (3, 1, 99)]))
     there, back = words_in(config, one) | words_in(config, other), words_in(config, other) | words_in(config, one)
     assert config.with_symbols(sorted(there)) == config.with_symbols(sorted(back, reverse=True))
     words = set(config.with_symbols(["NOTE_ON=7"]).vocabulary)
@@ -72,7 +72,7 @@ def test_a_vocabulary_can_be_learned_from_parts_in_any_order() -> None:
 
 def test_all_words_need_no_learning() -> None:
     config = CLOSED.config
-    assert words_in(config, NoteBatch.from_scores([score_of([(0, 1, 60)])])) == set()
+    assert words_in(config, score_of([(0, 1, 60)]).notes) == set()
     assert config.with_symbols(["anything"]) == config
     assert CLOSED.vocab_size == 5 + 5 + 129 + 2 * 128 + 16
     assert {"BAR_START=3/4", "BAR_START=12/16", "TIE=0", "TIME_DELTA=48"} <= set(TIED.words.names)
@@ -229,7 +229,7 @@ def test_each_loss_is_counted() -> None:
 
 
 def test_what_the_vocabulary_lacks() -> None:
-    known = NoteBatch.from_scores([score_of([(0, 4, 60)])])
+    known = score_of([(0, 4, 60)]).notes
     tokenizer = MmmTokenizer(MmmConfig().with_symbols(words_in(MmmConfig(), known)))
     score = score_of([(0, 7, 60), (0, 4, 61), (0, 4, 60, 1)], (0, 5))
     batch = encode(tokenizer, score)
@@ -251,7 +251,7 @@ def test_pieces_without_notes() -> None:
     assert text(CLOSED, batch.ids[: batch.offsets[1]]) == "[SOS] PIECE_START [EOS]"
     assert batch.n_notes.tolist() == [0, 1, 0]
     assert batch.seconds.tolist() == [0.0, 0.125, 0.0]
-    assert len(CLOSED.encode(NoteBatch.from_scores([])).ids) == 0
+    assert len(CLOSED.encode(NoteBatch.joined([])).ids) == 0
 
 
 # --- laws
@@ -300,7 +300,7 @@ def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score], block: 
     together = encode(tokenizer, *pieces)
     alone = [encode(tokenizer, piece) for piece in pieces]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mmm, "BLOCK_NOTES", block)
+        patch.setattr(base, "BLOCK_NOTES", block)
         in_blocks = encode(tokenizer, *pieces)
     for other in (TokenBatch.joined(alone), in_blocks):
         assert np.array_equal(other.ids, together.ids)
@@ -313,7 +313,7 @@ def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score], block: 
 
 @given(st.lists(scores(), min_size=1, max_size=3), st.integers(-127, 127), st.sampled_from(ALL))
 def test_transposing_ids_is_transposing_notes(pieces: list[Score], semitones: int, tokenizer: MmmTokenizer) -> None:
-    batch = NoteBatch.from_scores(pieces)
+    batch = NoteBatch.joined([score.notes for score in pieces])
     moved, fits = transpose(batch, semitones)
     ids = tokenizer.transpose_ids(tokenizer.encode(batch).ids, semitones)
     assert (ids is not None) == fits.all()
@@ -351,14 +351,14 @@ def plain() -> ModuleType:
 @given(score=scores())
 @pytest.mark.parametrize("tokenizer", [CLOSED, TIED, FINE], ids=["closed", "tied", "fine"])
 def test_compiled_loops_follow_the_plain_rules(tokenizer: MmmTokenizer, plain: ModuleType, score: Score) -> None:
-    expected = plain.encode_piece(plain.as_plain(score), tokenizer.config, tokenizer.words.ids)
+    expected = plain.encode_piece(plain.as_plain(score), tokenizer.config, tokenizer.ids)
     assert text(tokenizer, encode(tokenizer, score).ids) == text(tokenizer, expected)
 
 
 def test_crowded_bars_are_in_order_too(plain: ModuleType) -> None:
     rows = [(place % 13, 1 + place % 5, 30 + place % 61, place % 2) for place in range(400)]
     score = score_of(rows, (0, DRUMS))
-    expected = plain.encode_piece(plain.as_plain(score), TIED.config, TIED.words.ids)
+    expected = plain.encode_piece(plain.as_plain(score), TIED.config, TIED.ids)
     assert text(TIED, encode(TIED, score).ids) == text(TIED, expected)
 
 
@@ -368,7 +368,7 @@ def test_crowded_bars_are_in_order_too(plain: ModuleType) -> None:
 @pytest.mark.parametrize("across_bars", ["cut", "tie"])
 def test_four_bars_of_the_chorales(across_bars: Any) -> None:
     paths = sorted((real_data("dev") / "js-fakes").rglob("*.mid"))[::40]
-    songs = NoteBatch.from_scores([read_midi(path) for path in paths])
+    songs = NoteBatch.joined([read_midi(path).notes for path in paths])
     batch, _, _ = cut_windows(songs, window_bars=4, hop_bars=4, units_per_quarter=4)
     config = MmmConfig(style="JSFAKES", genre="JSFAKES", across_bars=across_bars)
     tokenizer = MmmTokenizer(config.with_symbols(words_in(config, batch)))

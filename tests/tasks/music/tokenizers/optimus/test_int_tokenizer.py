@@ -15,8 +15,8 @@ from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
+from tasks.music.tokenizers import base
 from tasks.music.tokenizers.base import TokenBatch
-from tasks.music.tokenizers.optimus import int_tokenizer
 from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig, OptimusIntTokenizer
 from tasks.music.transforms import transpose
 from tests.budget import examples
@@ -37,7 +37,7 @@ FOUR_NOTES = [(0, 500, 60, 80), (500, 500, 64, 90), (1000, 500, 67, 100), (1500,
 
 
 def encode(*scores: Score, tokenizer: OptimusIntTokenizer = PIANO) -> TokenBatch:
-    return tokenizer.encode(NoteBatch.from_scores(scores))
+    return tokenizer.encode(NoteBatch.joined([score.notes for score in scores]))
 
 
 def losses(batch: TokenBatch) -> dict[str, int]:
@@ -270,7 +270,7 @@ def test_halves_go_up_however_time_is_counted() -> None:
 
 
 def test_a_drum_kit_that_comes_back_as_another_is_counted() -> None:
-    batch = NoteBatch.from_scores([make_score([(0, 10, 36, 80)], programs=(DRUMS,))])
+    batch = make_score([(0, 10, 36, 80)], programs=(DRUMS,)).notes
     electronic = replace(batch, program=np.full_like(batch.program, 25))
     assert losses(BAND.encode(batch)) == {}
     assert losses(BAND.encode(electronic)) == {"program_changed": 1}
@@ -308,7 +308,7 @@ def test_impossible_settings_are_refused(wrong: dict[str, int]) -> None:
 @examples(60)
 @given(st.lists(scores(longest=80_000, programs=(0, 41, 120, DRUMS)), min_size=1, max_size=3))
 def test_encoding_is_its_definition(pieces: list[Score]) -> None:
-    batch = NoteBatch.from_scores(pieces)
+    batch = NoteBatch.joined([score.notes for score in pieces])
     for tokenizer in ALL:
         assert tokenizer.encode(batch).ids.tolist() == plain.plain_int(batch, tokenizer)
 
@@ -362,7 +362,7 @@ def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score], block: 
         alone = np.concatenate([encode(piece, tokenizer=tokenizer).ids for piece in pieces])
         assert np.array_equal(together.ids, alone)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(int_tokenizer, "BLOCK_NOTES", block)
+            patch.setattr(base, "BLOCK_NOTES", block)
             in_blocks = encode(*pieces, tokenizer=tokenizer)
         assert np.array_equal(in_blocks.ids, alone)
         assert np.array_equal(in_blocks.offsets, together.offsets)
@@ -379,7 +379,7 @@ def test_the_grammar_accepts_all_that_encode_yields(score: Score) -> None:
 @given(scores(), st.integers(-80, 80))
 def test_transposing_ids_is_transposing_notes(score: Score, semitones: int) -> None:
     for tokenizer in (BAND, BAND_SPLIT, OptimusIntTokenizer(OptimusIntConfig(drums="drop"))):
-        batch = NoteBatch.from_scores([score])
+        batch = score.notes
         if tokenizer.config.drums == "drop":
             batch = batch.where(~batch.is_drum)
         moved, fits = transpose(batch, semitones)
@@ -520,7 +520,7 @@ def test_json_form_comes_back() -> None:
 def test_real_pieces(source: str) -> None:
     paths = sorted((real_data("dev") / source).rglob("*.mid"))[::40]
     pieces = [read_midi(path) for path in paths]
-    notes = NoteBatch.from_scores(pieces)
+    notes = NoteBatch.joined([score.notes for score in pieces])
     for tokenizer in ALL:
         batch = tokenizer.encode(notes)
         assert batch.ids.tolist() == plain.plain_int(notes, tokenizer)

@@ -14,8 +14,8 @@ from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
+from tasks.music.tokenizers import base
 from tasks.music.tokenizers.base import TokenBatch
-from tasks.music.tokenizers.optimus import text_tokenizer
 from tasks.music.tokenizers.optimus.characters import MAX_VALUE, from_code_points, to_code_points
 from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig, OptimusTxtTokenizer
 from tasks.music.transforms import transpose
@@ -53,11 +53,11 @@ every_variant = pytest.mark.parametrize("tokenizer", ALL.values(), ids=ALL)
 
 
 def encode(*scores: Score, tokenizer: OptimusTxtTokenizer = FULL) -> TokenBatch:
-    return tokenizer.encode(NoteBatch.from_scores(scores))
+    return tokenizer.encode(NoteBatch.joined([score.notes for score in scores]))
 
 
 def learned(config: OptimusTxtConfig, *scores: Score) -> OptimusTxtTokenizer:
-    return OptimusTxtTokenizer(config.with_symbols(config.symbols(NoteBatch.from_scores(scores))))
+    return OptimusTxtTokenizer(config.with_symbols(config.symbols(NoteBatch.joined([score.notes for score in scores]))))
 
 
 def text_of(score: Score, tokenizer: OptimusTxtTokenizer) -> str:
@@ -94,14 +94,14 @@ def test_four_notes(fields: dict[str, Any], expected: list[list[int]]) -> None:
     assert values_of(lines) == expected
     batch = encode(score, tokenizer=tokenizer)
     assert (batch.n_notes.tolist(), batch.seconds.tolist(), losses(batch)) == ([4], [2.5], {})
-    text = tokenizer.to_text(NoteBatch.from_scores([score]), ["a.mid"])
+    text = tokenizer.to_text(score.notes, ["a.mid"])
     assert text == f"SONG=a_with_4_notes\n{lines}"
 
 
 def test_the_rule_of_the_original_follows_from_ours() -> None:
     """It wrote the time to the next note: so each time beside the note before, the first note twice, the last never."""
     tokenizer = OptimusTxtTokenizer(OptimusTxtConfig(unit_milliseconds=1, velocities=True, channels=True))
-    text = tokenizer.to_text(NoteBatch.from_scores([make_score(FOUR_NOTES)]), ["a.mid"])
+    text = tokenizer.to_text(make_score(FOUR_NOTES).notes, ["a.mid"])
     rows = values_of(text.partition("\n")[2])
     notes = [row[1:] for row in [rows[0], *rows[:-1]]]
     assert [[row[0], *note] for row, note in zip(rows, notes, strict=True)] == [
@@ -123,9 +123,7 @@ def test_every_value_is_valid_utf_8() -> None:
 def test_a_note_is_at_most_twenty_bytes() -> None:
     """Five characters of at most four bytes, as the original says, and the end of the line."""
     config = OptimusTxtConfig(unit_milliseconds=1, max_milliseconds=1_000_000, velocities=True, channels=True)
-    text = OptimusTxtTokenizer(config).to_text(
-        NoteBatch.from_scores([make_score([(900_000, 900_000, 127, 127)])]), ["long"]
-    )
+    text = OptimusTxtTokenizer(config).to_text(make_score([(900_000, 900_000, 127, 127)]).notes, ["long"])
     assert len(text.partition("\n")[2].encode()) == 4 + 4 + 2 + 2 + 1 + 1
     ((_, score),) = OptimusTxtTokenizer(config).from_text(text)
     assert note_rows(score) == [(900_000, 900_000, 127, 127)]
@@ -229,7 +227,7 @@ def test_vocabulary_is_learned_and_part_of_the_digest() -> None:
 
 def test_the_order_of_symbols_does_not_matter() -> None:
     config = OptimusTxtConfig()
-    needed = config.symbols(NoteBatch.from_scores([make_score([(900 * i, 100 * i + 10, 60, 80) for i in range(40)])]))
+    needed = config.symbols(make_score([(900 * i, 100 * i + 10, 60, 80) for i in range(40)]).notes)
     one, other = config.with_symbols(sorted(needed)), config.with_symbols(sorted(needed, reverse=True))
     assert one == other
     assert needed <= set(one.vocabulary)
@@ -302,19 +300,21 @@ def test_texts_come_back(tmp_path: Path) -> None:
     names = ["It's a=song no 1.v2.mid", "empty\n", "folder/\udcff.mid"]
     for tokenizer in ALL.values():
         path = tmp_path / "songs.txt"
-        path.write_bytes(tokenizer.to_text(NoteBatch.from_scores(pieces), names).encode())
+        path.write_bytes(tokenizer.to_text(NoteBatch.joined([score.notes for score in pieces]), names).encode())
         songs = tokenizer.from_text(path.read_text(encoding="utf-8"))
         assert [name for name, _ in songs] == ["It-s_a_song_no_1", "empty_", "folder/_"]
         for (_, back), piece in zip(songs, pieces, strict=True):
             assert full_rows(back, sounds=False) == full_rows(piece, sounds=False)
             assert not back.dropped
     with pytest.raises(ValueError, match="1 names for 3 pieces"):
-        FULL.to_text(NoteBatch.from_scores(pieces), ["one"])
+        FULL.to_text(NoteBatch.joined([score.notes for score in pieces]), ["one"])
 
 
 def test_a_dataset_begins_with_ten_lines_and_ends_with_its_size() -> None:
     pieces = [make_score(FOUR_NOTES), make_score([]), make_score([(50, 10, 100, 100)])]
-    text = FULL.dataset_text(NoteBatch.from_scores(pieces), list("abc"), dataset="my\nset", created_on="today")
+    text = FULL.dataset_text(
+        NoteBatch.joined([score.notes for score in pieces]), list("abc"), dataset="my\nset", created_on="today"
+    )
     lines = text.split("\n")
     assert [line.partition("=")[0] for line in lines[:11]] == [
         "DATASET", "CREATED_ON", "CHARS_ENCODING_OFFSET", "TIME_DENOMINATOR", "TRANSFORM", "PERFECT_TIMINGS",
@@ -327,7 +327,7 @@ def test_a_dataset_begins_with_ten_lines_and_ends_with_its_size() -> None:
     assert [len(score.notes.pitch) for score in songs] == [4, 0, 1]
     assert not any(score.dropped for score in songs)
     assert "".join(f"SONG={head}" for head in text.split("SONG=")[1:]).startswith(
-        FULL.to_text(NoteBatch.from_scores(pieces), list("abc"))
+        FULL.to_text(NoteBatch.joined([score.notes for score in pieces]), list("abc"))
     )
 
 
@@ -348,7 +348,7 @@ def test_reading_texts_forgives() -> None:
 @examples(60)
 @given(st.lists(scores(longest=80_000, latest=90_000, programs=(0, 41, 120, DRUMS)), min_size=1, max_size=3))
 def test_encoding_is_its_definition(pieces: list[Score]) -> None:
-    batch = NoteBatch.from_scores(pieces)
+    batch = NoteBatch.joined([score.notes for score in pieces])
     poor = learned(OptimusTxtConfig(velocities=True), make_score(FOUR_NOTES))
     for tokenizer in [*ALL.values(), poor]:
         if not tokenizer.config.melody_conditioned:
@@ -407,10 +407,10 @@ def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score], block: 
         together = encode(*pieces, tokenizer=tokenizer)
         alone = np.concatenate([encode(piece, tokenizer=tokenizer).ids for piece in pieces])
         assert np.array_equal(together.ids, alone)
-        notes = NoteBatch.from_scores(pieces)
+        notes = NoteBatch.joined([score.notes for score in pieces])
         text, symbols = tokenizer.to_text(notes, ["x"] * len(pieces)), tokenizer.config.symbols(notes)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(text_tokenizer, "BLOCK_NOTES", block)
+            patch.setattr(base, "BLOCK_NOTES", block)
             assert np.array_equal(encode(*pieces, tokenizer=tokenizer).ids, alone)
             assert tokenizer.to_text(notes, ["x"] * len(pieces)) == text
             assert tokenizer.config.symbols(notes) == symbols
@@ -425,7 +425,7 @@ def test_what_was_learned_from_is_known_and_of_equal_width(pieces: list[Score]) 
         assert not batch.dropped["unknown_characters"].any()
         for ids in np.split(batch.ids, batch.offsets[1:-1]):
             assert tokenizer.grammar.first_violation([*ids.tolist(), 0, 0]) is None
-        lines = tokenizer.to_text(NoteBatch.from_scores(pieces), ["x"] * len(pieces)).split("\n")
+        lines = tokenizer.to_text(NoteBatch.joined([score.notes for score in pieces]), ["x"] * len(pieces)).split("\n")
         widths = {len(line) for line in lines if not line.startswith("SONG=")} - {0}
         assert widths <= {config.width} or (config.chordify and all(width % config.width == 0 for width in widths))
 
@@ -434,7 +434,7 @@ def test_what_was_learned_from_is_known_and_of_equal_width(pieces: list[Score]) 
 def test_transposing_ids_is_transposing_notes(score: Score, semitones: int) -> None:
     poor = learned(OptimusTxtConfig(channels=True), make_score(FOUR_NOTES))  # with <unknown> where it knows no value
     for tokenizer in (FULL, ALL["chords"], poor, tokenizer_of(drums="drop")):
-        batch = NoteBatch.from_scores([score])
+        batch = score.notes
         if not tokenizer.config.channels:
             batch = batch.where(~batch.is_drum)
         moved, fits = transpose(batch, semitones)
@@ -544,7 +544,7 @@ def test_without_a_vocabulary_nothing_can_be_written() -> None:
 def test_real_pieces(source: str) -> None:
     paths = sorted((real_data("dev") / source).rglob("*.mid"))[::40]
     pieces = [read_midi(path) for path in paths]
-    notes = NoteBatch.from_scores(pieces)
+    notes = NoteBatch.joined([score.notes for score in pieces])
     for name, variant in VARIANTS.items():
         tokenizer = learned(OptimusTxtConfig(**variant), *pieces)
         batch = tokenizer.encode(notes)

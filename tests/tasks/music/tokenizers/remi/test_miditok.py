@@ -17,7 +17,6 @@ from hypothesis import given
 
 from tasks.errors import BadScore
 from tasks.music.midi.read_midi import read_midi
-from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
 from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
 from tasks.music.tokenizers.remi.vocabulary import RemiConfig
@@ -110,7 +109,7 @@ def to_symusic(score: Score) -> Any:
 
 
 def ids_of(score: Score, tokenizer: RemiTokenizer) -> list[int]:
-    return tokenizer.encode(NoteBatch.from_scores([score])).ids[1:-1].tolist()
+    return tokenizer.encode(score.notes).ids[1:-1].tolist()
 
 
 def rows_of(score: Any) -> list[tuple[int, ...]]:

@@ -37,7 +37,7 @@ PROGRAMS = (0, 40, 0, DRUMS)
 
 
 def encode(*scores: Score, tokenizer: RemiTokenizer = TOKENIZER) -> TokenBatch:
-    return tokenizer.encode(NoteBatch.from_scores(scores))
+    return tokenizer.encode(NoteBatch.joined([score.notes for score in scores]))
 
 
 def text(score: Score, tokenizer: RemiTokenizer = TOKENIZER) -> str:
@@ -293,7 +293,7 @@ def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score]) -> None
 
 
 def test_columns_of_other_types_and_without_leave_to_write() -> None:
-    batch = NoteBatch.from_scores([score_of((0, 480, 60, 80), (480, 60, 62, 80, 1))])
+    batch = score_of((0, 480, 60, 80), (480, 60, 62, 80, 1)).notes
     other = {}
     for name in ("onset", "pitch", "track", "tempo_tick", "ticks_per_quarter"):
         other[name] = getattr(batch, name).astype(np.int32)
@@ -313,7 +313,7 @@ def test_chords_of_many_notes_at_one_tick() -> None:
 @examples(60)
 @given(score=scores(longest=4 * QUARTER), semitones=st.integers(-24, 24))
 def test_transposing_ids_is_transposing_notes(tokenizer: RemiTokenizer, score: Score, semitones: int) -> None:
-    batch = NoteBatch.from_scores([score])
+    batch = score.notes
     plain = tokenizer.encode(batch)
     assume(not plain.dropped["out_of_range"].any())
     pitches = score.notes.pitch[~score.notes.is_drum].astype(int) + semitones

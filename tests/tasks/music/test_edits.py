@@ -3,10 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.music.edits import end_at_next
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.validity import check_validity
 from tasks.music.midi.writer import write_midi
-from tasks.music.retrigger import end_at_next
 from tests.budget import examples
 from tests.builders import make_score
 
