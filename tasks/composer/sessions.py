@@ -1,7 +1,7 @@
 """Sessions of the composer on disk: `<home>/sessions/<name>/` with state, proposal and saved pieces.
 
-Each step reads the state, and writes it again as a whole when it is done; a second command on the same session is
-refused meanwhile.
+Each step reads the state and, at its end, writes it as a whole; a second command on the same session is refused
+until then.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from models.config import SamplingConfig
 from tasks.composer import blocks
-from tasks.composer.blocks import ComposerConfig, Event, ModelFacts, Primer, PrimerKind, Session
+from tasks.composer.blocks import Block, ComposerConfig, Event, ModelFacts, Primer, PrimerKind, Session
 from tasks.config.serialization import from_json, to_json
 from tasks.errors import CheckpointError, ConfigError, DatasetError, NotFound, OrchestrionError
 from tasks.music.edits import added_notes
@@ -52,13 +51,13 @@ def list_sessions(home: Home) -> list[str]:
 
 @contextmanager
 def locked_session(home: Home, name: str, purpose: str, create: bool = False) -> Iterator["SessionFolder"]:
-    """Hold one session for a command that writes to it; what a refused start has made is gone afterwards.
+    """Hold one session for a command that writes to it; a start that fails leaves nothing.
 
     Args:
-        purpose: what to tell whoever finds the session busy, such as `orchestrion compose propose`.
+        purpose: the command, such as `orchestrion compose propose`, for the message to others that find it busy.
         create: the command may begin the session.
     Raises:
-        ConfigError: a name that is no name of a folder.
+        ConfigError: a name that no folder of a session has.
         NotFound: there is no such session, and the command may not begin it.
         HomeError: another command holds the session.
     """
@@ -77,7 +76,7 @@ def locked_session(home: Home, name: str, purpose: str, create: bool = False) ->
 
 
 class SessionFolder:
-    """A session's folder; a model that one step has loaded serves the next one too."""
+    """A session's folder; its model is loaded once for all steps."""
 
     def __init__(self, home: Home, name: str) -> None:
         if not _NAME.fullmatch(name):
@@ -85,6 +84,7 @@ class SessionFolder:
         self.home, self.name = home, name
         self.folder = sessions_folder(home) / name
         self._tokenizer: Tokenizer | None = None
+        self._loaded: LoadedModel | None = None
 
     @property
     def state_path(self) -> Path:
@@ -122,16 +122,16 @@ class SessionFolder:
         except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
             if isinstance(error, OrchestrionError) and str(self.state_path) in str(error):
                 raise
-            said = str(error).splitlines() or [type(error).__name__]
-            raise OrchestrionError(f"{self.state_path} is damaged: {said[0]}") from None
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise OrchestrionError(f"{self.state_path} is damaged: {lines[0]}") from None
         return session
 
     def _check(self, session: Session) -> None:
         tokenizer = self.tokenizer_of(session)
         proposed = session.proposal.ids if session.proposal else ()
-        wrong = tokenizer.grammar.first_violation([*session.ids, *proposed])
-        if wrong is not None:
-            raise ValueError(f"id {wrong} of the piece is forbidden in encoding {tokenizer.name}")
+        forbidden = tokenizer.grammar.first_violation([*session.ids, *proposed])
+        if forbidden is not None:
+            raise ValueError(f"id {forbidden} of the piece is forbidden in encoding {tokenizer.name}")
         if any(not block.ids for block in (*session.blocks, session.proposal) if block):
             raise ValueError("a block without ids")
         checkpoint = PurePosixPath(session.model.checkpoint)
@@ -139,24 +139,26 @@ class SessionFolder:
             raise ValueError(f"its checkpoint {session.model.checkpoint!r} is outside of the home")
 
     def write(self, session: Session) -> Session:
-        """Make a state the session's own, in one step."""
+        """Replace the state of the session in one step."""
         write_atomically(self.state_path, sealed_bytes(to_json(session)))
         return session
 
     def tokenizer_of(self, session: Session) -> Tokenizer:
-        """Return the session's tokenizer; neither model nor checkpoint is needed for it."""
+        """Return the session's tokenizer, without its model."""
         self._tokenizer = self._tokenizer or tokenizer_from_json(session.encoding)
         return self._tokenizer
 
-    @cached_property
+    @property
     def loaded(self) -> "LoadedModel":
         """The session's model, from the checkpoint it began with, otherwise from the registry's copy.
 
         Raises:
-            NotFound, CheckpointError: neither is there, or the weights are others now.
+            NotFound, CheckpointError: neither is there, or the weights have changed.
         """
         from tasks.checkpoints import load_model
 
+        if self._loaded:
+            return self._loaded
         session = self.read()
         checkpoint = self.home.root / session.model.checkpoint
         if not (checkpoint / "state.json").exists():
@@ -167,6 +169,7 @@ class SessionFolder:
         loaded = load_model(checkpoint)
         if loaded.weights_sha256 != session.model.weights_sha256:
             raise CheckpointError(f"{checkpoint} does not hold the weights that session {self.name} began with")
+        self._loaded = loaded
         return loaded
 
     def start(
@@ -178,11 +181,11 @@ class SessionFolder:
         prompt: str = "",
         prime_tokens: int | None = None,
     ) -> Session:
-        """Begin a session with a model and what its piece begins with.
+        """Begin a session with a model and the beginning of its piece.
 
         Args:
-            prompt: a MIDI file to go on from, for `prime` "midi".
-            prime_tokens: of what it begins with, at most where notes can be ended at any place. None: all of a file,
+            prompt: a MIDI file to continue, for `prime` "midi".
+            prime_tokens: largest length of the beginning, where notes can be ended at any place. None: all of a file,
                 `PRIME_TOKENS` of the others.
         Raises:
             ConfigError: there is a session of that name, or the model cannot continue ids.
@@ -213,7 +216,7 @@ class SessionFolder:
             primer=primer,
             history=(Event(step="start", n_tokens=len(primer.ids)),),
         )
-        self.__dict__["loaded"] = loaded
+        self._loaded = loaded
         return self.write(session)
 
     def propose(self, config: ComposerConfig | None = None) -> Session:
@@ -223,17 +226,16 @@ class SessionFolder:
         tokenizer = self.tokenizer_of(session)
         before = tokenizer.decode(np.array(session.ids))
         after = tokenizer.decode(np.array([*session.ids, *session.proposal.ids]))
-        self._drop_midi()  # first, so that a kill never leaves what is not the proposal that accepting takes
+        self._drop_midi()  # first: the files never show another proposal than the state, even after a kill
         self.write(session)
         write_atomically(self.proposal_path, write_midi(after, self.name))
         write_atomically(self.block_path, write_midi(added_notes(before, after), f"{self.name} block"))
         return session
 
     def grow(self, n_blocks: int, on_block: Callable[[Session], None]) -> Session:
-        """Add blocks in sequence; each is stored before `on_block` is called with it.
+        """Add blocks in sequence; each is stored before `on_block` is called, so a kill loses none of those.
 
-        The model does not end the piece. Memory does not grow with it but for the ids. Killed at any time, the session
-        holds all blocks that were told.
+        The model does not end the piece. Memory grows by the ids alone.
         """
         session = self.read()
         self._drop_midi()
@@ -259,14 +261,14 @@ class SessionFolder:
             path.unlink(missing_ok=True)
 
     def save(self, out: Path | None = None) -> dict[str, Any]:
-        """Write the piece as MIDI, and beside it where it comes from as JSON; the same piece gives the same bytes.
+        """Write the piece as MIDI, and its origin as JSON beside it; the same piece gives the same bytes.
 
         Args:
             out: MIDI file to write; `piece.mid` in the session's folder by default.
         Returns:
-            what the JSON file holds, and `path`.
+            the contents of the JSON file, and `path`.
         Raises:
-            ConfigError: `out` is not named as MIDI is, or cannot be written.
+            ConfigError: `out` has no suffix of MIDI, or cannot be written.
         """
         from tasks.music.midi.event_statistics import midi_statistics
         from tasks.storage.file_names import MIDI_SUFFIXES
@@ -298,12 +300,12 @@ class SessionFolder:
         return sidecar | {"path": str(path)}
 
     def describe(self, session: Session) -> dict[str, Any]:
-        """Return what the commands print: the piece, its blocks, and what is proposed."""
+        """Return the output of the commands: the piece, its blocks and the proposal."""
         pending = None
         if session.proposal:
             ids = [*session.ids, *session.proposal.ids]
             tokenizer = self.tokenizer_of(session)
-            pending = _block_facts(session.proposal) | {
+            pending = _facts_of(session.proposal) | {
                 "seconds": _seconds(tokenizer.decode(np.array(ids))),
                 "ends": bool(ids[-1] == tokenizer.end_id),
                 "midi": str(self.proposal_path),
@@ -314,7 +316,7 @@ class SessionFolder:
     def _facts(self, session: Session) -> dict[str, Any]:
         from tasks.music.metrics.piece_metrics import piece_statistics
 
-        score, primer = self._score(session), session.primer
+        score = self._score(session)
         return {
             "session": self.name,
             "model_version": session.model.reference,
@@ -322,16 +324,8 @@ class SessionFolder:
             "encoding": session.encoding["name"],
             "seed": session.config.seed,
             "config": to_json(session.config),
-            "primer": {
-                "kind": primer.kind,
-                "name": primer.name,
-                "sha256": primer.sha256,
-                "n_tokens": len(primer.ids),
-                "n_notes": primer.n_notes,
-                "n_file_notes": primer.n_file_notes,
-                "dropped": primer.dropped,
-            },
-            "blocks": [_block_facts(block) for block in session.blocks],
+            "primer": _facts_of(session.primer),
+            "blocks": [_facts_of(block) for block in session.blocks],
             "n_tokens": len(session.ids),
             "n_notes": len(score.notes.pitch),
             "seconds": _seconds(score),
@@ -352,9 +346,8 @@ def _fill_in(values: dict[str, Any]) -> None:
             config.setdefault("min_new_tokens", 0)
 
 
-def _block_facts(block: blocks.Block) -> dict[str, Any]:
-    facts = {"number": block.number, "proposal": block.proposal, "n_tokens": len(block.ids), "n_notes": block.n_notes}
-    return facts | {"config": to_json(block.config)}
+def _facts_of(part: Primer | Block) -> dict[str, Any]:
+    return {key: value for key, value in to_json(part).items() if key != "ids"} | {"n_tokens": len(part.ids)}
 
 
 def _seconds(score: Score) -> float:
@@ -364,34 +357,30 @@ def _seconds(score: Score) -> float:
 def make_primer(
     home: Home, loaded: "LoadedModel", kind: PrimerKind, prompt: str, n_tokens: int | None, seed: int
 ) -> Primer:
-    """Return what a piece begins with; all but `<start>` alone ends on a note boundary.
+    """Return the beginning of a piece; it is `<start>` alone, or ends on a note boundary.
 
     Args:
         kind: "start" is `<start>` alone; "midi" a file or its beginning; "dataset" the beginning of a piece of the
             model's training split; "random" a random walk through the encoding's grammar.
         prompt: the file, for "midi".
         n_tokens: see `SessionFolder.start`; a random walk goes on to the next note boundary.
-        seed: draws the piece, or the walk.
+        seed: draws the piece or the walk.
     """
     tokenizer = loaded.tokenizer
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, _PRIMER_STREAM], np.uint64)))
-    name = sha256 = ""
-    n_file_notes, dropped = 0, dict[str, int]()
+    file = dict[str, Any]()
     if kind == "midi":
         read = _read_prompt(loaded, prompt)
-        name, sha256, ids, n_file_notes, dropped = read.name, read.sha256, read.ids, read.n_notes, read.dropped
-        ids = ids if n_tokens is None else beginning_of(tokenizer.grammar, ids, n_tokens, tokenizer.end_id)
+        file = {"name": read.name, "sha256": read.sha256, "n_file_notes": read.n_notes, "dropped": read.dropped}
+        ids = read.ids if n_tokens is None else beginning_of(tokenizer.grammar, read.ids, n_tokens, tokenizer.end_id)
     elif kind == "dataset":
-        name, ids = _excerpt(home, loaded, rng, n_tokens or PRIME_TOKENS)
+        file["name"], ids = _excerpt(home, loaded, rng, n_tokens or PRIME_TOKENS)
     elif kind == "random":
         ids = random_ids(tokenizer.grammar, rng, n_tokens or PRIME_TOKENS, tokenizer.end_id, tokenizer.pad_id)
     else:
         ids = [tokenizer.start_id]
     ids = without_ending(tokenizer.grammar, ids, tokenizer.end_id, tokenizer.pad_id)
-    n_notes = blocks.count_notes(tokenizer, ids)
-    return Primer(
-        kind=kind, name=name, sha256=sha256, n_notes=n_notes, n_file_notes=n_file_notes, dropped=dropped, ids=tuple(ids)
-    )
+    return Primer(kind=kind, n_notes=blocks.count_notes(tokenizer, ids), ids=tuple(ids), **file)
 
 
 def _read_prompt(loaded: "LoadedModel", prompt: str) -> "Prompt":
@@ -399,7 +388,7 @@ def _read_prompt(loaded: "LoadedModel", prompt: str) -> "Prompt":
     from tasks.generation.prompts import read_prompts
 
     if Path(prompt).is_dir():
-        raise ConfigError(f"prompt {prompt} is a folder; a session goes on from one file")
+        raise ConfigError(f"prompt {prompt} is a folder; a session continues one file")
     everything = 2**62
     sampling = SamplingConfig(max_tokens=everything + 1)
     (read,) = read_prompts(loaded, GenerateConfig(prompt=prompt, prompt_tokens=everything, sampling=sampling))
@@ -418,6 +407,5 @@ def _excerpt(home: Home, loaded: "LoadedModel", rng: np.random.Generator, n_toke
         raise DatasetError(f"dataset {reference} is not in the encoding of the model")
     row = int(rng.integers(len(flat.offsets) - 1))
     ids = flat.tokens[flat.offsets[row] : flat.offsets[row + 1]].tolist()
-    return f"{reference} train row {row}", beginning_of(
-        loaded.tokenizer.grammar, ids, n_tokens, loaded.tokenizer.end_id
-    )
+    ids = beginning_of(loaded.tokenizer.grammar, ids, n_tokens, loaded.tokenizer.end_id)
+    return f"{reference} train row {row}", ids

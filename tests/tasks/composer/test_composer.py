@@ -429,7 +429,7 @@ def test_a_beginning_from_the_training_split(home: Home, tmp_path: Path) -> None
     [
         ("words.mid", BadScore, "not_midi: prompt words.mid"),
         ("gone.mid", NotFound, "gone.mid does not exist"),
-        (".", ConfigError, "is a folder; a session goes on from one file"),
+        (".", ConfigError, "is a folder; a session continues one file"),
     ],
 )
 def test_a_prompt_that_cannot_be_used_leaves_nothing(
