@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 PrimerKind = Literal["start", "midi", "dataset", "random"]
-_SLACK = 16  # ids beyond those asked for, in which the next note boundary mostly is
+_SLACK = 16  # ids after the requested ones; they mostly reach the next note boundary
 _PATIENCE = 128  # ids beyond those, after which sounding notes are made to end
 _LONGEST_SECONDS = 2.0  # for which a note may sound then, and half as long with every further `_SLACK` ids
 _CLOSING_CALLS = 64
@@ -38,11 +38,11 @@ class ComposerConfig:
     """How blocks are made.
 
     Args:
-        seed: with the numbers of block and proposal it decides what is proposed.
+        seed: decides about proposals, together with the numbers of block and proposal.
         block_tokens: of a block, at least; it goes on to the next note boundary.
         block_notes: of a block, at least, in place of `block_tokens`; 0: `block_tokens` counts.
-        context_tokens: how many ids the model looks back on, at most, so that the time for a block does not grow with
-            the piece; 0: as many as it can.
+        context_tokens: most ids that the model looks back on, so that the time for a block does not grow with the
+            piece; 0: as many as it can.
         temperature, top_k, top_p, greedy: see `SamplingConfig`.
         max_note_seconds: a note that still sounds after so long must end next, as for `generate`; 0: any length.
         min_new_tokens: of a block, before which the model cannot end the piece; then not before the block has a note
@@ -261,7 +261,7 @@ class _BlockWriter:
         self.refused_at = 0  # where an end was taken back
 
     def limited_tables(self, max_note_seconds: float) -> "GrammarTables":
-        """Return what is allowed where no note may sound for longer than some seconds, 0: any time."""
+        """Return the grammar's tables with a limit on the seconds that a note sounds, 0: none."""
         from models.sampling.sample import GrammarTables
         from tasks.sampling.sample_ids import longest_open
 
@@ -297,7 +297,7 @@ class _BlockWriter:
         return not (is_forced or too_long) and count_notes(self.tokenizer, self.ids) == self.n_notes_before
 
     def n_missing(self) -> int:
-        """Return about how many ids are missing of the block."""
+        """Return an estimate of the ids that the block lacks."""
         n_written = len(self.ids) - self.begin
         if not self.config.block_notes:
             return max(self.config.block_tokens - n_written, 0)

@@ -1,4 +1,4 @@
-"""The files of a batch: their expected shape, and verification of what was written."""
+"""The files of a batch: their expected shapes, and checks of their bytes."""
 
 import re
 from collections.abc import Iterator
@@ -119,19 +119,19 @@ def check_batch(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def run_note_path(folder: Path) -> Path:
-    """Return where the run of the tracker that holds a batch is written down, by the batch's folder."""
+    """Return the file that names a batch's run in the tracker."""
     return folder.with_name(f"{folder.name}.run.json")
 
 
 def read_run_note(folder: Path) -> dict[str, Any]:
-    """Return which run of the tracker holds a batch, and the number of the batch; nothing where it is unknown.
+    """Return the run of a batch in the tracker, and the batch's number; nothing where they are unknown.
 
-    Batches of a home are numbered in the order in which they were made, so that no clock tells which is the newest.
+    Batches of a home are numbered in the order of their making: the newest is found without a clock.
     """
     try:
         return read_sealed(run_note_path(folder), RUN_NOTE)
     except FileNotFoundError:
         return {}
     except DamagedFile as error:
-        warn_once(f"{error}; the batch is told to the tracker again")
+        warn_once(f"{error}; the batch is logged again")
         return {}

@@ -45,7 +45,7 @@ from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
 from tasks.sampling.latents import LatentPlan, note_f1
 from tasks.sampling.sample_ids import WrittenIds, longest_piece, piece_limit, write_ids
 from tasks.sampling.timing import result_row
-from tasks.sampling.token_count import TallySheet, TellTokens, TokenCount
+from tasks.sampling.token_count import ReportTokens, TallySheet, TokenCount
 from tasks.storage.files import write_atomically
 from tasks.storage.integrity import read_sealed, sealed_bytes
 
@@ -147,20 +147,20 @@ def write_candidates(
     loaded: LoadedModel | None = None,
     copies: CopyIndex | None = None,
     on_candidate: Callable[[Candidate], None] | None = None,
-    tell: TellTokens | None = None,
+    report: ReportTokens | None = None,
 ) -> int:
     """Sample those candidates that are not there yet and write each as soon as it is complete; return their number.
 
     Args:
         loaded, copies: the job's model and index, where this process has them already.
-        tell: gets the tokens that are drawn; by default they go to the job's tally, if it has one.
+        report: gets the tokens that are drawn; by default they go to the job's tally, if it has one.
     """
     left = [place for place, candidate in enumerate(job.candidates) if not is_written(candidate, job.folder)]
     if not left:
         return 0
     loaded = loaded or load_model(job.checkpoint)
     copies = copies or (CopyIndex.open(job.dataset_folder) if job.dataset_folder else None)
-    count = TokenCount(tell or (TallySheet(job.tally).tell if job.tally else lambda n_drawn, n_fewer: None))
+    count = TokenCount(report or (TallySheet(job.tally).report if job.tally else lambda n_drawn, n_fewer: None))
     most_tokens = longest_piece(loaded.model, job.config)
     expected = [
         expected_tokens(prompt, candidate.index, job.config, most_tokens)

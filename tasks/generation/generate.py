@@ -27,7 +27,7 @@ from tasks.music.score import Score
 from tasks.runtime.progress import Progress
 from tasks.sampling.latents import latents_of
 from tasks.sampling.timing import Clock, results_of
-from tasks.sampling.token_count import tell_progress
+from tasks.sampling.token_count import report_to
 from tasks.storage.files import json_bytes, publish_folder, write_atomically
 from tasks.storage.home import Home
 from tasks.storage.integrity import read_sealed, sealed_bytes
@@ -58,7 +58,7 @@ class Batch:
         return self.folder.with_name(f"{self.name}.results.json")
 
     def logged_run(self) -> str:
-        """Return the run in the tracker that holds the batch, empty if there is none yet."""
+        """Return the tracker's run of the batch, empty if there is none yet."""
         return read_run_note(self.folder).get("run_id", "")
 
     def note_run(self, run_id: str) -> None:
@@ -118,8 +118,8 @@ def find_whole_batch(home: Home, name: str) -> Batch | None:
             check_batch(batch.folder, batch.manifest)
             read_sealed(batch.results, RESULTS)
     except (DamagedFile, FileNotFoundError) as error:
-        said = error if isinstance(error, DamagedFile) else f"{error.filename} is missing"
-        logger.warning("%s; the batch is composed again", said)
+        problem = error if isinstance(error, DamagedFile) else f"{error.filename} is missing"
+        logger.warning("%s; the batch is composed again", problem)
         return None
     return batch
 
@@ -133,10 +133,10 @@ def generate_batch(
     """Compose a batch and publish it in one step.
 
     The bytes depend on the model and its dataset, the settings and the prompts; `batch_size` and `n_workers` change
-    only the speed. What ends it early keeps the pieces that are written, and the same call goes on with the others.
+    only the speed. An interrupted batch keeps the pieces that are written; the same call goes on with the others.
 
     Args:
-        on_pieces: called with the number of attempts that are written since the last time.
+        on_pieces: called with the number of attempts written since the last call.
         fresh: begin again even where some of it is written already.
         show: makes the progress of a stage, of its label, total and unit.
     """
@@ -157,9 +157,9 @@ def generate_batch(
         "dataset_version": "{name}@{version}".format(**loaded.state["dataset"]),
         "code_commit": git_commit(),
     }
-    told = lineage | {"code": code_digest(), "unjudged": judge.reason}
-    told |= {"player": player.identity if config.audio != "none" else {}}
-    folder = open_unfinished(home, name, told, fresh)
+    origin = lineage | {"code": code_digest(), "unjudged": judge.reason}
+    origin |= {"player": player.identity if config.audio != "none" else {}}
+    folder = open_unfinished(home, name, origin, fresh)
     plan = WritePlan(prompts, config, lineage, folder, judge, latents_of(loaded.model, config))
     clock = Clock()
     choices = _compose(plan, on_pieces, show)
@@ -177,7 +177,7 @@ def generate_batch(
     write_atomically(batch.results, sealed_bytes(results))
     for left_by_a_kill in batch_folder(folder).rglob(".*.tmp"):
         left_by_a_kill.unlink()
-    publish_folder(batch_folder(folder), batch.folder)  # asked for again: the same bytes again
+    publish_folder(batch_folder(folder), batch.folder)
     shutil.rmtree(folder, ignore_errors=True)
     return batch
 
@@ -195,29 +195,29 @@ def _compose(
             if on_pieces:
                 on_pieces(n_pieces)
 
-        return choose_pieces(plan, count, tell_progress(progress))
+        return choose_pieces(plan, count, report_to(progress))
 
 
-def open_unfinished(home: Home, name: str, told: dict[str, Any], fresh: bool) -> Path:
-    """Return the folder of an unfinished batch: one that was left, or an empty one.
+def open_unfinished(home: Home, name: str, origin: dict[str, Any], fresh: bool) -> Path:
+    """Return the folder of an unfinished batch: that of an interrupted call, or an empty one.
 
     Args:
-        told: what its files depend on beside the batch's name; what was begun otherwise is thrown away.
-        fresh: throw it away in any case.
+        origin: facts besides the name that decide about the files; a folder with others is deleted.
+        fresh: delete it in any case.
     """
     folder = home.generations / f".{name}.unfinished"
     note = folder / "told.json"
     try:
-        is_ours = read_sealed(note) == json.loads(json_bytes(told)) and not fresh
+        may_go_on = read_sealed(note) == json.loads(json_bytes(origin)) and not fresh
     except (FileNotFoundError, DamagedFile):
-        is_ours = False
-    if folder.exists() and not is_ours:
-        logger.info("what was begun of the batch by other code or otherwise is thrown away: %s", folder)
-        note.unlink(missing_ok=True)  # first, so that whatever stops the rest leaves nothing that looks like ours
+        may_go_on = False
+    if folder.exists() and not may_go_on:
+        logger.info("the unfinished batch in %s is deleted: it was begun by other code or in another way", folder)
+        note.unlink(missing_ok=True)  # first: half a folder must not look as if a batch could go on from it
         shutil.rmtree(folder)
     for part in (folder / "candidates", pieces_folder(folder)):
         part.mkdir(parents=True, exist_ok=True)
-    write_atomically(note, sealed_bytes(told))
+    write_atomically(note, sealed_bytes(origin))
     return folder
 
 
@@ -235,7 +235,7 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice], scores: Mapping[
         "n_pieces": len(sidecars),
         "n_nothing_new": sum(NOTHING_NEW in piece["flags"] for piece in sidecars),
         "n_cut_short": sum(CUT_SHORT in piece["flags"] for piece in sidecars),
-        "cut_before": sorted({wish for piece in sidecars for wish in _cut_before(piece)}),
+        "cut_before": sorted({length for piece in sidecars for length in _cut_before(piece)}),
         "most_tokens": plan.judge.max_tokens,
         "n_ended": sum(piece["ended"] for piece in sidecars),
         "n_attempts": sum(choice.n_attempts for choice in choices),

@@ -1,7 +1,7 @@
 """Infilling: bars in the middle of a piece are written again between what precedes and what follows.
 
-A decoder sees only what comes before. So an attempt knows nothing of its ending, and how well the music after a gap
-follows from it is measured afterwards, by the model itself; of several attempts the one that leads there best is kept.
+A decoder sees only the music before a gap, so an attempt does not know where it must lead. Afterwards the model
+measures how likely the music after the gap is; of several attempts the one with the likeliest continuation is kept.
 """
 
 from collections.abc import Sequence
@@ -162,7 +162,7 @@ class Gap:
 
 
 def _tracks_in(whole: Score, new: Score) -> tuple[IntArray, int]:
-    """Return for each new note the part of a piece with its instrument, or a further part; and how many there are."""
+    """Return for each new note the part of a piece with its instrument, or a further part; and the number of parts."""
     voices, first = np.unique(_voice(whole), return_index=True)
     track_of = dict(zip(voices.tolist(), whole.notes.track[first].tolist(), strict=True))
     n_tracks = whole.n_tracks

@@ -1,4 +1,4 @@
-"""The judge of a batch: held-out music of the model's dataset, and how much people copy of its training split."""
+"""The judge of a batch: held-out music of the model's dataset, and the copying in it from the training split."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ HEADLINES = (
     "empty_bar_rate", "duration_mean_seconds", "velocity_std",
 )  # fmt: skip  # what the head of the page shows of all statistics
 
-Facts = Mapping[str, Any]  # what is known of a candidate
+Facts = Mapping[str, Any]  # of a candidate, as its sidecar has them
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,19 +39,19 @@ class Judge:
     Args:
         dataset: of the model; None where it is gone.
         index: over its training split, for copies.
-        reason: why there is nothing to judge by; otherwise empty.
+        reason: why pieces cannot be judged; empty where they can.
     """
 
     loaded: LoadedModel
-    max_tokens: int  # of a piece, and
-    limit: Extent  # by which it ends: so much of a held-out piece is compared
+    max_tokens: int  # of a piece; held-out pieces are cut to it
+    limit: Extent  # of a piece, in notes, bars or seconds; likewise
     dataset: DatasetVersion | None = None
     index: CopyIndex | None = None
     reason: str = ""
 
     @classmethod
     def of(cls, home: Home, loaded: LoadedModel, config: GenerateConfig) -> "Judge":
-        """Return the judge of a model's pieces; making the index of a dataset takes some seconds for the first time.
+        """Return the judge of a model's pieces; the first call for a dataset takes seconds to make its index.
 
         Raises:
             ConfigError: pieces are to be chosen or rejected by data that is missing.
@@ -60,7 +60,7 @@ class Judge:
         try:
             dataset = dataset_of(loaded, home)
             judge = cls(loaded, *length, dataset, copy_index(dataset))
-            _ = judge.held_out  # now, not after all has been sampled
+            _ = judge.held_out  # fail before sampling, not after
         except (NotFound, DatasetError, DamagedFile, HomeError, OSError) as error:
             what = {NotFound: "is not there", HomeError: "cannot be written to"}.get(type(error), "is damaged")
             judge = cls(
@@ -68,8 +68,8 @@ class Judge:
             )
             logger.warning("pieces are not compared with real music: %s", error)
         if judge.index is None and (config.reject_copies or (config.best_of > 1 and config.best_by != "join")):
-            wish = "reject_copies=true" if config.reject_copies else f"best_of={config.best_of}"
-            raise ConfigError(f"{wish} needs what the model was trained on, but {judge.reason}")
+            setting = "reject_copies=true" if config.reject_copies else f"best_of={config.best_of}"
+            raise ConfigError(f"{setting} needs what the model was trained on, but {judge.reason}")
         if judge.index and config.reject_copies and judge.index.human.length_for(MANY_NOTES) is None:
             raise ConfigError(
                 f"reject_copies=true needs at least 19 held-out pieces to tell what people share, but"
@@ -84,7 +84,7 @@ class Judge:
         return held_out_statistics(self.loaded.tokenizer, self.dataset, SPLITS[1:], self.max_tokens, self.limit)
 
     def scores(self, facts: Sequence[Facts]) -> list[dict[str, float]]:
-        """Return for each candidate how typical it is of held-out music and how little of it is one copied run, 0-1.
+        """Return the scores of each candidate, 0-1: its likeness to held-out music, and its share outside a copied run.
 
         Of filled bars also `join`: minus the nats per token of the music after them.
         """
@@ -98,7 +98,7 @@ class Judge:
         ]
 
     def verdict(self, sidecars: Sequence[Facts]) -> dict[str, Any]:
-        """Return the judgement of a batch: statistics against held-out music, and copying against people's."""
+        """Return the judgement of a batch: statistics and copying, each compared with held-out human pieces."""
         if self.index is None:
             return {"judgement": None, "copying": None, "unjudged": self.reason}
         judgement = judge_pieces([piece["statistics"] for piece in sidecars], self.held_out)
@@ -139,7 +139,7 @@ def is_copy(facts: Facts) -> bool:
 
 
 def flags_of(facts: Facts) -> list[str]:
-    """Return what a listener should know of a piece before all else."""
+    """Return the flags of a piece, short warnings for a listener."""
     adds_nothing = bool(facts["prompt"]) and not facts["n_new_notes"]
     found = [COPIED] * is_copy(facts) + [INVALID] * (not facts["validity"]["ok"]) + [NOTHING_NEW] * adds_nothing
     return found + [CUT_SHORT] * (bool(facts["short_of"]) or is_cut_within_bars(facts))
@@ -151,7 +151,7 @@ def is_cut_within_bars(facts: Facts) -> bool:
 
 
 def batch_flags(manifest: Facts) -> list[str]:
-    """Return what a listener should know of a batch before all else."""
+    """Return the flags of a batch, one sentence each."""
     lines, copying, validity = [], manifest["copying"], manifest["validity"]
     if copying and copying["is_beyond"]:
         lines.append(

@@ -20,7 +20,7 @@ TRY_BIT, GAP_BIT = 10, 20  # of the number of an attempt: attempts and tries are
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """What a gap was filled with.
+    """The filling of a gap.
 
     Args:
         join_nats: per token, what the music after it costs after it; of each try, and of the one that is kept.
@@ -35,7 +35,7 @@ class Filling:
     ended_by: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return the filling as a sidecar has it."""
+        """Return the filling's entry in a sidecar."""
         return {
             "bars": [self.span.first_bar, self.span.last_bar],
             "start_seconds": round(self.span.start_seconds, 3),
@@ -52,10 +52,10 @@ class Rewritten:
     """A piece on its way, complete when there is a filling for each of its spans.
 
     Args:
-        place: among the pieces asked for.
+        place: among the requested pieces.
         index, attempt: of the piece in its batch.
         score: the piece with all that is filled so far.
-        ids: of all before the first gap, then what was drawn for each gap, the tries that were kept alone.
+        ids: of all before the first gap, then those of the try that was kept for each gap.
         n_given: of these ids, those before the first gap.
         seconds: that all of its tries took.
         n_drawn: ids of all of its tries.
@@ -98,7 +98,7 @@ class Rewritten:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings about gaps that were not filled as asked."""
+        """Warnings about gaps that were cut short or left."""
         return [
             f"bars {filling.span.first_bar}-{filling.span.last_bar}: "
             + ("cut at the most tokens" if filling.n_tokens else "left as they were, for the piece has too many tokens")
@@ -137,10 +137,10 @@ class Rewritten:
         self.score = filled[best]
 
     def to_json(self, share: float) -> dict[str, Any]:
-        """Return what a sidecar says of the bars that are new.
+        """Return the entry of a sidecar about the new bars.
 
         Args:
-            share: that was asked for, 0 where the bars themselves were.
+            share: the requested share of bars; 0 where the settings name the bars.
         """
         return {
             "share": share or None,
@@ -159,10 +159,10 @@ def rewrite(
     on_piece: Callable[[Rewritten], None],
     on_tokens: Callable[[int], None] | None = None,
 ) -> None:
-    """Write bars of some pieces of a batch again and hand over each piece as soon as it is complete.
+    """Write bars of some pieces of a batch again, and pass on each piece as soon as it is complete.
 
-    A piece depends on its canvas, the settings, its index and attempt alone. As many as fit into a batch go side by
-    side, gap after gap; what ends the work early costs these.
+    A piece depends on its canvas, the settings, its index and attempt alone. A batch of pieces goes side by side, gap
+    after gap; an interruption loses these.
 
     Args:
         on_tokens: see `write_ids`.

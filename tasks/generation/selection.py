@@ -1,4 +1,4 @@
-"""Selection: which attempts are written and kept, and their rendering, spread over the workers."""
+"""Selection of the attempts of a batch, and their writing and rendering by the workers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,14 +24,14 @@ from tasks.music.score import Score
 from tasks.runtime import cluster
 from tasks.runtime.progress import Progress
 from tasks.sampling.latents import LatentPlan, LatentSource
-from tasks.sampling.token_count import TallySheet, TellTokens
+from tasks.sampling.token_count import ReportTokens, TallySheet
 
 MORE_ATTEMPTS = 8  # at most, at a piece that is rejected as a copy
 
 
 @dataclass(frozen=True, slots=True)
 class WritePlan:
-    """What all work on a batch has in common."""
+    """Data shared by all work on a batch."""
 
     prompts: list[Prompt]
     config: GenerateConfig
@@ -41,7 +41,7 @@ class WritePlan:
     latents: str  # where they come from, see `latents_of`
 
     def expected_tokens(self, candidates: Sequence[Candidate]) -> int:
-        """Return how many tokens are drawn for some candidates at most."""
+        """Return the largest number of tokens drawn for some candidates."""
         return sum(
             expected_tokens(
                 self.prompts[candidate.index % len(self.prompts)], candidate.index, self.config, self.judge.max_tokens
@@ -50,7 +50,7 @@ class WritePlan:
         )
 
     def jobs(self, candidates: Sequence[Candidate]) -> list[WriteJob]:
-        """Deal candidates out to the workers, who each keep all their rows in use while any is left."""
+        """Return a job for each worker, with an equal share of the candidates."""
         sources = tuple(LatentSource(p.name, p.sha256, p.window, p.n_whole - len(p.window)) for p in self.prompts)
         latents = LatentPlan(self.latents, sources, self.config.n_pieces, self.config.variation)
         dataset_folder = self.judge.index.folder if self.judge.index else None
@@ -75,8 +75,8 @@ class Choice:
 
     Args:
         scores: of the attempt that is kept.
-        of_attempts: the score by which it was chosen, of each attempt.
-        rejected: other attempts that were taken for copies.
+        of_attempts: the deciding score of each attempt.
+        rejected: other attempts that were rejected as copies.
     """
 
     candidate: Candidate
@@ -112,29 +112,29 @@ class Choice:
 
 
 def deal(items: Sequence[Any], n_workers: int) -> list[tuple[Any, ...]]:
-    """Return a share of some items for each worker, none for those that there is nothing for."""
+    """Return the items in shares, one for each worker that gets any."""
     return [share for worker in range(n_workers) if (share := tuple(items[worker::n_workers]))]
 
 
 def first_candidates(config: GenerateConfig) -> list[Candidate]:
-    """Return the attempts that are made in any case, in the order in which they are written."""
+    """Return the attempts that every batch makes, in the order of writing."""
     n_attempts = config.best_of // config.n_tries
     return [Candidate(index, attempt) for attempt in range(n_attempts) for index in range(config.n_pieces)]
 
 
 def choose_pieces(
-    plan: WritePlan, on_pieces: Callable[[int], None] | None = None, tell: TellTokens | None = None
+    plan: WritePlan, on_pieces: Callable[[int], None] | None = None, report: ReportTokens | None = None
 ) -> list[Choice]:
     """Write attempts at each piece, more where all are rejected copies, and choose.
 
     Args:
         on_pieces: called with the number of attempts written since the last call; those that were written before count.
-        tell: gets the tokens drawn since the last call, and by how many they will be fewer than
+        report: gets the tokens drawn since the last call, and by how many they will be fewer than
             `WritePlan.expected_tokens` of the first candidates.
     """
     config, first = plan.config, first_candidates(plan.config)
     attempts = {index: list(range(config.best_of // config.n_tries)) for index in range(config.n_pieces)}
-    write_all(plan, first, on_pieces, tell)
+    write_all(plan, first, on_pieces, report)
     choices = _choose(plan, attempts)
     for _ in range(MORE_ATTEMPTS if config.reject_copies else 0):
         copies = [choice.candidate.index for choice in choices if is_copy(choice.facts)]
@@ -143,9 +143,9 @@ def choose_pieces(
         for index in copies:
             attempts[index].append(len(attempts[index]))
         more = [Candidate(index, attempts[index][-1]) for index in copies]
-        if tell:
-            tell(0, -plan.expected_tokens(more))
-        write_all(plan, more, None, tell)
+        if report:
+            report(0, -plan.expected_tokens(more))
+        write_all(plan, more, None, report)
         choices = _choose(plan, attempts)
     return choices
 
@@ -157,11 +157,11 @@ def _choose(plan: WritePlan, attempts: Mapping[int, Sequence[int]]) -> list[Choi
     scores = dict(zip(candidates, plan.judge.scores(list(facts.values())), strict=True))
     choices = []
     for index, some in attempts.items():
-        mine = [Candidate(index, attempt) for attempt in some]
-        refused = [c for c in mine if plan.config.reject_copies and is_copy(facts[c])]
-        by = {c: scores[c].get(plan.config.best_by, 0.0) for c in mine}
-        best = max(mine, key=lambda c: (c not in refused, by[c], -c.attempt))
-        of_attempts = {c.attempt: by[c] for c in mine} if len(mine) > 1 else {}
+        own = [Candidate(index, attempt) for attempt in some]
+        refused = [c for c in own if plan.config.reject_copies and is_copy(facts[c])]
+        by = {c: scores[c].get(plan.config.best_by, 0.0) for c in own}
+        best = max(own, key=lambda c: (c not in refused, by[c], -c.attempt))
+        of_attempts = {c.attempt: by[c] for c in own} if len(own) > 1 else {}
         rejected = tuple(c.attempt for c in refused if c != best)
         choices.append(Choice(best, facts[best], scores[best], of_attempts, rejected))
     return choices
@@ -171,17 +171,17 @@ def write_all(
     plan: WritePlan,
     candidates: Sequence[Candidate],
     on_pieces: Callable[[int], None] | None = None,
-    tell: TellTokens | None = None,
+    report: ReportTokens | None = None,
 ) -> None:
     """Write all candidates that are not written yet; see `choose_pieces`."""
     countdown = Countdown(plan.folder, candidates, on_pieces)
     countdown()
-    if tell:
-        tell(0, plan.expected_tokens(candidates) - plan.expected_tokens(countdown.left))
+    if report:
+        report(0, plan.expected_tokens(candidates) - plan.expected_tokens(countdown.left))
     jobs = plan.jobs(countdown.left)
     if plan.config.n_workers == 1:
         for job in jobs:
-            write_candidates(job, plan.judge.loaded, plan.judge.index, countdown.count_one, tell)
+            write_candidates(job, plan.judge.loaded, plan.judge.index, countdown.count_one, report)
         return
     jobs = [replace(job, tally=plan.folder / f"tally-{place}") for place, job in enumerate(jobs)]
     sheets = [TallySheet(job.tally) for job in jobs if job.tally]
@@ -191,14 +191,14 @@ def write_all(
     def look() -> None:
         countdown()
         for sheet in sheets:
-            sheet.news(tell or (lambda n_drawn, n_fewer: None))
+            sheet.news(report or (lambda n_drawn, n_fewer: None))
 
     cluster.run_over(write_candidates, jobs, max_in_flight=len(jobs), on_wait=look)
     look()
 
 
 class Countdown:
-    """Tells how many more candidates are written than when it was last asked."""
+    """Counts the candidates that were written since its last call."""
 
     def __init__(self, folder: Path, candidates: Sequence[Candidate], on_pieces: Callable[[int], None] | None) -> None:
         self.folder, self.left, self.on_pieces = folder, list(candidates), on_pieces

@@ -1,13 +1,13 @@
 """Controls of pieces as biases on the logits of ids: key, instruments, tempo, density.
 
-An unwanted id keeps a chance of e^-100: it is drawn only where the grammar leaves nothing else, so that no wish
-can make a piece impossible. Where an encoding has the same ids for drums as for pitches (`oore`, `mmm`), a key binds
+An unwanted id keeps a chance of e^-100: it is drawn only where the grammar allows no other, so that no control
+makes a piece impossible. Where an encoding has the same ids for drums as for pitches (`oore`, `mmm`), a key binds
 drums too.
 
 In `optimus_int` and `optimus_txt` an id is a time, a pitch or a channel by its place in a note. There keys and programs
 are bans in the states of the grammar before pitches and channels, which always leave others to draw; a prompt need not
-obey them. Drums are told apart in `optimus_int` alone, where the channel stands before the pitch. Density is how many
-notes begin together, where no channel has the same id.
+obey them. Only `optimus_int` knows drums there, as the channel stands before the pitch. Density is the number of notes
+that begin together, where no channel has the same id.
 """
 
 import re
@@ -38,7 +38,7 @@ LETTERS = dict(zip("CDEFGAB", (0, 2, 4, 5, 7, 9, 11), strict=True))
 
 
 def token_bias(tokenizer: Any, config: GenerateConfig) -> NDArray[np.float64] | None:
-    """Return what is added to the logit of each id, float64[V]; None where nothing is asked for.
+    """Return the bias on the logit of each id, float64[V]; None without controls.
 
     Raises:
         ConfigError: the encoding has no ids of the kind, or none that is wanted; or no such key is known.
@@ -70,9 +70,9 @@ def knows_places(tokenizer: Any) -> TypeGuard[OptimusIntTokenizer | OptimusTxtTo
 
 
 def bind(tokenizer: Any, grammar: Grammar, config: GenerateConfig) -> Grammar | None:
-    """Return a grammar in which what is drawn keeps to a key and programs; None where ids alone tell what they are.
+    """Return a grammar that bans other keys and programs by place; None where biases on ids do it.
 
-    Its second half is for what is drawn, see `bound_grammar`.
+    Its second half is for the drawn ids, see `bound_grammar`.
 
     Raises:
         ConfigError: the encoding has no places of the kind, or no id that is wanted; or no such key is known.
@@ -81,22 +81,22 @@ def bind(tokenizer: Any, grammar: Grammar, config: GenerateConfig) -> Grammar | 
         return None
     bans = []
     kinds: tuple[tuple[Literal["pitch", "program"], str], ...] = (("pitch", "key"), ("program", "programs"))
-    for kind, wish in kinds:
-        if getattr(config, wish):
+    for kind, control in kinds:
+        if getattr(config, control):
             found = [states for states in tokenizer.value_states if states.kind == kind]
             if not found:
-                raise _deaf(wish, tokenizer)
+                raise _unsupported(control, tokenizer)
             bans += [(states, unwanted(states.values, kind, config)) for states in found]
     return bound_grammar(grammar, bans)
 
 
 class BoundTables(GrammarTables):
-    """A grammar of `bind`: a prompt walks through its first half, and what is drawn after it through the second."""
+    """A grammar of `bind`: a prompt walks through its first half, the drawn ids through the second."""
 
     __slots__ = ()
 
     def follow(self, ids: Sequence[int], where: str = "") -> tuple[int, set[int]]:
-        """Return the state of what is drawn, and the open slots, after the ids of a prompt; see the class above."""
+        """Return the first state of the drawn ids, and the open slots, after the ids of a prompt."""
         state, open_slots = super().follow(ids, where)
         return state + len(self.next_state_SV) // 2, open_slots
 
@@ -115,13 +115,13 @@ def unwanted(values: NDArray[Any], kind: Literal["pitch", "program"], config: Ge
         ConfigError: all of them are unwanted.
     """
     if kind == "pitch":
-        is_wanted, wish = np.isin(values % 12, scale_of(config.key)), f"key={config.key}"
+        is_wanted, control = np.isin(values % 12, scale_of(config.key)), f"key={config.key}"
     else:
-        is_wanted, wish = np.isin(values, config.programs), f"programs={config.programs}"
+        is_wanted, control = np.isin(values, config.programs), f"programs={config.programs}"
     is_of_kind = values >= 0
     if not np.any(is_of_kind & is_wanted):
         known = ", ".join(f"{value:g}" for value in np.unique(values[is_of_kind]))
-        raise ConfigError(f"generate.{wish}: no id of the encoding is that; known: {known}")
+        raise ConfigError(f"generate.{control}: no id of the encoding is that; known: {known}")
     return is_of_kind & ~is_wanted
 
 
@@ -137,14 +137,14 @@ def scale_of(key: str) -> list[int]:
 
 
 def _numbers(
-    names: list[str], pattern: re.Pattern[str], wish: str, tokenizer: Any, kind: Callable[[str], float] = int
+    names: list[str], pattern: re.Pattern[str], control: str, tokenizer: Any, kind: Callable[[str], float] = int
 ) -> NDArray[Any]:
     """Return the number in the name of each id of a kind, -1 for all others."""
     found = [pattern.match(name) for name in names]
     if not any(found):
-        raise _deaf(wish, tokenizer)
+        raise _unsupported(control, tokenizer)
     return np.array([kind(match[1]) if match else -1 for match in found])
 
 
-def _deaf(wish: str, tokenizer: Any) -> ConfigError:
-    return ConfigError(f"generate.{wish}: encoding {tokenizer.name} has no ids that say it")
+def _unsupported(control: str, tokenizer: Any) -> ConfigError:
+    return ConfigError(f"generate.{control}: encoding {tokenizer.name} has no ids that say it")

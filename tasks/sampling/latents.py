@@ -108,17 +108,16 @@ def latent_of(model: Vae, ids: Sequence[int]) -> Tensor:
     return model.latent(torch.tensor([ids]))[0]
 
 
-def note_f1(found: Score, wanted: Score) -> float:
+def note_f1(found: Score, reference: Score) -> float:
     """Return the F1 score of notes: equal pitch and part, onsets at most 50 ms apart, each note matched once.
 
     1 where both are empty. Source: onset-only note matching as in MIREX's multiple fundamental frequency tracks.
     """
-    ours, theirs = _by_voice(found), _by_voice(wanted)
-    n_ours, n_theirs = sum(map(len, ours.values())), sum(map(len, theirs.values()))
-    if n_ours + n_theirs == 0:
+    n_notes = len(found.notes.pitch) + len(reference.notes.pitch)
+    if not n_notes:
         return 1.0
-    n_matched = sum(_n_matched(ours[voice], theirs[voice]) for voice in ours.keys() & theirs.keys())
-    return 2 * n_matched / (n_ours + n_theirs)
+    one, other = _by_voice(found), _by_voice(reference)
+    return 2 * sum(_n_matched(one[voice], other[voice]) for voice in one.keys() & other.keys()) / n_notes
 
 
 def _by_voice(score: Score) -> dict[tuple[Any, ...], list[float]]:
@@ -131,12 +130,12 @@ def _by_voice(score: Score) -> dict[tuple[Any, ...], list[float]]:
     return voices
 
 
-def _n_matched(ours: list[float], theirs: list[float]) -> int:
-    """Return the most pairs of onsets that lie close enough; both lists rise, so the earliest partner is the best."""
+def _n_matched(found: list[float], reference: list[float]) -> int:
+    """Return the most pairs of close onsets; both lists rise, so the earliest partner is the best."""
     n_matched = place = 0
-    for start in ours:
-        while place < len(theirs) and theirs[place] < start - ONSET_TOLERANCE:
+    for start in found:
+        while place < len(reference) and reference[place] < start - ONSET_TOLERANCE:
             place += 1
-        if place < len(theirs) and theirs[place] <= start + ONSET_TOLERANCE:
+        if place < len(reference) and reference[place] <= start + ONSET_TOLERANCE:
             n_matched, place = n_matched + 1, place + 1
     return n_matched

@@ -23,7 +23,7 @@ from tasks.sampling.latents import LatentPlan, check_latents, with_latents
 
 
 def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -> None:
-    """Check that a model can do what a batch asks for, before anything is sampled.
+    """Check that a model supports the settings of a batch, before sampling.
 
     Args:
         n_prompts: files to go on from; 0: none.
@@ -105,7 +105,7 @@ def longest_piece(model: Model, config: GenerateConfig) -> int:
 
 
 def grammar_tables(tokenizer: Any, config: GenerateConfig) -> GrammarTables:
-    """Return the tables of `grammar_of`, bound to what is wished for, with the longest time that a note may sound."""
+    """Return the tables of `grammar_of`, bound to the controls, with the longest time that a note may sound."""
     max_open, grammar = longest_open(tokenizer, config.max_note_seconds), grammar_of(tokenizer, config)
     bound = bind(tokenizer, grammar, config)
     if bound is not None:
@@ -140,7 +140,7 @@ class WrittenIds:
     """The ids of a piece.
 
     Args:
-        place: among the pieces asked for.
+        place: among the requested pieces.
         entropies: float32, nats, of the model's distribution at each id drawn; empty where beam search found them.
         seconds: its share of the time.
     """
@@ -169,7 +169,7 @@ def write_ids(
         prompts: what each piece begins with.
         indices: the pieces' places in the batch.
         attempts: at each of them, from 0 on; each has a random stream of its own.
-        is_full: asked with the place of a piece and its ids so far whether it ends there.
+        is_full: gets the place of a piece and its ids so far, and returns whether it ends there.
         on_void: called when all that came so far is void and comes again; see `models.sampling.sample.sample`.
         on_tokens: called after each step with the number of ids drawn by it, below 0 for those that are void.
     """

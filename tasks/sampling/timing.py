@@ -12,7 +12,7 @@ from tasks.sampling.sample_ids import WrittenIds
 def result_row(
     piece: WrittenIds, prompt: str, prompt_length: int, original_length: int, end_id: int, scoring_time: float
 ) -> dict[str, Any]:
-    """Return what is measured of one piece, ready for JSON; see `results_of`.
+    """Return the measurements of one piece, ready for JSON; see `results_of`.
 
     Args:
         prompt: its name, empty where there is none.

@@ -6,50 +6,49 @@ from pathlib import Path
 
 from tasks.runtime.progress import Progress
 
-# Gets tokens drawn since the last call, and by how many fewer tokens there will be than was said before.
-TellTokens = Callable[[int, int], None]
-SECONDS_BETWEEN_TALES = 0.25  # a step takes milliseconds
+# Gets the tokens drawn since the last call, and the number by which the expected total falls.
+ReportTokens = Callable[[int, int], None]
+SECONDS_BETWEEN_REPORTS = 0.25  # a step takes milliseconds
 
 
 class TokenCount:
-    """Passes on what is drawn for some pieces; a piece that ends early takes what it did not need off the total.
+    """Counts tokens drawn for some pieces and reports them a few times a second.
 
-    Args:
-        tell: gets the numbers, now and then.
+    A piece that ends early reduces the expected total.
     """
 
-    def __init__(self, tell: TellTokens) -> None:
-        self.tell = tell
-        self.n_drawn = self.n_fewer = 0  # not passed on yet
+    def __init__(self, report: ReportTokens) -> None:
+        self.report = report
+        self.n_drawn = self.n_fewer = 0  # not reported yet
         self.last = time.monotonic()
 
     def drawn(self, n_tokens: int) -> None:
-        """Count tokens; a number below 0 takes back those that are void."""
+        """Count tokens; a number below 0 subtracts those that are void."""
         self.n_drawn += n_tokens
-        if time.monotonic() - self.last >= SECONDS_BETWEEN_TALES:
+        if time.monotonic() - self.last >= SECONDS_BETWEEN_REPORTS:
             self.flush()
 
     def ended(self, n_expected: int, n_drawn: int) -> None:
-        """Note that a piece is complete."""
+        """Count a complete piece."""
         self.n_fewer += n_expected - n_drawn
         self.flush()
 
     def flush(self) -> None:
-        """Pass on what is counted."""
+        """Report the counts since the last report."""
         if self.n_drawn or self.n_fewer:
-            self.tell(self.n_drawn, self.n_fewer)
+            self.report(self.n_drawn, self.n_fewer)
         self.n_drawn = self.n_fewer = 0
         self.last = time.monotonic()
 
 
-def tell_progress(progress: Progress) -> TellTokens:
-    """Return what moves a progress that counts tokens."""
+def report_to(progress: Progress) -> ReportTokens:
+    """Return a function that moves a progress bar of tokens."""
 
-    def tell(n_drawn: int, n_fewer: int) -> None:
+    def report(n_drawn: int, n_fewer: int) -> None:
         progress.total -= n_fewer
         progress.advance(n_drawn)
 
-    return tell
+    return report
 
 
 class TallySheet:
@@ -62,18 +61,18 @@ class TallySheet:
         self.path = path
         self.n_drawn = self.n_fewer = 0
 
-    def tell(self, n_drawn: int, n_fewer: int) -> None:
+    def report(self, n_drawn: int, n_fewer: int) -> None:
         """Add to the numbers in the file."""
         self.n_drawn, self.n_fewer = self.n_drawn + n_drawn, self.n_fewer + n_fewer
         self.path.write_text(f"{self.n_drawn} {self.n_fewer}\n")
 
-    def news(self, tell: TellTokens) -> None:
-        """Pass on by how much the numbers in the file have changed."""
+    def news(self, report: ReportTokens) -> None:
+        """Report the change of the numbers in the file."""
         try:
             text = self.path.read_text()
             n_drawn, n_fewer = map(int, text.split())
         except (OSError, ValueError):
             return
         if text.endswith("\n") and (n_drawn, n_fewer) != (self.n_drawn, self.n_fewer):
-            tell(n_drawn - self.n_drawn, n_fewer - self.n_fewer)
+            report(n_drawn - self.n_drawn, n_fewer - self.n_fewer)
             self.n_drawn, self.n_fewer = n_drawn, n_fewer

@@ -53,12 +53,12 @@ def draw_sweep(name: str, rows: Sequence[Row]) -> bytes:
 
 def _counts(rows: Sequence[Row]) -> str:
     counts = Counter(row["status"] for row in rows)
-    said = ", ".join(f"{n} {status}" for status, n in counts.items())
-    said += " (crosses: no figure)" if len(counts) > 1 else ""
+    words = ", ".join(f"{n} {status}" for status, n in counts.items())
+    words += " (crosses: no figure)" if len(counts) > 1 else ""
     best = rows[0]
     if best["status"] != FINISHED:
-        return said
-    return f"{said}. Best (red): {best['bits_per_note']:.3f} bits per note, point {best['point']}"
+        return words
+    return f"{words}. Best (red): {best['bits_per_note']:.3f} bits per note, point {best['point']}"
 
 
 def _limits(rows: Sequence[Row]) -> tuple[float, float]:

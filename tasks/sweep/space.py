@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 MAX_POINTS = 1000
-WAITING, INTERRUPTED, TRAINED = "waiting", "interrupted", "trained"  # what a row says on its way to one of the next
+WAITING, INTERRUPTED, TRAINED = "waiting", "interrupted", "trained"  # before one of the next
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 _ORDER = (FINISHED, TRAINED, STOPPED, INTERRUPTED, WAITING, FAILED)
 _FIGURES = ("bits_per_note", "nll_per_token", "accuracy")
@@ -55,7 +55,7 @@ _NO_EFFECT = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepConfig:
-    """What a sweep varies and how it goes about it.
+    """The settings that a sweep varies, and how their values are chosen.
 
     Args:
         grid: settings with their values, such as `train.model.n_layers=2,4`; all combinations are trained. Values that
@@ -160,10 +160,10 @@ def _make_point(config: PipelineConfig, pairs: Sequence[tuple[str, str]], number
     try:
         made = apply_overrides(config, names_first)  # another kind of model or schedule has other settings below it
     except ConfigError as error:
-        said = str(error)
+        message = str(error)
         for override in overrides:
-            said = said.removeprefix(f"--set {shortened(override)}: ")
-        raise ConfigError(f"{', '.join(map(shortened, overrides))}: {said}") from None
+            message = message.removeprefix(f"--set {shortened(override)}: ")
+        raise ConfigError(f"{', '.join(map(shortened, overrides))}: {message}") from None
     return Point(number, overrides, {key: parse_value(text) for key, text in pairs}, made)
 
 
@@ -274,7 +274,7 @@ def sweep_name(config: PipelineConfig, plan: SweepConfig, dataset: DatasetVersio
 
 @dataclass(frozen=True, slots=True)
 class SweepFolder:
-    """What a sweep leaves on disk: `sweep.json` (what it is), `results.json`, `results.csv` and `results.png`."""
+    """The files of a sweep: `sweep.json` (its settings), `results.json`, `results.csv` and `results.png`."""
 
     root: Path
 
@@ -316,7 +316,7 @@ class SweepFolder:
 
     def read_rows(self, points: Sequence[Point]) -> list[Row]:
         """Return one row for each point, in their order: that of an earlier attempt, otherwise a new one."""
-        results = _read_or_warn(self.results, {"rows": [ROW]}, "what its points have come to is asked of their runs")
+        results = _read_or_warn(self.results, {"rows": [ROW]}, "the results of its points are read from their runs")
         rows = [_renamed(row) for row in results.get("rows", ()) if _is_usable(row)]
         known = {row["settings"]: row for row in rows}
         return [known.get(point.settings) or new_row(point) for point in points]

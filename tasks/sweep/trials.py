@@ -148,13 +148,9 @@ class _State:
         return (_State, ({},))  # Tune writes its own state down, to be restored; a sweep goes on from the run folders
 
     def begin(self, index: int) -> bool:
-        """Make a run's folder ready; return False where a stop was asked for, perhaps at this very moment."""
-        job = self.jobs[index]
+        """Make a run's folder ready; return False after a request to stop, even one at this moment."""
         self.started.append(index)
-        job.run_dir.mkdir(parents=True, exist_ok=True)
-        job.stop_request.unlink(missing_ok=True)
-        job.begun.unlink(missing_ok=True)
-        job.divergence.unlink(missing_ok=True)
+        self.jobs[index].prepare()
         return not self.stop.is_set()
 
     def request_stop(self) -> None:
@@ -233,7 +229,7 @@ def _asha(jobs: Sequence[TrainJob], past: Mapping[int, Path]) -> Any:
 
 
 def _queue_classes(state: _State) -> tuple[Any, Any]:
-    """Return a searcher that hands out the jobs in order until a stop is asked for, and a callback that listens."""
+    """Return a searcher that hands out the jobs in order until a request to stop, and a callback for events."""
     from ray import tune
     from ray.tune.search import Searcher
 
@@ -272,7 +268,7 @@ def _queue_classes(state: _State) -> tuple[Any, Any]:
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             index = trial.config["index"]
-            reason = "its process died again and again, perhaps for want of memory"
+            reason = "its process died again and again, perhaps out of memory"
             ended = state.outcome(index, trial.last_result)
             state.events.put(ended if ended.outcome == "trained" else Event(index, outcome="failed", reason=reason))
 
@@ -280,7 +276,7 @@ def _queue_classes(state: _State) -> tuple[Any, Any]:
 
 
 def train_point(settings: dict[str, Any], jobs: Mapping[int, TrainJob]) -> None:
-    """What each trial runs: the steps that are left of its job; what it raises is its last word."""
+    """Run the steps that are left of a trial's job; an error is reported as its last result."""
     from ray import tune
 
     job = jobs[settings["index"]]

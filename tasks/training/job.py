@@ -20,7 +20,7 @@ from tasks.storage.home import Home
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
-    """All that a worker needs to know; travels whole."""
+    """The inputs of a training run; a worker needs nothing else."""
 
     config: TrainConfig
     dataset: dict[str, Any]  # name and version
@@ -45,13 +45,19 @@ class TrainJob:
 
     @property
     def begun(self) -> Path:
-        """Made by an attempt just before its first step, so that who stops it earlier has nothing to wait for."""
+        """A file that exists from just before an attempt's first step: earlier, a stop has nothing to wait for."""
         return self.run_dir / "begun"
 
     @property
     def divergence(self) -> Path:
-        """Why the last attempt at the run gave up, where it diverged."""
+        """The reason why the last attempt at the run diverged."""
         return divergence_of(self.run_dir)
+
+    def prepare(self) -> None:
+        """Make the run's folder ready for an attempt."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        for left_over in (self.stop_request, self.begun, self.divergence):
+            left_over.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ class Reporter:
 
     Args:
         step: from which the run goes on; later points of an earlier attempt are taken out of the file.
-        unreported: what `unreported` said then.
+        unreported: sums of the saved state, from the method `unreported`.
     """
 
     def __init__(self, path: Path, rank: int, step: int, unreported: list[float | None] | None) -> None:

@@ -38,10 +38,7 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
         HomeError: the disk is full or cannot be written to; the last checkpoint is kept.
     """
     check_shards(job.shards, cluster.n_cpus())
-    job.run_dir.mkdir(parents=True, exist_ok=True)
-    job.stop_request.unlink(missing_ok=True)
-    job.begun.unlink(missing_ok=True)
-    job.divergence.unlink(missing_ok=True)
+    job.prepare()
     shutil.rmtree(job.run_dir / "ray", ignore_errors=True)  # of an attempt that was killed
     cluster.connect()
     failure: list[BaseException] = []

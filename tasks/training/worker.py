@@ -141,13 +141,13 @@ def _is_stopped_before(job: TrainJob, rank: int, world_size: int) -> bool:
 
 
 def _give_up(job: TrainJob, rank: int, step: int, reason: str) -> NoReturn:
-    said = (
+    message = (
         f"training diverged at step {step} of {job.config.n_steps}: {reason}; no model is registered;"
         " a lower learning rate in train.schedule may help"
     )
     if rank == 0:
-        write_atomically(job.divergence, said.encode())
-    raise Diverged(said)
+        write_atomically(job.divergence, message.encode())
+    raise Diverged(message)
 
 
 def _state(

@@ -90,7 +90,7 @@ def test_weights_are_read_once_and_each_piece_is_written_once_and_parsed_once_in
 def test_progress_counts_tokens_and_then_seconds_of_music(
     home: Home, setup: Setup, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.sampling.token_count.SECONDS_BETWEEN_TALES", 0.0)
+    monkeypatch.setattr("tasks.sampling.token_count.SECONDS_BETWEEN_REPORTS", 0.0)
     shown: list[Watched] = []
 
     def show(label: str, total: int, unit: str) -> Watched:
