@@ -99,7 +99,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Primer:
-    """The beginning of a piece, before any block: `<start>` alone, or music that the model continues.
+    """The beginning of a piece before its first block: `<start>` alone, or music that the model continues.
 
     Args:
         name: of the MIDI file, or of the dataset's row; empty for the other kinds.
@@ -192,9 +192,9 @@ def propose(
     if max(number, proposal) >= _LIMIT:
         raise OrchestrionError(f"session {session.name}: no more than {_LIMIT} blocks and proposals")
     counts[number] += 1
-    before = session.ids
-    ids = _BlockWriter(loaded, before, config, number, proposal, may_end).write()
-    n_notes = count_notes(tokenizer, [*before, *ids]) - count_notes(tokenizer, before)
+    writer = _BlockWriter(loaded, session.ids, config, number << 32 | proposal, may_end)
+    ids = writer.write()
+    n_notes = writer.n_notes(writer.begin + len(ids))
     block = Block(number=number, proposal=proposal, n_notes=n_notes, config=config, ids=tuple(ids))
     return _after(replace(session, proposal=block, n_proposals=tuple(counts)), "propose", block)
 
@@ -240,25 +240,31 @@ def count_notes(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
 
 
 class _BlockWriter:
-    """Continues some ids with a model until there are enough, and cuts between notes."""
+    """Continues some ids with a model until there are enough, and cuts between notes.
+
+    Args:
+        stream: number of the stream of random numbers.
+    """
 
     def __init__(
-        self,
-        loaded: "LoadedModel",
-        ids: Sequence[int],
-        config: ComposerConfig,
-        number: int,
-        proposal: int,
-        may_end: bool,
+        self, loaded: "LoadedModel", ids: Sequence[int], config: ComposerConfig, stream: int, may_end: bool
     ) -> None:
         self.loaded, self.tokenizer, self.grammar = loaded, loaded.tokenizer, loaded.tokenizer.grammar
         self.rules = self.grammar if may_end else without_end(self.grammar, self.tokenizer.end_id)
-        self.config, self.number, self.proposal = config, number, proposal
+        self.config, self.stream = config, stream
         self.ids, self.begin = list(ids), len(ids)
         self.tables = self.limited_tables(config.max_note_seconds)
         self.n_notes_before = count_notes(self.tokenizer, ids)
         self.n_least = config.min_new_tokens  # ids of the block before an end
-        self.refused_at = 0  # where an end was taken back
+        self.refused_at = 0  # place of an end that was removed
+
+    @property
+    def n_written(self) -> int:
+        return len(self.ids) - self.begin
+
+    def n_notes(self, place: int | None = None) -> int:
+        """Return the notes of the block, or of its ids before a place among all ids."""
+        return count_notes(self.tokenizer, self.ids[:place]) - self.n_notes_before
 
     def limited_tables(self, max_note_seconds: float) -> "GrammarTables":
         """Return the grammar's tables with a limit on the seconds that a note sounds, 0: none."""
@@ -278,7 +284,7 @@ class _BlockWriter:
             if self.is_ended_too_early():
                 self.ids.pop()
                 self.refused_at = len(self.ids)
-                self.n_least = len(self.ids) - self.begin + MIN_NEW_TOKENS
+                self.n_least = self.n_written + MIN_NEW_TOKENS
                 continue
             place = self.first_end()
             if place is None and self.is_enough(len(self.ids)):
@@ -293,23 +299,22 @@ class _BlockWriter:
         if not self.config.min_new_tokens or self.ids[-1] != self.tokenizer.end_id:
             return False
         is_forced = len(self.ids) - 1 == self.refused_at  # the grammar allows nothing else
-        too_long = len(self.ids) - self.begin > self.config.block_tokens + _PATIENCE  # it writes nothing but time
-        return not (is_forced or too_long) and count_notes(self.tokenizer, self.ids) == self.n_notes_before
+        too_long = self.n_written > self.config.block_tokens + _PATIENCE  # it writes nothing but time
+        return not (is_forced or too_long) and not self.n_notes()
 
     def n_missing(self) -> int:
         """Return an estimate of the ids that the block lacks."""
-        n_written = len(self.ids) - self.begin
         if not self.config.block_notes:
-            return max(self.config.block_tokens - n_written, 0)
-        n_notes = count_notes(self.tokenizer, self.ids)
-        per_note = len(self.ids) / n_notes if n_notes > 4 else 8
-        return round(max(self.config.block_notes - n_notes + self.n_notes_before, 0) * per_note)
+            return max(self.config.block_tokens - self.n_written, 0)
+        n_notes = self.n_notes()
+        n_all = self.n_notes_before + n_notes
+        per_note = len(self.ids) / n_all if n_all > 4 else 8
+        return round(max(self.config.block_notes - n_notes, 0) * per_note)
 
     def is_enough(self, place: int) -> bool:
         if not self.config.block_notes:
             return place - self.begin >= self.config.block_tokens
-        n_notes = count_notes(self.tokenizer, self.ids[:place]) - self.n_notes_before
-        return n_notes >= self.config.block_notes
+        return self.n_notes(place) >= self.config.block_notes
 
     def first_end(self) -> int | None:
         """Return the first note boundary after enough ids, or the end of the piece if it was written, or None."""
@@ -322,10 +327,9 @@ class _BlockWriter:
 
     def check_progress(self) -> None:
         limit = _TOKENS_PER_NOTE_MAX * self.config.block_notes + 256
-        if self.config.block_notes and len(self.ids) - self.begin > limit and not self.is_enough(len(self.ids)):
-            n_notes = count_notes(self.tokenizer, self.ids) - self.n_notes_before
+        if self.config.block_notes and self.n_written > limit and not self.is_enough(len(self.ids)):
             raise OrchestrionError(
-                f"the model wrote only {n_notes} of {self.config.block_notes} notes in {len(self.ids) - self.begin}"
+                f"the model wrote only {self.n_notes()} of {self.config.block_notes} notes in {self.n_written}"
                 " tokens; propose again, or give the block a length in tokens"
             )
 
@@ -338,12 +342,12 @@ class _BlockWriter:
         (written,) = sample(
             self.loaded.model,
             [torch.tensor(self.ids)],
-            [self.number << 32 | self.proposal],
+            [self.stream],
             self.config.seed,
             self.config.sampling(
                 len(self.ids) + n_ids,
                 self.loaded.model.max_length,
-                min(max(self.n_least - (len(self.ids) - self.begin), 0), n_ids),
+                min(max(self.n_least - self.n_written, 0), n_ids),
             ),
             tables,
             end_id=self.tokenizer.end_id,
