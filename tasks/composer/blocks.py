@@ -200,11 +200,7 @@ def propose(
 
 
 def accept(session: Session) -> Session:
-    """Return the session with its proposal as the last block.
-
-    Raises:
-        OrchestrionError: no proposal waits.
-    """
+    """Return the session with its proposal as the last block."""
     block = session.proposal
     if block is None:
         raise OrchestrionError(f"session {session.name}: nothing to accept; propose first")
@@ -212,11 +208,7 @@ def accept(session: Session) -> Session:
 
 
 def undo(session: Session) -> Session:
-    """Return the session without its last block, and without the proposal that would have followed it.
-
-    Raises:
-        OrchestrionError: there is no block.
-    """
+    """Return the session without its last block, and without the proposal that would have followed it."""
     if not session.blocks:
         raise OrchestrionError(f"session {session.name}: nothing to undo; no block has been accepted")
     return _after(replace(session, blocks=session.blocks[:-1], proposal=None), "undo", session.blocks[-1])

@@ -260,11 +260,7 @@ def _ended(piece: WrittenIds, limit: Extent, tokenizer: Any) -> tuple[Score, str
 
 
 def read_candidate(candidate: Candidate, folder: Path) -> dict[str, Any]:
-    """Return `facts` and `measured` of a candidate.
-
-    Raises:
-        DamagedFile: they are not what was written.
-    """
+    """Return `facts` and `measured` of a candidate, checked by their seal."""
     return read_sealed(candidate.path(folder, "json"), {"facts": {"midi_sha256": str}, "measured": dict})
 
 

@@ -98,11 +98,7 @@ def read_request(home: Home, model: ModelVersion, checkpoint: Path, config: Gene
 
 
 def find_batch(home: Home, name: str) -> Batch | None:
-    """Return a finished batch, or None.
-
-    Raises:
-        DamagedFile: its manifest is not what was written.
-    """
+    """Return a finished batch, or None; DamagedFile where its manifest is damaged."""
     folder = home.generations / name
     try:
         return Batch(name, folder, read_manifest(folder / "manifest.json"))

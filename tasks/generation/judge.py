@@ -54,7 +54,7 @@ class Judge:
         """Return the judge of a model's pieces; the first call for a dataset takes seconds to make its index.
 
         Raises:
-            ConfigError: pieces are to be chosen or rejected by data that is missing.
+            ConfigError: the settings choose or reject pieces by data that is missing.
         """
         length = (longest_piece(loaded.model, config), piece_limit(config))
         try:

@@ -107,12 +107,10 @@ class BoundTables(GrammarTables):
 
 
 def unwanted(values: NDArray[Any], kind: Literal["pitch", "program"], config: GenerateConfig) -> NDArray[np.bool_]:
-    """Return which ids are pitches outside of the key, or programs other than those wanted.
+    """Return which ids are pitches outside of the key, or other programs; ConfigError where all of them are.
 
     Args:
         values: the pitch or program of each id, -1 for none.
-    Raises:
-        ConfigError: all of them are unwanted.
     """
     if kind == "pitch":
         is_wanted, control = np.isin(values % 12, scale_of(config.key)), f"key={config.key}"

@@ -61,11 +61,7 @@ def latents_of(model: Model, config: GenerateConfig) -> str:
 
 
 def check_latents(model: Model, config: GenerateConfig, n_prompts: int) -> None:
-    """Check that a model has latents where the settings speak of them, and that there are prompts for them.
-
-    Raises:
-        ConfigError: it does not, or there are not.
-    """
+    """Raise ConfigError where the settings need latents that the model lacks, or prompts that are not given."""
     if config.variation and config.best_by == "join" and has_latents(model):
         raise ConfigError("best_by='join' judges bars written anew, but a model with latents writes whole pieces")
     if latents_of(model, config) == "prior":

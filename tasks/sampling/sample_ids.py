@@ -23,13 +23,7 @@ from tasks.sampling.latents import LatentPlan, check_latents, with_latents
 
 
 def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -> None:
-    """Check that a model supports the settings of a batch, before sampling.
-
-    Args:
-        n_prompts: files to go on from; 0: none.
-    Raises:
-        ConfigError: it cannot.
-    """
+    """Raise ConfigError where a model does not support the settings of a batch with `n_prompts` prompts."""
     check_latents(loaded.model, config, n_prompts)
     check_controls(loaded.tokenizer, config)
     try:
@@ -57,21 +51,13 @@ def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -
 
 
 def check_controls(tokenizer: Any, config: GenerateConfig) -> None:
-    """Check that an encoding has ids for the key, the programs, the tempo and the density that a batch asks for.
-
-    Raises:
-        ConfigError: it has none of a kind.
-    """
+    """Raise ConfigError where an encoding has no ids for the key, programs, tempo or density of the settings."""
     token_bias(tokenizer, config)
     bind(tokenizer, grammar_of(tokenizer, config), config)
 
 
 def check_prompt_ids(loaded: LoadedModel, config: GenerateConfig, ids: Sequence[int], name: str) -> None:
-    """Check that a model can go on from a prompt.
-
-    Raises:
-        ConfigError: it is too long, or against what the batch asks for.
-    """
+    """Raise ConfigError where a prompt is too long, or does not obey the settings."""
     longest = longest_piece(loaded.model, config)
     if len(ids) >= longest:
         raise ConfigError(
@@ -91,7 +77,7 @@ def check_prompt_ids(loaded: LoadedModel, config: GenerateConfig, ids: Sequence[
 
 
 def _way_out(config: GenerateConfig) -> str:
-    """Return what makes a prompt shorter; where bars are written again, there is always room."""
+    """Return the advice for a shorter prompt; an infilling always has room."""
     limits = ("prompt_bars", "prompt_notes", "prompt_seconds")
     return "lower " + next((name for name in limits if getattr(config, name)), "prompt_tokens")
 
@@ -120,11 +106,7 @@ def longest_open(tokenizer: Any, max_note_seconds: float) -> int:
 
 
 def grammar_of(tokenizer: Any, config: GenerateConfig) -> Grammar:
-    """Return what the pieces of a batch must obey.
-
-    Raises:
-        ConfigError: a number of tracks is wanted that the encoding cannot have.
-    """
+    """Return the grammar of the pieces of a batch; ConfigError where the encoding has no such number of tracks."""
     if not config.n_tracks:
         return tokenizer.grammar
     if not isinstance(tokenizer, MmmTokenizer):

@@ -55,11 +55,7 @@ class Event:
 
 
 def share_cores(jobs: Sequence[TrainJob], concurrent: int) -> list[TrainJob]:
-    """Return the jobs with the cores that each has where `concurrent` of them run at once.
-
-    Raises:
-        ConfigError: they are more cores than there are.
-    """
+    """Return the jobs with their shares of the cores; ConfigError where `concurrent` of them need more cores."""
     n_cores = cluster.n_cluster_cpus()
     shared = []
     for job in jobs:

@@ -85,7 +85,7 @@ def run_dir_of(home: Home, config: TrainConfig, dataset: DatasetVersion) -> Path
 
 
 def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> TrainJob:
-    """Put together what the workers need.
+    """Return the inputs of the workers.
 
     Raises:
         ConfigError: more workers than the machine or cluster has cores for, or a model that does not go with the
@@ -115,11 +115,7 @@ def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> Tra
 
 
 def check_model(config: TrainConfig, dataset: DatasetVersion) -> None:
-    """Check that the model can be built for a dataset; on shapes alone, without memory for it.
-
-    Raises:
-        ConfigError: it cannot.
-    """
+    """Raise ConfigError where the model cannot be built for a dataset; on shapes alone, without memory for it."""
     tokenizer = tokenizer_from_json(dataset.manifest["encoder"]["settings"])
     model = config.model
     word = model.token_dropout_by if isinstance(model, VaeConfig) and model.token_dropout else "all"
