@@ -69,12 +69,14 @@ class TokenDataset:
                     starts, since pieces begin and end there.
                 whole: from a row's start, every row once in each epoch; what does not fit into a window is cut off.
                 start, end: a row's first or last window; rows are drawn evenly.
-                packed: see `packed`.
+                packed: whole rows in sequence, in an order drawn for each epoch. The rows of an epoch form a ring, cut
+                    every `seq_len`: there is no pad, every token is a target, and the last window runs on into the
+                    first row. The windows of a batch lie far apart in the ring.
         Raises:
             ValueError: another kind.
         """
         if kind == "packed":
-            return self.packed(seed, step, batch_size, seq_len)[0]
+            return self._packed(seed, step, batch_size, seq_len)
         rng = _generator(seed, step)
         if kind == "random":
             starts, ends = self._random_windows(rng, batch_size, seq_len)
@@ -88,24 +90,16 @@ class TokenDataset:
             raise ValueError(f"windows of kind {kind!r}; known: {', '.join(get_args(WindowKind))}")
         return self._windows(starts, ends, seq_len, pad_id)
 
-    def packed(self, seed: int, step: int, batch_size: int, seq_len: int) -> tuple[IntArray, IntArray]:
-        """Return windows full of whole rows, in sequence, in an order drawn for each epoch.
-
-        An epoch's rows stand in a ring that is cut every `seq_len`, so no pad is needed and every token is a
-        target; the last window runs on into the first row. The windows of a batch lie far apart in the ring.
-
-        Returns:
-            tokens int64[batch_size, seq_len + 1], and of the same shape the number of the row within its window,
-            from 1: attention that must not cross from one piece into the next stays between equal numbers.
-        """
+    def _packed(self, seed: int, step: int, batch_size: int, seq_len: int) -> IntArray:
         n_windows = -(-self.n_tokens // seq_len)
         epoch, turn = _epochs(step, batch_size, n_windows)
         begin = turn * _coprime_stride(n_windows) % n_windows * seq_len
-        parts = [
-            self._ring_windows(*self._epoch(seed, number), begin[epoch == number], seq_len + 1)
-            for number in np.unique(epoch).tolist()
-        ]
-        return np.concatenate([tokens for tokens, _ in parts]), np.concatenate([rows for _, rows in parts])
+        return np.concatenate(
+            [
+                self._ring_windows(*self._epoch(seed, number), begin[epoch == number], seq_len + 1)
+                for number in np.unique(epoch).tolist()
+            ]
+        )
 
     def sequential_windows(
         self, seq_len: int, stride: int, batch_size: int, pad_id: int = 0
@@ -166,10 +160,8 @@ class TokenDataset:
         order = _generator(seed, _EPOCHS + epoch).permutation(self.n_rows)
         return order, offsets_of(np.diff(self.offsets)[order])
 
-    def _ring_windows(
-        self, order: IntArray, borders: IntArray, begin: IntArray, length: int
-    ) -> tuple[IntArray, IntArray]:
-        """Return the windows of a ring of rows that begin at these places, and the numbers of the rows in them."""
+    def _ring_windows(self, order: IntArray, borders: IntArray, begin: IntArray, length: int) -> IntArray:
+        """Return the windows of a ring of rows that begin at these places."""
         first = np.searchsorted(borders, begin, side="right") - 1
         rounds, place = np.divmod(begin + length - 1, self.n_tokens)
         last = rounds * self.n_rows + np.searchsorted(borders, place, side="right") - 1
@@ -183,8 +175,7 @@ class TokenDataset:
         lengths = part_ends - part_begins
         source = self.offsets[order[turn]] + part_begins - row_begins
         position = np.arange(len(begin) * length) + np.repeat(source - (np.cumsum(lengths) - lengths), lengths)
-        tokens = self.tokens[position].astype(np.int64)
-        return tokens.reshape(-1, length), np.repeat(number + 1, lengths).reshape(-1, length)
+        return self.tokens[position].astype(np.int64).reshape(-1, length)
 
     def _windows(self, starts: IntArray, ends: IntArray, seq_len: int, pad_id: int) -> IntArray:
         """Return the tokens from `starts` on, and pads from `ends` on."""

@@ -3,7 +3,6 @@
 import math
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from tests.models.vae.small_vae import build_vae, rows
 from tests.samples import short_training, small_corpus
 from tests.studio import Studio, files_of, model_of, scores_of, sidecars_of
 from tests.tasks.config.test_presets import dataset_of, shortened, trained
+from tests.tasks.sampling.test_constraints_by_place import untrained
 
 pytestmark = pytest.mark.slow  # seconds a test; see `make check`
 
@@ -267,7 +267,7 @@ def test_bars_are_those_of_the_file_whatever_the_encoding_leaves_out(tokenizer: 
     drums = [(125 * i, 100, 38, 90, 1) for i in range(200)]
     melody = [(2251 + 500 * i, 400, 60 + i % 12, 80) for i in range(32)]  # each 1 ms behind the beat
     score = make_score(melody + drums, programs=(0, DRUMS))
-    loaded = SimpleNamespace(tokenizer=tokenizer, model=None)
+    loaded = untrained(tokenizer)
     canvas = make_canvas(loaded, GenerateConfig(prompt="x", variation=0.5), "x.mid", score)
     moved = 2.251 - canvas.whole.notes.onset_seconds.min()
     assert canvas.line_seconds[0] == pytest.approx(-moved if moved > 0.01 else 0.0, abs=0.005)
@@ -283,7 +283,7 @@ def test_a_downbeat_is_of_its_bar_however_times_are_rounded(unit: float) -> None
     tokenizer = OoreTokenizer() if unit == 0.008 else OptimusIntTokenizer()
     notes = [(2000 * i, 1900, 60 + i % 12, 80) for i in range(40)]  # bars of 2.125 s, no multiple of the unit
     score = make_score(notes, tempos=((0, 531_250),))
-    loaded = SimpleNamespace(tokenizer=tokenizer, model=None)
+    loaded = untrained(tokenizer)
     canvas = make_canvas(loaded, GenerateConfig(prompt="x", variation=0.5), "x.mid", score)
     for index in range(20):
         for span in canvas.spans(GenerateConfig(prompt="x", variation=0.5), index):

@@ -172,19 +172,17 @@ def test_packed_windows_hold_whole_rows_end_to_end(
         store = TokenDataset([write_rows(Path(folder) / "a.parquet", rows)])
     n_windows = -(-store.n_tokens // seq_len)
     n_steps = -(-n_windows // batch_size)
-    batches = [store.packed(seed, step, batch_size, seq_len) for step in range(1, n_steps + 1)]
-    for tokens, numbers in batches:
-        assert tokens.shape == numbers.shape == (batch_size, seq_len + 1)
-        for window, number in zip(tokens, numbers, strict=True):
-            parts = np.split(window, np.flatnonzero(np.diff(number)) + 1)
-            assert number[0] == 1
-            assert set(np.diff(number).tolist()) <= {0, 1}
+    batches = [store.batch(seed, step, batch_size, seq_len, kind="packed") for step in range(1, n_steps + 1)]
+    for tokens in batches:
+        assert tokens.shape == (batch_size, seq_len + 1)
+        for window in tokens:
+            parts = np.split(window, np.flatnonzero(window[1:] == START) + 1)
             for place, part in enumerate(parts):
                 row = next(row for row in rows if _position(row, part.tolist()) is not None)
                 assert place == 0 or part[0] == row[0] == START
                 assert place == len(parts) - 1 or part[-1] == row[-1] == END
                 assert place in (0, len(parts) - 1) or part.tolist() == row
-    epoch = np.concatenate([tokens for tokens, _ in batches])[:n_windows]
+    epoch = np.concatenate(batches)[:n_windows]
     counts = np.bincount(epoch[:, 1:].ravel(), minlength=END + 1)
     expected = np.bincount(np.concatenate(rows), minlength=END + 1)
     n_twice = n_windows * seq_len - store.n_tokens  # the last window runs on into the first row
@@ -192,13 +190,9 @@ def test_packed_windows_hold_whole_rows_end_to_end(
     assert counts.sum() - expected.sum() == n_twice < seq_len
 
 
-def test_packed_batches_are_the_tokens_of_packed(store: TokenDataset) -> None:
-    np.testing.assert_array_equal(store.batch(1, 9, 5, 12, kind="packed"), store.packed(1, 9, 5, 12)[0])
-
-
 def test_packed_windows_of_a_batch_come_from_all_over_the_epoch(tmp_path: Path) -> None:
     store = TokenDataset([write_rows(tmp_path / "a.parquet", [[START, number, END] for number in range(1, 400)])])
-    batch, _ = store.packed(0, 1, 16, 11)  # four rows each
+    batch = store.batch(0, 1, 16, 11, kind="packed")  # four rows each
     assert len(np.unique(batch[batch < START])) > 16 * 3
 
 
