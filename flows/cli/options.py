@@ -32,6 +32,9 @@ PresetOption = Annotated[str, typer.Option("--preset", help="A whole-run config 
 ModelPresetOption = Annotated[str, typer.Option("--preset", help="Where settings come from; by default the model's.")]
 DatasetOption = Annotated[str, typer.Option("--dataset", help="name or name@version; by default the newest.")]
 ModelOption = Annotated[str, typer.Option("--model", help="name, name@3 or name@champion; by default the newest.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be done, with an estimate of disk and time; change nothing.")
+]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Do it anew even if the same is finished already.")]
 
 

@@ -48,6 +48,8 @@ def test_its_finished_run_is_found(old: tuple[Path, Path]) -> None:
     home, _ = old
     settings = options(*MODEL, "train.seed=0", "train.n_steps=12")
     asked = ["train", "--home", str(home), "--dataset", "small@251d8e45b1452670", "--json"]
+    planned = last_json(orchestrion(home, *asked, *settings, "--dry-run"))
+    assert (planned["status"], planned["step"], planned["disk_bytes"]) == ("finished", 12, 0)
     done = run_flow(home, *asked, *settings)
     trained = last_json(done)
     assert trained["reused"]
@@ -62,6 +64,8 @@ def test_its_stopped_run_goes_on_where_it_stopped(old: tuple[Path, Path]) -> Non
     steps_before = [json.loads(line)["step"] for line in (stopped / "metrics.jsonl").read_text().splitlines()]
     settings = options(*MODEL, "train.seed=2", "train.n_steps=200")
     asked = ["train", "--home", str(home), "--dataset", "small@251d8e45b1452670", "--json"]
+    planned = last_json(orchestrion(home, *asked, *settings, "--dry-run"))
+    assert (planned["status"], planned["step"], planned["run_dir"]) == ("stopped", 19, str(stopped))
     trained = last_json(run_flow(home, *asked, *settings))
     assert Path(trained["run_dir"]) == stopped
     steps = [json.loads(line)["step"] for line in (stopped / "metrics.jsonl").read_text().splitlines()]
