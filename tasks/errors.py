@@ -7,7 +7,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class RejectReason(StrEnum):
-    """Why a file is not in a dataset: the word that the ledger stores, who gives it, and what it means.
+    """Reason why a file is not in a dataset: the word in the ledger, the stage that gives it, and its meaning.
 
     `make docs` writes the table in `docs/data-format.md` from these members. The filters are tried in this order.
     """
@@ -128,7 +128,7 @@ class BadScore(OrchestrionError):
 
 
 class DatasetError(OrchestrionError):
-    """A dataset that cannot be built from its sources, or does not hold what is asked of it."""
+    """A dataset that cannot be built from its sources, or lacks the requested contents."""
 
 
 class CheckpointError(OrchestrionError):
@@ -136,11 +136,11 @@ class CheckpointError(OrchestrionError):
 
 
 class DamagedFile(OrchestrionError):
-    """A file of the home that is not what was written, or is of no shape that can be used."""
+    """A file of the home with other bytes than were written, or with an unusable shape."""
 
 
 class NoSeal(DamagedFile):
-    """A file that could carry a digest of itself and does not: one from before there were digests."""
+    """A file without a digest of itself, from before there were digests."""
 
 
 class HomeError(OrchestrionError):
@@ -150,19 +150,19 @@ class HomeError(OrchestrionError):
 
 
 class Diverged(OrchestrionError):
-    """A training whose gradients or validation losses are no finite numbers any more."""
+    """A training whose gradients or validation losses are no longer finite."""
 
     exit_code = 1
 
 
 class BadHome(HomeError):
-    """A home that cannot be one, by its name or by what is there: the caller's mistake."""
+    """A path that cannot be a home, by its name or its contents: the caller's mistake."""
 
     exit_code = 2
 
 
 class DamagedDatabase(HomeError):
-    """A database of the home that SQLite cannot use as it is."""
+    """A damaged database of the home."""
 
 
 class SweepFailed(OrchestrionError):
@@ -172,13 +172,13 @@ class SweepFailed(OrchestrionError):
 
 
 class Interrupted(OrchestrionError):
-    """The user or the scheduler asked for a stop; what was done is saved."""
+    """A stop by the user or the scheduler; the work done is saved."""
 
     exit_code = 130
 
 
 def words_of(error: BaseException) -> str:
-    """Return a foreign error in one line: the last of a traceback, or the one under a heading."""
+    """Return a foreign error in one line: the last line of a traceback, or the line below a heading."""
     lines = [line.strip() for line in _ANSI.sub("", str(error)).splitlines() if line.strip()]
     if not lines:
         return "out of memory" if isinstance(error, MemoryError) else type(error).__name__
@@ -188,7 +188,7 @@ def words_of(error: BaseException) -> str:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Return what went wrong in a worker, errors of ours first, out of what Ray and Ray Train wrapped it in."""
+    """Return the error that Ray and Ray Train wrapped, the project's own errors first."""
     while True:
         failures = list(getattr(error, "worker_failures", {}).values())
         inner = [getattr(error, name, None) for name in ("controller_failure", "_base_exc", "health_check_failure")]
@@ -205,7 +205,7 @@ def plural(n: int, noun: str, many: str = "") -> str:
     """Return a count with its noun.
 
     Args:
-        noun: of one.
-        many: of several, where that is not the noun and an s.
+        noun: for one.
+        many: for several, if it is not the noun with an s.
     """
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {many or noun + 's'}"

@@ -37,7 +37,7 @@ FIGURES = (
 )  # metric, label, digits
 
 _LIKELIHOOD, _SAMPLES, _CONTINUATIONS = "figures of held-out music", "figures of samples", "figures of continuations"
-CHANGED_BY = {  # setting of an evaluation -> what it changes
+CHANGED_BY = {  # setting of an evaluation -> the figures that it changes
     "seq_len": _LIKELIHOOD,
     "n_samples": _SAMPLES,
     "sample_tokens": f"{_SAMPLES} and of continuations",
@@ -81,7 +81,7 @@ class Contestant:
 
 
 def gather_contestants(home: Home, tracker: Tracker, references: Sequence[str]) -> list[Contestant]:
-    """Return the facts about some models, each once, in the order asked for.
+    """Return the facts about some models, each once, in the given order.
 
     Raises:
         NotFound: one of them is not there, they are more than eight, or fewer than two.

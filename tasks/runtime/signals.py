@@ -81,7 +81,7 @@ def last_words(say: Callable[[], object]) -> Iterator[None]:
 
 
 def say_last_words() -> None:
-    """Print the last messages before a forced end, each with a time limit, because what it needs may hang."""
+    """Print the last messages before a forced end, each with a time limit, because it may hang."""
     for say in reversed(_last_words):
         thread = threading.Thread(target=say, daemon=True)
         thread.start()

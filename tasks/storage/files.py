@@ -27,7 +27,7 @@ _STORAGE_ERRORS = {
 
 
 def storage_problem(error: BaseException | None) -> str | None:
-    """Return what is wrong with the disk in a few words, or None if `error` has no such cause."""
+    """Return the problem of the disk behind an error in a few words, or None if it has another cause."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -81,8 +81,8 @@ def check_output(path: Path) -> None:
 def write_output(path: Path, data: bytes) -> None:
     """Write `data` to a path that a user named.
 
-    A regular file is replaced in one step and keeps its permissions; a symbolic link stays, and what it leads to is
-    written; a device, a pipe or an open descriptor such as /dev/stdout is written to.
+    A regular file is replaced in one step and keeps its permissions; a symbolic link stays, and its target is written;
+    a device, a pipe or an open descriptor such as /dev/stdout is written to.
 
     Raises:
         ConfigError: as `check_output`, or the place cannot be written to.

@@ -191,7 +191,7 @@ def _check_batch(path: Path) -> None:
 
 def _check_index(path: Path) -> None:
     if store.map_index(path) is None:
-        raise DamagedFile(f"{path} is damaged; it is made again when it is asked for")
+        raise DamagedFile(f"{path} is damaged; the next batch makes it again")
 
 
 def _has_header(path: Path) -> bool:

@@ -120,7 +120,7 @@ class _Download:
 
         begin = 0 if self.whole else self._n_partial()
         if begin and not self.known.validator:
-            begin = 0  # nothing would tell whether the rest belongs to what is here
+            begin = 0  # the rest may belong to another file
         headers = {"Accept-Encoding": "identity"}
         if begin:
             headers |= {"Range": f"bytes={begin}-", "If-Range": self.known.validator}
@@ -176,7 +176,7 @@ class _Download:
             start, _, of = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
             if not begin or start.partition("-")[0] != str(begin):
                 self._forget()
-                raise Cut(f"the server sent another range than asked for ({start or 'none'})")
+                raise Cut(f"the server sent another range than requested ({start or 'none'})")
             stated = self._whole_number(answer, "Content-Range", of if of != "*" else "")
             total = stated if stated >= 0 else total
         if total > self.limits.max_download_bytes:

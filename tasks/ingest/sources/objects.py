@@ -74,7 +74,7 @@ def _open_store(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.core.url_to_fs(address)
     except ImportError as error:
         raise ConfigError(f"source {address}: {_first_line(error)}") from None
-    except Exception as error:  # whatever a foreign file system raises
+    except Exception as error:  # any error of a foreign file system
         raise DatasetError(f"source {address}: {_first_line(error)}; pyarrow: {refusal}") from None
 
 
@@ -119,7 +119,7 @@ def list_objects(
         found = sorted(_objects(system, path), key=lambda item: item.name)
     except FileNotFoundError:
         found = []
-    except Exception as error:  # whatever a foreign file system raises
+    except Exception as error:  # any error of a foreign file system
         raise DatasetError(f"source {label}: cannot list it: {_first_line(error)}") from None
     if not found:
         raise NotFound(f"source {label} does not exist or is empty")
@@ -210,7 +210,7 @@ class _Fetcher:
                     data = stream.read(limit + 1)
             except FileNotFoundError:
                 return BadRead(RejectReason.VANISHED, f"gone since the store was listed ({name})")
-            except Exception as error:  # whatever a foreign file system raises
+            except Exception as error:  # any error of a foreign file system
                 problem = _first_line(error)
                 continue
             if len(data) > limit:
@@ -236,7 +236,7 @@ class _Fetcher:
                 facts.unlink(missing_ok=True)
         except DatasetError:
             raise
-        except Exception as error:  # whatever a foreign file system raises
+        except Exception as error:  # any error of a foreign file system
             shown = printable(item.name)
             raise DatasetError(f"source {self.label}: cannot fetch {shown}: {_first_line(error)}") from None
         write_atomically(facts, sealed_bytes({"identity": identity}))
