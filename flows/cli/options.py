@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cli import completion
 from flows.cli.run_flow import build_config, early_config
 from flows.services import environment
 from tasks.storage.files import json_text
@@ -28,9 +29,22 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="End with one JSON object on stdout; all else goes to stderr.")
 ]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Print more, tracebacks included.")]
-PresetOption = Annotated[str, typer.Option("--preset", help="A whole-run config by name; see `orchestrion presets`.")]
-ModelPresetOption = Annotated[str, typer.Option("--preset", help="Where settings come from; by default the model's.")]
-DatasetOption = Annotated[str, typer.Option("--dataset", help="name or name@version; by default the newest.")]
+PresetOption = Annotated[
+    str,
+    typer.Option(
+        "--preset", help="A whole-run config by name; see `orchestrion presets`.", autocompletion=completion.presets
+    ),
+]
+ModelPresetOption = Annotated[
+    str,
+    typer.Option(
+        "--preset", help="Where settings come from; by default the model's.", autocompletion=completion.presets
+    ),
+]
+DatasetOption = Annotated[
+    str,
+    typer.Option("--dataset", help="name or name@version; by default the newest.", autocompletion=completion.datasets),
+]
 ModelOption = Annotated[str, typer.Option("--model", help="name, name@3 or name@champion; by default the newest.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be done, with an estimate of disk and time; change nothing.")
@@ -119,7 +133,12 @@ class SourceOptions:
         typer.Option("--licence", help="Accept only files whose source states this licence. Repeatable."),
     ] = None
     encoding: Annotated[
-        str, typer.Option("--encoding", help="Encoding by name; by default the preset's. See dataset.encoding.")
+        str,
+        typer.Option(
+            "--encoding",
+            help="Encoding by name; by default the preset's. See dataset.encoding.",
+            autocompletion=completion.encodings,
+        ),
     ] = ""
     augment: Annotated[
         str,

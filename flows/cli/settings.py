@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from flows.cli import completion
 from flows.cli.app import app
 from flows.cli.options import JsonOption
 from tasks.storage.files import json_text
@@ -12,7 +13,9 @@ from tasks.storage.files import json_text
 @app.command(epilog="Example: orchestrion settings train.schedule --preset rga")
 def settings(
     section: Annotated[str, typer.Argument(help="Such as train or train.model; by default all.")] = "",
-    preset: Annotated[str, typer.Option("--preset", help="Show this preset's values as defaults.")] = "",
+    preset: Annotated[
+        str, typer.Option("--preset", help="Show this preset's values as defaults.", autocompletion=completion.presets)
+    ] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/settings.md.")] = False,
     as_json: JsonOption = False,
 ) -> None:
