@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import nn
 
-from models.registry import Model, build_model
+from models.registry import Model, build_model, build_shapes
 from tasks.config.serialization import from_json
 from tasks.config.training import TrainConfig
 from tasks.errors import CheckpointError, DamagedFile, NotFound, OrchestrionError
@@ -184,8 +184,8 @@ def load_model(folder: Path) -> LoadedModel:
     if n_layers > len(weights):
         raise CheckpointError(f"{folder}: {n_layers} layers in state.json, but {len(weights)} tensors in {WEIGHTS}")
     try:
-        with torch.device("meta"):  # on shapes alone, before a wrong config takes time or memory
-            shapes = build_model(config.model, tokenizer.vocab_size, tokenizer.pad_id)
+        # Before a wrong config takes time or memory.
+        shapes = build_shapes(config.model, tokenizer.vocab_size, tokenizer.pad_id)
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{folder / 'state.json'}: no such model can be built: {_first_line(error)}") from None
     _compare_shapes(folder, weights, shapes)

@@ -48,12 +48,10 @@ def preset_facts(name: str) -> dict[str, Any]:
     facts = row | {"about": PRESETS[name].__doc__, "settings": to_json(config)}
     if not isinstance(config.train.model, VaeConfig):
         return facts
-    import torch
+    from models.registry import build_shapes
 
-    from models.vae.model import Vae
-
-    with torch.device("meta"):  # shapes alone, without memory for them
-        return facts | {"shapes": Vae(config.train.model, row["vocab_size"]).summary()}
+    model: Any = build_shapes(config.train.model, row["vocab_size"])
+    return facts | {"shapes": model.summary()}
 
 
 def _row(name: str) -> dict[str, Any]:

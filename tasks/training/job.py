@@ -4,11 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed
-
 from models.config import VaeConfig
-from models.registry import build_model
+from models.registry import build_shapes
 from tasks.config.serialization import digest, to_json
 from tasks.config.training import TRAIN_WITHOUT_EFFECT, TrainConfig
 from tasks.dataset.versions import DatasetVersion
@@ -125,7 +122,6 @@ def check_model(config: TrainConfig, dataset: DatasetVersion) -> None:
             f" {tokenizer.name}; set it to all, or train.model.token_dropout to 0"
         )
     try:
-        with torch.device("meta"):
-            build_model(model, tokenizer.vocab_size, tokenizer.pad_id)
+        build_shapes(model, tokenizer.vocab_size, tokenizer.pad_id)
     except ValueError as error:
         raise ConfigError(f"train.model: {error}") from None
