@@ -114,7 +114,7 @@ class CachePlan:
     """What every layer needs to know about one call with a cache that already holds tokens.
 
     Attributes:
-        position_BT: where each new token stands in its row.
+        position_BT: place of each new token in its row.
         n_keys: keys that the call looks at, old and new.
         n_distances: rows of a relative table, from its end, that the call needs.
         start: the place of the first new token, where it is the same in all rows; otherwise None.

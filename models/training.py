@@ -252,7 +252,7 @@ def train_step(
         n_hidden: the same for what an auxiliary loss is a mean over, see `count_batch`; None: `tokens_BT` is the whole
             batch.
         beta1: of Adam, at this step; None: as it is.
-        grad_accumulation_steps: the batch goes through the model in so many parts, in sequence, in as much less memory.
+        grad_accumulation_steps: parts in which the batch goes through the model, one after the other.
         bf16: run the forward pass in bfloat16 where torch holds that to be safe; weights and loss stay float32.
     """
     if n_targets <= 0:

@@ -2,7 +2,7 @@
 
 With few rows a step takes about as long as reading all weights once. Each product leaves the processor's caches full of
 weights, so what a module does around its product is read again from memory: with 10.8 million parameters that is a
-seventh of the step. Here every layer's weights are at hand, and nothing stands between one product and the next.
+seventh of the step. Here every layer's weights are at hand, and one product follows the other.
 """
 
 from dataclasses import dataclass

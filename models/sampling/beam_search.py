@@ -147,7 +147,7 @@ class _Search:
             self.rows.advance(ids_B[order])
 
     def pack(self, rows: list[int]) -> None:
-        """Move rows so that those in use stand at the front, in the order they had."""
+        """Move the rows in use to the front, in the order they had."""
         for target, source in enumerate(sorted(rows)):
             if source != target:
                 self.copy(source, target)

@@ -149,7 +149,7 @@ class GrammarTables:
 
 
 class GrammarRows:
-    """Where each row of a batch stands in a grammar."""
+    """The state of each row of a batch in a grammar."""
 
     def __init__(self, tables: GrammarTables, batch_size: int) -> None:
         device = tables.next_state_SV.device

@@ -153,7 +153,7 @@ class Sampler:
         self.is_waiting_B[:] = False
 
     def prepare(self) -> None:
-        """See to it that each row has room in its cache and a uniform for one more id."""
+        """Give each row room in its cache and a uniform for one more id."""
         n = len(self.piece_of_row)
         context = self.request.context
         for row in range(n):
@@ -346,7 +346,7 @@ def sample(
         prompts: int64 vectors of at least one id, shorter than `max_tokens`, without `pad_id` and `end_id`.
         piece_indices: keys of the pieces' random streams, one for each prompt.
         grammar: masks ids that would break it; prompts must obey it. None: every id but padding may come. Tables
-            that stand on the model's device already are not copied.
+            that are on the model's device already are not copied.
         end_id, pad_id: the id after the last one, and the one that is never drawn.
         batch_size: rows in work at once; a row whose piece is complete takes the next prompt.
         temperature, top_k: functions of the number of ids so far, in place of the settings in `config`.

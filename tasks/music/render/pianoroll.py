@@ -99,7 +99,7 @@ def draw_piano_roll(
 
 
 def _lanes(score: Score) -> dict[str, float]:
-    """Return what is drawn, from top to bottom, with its share of the height."""
+    """Return the lanes from top to bottom with their shares of the height."""
     lanes = {"notes": 1.0, "pedal": 0.045, "drums": 0.2}
     if not len(score.pedals.track):
         del lanes["pedal"]

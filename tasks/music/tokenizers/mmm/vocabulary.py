@@ -12,7 +12,7 @@ from tasks.music.arrays import IntArray
 
 SPECIAL = ("[UNK]", "[PAD]", "[SOS]", "[EOS]", "[TDR]")
 UNKNOWN, PAD, START, END = 0, 1, 2, 3
-DRUMS = 128  # stands among the programs
+DRUMS = 128  # among the programs
 DENOMINATORS = (1, 2, 4, 8, 16)
 MAX_NUMERATOR = 255
 FOUR_FOUR = 4 << 5 | 4
@@ -116,8 +116,8 @@ class MmmConfig:
         whole = complete(self, self.vocabulary)
         if self.vocabulary != whole:
             lacking = sorted(set(whole) - set(self.vocabulary))
-            said = f"lacks {lacking[0]!r}" if lacking else "is not sorted, or holds a word twice"
-            raise ValueError(f"vocabulary: {said}; with_symbols makes it whole")
+            message = f"lacks {lacking[0]!r}" if lacking else "is not sorted, or holds a word twice"
+            raise ValueError(f"vocabulary: {message}; with_symbols makes it whole")
 
     def with_symbols(self, symbols: Iterable[str]) -> "MmmConfig":
         """Return the config with a vocabulary of these words and of those that every text needs.

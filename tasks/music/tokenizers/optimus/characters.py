@@ -18,7 +18,7 @@ from tasks.music.tokenizers.optimus.rows import OFFSET, RowRules, Rows, arrange_
 PAD, START, END, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unknown>")
 SURROGATES = 0xD800  # the first code point that is no character; the next one that is lies 0x800 after it
-MAX_VALUE = 0x10FFFF - 0x800 - OFFSET  # stands as the last of all characters
+MAX_VALUE = 0x10FFFF - 0x800 - OFFSET  # that of the last character
 # Whatever the music holds: the header's, and all values of pitch, velocity and channel, so that transposing adds none.
 _ALWAYS = frozenset("\n") | {chr(value + OFFSET) for value in range(128)}
 
@@ -42,9 +42,9 @@ class OptimusTxtConfig:
 
     Args:
         velocities, channels: write them: 4 or 5 characters a note in place of 3.
-        chordify: the notes of one onset stand on one line.
+        chordify: write the notes of one onset on one line.
         melody_conditioned: with `channels`: channel 0 for the highest note of an onset where it is C4 or higher, and
-            for nothing else, whatever plays it; the other pitched notes stand one channel higher.
+            for nothing else, whatever plays it; the channels of the other pitched notes are one higher.
         header: begin a piece with a line that says how many notes it has.
         unit_milliseconds: 1-1000, of times and durations.
         max_milliseconds: longer gaps and durations are shortened to it.

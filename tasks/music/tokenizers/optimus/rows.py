@@ -19,13 +19,13 @@ from tasks.music.score import Score, build_score
 from tasks.music.tokenizers.loops import sort_run, to_unit
 from tasks.music.transforms import apply_sustain
 
-OFFSET = 33  # stands before a value in both encodings
+OFFSET = 33  # added to a value in both encodings
 MAX_DURATION = (1 << 21) - 1  # units, in a row
 MELODY_PITCH_MIN = 60  # a lower note is no melody
 MELODY_CHANNEL = 0
 # Piano, guitar, bass, violin, cello, harp, trumpet, clarinet and flute; drums; then pianos.
 PATCHES = np.array([0, 24, 32, 40, 42, 46, 56, 71, 73, 0, 0, 0, 0, 0, 0, 0], np.uint8)
-# The patch that stands for each family of eight programs of General MIDI; strings are told apart.
+# The channel of each family of eight programs of General MIDI; strings have several.
 CHANNEL_OF_PROGRAM = np.repeat(np.array([0, 0, 0, 1, 2, 3, 3, 6, 7, 8, 8, 3, 0, 1, 0, 0], np.uint8), 8)
 CHANNEL_OF_PROGRAM[[42, 43, 46, 47]] = 4, 4, 5, 2  # cello, contrabass, harp, timpani
 
@@ -64,7 +64,7 @@ class RowRules:
     """How notes become rows.
 
     Args:
-        velocities, channels: does a row have them?
+        velocities, channels: whether a row has them.
         channels_by, drums, sustain: see `OptimusIntConfig`.
         max_duration: units of the longest row.
         max_repeats: 0 shortens longer notes to `max_duration`. Above, they become rows of just that and a shorter one,
@@ -194,7 +194,7 @@ def build_rows_score(
 
 
 def _channels(batch: NoteBatch, rules: RowRules) -> tuple[ByteArray, IntArray]:
-    """Return the channel of each note, and how many notes of each piece stand on the last one for want of more."""
+    """Return the channel of each note, and the notes of each piece that share the last one, as no other is free."""
     n_shared = np.zeros(batch.n_pieces, np.int64)
     if not rules.channels:
         return np.zeros(batch.n_notes, np.uint8), n_shared
@@ -322,7 +322,7 @@ def _order(
 
 @njit(cache=True, nogil=True)
 def _put(key: Any, row: int, head: Any, length: Any, now: Any, split_at: Any, queue: Any, n_queued: int) -> int:
-    """Write a row and queue what is left of its note; return how many are queued by now."""
+    """Write a row and queue what is left of its note; return the number of queued ones."""
     key[row] = head | (MAX_DURATION - min(length, split_at)) << _DURATION_BIT
     if length < split_at:
         return n_queued

@@ -1,8 +1,8 @@
 """The text encoding of Optimus VIRTUOSO: a line for each note or onset, a character for each value.
 
 A note is time since the note before, duration and pitch, then velocity and channel where they are wanted.
-Source: Optimus VIRTUOSO (2021), the encoding TXT; its characters and lines, but every note stands once, is timed from
-the note before, and values that are no Unicode characters are skipped.
+Source: Optimus VIRTUOSO (2021), the encoding TXT; its characters and lines, but every note is written once, is timed
+from the note before, and values that are no Unicode characters are skipped.
 """
 
 import re
@@ -82,9 +82,9 @@ class OptimusTxtTokenizer(Tokenizer):
     def encode(self, batch: NoteBatch) -> TokenBatch:
         """Encode whole pieces, each from <start> to <end>.
 
-        Onsets and ends are rounded to units one by one, so no error adds up. Notes stand by onset, and in one onset
-        from the highest pitch down, drums last. A value without a character in the vocabulary becomes <unknown>; its
-        note is counted.
+        Onsets and ends are rounded to units one by one, so no error adds up. Notes are in order of onset, and in one
+        onset from the highest pitch down, drums last. A value without a character in the vocabulary becomes
+        <unknown>; its note is counted.
 
         Raises:
             ConfigError: the vocabulary has not been learned.
@@ -165,7 +165,7 @@ class OptimusTxtTokenizer(Tokenizer):
     def from_text(self, text: str) -> list[tuple[str, Score]]:
         """Return the name and the music of each song; the inverse of `to_text`, and of `dataset_text`.
 
-        Forgiving like `decode`; what is before the first header is no song.
+        Forgiving like `decode`; text before the first header is left out.
         """
         text = re.sub(r"(?m)^TOTAL_SONGS_IN_DATASET=\d+\n?\Z", "", text)
         heads = list(re.finditer(r"(?m)^SONG=(.*)\n?", text))

@@ -17,7 +17,7 @@ _MAX_STATES = 1 << 15
 
 
 def build_grammar(vocabulary: RemiVocabulary) -> Grammar:
-    """Return the grammar of all that encoding writes, and of no position before the one it stands at.
+    """Return the grammar of all that encoding writes, and of no position before the current one.
 
     A piece may end after a whole note, a tempo or a bar, a chord is followed by a note, and positions stay within the
     time signature. No slot is ever open. A bar counts as 4 quarters of time and a rest as its length in 4/4; a
@@ -52,7 +52,7 @@ def _fill_fixed(table: NDArray[np.int16], vocabulary: RemiVocabulary, opened: ND
     table[BEGIN, start], table[FINISHED, pad] = BODY, FINISHED
     table[BODY, _ids(vocabulary, Kind.BAR)] = AFTER_BAR if config.time_signatures else common + OPEN
     table[AFTER_BAR, _ids(vocabulary, Kind.METER)] = opened[: len(_ids(vocabulary, Kind.METER))]
-    if not config.time_signatures and not config.tempos:  # nothing stands at the beginning of every piece
+    if not config.time_signatures and not config.tempos:  # no piece needs anything at its beginning
         table[BODY, end] = FINISHED
         table[BODY, _ids(vocabulary, Kind.REST)] = common + RESTED
 
