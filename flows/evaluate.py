@@ -9,7 +9,8 @@ from flows.triggers import check_trigger
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.serialization import to_json
 from tasks.dataset.versions import resolve_dataset
-from tasks.evaluation.summary import evaluation_card, log_evaluation, report_address
+from tasks.evaluation.card import report_markdown
+from tasks.evaluation.summary import log_evaluation, report_address
 from tasks.runtime.prefect_tasks import artifact_key, publish_summary
 from tasks.storage.home import Home
 from tasks.tracking.mlflow_tracker import Tracker
@@ -51,7 +52,7 @@ def evaluate(
             promoted = log_evaluation(run, result, chosen, version, config)
         publish_summary(
             artifact_key("evaluate", chosen.name),
-            evaluation_card(result, chosen, version, config),
+            report_markdown(result, chosen.reference, version, config),
         )
         return {
             "model_version": chosen.reference,

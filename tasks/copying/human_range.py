@@ -5,6 +5,7 @@ length L, a power of two, by one excerpt of at most L notes from the middle of e
 """
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,9 +15,7 @@ import numpy as np
 SHARE = 0.95  # of human pieces that the human range holds
 ALPHA = 0.05  # chance at which a batch of human music would be called beyond the range
 SHORTEST, LONGEST = 32, 1 << 16  # notes of the excerpts; pieces of half the shortest are too short to be judged
-FOUND_BY_CHANCE = (
-    13  # notes of the longest run that the search may miss, see `SURE_NOTES` in `tasks.music.similarity.shared_runs`
-)
+FOUND_BY_CHANCE = 13  # notes of the longest run that the search may miss; `SURE_NOTES` in `shared_runs` is one more
 _FEWEST = 19  # human pieces from which a 95 % limit is known: one in twenty of them and the next
 
 
@@ -60,7 +59,6 @@ class HumanRange:
         return max(FOUND_BY_CHANCE, self._sorted(length)[_rank(self.n_excerpts(length)) - 1])
 
     def n_excerpts(self, length: int) -> int:
-        """Return how many excerpts there are of a length."""
         return sum(self.runs[length].values())
 
     def quantiles(self, length: int) -> dict[str, float]:
@@ -98,7 +96,7 @@ def human_range(n_held_out: int, pieces: Iterable[tuple[int, np.ndarray, np.ndar
         n_held_out: of which `pieces` may be a sample.
         pieces: for each, its number of pitched notes, and the first note and the length of each run it shares.
     """
-    runs: dict[int, dict[int, int]] = {}
+    runs = defaultdict[int, Counter[int]](Counter)
     n_measured = 0
     for n_notes, first, run_notes in pieces:
         n_measured += 1
@@ -107,9 +105,7 @@ def human_range(n_held_out: int, pieces: Iterable[tuple[int, np.ndarray, np.ndar
             begin = max(0, (n_notes - length) // 2)
             end = min(n_notes, begin + length)
             inside = np.minimum(first + run_notes, end) - np.maximum(first, begin)
-            longest = int(inside.max(initial=0))
-            of_length = runs.setdefault(length, {})
-            of_length[longest] = of_length.get(longest, 0) + 1
+            runs[length][int(inside.max(initial=0))] += 1
             length *= 2
     ordered = {length: dict(sorted(counts.items())) for length, counts in sorted(runs.items())}
     return HumanRange(n_held_out, n_measured, ordered)
@@ -137,24 +133,24 @@ def judge_batch(human: HumanRange, pieces: Sequence[tuple[int, int]]) -> BatchVe
     The rule: a piece is beyond the human range if its longest shared run is longer than `HumanRange.limit` for its
     length. The batch is beyond if so many pieces would be with a chance of at most 5 %, were they drawn as the held-out
     ones. Of m pieces compared with n excerpts whose r-th run is the limit, that number has a beta-binomial distribution
-    with parameters m, n + 1 - r and r: exact for any distribution of runs, and equal runs or
-    a limit of 13 only make it milder. Numbers
-    for pieces of different lengths are added as if the excerpts of each length were other people's.
+    with parameters m, n + 1 - r and r: exact for any distribution of runs, and equal runs or a limit of
+    13 only make it milder. Numbers for pieces of different lengths are added as if the excerpts of each length were
+    other people's.
 
     Args:
         pieces: for each, its number of pitched notes and its longest shared run, 0 where there is none.
     """
     from scipy.stats import betabinom
 
-    by_length: dict[int, int] = {}
+    by_length = Counter[int]()
     n_beyond = 0
     for n_notes, n_run in pieces:
         length, limit = human.length_for(n_notes), human.limit(n_notes)
         if length is None or limit is None:
             continue
-        by_length[length] = by_length.get(length, 0) + 1
+        by_length[length] += 1
         n_beyond += n_run > limit
-    n_judged = sum(by_length.values())
+    n_judged = by_length.total()
     if not n_judged:
         nothing = {"n_judged": 0, "n_beyond": 0, "share_beyond": 0.0, "p_value": None, "is_beyond": None}
         return BatchVerdict(n_pieces=len(pieces), **nothing)

@@ -76,10 +76,6 @@ class CopyMatch:
     transposition: int
     stretch: float
 
-    def as_json(self) -> dict[str, Any]:
-        """Return a plain dict."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PieceCheck:
@@ -166,7 +162,6 @@ class CopyIndex:
         return judge_batch(self.human, [(check.n_notes, check.n_run_notes) for check in checks])
 
     def runs(self, lines: "Lines", piece: int) -> "Runs":
-        """Return the runs that one of some lines shares with the training split."""
         from tasks.music.similarity.shared_runs import find_runs
 
         begin, end = lines.offsets[piece : piece + 2]

@@ -95,7 +95,6 @@ def _matched(old: pa.ChunkedArray, new: pa.ChunkedArray) -> tuple[np.ndarray, np
 
 
 def _moved_pieces(old: pa.Table, new: pa.Table) -> int:
-    """Count accepted contents that are in another split than before."""
     old, new = (table.filter(pc.equal(table.column("status"), "accepted")) for table in (old, new))
     old_place, _ = _matched(old.column("content_hash"), new.column("content_hash"))
     both = np.flatnonzero(old_place >= 0)

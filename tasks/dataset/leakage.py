@@ -153,7 +153,6 @@ class _Grams:
 
 
 def _compare(table: _Grams, held: NDArray[np.int64], train: NDArray[np.int64], piece_bound: float) -> SplitLeakage:
-    """Return what some held-out pieces share with train."""
     sizes = np.diff(table.offsets)[held]
     rated = held[sizes >= MIN_GRAMS]
     if not len(rated) or not len(train):

@@ -202,7 +202,6 @@ def _candidates(words: "WordArray", next_words: "WordArray", reach: int) -> Iter
 def _near(
     signatures: "WordArray", n_shingles: "FloatArray", left: "IntArray", right: "IntArray", config: GroupConfig
 ) -> NDArray[np.bool_]:
-    """Return which pairs are near-duplicates."""
     from tasks.music.similarity.fingerprint import N_PERMUTATIONS, count_equal
 
     equal = count_equal(signatures, left, right)

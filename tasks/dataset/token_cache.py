@@ -118,7 +118,6 @@ def _make(path: Path, shards: Sequence[Path]) -> FlatTokens:
 
 
 def _write(path: Path, shards: Sequence[Path]) -> int:
-    """Write a flat file and return the number of tokens."""
     lengths, n_tokens = [np.zeros(0, np.int64)], 0
     with mapped_file(path) as (handle, header):
         for shard in shards:

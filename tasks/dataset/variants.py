@@ -46,7 +46,6 @@ class TokenRows:
     parts: list[tuple[Variant, IntArray, TokenBatch]] = field(default_factory=list)  # variant, its pieces, their tokens
 
     def add(self, variant: Variant, pieces: IntArray, tokens: TokenBatch) -> None:
-        """Add the tokens of some pieces, given as indices, in one variant."""
         self.parts.append((variant, pieces, tokens))
         self.counts.n_rows += len(pieces)
         self.counts.n_tokens += len(tokens.ids)

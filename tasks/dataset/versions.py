@@ -69,12 +69,10 @@ class DatasetVersion:
         return [*(self.folder / path for path in stages), *tokens]
 
     def missing_files(self) -> list[Path]:
-        """Return the files of the version that are not there any more."""
         sums = (checksum_path(self.ledger), checksum_path(self.manifest_path))
         return [path for path in [self.ledger, self.hashes_path, *sums, *self.shards()] if not path.exists()]
 
     def token_shards(self, split: str) -> list[Path]:
-        """Return the token shards of one split, in the manifest's order."""
         return [self.folder / path for path in self.manifest["splits"][split]["shards"]]
 
     @property

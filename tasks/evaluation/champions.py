@@ -36,7 +36,6 @@ class Rivalry:
 
     @property
     def paragraph(self) -> str:
-        """A paragraph about it, in Markdown."""
         line = f"\n{self.verdict}\n"
         if self.champion:
             line += f"\nChampion {self.champion}: {self.reference:.4f} bits per note; this model: {self.own:.4f}."

@@ -30,7 +30,7 @@ def log_evaluation(
     """
     rivalry = None if config.split == "train" else against_champion(run.tracker, result, model, dataset, config)
     is_promoted = bool(rivalry and rivalry.is_won and config.promote)
-    card = evaluation_card(result, model, dataset, config) + (rivalry.paragraph if rivalry else "")
+    card = report_markdown(result, model.reference, dataset, config) + (rivalry.paragraph if rivalry else "")
     run.log_metrics({f"{config.split}/{name}": value for name, value in result.metrics.items()})
     if result.tokens_per_second:
         run.log_metrics({"samples_tokens_per_second": result.tokens_per_second})
@@ -66,8 +66,3 @@ def report_address(run: Run) -> str:
     """Return the path of an evaluation's page, or its address where it is no file of this machine."""
     address = f"{run.tracker.client.get_run(run.run_id).info.artifact_uri}/{EVALUATION_PAGE}"
     return url2pathname(urlsplit(address).path) if address.startswith("file://") else address
-
-
-def evaluation_card(result: "Evaluation", model: ModelVersion, dataset: DatasetVersion, config: EvaluateConfig) -> str:
-    """Return an evaluation as Markdown."""
-    return report_markdown(result, model.reference, dataset, config)

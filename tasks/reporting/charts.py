@@ -34,7 +34,6 @@ class Chart:
     ticks: Sequence[tuple[float, str]]
 
     def name(self, place: int) -> str:
-        """Return the words for one bin."""
         low, high = self.ends[place]
         return f"{low} to {high}" if low and low != high else high
 

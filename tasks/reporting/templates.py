@@ -13,7 +13,6 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from markupsafe import escape as escape_text
 
 from tasks.errors import plural
 from tasks.reporting.axes import BOTTOM, HEAD, LEFT, RIGHT, WIDTH
@@ -54,11 +53,6 @@ def path_html(path: str) -> Markup:
     return templates_of(HERE).get_template("macros.html").module.path(path)  # type: ignore[attr-defined]
 
 
-def escape(value: Any) -> Markup:
-    """Return a value as text for HTML: cut, escaped, without control characters."""
-    return escape_text(_printable(_short(value)))
-
-
 def chart_macros() -> Any:
     """Return the macros of charts.html."""
     return templates_of(HERE).get_template("charts.html").module
@@ -87,7 +81,6 @@ def data_address(mime: str, data: bytes) -> Markup:
 
 
 def _short(value: Any) -> Any:
-    """Cut a text that is too long."""
     return value if isinstance(value, Markup) else shorten(str(value))
 
 

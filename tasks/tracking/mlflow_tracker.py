@@ -126,7 +126,6 @@ class Run:
         self._client.set_tag(self.run_id, "mlflow.note.content", markdown)
 
     def use_dataset(self, dataset: TrackedDataset, context: str) -> None:
-        """Record that the run read a dataset version."""
         from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag

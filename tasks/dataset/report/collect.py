@@ -116,7 +116,6 @@ def facts_of_leakage(leakage: Mapping[str, Any], ledger: "pa.Table | None" = Non
 
 
 def _changes_of(changes: Mapping[str, Any]) -> ChangeFacts:
-    """Take what `dataset_changes.compare_versions` found."""
     counts = {name: n for name, n in changes.items() if name.startswith("n_")}
     examples = [(kind, path) for kind, paths in changes["examples"].items() for path in paths]
     named = {"previous": changes["previous"], "shards": changes["shards"], "settings": changes["settings"]}

@@ -87,7 +87,6 @@ class SampleFacts:
 
     @classmethod
     def from_song(cls, song: Mapping[str, Any], split: str, path: str) -> "SampleFacts":
-        """Take the columns of one row of a song shard."""
         names = ("onset_seconds", "pitch", "velocity", "program", "is_drum", "track")
         columns = {name: list(song[name]) for name in (*names, "pedal_onset_seconds", "pedal_track")}
         for kind in ("", "pedal_"):
@@ -154,7 +153,6 @@ class ReportFacts:
         return [(state, self.states.get(state, 0)) for state in (*STATES, *others)]
 
     def headline(self) -> dict[str, str]:
-        """Return the key figures as text."""
         figures = {"files found": self.n_files, **dict(self.state_counts()), "notes kept": self.n_notes_out}
         shown = {name: f"{n:,}" for name, n in figures.items()}
         if self.splits:

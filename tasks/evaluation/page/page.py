@@ -19,7 +19,7 @@ from tasks.evaluation.page.music_sections import continuation_section, copying_s
 from tasks.reporting.frame import assemble_page
 from tasks.reporting.markup import label_of, say
 from tasks.reporting.spreads import Scale, draw_interval
-from tasks.reporting.templates import escape, templates_of
+from tasks.reporting.templates import templates_of
 from tasks.storage.project import git_commit
 from tasks.tracking.mlflow_tracker import ModelVersion
 
@@ -35,7 +35,6 @@ class Decision:
     is_promoted: bool
 
     def in_words(self) -> str:
-        """Return the reason and what follows from it."""
         if self.rivalry is None:
             return "This is the music that models learn from, so it makes no champion."
         if self.is_promoted:
@@ -66,7 +65,7 @@ def evaluation_page(
         ("speed", "Speed", page.speed(_speed(result))),
         ("origin", "Origin and settings", page.origin(_origin(result, model, dataset, config, run_id))),
     ]
-    subtitle = Markup("on <code>{}</code>, {}").format(escape(dataset.reference), escape(config.split))
+    subtitle = Markup("on <code>{}</code>, {}").format(dataset.reference, config.split)
     headline = _headline(result, decision)
     return assemble_page("Evaluation", model.reference, subtitle, headline, _warnings(result, config), sections)
 

@@ -160,7 +160,6 @@ def _draw(
 
 @njit(cache=True, nogil=True)
 def _is_together(times: Any, n: int, i: int) -> bool:
-    """Return whether note i lies in one moment with the note before it."""
     low, high = max(0, i - _AROUND), min(n - 1, i + _AROUND - 1)
     mean = (times[high] - times[low]) / (high - low)
     return times[i] - times[i - 1] <= min(_TOGETHER * mean, _MOST_APART)
