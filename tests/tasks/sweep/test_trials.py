@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from models.config import WarmupCosineSchedule
@@ -21,7 +20,7 @@ from tasks.training.metrics_log import read_points
 from tasks.training.trainer import read_progress
 from tasks.training.worker import run_steps
 from tests.samples import short_training
-from tests.tasks.training.test_train import assert_same_run
+from tests.tasks.training.test_train import assert_same_run, descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray")]
 
@@ -103,7 +102,7 @@ def test_a_killed_process_is_begun_again_as_often_as_settings_allow(
     for event in run_trials({1: job}, concurrent=1):
         events.append(event)
         if event.points and not killed:
-            trials = [p for p in psutil.Process().children(recursive=True) if "ImplicitFunc" in " ".join(p.cmdline())]
+            trials = descendants("ImplicitFunc")
             killed += [process.pid for process in trials]
             for process in trials:
                 process.kill()

@@ -1,5 +1,6 @@
 """Training: a run that was stopped or killed ends with the same bits as one that was not, on Ray and off it."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -591,12 +592,21 @@ def test_one_worker_on_ray_gives_the_bits_of_no_ray_at_all_though_it_is_killed(
     assert not (tmp_path / "run" / "ray").exists()
 
 
+def descendants(part: str) -> list[psutil.Process]:
+    """Return the processes below this one whose command line has a part; what has just ended has none."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if part in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
 def kill_training_worker() -> list[int]:
     """SIGKILL one training worker among this process's own descendants; return its id."""
-    for process in psutil.Process().children(recursive=True):
-        if "RayTrainWorker" in " ".join(process.cmdline()):
-            process.kill()
-            return [process.pid]
+    for process in descendants("RayTrainWorker")[:1]:
+        process.kill()
+        return [process.pid]
     return []
 
 
