@@ -46,9 +46,9 @@ lint: setup
 bench: setup
 	for script in bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
-# Write the tables in docs/ that are made from the code.
+# Write the pages and tables in docs/ that are made from the code.
 docs: setup
-	$(BIN)/python -m tests.reasons_table
+	$(BIN)/python -m tests.made_pages
 
 # Refresh the pins from what is installed now.
 lock: setup

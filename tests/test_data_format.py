@@ -12,7 +12,7 @@ from tasks.dataset.analyse import ANALYSIS_SCHEMA
 from tasks.dataset.versions import DatasetVersion
 from tasks.storage.home import Home
 from tasks.storage.parquet import LEDGER_SCHEMA, SCHEMA_NUMBER, SONG_SCHEMA, TOKEN_SCHEMA
-from tests.reasons_table import with_reasons
+from tests.made_pages import with_reasons
 from tests.samples import small_corpus, small_dataset
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

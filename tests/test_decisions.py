@@ -10,8 +10,8 @@ FILES = sorted(FOLDER.glob("[0-9]*.md"))
 HEADINGS = ["Context", "Decision", "Measured", "Rejected", "Risks of upkeep"]
 
 
-def test_each_number_stands_once_and_the_index_names_every_file() -> None:
-    assert len({path.name[:4] for path in FILES}) == len(FILES)
+def test_numbers_are_consecutive_and_the_index_names_every_file() -> None:
+    assert [int(path.name[:4]) for path in FILES] == list(range(1, len(FILES) + 1))
     rows = re.findall(
         r"^\| \[(\d{4})\]\((\S+)\) \| (.+) \| \d{4}-\d{2}-\d{2} \|$", (FOLDER / "README.md").read_text(), re.M
     )

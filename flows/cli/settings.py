@@ -16,17 +16,13 @@ def settings(
     preset: Annotated[
         str, typer.Option("--preset", help="Show this preset's values as defaults.", autocompletion=completion.presets)
     ] = "",
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/settings.md.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List every setting with its default, type, limits and meaning."""
-    from tasks.config.describe import markdown_page, setting_rows, text_lines
+    from tasks.config.describe import setting_rows, text_lines
     from tasks.config.pipeline import PipelineConfig
     from tasks.config.presets import build_preset
 
-    if markdown:
-        typer.echo(markdown_page(), nl=False)
-        return
     rows = setting_rows(build_preset(preset) if preset else PipelineConfig(), section)
     if as_json:
         typer.echo(json_text({"settings": rows}))

@@ -16,7 +16,7 @@ from tasks.errors import ConfigError
 
 _HEAD = """# Settings
 
-`orchestrion settings --markdown > docs/settings.md` writes this page. `--set KEY=VALUE` changes a setting, and
+`make docs` writes this page. `--set KEY=VALUE` changes a setting, and
 `--config FILE` takes a TOML file of them. A preset has other defaults: `orchestrion settings --preset NAME`.
 """
 _COLUMNS = "| setting | type | default | limits | meaning |\n|---|---|---|---|---|\n"

@@ -1,14 +1,16 @@
-"""The table of reject reasons in docs/data-format.md, made from `RejectReason`.
+"""Pages made from the code: docs/settings.md, and the table of reject reasons in docs/data-format.md.
 
-python -m tests.reasons_table     (writes it; `make docs` does so)
+python -m tests.made_pages     (writes them; `make docs` does so)
 """
 
 import re
 from pathlib import Path
 
+from tasks.config.describe import markdown_page
 from tasks.errors import RejectReason
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "data-format.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE, SETTINGS = DOCS / "data-format.md", DOCS / "settings.md"
 _TABLE = re.compile(r"(?<=<!-- reasons -->\n).*(?=<!-- end of reasons -->\n)", re.S)
 
 
@@ -20,3 +22,4 @@ def with_reasons(page: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(with_reasons(PAGE.read_text()))
+    SETTINGS.write_text(markdown_page())
