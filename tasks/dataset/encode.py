@@ -98,6 +98,13 @@ def learn_vocabulary(shards: list[TokenShard], encoding: TokenizerConfig) -> Tok
     return encoding.with_symbols(set[str]().union(*cluster.run_over(_symbols_of, _by_songs(shards))))
 
 
+def with_symbols_of(shard: TokenShard) -> TokenShard:
+    """Return a shard whose encoding has the vocabulary of its pieces, if it learns one."""
+    if not needs_vocabulary(shard.encoding):
+        return shard
+    return replace(shard, encoding=shard.encoding.with_symbols(_symbols_of([shard])))
+
+
 def _symbols_of(shards: Sequence[TokenShard]) -> set[str]:
     symbols = set[str]()
     for shard, rows in _read_rows(shards):

@@ -69,6 +69,25 @@ def test_the_same_command_again_builds_trains_and_composes_nothing(finished: Fin
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_a_dry_run_of_a_rebuild_says_what_the_rebuild_does(finished: Finished, tmp_path: Path) -> None:
+    home, source, summary = finished
+    asked = ("rebuild", "--dry-run", "--source", str(source), "--name", "small", "--json", *SETTINGS)
+    here = last_json(orchestrion(home, *asked, "--home", str(home)))
+    assert here["status"] == "exists"
+    assert (here["n_to_parse"], here["disk_bytes"], here["seconds"]) == (0, 0, 0)
+    elsewhere = last_json(orchestrion(home, *asked, "--home", str(tmp_path / "none")))
+    assert elsewhere["status"] == "new"
+    assert elsewhere["n_to_parse"] == elsewhere["n_distinct"] == summary["n_files"] - summary["n_duplicate"]
+    assert not (tmp_path / "none").exists()
+    for plan in (here, elsewhere):
+        assert plan["dataset_version"] == summary["dataset_version"]
+        assert plan["n_files"] == summary["n_files"]
+    folders = [home / "datasets" / "small" / kind for kind in ("songs", "tokens")]
+    n_bytes = sum(path.stat().st_size for folder in folders for path in folder.rglob("*.parquet"))
+    assert n_bytes / 2 < elsewhere["disk_bytes"] < 2 * n_bytes
+    assert elsewhere["seconds"] > 0
+
+
 def test_a_batch_composed_anew_has_the_same_bytes(finished: Finished) -> None:
     home, _, summary = finished
     folder = Path(summary["batch_dir"])

@@ -1,0 +1,96 @@
+"""What a rebuild would do: files, reuse, disk and time. Nothing is written but the scan cache."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from tasks.config.dataset import DatasetConfig
+from tasks.dataset.analyse import analyse
+from tasks.dataset.encode import TokenShard, encode_songs, with_symbols_of
+from tasks.dataset.ledger import allow_licences
+from tasks.dataset.publish import dataset_name, version_of
+from tasks.dataset.versions import usable_version
+from tasks.ingest.song_shards import Contents, SongShard, distinct_contents, parse_isolated, plan_song_shards
+from tasks.ingest.sources.sample_corpus import write_sample_corpus
+from tasks.ingest.sources.scan import scan_sources
+from tasks.ingest.sources.secrets import keep_sources
+from tasks.runtime import cluster
+from tasks.storage.home import Home
+from tasks.storage.parquet import read_table
+
+SAMPLE = 24  # files that are read and encoded to estimate the rest
+
+
+def plan_rebuild(home: Home, config: DatasetConfig) -> dict[str, Any]:
+    """Return what `rebuild` would do. Time is without the start of Ray and Prefect, on all cores of this machine.
+
+    Disk and time are those of a sample times the number of files. They assume that all tokens are made anew and that
+    all pieces are augmented.
+
+    Raises:
+        ConfigError, NotFound, DatasetError: a source that cannot be read; see `scan_sources`.
+    """
+    with tempfile.TemporaryDirectory(prefix="orchestrion-plan-") as temporary:
+        folder = Path(temporary)
+        config = replace(config, name=dataset_name(config))
+        if not config.sources:
+            write_sample_corpus(folder / "sample", with_flaws=True)
+            config = replace(config, sources=(str(folder / "sample"),))
+        config = replace(config, sources=keep_sources(config.sources, home.address_key))
+        scan = scan_sources(config.sources, home.cache, config.source_limits, config.rehash, cluster.n_cpus())
+        files = allow_licences(scan.files, config.licences)
+        version = version_of(config, files)
+        found = usable_version(home, config.name, version)
+        contents = distinct_contents(files)
+        shards = plan_song_shards(config.parse, contents, home.datasets / config.name / "songs")
+        n_files = len(contents.first)
+        n_new = 0 if found else sum(shard.n_files for shard in shards if not shard.path.exists())
+        disk, parsing, encoding = (0.0, 0.0, 0.0) if found else _estimate(config, contents, folder)
+        return {
+            "dry_run": True,
+            "dataset": config.name,
+            "dataset_version": version,
+            "status": "exists" if found else "new",
+            "n_files": files.num_rows,
+            "n_other_files": scan.n_other_files,
+            "n_rejected_by_scan": files.column("content_hash").null_count,
+            "n_distinct": n_files,
+            "n_to_parse": n_new,
+            "disk_bytes": round(disk * n_files),
+            "seconds": round((parsing * n_new + encoding * n_files) / cluster.n_cpus(), 1),
+        }
+
+
+def _estimate(config: DatasetConfig, contents: Contents, folder: Path) -> tuple[float, float, float]:
+    """Return bytes on disk, seconds of parsing and analysis, and seconds of encoding; each for one file and core."""
+    places = np.unique(np.linspace(0, len(contents.first) - 1, SAMPLE).astype(np.int64)) if len(contents.first) else []
+    if not len(places):
+        return 0.0, 0.0, 0.0
+    n_files, songs, tokens = len(places), folder / "songs.parquet", folder / "tokens.parquet"
+    shard = SongShard(contents.files, contents.first[places], 0, config.parse, songs).part(0, n_files)
+    parsing = _seconds(lambda: parse_isolated([shard])) + _seconds(lambda: analyse(songs))
+    table = read_table(songs, ["piece", "status"])
+    pieces = table.filter(pc.equal(table.column("status"), "accepted")).column("piece").combine_chunks()
+    if not len(pieces):
+        return songs.stat().st_size / n_files, parsing / n_files, 0.0
+    token_shard = with_symbols_of(
+        TokenShard(songs, pieces, "train", config.encoding, config.windows, config.augment, tokens)
+    )
+    encoding = _seconds(lambda: encode_songs([token_shard]))
+    return (songs.stat().st_size + tokens.stat().st_size) / n_files, parsing / n_files, encoding / n_files
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Return the shorter time of two: the first one also loads compiled code."""
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
