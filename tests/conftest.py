@@ -88,8 +88,8 @@ def real_data(part: str) -> Path:
 OF_SESSION = ("PREFECT_", "MLFLOW_")
 # Libraries set these when they are imported or begin to work, and pytest names the test.
 OF_LIBRARIES = (
-    "PYTEST_CURRENT_TEST", "RAY_", "TUNE_", "PYTHONBREAKPOINT", "TORCHINDUCTOR_", "TRITON_", "_RJEM_MALLOC_CONF",
-    "SYMUSIC_",
+    "PYTEST_CURRENT_TEST", "RAY_", "TUNE_", "PYTHONBREAKPOINT", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_",
+    "_RJEM_MALLOC_CONF", "SYMUSIC_",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 from flows.cli import compose, datasets, evaluate, generate, pipeline, rebuild, serve, settings, show, sweep, train
 from flows.cli.app import app
 from flows.cli.run_flow import complain
-from flows.services import interrupts, streams
+from flows.services import environment, interrupts, streams
 from flows.services.interrupts import INTERRUPTED, SAID_INTERRUPTED
 from tasks.errors import OrchestrionError, words_of
 from tasks.runtime.signals import ends
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     streams.open_missing()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit its encoding
+    environment.configure_logging(-1)  # warnings; commands that run flows say more
     if arguments is None:
         _hide_queries()
     code = _run(list(sys.argv[1:] if arguments is None else arguments))

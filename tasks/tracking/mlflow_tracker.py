@@ -407,6 +407,7 @@ class Tracker:
         if (local / "state.json").exists():
             return local
         try:
+            _ = self.client  # MLflow's registry has the address that it sets
             from mlflow.artifacts import download_artifacts
 
             return Path(download_artifacts(f"models:/{model.name}/{model.version}", tracking_uri=self.uri))
