@@ -492,7 +492,9 @@ def test_bfloat16_training_gives_nearly_the_same() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "attention"), [("aot_eager", True), ("inductor", False)])
+@pytest.mark.parametrize(
+    ("backend", "attention"), [("aot_eager", True), pytest.param("inductor", False, marks=pytest.mark.nightly)]
+)
 def test_the_compiled_model_is_the_same(backend: str, attention: bool) -> None:
     config = replace(TINY, attention_resampling=attention, hidden_loss="cosine")
     hourglass = build_hourglass(config, torch.float32).train()

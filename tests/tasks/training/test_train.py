@@ -129,7 +129,11 @@ def test_a_run_killed_and_taken_up_again_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"compile": True}, {"compile": True, "bf16": True}, {"bf16": True}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"compile": True}, pytest.param({"compile": True, "bf16": True}, marks=pytest.mark.nightly), {"bf16": True}],
+    ids=str,
+)
 def test_however_a_run_was_computed_its_checkpoint_loads(
     dataset: DatasetVersion, undisturbed: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:

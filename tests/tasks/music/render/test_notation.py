@@ -313,6 +313,7 @@ def test_what_the_library_cannot_write_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-def test_real_files_are_read_back():
-    for path in sorted(real_data("dev").rglob("*.mid"))[::800]:
+@pytest.mark.parametrize("every", [4000, pytest.param(800, marks=pytest.mark.nightly)])
+def test_real_files_are_read_back(every: int):
+    for path in sorted(real_data("dev").rglob("*.mid"))[::every]:
         check(read_midi(path))
