@@ -186,7 +186,11 @@ class _Keeper:
                 num_cpus=n_cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
                 temp_dir=str(self.folder),
             )  # fmt: skip
-            node = RayNode(settings, head=True, shutdown_at_exit=False, ray_init_cluster=True)
+            try:
+                node = RayNode(settings, head=True, shutdown_at_exit=False, ray_init_cluster=True)
+            except Exception:
+                self._report_dead()  # Ray waits for a server without letting the other thread run
+                raise
         self.say({"address": node.gcs_address})
 
     def say(self, reply: dict[str, str]) -> None:
@@ -195,13 +199,17 @@ class _Keeper:
 
     def _watch(self) -> None:
         while not select.select([self.orders], [], [], 0.1)[0]:
-            dead = [name for name in SERVERS if name in self.servers and self.servers[name].poll() is not None]
-            if dead:
-                self.say({"dead": f"its {' and its '.join(dead)} died"})
-                os._exit(1)
+            self._report_dead()
         kill_session(os.getsid(0))  # the process that started this one is gone
         shutil.rmtree(self.folder.parent, ignore_errors=True)
         os._exit(1)
+
+    def _report_dead(self) -> None:
+        """Say which servers have died, and end, if any have."""
+        dead = [name for name in SERVERS if name in self.servers and self.servers[name].poll() is not None]
+        if dead:
+            self.say({"dead": f"its {' and its '.join(dead)} died"})
+            os._exit(1)
 
 
 if __name__ == "__main__":

@@ -134,6 +134,7 @@ def _run(work: _Sweep, plan: SweepConfig) -> None:
     check_shards([shard for job in list(jobs.values())[:1] for shard in job.shards], n_cpus())  # the same of all
     total = sum(job.config.n_steps for job in jobs.values())
     events = run_trials(jobs, plan.concurrent, work.past if plan.early_stopping else None)
+    error: BaseException = Interrupted("the sweep was stopped before their first step")  # of runs without an outcome
     with show_progress("sweep", total, "steps") as work.progress, closing(events):
         try:
             for event in events:
@@ -145,10 +146,12 @@ def _run(work: _Sweep, plan: SweepConfig) -> None:
                     work.folder.write_rows(work.rows)
                 else:
                     _begin(work, training)
-        except BaseException as error:
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
             for training in work.trainings.values():
                 _close(training, error)
-            raise
 
 
 def _begin(work: _Sweep, training: _Training) -> None:
