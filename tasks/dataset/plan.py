@@ -52,6 +52,7 @@ def plan_rebuild(home: Home, config: DatasetConfig) -> dict[str, Any]:
         n_files = len(contents.first)
         n_new = 0 if found else sum(shard.n_files for shard in shards if not shard.path.exists())
         disk, parsing, encoding = (0.0, 0.0, 0.0) if found else _estimate(config, contents, folder)
+        seconds = (parsing * n_new + encoding * n_files) / cluster.n_cpus()
         return {
             "dry_run": True,
             "dataset": config.name,
@@ -63,7 +64,7 @@ def plan_rebuild(home: Home, config: DatasetConfig) -> dict[str, Any]:
             "n_distinct": n_files,
             "n_to_parse": n_new,
             "disk_bytes": round(disk * n_files),
-            "seconds": round((parsing * n_new + encoding * n_files) / cluster.n_cpus(), 1),
+            "seconds": float(f"{seconds:.2g}"),
         }
 
 

@@ -47,7 +47,7 @@ def plan_training(home: Home, config: TrainConfig, dataset: DatasetVersion, fres
         "n_tokens": n_tokens,
         "epochs": round(n_tokens / n_train, 2) if n_train else None,
         "disk_bytes": n_parameters * 4 * FLOATS_PER_PARAMETER * (2 + config.keep_last_n) if n_left else 0,
-        "cpu_seconds": round(seconds, 1),
+        "cpu_seconds": float(f"{seconds:.2g}"),
     }
 
 
