@@ -77,7 +77,7 @@ def _estimate(config: DatasetConfig, contents: Contents, folder: Path) -> tuple[
     shard = SongShard(contents.files, contents.first[places], 0, config.parse, songs).part(0, n_files)
     parsing = _seconds(lambda: parse_isolated([shard])) + _seconds(lambda: analyse(songs))
     table = read_table(songs, ["piece", "status"])
-    pieces = table.filter(pc.equal(table.column("status"), "accepted")).column("piece").combine_chunks()
+    pieces = table.filter(pc.field("status") == "accepted").column("piece").combine_chunks()
     if not len(pieces):
         return songs.stat().st_size / n_files, parsing / n_files, 0.0
     token_shard = with_symbols_of(
