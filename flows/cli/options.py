@@ -47,7 +47,7 @@ DatasetOption = Annotated[
 ]
 ModelOption = Annotated[str, typer.Option("--model", help="name, name@3 or name@champion; by default the newest.")]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would be done, with an estimate of disk and time; change nothing.")
+    bool, typer.Option("--dry-run", help="Print what would be done, with an estimate of disk and time; make nothing.")
 ]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Do it anew even if the same is finished already.")]
 
