@@ -166,6 +166,7 @@ class _Keeper:
     def __init__(self, orders: int, replies: IO[bytes], folder: Path) -> None:
         self.orders, self.replies, self.folder = orders, replies, folder
         self.servers: dict[str, subprocess.Popen[bytes]] = {}
+        self.looking = threading.Lock()  # `Popen.poll` says "alive" while another thread is in it
 
     def start(self, n_cpus: int) -> None:
         from ray._private import services
@@ -206,10 +207,11 @@ class _Keeper:
 
     def _report_dead(self) -> None:
         """Say which servers have died, and end, if any have."""
-        dead = [name for name in SERVERS if name in self.servers and self.servers[name].poll() is not None]
-        if dead:
-            self.say({"dead": f"its {' and its '.join(dead)} died"})
-            os._exit(1)
+        with self.looking:
+            dead = [name for name in SERVERS if name in self.servers and self.servers[name].poll() is not None]
+            if dead:
+                self.say({"dead": f"its {' and its '.join(dead)} died"})
+                os._exit(1)
 
 
 if __name__ == "__main__":
