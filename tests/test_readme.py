@@ -12,7 +12,7 @@ from flows.cli.main import app
 from flows.cli.requests import read_request
 from flows.cli.run_flow import build_config
 from tasks.config.overrides import apply_overrides
-from tasks.config.presets import PRESETS, build_preset, system_of
+from tasks.config.presets import PRESETS, build_preset, preset_rows
 from tasks.music.tokenizers.registry import ENCODINGS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,8 +133,6 @@ def test_the_tree_names_folders_that_exist_and_every_package() -> None:
 
 
 def test_the_presets_have_the_sizes_and_encodings_the_readme_gives() -> None:
-    from tasks.config.model_sizes import preset_rows
-
     sizes = {row["name"]: row["n_parameters"] for row in preset_rows()}
     rows = re.findall(r"\| `(\w+)` \| \w+ \| ([\d,]+) \| ([\d,]+) \| `(\w+)` \|", README)
     table = {name: size for name, size, _, _ in rows} | {f"{name}_tiny": size for name, _, size, _ in rows}
@@ -168,7 +166,8 @@ def test_the_guide_to_training_lists_the_presets_with_their_steps() -> None:
     }
     assert steps == {name: build_preset(name).train.n_steps for name in PRESETS if name.endswith("_tiny")}
     listed = dict(re.findall(r"^\| `(\w+)` \| (\w+) \| \D", page, re.M))
-    assert listed == {name: system_of(name) for name in PRESETS if not name.endswith("_tiny")}
+    systems = {row["name"]: row["system"] for row in preset_rows()}
+    assert listed == {name: systems[name] for name in PRESETS if not name.endswith("_tiny")}
 
 
 def test_the_guide_to_rebuilds_lists_every_encoding() -> None:

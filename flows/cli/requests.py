@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config.generation import GenerateConfig
-from tasks.config.serialization import from_json, shortened, to_json
+from tasks.config.serialization import from_json, merged, shortened, to_json
 from tasks.errors import ConfigError, NotFound
 from tasks.generation.prompts import SPLIT_MARK
 from tasks.storage.foreign_text import MAX_KEY_PARTS, OutOfBounds, parse_json, parse_toml
@@ -61,7 +61,7 @@ def read_request(path: Path, settings_of: Callable[[str], GenerateConfig]) -> li
             settings = to_json(settings_of(model))
         except NotFound as error:
             raise NotFound(f"{job.where}: {error}") from None
-        values = _merged(settings, _from_folder(job.wanted, path.parent))
+        values = merged(settings, _from_folder(job.wanted, path.parent))
         requested.append(RequestedBatch(job.name, model, from_json(GenerateConfig, values, job.where)))
     return requested
 
@@ -85,7 +85,7 @@ def _read_job(job: Mapping[str, Any], place: int, path: Path, defaults: Mapping[
     where += f" ({name})" if name else ""
     own = _nested({key: value for key, value in job.items() if key not in JOB_KEYS}, where)
     _check_values(own, where)
-    return _Job(name or f"job {place}", model, _merged(defaults, own), where)
+    return _Job(name or f"job {place}", model, merged(defaults, own), where)
 
 
 def _text(table: Mapping[str, Any], key: str, where: str) -> str:
@@ -169,14 +169,6 @@ def _nested(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise ConfigError(f"{where}: {key!r} is there twice")
         inner[last] = {**before, **value} if isinstance(value, dict) else value
     return found
-
-
-def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    both = dict(one)
-    for key, value in other.items():
-        inner = both.get(key)
-        both[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return both
 
 
 def _from_folder(settings: dict[str, Any], folder: Path) -> dict[str, Any]:

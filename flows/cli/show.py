@@ -117,7 +117,7 @@ def presets(
     as_json: JsonOption = False,
 ) -> None:
     """List the presets with their encodings and sizes, or show one with all its settings."""
-    from tasks.config.model_sizes import preset_facts, preset_rows
+    from tasks.config.presets import preset_facts, preset_rows
 
     if name:
         facts = preset_facts(name)

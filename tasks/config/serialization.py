@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
@@ -40,6 +40,18 @@ def from_json(kind: type[Config], values: Any, place: str = "") -> Config:
         path, said = wrong
         raise ConfigError(f"{place}: {path}: {said}" if place else f"{path}: {said}")
     return config
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with changes applied; a section whose `name` changes holds the changes alone."""
+    both = dict(values)
+    for key, value in changes.items():
+        old = both.get(key)
+        is_same = (
+            isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("name") in (None, old.get("name"))
+        )
+        both[key] = merged(old, value) if is_same else value  # type: ignore[arg-type]
+    return both
 
 
 def check_value(kind: type, keys: Sequence[str], value: Any, place: str) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from models.decoder.model import Decoder
 from models.decoder.step import DecoderStep
 from models.layers import KVCache, RelativeAttention
 from models.registry import build_model
-from tasks.config.presets import CHAR_GPT, RGA
+from tasks.config.presets import build_preset
 from tests.budget import examples
 
+CONFIGS: list[Any] = [build_preset(name).train.model for name in ("rga", "char_gpt")]
+RGA, CHAR_GPT = CONFIGS
 TINY = DecoderConfig(d_model=24, n_heads=4, n_layers=2, d_ff=40, max_relative_distance=10)
 MODERN = DecoderConfig(
     feed_forward="gated",
@@ -30,7 +33,7 @@ MODERN = DecoderConfig(
 )
 
 
-def shrunk(config: DecoderConfig, **changes: object) -> DecoderConfig:
+def shrunk(config: Any, **changes: object) -> DecoderConfig:
     return replace(config, d_model=24, n_heads=4, n_layers=2, d_ff=40, max_relative_distance=10, **changes)  # type: ignore[arg-type]
 
 

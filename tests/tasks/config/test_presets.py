@@ -14,9 +14,8 @@ from models.training import beta1, learning_rate
 from tasks.checkpoints import CheckpointFolder, load_model
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.generation import GenerateConfig
-from tasks.config.model_sizes import SIZES, preset_facts, preset_rows
 from tasks.config.pipeline import PipelineConfig
-from tasks.config.presets import PRESETS, build_preset
+from tasks.config.presets import PRESETS, build_preset, preset_facts, preset_rows
 from tasks.config.serialization import digest
 from tasks.config.training import TrainConfig
 from tasks.dataset.versions import DatasetVersion, resolve_dataset
@@ -98,7 +97,8 @@ def test_sizes_are_the_published_ones() -> None:
 def test_the_sizes_are_those_of_the_model(name: str) -> None:
     config = build_preset(name)
     encoding = config.dataset.encoding
-    vocab_size, n_parameters = SIZES[name]
+    row = preset_facts(name)
+    vocab_size, n_parameters = row["vocab_size"], row["n_parameters"]
     if not needs_vocabulary(encoding):
         assert build_tokenizer(encoding).vocab_size == vocab_size
     assert build_shapes(config.train.model, vocab_size).n_parameters == n_parameters
