@@ -5,9 +5,6 @@ when they are first asked for, and lie beside the version's manifest. A run is
 defined in `tasks.music.similarity.shared_runs`.
 """
 
-# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
-# pyright: reportAttributeAccessIssue=false
-
 import logging
 import time
 from collections.abc import Iterator, Sequence

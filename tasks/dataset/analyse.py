@@ -3,9 +3,6 @@
 One row for each accepted piece of a song shard, in its order; histograms over all of them in the metadata.
 """
 
-# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
-# pyright: reportAttributeAccessIssue=false
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,5 @@
 """The difference between two dataset versions: files, pieces and shards."""
 
-# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
-# pyright: reportAttributeAccessIssue=false
-
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 

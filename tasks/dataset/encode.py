@@ -1,8 +1,5 @@
 """Song shards to token shards: training pieces in all variants, other pieces unchanged."""
 
-# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
-# pyright: reportAttributeAccessIssue=false
-
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence

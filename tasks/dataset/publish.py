@@ -1,8 +1,5 @@
 """Publishing a dataset version: its name, its number, its token shards and its manifest."""
 
-# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
-# pyright: reportAttributeAccessIssue=false
-
 import hashlib
 import shutil
 from collections import Counter

@@ -4,9 +4,6 @@ Files are read in limited child processes (`isolation`). A batch that kills its 
 found; they are rejected with the cause of death, and the others are kept.
 """
 
-# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
-# pyright: reportAttributeAccessIssue=false
-
 import io
 import json
 import logging

@@ -1,8 +1,5 @@
 """Content hashes of files on disk; files with unchanged size and times are not opened again."""
 
-# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
-# pyright: reportAttributeAccessIssue=false
-
 import hashlib
 import os
 import stat

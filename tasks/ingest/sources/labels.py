@@ -1,8 +1,5 @@
 """Labels of a source beside the music: licences by pattern, and an official split."""
 
-# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
-# pyright: reportAttributeAccessIssue=false
-
 import csv
 import io
 import posixpath

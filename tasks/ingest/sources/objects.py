@@ -1,8 +1,5 @@
 """Object stores (s3://, gs://, memory:// ...): each object is fetched once, into local packs."""
 
-# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
-# pyright: reportAttributeAccessIssue=false
-
 import hashlib
 import json
 import logging
@@ -79,7 +76,8 @@ def _open_store(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _objects(system: fsspec.AbstractFileSystem, path: str) -> Iterator[StoredObject]:
-    top = system.info(path)
+    top: dict[str, Any] = system.info(path)
+    found: Any
     if top["type"] == "file":
         found, folder = {path: top}, path.rpartition("/")[0]
     else:

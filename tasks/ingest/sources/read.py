@@ -1,8 +1,5 @@
 """Reading the contents of scan rows, in any process of the machine that scanned."""
 
-# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
-# pyright: reportAttributeAccessIssue=false
-
 import hashlib
 import logging
 import os

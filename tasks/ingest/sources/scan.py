@@ -1,8 +1,5 @@
 """The scan: sources to one table with a row for each MIDI file, its hash and its place."""
 
-# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
-# pyright: reportAttributeAccessIssue=false
-
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence

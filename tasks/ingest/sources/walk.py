@@ -1,8 +1,5 @@
 """Names, sizes and times of the files of a folder or list, in columns. No file is opened."""
 
-# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
-# pyright: reportAttributeAccessIssue=false
-
 import os
 import stat
 from collections.abc import Callable, Sequence
