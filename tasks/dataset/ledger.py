@@ -4,9 +4,6 @@ Each file ends in exactly one state: accepted, duplicate of another, or rejected
 file of its own, so a million of them take seconds.
 """
 
-# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
-# pyright: reportAttributeAccessIssue=false
-
 import json
 import operator
 from collections import Counter
@@ -314,10 +311,10 @@ def count_reasons(ledger: pa.Table, state: str) -> Counter[str]:
     return count_values(states.filter(pc.equal(states.column("status"), state)), "reason")
 
 
-def count_values(table: pa.Table, name: str) -> Counter[str]:
-    """Return how often each value of a column occurs, by value."""
-    counted = pc.value_counts(table.column(name)).to_pylist()
-    return Counter({row["values"]: row["counts"] for row in sorted(counted, key=lambda row: row["values"] or "")})
+def count_values(table: pa.Table, name: str) -> Counter[Any]:
+    """Return how often each value of a column occurs, in the order of the values; nulls are left out."""
+    counted = pc.value_counts(table.column(name).drop_null()).to_pylist()
+    return Counter({row["values"]: row["counts"] for row in sorted(counted, key=lambda row: row["values"])})
 
 
 def _unusable(n_files: int, reasons: Counter[str]) -> str:

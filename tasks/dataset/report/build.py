@@ -1,7 +1,4 @@
-"""Building the page of a dataset version from manifest, ledger, sample pieces and the slowest files."""
-
-# pyarrow.compute makes its functions when it is imported, so the type checker does not see them.
-# pyright: reportAttributeAccessIssue=false
+"""The report of a dataset version: one self-contained HTML page and one picture."""
 
 import json
 import logging
@@ -14,25 +11,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.dataset.analyse import Analysis
-from tasks.dataset.ledger import Ledger
-from tasks.dataset.report.collect import facts_of_version, write_report
-from tasks.dataset.report.facts import SampleFacts
+from tasks.dataset.encode import read_notes
+from tasks.dataset.ledger import Ledger, paths_of
+from tasks.dataset.report.facts import ReportFacts, facts_of_version
+from tasks.dataset.report.overview import draw_overview
+from tasks.dataset.report.page import build_page
 from tasks.dataset.split import SPLITS
 from tasks.dataset.versions import DatasetVersion
 from tasks.ingest.sources.read import read_members
+from tasks.music.notes import NoteBatch
+from tasks.music.render.pianoroll import draw_piano_roll
+from tasks.music.score import Score
+from tasks.reporting.templates import data_address
 from tasks.runtime.isolation import Death, Host, WorkError, WorkLimits
+from tasks.storage.files import write_atomically
 from tasks.storage.parquet import read_table
 
 logger = logging.getLogger(__name__)
 
 N_TIMED = 24  # of the largest files; reading is timed on these
 SAMPLES_PER_SPLIT = 2
+ROLL_SECONDS = 60.0  # of each sample
 _TIMING_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReportInputs:
-    """What a report needs beside the version's own files; small, so that it may be sent to another process."""
+    """What a report needs beside the version's own files; small enough to be sent to another process."""
 
     dataset: DatasetVersion
     analysis: Analysis
@@ -41,16 +46,16 @@ class ReportInputs:
 
 
 def report_inputs(dataset: DatasetVersion, files: pa.Table, ledger: Ledger, analysis: Analysis) -> ReportInputs:
-    """Choose what a report shows of single pieces.
+    """Choose the single pieces of a report: samples and the largest files.
 
     Args:
-        files: the scan rows that the ledger was made of.
+        files: the scan rows behind the ledger.
     """
     splits, pieces = ledger.pieces.column("split").to_numpy(), ledger.pieces.column("piece")
     samples = [
         (split, pieces[place].as_py(), dataset.manifest["songs"][ledger.shard[place]])
         for split in SPLITS
-        for place in np.flatnonzero(splits == split)[:SAMPLES_PER_SPLIT].tolist()  # by piece id: as good as by lot
+        for place in np.flatnonzero(splits == split)[:SAMPLES_PER_SPLIT].tolist()  # ids are hashes: a random sample
     ]
     accepted = np.flatnonzero(pc.equal(ledger.table.column("status"), "accepted").to_numpy())
     order = np.lexsort([accepted, -files.column("n_bytes").to_numpy()[accepted]])[:N_TIMED]
@@ -60,24 +65,35 @@ def report_inputs(dataset: DatasetVersion, files: pa.Table, ledger: Ledger, anal
 
 
 def write_dataset_report(inputs: ReportInputs) -> Path:
-    """Write the page about a version that was just published."""
+    """Write the report of a version that was just published."""
     dataset = inputs.dataset
     ledger = read_table(dataset.ledger)
+    path_of = paths_of(ledger, [piece for _, piece, _ in inputs.samples])
     facts = facts_of_version(
         dataset.manifest,
         ledger,
         histograms={name: counts.tolist() for name, counts in inputs.analysis.histograms().items()},
         slowest=_slowest(inputs.largest),
-        samples=[_sample(dataset, ledger, *sample) for sample in inputs.samples],
+        samples=[
+            sample_of(read_notes(dataset.folder / songs, [piece]), split, path_of[piece])
+            for split, piece, songs in inputs.samples
+        ],
     )
     return write_report(facts, dataset.report.parent)
 
 
-def _sample(dataset: DatasetVersion, ledger: pa.Table, split: str, piece: str, songs_path: str) -> SampleFacts:
-    of_piece = pc.and_(pc.equal(ledger.column("piece"), piece), pc.equal(ledger.column("status"), "accepted"))
-    songs = read_table(dataset.folder / songs_path)
-    (song,) = songs.filter(pc.equal(songs.column("piece"), piece)).to_pylist()
-    return SampleFacts.from_song(song, split, ledger.filter(of_piece).column("path")[0].as_py())
+def sample_of(notes: NoteBatch, split: str, path: str) -> dict[str, str]:
+    """Return a piece as a sample of `ReportFacts`, with its piano roll."""
+    roll = draw_piano_roll(Score(notes), width=1080, height=280, max_seconds=ROLL_SECONDS)
+    return {"split": split, "path": path, "roll": data_address("image/png", roll)}
+
+
+def write_report(facts: ReportFacts, folder: Path) -> Path:
+    """Write `report.html` and `report.png` into `folder` and return the page; the same facts give the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "report.png", draw_overview(facts))
+    write_atomically(folder / "report.html", build_page(facts).encode())
+    return folder / "report.html"
 
 
 def _slowest(rows: pa.Table) -> list[tuple[str, int]]:
@@ -102,7 +118,7 @@ def _slowest(rows: pa.Table) -> list[tuple[str, int]]:
 
 
 def time_readings(payload: bytes) -> bytes:
-    """Read each file of some scan rows alone and return the microseconds as JSON; runs in a child process."""
+    """Return the microseconds of reading each file of some scan rows, as JSON; runs in a child process."""
     from tasks.music.midi.reader import read_files
 
     microseconds: list[int] = []
@@ -114,7 +130,7 @@ def time_readings(payload: bytes) -> bytes:
 
 
 def prepare() -> None:
-    """Have the reader compiled before anything is timed."""
+    """Compile the reader before anything is timed."""
     from tasks.music.midi.reader import read_files
 
     read_files([b""])

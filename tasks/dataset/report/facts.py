@@ -1,98 +1,22 @@
-"""The content of a dataset's report as dataclasses."""
+"""The facts of a dataset's report, collected from a version's manifest and ledger."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.dataset.ledger import STATES
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.dataset.ledger import STATES, count_values, paths_of
+from tasks.dataset.split import SPLITS
+from tasks.errors import RejectReason
+from tasks.reporting.markup import MAX_EXAMPLES, MAX_LISTED, MAX_MEMBERS
 
 Counts = Mapping[str, int]
+Row = Mapping[str, Any]
 Ranking = Sequence[tuple[str, int]]  # path and number, largest first
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourceFacts:
-    """Where files came from; an empty text or 0 is left out."""
-
-    address: str
-    licence: str = ""
-    n_files: int = 0
-    n_bytes: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReasonFacts:
-    """One reason for a state, such as `not_midi` for `rejected`; examples are pairs of path and detail."""
-
-    state: str
-    reason: str
-    n_files: int
-    examples: Sequence[tuple[str, str]] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DuplicateFacts:
-    """Groups of two files or more; `sizes` counts groups by their number of files, `largest` names files of some."""
-
-    n_groups: int = 0
-    n_files: int = 0  # in these groups
-    sizes: Mapping[int, int] = field(default_factory=dict)
-    largest: Sequence[tuple[int, Sequence[str]]] = ()  # number of files, and paths of some
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SplitFacts:
-    """One split: pieces and groups as they are, rows and tokens after augmentation and encoding."""
-
-    name: str
-    n_pieces: int
-    n_groups: int
-    n_notes: int
-    hours: float
-    n_rows: int = 0
-    n_tokens: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChangeFacts:
-    """What is new since the version `previous`; examples are pairs of `added`, `removed` or `changed` and a path."""
-
-    previous: str
-    n_added: int
-    n_removed: int
-    n_changed: int
-    n_unchanged: int
-    n_moved_pieces: int = 0  # in another split than before
-    shards: Mapping[str, Counts] = field(default_factory=dict)  # of each stage: new, kept, gone
-    settings: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # name -> value before and now
-    examples: Sequence[tuple[str, str]] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SampleFacts:
-    """A piece to draw: columns of its notes and pedal spans, times in seconds."""
-
-    split: str
-    path: str
-    onset_seconds: Sequence[float]
-    end_seconds: Sequence[float]
-    pitch: Sequence[int]
-    velocity: Sequence[int]
-    program: Sequence[int]
-    is_drum: Sequence[bool]
-    track: Sequence[int]
-    pedal_onset_seconds: Sequence[float] = ()
-    pedal_end_seconds: Sequence[float] = ()
-    pedal_track: Sequence[int] = ()
-
-    @classmethod
-    def from_song(cls, song: Mapping[str, Any], split: str, path: str) -> "SampleFacts":
-        names = ("onset_seconds", "pitch", "velocity", "program", "is_drum", "track")
-        columns = {name: list(song[name]) for name in (*names, "pedal_onset_seconds", "pedal_track")}
-        for kind in ("", "pedal_"):
-            spans = zip(columns[f"{kind}onset_seconds"], song[f"{kind}duration_seconds"], strict=True)
-            columns[f"{kind}end_seconds"] = [onset + duration for onset, duration in spans]
-        return cls(split=split, path=path, **columns)
+NO_GROUPS: Row = {"n_groups": 0, "n_files": 0, "sizes": {}, "largest": []}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,31 +25,36 @@ class ReportFacts:
 
     Args:
         n_files: files found, in any state.
-        states: files by state; their sum should be `n_files`, and the page says so where it is not.
-        n_notes_in: notes in all files that could be read; less the dropped ones they should be `n_notes_out`.
-        notes_dropped: by reason.
-        histograms: counts as from `music.features.histograms` and, as `tempo`, from `tempo_histogram`; those that
-            are missing are not shown.
+        states: files by state. The sum should be `n_files`; the page names a difference.
+        sources: rows of address, licence, n_files and n_bytes; an empty text or 0 is left out.
+        reasons: rows of state, reason, n_files and examples, which are pairs of path and detail.
+        n_notes_in: notes in all readable files. Without the dropped notes they should be `n_notes_out`.
+        losses: what readers left out or repaired in accepted files, by reason.
+        n_other_files: files in the sources that are not MIDI by their names.
+        histograms: counts of `music.features.histograms` and, as `tempo`, of `tempo_histogram`. A missing one is not
+            shown.
         ticks_per_quarter: pieces by resolution.
-        exact: groups of files with the same content.
-        near: groups of accepted pieces that are nearly the same.
+        exact: groups of files with the same content: `n_groups`, `n_files` in them, `sizes` (groups by their number of
+            files) and `largest` (number of files, and the paths of some).
+        near: the same of accepted pieces that are near-duplicates.
+        splits: rows of name, n_pieces, n_groups, n_notes, hours, n_rows and n_tokens; the last two are after
+            augmentation and encoding.
         leakage: any figures by name. `headline` is a sentence, lists of mappings become tables, a false
             `within_bound` becomes a warning.
         slowest: files with the microseconds that reading them took.
         largest: files with their bytes.
-        losses: what readers left out or repaired in accepted files, by reason.
-        n_other_files: files in the sources whose names say that they are not MIDI.
-        settings: what the version was built with, by name.
-        warnings: sentences shown at the top.
+        changes: the manifest's `changes`; None for a first version.
+        samples: rows of split, path and roll, the address of a picture.
+        warnings: sentences at the top.
     """
 
     name: str
     version: str
     n_files: int
     states: Counts
-    sources: Sequence[SourceFacts] = ()
+    sources: Sequence[Row] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
-    reasons: Sequence[ReasonFacts] = ()
+    reasons: Sequence[Row] = ()
     n_notes_in: int = 0
     n_notes_out: int = 0
     notes_dropped: Counts = field(default_factory=dict)
@@ -133,19 +62,15 @@ class ReportFacts:
     n_other_files: int = 0
     histograms: Mapping[str, Sequence[int]] = field(default_factory=dict)
     ticks_per_quarter: Mapping[int, int] = field(default_factory=dict)
-    exact: DuplicateFacts = DuplicateFacts()
-    near: DuplicateFacts = DuplicateFacts()
-    splits: Sequence[SplitFacts] = ()
-    leakage: Mapping[str, Any] = field(default_factory=dict)
+    exact: Row = field(default_factory=lambda: NO_GROUPS)
+    near: Row = field(default_factory=lambda: NO_GROUPS)
+    splits: Sequence[Row] = ()
+    leakage: Row = field(default_factory=dict)
     slowest: Ranking = ()
     largest: Ranking = ()
-    changes: ChangeFacts | None = None
-    samples: Sequence[SampleFacts] = ()
+    changes: Row | None = None
+    samples: Sequence[Row] = ()
     warnings: Sequence[str] = ()
-
-    @property
-    def hours(self) -> float:
-        return sum(split.hours for split in self.splits)
 
     def state_counts(self) -> list[tuple[str, int]]:
         """Return the files in each state, the three known ones first."""
@@ -156,13 +81,13 @@ class ReportFacts:
         figures = {"files found": self.n_files, **dict(self.state_counts()), "notes kept": self.n_notes_out}
         shown = {name: f"{n:,}" for name, n in figures.items()}
         if self.splits:
-            shown["hours of music"] = f"{self.hours:,.1f}"
-        if n_tokens := sum(split.n_tokens for split in self.splits):
+            shown["hours of music"] = f"{sum(split['hours'] for split in self.splits):,.1f}"
+        if n_tokens := sum(split["n_tokens"] for split in self.splits):
             shown["tokens"] = f"{n_tokens:,}"
         return shown
 
     def problems(self) -> list[str]:
-        """Return the sums that do not come out, as sentences; there should be none."""
+        """Return the warnings, and a sentence for each sum that does not come out."""
         found = list(self.warnings)
         n_counted = sum(self.states.values())
         if n_counted != self.n_files:
@@ -173,3 +98,141 @@ class ReportFacts:
         if self.leakage.get("within_bound") is False:
             found.append("Leakage between the splits is above its bound.")
         return found
+
+
+def facts_of_version(manifest: Mapping[str, Any], ledger: pa.Table, **more: Any) -> ReportFacts:
+    """Collect the facts of a published version.
+
+    Args:
+        manifest: as in `manifest.json`.
+        ledger: as in `pieces.parquet`.
+        more: facts from other places: `histograms`, `slowest`, `samples`, `warnings`.
+    """
+    facts = facts_of_ledger(ledger, manifest["splits"]) | {
+        "name": manifest["name"],
+        "version": manifest["version"],
+        "n_notes_in": manifest["notes"]["found"],
+        "n_notes_out": manifest["notes"]["kept"],
+        "notes_dropped": manifest["notes"]["dropped"],
+        "losses": manifest["counts"]["left_out_by_reader"],
+        "n_other_files": manifest["counts"]["n_other_files"],
+        "leakage": _leakage(manifest["leakage"], ledger),
+        "changes": manifest["changes"],
+        "settings": _flat({"encoder": manifest["encoder"]["digest"]} | dict(manifest["config"])),
+    }
+    return ReportFacts(**(facts | more))
+
+
+def facts_of_ledger(ledger: pa.Table, encoded: Mapping[str, Row] | None = None) -> dict[str, Any]:
+    """Return the facts that a ledger alone holds, as arguments for `ReportFacts`.
+
+    Args:
+        ledger: columns path, source, licence, n_bytes, status, reason, detail, duplicate_of, group, split, n_notes,
+            seconds, ticks_per_quarter.
+        encoded: `n_rows` and `n_tokens` of each split.
+    """
+    is_accepted = pc.equal(ledger["status"], "accepted")
+    accepted, reason = ledger.filter(is_accepted), pc.fill_null(ledger["reason"], "")
+    copies = ledger.filter(pc.equal(reason, RejectReason.SAME_CONTENT))
+    distinct = ledger.filter(pc.or_(is_accepted, pc.equal(reason, RejectReason.NEAR_DUPLICATE)))
+    by_size = ledger.select(["path", "n_bytes"]).sort_by([("n_bytes", "descending"), ("path", "ascending")])
+    return {
+        "n_files": ledger.num_rows,
+        "states": dict(count_values(ledger, "status")),
+        "sources": _sources(ledger),
+        "reasons": _reasons(ledger.select(["path", "status", "reason", "detail"]).filter(pc.not_equal(reason, ""))),
+        "ticks_per_quarter": dict(count_values(accepted, "ticks_per_quarter")),
+        "exact": _groups(copies, "duplicate_of", n_more=1),
+        "near": _groups(distinct, "group", n_more=0),
+        "splits": _splits(accepted, encoded or {}),
+        "largest": [tuple(row.values()) for row in by_size.slice(0, MAX_LISTED).to_pylist()],
+        "n_notes_out": pc.sum(accepted["n_notes"]).as_py() or 0,
+    }
+
+
+def _leakage(leakage: Mapping[str, Any], ledger: pa.Table) -> dict[str, Any]:
+    """Return a leakage report in the words of the page; pieces have their paths."""
+    splits = {name: dict(found) for name, found in leakage["splits"].items()}
+    worst = [{"split": name, **row} for name, found in splits.items() for row in found.pop("worst")]
+    worst.sort(key=lambda row: (-row["share_in_nearest"], row["piece"]))
+    path_of = paths_of(ledger, [row[key] for row in worst for key in ("piece", "nearest")])
+    baseline = {name: value for name, value in leakage["baseline"].items() if name != "worst"}
+    n_rated = sum(found["n_rated"] for found in splits.values())
+    n_leaked = sum(found["n_leaked"] for found in splits.values())
+    return {
+        "headline": (
+            f"{n_leaked:,} of {n_rated:,} pieces held out have more than {leakage['piece_bound']:.0%} of their n-grams"
+            " in one training piece."
+        ),
+        "within_bound": leakage["leaked_share"] <= leakage["max_leaked_share"],
+        "leaked_share": leakage["leaked_share"],
+        "allowed_share": leakage["max_leaked_share"],
+        "one_n-gram_compared_in": leakage["sampled"],
+        "shares_of_n-grams_in_train": [
+            {"pieces of": name} | found for name, found in (splits | {"train, for comparison": baseline}).items()
+        ],
+        "most_in_one_training_piece": [
+            {key: path_of.get(value, value) if key in ("piece", "nearest") else value for key, value in row.items()}
+            for row in worst[:MAX_LISTED]
+        ],
+    }
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def _sources(ledger: pa.Table) -> list[Row]:
+    counted = ledger.group_by(["source", "licence"]).aggregate([("n_bytes", "sum"), ([], "count_all")])
+    rows = counted.rename_columns(["address", "licence", "n_bytes", "n_files"]).to_pylist()
+    rows = [{name: value or (0 if name == "n_bytes" else "") for name, value in row.items()} for row in rows]
+    return sorted(rows, key=lambda row: (row["address"], row["licence"]))
+
+
+def _reasons(given: pa.Table) -> list[Row]:
+    counted = given.group_by(["status", "reason"]).aggregate([([], "count_all")])
+    rows = counted.rename_columns(["state", "reason", "n_files"]).to_pylist()
+    for row in rows:
+        is_own = pc.and_(pc.equal(given["status"], row["state"]), pc.equal(given["reason"], row["reason"]))
+        first = given.filter(is_own).sort_by("path").slice(0, MAX_EXAMPLES).to_pylist()
+        row["examples"] = [(example["path"], example["detail"] or "") for example in first]
+    return sorted(rows, key=lambda row: (row["state"], -row["n_files"], row["reason"]))
+
+
+def _groups(table: pa.Table, name: str, n_more: int) -> Row:
+    """Count the rows that share a value; with `n_more`, a value names one more file, which has no row here."""
+    counted = table.group_by(name).aggregate([([], "count_all")])
+    counted = counted.filter(pc.and_(pc.is_valid(counted[name]), pc.greater(counted["count_all"], 1 - n_more)))
+    sizes = {size + n_more: n for size, n in count_values(counted, "count_all").items()}
+    largest = []
+    by_size = counted.sort_by([("count_all", "descending"), (name, "ascending")])
+    for row in by_size.slice(0, MAX_LISTED).to_pylist():
+        members = table.filter(pc.equal(table[name], row[name]))["path"].to_pylist()
+        first = [row[name]] if n_more else []
+        largest.append((row["count_all"] + n_more, [*first, *sorted(members)][:MAX_MEMBERS]))
+    n_files = sum(size * n for size, n in sizes.items())
+    return {"n_groups": counted.num_rows, "n_files": n_files, "sizes": sizes, "largest": largest}
+
+
+def _splits(accepted: pa.Table, encoded: Mapping[str, Row]) -> list[Row]:
+    wanted = [([], "count_all"), ("group", "count_distinct"), ("n_notes", "sum"), ("seconds", "sum")]
+    counted = {row["split"]: row for row in accepted.group_by("split").aggregate(wanted).to_pylist()}
+    return [
+        {
+            "name": name,
+            "n_pieces": counted[name]["count_all"],
+            "n_groups": counted[name]["group_count_distinct"],
+            "n_notes": counted[name]["n_notes_sum"] or 0,
+            "hours": (counted[name]["seconds_sum"] or 0.0) / 3600,
+            "n_rows": encoded.get(name, {}).get("n_rows", 0),
+            "n_tokens": encoded.get(name, {}).get("n_tokens", 0),
+        }
+        for name in SPLITS
+        if name in counted
+    ]

@@ -12,12 +12,12 @@ from tasks.reporting.charts import Chart, charts_of, instrument_families, step_o
 from tasks.reporting.markup import UNPRINTABLE, compact, label_of, shorten
 
 if TYPE_CHECKING:
-    from tasks.dataset.report.facts import ReportFacts  # for names only
+    from tasks.dataset.report.facts import ReportFacts
 
 
 def draw_overview(facts: "ReportFacts") -> bytes:
     """Draw the key figures and six charts as the bytes of a PNG, 1500 x 900 pixels."""
-    # Imported here: half a second that only a run that draws should spend. Figures without pyplot keep no global state.
+    # The import takes half a second. Figures without pyplot keep no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -36,7 +36,7 @@ def draw_overview(facts: "ReportFacts") -> bytes:
     for place, name in ((grid[0, 1], "Length"), (grid[0, 2], "Notes in a piece"), (grid[1, 0], "Pitch")):
         _draw_histogram(figure.add_subplot(place), name, charts.get(name))
     _draw_histogram(figure.add_subplot(grid[1, 1]), "Tempo", charts.get("Tempo"))
-    splits = [(f"{split.name}", split.n_notes, PICTURE_COLOURS[3]) for split in facts.splits]
+    splits = [(split["name"], split["n_notes"], PICTURE_COLOURS[3]) for split in facts.splits]
     families = instrument_families(facts.histograms["program"]) if "program" in facts.histograms else []
     families = sorted(families, key=lambda row: (-row[1], row[0]))[: max(8 - len(splits), 3)]
     rows = [*splits, *((name, n, PICTURE_COLOURS[5]) for name, n in families)]
@@ -54,18 +54,21 @@ PICTURE_COLOURS = ("#2c8f6a", "#d19a1f", "#c0392b", "#2f6fb7", "#a8479b", "#4fa3
 def _file_rows(facts: "ReportFacts") -> list[tuple[str, int, str]]:
     """Return the accepted files and the most common reasons, with their colours."""
     colours = {state: PICTURE_COLOURS[place % 8] for place, (state, _) in enumerate(facts.state_counts())}
-    reasons = sorted((r for r in facts.reasons if r.state != "accepted"), key=lambda r: (-r.n_files, r.reason))
+    reasons = sorted(
+        (row for row in facts.reasons if row["state"] != "accepted"), key=lambda row: (-row["n_files"], row["reason"])
+    )
     rows = [("accepted", facts.states.get("accepted", 0), colours["accepted"])]
-    rows += [(label_of(r.reason), r.n_files, colours.get(r.state, INK)) for r in reasons[:7]]
+    rows += [(label_of(row["reason"]), row["n_files"], colours.get(row["state"], INK)) for row in reasons[:7]]
     if len(reasons) > 7:
-        rows.append((f"{len(reasons) - 7} other reasons", sum(r.n_files for r in reasons[7:]), PICTURE_COLOURS[7]))
+        n_files = sum(row["n_files"] for row in reasons[7:])
+        rows.append((f"{len(reasons) - 7} other reasons", n_files, PICTURE_COLOURS[7]))
     return rows
 
 
 def _draw_bars(axes: Any, title: str, rows: Sequence[tuple[str, int, str]]) -> None:
     _dress(axes, title)
     if not rows:
-        _say_nothing(axes)
+        _show_nothing(axes)
         return
     places = np.arange(len(rows))
     top = max(*(n for _, n, _ in rows), 1)
@@ -85,7 +88,7 @@ def _draw_bars(axes: Any, title: str, rows: Sequence[tuple[str, int, str]]) -> N
 def _draw_histogram(axes: Any, title: str, chart: Chart | None) -> None:
     _dress(axes, title if chart is None else f"{title} ({chart.noun}s)")
     if chart is None:
-        _say_nothing(axes)
+        _show_nothing(axes)
         return
     axes.bar(np.arange(len(chart.counts)) + 0.5, chart.counts, width=0.92, color=PICTURE_COLOURS[3])
     axes.set_xlim(0, len(chart.counts))
@@ -107,7 +110,7 @@ def _dress(axes: Any, title: str) -> None:
         spine.set_color(INK)
 
 
-def _say_nothing(axes: Any) -> None:
+def _show_nothing(axes: Any) -> None:
     axes.text(0.5, 0.5, "nothing counted", ha="center", va="center", color="#635f55", transform=axes.transAxes)
     axes.set_xticks([])
     axes.set_yticks([])

@@ -1,25 +1,24 @@
 """The page of a dataset version, one section for each question.
 
-It has to work from disk, over HTTP and inside frames that run no scripts, so it has none: charts are SVG, tooltips are
-titles, and what folds is a `details` element. Nothing is fetched, and a policy says so.
+The page works from disk, over HTTP and inside frames that run no scripts. Charts are SVG, tooltips are titles, and
+`details` elements fold. A content security policy forbids to fetch anything.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from tasks.music.metrics.features import DRUMS
-from tasks.music.render.pianoroll import PROGRAM_GROUPS, draw_piano_roll
+from tasks.music.render.pianoroll import PROGRAM_GROUPS
 from tasks.reporting.charts import charts_of, draw_histogram, instrument_families
 from tasks.reporting.frame import assemble_page
 from tasks.reporting.markup import MAX_LISTED, cell_kind, label_of, say, say_number
-from tasks.reporting.templates import data_address, templates_of
+from tasks.reporting.templates import templates_of
 
 if TYPE_CHECKING:
-    from tasks.dataset.report.facts import ReportFacts, SampleFacts, SplitFacts  # for names only
+    from tasks.dataset.report.facts import ReportFacts
 
-ROLL_SECONDS = 60.0  # of each sample
 SECTIONS = (
     ("files", "Files"), ("notes", "Notes"), ("music", "The music"), ("splits", "Splits"), ("leakage", "Leakage"),
     ("duplicates", "Duplicates"), ("changes", "Changes"), ("extremes", "Slowest and largest"), ("samples", "Samples"),
@@ -31,11 +30,10 @@ def build_page(facts: "ReportFacts") -> str:
     """Return the whole page as HTML text."""
     templates = templates_of("tasks.dataset.report")
     helpers = (
-        _by_notes, charts_of, draw_histogram, _draw_sample, _group_sizes, instrument_families, _most_first, _programs,
-        _resolutions, _shard_rows, _sorted_out, _split_rows, _split_sums,
+        charts_of, draw_histogram, _group_sizes, instrument_families, _most_first, _programs, _resolutions, _sorted_out,
+        _split_table,
     )  # fmt: skip
     templates.globals |= {helper.__name__.removeprefix("_"): helper for helper in helpers}
-    templates.filters["groupby_first"] = _grouped
     page = templates.get_template("page.html").module
     sections = [(label, title, getattr(page, label)(facts)) for label, title in SECTIONS]
     subtitle = Markup("version <code>{}</code>").format(facts.version)
@@ -65,20 +63,11 @@ def _programs(histograms: Mapping[str, Sequence[int]]) -> list[tuple[str, str, s
     return rows
 
 
-def _by_notes(splits: Sequence["SplitFacts"]) -> list[tuple[str, int]]:
-    return [(split.name, split.n_notes) for split in splits]
-
-
-def _split_columns(splits: Sequence["SplitFacts"]) -> list[tuple[float, ...]]:
-    return [(s.n_pieces, s.n_groups, s.n_notes, s.hours, s.n_rows, s.n_tokens) for s in splits]
-
-
-def _split_rows(splits: Sequence["SplitFacts"]) -> list[tuple[str, ...]]:
-    return [(s.name, *map(say_number, row)) for s, row in zip(splits, _split_columns(splits), strict=True)]
-
-
-def _split_sums(splits: Sequence["SplitFacts"]) -> tuple[str, ...]:
-    return ("all", *(say_number(sum(column)) for column in zip(*_split_columns(splits), strict=True)))
+def _split_table(splits: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+    """Return a row for each split, and the row of their sums."""
+    names = ("n_pieces", "n_groups", "n_notes", "hours", "n_rows", "n_tokens")
+    rows = [(split["name"], *(say_number(split[name]) for name in names)) for split in splits]
+    return rows, ("all", *(say_number(sum(split[name] for split in splits)) for name in names))
 
 
 def _sorted_out(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,29 +96,3 @@ def _group_sizes(sizes: Mapping[int, int], noun: str) -> list[tuple[str, int]]:
     if len(rows) > MAX_LISTED:
         rows = [*rows[: MAX_LISTED - 1], ("more", sum(n for _, n in rows[MAX_LISTED - 1 :]))]
     return rows
-
-
-def _shard_rows(shards: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[list[str]]]:
-    kinds = list(dict.fromkeys(kind for counted in shards.values() for kind in counted))
-    rows = [[stage, *(f"{n.get(kind, 0):,}" for kind in kinds)] for stage, n in shards.items()]
-    return ["Shards", *(kind.capitalize() for kind in kinds)], rows
-
-
-def _grouped(entries: Iterable[Any], name: str) -> list[tuple[Any, list[Any]]]:
-    """Return entries by an attribute, in the order in which its values come first."""
-    groups: dict[Any, list[Any]] = {}
-    for entry in entries:
-        groups.setdefault(getattr(entry, name), []).append(entry)
-    return list(groups.items())
-
-
-def _draw_sample(sample: "SampleFacts") -> Markup:
-    """Return the piano roll of a sample as an address."""
-    from tasks.music.notes import ALL_COLUMNS, COLUMNS, NoteBatch
-    from tasks.music.score import Score
-
-    columns = {name: getattr(sample, name, ()) for name in ALL_COLUMNS}  # a roll shows seconds alone
-    columns |= {f"{owner}offsets": (0, len(columns[names[-1]])) for owner, names in COLUMNS.items()}
-    columns |= {"ticks_per_quarter": (480,), "n_tracks": (1 + max(sample.track, default=0),)}
-    piece = Score(NoteBatch.of(columns))
-    return data_address("image/png", draw_piano_roll(piece, width=1080, height=280, max_seconds=ROLL_SECONDS))
