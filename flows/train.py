@@ -24,6 +24,7 @@ def train(
     home: str = "",
     parent_run_id: str = "",
     fresh: bool = False,
+    resume: str = "",
 ) -> Summary:
     """Train a model on a dataset version and register it; a run that was stopped goes on, a finished one is reused.
 
@@ -33,16 +34,21 @@ def train(
         home: folder of all results; empty: ORCHESTRION_HOME or `.orchestrion`.
         parent_run_id: MLflow run this one belongs to.
         fresh: train again even if the same run is finished already.
+        resume: run to extend, by folder, MLflow run id or model: it has the same settings, but more `config.n_steps`.
     """
-    from tasks.training import steps  # brings torch, which a rebuild can do without
+    from tasks.training import resume as resuming  # brings torch, which a rebuild can do without
+    from tasks.training import steps
     from tasks.training.job import make_job
     from tasks.training.runs import claim_run, finish_run, finished_model, start_run
 
     check_trigger(config)
     where, started = Home.at(home), time.monotonic()
     with where.locked("train"):
-        tracker, version = Tracker(where), resolve_dataset(where, dataset)
-        claim = claim_run(where, config, version, tracker, fresh)
+        parent = resuming.find_parent(where, resume) if resume else None
+        if parent:
+            resuming.check_extension(parent, config, dataset)
+        tracker, version = Tracker(where), resolve_dataset(where, parent.dataset if parent else dataset)
+        claim = claim_run(where, config, version, tracker, fresh, resuming.identity(parent, config))
         job = make_job(config, version, claim.folder)
         model = finished_model(claim, tracker)
         reused = model is not None
@@ -50,6 +56,11 @@ def train(
             logger.info("model %s is reused: run %s is finished; `fresh` trains anew", model.reference, claim.run_id)
         if model is None:
             tags = run_tags() | {"orchestrion.preset": config.preset}
+            if parent:
+                tags |= {"orchestrion.extends": parent.folder.name}
+                resuming.begin_from(parent, config, claim.folder)
+            elif not claim.folder.exists():
+                resuming.tell_apart(where, claim.folder, config, version)
             with tracker.open_run("orchestrion/training", claim.folder.name, tags, parent_run_id, claim.run_id) as run:
                 start_run(claim, run)
                 log_training_start(run, config, version)

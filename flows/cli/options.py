@@ -94,9 +94,9 @@ class ConfigOptions:
     verbose: VerboseOption = False
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only what goes wrong.")] = False
 
-    def config(self, preset: str, given: Sequence[str] = ()) -> Any:
-        """Return a preset with the settings of the file, of `given` and of --set, in this order."""
-        return build_config(preset, [*given, *(self.overrides or ())], self.config_file)
+    def config(self, preset: str, given: Sequence[str] = (), train: Any = None) -> Any:
+        """Return a preset with the settings of the file, of `given` and of --set, in this order; see `build_config`."""
+        return build_config(preset, [*given, *(self.overrides or ())], self.config_file, train)
 
     def early_config(self, section: str, preset: str, given: Sequence[str] = ()) -> Any:
         """Return the same, or None where the model says the preset; see `run_flow.early_config`."""

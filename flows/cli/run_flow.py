@@ -1,5 +1,6 @@
 """What commands share: building a config, running a flow, reporting errors."""
 
+import dataclasses
 import gc
 import importlib
 from collections.abc import Iterator, Sequence
@@ -28,8 +29,11 @@ def complain(message: str) -> None:
         typer.echo(f"orchestrion: {shown}", err=True)
 
 
-def build_config(preset: str, overrides: Sequence[str], file: Path | None = None) -> Any:
+def build_config(preset: str, overrides: Sequence[str], file: Path | None = None, train: Any = None) -> Any:
     """Return the config of a preset with the settings of a file and, over these, the overrides.
+
+    Args:
+        train: settings of training in place of the preset's.
 
     Raises:
         ConfigError: an unknown preset or setting, an impossible value, or a file that is no TOML.
@@ -41,7 +45,10 @@ def build_config(preset: str, overrides: Sequence[str], file: Path | None = None
     filed = read_overrides(file) if file else []
     for override in [*filed, *overrides]:
         note_old_name(override)
-    return apply_overrides(build_preset(preset), current_overrides(filed) + current_overrides(overrides))
+    base = build_preset(preset)
+    if train is not None:
+        base = dataclasses.replace(base, train=train)
+    return apply_overrides(base, current_overrides(filed) + current_overrides(overrides))
 
 
 def early_config(section: str, preset: str, overrides: Sequence[str], file: Path | None) -> Any:

@@ -72,12 +72,17 @@ def divergence_of(run_dir: Path) -> Path:
     return run_dir / "diverged.txt"
 
 
-def run_dir_of(home: Home, config: TrainConfig, dataset: DatasetVersion) -> Path:
-    """Return the folder of the run that (dataset version, settings) determine; the same call resumes it."""
+def run_dir_of(home: Home, config: TrainConfig, dataset: DatasetVersion, parent: str = "") -> Path:
+    """Return the folder of the run that (dataset version, settings) determine; the same call resumes it.
+
+    Args:
+        parent: the run it extends, where that makes a difference to its weights.
+    """
     settings = to_json(config)
     for name in TRAIN_WITHOUT_EFFECT:
         settings.pop(name)
     identity = {"dataset": dataset.name, "dataset_version": dataset.version, "train": settings}
+    identity |= {"parent": parent} if parent else {}
     return home.runs / f"{config.preset}-{digest(identity)[:12]}"
 
 

@@ -14,21 +14,26 @@ from tasks.music.tokenizers.registry import tokenizer_from_json
 from tasks.storage.home import Home
 from tasks.storage.integrity import DamagedFile, read_sealed
 from tasks.training.job import check_model, run_dir_of
+from tasks.training.resume import Parent, identity
 from tasks.training.runs import RUN
 
 TIMED_WINDOWS = 4  # of a batch, at most
 FLOATS_PER_PARAMETER = 3  # weight and two averages of Adam, 4 bytes each
 
 
-def plan_training(home: Home, config: TrainConfig, dataset: DatasetVersion, fresh: bool = False) -> dict[str, Any]:
+def plan_training(
+    home: Home, config: TrainConfig, dataset: DatasetVersion, fresh: bool = False, parent: Parent | None = None
+) -> dict[str, Any]:
     """Return what `train` would do. The time is that of steps on this machine's CPU, which a GPU undercuts.
 
     Raises:
         ConfigError: the model does not go with the dataset's encoding.
     """
     check_model(config, dataset)
-    folder = run_dir_of(home, config, dataset)
+    folder = run_dir_of(home, config, dataset, identity(parent, config))
     status, done = ("new", 0) if fresh else _progress(folder)
+    if parent and status == "new":
+        status, done = "extended", parent.step
     tokenizer = tokenizer_from_json(dataset.manifest["encoder"]["settings"])
     with torch.device("meta"):
         n_parameters = build_model(config.model, tokenizer.vocab_size, tokenizer.pad_id).n_parameters
@@ -40,7 +45,7 @@ def plan_training(home: Home, config: TrainConfig, dataset: DatasetVersion, fres
         "dry_run": True,
         "dataset_version": dataset.reference,
         "run_dir": str(folder),
-        "status": status,  # new, stopped or finished
+        "status": status,  # new, extended, stopped or finished
         "step": done,
         "n_steps": config.n_steps,
         "n_parameters": n_parameters,

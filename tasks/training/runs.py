@@ -32,9 +32,11 @@ class Claim:
         return self.facts.get("run_id", "")
 
 
-def claim_run(home: Home, config: TrainConfig, dataset: DatasetVersion, tracker: Tracker, fresh: bool = False) -> Claim:
-    """Return the run that (dataset version, settings) determine; with `fresh`, a new one beside it."""
-    base = run_dir_of(home, config, dataset)
+def claim_run(
+    home: Home, config: TrainConfig, dataset: DatasetVersion, tracker: Tracker, fresh: bool = False, parent: str = ""
+) -> Claim:
+    """Return the run that (dataset version, settings, parent) determine; with `fresh`, a new one beside it."""
+    base = run_dir_of(home, config, dataset, parent)
     folder, attempt = base, 1
     while fresh and folder.exists():
         attempt += 1
