@@ -17,15 +17,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tasks.errors import ConfigError
-from tasks.music.arrays import IntArray, offsets_of
+from tasks.music.arrays import offsets_of
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.midi.writer import write_midi
 from tasks.music.notes import NOTE_COLUMNS, NoteBatch
-from tasks.music.score import Score, Tempos, TimeSignatures, build_score
+from tasks.music.score import Score, build_score
 from tasks.music.tokenizers.base import MAX_VOCABULARY, TokenArray, TokenBatch, Tokenizer, until_end
 from tasks.music.tokenizers.grammar import Grammar
 
 REASONS = ("not_held", "refused")
-_TICK_MAX = 2**31 - 1  # symusic's
-_TEMPO_RANGE = 1_000, 16_777_215  # microseconds per quarter that a score can state
+EMPTY_SCORE = build_score(480, dict.fromkeys(NOTE_COLUMNS, np.zeros(0, np.int64)))
 _NEEDED = ("PAD_None", "BOS_None", "EOS_None")
 
 
@@ -144,7 +145,7 @@ class MidiTokTokenizer(Tokenizer):
             middle = (readable + unreadable) // 2
             is_readable = self._decode_names(names[:middle]) is not None
             readable, unreadable = (middle, unreadable) if is_readable else (readable, middle)
-        return self._decode_names(names[:readable]) or build_score(480, _named(NOTE_COLUMNS, []))
+        return self._decode_names(names[:readable]) or EMPTY_SCORE
 
     def _base_tokens(self, ids: list[int]) -> list[str]:
         """Return the names of ids, those of learned ones taken apart."""
@@ -157,11 +158,13 @@ class MidiTokTokenizer(Tokenizer):
 
     def _encode_piece(self, batch: NoteBatch) -> tuple[list[int], int, bool]:
         """Return ids, notes held, and whether MidiTok failed."""
+        import symusic
+
         try:
-            prepared = self._peer.preprocess_score(_to_symusic(batch))
+            prepared = self._peer.preprocess_score(symusic.Score.from_midi(write_midi(Score(batch))))
             n_notes = int(prepared.note_num())
             ids = self._peer.encode(prepared, no_preprocess_score=True).ids if n_notes else []
-        except Exception:  # what MidiTok raises on odd pieces is not written down
+        except Exception:  # MidiTok does not document what it raises on odd pieces
             return [], 0, True
         return ids, n_notes, False
 
@@ -169,8 +172,8 @@ class MidiTokTokenizer(Tokenizer):
         try:
             seq = self._sequence(tokens=names)
             self._peer.complete_sequence(seq)
-            return _from_symusic(self._peer.decode(seq))
-        except Exception:  # what MidiTok raises on odd sequences is not written down
+            return read_midi(bytes(self._peer.decode(seq).dumps_midi()))
+        except Exception:  # MidiTok does not document what it raises on odd sequences; BadScore: no notes
             return None
 
     def _build_grammar(self) -> Grammar:
@@ -201,7 +204,7 @@ def _load(config: MidiTokConfig) -> tuple[Any, Any]:
         path.write_text(config.tokenizer)
         try:
             return kind(params=path), miditok.TokSequence
-        except Exception as error:  # what MidiTok raises on odd files is not written down
+        except Exception as error:  # MidiTok does not document what it raises on odd files
             raise ConfigError(f"MidiTok cannot read its tokenizer: {type(error).__name__}: {error}") from error
 
 
@@ -218,94 +221,3 @@ def _check_form(peer: Any) -> None:
         )
     if len(peer) > MAX_VOCABULARY:
         raise ConfigError(f"the MidiTok tokenizer has {len(peer)} ids, limit {MAX_VOCABULARY}")
-
-
-def _to_symusic(batch: NoteBatch) -> Any:
-    """Return a batch of one piece as symusic has it, one track for each instrument of each part."""
-    import symusic
-
-    score: Any = symusic.Score(int(batch.ticks_per_quarter[0]))
-    part = np.stack([batch.track, np.where(batch.is_drum, 128, batch.program)], axis=1).astype(np.int64)
-    parts, part_of_note = np.unique(part, axis=0, return_inverse=True)
-    for index, (source, instrument) in enumerate(parts.tolist()):
-        chosen = part_of_note.reshape(-1) == index
-        track: Any = symusic.Track(program=instrument % 128, is_drum=instrument == 128)
-        track.notes = symusic.Note.from_numpy(
-            time=batch.onset[chosen].astype(np.int32),
-            duration=batch.duration[chosen].astype(np.int32),
-            pitch=batch.pitch[chosen].astype(np.int8),
-            velocity=batch.velocity[chosen].astype(np.int8),
-        )
-        held = batch.pedal_track == source
-        duration = np.maximum(batch.pedal_end - batch.pedal_onset, 1)[held]
-        track.pedals = symusic.Pedal.from_numpy(
-            time=batch.pedal_onset[held].astype(np.int32), duration=duration.astype(np.int32)
-        )
-        score.tracks.append(track)
-    score.tempos = symusic.Tempo.from_numpy(
-        time=batch.tempo_tick.astype(np.int32),
-        mspq=np.rint(batch.tempo_microseconds_per_quarter).astype(np.int32),
-    )
-    score.time_signatures = symusic.TimeSignature.from_numpy(
-        time=batch.time_signature_tick.astype(np.int32),
-        numerator=batch.time_signature_numerator.astype(np.uint8),
-        denominator=batch.time_signature_denominator.astype(np.uint8),
-    )
-    return score
-
-
-def _from_symusic(score: Any) -> Score:
-    """Return a symusic score as ours, within the limits of what ours may hold."""
-    notes, pedals = [], []
-    for index, track in enumerate(score.tracks):
-        columns = track.notes.numpy()
-        time, duration, pitch, velocity = (
-            columns[name].astype(np.int64) for name in ("time", "duration", "pitch", "velocity")
-        )
-        program = 0 if track.is_drum else min(max(track.program, 0), 127)
-        same = [np.full(len(time), value) for value in (program, int(track.is_drum), index)]
-        limited = np.maximum(time, 0), np.clip(duration, 1, _TICK_MAX), np.clip(pitch, 0, 127)
-        notes.append(np.stack([*limited, np.clip(velocity, 1, 127), *same]))
-        pedals.append(_pedal_rows(track.pedals.numpy(), index))
-    tempos, meters = score.tempos.numpy(), score.time_signatures.numpy()
-    return build_score(
-        score.ticks_per_quarter,
-        _named(NOTE_COLUMNS, notes),
-        tempos=_tempos(tempos["time"].astype(np.int64), tempos["mspq"].astype(np.int64)),
-        time_signatures=TimeSignatures(
-            *_last_at_each_tick(*(meters[name].astype(np.int64) for name in ("time", "numerator", "denominator")))
-        ),
-        pedals=_named(("onset", "end", "track"), pedals),
-        n_tracks=max(len(score.tracks), 1),
-    )
-
-
-def _named(names: tuple[str, ...], parts: list[IntArray]) -> dict[str, IntArray]:
-    """Return the rows of all parts, laid end to end, by name."""
-    rows = np.concatenate([np.zeros((len(names), 0), np.int64), *parts], axis=1)
-    return dict(zip(names, rows, strict=True))
-
-
-def _pedal_rows(spans: dict[str, Any], track: int) -> IntArray:
-    """Return the onsets, ends and tracks of the pedal spans of a track, those that overlap joined."""
-    onset = np.maximum(spans["time"].astype(np.int64), 0)
-    order = np.argsort(onset, kind="stable")
-    onset, end = onset[order], (onset + np.maximum(spans["duration"].astype(np.int64), 1))[order]
-    reach = np.maximum.accumulate(end) if len(end) else end
-    first = np.flatnonzero(np.append(True, onset[1:] > reach[:-1])[: len(onset)])
-    end = np.maximum.reduceat(end, first) if len(first) else end
-    return np.stack([onset[first], end, np.full(len(first), track)])
-
-
-def _tempos(tick: IntArray, microseconds: IntArray) -> Tempos:
-    tick, microseconds = _last_at_each_tick(tick, np.clip(microseconds, *_TEMPO_RANGE))
-    tick[:1] = 0
-    return Tempos(tick, microseconds)
-
-
-def _last_at_each_tick(tick: IntArray, *values: IntArray) -> list[IntArray]:
-    """Return changes at rising ticks: of those at one tick, the last."""
-    order = np.argsort(np.maximum(tick, 0), kind="stable")
-    tick = np.maximum(tick, 0)[order]
-    is_last = np.append(tick[1:] != tick[:-1], True)[: len(tick)]
-    return [tick[is_last], *(column[order][is_last] for column in values)]
