@@ -4,11 +4,30 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from models.settings import check_settings, setting
+from models.settings import Settings, check_settings, setting
+
+
+class HeadedConfig:
+    """Base of the configs of models whose attention has several heads."""
+
+    __slots__ = ()
+    d_model: int
+    n_heads: int
+
+    @property
+    def d_head(self) -> int:
+        """Numbers per head: `d_model / n_heads`."""
+        return self.d_model // self.n_heads
+
+    def check_heads(self) -> None:
+        """Check all settings, and that the heads divide the width."""
+        check_settings(self)
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DecoderConfig:
+class DecoderConfig(HeadedConfig):
     """Sizes and parts of a `Decoder`; the defaults with 416 tokens have 1,095,200 parameters."""
 
     has_latents: ClassVar[bool] = False
@@ -52,21 +71,15 @@ class DecoderConfig:
     )
 
     def __post_init__(self) -> None:
-        check_settings(self)
-        _check_heads(self.d_model, self.n_heads)
+        self.check_heads()
         if self.relative_positions == "rotary" and self.d_head % 2:
             raise ValueError(
                 f"relative_positions='rotary' needs an even d_model / n_heads, not {self.d_model} / {self.n_heads}"
             )
 
-    @property
-    def d_head(self) -> int:
-        """Numbers per head: `d_model / n_heads`."""
-        return self.d_model // self.n_heads
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HourglassConfig:
+class HourglassConfig(HeadedConfig):
     """Sizes of an `Hourglass`; the defaults with 348 tokens have 33,795,676 parameters."""
 
     has_latents: ClassVar[bool] = False
@@ -103,8 +116,7 @@ class HourglassConfig:
     )
 
     def __post_init__(self) -> None:
-        check_settings(self)
-        _check_heads(self.d_model, self.n_heads)
+        self.check_heads()
         if len(self.depths) % 2 == 0:
             raise ValueError(f"depths={self.depths} is not an odd number of depths")
         if len(self.factors) != self.n_levels or min(self.factors, default=2) < 2:
@@ -113,11 +125,6 @@ class HourglassConfig:
             )
         if self.hidden_loss != "none" and not self.n_levels:
             raise ValueError(f"hidden_loss={self.hidden_loss!r}, but depths={self.depths} shortens nothing")
-
-    @property
-    def d_head(self) -> int:
-        """Numbers per head: `d_model / n_heads`."""
-        return self.d_model // self.n_heads
 
     @property
     def n_layers(self) -> int:
@@ -143,7 +150,7 @@ BottleneckKind = Literal[
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VaeConfig:
+class VaeConfig(HeadedConfig):
     """Sizes of a `Vae` and the terms of its loss; the defaults with 320 tokens have 1,747,338 parameters."""
 
     has_latents: ClassVar[bool] = True
@@ -188,8 +195,7 @@ class VaeConfig:
     token_dropout_in: Literal["decoder", "encoder", "both"] = setting("decoder", "Whose input loses tokens.")
 
     def __post_init__(self) -> None:
-        check_settings(self)
-        _check_heads(self.d_model, self.n_heads)
+        self.check_heads()
         if self.token_dropout_by != "all" and self.token_dropout_by < 0:
             raise ValueError(f"token_dropout_by={self.token_dropout_by} is below 0")
         if self.bottleneck != "none" and not self.channels:
@@ -204,11 +210,6 @@ class VaeConfig:
                 f"token_dropout_in={self.token_dropout_in!r}: family='encoder' has no decoder that reads tokens"
             )
 
-    @property
-    def d_head(self) -> int:
-        """Numbers per head: `d_model / n_heads`."""
-        return self.d_model // self.n_heads
-
     def kl_weight(self, step: int) -> float:
         """Return the weight of the divergence at a step."""
         share_done = min(step / self.kl_steps, 1.0) if self.kl_steps else 1.0
@@ -216,7 +217,7 @@ class VaeConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NoamSchedule:
+class NoamSchedule(Settings):
     """Rise over `warmup_steps`, then fall with the root of the step. Source: Vaswani et al. 2017, section 5.3."""
 
     name: Literal["noam"] = "noam"
@@ -225,12 +226,9 @@ class NoamSchedule:
     )
     scale: float = setting(1.0, "Factor of the whole curve.", gt=0)
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WarmupCosineSchedule:
+class WarmupCosineSchedule(Settings):
     """Rise in a line to `max_lr`, then fall along half a cosine to `max_lr * min_lr_ratio`."""
 
     name: Literal["warmup_cosine"] = "warmup_cosine"
@@ -239,23 +237,17 @@ class WarmupCosineSchedule:
     total_steps: int = setting(0, "Step that reaches the lowest rate; 0: the last step of the run.", ge=0)
     min_lr_ratio: float = setting(0.1, "Lowest learning rate over the highest.", ge=0, le=1)
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ConstantSchedule:
+class ConstantSchedule(Settings):
     """The same learning rate at every step."""
 
     name: Literal["constant"] = "constant"
     rate: float = setting(6e-4, "The learning rate.", gt=0)
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OneCycleSchedule:
+class OneCycleSchedule(Settings):
     """Along half cosines up to `max_lr` and down again; Smith and Topin 2018, with torch's numbers."""
 
     name: Literal["one_cycle"] = "one_cycle"
@@ -269,9 +261,6 @@ class OneCycleSchedule:
         "Adam's first beta falls from the first of the two to the second and rises again; none: it stays.",
         each={"ge": 0, "lt": 1},
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -366,11 +355,6 @@ def check_top_k(top_k: int | None, where: str = "") -> int | None:
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k}{where} is below 1")
     return top_k
-
-
-def _check_heads(d_model: int, n_heads: int) -> None:
-    if d_model % n_heads:
-        raise ValueError(f"d_model={d_model} is not a multiple of n_heads={n_heads}")
 
 
 ModelConfig = DecoderConfig | HourglassConfig | VaeConfig  # told apart by `name`

@@ -27,6 +27,15 @@ def setting(default: Any, description: str, each: dict[str, float] | None = None
     return field(default=default, metadata=metadata)
 
 
+class Settings:
+    """Base of settings classes that `check_settings` alone checks."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
 def check_settings(config: Any) -> None:
     """Raise ValueError where a setting is beyond a limit, not finite or none of its choices; None is always within."""
     for entry in fields(config):

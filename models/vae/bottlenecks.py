@@ -6,6 +6,7 @@ to which every row is filled up, because the shape of a latent goes with it.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -161,49 +162,37 @@ class ConvolutionBottleneck(Bottleneck):
         return z_BZ.transpose(1, 2)
 
 
-class VectorBottleneck(Bottleneck):
-    """Each token's vector by itself; a latent is a matrix of shape (T, channels)."""
+class LinearBottleneck(Bottleneck):
+    """Linear maps of each token's vector by itself, or of all vectors of a row laid end to end.
 
-    def __init__(self, d_model: int, block: int, channels: Sequence[int], is_variational: bool) -> None:
+    A latent is a matrix of shape (T, channels), or with `is_flat` one vector.
+    """
+
+    def __init__(
+        self, d_model: int, block: int, channels: Sequence[int], is_variational: bool, *, is_flat: bool
+    ) -> None:
         super().__init__()
-        sizes = [d_model, *channels]
-        self.latent_shape = (block, sizes[-1])
-        self.stage_shapes = [(block, size) for size in (*sizes, *sizes[-2::-1])]
+        self.block, self.is_flat = block, is_flat
+        outer = () if is_flat else (block,)
+        sizes = [block * d_model if is_flat else d_model, *channels]
+        shapes = [(*outer, size) for size in (*sizes, *sizes[-2::-1])]
+        self.latent_shape = (*outer, sizes[-1])
+        self.stage_shapes = [(block, d_model), *shapes, (block, d_model)] if is_flat else shapes
         self.down = linear_stages(sizes[:-1])
         self.to_mu = nn.Linear(sizes[-2], sizes[-1])
         self.to_logvar = nn.Linear(sizes[-2], sizes[-1]) if is_variational else None
         self.up = linear_stages(sizes[::-1])
 
     def press(self, x_BTD: Tensor, hidden_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a mapped vector for each position alone, and where padding is."""
+        """Return the input of the last maps, and where it is padding alone."""
+        if self.is_flat:
+            return self.down(x_BTD.flatten(1)), hidden_BT.all(dim=1)[:, None]
         return self.down(x_BTD), hidden_BT[:, :, None]
 
     def release(self, z_BZ: Tensor) -> Tensor:
-        """Return x_BTD from the latent, position by position."""
-        return self.up(z_BZ)
-
-
-class RowBottleneck(Bottleneck):
-    """All vectors of a row laid end to end; a latent is one vector."""
-
-    def __init__(self, d_model: int, block: int, channels: Sequence[int], is_variational: bool) -> None:
-        super().__init__()
-        sizes = [block * d_model, *channels]
-        self.block = block
-        self.latent_shape = (sizes[-1],)
-        self.stage_shapes = [(block, d_model), *((size,) for size in (*sizes, *sizes[-2::-1])), (block, d_model)]
-        self.down = linear_stages(sizes[:-1])
-        self.to_mu = nn.Linear(sizes[-2], sizes[-1])
-        self.to_logvar = nn.Linear(sizes[-2], sizes[-1]) if is_variational else None
-        self.up = linear_stages(sizes[::-1])
-
-    def press(self, x_BTD: Tensor, hidden_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Return one vector for each row, and which rows are padding alone."""
-        return self.down(x_BTD.flatten(1)), hidden_BT.all(dim=1)[:, None]
-
-    def release(self, z_BZ: Tensor) -> Tensor:
-        """Return x_BTD of the block's length from one vector a row."""
-        return self.up(z_BZ).unflatten(1, (self.block, -1))
+        """Return x_BTD of the block's length."""
+        x = self.up(z_BZ)
+        return x.unflatten(1, (self.block, -1)) if self.is_flat else x
 
 
 class NoBottleneck(Bottleneck):
@@ -224,7 +213,11 @@ class NoBottleneck(Bottleneck):
         return z_BZ
 
 
-KINDS = {"cnn": ConvolutionBottleneck, "linear_2d": VectorBottleneck, "linear_1d": RowBottleneck}
+KINDS = {
+    "cnn": ConvolutionBottleneck,
+    "linear_2d": partial(LinearBottleneck, is_flat=False),
+    "linear_1d": partial(LinearBottleneck, is_flat=True),
+}
 
 
 def build_bottleneck(kind: str, d_model: int, block: int, channels: Sequence[int]) -> Bottleneck:
