@@ -1,4 +1,4 @@
-"""`orchestrion sweep` through the real command line, Prefect, Ray Tune and MLflow included."""
+"""`orchestrion sweep` through the real command line, Prefect, Ray and MLflow included."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Many training runs on a real Ray Tune: the same bits as `run_steps` alone, failures that stay with one run, ASHA."""
+"""Many training runs on a real Ray: the same bits as `run_steps` alone, failures that stay with one run, ASHA."""
 
 import signal
 import threading
@@ -102,7 +102,7 @@ def test_a_killed_process_is_begun_again_as_often_as_settings_allow(
     for event in run_trials({1: job}, concurrent=1):
         events.append(event)
         if event.points and not killed:
-            trials = descendants("ImplicitFunc")
+            trials = descendants("train_trial")
             killed += [process.pid for process in trials]
             for process in trials:
                 process.kill()
