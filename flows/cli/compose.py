@@ -1,5 +1,6 @@
 """The commands of the composer: a piece made block by block in a stored session."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,11 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.options import DEFAULT_HOME, HomeOption, JsonOption, ModelOption, print_list
+from flows.cli.options import DEFAULT_HOME, HomeOption, JsonOption, ModelOption, grouped, print_facts, print_list
 from flows.cli.registry import find_model, tracker_of
 from flows.services import environment
-from tasks.errors import ConfigError, plural
-from tasks.storage.files import json_text
+from tasks.errors import ConfigError, OrchestrionError, plural
 from tasks.storage.home import Home
 
 app = typer.Typer(
@@ -21,160 +21,201 @@ app = typer.Typer(
 )
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the session.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed and steps give the same piece.")]
-PromptOption = Annotated[str, typer.Option("--prompt", help="A MIDI file to go on from.")]
-PrimeOption = Annotated[
-    str,
-    typer.Option(
-        "--prime", help="Without --prompt, begin with: start (nothing), dataset (an excerpt), random (notes)."
-    ),
-]
-PrimeTokensOption = Annotated[
-    int | None,
-    typer.Option(
-        "--prime-tokens", min=8, help="How much of such a beginning, or of --prompt; 256 of the former, all of a file."
-    ),
-]
-MaxNoteOption = Annotated[
-    float | None,
-    typer.Option("--max-note-seconds", help="A note ends after so long, 0: never; by default as the preset generates."),
-]
-MinNewOption = Annotated[
-    int | None,
-    typer.Option(
-        "--min-new-tokens", help="Of a block, before which the piece does not end; 64 and at least a note, 0: it may."
-    ),
-]
-BlockTokensOption = Annotated[
-    int | None, typer.Option("--block-tokens", help="Length of a block, at least; up to the next note boundary.")
-]
-BlockNotesOption = Annotated[int | None, typer.Option("--block-notes", help="Length of a block in notes instead.")]
-ContextOption = Annotated[
-    int | None, typer.Option("--context-tokens", help="How far back the model looks, 0: as far as it can.")
-]
-TemperatureOption = Annotated[float | None, typer.Option("--temperature", help="Above 1 is wilder, below 1 tamer.")]
-TopKOption = Annotated[int | None, typer.Option("--top-k", help="Draw from the likeliest so many tokens.")]
-TopPOption = Annotated[float | None, typer.Option("--top-p", help="Draw from the likeliest with this probability.")]
 OutOption = Annotated[
     Path | None, typer.Option("-o", "--out", help="MIDI file to write; by default piece.mid in the session's folder.")
 ]
 
 _STEPS = ("seed", "propose", "accept", "undo", "save")
+_PRIMES = ("start", "dataset", "random")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SessionOptions:
+    """Options of every command on a session."""
+
+    home: HomeOption = DEFAULT_HOME
+    as_json: JsonOption = False
+
+    @contextmanager
+    def locked(self, name: str, command: str, create: bool = False) -> Iterator[Any]:
+        """Hold a session for a command that writes to it; see `locked_session`."""
+        from tasks.composer.sessions import locked_session
+        from tasks.runtime.progress import Progress
+
+        environment.configure_logging(0)
+        environment.set_defaults(environment.SAMPLING)  # before torch, which asks once how threads wait for each other
+        held = locked_session(Home.at(self.home), name, f"orchestrion compose {command} {name}", create)
+        with Progress(f"compose {command}"), held as session:
+            yield session
+
+    def show(self, state: dict[str, Any]) -> None:
+        """Print the state of a session."""
+        print_facts(state, self.as_json, _state_lines)
+
+    def step(self, name: str, command: str) -> None:
+        """Take one step without options, and print the state after it."""
+        with self.locked(name, command) as session:
+            self.show(session.describe(getattr(session, command)()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BlockOptions:
+    """Options of how a block is made; each is a setting of `ComposerConfig` of the same name."""
+
+    block_tokens: Annotated[
+        int | None,
+        typer.Option("--block-tokens", help="Least tokens of a block; it ends at a note boundary."),
+    ] = None
+    block_notes: Annotated[int | None, typer.Option("--block-notes", help="Length of a block in notes instead.")] = None
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Above 1 is wilder, below 1 tamer.")] = None
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw from this many of the likeliest tokens.")] = None
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Draw from the likeliest tokens with this probability.")
+    ] = None
+    max_note_seconds: Annotated[
+        float | None,
+        typer.Option("--max-note-seconds", help="Longest note, 0: any; by default that of the model's preset."),
+    ] = None
+    min_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--min-new-tokens", help="Tokens of a block before the piece may end; 64 and at least a note, 0: none."
+        ),
+    ] = None
+
+    def config(self, base: Any = None, **more: Any) -> Any:
+        """Return `base`, or the default settings, with the given options."""
+        from tasks.composer.blocks import ComposerConfig
+
+        given = {key: value for key, value in (dataclasses.asdict(self) | more).items() if value is not None}
+        if "block_tokens" in given:
+            given.setdefault("block_notes", 0)  # in a session with blocks in notes, this one is in tokens
+        try:
+            return dataclasses.replace(base or ComposerConfig(), **given)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BeginOptions:
+    """Options of what a piece begins with."""
+
+    model: ModelOption = ""
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed and steps give the same piece.")] = 0
+    prompt: Annotated[str, typer.Option("--prompt", help="A MIDI file to continue.")] = ""
+    prime: Annotated[
+        str,
+        typer.Option(
+            "--prime", help="Beginning without --prompt: start (nothing), dataset (an excerpt) or random (notes)."
+        ),
+    ] = "start"
+    prime_tokens: Annotated[
+        int | None,
+        typer.Option("--prime-tokens", min=8, help="Tokens of the beginning; by default 256, or all of --prompt."),
+    ] = None
+    context_tokens: Annotated[
+        int | None, typer.Option("--context-tokens", help="Tokens that the model looks back on, 0: as many as it can.")
+    ] = None
+
+    def config(self, block: BlockOptions) -> Any:
+        """Return the settings of a session."""
+        return block.config(seed=self.seed, context_tokens=self.context_tokens)
+
+    def start(self, session: Any, config: Any, as_preset: bool) -> Any:
+        """Begin a session; `as_preset`: with the longest note that batches by the model's preset have."""
+        from tasks.config.presets import PRESETS, build_preset
+        from tasks.storage.user_paths import check_there
+
+        if self.prime not in _PRIMES:
+            raise ConfigError(f"--prime {self.prime}: known are {', '.join(_PRIMES)}")
+        if self.prompt and self.prime != "start":
+            raise ConfigError(f"--prompt {self.prompt} and --prime {self.prime} are two beginnings; give one of them")
+        if self.prompt:
+            check_there(Path(self.prompt), "prompt")
+        model = find_model(session.home, self.model)
+        checkpoint = tracker_of(session.home).fetch(model)
+        if as_preset and model.preset in PRESETS:
+            longest = build_preset(model.preset).generate.max_note_seconds
+            config = dataclasses.replace(config, max_note_seconds=longest)
+        kind = "midi" if self.prompt else self.prime
+        return session.start(model, checkpoint, config, kind, self.prompt, self.prime_tokens)
 
 
 @app.command(epilog="Example: orchestrion compose start tune --seed 7 --prompt theme.mid --block-notes 64")
-def start(
-    name: NameArgument,
-    model: ModelOption = "",
-    seed: SeedOption = 0,
-    prompt: PromptOption = "",
-    prime: PrimeOption = "start",
-    prime_tokens: PrimeTokensOption = None,
-    block_tokens: BlockTokensOption = None,
-    block_notes: BlockNotesOption = None,
-    context_tokens: ContextOption = None,
-    temperature: TemperatureOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
-    max_note_seconds: MaxNoteOption = None,
-    min_new_tokens: MinNewOption = None,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-) -> None:
+@grouped
+def start(name: NameArgument, begin: BeginOptions, block: BlockOptions, run: SessionOptions) -> None:
     """Begin a session: choose a model, and what the piece begins with."""
-    config = _config(
-        None, seed=seed, block_tokens=block_tokens, block_notes=block_notes, context_tokens=context_tokens,
-        temperature=temperature, top_k=top_k, top_p=top_p, max_note_seconds=max_note_seconds,
-        min_new_tokens=min_new_tokens,
-    )  # fmt: skip
-    with _locked(home, name, "start", create=True) as session:
-        begun = _start(session, model, config, prime, prompt, prime_tokens, max_note_seconds is None)
-        _print_state(session.describe(begun), as_json)
+    config = begin.config(block)
+    with run.locked(name, "start", create=True) as session:
+        run.show(session.describe(begin.start(session, config, block.max_note_seconds is None)))
 
 
 @app.command(epilog="Example: orchestrion compose propose tune --temperature 1.1")
-def propose(
-    name: NameArgument,
-    block_tokens: BlockTokensOption = None,
-    block_notes: BlockNotesOption = None,
-    temperature: TemperatureOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
-    max_note_seconds: MaxNoteOption = None,
-    min_new_tokens: MinNewOption = None,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-) -> None:
-    """Let the model write the next block, or another in its place, as MIDI to listen to; options are for it only."""
-    given = {
-        "block_tokens": block_tokens, "block_notes": block_notes, "temperature": temperature, "top_k": top_k,
-        "top_p": top_p, "max_note_seconds": max_note_seconds, "min_new_tokens": min_new_tokens,
-    }  # fmt: skip
-    with _locked(home, name, "propose") as session:
-        proposed = session.propose(_config(session.read().config, **given))
-        _print_state(session.describe(proposed), as_json)
+@grouped
+def propose(name: NameArgument, block: BlockOptions, run: SessionOptions) -> None:
+    """Let the model write the next block, or another in its place, as MIDI; options are for this block only."""
+    with run.locked(name, "propose") as session:
+        run.show(session.describe(session.propose(block.config(session.read().config))))
 
 
 @app.command(epilog="Example: orchestrion compose grow tune --blocks 300")
+@grouped
 def grow(
     name: NameArgument,
-    blocks: Annotated[int, typer.Option("--blocks", min=1, help="How many blocks to add.")] = 10,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
+    run: SessionOptions,
+    blocks: Annotated[int, typer.Option("--blocks", min=1, help="Blocks to add.")] = 10,
 ) -> None:
     """Let the model add block after block, all accepted; Ctrl-C stops, and what is there is kept."""
-    with _locked(home, name, "grow") as session:
+    with run.locked(name, "grow") as session:
         primer = session.read().primer
 
-        def tell(grown: Any) -> None:
+        def report(grown: Any) -> None:
             n_notes = primer.n_notes + sum(block.n_notes for block in grown.blocks)
-            typer.echo(
-                f"block {grown.blocks[-1].number}: {plural(len(grown.ids), 'token')}, {plural(n_notes, 'note')}",
-                err=as_json,
-            )
+            counts = f"{plural(len(grown.ids), 'token')}, {plural(n_notes, 'note')}"
+            typer.echo(f"block {grown.blocks[-1].number}: {counts}", err=run.as_json)
 
-        _print_state(session.describe(session.grow(blocks, tell)), as_json)
+        run.show(session.describe(session.grow(blocks, report)))
 
 
 @app.command(epilog="Example: orchestrion compose accept tune")
-def accept(name: NameArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+@grouped
+def accept(name: NameArgument, run: SessionOptions) -> None:
     """Make the proposal part of the piece."""
-    with _locked(home, name, "accept") as session:
-        _print_state(session.describe(session.accept()), as_json)
+    run.step(name, "accept")
 
 
 @app.command(epilog="Example: orchestrion compose undo tune")
-def undo(name: NameArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Take the last accepted block away again; any number of times."""
-    with _locked(home, name, "undo") as session:
-        _print_state(session.describe(session.undo()), as_json)
+@grouped
+def undo(name: NameArgument, run: SessionOptions) -> None:
+    """Remove the last accepted block; any number of times."""
+    run.step(name, "undo")
 
 
 @app.command(epilog="Example: orchestrion compose save tune -o tune.mid")
-def save(
-    name: NameArgument, out: OutOption = None, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False
-) -> None:
-    """Write the accepted piece as MIDI, and beside it where it comes from as JSON."""
-    with _locked(home, name, "save") as session:
-        _print_saved(session.save(out), as_json)
+@grouped
+def save(name: NameArgument, run: SessionOptions, out: OutOption = None) -> None:
+    """Write the accepted piece as MIDI, and its origin beside it as JSON."""
+    with run.locked(name, "save") as session:
+        print_facts(session.save(out), run.as_json, _saved_lines)
 
 
 @app.command(epilog="Example: orchestrion compose show tune")
-def show(name: NameArgument, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Show a session: its piece, its blocks, what is proposed."""
+@grouped
+def show(name: NameArgument, run: SessionOptions) -> None:
+    """Show a session: its piece, its blocks and its proposal."""
     from tasks.composer.sessions import SessionFolder
 
-    session = SessionFolder(Home.at(home), name)
-    _print_state(session.describe(session.read()), as_json)
+    session = SessionFolder(Home.at(run.home), name)
+    run.show(session.describe(session.read()))
 
 
 @app.command("list", epilog="Example: orchestrion compose list --json")
-def list_all(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """List the sessions; one that cannot be read is listed with what is wrong."""
+@grouped
+def list_all(run: SessionOptions) -> None:
+    """List the sessions; one that cannot be read is listed with its problem."""
     from tasks.composer.sessions import SessionFolder, list_sessions
-    from tasks.errors import OrchestrionError
 
-    where = Home.at(home)
+    where = Home.at(run.home)
     rows: list[dict[str, Any]] = []
     for name in list_sessions(where):
         try:
@@ -186,52 +227,36 @@ def list_all(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> No
             facts = {"model_version": session.model.reference, "n_blocks": len(session.blocks), "pending": pending}
             rows.append({"session": name, **facts, "n_tokens": len(session.ids), "problem": ""})
     columns = ("session", "model_version", "n_blocks", "n_tokens", "pending", "problem")
-    rows = rows if as_json else [dict.fromkeys(columns, "-") | row for row in rows]
-    print_list(rows, columns, as_json, "sessions")
+    rows = rows if run.as_json else [dict.fromkeys(columns, "-") | row for row in rows]
+    print_list(rows, columns, run.as_json, "sessions")
 
 
-@app.command(epilog='Example: orchestrion compose run tune "seed propose propose accept accept undo save"')
-def run(
+@app.command("run", epilog='Example: orchestrion compose run tune "seed propose propose accept accept undo save"')
+@grouped
+def run_script(
     name: NameArgument,
     script: Annotated[
         str,
         typer.Argument(
             metavar="STEPS",
-            help="seed (start the session), propose, accept (proposes first where nothing waits), undo, save.",
+            help="seed (start the session), propose, accept (proposes first if there is no proposal), undo, save.",
         ),
     ],
-    model: ModelOption = "",
-    seed: SeedOption = 0,
-    prompt: PromptOption = "",
-    prime: PrimeOption = "start",
-    prime_tokens: PrimeTokensOption = None,
-    block_tokens: BlockTokensOption = None,
-    block_notes: BlockNotesOption = None,
-    context_tokens: ContextOption = None,
-    temperature: TemperatureOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
-    max_note_seconds: MaxNoteOption = None,
-    min_new_tokens: MinNewOption = None,
+    begin: BeginOptions,
+    block: BlockOptions,
+    run: SessionOptions,
     out: OutOption = None,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
 ) -> None:
     """Take several steps in one process; options are those of start, and count for seed."""
     steps = script.split()
     unknown = [step for step in steps if step not in _STEPS]
     if unknown or not steps:
         raise ConfigError(f"unknown step {' '.join(unknown[:1])!r}; known: {', '.join(_STEPS)}")
-    config = _config(
-        None, seed=seed, block_tokens=block_tokens, block_notes=block_notes, context_tokens=context_tokens,
-        temperature=temperature, top_k=top_k, top_p=top_p, max_note_seconds=max_note_seconds,
-        min_new_tokens=min_new_tokens,
-    )  # fmt: skip
-    saved = None
-    with _locked(home, name, "run", create="seed" in steps) as session:
+    config, saved = begin.config(block), None
+    with run.locked(name, "run", create="seed" in steps) as session:
         for step in steps:
             if step == "seed":
-                _start(session, model, config, prime, prompt, prime_tokens, max_note_seconds is None)
+                begin.start(session, config, block.max_note_seconds is None)
             elif step == "save":
                 saved = session.save(out)
             else:
@@ -239,75 +264,17 @@ def run(
                     session.propose()
                 getattr(session, step)()
         if saved and steps[-1] == "save":
-            _print_saved(saved, as_json)
+            print_facts(saved, run.as_json, _saved_lines)
         else:
-            _print_state(session.describe(session.read()), as_json)
+            run.show(session.describe(session.read()))
 
 
-@contextmanager
-def _locked(home: str, name: str, command: str, create: bool = False) -> Iterator[Any]:
-    from tasks.composer.sessions import locked_session
-    from tasks.runtime.progress import Progress
-
-    environment.configure_logging(0)
-    environment.set_defaults(environment.SAMPLING)  # before torch, which asks once how threads wait for each other
-    held = locked_session(Home.at(home), name, f"orchestrion compose {command} {name}", create)
-    with Progress(f"compose {command}"), held as session:
-        yield session
+def _saved_lines(saved: dict[str, Any]) -> Iterator[str]:
+    counts = f"{plural(saved['n_notes'], 'note')}, {saved['seconds']:g} s, {plural(len(saved['blocks']), 'block')}"
+    yield f"{saved['path']}: {counts}"
 
 
-def _config(base: Any, **given: Any) -> Any:
-    """Return `base`, or the default settings, with what was given on the command line."""
-    import dataclasses
-
-    from tasks.composer.blocks import ComposerConfig
-
-    changes = {key: value for key, value in given.items() if value is not None}
-    if "block_tokens" in changes and "block_notes" not in changes:
-        changes["block_notes"] = 0  # of a session with blocks in notes, this one in tokens
-    try:
-        return dataclasses.replace(base or ComposerConfig(), **changes)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _start(
-    session: Any, reference: str, config: Any, prime: str, prompt: str, prime_tokens: int | None, as_preset: bool
-) -> Any:
-    """Begin a session; `as_preset`: with the longest note that batches by the model's preset have."""
-    import dataclasses
-
-    from tasks.config.presets import PRESETS, build_preset
-    from tasks.storage.user_paths import check_there
-
-    if prime not in ("start", "dataset", "random"):
-        raise ConfigError(f"--prime {prime}: known are start, dataset, random")
-    if prompt and prime != "start":
-        raise ConfigError(f"--prompt {prompt} and --prime {prime} are two beginnings; give one of them")
-    if prompt:
-        check_there(Path(prompt), "prompt")
-    model = find_model(session.home, reference)
-    tracker = tracker_of(session.home)
-    assert tracker is not None  # `find_model` would have said so
-    if as_preset and model.preset in PRESETS:
-        config = dataclasses.replace(config, max_note_seconds=build_preset(model.preset).generate.max_note_seconds)
-    return session.start(model, tracker.fetch(model), config, "midi" if prompt else prime, prompt, prime_tokens)
-
-
-def _print_saved(saved: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json_text(saved))
-    else:
-        typer.echo(
-            f"{saved['path']}: {plural(saved['n_notes'], 'note')}, {saved['seconds']:g} s,"
-            f" {plural(len(saved['blocks']), 'block')}"
-        )
-
-
-def _print_state(state: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json_text(state))
-        return
+def _state_lines(state: dict[str, Any]) -> Iterator[str]:
     primer, pending, statistics = state["primer"], state["pending"], state["statistics"]
     begins = " ".join(filter(None, (primer["kind"], primer["name"])))
     lines = {
@@ -330,7 +297,7 @@ def _print_state(state: dict[str, Any], as_json: bool) -> None:
     shown = ("notes_per_second", "polyphony", "pitch_min", "pitch_max", "scale_consistency")
     lines["statistics"] = ", ".join(f"{key} {statistics[key]:.4g}" for key in shown)
     for label, text in lines.items():
-        typer.echo(f"{label:>12}  {text}")
+        yield f"{label:>12}  {text}"
 
 
 def _block_line(block: dict[str, Any]) -> str:

@@ -1,16 +1,17 @@
 """The commands about datasets: list, compare, verify and prune."""
 
 import contextlib
+import dataclasses
 import importlib
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
-from flows.cli.options import DEFAULT_HOME, HomeOption, JsonOption, print_list
+from flows.cli.options import DEFAULT_HOME, HomeOption, JsonOption, print_facts, print_list, table_lines
 from flows.cli.registry import tracker_of
 from flows.services import environment
 from tasks.errors import ConfigError, plural
-from tasks.storage.files import json_text
 from tasks.storage.home import Home
 
 app = typer.Typer(help="List, compare, check and clean up dataset versions.", invoke_without_command=True)
@@ -46,7 +47,8 @@ def show(reference: ReferenceArgument = "", home: HomeOption = DEFAULT_HOME, as_
     from tasks.dataset.versions import resolve_dataset
 
     dataset = resolve_dataset(Home.at(home), reference)
-    typer.echo(json_text(dataset.summary() | {"manifest": dataset.manifest}) if as_json else dataset_card(dataset))
+    facts = dataset.summary() | {"manifest": dataset.manifest}
+    print_facts(facts, as_json, lambda facts: [dataset_card(dataset)])
 
 
 @app.command(epilog="Example: orchestrion datasets diff mine@3f2a mine@91c0")
@@ -66,7 +68,7 @@ def diff(
     after = resolve_dataset(where, new or before.name)
     changes = diff_versions(before, after)
     result = {"old": before.reference, "new": after.reference, **changes}
-    typer.echo(json_text(result) if as_json else f"{before.reference} -> {after.reference}\n{changes_card(changes)}")
+    print_facts(result, as_json, lambda facts: [f"{facts['old']} -> {facts['new']}", changes_card(changes)])
 
 
 @app.command(epilog="Example: orchestrion datasets verify --all")
@@ -100,30 +102,29 @@ def verify(
         if others:
             with where.locked("orchestrion datasets verify") if seal else contextlib.nullcontext():
                 findings = others.check_files(where, seal, progress.advance)
-    told = {problem["path"] for problem in found}  # flat tokens of a version are looked at with it
-    more = [finding for finding in findings if finding.problem and str(finding.path) not in told]
+    known = {problem["path"] for problem in found}  # flat tokens of a version are checked with it
+    more = [finding for finding in findings if finding.problem and str(finding.path) not in known]
     found += [{"dataset": "", "path": str(finding.path), "problem": finding.problem} for finding in more]
     facts: dict[str, Any] = {"ok": not found, "n_versions": len(chosen), "n_files": n_of_versions, "problems": found}
     if others:
         facts |= {"n_other_files": n_others, "n_unverified": sum(f.is_unverified for f in findings)}
         facts |= {"n_sealed": sum(f.got_seal for f in findings)}
-    if as_json:
-        typer.echo(json_text(facts))
-    else:
-        for problem in found:
-            said = problem["problem"].removeprefix(f"{problem['path']} ")
-            typer.echo(f"{problem['dataset']}: {problem['path']} {said}".removeprefix(": "))
-        hint = "; the same rebuild mends a dataset" if found else ""
-        beside = f" and {n_others} other files" if others else ""
-        typer.echo(
-            f"{plural(n_of_versions, 'file')} of {plural(len(chosen), 'version')}{beside},"
-            f" {plural(len(found), 'problem')}{hint}"
-        )
-        if facts.get("n_sealed"):
-            typer.echo(f"{facts['n_sealed']} files had no digest and have one now, or are made again when needed")
-        if facts.get("n_unverified"):
-            typer.echo(f"{facts['n_unverified']} files have no digest: `orchestrion datasets verify --seal` adds them")
+    print_facts(facts, as_json, _verified_lines)
     raise typer.Exit(1 if found else 0)
+
+
+def _verified_lines(facts: dict[str, Any]) -> Iterator[str]:
+    for problem in facts["problems"]:
+        message = problem["problem"].removeprefix(f"{problem['path']} ")
+        yield f"{problem['dataset']}: {problem['path']} {message}".removeprefix(": ")
+    hint = "; the same rebuild mends a dataset" if facts["problems"] else ""
+    beside = f" and {facts['n_other_files']} other files" if "n_other_files" in facts else ""
+    files, versions = plural(facts["n_files"], "file"), plural(facts["n_versions"], "version")
+    yield f"{files} of {versions}{beside}, {plural(len(facts['problems']), 'problem')}{hint}"
+    if facts.get("n_sealed"):
+        yield f"{facts['n_sealed']} files had no digest and have one now, or are made again when needed"
+    if facts.get("n_unverified"):
+        yield f"{facts['n_unverified']} files have no digest: `orchestrion datasets verify --seal` adds them"
 
 
 @app.command(epilog="Example: orchestrion datasets prune --keep 3 --dry-run")
@@ -141,35 +142,29 @@ def prune(
     used = [model.dataset for model in tracker.models()] if tracker else []
     with where.locked("orchestrion datasets prune"):
         pruned = prune_datasets(where, keep, used, dry_run)
-    if as_json:
-        counts = {"n_files": pruned.n_files, "n_bytes": pruned.n_bytes}
-        typer.echo(json_text({"versions": list(pruned.versions), **counts, "dry_run": dry_run}))
-        return
+    facts = dataclasses.asdict(pruned) | {"versions": list(pruned.versions), "dry_run": dry_run}
     verb = "would delete" if dry_run else "deleted"
-    for version in pruned.versions:
-        typer.echo(f"{verb} {version}")
-    typer.echo(f"{verb} {plural(pruned.n_files, 'unused shard')}, {pruned.n_bytes / 2**20:.1f} MiB")
+    size = f"{plural(pruned.n_files, 'unused shard')}, {pruned.n_bytes / 2**20:.1f} MiB"
+    print_facts(facts, as_json, lambda facts: [f"{verb} {item}" for item in (*facts["versions"], size)])
 
 
 @app.command(epilog="Example: orchestrion datasets catalog")
 def catalog(as_json: JsonOption = False) -> None:
     """List the public sets that a rebuild can fetch by name: `orchestrion rebuild --source catalog:NAME`."""
-    import dataclasses
-
     from tasks.ingest.sources.catalog import CATALOG
 
-    if as_json:
-        typer.echo(json_text({"catalog": [dataclasses.asdict(entry) for entry in CATALOG]}))
-        return
-    rows = [
-        {
-            "name": entry.name,
-            "files": f"{entry.n_files:,}" if entry.n_files else "?",
-            "size": f"{entry.n_bytes / 2**20:,.0f} MiB" if entry.n_bytes else "?",
-            "licence": entry.licence,
-            "title": entry.title,
-        }
-        for entry in CATALOG
-    ]
-    print_list(rows, ("name", "files", "size", "licence", "title"), False, "catalog")
-    typer.echo("\n--json shows addresses, checksums and citations.")
+    def lines(facts: dict[str, Any]) -> Iterator[str]:
+        rows = [
+            {
+                "name": entry["name"],
+                "files": f"{entry['n_files']:,}" if entry["n_files"] else "?",
+                "size": f"{entry['n_bytes'] / 2**20:,.0f} MiB" if entry["n_bytes"] else "?",
+                "licence": entry["licence"],
+                "title": entry["title"],
+            }
+            for entry in facts["catalog"]
+        ]
+        yield from table_lines(rows, list(rows[0]))
+        yield "\n--json shows addresses, checksums and citations."
+
+    print_facts({"catalog": [dataclasses.asdict(entry) for entry in CATALOG]}, as_json, lines)

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -20,63 +20,42 @@ PACKAGES = (
 BOUNDS = {"fastapi": ((0, 139), (0, 151)), "sqlalchemy": ((2, 0), (2, 1))}  # from the first, below the second
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line of the report."""
-
-    name: str
-    ok: bool
-    detail: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def examine(home: Home) -> list[Check]:
-    """Run every check; none of them changes anything but the home folder's existence."""
-    probes: list[tuple[str, Callable[[], str]]] = [
-        ("python", _python),
-        *((package, lambda package=package: _package(package)) for package in PACKAGES),
-        *((package, lambda package=package: _bounded(package)) for package in BOUNDS),
-        ("home", lambda: _home(home)),
-        ("accelerator", _accelerator),
-        ("sound", _sound),
-        ("ray", _ray),
-        ("prefect server", lambda: _prefect(home)),
-        ("prefect store", lambda: _prefect_store(home)),
-        ("mlflow store", lambda: _mlflow(home)),
-        ("datasets", lambda: _datasets(home)),
-    ]
-    return [_run(name, probe) for name, probe in probes]
+def examine(home: Home) -> list[dict[str, Any]]:
+    """Return `name`, `ok` and `detail` of every check; none changes anything but the home folder's existence."""
+    probes: dict[str, Callable[[], str]] = {
+        "python": lambda: sys.version.split()[0],
+        **{package: partial(_package, package) for package in (*PACKAGES, *BOUNDS)},
+        "home": partial(_home, home),
+        "accelerator": _accelerator,
+        "sound": _sound,
+        "ray": _ray,
+        "prefect server": _prefect,
+        "prefect store": partial(_prefect_store, home),
+        "mlflow store": partial(_mlflow, home),
+        "datasets": partial(_datasets, home),
+    }
+    return [{"name": name} | _run(probe) for name, probe in probes.items()]
 
 
-def _run(name: str, probe: Callable[[], str]) -> Check:
+def _run(probe: Callable[[], str]) -> dict[str, Any]:
     try:
-        return Check(name, True, probe())
+        return {"ok": True, "detail": probe()}
     except OrchestrionError as error:
-        return Check(name, False, str(error))
+        return {"ok": False, "detail": str(error)}
     except Exception as error:
-        return Check(name, False, f"{type(error).__name__}: {error}")
-
-
-def _python() -> str:
-    return sys.version.split()[0]
+        return {"ok": False, "detail": f"{type(error).__name__}: {error}"}
 
 
 def _package(name: str) -> str:
     try:
-        return version(name)
+        found = version(name)
     except PackageNotFoundError:
         raise OrchestrionError("not installed; run `make setup`") from None
-
-
-def _bounded(name: str) -> str:
-    low, high = BOUNDS[name]
-    found = _package(name)
-    parts = tuple(int(part) for part in found.split(".")[:2])
-    if not low <= parts < high:
-        wanted = f"{name}>={'.'.join(map(str, low))},<{'.'.join(map(str, high))}"
-        raise OrchestrionError(f"{found} does not work with this Prefect; run `pip install '{wanted}'`")
+    if name in BOUNDS:
+        low, high = BOUNDS[name]
+        if not low <= tuple(int(part) for part in found.split(".")[:2]) < high:
+            wanted = f"{name}>={'.'.join(map(str, low))},<{'.'.join(map(str, high))}"
+            raise OrchestrionError(f"{found} does not work with this Prefect; run `pip install '{wanted}'`")
     return found
 
 
@@ -108,7 +87,7 @@ def _ray() -> str:
     return f"joins {address}" if address else "starts on this machine when needed, token protected"
 
 
-def _prefect(home: Home) -> str:
+def _prefect() -> str:
     if not os.environ.get("PREFECT_API_URL"):
         return "none running; commands start their own, schedules need `orchestrion deploy`"
     return environment.check_prefect()
@@ -138,11 +117,8 @@ def _datasets(home: Home) -> str:
     from tasks.dataset.versions import list_datasets
 
     found = list_datasets(home)
-    broken = [
-        f"{entry.reference} misses {plural(len(missing), 'file')}"
-        for entry in found
-        if (missing := entry.missing_files())
-    ]
+    missing = {entry.reference: len(entry.missing_files()) for entry in found}
+    broken = [f"{reference} misses {plural(n, 'file')}" for reference, n in missing.items() if n]
     if broken:
         raise OrchestrionError(f"{'; '.join(broken)}; run its rebuild again")
     return f"{plural(len(found), 'version')}, all files there"

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +18,9 @@ from tasks.storage.home import Home
 
 SHOWN_FIGURES = 8  # of a result's metrics; all are in MLflow and in --json
 
+Facts = dict[str, Any]
 DEFAULT_HOME = ".orchestrion"
 DEFAULT_PRESET = "music_transformer_tiny"
-DEMO = ("orchestrion_small_tiny", "remi")  # preset and encoding of `demo`, and of `pipeline` without --preset
 
 HomeOption = Annotated[
     str, typer.Option("--home", help="Folder of all results.", envvar="ORCHESTRION_HOME", show_envvar=True)
@@ -45,7 +45,12 @@ DatasetOption = Annotated[
     str,
     typer.Option("--dataset", help="name or name@version; by default the newest.", autocompletion=completion.datasets),
 ]
-ModelOption = Annotated[str, typer.Option("--model", help="name, name@3 or name@champion; by default the newest.")]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", help="name, name@3 or name@champion; by default the newest.", autocompletion=completion.models
+    ),
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be done, with an estimate of disk and time; make nothing.")
 ]
@@ -53,7 +58,7 @@ FreshOption = Annotated[bool, typer.Option("--fresh", help="Do it anew even if t
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command whose parameters of a dataclass are options of their own, a field each; `run` goes last."""
+    """Return a command with an option for each field of its dataclass parameters; those of `run` come last."""
     parameters = dict(inspect.signature(command).parameters)
     parameters["run"] = parameters.pop("run")
     groups: dict[str, Any] = {
@@ -61,11 +66,9 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     }
     options: list[inspect.Parameter] = []
     for name, one in parameters.items():
-        if name in groups:
-            found = [(field.name, field.default, field.type) for field in dataclasses.fields(groups[name])]
-        else:
-            found = [(name, one.default, one.annotation)]
-        options += [inspect.Parameter(n, one.KEYWORD_ONLY, default=d, annotation=kind) for n, d, kind in found]
+        fields = dataclasses.fields(groups[name]) if name in groups else ()
+        found = [one.replace(name=f.name, default=f.default, annotation=f.type) for f in fields]
+        options += [option.replace(kind=one.KEYWORD_ONLY) for option in (found or [one])]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
@@ -180,34 +183,36 @@ def prepare(home: str, verbose: bool = False, quiet: bool = False) -> Home:
     return where
 
 
-def print_result(result: dict[str, Any], as_json: bool, shown: Sequence[str]) -> None:
+def print_facts(facts: Facts, as_json: bool, lines_of: Callable[[Facts], Iterable[str]]) -> None:
+    """Print facts as one JSON object, or as lines for people."""
+    for line in [json_text(facts)] if as_json else lines_of(facts):
+        typer.echo(line)
+
+
+def print_result(result: Facts, as_json: bool, shown: Sequence[str]) -> None:
     """Print a flow's summary: all of it as JSON, or the named lines for people."""
-    if as_json:
-        typer.echo(json_text(result))
-        return
-    for key in shown:
-        value = result.get(key)
-        if isinstance(value, dict):
-            figures = [f"{name} {number:.4g}" for name, number in value.items()]
-            more = [f"and {len(figures) - SHOWN_FIGURES} more"] if len(figures) > SHOWN_FIGURES else []
-            value = ", ".join(figures[:SHOWN_FIGURES] + more)
-        elif isinstance(value, list):
-            value = "; ".join(map(str, value)) or "none"
-        typer.echo(f"{key:>16}  {value}")
+    print_facts(result, as_json, lambda facts: (f"{key:>16}  {_shown(facts.get(key))}" for key in shown))
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, dict):
+        figures = [f"{name} {number:.4g}" for name, number in value.items()]
+        more = [f"and {len(figures) - SHOWN_FIGURES} more"] if len(figures) > SHOWN_FIGURES else []
+        return ", ".join(figures[:SHOWN_FIGURES] + more)
+    return ("; ".join(map(str, value)) or "none") if isinstance(value, list) else value
 
 
 def print_list(rows: list[dict[str, Any]], columns: Sequence[str], as_json: bool, key: str) -> None:
-    """Print rows as a table for people, or as JSON: a list of `key`, inside an object unless `key` is empty."""
-    if as_json:
-        typer.echo(json_text({key: rows} if key else rows))
-        return
-    if not rows:
-        typer.echo(f"no {key} yet")
-        return
-    cells = [[_cell(row[column]) for column in columns] for row in rows]
-    widths = [max(len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)]
-    for line in [list(columns), *cells]:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    """Print rows as a table for people, or as JSON: an object with the list under `key`."""
+    print_facts({key: rows}, as_json, lambda facts: table_lines(facts[key], columns) if rows else [f"no {key} yet"])
+
+
+def table_lines(rows: list[dict[str, Any]], columns: Sequence[str]) -> Iterator[str]:
+    """Yield rows as lines with aligned columns, the names of the columns first."""
+    cells = [list(columns), *([_cell(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    for line in cells:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
 def _cell(value: Any) -> str:

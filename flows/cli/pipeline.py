@@ -1,7 +1,8 @@
 """`orchestrion pipeline` and `orchestrion demo`."""
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +13,9 @@ from flows.cli.options import (
     SourceOptions,
     check_sources,
     grouped,
+    print_facts,
 )
 from flows.cli.run_flow import run_flow
-from tasks.storage.files import json_text
 
 DEMO = ("orchestrion_small_tiny", "remi")  # preset and encoding of `demo`, and of `pipeline` without --preset
 DemoPresetOption = Annotated[
@@ -45,11 +46,11 @@ def _run_pipeline(sources: SourceOptions, run: RunOptions, preset: str, fresh: b
     check_sources(config.dataset.sources)
     where = run.prepare()
     result = run_flow(where, "pipeline", config, fresh=fresh)
-    if run.as_json:
-        typer.echo(json_text(result))
-        return
-    from flows.pipeline_summary import pipeline_rows
 
-    rows = [*pipeline_rows(result), ("took", f"{result['seconds']:.0f} s")]
-    for label, text in [*rows, ("look around", f"orchestrion ui --home {where.root}")]:
-        typer.echo(f"{label:>14}  {text}")
+    def lines(result: dict[str, Any]) -> Iterator[str]:
+        from flows.pipeline_summary import pipeline_rows
+
+        more = [("took", f"{result['seconds']:.0f} s"), ("look around", f"orchestrion ui --home {where.root}")]
+        yield from (f"{label:>14}  {text}" for label, text in [*pipeline_rows(result), *more])
+
+    print_facts(result, run.as_json, lines)

@@ -6,8 +6,7 @@ import typer
 
 from flows.cli import completion
 from flows.cli.app import app
-from flows.cli.options import JsonOption
-from tasks.storage.files import json_text
+from flows.cli.options import JsonOption, print_facts
 
 
 @app.command(epilog="Example: orchestrion settings train.schedule --preset rga")
@@ -24,8 +23,4 @@ def settings(
     from tasks.config.presets import build_preset
 
     rows = setting_rows(build_preset(preset) if preset else PipelineConfig(), section)
-    if as_json:
-        typer.echo(json_text({"settings": rows}))
-        return
-    for line in text_lines(rows):
-        typer.echo(line)
+    print_facts({"settings": rows}, as_json, lambda facts: text_lines(facts["settings"]))

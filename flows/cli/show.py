@@ -1,12 +1,14 @@
 """The read-only commands: lists, tokens, the state of the installation."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from flows.cli import completion
 from flows.cli.app import app
-from flows.cli.options import DEFAULT_HOME, HomeOption, JsonOption, print_list, print_result
+from flows.cli.options import DEFAULT_HOME, HomeOption, JsonOption, print_facts, print_list, print_result, table_lines
 from flows.cli.registry import tracker_of
 from flows.services import environment
 from tasks.errors import NotFound, plural
@@ -46,12 +48,15 @@ def models(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
 
 @app.command(epilog="Example: orchestrion compare mine-music_transformer@champion mine-music_transformer@4")
 def compare(
-    model: Annotated[list[str], typer.Argument(help="Two to eight models: name, name@3 or name@champion.")],
+    model: Annotated[
+        list[str],
+        typer.Argument(help="Two to eight models: name, name@3 or name@champion.", autocompletion=completion.models),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Page to write.")] = Path("comparison.html"),
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Set models side by side: figures with intervals, curves, pieces to listen to; also an artifact in MLflow."""
+    """Compare models: figures with intervals, curves, pieces to listen to; also an artifact in MLflow."""
     from tasks.review.comparison import build_comparison, difference_of, gather_contestants, warnings_of
     from tasks.storage.user_paths import check_output, write_output
 
@@ -76,19 +81,14 @@ def compare(
         }
         for contestant in contestants
     ]
-    if as_json:
-        facts = {
-            "page": str(out.absolute()),
-            "run_id": run.run_id,
-            "models": rows,
-            "warnings": warnings_of(contestants),
-        }
-        typer.echo(json_text(facts))
-        return
-    print_list(rows, ("model_version", "scored_on", "bits_per_note", "above_the_first"), False, "models")
-    for warning in warnings_of(contestants):
-        typer.echo(f"note: {warning}")
-    typer.echo(f"page: {out}")
+    facts = {"page": str(out.absolute()), "run_id": run.run_id, "models": rows, "warnings": warnings_of(contestants)}
+
+    def lines(facts: dict[str, Any]) -> Iterator[str]:
+        yield from table_lines(rows, list(rows[0]))
+        yield from (f"note: {warning}" for warning in facts["warnings"])
+        yield f"page: {out}"
+
+    print_facts(facts, as_json, lines)
 
 
 @app.command(epilog="Example: orchestrion lineage .orchestrion/generations/BATCH/pieces/0003.mid")
@@ -99,31 +99,27 @@ def lineage(
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell where something comes from, back to the training files and their licences, and what was made of it."""
+    """Show the origin of something, back to the training files and their licences, and what was made of it."""
     from tasks.lineage.lineage import Lineage, lineage_rows
 
     where = Home.at(home)
     facts = Lineage(where, tracker_of(where)).of(target)
-    if as_json:
-        typer.echo(json_text(facts))
-        return
-    for label, text in lineage_rows(facts):
-        typer.echo(f"{label:>30}  {text}")
+    print_facts(facts, as_json, lambda facts: (f"{label:>30}  {text}" for label, text in lineage_rows(facts)))
 
 
 @app.command(epilog="Example: orchestrion presets mmm_vae")
 def presets(
-    name: Annotated[str, typer.Argument(help="One preset, to see all its settings; by default all in short.")] = "",
+    name: Annotated[str, typer.Argument(help="One preset, to see all its settings; by default a list of all.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """List the presets with their encodings and sizes, or show one with all its settings."""
     from tasks.config.presets import preset_facts, preset_rows
 
     if name:
-        facts = preset_facts(name)
-        typer.echo(json_text(facts) if as_json else json_text(facts, indent=2))
-        return
-    print_list(preset_rows(), ("name", "system", "encoding", "vocab_size", "n_parameters"), as_json, "")
+        print_facts(preset_facts(name), as_json, lambda facts: [json_text(facts, indent=2)])
+    else:
+        rows = preset_rows()
+        print_list(rows, list(rows[0]), as_json, "presets")
 
 
 @app.command(epilog="Example: orchestrion encode song.mid --encoding remi --set use_rests=true")
@@ -136,27 +132,26 @@ def encode(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show files as tokens: readable names, or with --json ids and what they mean, one line for each file."""
+    """Show files as tokens: readable names, or with --json the ids and the encoding of each file."""
     from tasks.dataset.inspect_tokens import encode_file, encoding_config
 
     config = encoding_config(encoding, overrides or [])
+    files = []
     for path in paths:
         tokens = encode_file(path, config)
-        if as_json:
-            facts = {"path": str(path), "ids": tokens.ids, "dropped": tokens.dropped, "encoder": tokens.encoder}
-            typer.echo(json_text(facts))
-        else:
+        files.append({"path": str(path), "ids": tokens.ids, "dropped": tokens.dropped, "encoder": tokens.encoder})
+        if not as_json:
             lost = ", ".join(f"{n} {reason}" for reason, n in tokens.dropped.items())
-            typer.echo(
-                f"{path}: {plural(len(tokens.ids), 'token')}{f'; notes lost or changed: {lost}' if lost else ''}"
-            )
+            lost = f"; notes lost or changed: {lost}" if lost else ""
+            typer.echo(f"{path}: {plural(len(tokens.ids), 'token')}{lost}")
             typer.echo(tokens.rendering())
+    print_facts({"files": files}, as_json, lambda facts: ())
 
 
 @app.command(epilog="Example: orchestrion decode tokens.json --out song.mid")
 def decode(
     ids: Annotated[
-        Path, typer.Argument(help="A JSON file: a list of ids, or what encode --json printed.", metavar="IDS.json")
+        Path, typer.Argument(help="A JSON file: a list of ids, or the output of encode --json.", metavar="IDS.json")
     ],
     out: Annotated[Path, typer.Option("--out", help="MIDI file to write.")],
     encoding: Annotated[
@@ -173,15 +168,16 @@ def decode(
 
 @app.command(epilog="Example: orchestrion doctor")
 def doctor(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Check the installation, the home and the servers, and say how to mend what is wrong."""
+    """Check the installation, the home and the servers, and print a fix for each problem."""
     from flows.cli.doctor import examine
 
     where = Home.at(home)
     environment.prepare(where)
     checks = examine(where)
-    if as_json:
-        typer.echo(json_text({"ok": all(c.ok for c in checks), "checks": [c.as_json() for c in checks]}))
-    else:
-        for check in checks:
-            typer.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
-    raise typer.Exit(0 if all(c.ok for c in checks) else 1)
+    is_ok = all(check["ok"] for check in checks)
+
+    def lines(facts: dict[str, Any]) -> Iterator[str]:
+        yield from (f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']}: {check['detail']}" for check in checks)
+
+    print_facts({"ok": is_ok, "checks": checks}, as_json, lines)
+    raise typer.Exit(0 if is_ok else 1)

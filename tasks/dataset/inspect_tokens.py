@@ -91,15 +91,19 @@ def decode_file(path: Path, config: TokenizerConfig | None, out: Path) -> int:
     """Write the ids of a JSON file as MIDI; return the number of notes.
 
     Args:
-        path: a list of ids, or what `orchestrion encode --json` printed for one file, whose `encoder` says what they
-            mean.
-        config: what they mean where the file does not say it.
+        path: a list of ids, an object with `ids` and their `encoder`, or the output of `orchestrion encode --json` for
+            one file.
+        config: the encoding where the file does not state it.
 
     Raises:
         NotFound, ConfigError: there is no such file, it does not hold ids of the encoding, or `out` cannot be written.
     """
     check_output(out)
     value = _read_json(path)
+    if isinstance(value, dict) and isinstance(files := value.get("files"), list):
+        if len(files) != 1:
+            raise ConfigError(f"{path} holds the ids of {len(files)} files; decode takes one")
+        value = files[0]
     stated = value.get("encoder") if isinstance(value, dict) else None
     tokenizer = _tokenizer_of(path, stated, config)
     ids = value.get("ids") if isinstance(value, dict) else value

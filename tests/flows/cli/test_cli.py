@@ -121,7 +121,7 @@ def test_mistakes_end_with_one_line_and_code_2(tmp_path: Path, arguments: list[s
 
 @pytest.mark.slow
 def test_presets_say_their_sizes(tmp_path: Path) -> None:
-    rows = {row["name"]: row for row in json.loads(orchestrion(tmp_path, "presets", "--json").stdout)}
+    rows = {row["name"]: row for row in last_json(orchestrion(tmp_path, "presets", "--json"))["presets"]}
     assert rows["music_transformer"] == {
         "name": "music_transformer", "system": "S004", "encoding": "oore", "vocab_size": 416, "n_parameters": 1_095_200,
     }  # fmt: skip
@@ -131,12 +131,16 @@ def test_presets_say_their_sizes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_encode_and_decode_are_inverse_on_the_grid(tmp_path: Path) -> None:
     song = sorted(small_corpus(tmp_path / "midi", 3).glob("*.mid"))[0]
-    first = json.loads(orchestrion(tmp_path, "encode", str(song), "--json").stdout)
+    (first,) = last_json(orchestrion(tmp_path, "encode", str(song), "--json"))["files"]
     ids, copy = tmp_path / "ids.json", tmp_path / "copy.mid"
     ids.write_text(json.dumps(first))
     done = last_json(orchestrion(tmp_path, "decode", str(ids), "--out", str(copy), "--json"))
     assert done["n_notes"] > 0
-    assert json.loads(orchestrion(tmp_path, "encode", str(copy), "--json").stdout)["ids"] == first["ids"]
+    both = last_json(orchestrion(tmp_path, "encode", str(copy), str(song), "--json"))
+    assert [file["ids"] for file in both["files"]] == [first["ids"]] * 2
+    ids.write_text(json.dumps(both))
+    refused = orchestrion(tmp_path, "decode", str(ids), "--out", str(copy))
+    assert (refused.returncode, "holds the ids of 2 files" in refused.stderr) == (2, True)
 
 
 @pytest.mark.slow
