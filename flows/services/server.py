@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flows.services.access import PAGES, password_of
-from flows.services.guard import App, Guard, Receive, Scope, Send
+from flows.services.guard import Guard
 from tasks.storage.home import Home
 
 STOP_SECONDS = 3  # for requests under way
 
 
-def prefect_app(has_page: bool) -> App:
+def prefect_app(has_page: bool) -> ASGIApp:
     """Return Prefect's application, its page asking the API of the same address.
 
     Args:
