@@ -272,31 +272,16 @@ def sweep_name(config: PipelineConfig, plan: SweepConfig, dataset: DatasetVersio
     return f"{config.train.preset}-{digest(identity)[:12]}"
 
 
-@dataclass(frozen=True, slots=True)
 class SweepFolder:
     """The files of a sweep: `sweep.json` (its settings), `results.json`, `results.csv` and `results.png`."""
 
-    root: Path
+    def __init__(self, root: Path) -> None:
+        self.root, self.facts = root, root / "sweep.json"
+        self.results, self.table, self.picture = (root / f"results.{suffix}" for suffix in ("json", "csv", "png"))
 
     @classmethod
     def of(cls, home: Home, config: PipelineConfig, plan: SweepConfig, dataset: DatasetVersion) -> "SweepFolder":
         return cls(home.sweeps / sweep_name(config, plan, dataset))
-
-    @property
-    def facts(self) -> Path:
-        return self.root / "sweep.json"
-
-    @property
-    def results(self) -> Path:
-        return self.root / "results.json"
-
-    @property
-    def table(self) -> Path:
-        return self.root / "results.csv"
-
-    @property
-    def picture(self) -> Path:
-        return self.root / "results.png"
 
     def run_id(self) -> str:
         """Return the MLflow run of an earlier attempt, or nothing."""
