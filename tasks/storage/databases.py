@@ -1,7 +1,7 @@
 """Integrity checks of the SQLite databases of MLflow and Prefect, before a server or client opens them.
 
-SQLite keeps no checksums, so a flipped bit of a text is not found; a file that is cut, overwritten, emptied, or whose
-tables and indexes do not fit each other, is.
+The checks find a file that is cut, overwritten or emptied, and tables that differ from their indexes. SQLite keeps no
+checksums, so a flipped bit of a text is not found.
 """
 
 import sqlite3
@@ -17,13 +17,11 @@ _PATIENCE_SECONDS = 5.0
 
 
 def check_database(path: Path, what_is_lost: str, thorough: bool = False) -> None:
-    """Check a database without changing it; one that is missing or in use passes.
+    """Raise DamagedDatabase if a database is damaged; one that is missing or in use passes.
 
     Args:
         what_is_lost: without the database, for the message.
         thorough: compare indexes with tables too, at any size: a second for some hundred megabytes.
-    Raises:
-        DamagedDatabase: it is damaged; the message names the file and the way out.
     """
     problem = _problem_of(path, thorough)
     if problem:

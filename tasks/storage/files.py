@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-_SURROGATE = re.compile(r"\\ud|[\ud800-\udfff]")  # as JSON in ASCII writes one, or as it is
-_KEPT_NAME_BYTES = 180  # of a name of up to 255, in that of its temporary file
+_SURROGATE = re.compile(r"\\ud|[\ud800-\udfff]")  # escaped in JSON, or as a character
+_KEPT_NAME_BYTES = 180  # of a file name, in the name of its temporary file; names have at most 255 bytes
 _STORAGE_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -27,7 +27,7 @@ _STORAGE_ERRORS = {
 
 
 def storage_problem(error: BaseException | None) -> str | None:
-    """Return the problem of the disk behind an error in a few words, or None if it has another cause."""
+    """Return the problem of the disk that caused an error, in a few words; None for another cause."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -42,7 +42,7 @@ def storage_problem(error: BaseException | None) -> str | None:
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write `data` to `path`: a reader sees the old file or the whole new one, also after a kill."""
+    """Write `data` to `path`; a reader sees the old file or the whole new one, even after a kill."""
     with whole_file(path, mode=mode) as handle:
         handle.write(data)
 
@@ -60,9 +60,9 @@ def whole_file(path: Path, sync_name: bool = True, mode: int = 0o666, replaces: 
     """Open a temporary file for writing; it becomes `path` at the end of the block, and is removed after an error.
 
     Args:
-        sync_name: the name too survives a power cut; otherwise `sync` of the folder does it later for many files.
+        sync_name: make the name survive a power cut too. Without it, a later `sync` of the folder does so.
         mode: permissions of a new file, before the umask.
-        replaces: otherwise a file that is there by then stays, and this one is removed.
+        replaces: replace a file of that name. Without it, an existing file stays, and the new one is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = os.fsdecode(os.fsencode(path.name)[:_KEPT_NAME_BYTES])
@@ -94,7 +94,7 @@ def publish_file(temporary: Path, final: Path) -> None:
 
 
 def publish_folder(temporary: Path, final: Path) -> None:
-    """Rename a finished folder into place, over an older one of that name; its files are on disk before the name is."""
+    """Flush the files of a finished folder and rename it into place, over an older one of that name."""
     for path in temporary.rglob("*"):
         if path.is_file():
             sync(path)
@@ -117,9 +117,9 @@ def sync(path: Path) -> None:
 
 
 def acquire_lock(descriptor: int, wait_seconds: float = math.inf) -> bool:
-    """Lock an open file or folder against other processes; return whether it was free in time.
+    """Lock an open file or folder against other processes; return False if it was not free in time.
 
-    It polls, because a blocking call goes on after the handler of Ctrl-C.
+    The lock is polled, because a blocking call does not end at Ctrl-C.
     """
     deadline = time.monotonic() + wait_seconds
     while True:
@@ -134,7 +134,7 @@ def acquire_lock(descriptor: int, wait_seconds: float = math.inf) -> bool:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a folder, or of a file that is made where it is missing; other processes wait."""
+    """Hold the lock of a folder, or of a file, which is made if it is missing; other processes wait."""
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
@@ -150,12 +150,12 @@ def json_digest(value: Any) -> str:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return JSON as this project writes it, strict as `json_text`: sorted keys, two spaces, a newline at the end."""
+    """Return the bytes of a JSON file: `json_text` with sorted keys, two spaces of indent and a last newline."""
     return (json_text(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def json_text(value: Any, **layout: Any) -> str:
-    """Return JSON that any reader takes: null for numbers not finite, \\xNN for bytes of names that are not UTF-8."""
+    """Return strict JSON: null for numbers that are not finite, \\xNN for bytes that are not UTF-8."""
     try:
         text = json.dumps(value, allow_nan=False, **layout)
     except ValueError:

@@ -1,4 +1,4 @@
-"""JSON and TOML from outside: parsed within bounds, so that no text hangs, overflows or is read in part."""
+"""Parsing of foreign JSON and TOML within bounds of depth, numbers and keys."""
 
 import json
 import re
@@ -18,7 +18,7 @@ class OutOfBounds(ValueError):
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON text; NaN and Infinity become numbers, which the caller may refuse.
+    """Parse JSON text; NaN and Infinity become numbers.
 
     Raises:
         OutOfBounds: nested deeper than `MAX_DEPTH`, a whole number beyond 64 bits, or a key twice in one object.
@@ -48,7 +48,7 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise _too_deep() from None
     except tomllib.TOMLDecodeError:
         raise
-    except ValueError:  # of `int` alone
+    except ValueError:  # only `int` raises it
         raise OutOfBounds("a whole number is beyond 64 bits") from None
     _check(value)
     return value

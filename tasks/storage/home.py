@@ -1,4 +1,4 @@
-"""The home folder: the paths of everything a run makes, and the lock for writers."""
+"""The home folder: the paths of all results, and the lock for writers."""
 
 import errno
 import json
@@ -26,76 +26,48 @@ MAX_NAME_BYTES = 255
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 _LAYOUT = ("cache", "datasets", "generations", "logs", "mlflow", "prefect", "runs", "sample", "sessions", "sweeps")
 _MARKS = ("lock", "datasets", "runs", "generations", "mlflow", "prefect", "cache", "session.json", "address-key")
-_held_locks: dict[Path, int] = {}  # homes this process has locked, and how deep
+_held_locks: dict[Path, int] = {}  # homes that this process has locked -> depth of nested calls
+
+
+class _Below:
+    """A path below the root of a home."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, home: "Home", owner: type) -> Path:
+        return home.root / self.name
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The layout below `<home>`; nothing else in the code joins these names."""
+    """A home folder with the paths in it; no other code joins these names."""
 
     root: Path
 
     @classmethod
     def at(cls, path: str | Path | None = None) -> "Home":
-        """Return the home at `path`, otherwise at ORCHESTRION_HOME, otherwise `.orchestrion` in the current folder.
+        """Return the home at `path`, by default at ORCHESTRION_HOME or at `.orchestrion` in the current folder.
 
         Raises:
-            BadHome: the name cannot be that of a home: an address, not UTF-8, too long, or with a character that the
-                databases do not take.
+            BadHome: the path is an address, not UTF-8, too long, or has a character that the databases refuse.
         """
         return cls(_checked(str(path or os.environ.get("ORCHESTRION_HOME") or ".orchestrion")))
 
-    @property
-    def datasets(self) -> Path:
-        return self.root / "datasets"
-
-    @property
-    def runs(self) -> Path:
-        return self.root / "runs"
-
-    @property
-    def sweeps(self) -> Path:
-        return self.root / "sweeps"
-
-    @property
-    def generations(self) -> Path:
-        return self.root / "generations"
-
-    @property
-    def mlflow(self) -> Path:
-        return self.root / "mlflow"
-
-    @property
-    def prefect(self) -> Path:
-        return self.root / "prefect"
-
-    @property
-    def sample_corpus(self) -> Path:
-        return self.root / "sample"
-
-    @property
-    def cache(self) -> Path:
-        """Files that can be made again from the sources: hashes of unchanged files, downloads, unpacked archives."""
-        return self.root / "cache"
-
-    @property
-    def services(self) -> Path:
-        return self.root / "services.json"
-
-    @property
-    def password(self) -> Path:
-        """Password of the servers of this home, readable by its owner alone."""
-        return self.root / "password"
-
-    @property
-    def address_key(self) -> Path:
-        """Key of the digests that replace secrets in sources' addresses, readable by its owner alone."""
-        return self.root / "address-key"
+    datasets = _Below("datasets")
+    runs = _Below("runs")
+    sweeps = _Below("sweeps")
+    generations = _Below("generations")
+    mlflow = _Below("mlflow")
+    prefect = _Below("prefect")
+    sample_corpus = _Below("sample")
+    cache = _Below("cache")  # made again from the sources: hashes of unchanged files, downloads, unpacked archives
+    services = _Below("services.json")
+    password = _Below("password")  # of the servers of this home, readable by its owner alone
+    address_key = _Below("address-key")  # of the digests that replace secrets in addresses, as private
 
     def prepare(self, min_free_bytes: int = MIN_FREE_BYTES) -> None:
         """Make the folder, accessible to this user alone, and check that it can be written to.
-
-        A home of this user that others may enter is closed to them; folders above it and other users' homes stay.
 
         Raises:
             BadHome: it is a file, or a folder of other things that is open to others.
@@ -136,13 +108,12 @@ class Home:
     def locked(self, purpose: str) -> Iterator[None]:
         """Hold the home for one writing command; nested calls of the same process share the lock.
 
-        The variable ORCHESTRION_LOCK_WAIT_SECONDS says how long to wait for another process: by default not at all, for
-        a person gets an error at once.
+        ORCHESTRION_LOCK_WAIT_SECONDS sets how long to wait for another process, by default 0.
 
         Args:
-            purpose: shown to a process that finds the home busy, such as `orchestrion train`.
+            purpose: of the command, such as `orchestrion train`; the error of another process names it.
         Raises:
-            HomeError: another process still holds it; the message names that process and its purpose.
+            HomeError: another process holds the home.
         """
         if _held_locks.get(self.root):
             _held_locks[self.root] += 1
@@ -180,7 +151,7 @@ class Home:
 
 
 def is_home(folder: str | bytes) -> bool:
-    """Return whether a folder is a home, by its lock and at least two of the folders that only a home has together."""
+    """Return whether a folder is a home: it has a lock and at least two of a home's folders."""
     where = os.fsdecode(folder)
     if not os.path.isfile(os.path.join(where, "lock")):  # noqa: PTH113, PTH118  (asked of every folder of a source)
         return False

@@ -1,8 +1,8 @@
-"""Seals: the digest of a file, stored with it and checked when the file is read.
+"""Seals: the digest of a file, stored in the file and checked when it is read.
 
-A JSON object has its seal under the key `seal`, a Parquet file in its footer's metadata, a mapped file in the JSON of
-its header. A file of another format (weights, MIDI, pictures) has its SHA-256 in the sealed JSON that it belongs to.
-Files from before seals are used, with one warning.
+A JSON object has its seal under the key `seal`, a Parquet file in the metadata of its footer, a mapped file in the JSON
+of its header. The SHA-256 of any other file (weights, MIDI, pictures) is in the sealed JSON beside it. Files from
+before seals are used with one warning.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import logging
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,20 +42,21 @@ _CHUNK = 1 << 24  # bytes of a tree digest's leaves
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return a JSON object with its seal."""
-    plain = json.loads(json_text({key: item for key, item in value.items() if key != SEAL}))  # as a reader gets it
+    plain = json.loads(json_text({key: item for key, item in value.items() if key != SEAL}))  # as it is read back
     return plain | {SEAL: _digest(plain)}
 
 
 def sealed_bytes(value: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a JSON file with its seal."""
+    """Return the bytes of a sealed JSON file."""
     return json_bytes(sealed(value))
 
 
 def unsealed(value: Any, place: object, shape: Shape = dict) -> dict[str, Any]:
-    """Return a parsed JSON object without its seal, checked against it and against a shape; see `check_shape`.
+    """Return a parsed JSON object without its seal, or raise DamagedFile if it fits neither its seal nor `shape`.
 
-    Raises:
-        DamagedFile: it is no object, does not fit its seal, or has another shape.
+    Args:
+        place: of the object, for messages.
+        shape: see `check_shape`.
     """
     if not isinstance(value, dict):
         raise DamagedFile(f"{place} is damaged: it is no JSON object")
@@ -82,8 +83,8 @@ def read_sealed(path: Path, shape: Shape = dict) -> dict[str, Any]:
     """Return the JSON object of a file without its seal.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DamagedFile: it cannot be read, is no JSON object, does not fit its seal, or has another shape.
+        FileNotFoundError: the file does not exist.
+        DamagedFile: it cannot be read, or does not hold a JSON object with this seal and shape.
     """
     try:
         value = read_json(path)
@@ -97,7 +98,7 @@ def read_sealed(path: Path, shape: Shape = dict) -> dict[str, Any]:
 
 
 def parse_sealed(text: bytes | str, place: object, shape: Shape = dict) -> dict[str, Any]:
-    """Return the JSON object of a text, such as a line of a file, without its seal; errors as in `read_sealed`."""
+    """Return the JSON object of a text, such as a line of a file, without its seal, or raise DamagedFile."""
     try:
         return unsealed(parse_json(text), place, shape)
     except BadJson as error:
@@ -105,7 +106,7 @@ def parse_sealed(text: bytes | str, place: object, shape: Shape = dict) -> dict[
 
 
 def _is_renamed(value: Any) -> bool:
-    """Return whether an object has a seal under another name alone, as after a flipped bit."""
+    """Return whether an object has its seal under another key, as after a flipped bit."""
     items = value.items() if isinstance(value, dict) and SEAL not in value else ()
     return any(isinstance(item, str) and len(item) == 64 and item == _digest(value, key) for key, item in items)
 
@@ -115,18 +116,18 @@ def _digest(value: dict[str, Any], without: str | None = None) -> str:
 
 
 _warned: set[str] = set()
-_told_unverified: list[str] = []  # the first file of this process that had no digest
+_told_unverified: list[str] = []  # the first file without a digest
 
 
 def warn_once(message: str) -> None:
-    """Log a warning that this process has not logged yet: the same file may be read many times."""
+    """Log a warning once in a process, because a file may be read many times."""
     if message not in _warned:
         _warned.add(message)
         logger.warning("%s", message)
 
 
 def tell_unverified(place: object) -> None:
-    """Warn, once in a process, that files from before digests are used."""
+    """Warn once in a process about files from before digests."""
     if not _told_unverified:
         _told_unverified.append(str(place))
         logger.warning(
@@ -141,28 +142,18 @@ def tell_unverified(place: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """The result of a check of all bytes of a file.
+    """The result of a check of all bytes of a file."""
 
-    Args:
-        sha256: of the file, as hex.
-        has_seal: it carries one, as a Parquet file of this project does.
-        fits: it carries one and fits it.
-    """
-
-    sha256: str
-    has_seal: bool
-    fits: bool
+    sha256: str  # hex
+    has_seal: bool  # in the file, as a Parquet file of this project has
+    fits: bool  # it has a seal and fits it
 
 
 _looked_at: dict[tuple[str, tuple[int, ...]], FileState] = {}
 
 
 def examine(path: Path) -> FileState:
-    """Check a file's bytes; an unchanged file is not read again by the same process.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Check all bytes of a file; the same process does not read an unchanged file again."""
     with path.open("rb") as handle:
         status = _status(handle)
         key = (str(path), status)
@@ -195,7 +186,7 @@ def _examine(handle: BufferedReader) -> FileState:
 
 
 def _seal_place(handle: IO[bytes]) -> int | None:
-    """Return where the seal of a Parquet file stands, None where there is none."""
+    """Return the offset of the seal of a Parquet file, or None."""
     size = handle.seek(0, 2)
     handle.seek(max(0, size - 8))
     footer = int.from_bytes(handle.read(4), "little") + 8  # its length and four letters
@@ -207,7 +198,7 @@ def _seal_place(handle: IO[bytes]) -> int | None:
 
 
 class Sealing:
-    """A file that is written and then sealed: the digest of the whole replaces `BLANK_SEAL` in it."""
+    """A file whose digest replaces `BLANK_SEAL` in it once it is written."""
 
     def __init__(self, handle: IO[bytes]) -> None:
         self.handle, self.begin = handle, handle.tell()
@@ -240,13 +231,10 @@ BLANK_SEAL = {TABLE_SEAL: _BLANK.decode()}
 
 
 def require_whole(path: Path, digest: str = "") -> FileState:
-    """Check all bytes of a file, by its own seal or by a digest that is known of it.
+    """Check all bytes of a file by its seal or its known digest, and raise DamagedFile if they are others.
 
     Args:
-        digest: its SHA-256, where it carries no seal; empty: that beside it or in its dataset's `hashes.json`.
-    Raises:
-        DamagedFile: it has other bytes than were written.
-        OSError: it cannot be read.
+        digest: SHA-256 of a file without a seal; by default the one beside it or in its dataset's `hashes.json`.
     """
     state = examine(path)
     if state.has_seal and not digest:
@@ -262,7 +250,7 @@ def require_whole(path: Path, digest: str = "") -> FileState:
 
 
 def known_digest(path: Path) -> str:
-    """Return the SHA-256 that a file had when it was written, from the checksum beside it or its dataset, or ""."""
+    """Return the SHA-256 of a file from the checksum beside it or from its dataset, or an empty string."""
     if beside := read_checksum(path):
         return beside
     folder = next((above for above in list(path.parents)[1:4] if (above / "versions").is_dir()), None)
@@ -283,12 +271,12 @@ def _read_hashes(path: Path, changed_ns: int) -> dict[str, str]:
 
 
 def checksum_path(path: Path) -> Path:
-    """Return where the SHA-256 of a file is written beside it, as `sha256sum --check` reads it."""
+    """Return the path of the checksum beside a file, in the format of `sha256sum --check`."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def read_checksum(path: Path) -> str:
-    """Return the SHA-256 that stands beside a file, empty where there is none; a damaged one fits nothing."""
+    """Return the SHA-256 in the checksum beside a file, empty if there is none; a damaged one fits nothing."""
     try:
         line = checksum_path(path).read_bytes().decode("utf-8", "backslashreplace")
     except OSError:
@@ -297,33 +285,29 @@ def read_checksum(path: Path) -> str:
     return digest if name == f"{path.name}\n" else line or "nothing"
 
 
-def drop_damaged(paths: Iterable[Path], n_threads: int, on_files: Callable[[int], None] | None = None) -> int:
-    """Check sealed files; delete those that are damaged, so that they are made again, and return their number."""
-    n_dropped = 0
-    here = [path for path in paths if path.exists()]
+def drop_damaged(paths: Sequence[Path], n_threads: int, on_files: Callable[[int], None] | None = None) -> None:
+    """Delete sealed files that are damaged, so that they are made again."""
+
+    def is_whole(path: Path) -> bool:
+        try:
+            return examine(path).fits
+        except OSError:
+            return False
+
     with ThreadPoolExecutor(n_threads) as pool:
-        for path, is_whole in zip(here, pool.map(_is_whole, here), strict=True):
-            if not is_whole:
+        for path, fits in zip(paths, pool.map(is_whole, paths), strict=True):
+            if not fits:
                 logger.warning("%s is damaged: %s; it is made again", path, OTHER_BYTES)
                 path.unlink(missing_ok=True)
-                n_dropped += 1
             if on_files:
                 on_files(1)
-    return n_dropped
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        return examine(path).fits
-    except OSError:
-        return False
 
 
 # --- mapped files
 
 
 def tree_digest(data: "mmap.mmap | memoryview", begin: int, n_threads: int) -> str:
-    """Return a digest of a mapped file from `begin` on, by all cores: SHA-256 of the SHA-256 of each 16 MiB, in hex."""
+    """Return the SHA-256 over the SHA-256 of each 16 MiB of a mapped file from `begin` on, as hex."""
     with memoryview(data) as view:
         places = range(begin, len(view), _CHUNK)
         with ThreadPoolExecutor(n_threads) as pool:
@@ -335,8 +319,8 @@ def read_header(handle: IO[bytes], path: Path, shape: Shape, n_bytes: int = 4096
     """Return the sealed JSON at the beginning of a mapped file.
 
     Raises:
-        NoSeal: it is from before there were seals.
-        DamagedFile: it is not what was written.
+        NoSeal: the file is from before seals.
+        DamagedFile: the header has other bytes than were written.
     """
     try:
         value = parse_json(handle.read(n_bytes))

@@ -1,6 +1,6 @@
 """Mapped files: 4,096 bytes of sealed JSON, then arrays end to end, little-endian.
 
-Each array begins at a multiple of the size of its items, with zeros before it where need be.
+Zeros pad each array to a multiple of its item size.
 """
 
 import json
@@ -27,7 +27,7 @@ Found = TypeVar("Found")
 
 @contextmanager
 def mapped_file(path: Path) -> Iterator[tuple[IO[bytes], dict[str, Any]]]:
-    """Open a mapped file after its header, which is written last; what a killed process left of it goes."""
+    """Open a mapped file for writing after its header, which is written last; remove what a killed process left."""
     for left_by_a_kill in path.parent.glob(f".{path.name}.*.tmp"):
         left_by_a_kill.unlink()
     header: dict[str, Any] = {}
@@ -46,16 +46,14 @@ def map_arrays(
     digest: tuple[str, Callable[[mmap.mmap], Any]] | None,
     access: int = mmap.ACCESS_READ,
 ) -> list[NDArray[Any]]:
-    """Return the arrays of a mapped file.
+    """Return the arrays of a mapped file, or raise DamagedFile if it has other bytes than were written.
 
     Args:
         shape: of the header.
-        expected: what the header says of the file that is meant.
-        layout: type and length of each array, by the header.
-        digest: key of the header and how the value is worked out of all that follows the header; None: trust the file.
-    Raises:
-        FileNotFoundError: there is no such file.
-        DamagedFile: it is not what was written.
+        expected: values that the header must have.
+        layout: returns the type and length of each array by the header.
+        digest: key of the header, and the function that computes its value from the bytes after the header; None skips
+            the check.
     """
     with path.open("rb") as handle:
         header = read_header(handle, path, shape)
@@ -75,7 +73,7 @@ def map_arrays(
 
 
 def unless_damaged(open_file: Callable[[], Found]) -> Found | None:
-    """Return what a file that can be made again holds, or None where it is missing or damaged; the latter is logged."""
+    """Return the result of `open_file`, or None if the file is missing or damaged; damage is logged."""
     try:
         return open_file()
     except FileNotFoundError:

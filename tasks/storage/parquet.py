@@ -17,11 +17,10 @@ from tasks.storage.files import whole_file
 from tasks.storage.integrity import BLANK_SEAL, Sealing, require_whole
 
 SCHEMA_NUMBER = 5  # part of every version digest; raise it when a column changes its meaning
-
 WAY_OUT = "run its rebuild again"
 
 ROWS_PER_GROUP = 256
-TOKENS_PER_GROUP = 1 << 19  # a group is what a reader takes at once, and skips at once
+TOKENS_PER_GROUP = 1 << 19  # a reader reads or skips a group as a whole
 
 
 def _lists_of(kind: pa.DataType) -> pa.DataType:
@@ -90,7 +89,7 @@ TOKEN_SCHEMA = pa.schema(
 LEDGER_SCHEMA = pa.schema(
     [
         ("path", pa.string()),  # within the sources; bytes that are not UTF-8 as \\xNN
-        ("source", pa.string()),  # as it was asked for
+        ("source", pa.string()),  # as the user gave it
         ("content_hash", pa.string()),  # null where the file could not be read
         ("n_bytes", pa.int64()),
         ("status", pa.string()),  # accepted | duplicate | rejected
@@ -129,19 +128,17 @@ def write_table(
 ) -> None:
     """Write one Parquet file whole; `metadata` becomes JSON values of the schema's metadata.
 
-    The name of a shard is made to survive a power cut only when a version that uses it is published.
-
     Args:
-        schema: of the table, where its lists are long: each list column then gets the encoding that suits its numbers.
+        schema: of a table with long lists; each list column then gets the encoding that suits its numbers.
     """
-    with whole_file(path, sync_name=False) as handle:
+    with whole_file(path, sync_name=False) as handle:  # publishing a version syncs the names of its shards
         write_into(handle, table, metadata, schema)
 
 
 def write_into(
     handle: IO[bytes], table: pa.Table, metadata: Mapping[str, Any] | None = None, schema: pa.Schema | None = None
 ) -> None:
-    """Write what `write_table` writes into an open file."""
+    """Write a table into an open file, as `write_table` does."""
     if metadata:
         encoded = {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()}
         table = table.replace_schema_metadata(encoded)
@@ -166,16 +163,16 @@ def _rows_per_group(table: pa.Table) -> int:
 
 
 def _encodings(schema: pa.Schema) -> dict[str, Any]:
-    """Return the encoding of each column, as measured: half the time for a tenth more bytes.
+    """Return the encoding of each column.
 
-    Rising ticks and other integers are packed differences, seconds are split into their bytes and compressed lightly,
-    values that hardly change have a dictionary.
+    Integers are packed differences, seconds are split into their bytes and compressed lightly, values that hardly
+    change have a dictionary. Measured against the defaults: half the time for a tenth more bytes.
     """
     leaves = {f"{field.name}.list.element": field.type.value_type for field in schema if pa.types.is_list(field.type)}
     scalars = [field.name for field in schema if not pa.types.is_list(field.type)]
     encodings = {name: _ENCODINGS[kind] for name, kind in leaves.items() if kind in _ENCODINGS}
     squeezed = dict.fromkeys(scalars, 1) | {name: -5 for name, kind in leaves.items() if kind == pa.float64()}
-    if _TOKENS in leaves:  # zstd finds that the variants of a piece are alike, if they are PLAIN
+    if _TOKENS in leaves:  # zstd finds the common parts of the variants of a piece only if they are PLAIN
         encodings[_TOKENS], squeezed[_TOKENS] = "PLAIN", 3
     texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name not in _UNIQUE]
     return {
@@ -195,7 +192,7 @@ _ENCODINGS = {
     pa.float64(): "BYTE_STREAM_SPLIT",
 }
 _TOKENS = "tokens.list.element"
-_UNIQUE = ("piece", "content_hash")  # a dictionary of values that differ in every row is only work
+_UNIQUE = ("piece", "content_hash")  # values that differ in every row need no dictionary
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -206,11 +203,11 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         OSError: it is missing or cannot be read.
     """
     check_shard(path)
-    # An open file, not a path: `split=train` in a folder's name must not become a column. Arrow's own file, not
-    # Python's: Arrow's threads may close it after the interpreter has ended, which would abort.
+    # A path would turn `split=train` in a folder's name into a column. Arrow's threads may close a file of Python
+    # after the interpreter has ended, which would abort.
     with _opened(path) as handle:
         try:
-            # Not `pq.read_table`: it imports pandas, and takes twice as long.
+            # `pq.read_table` imports pandas and takes twice as long.
             table = pq.ParquetFile(handle, page_checksum_verification=True).read(columns)
             return table.select(columns) if columns else table
         except (pa.ArrowException, OSError, KeyError) as error:
@@ -221,7 +218,7 @@ def read_lists(path: Path, column: str, n_rows: int) -> Iterator[pa.ListArray]:
     """Yield a list column some rows at a time, in constant memory; errors as in `read_table`."""
     check_shard(path)
     try:
-        # Buffering ahead would fetch all of the column at once.
+        # Buffering ahead would read the whole column at once.
         with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
             for batch in file.iter_batches(n_rows, columns=[column], use_threads=False):
                 yield batch.column(0)
@@ -248,11 +245,7 @@ def check_shard(path: Path) -> None:
 
 
 def check_shards(paths: Sequence[Path], n_threads: int) -> None:
-    """Check all bytes of some Parquet files, each once in a process.
-
-    Raises:
-        DamagedFile: one is missing or has other bytes than were written; the message names it.
-    """
+    """Raise DamagedFile if one of some Parquet files is missing or has other bytes than were written."""
 
     def check(path: Path) -> None:
         try:

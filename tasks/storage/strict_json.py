@@ -1,4 +1,4 @@
-"""JSON files of a home: parsed within the bounds of `foreign_text`, and validated against a schema."""
+"""JSON files of a home, parsed within the bounds of `foreign_text` and validated against a shape."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,11 @@ Shape = Any  # see `check_shape`
 
 
 class BadJson(ValueError):
-    """Text that is no JSON, is beyond a limit, or has another shape; the message is one line."""
+    """Text that is not JSON, exceeds a limit or has another shape; the message is one line."""
 
 
 def read_json(path: Path, limit_bytes: int = MAX_BYTES) -> Any:
-    """Return the parsed JSON file at `path`.
-
-    Raises:
-        BadJson: it is no JSON, longer than `limit_bytes`, or beyond the bounds of `foreign_text.parse_json`.
-        OSError: it cannot be read.
-    """
+    """Return the parsed JSON file at `path`, or raise BadJson."""
     with path.open("rb") as handle:
         data = handle.read(limit_bytes + 1)
     if len(data) > limit_bytes:
@@ -31,11 +26,7 @@ def read_json(path: Path, limit_bytes: int = MAX_BYTES) -> Any:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """Return the value of JSON text in UTF-8; NaN and Infinity are taken, as Python writes them.
-
-    Raises:
-        BadJson: it is no JSON, or beyond the bounds of `foreign_text.parse_json`.
-    """
+    """Return the value of JSON text in UTF-8, NaN and Infinity included, or raise BadJson."""
     try:
         return foreign_text.parse_json(text if isinstance(text, str) else text.decode())
     except foreign_text.OutOfBounds as error:
@@ -47,15 +38,13 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def check_shape(value: Any, shape: Shape, place: str = "") -> None:
-    """Check that a JSON value has a shape.
+    """Raise BadJson with the first place where a JSON value has another shape.
 
     Args:
         shape: a type (`int` takes no bool, `float` takes whole numbers); None; a tuple of alternative shapes;
             `[shape]` for a list; `{str: shape}` for an object with such values; `{"key": shape}` for an object that
             has this key, among others; `{"key?": shape}` where it may lack it.
         place: of the value within its file, for messages.
-    Raises:
-        BadJson: it has another; the message names the first place that differs.
     """
     if isinstance(shape, tuple):
         _check_any(value, shape, place)

@@ -1,7 +1,6 @@
-"""Paths that a user names, checked before work starts: inputs exist and outputs can be written.
+"""Checks of the paths that a user names, and writing to them.
 
-Regular files are written whole and links are followed. Pipes and devices such as /dev/null are written to, never
-replaced; a disk is never written to.
+Regular files are written whole, through links. Pipes and devices such as /dev/null are written to, never replaced.
 """
 
 import errno
@@ -21,13 +20,7 @@ _DESCRIPTORS = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
 
 
 def check_there(path: Path, what: str) -> None:
-    """Check that something is at a path.
-
-    Args:
-        what: its name in the message, such as `prompt`.
-    Raises:
-        NotFound: nothing is there, or the path cannot be examined.
-    """
+    """Raise NotFound if nothing is at a path; `what` names it in the message, such as `prompt`."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -47,14 +40,14 @@ def as_text(path: Path) -> str:
 
 
 def path_of(text: str) -> Path:
-    """Return the path of a text by `as_text` or by a user."""
+    """Return the path that `as_text` or a user wrote."""
     scheme, mark, path = text.partition("://")
     is_address = mark and scheme.lower() == "file" and path.startswith("/")
     return Path(os.fsdecode(unquote_to_bytes(path))) if is_address else Path(text)
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a file is at a path; an impossible name is none."""
+    """Return whether a file is at a path; False for an impossible name."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -65,7 +58,7 @@ def check_output(path: Path) -> None:
     """Check that a file can be written at a path, without touching it.
 
     Raises:
-        ConfigError: it is a folder or a block device, has no name or one that is too long, or leads nowhere.
+        ConfigError: it is a folder or a block device, its name is too long, or its folder does not exist.
     """
     try:
         mode = found.st_mode if (found := _status(path)) else 0
@@ -79,13 +72,10 @@ def check_output(path: Path) -> None:
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Write `data` to a path that a user named.
-
-    A regular file is replaced in one step and keeps its permissions; a symbolic link stays, and its target is written;
-    a device, a pipe or an open descriptor such as /dev/stdout is written to.
+    """Write `data` to a path that a user named; a regular file is replaced in one step and keeps its permissions.
 
     Raises:
-        ConfigError: as `check_output`, or the place cannot be written to.
+        ConfigError: the path cannot be written to.
         OSError: the disk is full or broken.
     """
     check_output(path)
@@ -112,7 +102,7 @@ def write_output(path: Path, data: bytes) -> None:
 
 
 def is_regular_output(path: Path) -> bool:
-    """Return whether writing to a path makes or replaces a regular file, so that others can stand beside it."""
+    """Return whether writing to a path makes or replaces a regular file."""
     found = _status(path)
     return _descriptor_of(path) is None and (found is None or stat.S_ISREG(found.st_mode))
 

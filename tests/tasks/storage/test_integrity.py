@@ -88,7 +88,7 @@ def test_every_flipped_bit_of_a_table_is_found(tmp_path: Path, encoded: bool) ->
         else:  # the mark of the seal itself: the data are whole, and a reader either gets them or says that it cannot
             with suppress(DamagedFile):
                 assert read_table(path).equals(table)
-        assert drop_damaged([path], 1) == 1  # a rebuild makes it again in any case
+        drop_damaged([path], 1)  # a rebuild makes it again in any case
         assert not path.exists()
 
 
