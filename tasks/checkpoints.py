@@ -61,21 +61,16 @@ class CheckpointFolder:
         self.root = root
 
     def save(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        state: dict[str, Any],
-        is_best: bool,
-        keep_last_n: int,
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], is_best: bool, keep_last_n: int
     ) -> Path:
-        """Write one checkpoint whole, point `last` (and `best`) to it, then drop what is not kept."""
+        """Write one checkpoint whole, point `last` (and `best`) to it, then delete those that are not kept."""
         final = self.root / f"step-{state['step']:06d}"
         temporary = self.root / f".{final.name}-{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             self._write(temporary, model, optimizer, state)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)  # above all on a disk that is full
+            shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the space
             raise
         shutil.rmtree(final, ignore_errors=True)  # of an earlier attempt that was killed before it moved `last`
         publish_folder(temporary, final)
@@ -94,11 +89,7 @@ class CheckpointFolder:
         write_atomically(folder / "state.json", sealed_bytes({"format": FORMAT} | state | {"files": files}))
 
     def find(self, which: str = "last") -> Path | None:
-        """Return the folder of the `last` or `best` checkpoint, or None where there is none yet.
-
-        Raises:
-            CheckpointError: the file that names it is damaged, or names something else.
-        """
+        """Return the folder of the `last` or `best` checkpoint, or None if there is none yet."""
         pointer = self.root / f"{which}.json"
         try:
             name = read_sealed(pointer, {"checkpoint": str})["checkpoint"]
@@ -125,11 +116,7 @@ class CheckpointFolder:
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load weights and optimizer into objects of the same shape; return the saved state.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or belongs to another model.
-    """
+    """Load weights and optimizer into objects of the same shape and return the saved state."""
     state, files = _read_state(folder)
     weights = _read_tensors(folder / WEIGHTS, files)[0]
     _compare_shapes(folder, weights, model)
@@ -170,9 +157,7 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, str] | None,
 
 
 def load_model(folder: Path) -> LoadedModel:
-    """Build the model that a checkpoint describes and load its weights, ready to evaluate.
-
-    The weights are read once: what is hashed is what is loaded.
+    """Build the model of a checkpoint and load its weights, ready to evaluate.
 
     Raises:
         NotFound: no such folder.
@@ -184,7 +169,7 @@ def load_model(folder: Path) -> LoadedModel:
     if n_layers > len(weights):
         raise CheckpointError(f"{folder}: {n_layers} layers in state.json, but {len(weights)} tensors in {WEIGHTS}")
     try:
-        # Before a wrong config takes time or memory.
+        # A wrong config fails here, before it takes time or memory.
         shapes = build_shapes(config.model, tokenizer.vocab_size, tokenizer.pad_id)
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{folder / 'state.json'}: no such model can be built: {_first_line(error)}") from None
@@ -201,7 +186,7 @@ def _compare_shapes(folder: Path, weights: Mapping[str, torch.Tensor], model: nn
 
 
 def _first_difference(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return the first missing and the first unknown name and shape, or nothing if all shapes are as expected."""
+    """Return the first missing and the first unknown name and shape, or an empty string."""
     found = {(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
     missing, unknown = sorted(shapes.items() - found, key=str), sorted(found - shapes.items(), key=str)
     return ", ".join([f"missing {item}" for item in missing[:1]] + [f"unknown {item}" for item in unknown[:1]])
@@ -239,16 +224,12 @@ def _model_card(state: dict[str, Any], facts: Mapping[str, str]) -> str:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's `state.json`, checked by its seal and its shape.
-
-    Raises:
-        CheckpointError: there is none, it is damaged, or it is of another format.
-    """
+    """Return a checkpoint's `state.json`, checked by its seal and its shape, or raise CheckpointError."""
     return _read_state(folder)[0]
 
 
 def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
-    """Return the state, and the SHA-256 of each file beside it; None in a checkpoint from before there were seals."""
+    """Return the state and the SHA-256 of each file beside it, None in a checkpoint from before seals."""
     path = folder / "state.json"
     try:
         value = read_json(path)
@@ -267,11 +248,7 @@ def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Check all bytes of a checkpoint's files; the optimizer may be missing, as it is in the registry.
-
-    Raises:
-        CheckpointError: one is damaged, or the weights are missing.
-    """
+    """Check all bytes of a checkpoint's files; the optimizer may be missing, as it is in the registry."""
     files = _read_state(folder)[1]
     for name in (WEIGHTS, OPTIMIZER):
         if name == WEIGHTS or (folder / name).exists():
@@ -279,11 +256,7 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def seal_state(folder: Path) -> bool:
-    """Add the digests of its files to a checkpoint from before seals; return whether it lacked them.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
+    """Add the digests of its files to a checkpoint from before seals; return whether it lacked them."""
     state, files = _read_state(folder)
     if files is not None:
         return False
@@ -301,7 +274,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _read_tensors(path: Path, files: Mapping[str, str] | None) -> tuple[dict[str, torch.Tensor], str]:
-    """Return the tensors of a file and its SHA-256, which the state must name if it names any."""
+    """Return the tensors and the SHA-256 of a file; `files` are the digests in the state."""
     if files is not None and path.name not in files:
         raise CheckpointError(f"{path.parent / 'state.json'} is damaged: it has no digest of {path.name}")
     try:

@@ -1,4 +1,4 @@
-"""Errors that the caller can fix, and the reasons why files are rejected."""
+"""Errors that the caller can fix, and the reasons for rejected files."""
 
 import re
 from enum import StrEnum
@@ -7,7 +7,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class RejectReason(StrEnum):
-    """Reason why a file is not in a dataset: the word in the ledger, the stage that gives it, and its meaning.
+    """Reason that keeps a file out of a dataset: the word in the ledger, the stage that gives it, and its meaning.
 
     `make docs` writes the table in `docs/data-format.md` from these members. The filters are tried in this order.
     """
@@ -31,27 +31,11 @@ class RejectReason(StrEnum):
     UNSAFE_PATH = "unsafe_path", "archive", "the member has an absolute name, `..`, a drive letter or a NUL byte"
     LINK_ENTRY = "link_entry", "archive", "the member is a link, a device or a pipe"
     ENCRYPTED = "encrypted", "archive", "the member has a password"
-    UNSUPPORTED_COMPRESSION = (
-        "unsupported_compression",
-        "archive",
-        "a zip member that is neither stored nor deflated, or a sparse file of a tar",
-    )
-    ARCHIVE_BOMB = (
-        "archive_bomb",
-        "archive",
-        "a member or the whole archive expands past a limit, or members share bytes",
-    )
+    UNSUPPORTED_COMPRESSION = "unsupported_compression", "archive", "a zip method other than 0 and 8, or a sparse file"
+    ARCHIVE_BOMB = "archive_bomb", "archive", "a member or the archive expands past a limit, or members share bytes"
     DAMAGED_MEMBER = "damaged_member", "archive", "checksum, size or header of the member do not fit"
-    TRUNCATED_ARCHIVE = (
-        "truncated_archive",
-        "archive",
-        "the archive ends early; the row of the member, or of the archive, says where",
-    )
-    UNREADABLE_ARCHIVE = (
-        "unreadable_archive",
-        "archive",
-        "nothing of the archive can be read; the row is that of the archive",
-    )
+    TRUNCATED_ARCHIVE = "truncated_archive", "archive", "the archive ends early; the detail says where"
+    UNREADABLE_ARCHIVE = "unreadable_archive", "archive", "nothing of the archive can be read; the row is the archive's"
     EMPTY_FILE = "empty_file", "reader", "0 bytes"
     NOT_MIDI = "not_midi", "reader", "the file does not begin as MIDI does"
     TRUNCATED = "truncated", "reader", "a chunk is longer than the file"
@@ -68,11 +52,7 @@ class RejectReason(StrEnum):
     TOO_FEW_NOTES = "too_few_notes", "filter", "below `min_notes`"
     TOO_MANY_NOTES = "too_many_notes", "reader, filter", "above `dataset.parse.read.max_notes` or `max_notes`"
     TOO_SHORT = "too_short", "filter", "below `min_seconds`"
-    TOO_LONG = (
-        "too_long",
-        "reader, filter",
-        "above `dataset.parse.read`'s `max_bytes` or `max_seconds`, or `max_seconds`",
-    )
+    TOO_LONG = "too_long", "reader, filter", "above `dataset.parse.read.max_bytes` or `.max_seconds`, or `max_seconds`"
     TOO_SPARSE = "too_sparse", "filter", "below `min_notes_per_second`"
     TOO_DENSE = "too_dense", "filter", "above `max_notes_per_second`"
     PITCH_OUT_OF_RANGE = "pitch_out_of_range", "filter", "a note below `pitch_min` or above `pitch_max`"
@@ -95,7 +75,7 @@ class OrchestrionError(ValueError):
     exit_code = 2
 
     def put_before(self, place: str) -> None:
-        """Put a place that only the caller knows before the message."""
+        """Prefix the message with a place that only the caller knows."""
         self.args = (f"{place}: {self.args[0]}", *self.args[1:])
 
 
@@ -108,14 +88,10 @@ class NotFound(OrchestrionError):
 
 
 class BadScore(OrchestrionError):
-    """A file that cannot be used as music.
-
-    Args:
-        detail: a sentence with the value, the limit and the place.
-    """
+    """A file that cannot be used as music; the detail names the value, the limit and the place."""
 
     def __init__(self, reason: RejectReason, detail: str) -> None:
-        super().__init__(reason, detail)  # both, or the exception does not survive the way back from a Ray worker
+        super().__init__(reason, detail)  # without both, the exception cannot be unpickled from a Ray worker
         self.reason = reason
         self.detail = detail
 
@@ -128,7 +104,7 @@ class BadScore(OrchestrionError):
 
 
 class DatasetError(OrchestrionError):
-    """A dataset that cannot be built from its sources, or lacks the requested contents."""
+    """A dataset that cannot be built from its sources, or that lacks the requested contents."""
 
 
 class CheckpointError(OrchestrionError):
@@ -202,10 +178,5 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def plural(n: int, noun: str, many: str = "") -> str:
-    """Return a count with its noun.
-
-    Args:
-        noun: for one.
-        many: for several, if it is not the noun with an s.
-    """
+    """Return a count with its noun; `many` is the plural if it is not the noun with an s."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {many or noun + 's'}"

@@ -1,4 +1,4 @@
-"""Starting or joining Ray, and running a function over many chunks on it."""
+"""Starting or joining Ray, and running functions on it."""
 
 import itertools
 import logging
@@ -23,26 +23,26 @@ logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 30.0
 
-_nodes: list[Node] = []  # those that this process started and has not stopped: one at most
+_nodes: list[Node] = []  # those that this process started and has not stopped; at most one
 
 
 class RayNotStarted(OrchestrionError):
-    """Ray did not start, twice, or the cluster does not answer."""
+    """Ray did not start twice, or the cluster does not answer."""
 
     exit_code = 1
 
 
 class RayLost(ConnectionError):
-    """The Ray that this process started is gone: one of its servers was killed or stopped."""
+    """A server of the Ray that this process started was killed or stopped."""
 
 
 def n_cpus() -> int:
-    """Return the cores this process may use, or ORCHESTRION_CPUS where that is set."""
+    """Return ORCHESTRION_CPUS, by default the number of cores that this process may use."""
     return int(os.environ.get("ORCHESTRION_CPUS") or len(os.sched_getaffinity(0)))
 
 
 def n_cluster_cpus() -> int:
-    """Return the cores that training may use: the cluster's where RAY_ADDRESS names one, otherwise this machine's."""
+    """Return the cores for training: those of the cluster at RAY_ADDRESS, by default `n_cpus`."""
     if not os.environ.get("RAY_ADDRESS"):
         return n_cpus()
     import ray
@@ -52,11 +52,7 @@ def n_cluster_cpus() -> int:
 
 
 def check_start() -> None:
-    """Check that Ray can be started here, without importing it.
-
-    Raises:
-        ConfigError, HomeError: there is no folder for its sockets, or others can read its token.
-    """
+    """Raise ConfigError or HomeError if Ray has no folder for its sockets or others can read its token."""
     is_new = not os.environ.get("RAY_ADDRESS")
     secure_token(is_new)
     if is_new:
@@ -64,10 +60,10 @@ def check_start() -> None:
 
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS, or start Ray on this machine; does nothing when connected to one that lives.
+    """Join the cluster at RAY_ADDRESS, or start Ray on this machine; do nothing when connected to a live one.
 
     Raises:
-        RayNotStarted: it did not start, and neither did a second one; or the cluster does not answer.
+        RayNotStarted: Ray did not start twice, or the cluster does not answer.
     """
     import ray
 
@@ -90,13 +86,9 @@ def connect() -> None:
 
 
 def _await_answer(address: str) -> None:
-    """Wait until something listens at a cluster's address; Ray itself would wait for a quarter of an hour.
-
-    Raises:
-        RayNotStarted: nothing does.
-    """
+    """Wait until something listens at a cluster's address; Ray itself waits for a quarter of an hour."""
     host, _, port = address.rpartition(":")
-    if "://" in address or not port.isdecimal():  # for Ray to understand
+    if "://" in address or not port.isdecimal():  # a form that Ray parses
         return
     deadline = time.monotonic() + ANSWER_SECONDS
     while True:
@@ -113,7 +105,7 @@ def _await_answer(address: str) -> None:
 
 
 def _start() -> None:
-    """Start Ray, a second time if its servers die or are too slow: on a busy machine that may help."""
+    """Start Ray, and start it again if its servers die or are too slow, as on a busy machine."""
     for attempt in (1, 2):
         try:
             _nodes.append(Node(n_cpus()))
@@ -144,7 +136,7 @@ def disconnect() -> None:
 
 
 def lost_worker_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions that mean a worker or node went away, not that the work was wrong."""
+    """Return the exceptions for a lost worker or node."""
     from ray import exceptions
 
     lost_workers = (exceptions.WorkerCrashedError, exceptions.RayActorError, exceptions.NodeDiedError)
@@ -152,22 +144,18 @@ def lost_worker_errors() -> tuple[type[Exception], ...]:
 
 
 def _death() -> str:
-    """Return what died of the Ray that this process started; empty while all live, and for a cluster."""
+    """Return which server of the Ray that this process started died; empty for none."""
     return "".join(node.death() for node in _nodes)
 
 
 def require_servers() -> None:
-    """Check that the Ray that this process started is still there.
-
-    Raises:
-        RayLost: it is not. Ray itself notices after a minute, and ends this process.
-    """
+    """Raise RayLost if a server of this process's Ray died; Ray itself notices it after a minute and exits."""
     if death := _death():
         raise RayLost(f"Ray is gone: {death}")
 
 
 def words_of_nodes() -> str:
-    """Return how many nodes a joined cluster has and which of them are gone; empty for a Ray of this machine alone."""
+    """Return the number of nodes of a joined cluster and those that are gone; empty without a cluster."""
     if not os.environ.get("RAY_ADDRESS"):
         return ""
     import ray
@@ -188,13 +176,12 @@ def run_over(
     """Run `function` over `chunks` on Ray and return the results in the order of the chunks.
 
     Args:
-        function: importable, so that a worker finds it; its results must be small (paths, counts).
-        on_result: called in the driver as each result arrives, in any order; for progress.
-        max_in_flight: chunks handed out at once, 0 for two a core; the rest wait in the driver.
-        on_wait: called in the driver about once a second, for progress within the chunks.
+        function: importable by a worker; its results must be small (paths, counts). Its exceptions are raised here.
+        on_result: called in the driver with each result, in any order.
+        max_in_flight: chunks handed out at once, 0 for two for each core; the others wait in the driver.
+        on_wait: called in the driver about once a second.
     Raises:
-        what `function` raised, as the same class. A worker that dies is retried twice.
-        RayLost: the Ray of this process died under the work; `connect` starts another.
+        RayLost: the Ray of this process died during the work; `connect` starts another.
     """
     import ray
 
@@ -233,14 +220,14 @@ def run_over(
         raise (error.__cause__ or error) from None
     finally:
         if pending:
-            # None of them may write while later work runs. `ray.cancel` of Ray 2.60 aborts this process if a task ends
-            # at that moment ("Tried to complete task that was not pending").
+            # No task may write while later work runs. `ray.cancel` of Ray 2.60 aborts this process if a task ends at
+            # that moment ("Tried to complete task that was not pending").
             disconnect()
     return [results[index] for index in sorted(results)]
 
 
 def run_apart(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Run one function on Ray and return its result; its memory is the worker's."""
+    """Run one function on Ray and return its result, so that its memory is the worker's."""
     return run_over(_call, [(function, arguments)])[0]
 
 

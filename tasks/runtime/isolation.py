@@ -29,8 +29,8 @@ Item = TypeVar("Item")
 
 _OUT_OF_MEMORY = 77  # exit status of a child
 
-# A child lives for seconds and touches fresh memory throughout. Pages of 2 MiB, and freed memory that is kept for the
-# next use, take a quarter off the time of reading. Other systems ignore the names.
+# A child lives for seconds and always touches fresh memory. Pages of 2 MiB and kept freed memory save a quarter of the
+# time of reading.
 _HOST_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -44,7 +44,7 @@ _HOST_ENVIRONMENT = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkLimits:
-    """What one piece of work may use."""
+    """Limits of one piece of work."""
 
     seconds: float = 300.0  # of CPU time, or of waiting without any; never of waiting for a core
     memory_bytes: int = 4 * 2**30  # of address space, beyond what the host itself uses
@@ -52,14 +52,14 @@ class WorkLimits:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How unfinished work ended: `CRASHED`, `TIMED_OUT` or `OUT_OF_MEMORY`, and the evidence."""
+    """The end of unfinished work: `CRASHED`, `TIMED_OUT` or `OUT_OF_MEMORY`, and the evidence."""
 
     reason: RejectReason
     detail: str
 
 
 class WorkError(Exception):
-    """The work raised an exception: its type, message and error number (0 unless it is an OSError)."""
+    """An exception of the work: its type, message and error number (0 unless it is an OSError)."""
 
     def __init__(self, kind: str, message: str, errno: int = 0) -> None:
         super().__init__(kind, message, errno)
@@ -70,17 +70,13 @@ class WorkError(Exception):
 
 
 class Host:
-    """A process that runs functions in limited children, one at a time. Ends with this process, or by `close`."""
+    """A process that runs functions in limited children, one at a time; it ends with this process or by `close`."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, function: str, payload: bytes, limits: WorkLimits = WorkLimits()) -> bytes | Death:
-        """Run `module:name`, a function of bytes that returns bytes, in a child of the host.
-
-        Raises:
-            WorkError: the function raised.
-        """
+        """Run `module:name`, a function of bytes that returns bytes, in a child; its exception is a WorkError."""
         process = self._running()
         assert process.stdin
         assert process.stdout
@@ -96,7 +92,6 @@ class Host:
         return Death(RejectReason(reply["death"][0]), reply["death"][1]) if "death" in reply else result
 
     def close(self) -> None:
-        """End the host."""
         if self._process:
             self._process.kill()
             with suppress(BrokenPipeError), self._process:  # closes its pipes and waits
@@ -113,11 +108,7 @@ class Host:
 
 
 def find_culprits(items: Sequence[Item], attempt: Callable[[Sequence[Item]], Death | None]) -> list[tuple[Item, Death]]:
-    """Return the items that kill `attempt` on their own, by halving; about 2·log2(n) attempts for each.
-
-    Args:
-        attempt: returns how the work on some items died, or None if it finished.
-    """
+    """Return the items for which `attempt` alone returns a death, by halving; about 2·log2(n) attempts for each."""
     death = attempt(items)
     if death is None:
         return []
@@ -218,7 +209,7 @@ def _run_in_child(
 
 
 class _Watch:
-    """Kills a child that sleeps for too long without CPU time; one that waits for a core or a disk does not sleep."""
+    """Kills a child that sleeps too long without CPU time; waiting for a core or a disk is no sleep."""
 
     def __init__(self, child: int, seconds: float) -> None:
         self.child, self.seconds = child, seconds
@@ -227,7 +218,7 @@ class _Watch:
         self._n_idle, self._used = 0, -1
 
     def look(self) -> None:
-        """Look at the child once an interval; looks that come late, on a busy machine, count no more than others."""
+        """Check the child once an interval; a late check counts like any other."""
         try:
             fields = Path(f"/proc/{self.child}/stat").read_text().rpartition(")")[2].split()
         except OSError:

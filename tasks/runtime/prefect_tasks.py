@@ -18,7 +18,7 @@ RETRY_DELAY_SECONDS = 5
 
 
 def may_heal(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Return whether a retry can help: after a lost worker or a network fault, not on a full disk."""
+    """Return whether a retry can help: after a lost worker or a network fault, but not on a full disk."""
     try:
         state.result()
     except OrchestrionError:
@@ -37,24 +37,24 @@ HEALS = {
 
 
 def show_progress(label: str, total: int, unit: str, done: int = 0) -> Progress:
-    """Return a progress that Prefect's page shows too, inside a Prefect task."""
+    """Return a progress that Prefect shows too, inside a Prefect task."""
     if TaskRunContext.get() is None or not total:
         return Progress(label, total, unit, done=done)
     key, description = artifact_key("progress", label), f"{label} {total} {unit}"
     artifact = create_progress_artifact(progress=0.0, key=key, description=description)
-    return Progress(label, total, unit, lambda share: _show_share(artifact, share), done)
+
+    def show_share(share: float) -> None:
+        update_progress_artifact(artifact_id=artifact, progress=round(100 * share, 1))  # type: ignore[arg-type]
+
+    return Progress(label, total, unit, show_share, done)
 
 
 def artifact_key(kind: str, name: str) -> str:
-    """Return a key that Prefect takes for an artifact: lowercase letters, digits and dashes."""
+    """Return a key for an artifact of Prefect: lowercase letters, digits and dashes."""
     return f"{kind}-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}"
 
 
-def _show_share(artifact: Any, share: float) -> None:
-    update_progress_artifact(artifact_id=artifact, progress=round(100 * share, 1))
-
-
 def publish_summary(key: str, markdown: str) -> None:
-    """Show a summary as an artifact of the present flow run in Prefect; does nothing outside of one."""
+    """Show a summary as an artifact of the current flow run in Prefect; do nothing outside of one."""
     if FlowRunContext.get():
         create_markdown_artifact(key=key, markdown=markdown)

@@ -1,25 +1,25 @@
 """Progress of long work: a bar with rate and remaining time on a terminal, otherwise a line every few seconds.
 
-One thread of the process reports the innermost open stage, also one that counts nothing, waits or starts up.
+One thread of the process reports the innermost open stage, even if that counts nothing.
 """
 
 import contextlib
 import contextvars
 import logging
+import math
 import sys
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import psutil
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 9.0  # ten are promised; a busy machine is a little late
+SECONDS_BETWEEN_LINES = 9.0  # the README promises ten; a busy machine is a little late
 SECONDS_BETWEEN_SHARES = 5.0
-SECONDS_TO_SETTLE = 3.0  # workers that start together count their first units together, which is no rate
+SECONDS_TO_SETTLE = 3.0  # workers that start together count their first units together
 SECONDS_OF_SILENCE = 30.0  # after which the line of a stage that counts says when it last counted
 
 
@@ -37,12 +37,7 @@ class Progress:
     """
 
     def __init__(
-        self,
-        label: str,
-        total: int = 0,
-        unit: str = "",
-        on_share: Callable[[float], None] | None = None,
-        done: int = 0,
+        self, label: str, total: int = 0, unit: str = "", on_share: Callable[[float], None] | None = None, done: int = 0
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.on_share = on_share
@@ -50,9 +45,9 @@ class Progress:
         self.note = ""
         self.last_inner = ""  # the stage within this one that ended last
         self.started = self.last_share = self.last_unit = time.monotonic()
-        self._begun: tuple[float, int] | None = None  # when the start-up was over, and the units done by then
-        self._was_said = False
-        self._bar: Any = None
+        self._begun: tuple[float, int] | None = None  # time at the end of the start-up, and the units done by then
+        self._is_reported = False
+        self.bar: Any = None
         self._task: Any = None
         self._context = contextvars.copy_context()
 
@@ -67,43 +62,36 @@ class Progress:
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
                 TimeRemainingColumn(),
             )  # fmt: skip
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, text="")
+            self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self.bar.start()
+            self._task = self.bar.add_task(self.label, total=self.total, completed=self.done, text="")
         _voice.open(self)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         _voice.close(self)
-        if self._bar:
+        if self.bar:
             with contextlib.suppress(OSError):  # the terminal is gone
-                self._bar.stop()
+                self.bar.stop()
         if self.on_share:
             self.on_share(1.0 if error is None else self.share)
         n = self.done - self.done_before
         if error is None and n:
             unit = self.unit.removesuffix("s") if n == 1 else self.unit
             _voice.say("%s: %d %s in %.1f s (%s)", self.label, n, unit, self.seconds, self._words_of_end())
-        elif error is None and self._was_said:
+        elif error is None and self._is_reported:
             _voice.say("%s: done in %.1f s", self.label, self.seconds)
 
     @property
     def seconds(self) -> float:
-        """Return the seconds since the stage began, its start-up included."""
         return max(time.monotonic() - self.started, 1e-6)
 
     @property
     def share(self) -> float:
         return min(self.done / self.total, 1.0) if self.total else 0.0
 
-    @property
-    def has_bar(self) -> bool:
-        return self._bar is not None
-
     def begin(self) -> None:
-        """Note that the start-up is over; otherwise the first units end it, and are left out of the rate."""
+        """End the start-up; without this call the first units end it, and the rate leaves them out."""
         self._begun = (time.monotonic(), self.done)
 
     def advance(self, n: int = 1, note: str = "") -> None:
@@ -116,12 +104,12 @@ class Progress:
         if self.on_share and now - self.last_share >= SECONDS_BETWEEN_SHARES:
             self.last_share = now
             self.on_share(self.share)
-        if self._bar:
+        if self.bar:
             self.show(f"{self._rate()} {self.note}")
 
     def show(self, text: str) -> None:
         """Set the text beside the bar."""
-        self._bar.update(self._task, completed=self.done, total=self.total, text=text)
+        self.bar.update(self._task, completed=self.done, total=self.total, text=text)
 
     def standing(self) -> str:
         """Return the state of the stage: units done, rate, time left, and what it waits for."""
@@ -140,14 +128,12 @@ class Progress:
         return f"{self.label}: {', '.join(parts + ([self.note] if self.note else []))}"
 
     def say_standing(self) -> None:
-        self._was_said = True
+        self._is_reported = True
         self._context.run(_voice.say, "%s", self.standing())
 
     def _is_settled(self) -> bool:
         """Return whether units were counted long enough after the start-up to estimate their rate."""
-        if self._begun is None:
-            return False
-        since, before = self._begun
+        since, before = self._begun or (math.inf, 0)
         return self.done > before and time.monotonic() - since >= SECONDS_TO_SETTLE
 
     def _per_second(self) -> float:
@@ -156,18 +142,15 @@ class Progress:
             return (self.done - self._begun[1]) / (time.monotonic() - self._begun[0])
         return (self.done - self.done_before) / self.seconds
 
-    def _rate(self) -> str:
-        return self._words_of_rate(self._per_second())
-
     def _words_of_end(self) -> str:
-        """Return the rate over the whole stage, or that after the start-up where it is a tenth higher."""
+        """Return the rate over the whole stage, or the rate after the start-up if it is a tenth higher."""
         whole = (self.done - self.done_before) / self.seconds
         if self._begun and self._is_settled() and self._per_second() > 1.1 * whole:
-            start_up = self._begun[0] - self.started
-            return f"{self._words_of_rate(self._per_second())} after a start-up of {start_up:.1f} s"
-        return self._words_of_rate(whole)
+            return f"{self._rate()} after a start-up of {self._begun[0] - self.started:.1f} s"
+        return self._rate(whole)
 
-    def _words_of_rate(self, rate: float) -> str:
+    def _rate(self, rate: float | None = None) -> str:
+        rate = self._per_second() if rate is None else rate
         return f"{rate:.0f} {self.unit}/s" if rate >= 10 else f"{rate:.2f} {self.unit}/s"
 
 
@@ -203,13 +186,13 @@ class _Voice:
         logger.info(text, *arguments)
 
     def _speak(self, all_closed: threading.Event) -> None:
-        """Report whenever nothing was printed for a while, until the outermost stage is closed."""
+        """Report after each silence, until the outermost stage is closed."""
         while not all_closed.wait(min(max(self.last_said + SECONDS_BETWEEN_LINES - time.monotonic(), 0.02), 1.0)):
             if time.monotonic() - self.last_said < SECONDS_BETWEEN_LINES:
                 continue
             with self._changes:
                 stage = self.stages[-1] if self.stages else None
-                bar = next((outer for outer in reversed(self.stages) if outer.has_bar), None)
+                bar = next((outer for outer in reversed(self.stages) if outer.bar), None)
             if bar and stage:
                 bar.show(stage.standing())
                 self.last_said = time.monotonic()
@@ -221,12 +204,12 @@ _voice = _Voice()
 
 
 def note(text: str) -> None:
-    """Set what the innermost open stage waits for, for its lines; an empty text removes it."""
+    """Set what the innermost open stage waits for; an empty text removes it."""
     for stage in _voice.stages[-1:]:
         stage.note = text
 
 
 def count_from_process_start() -> None:
-    """Count the silence from the start of this process, where nothing was said yet: its imports may take long."""
+    """Count the silence from the start of this process if nothing was reported yet: the imports may take long."""
     if not _voice.has_spoken:
         _voice.last_said -= max(time.time() - psutil.Process().create_time(), 0.0)

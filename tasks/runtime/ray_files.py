@@ -16,22 +16,22 @@ logger = logging.getLogger(__name__)
 PREFIX = "orchestrion-"
 FALLBACK = Path("/tmp")  # short on every system
 MAX_SOCKET_PATH = 107  # bytes of the path of a Unix socket on Linux
-# What Ray adds to its folder: the time with microseconds, a process id of 7 digits, and the name of a second socket.
+# The path below Ray's folder: the time with microseconds, a process id of 7 digits, and the name of a second socket.
 _SESSION = "/session_2026-11-30_12-00-00_000000_4194304/sockets/plasma_store.1"
 _RANDOM = 8  # characters of `tempfile.mkdtemp`
 MAX_ROOT = MAX_SOCKET_PATH - len(_SESSION) - len("/") - len(PREFIX) - _RANDOM - len("/r")
 
 
 def secure_token(is_new: bool = True) -> None:
-    """Check that only its owner can read Ray's token, or make one; the token that Ray makes is readable by all.
+    """Close the file of Ray's token to others, or make one; all can read the token that Ray makes.
 
-    RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH are the user's own: they come first, as for Ray, and stay as they are.
+    RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH come first, as in Ray, and stay as they are.
 
     Args:
         is_new: Ray will be started, so a missing token is made.
     Raises:
         ConfigError: RAY_AUTH_TOKEN_PATH does not exist.
-        HomeError: the file of the token is another user's, or cannot be closed to others.
+        HomeError: the file of the token belongs to another user, or cannot be closed to others.
     """
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
@@ -42,7 +42,7 @@ def secure_token(is_new: bool = True) -> None:
     path = Path.home() / ".ray" / "auth_token"
     try:
         if not is_new and not path.exists():
-            return  # Ray's own message names what is missing
+            return  # Ray's own error names the missing token
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _close_to_others(path.parent)
         write_private_once(path, secrets.token_hex(32))
@@ -57,7 +57,7 @@ def secure_token(is_new: bool = True) -> None:
 
 
 def _close_to_others(path: Path) -> bool:
-    """Take all rights from group and others; return whether they had any."""
+    """Remove all rights of group and others; return whether they had any."""
     found = path.stat()
     if found.st_uid != os.geteuid():
         raise HomeError(f"{path} belongs to user {found.st_uid}, not to you; set RAY_AUTH_TOKEN to a token of your own")
@@ -68,18 +68,18 @@ def _close_to_others(path: Path) -> bool:
 
 
 def folder_root() -> Path:
-    """Return the parent folder of an embedded Ray: RAY_TMPDIR or TMPDIR if they are short enough, otherwise /tmp.
+    """Return the parent folder of an embedded Ray: RAY_TMPDIR, TMPDIR or /tmp, whichever is writable and short enough.
 
     Raises:
-        ConfigError: none is writable and short enough; the paths of sockets have at most 107 bytes.
+        ConfigError: none is; the paths of sockets have at most 107 bytes.
     """
     wanted = [Path(value).absolute() for name in ("RAY_TMPDIR", "TMPDIR") if (value := os.environ.get(name))]
     for root in [*wanted, FALLBACK]:
         if len(os.fsencode(root)) <= MAX_ROOT and root.is_dir() and os.access(root, os.W_OK | os.X_OK):
             return root
-    told = f"TMPDIR={wanted[-1]} has {len(os.fsencode(wanted[-1]))} bytes" if wanted else "TMPDIR is not set"
+    found = f"TMPDIR={wanted[-1]} has {len(os.fsencode(wanted[-1]))} bytes" if wanted else "TMPDIR is not set"
     raise ConfigError(
-        f"no folder for Ray's sockets: {told}, and {FALLBACK} cannot be written to;"
+        f"no folder for Ray's sockets: {found}, and {FALLBACK} cannot be written to;"
         f" set TMPDIR to a writable folder of at most {MAX_ROOT} bytes"
     )
 
@@ -94,7 +94,7 @@ class Folder:
         self._handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         acquire_lock(self._handle)
         self.ray = self.path / "r"  # Ray opens its own folder to everybody
-        self.ray.mkdir()  # locked by now: `_remove_abandoned` looks for it
+        self.ray.mkdir()  # after the lock, because `_remove_abandoned` looks for it
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -102,7 +102,7 @@ class Folder:
 
 
 def _remove_abandoned(root: Path) -> None:
-    """Remove this project's folders below `root` that no process locks."""
+    """Remove this project's unlocked folders below `root`."""
     for path in root.glob(f"{PREFIX}{'?' * _RANDOM}"):
         try:
             found = path.lstat()

@@ -27,8 +27,8 @@ from tasks.errors import words_of
 from tasks.runtime.ray_files import Folder
 from tasks.runtime.signals import deaf_children
 
-START_SECONDS = 120.0  # Ray has bounds of its own, 30 s a server, but not for all that it waits for
-SERVERS = ("gcs_server", "raylet")  # Ray does without the others
+START_SECONDS = 120.0  # Ray's own bounds, 30 s for each server, do not cover all waits
+SERVERS = ("gcs_server", "raylet")  # Ray works without the others
 NAMESPACE = "orchestrion"
 OBJECT_STORE_BYTES = 256 * 2**20
 _LOOPBACK = "lo"  # the interface, on Linux
@@ -53,11 +53,7 @@ class Node:
         atexit.register(self.stop)
 
     def wait(self) -> str:
-        """Return the address of the Ray, once its servers answer.
-
-        Raises:
-            RuntimeError: one of them died or was too slow.
-        """
+        """Return the address of the Ray once its servers answer; RuntimeError if one died or was too slow."""
         assert self._keeper.stdout is not None
         if not select.select([self._keeper.stdout], [], [], START_SECONDS)[0]:
             raise RuntimeError(f"its servers do not answer after {START_SECONDS:.0f} s")
@@ -67,7 +63,7 @@ class Node:
         return reply["address"]
 
     def death(self) -> str:
-        """Return what died of this Ray, or the empty string while it lives."""
+        """Return which server died, or an empty string."""
         assert self._keeper.stdout is not None
         # `poll` does not see a zombie of several threads at once; its pipe is closed at once.
         if not self._death and select.select([self._keeper.stdout], [], [], 0)[0]:
@@ -100,9 +96,7 @@ def join(address: str, is_own: bool = False) -> None:
     """Connect to the Ray at an address.
 
     Args:
-        is_own: it is a `Node` on loopback, an address that Ray would replace by this machine's outer one.
-    Raises:
-        ConnectionError: nothing answers there, or it asks for another token.
+        is_own: the address is that of a `Node` on loopback; Ray would replace it by this machine's outer address.
     """
     import ray
     from ray._private import ray_constants, utils
@@ -125,9 +119,9 @@ def join(address: str, is_own: bool = False) -> None:
 
 
 def _job_config() -> Any:
-    """Return Ray's settings of a job whose workers import nothing from the folder that this process was started in.
+    """Return Ray's settings of a job whose workers do not import from the driver's working folder.
 
-    Ray puts the driver's working folder in front of its workers' `sys.path`, unless a runtime environment has one.
+    Ray puts that folder first in its workers' `sys.path` unless a runtime environment has a working folder.
     """
     from ray.job_config import JobConfig
 
@@ -149,7 +143,7 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def kill_session(session: int) -> None:
-    """Kill all processes of a session, this one apart."""
+    """Kill all other processes of a session."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             after_name = (folder / "stat").read_text().rpartition(")")[2].split()
@@ -182,7 +176,7 @@ class _Keeper:
 
         threading.Thread(target=self._watch, daemon=True).start()
         with _replaced(services, "ConsolePopen", Known):
-            # As `ray.init` does, but without a job of its own, for which Ray would start workers.
+            # As in `ray.init`, but without a job, for which Ray would start workers.
             settings = RayParams(
                 num_cpus=n_cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
                 temp_dir=str(self.folder),
@@ -190,7 +184,7 @@ class _Keeper:
             try:
                 node = RayNode(settings, head=True, shutdown_at_exit=False, ray_init_cluster=True)
             except Exception:
-                self._report_dead()  # Ray waits for a server without letting the other thread run
+                self._report_dead()  # the other thread cannot run while Ray waits for a server
                 raise
         self.say({"address": node.gcs_address})
 
@@ -201,12 +195,12 @@ class _Keeper:
     def _watch(self) -> None:
         while not select.select([self.orders], [], [], 0.1)[0]:
             self._report_dead()
-        kill_session(os.getsid(0))  # the process that started this one is gone
+        kill_session(os.getsid(0))  # the parent process is gone
         shutil.rmtree(self.folder.parent, ignore_errors=True)
         os._exit(1)
 
     def _report_dead(self) -> None:
-        """Say which servers have died, and end, if any have."""
+        """Report the dead servers, if any, and exit."""
         with self.looking:
             dead = [name for name in SERVERS if name in self.servers and self.servers[name].poll() is not None]
             if dead:

@@ -1,4 +1,4 @@
-"""Signals that ask a command to end, and their effect while models train."""
+"""Signals that end a command, and their effect while models train."""
 
 import ctypes
 import logging
@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REPEAT_SECONDS = 3.0
-SAVE_SECONDS = 15.0  # of the 25 s that a command has to end, so that the rest of it can be closed in good order
+SAVE_SECONDS = 15.0  # of the 25 s that a command has to end
 _PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a child between fork and exec must not
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # a child must not load it between fork and exec
 LAST_WORDS_SECONDS = 2.0
 _holds: list[None] = []
 _waiting: list[int] = []  # signals that came while held
@@ -25,18 +25,18 @@ _last_heard = [float("-inf")]
 
 
 def ends() -> list[signal.Signals]:
-    """Return the signals that ask for an end: all of `ENDS`, but SIGHUP only where it is not ignored, as under nohup.
+    """Return the signals that end a command: `ENDS`, without SIGHUP if it is ignored, as under nohup.
 
-    A shell starts its background jobs with SIGINT ignored; a SIGINT sent to one still asks for an end.
+    A shell starts its background jobs with SIGINT ignored; a SIGINT sent to one still ends it.
     """
     return [number for number in ENDS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def is_repeat() -> bool:
-    """Return whether the last signal came just now, so that this one means the same.
+    """Return whether this signal repeats the last one, which came just before.
 
     timeout(1) sends two, to the process and to its group; systemd and a shell whose terminal is closed add a SIGHUP.
-    The second one must not interrupt what the first one started.
+    The second one must not interrupt the effect of the first.
     """
     now = time.monotonic()
     if now - _last_heard[0] < REPEAT_SECONDS:
@@ -50,7 +50,7 @@ def _forget_last() -> None:
 
 
 def must_wait(number: int) -> bool:
-    """Return whether a signal waits, because of `held`; the signal is then raised again later."""
+    """Return whether a signal has to wait for the end of `held`, which raises it again."""
     if _holds:
         _waiting.append(number)
     return bool(_holds)
@@ -58,7 +58,7 @@ def must_wait(number: int) -> bool:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Let signals wait while open: for steps between which no record says what was begun."""
+    """Delay signals while open, for steps that leave no record until all are done."""
     _holds.append(None)
     try:
         yield
@@ -72,7 +72,7 @@ def held() -> Iterator[None]:
 
 @contextmanager
 def last_words(say: Callable[[], object]) -> Iterator[None]:
-    """Call `say` if the process has to be ended by force while open; see `say_last_words`."""
+    """Call `say` before a forced end of the process while open; see `say_last_words`."""
     _last_words.append(say)
     try:
         yield
@@ -81,7 +81,7 @@ def last_words(say: Callable[[], object]) -> Iterator[None]:
 
 
 def say_last_words() -> None:
-    """Print the last messages before a forced end, each with a time limit, because it may hang."""
+    """Call the functions of `last_words` before a forced end, each with a time limit."""
     for say in reversed(_last_words):
         thread = threading.Thread(target=say, daemon=True)
         thread.start()
@@ -90,10 +90,10 @@ def say_last_words() -> None:
 
 @contextmanager
 def deaf_children(*also: signal.Signals) -> Iterator[None]:
-    """Block SIGTERM, SIGHUP and `also` in processes that this thread starts while open, and in theirs.
+    """Block SIGTERM, SIGHUP and `also` in processes that this thread starts while open, and in their children.
 
-    A terminal, a batch system or a service manager sends its signal to all processes of a command. The command needs
-    its servers until it has saved, and ends them itself.
+    A terminal, a batch system or a service manager signals all processes of a command. The command needs its servers
+    until it has saved, and ends them itself.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, *also})
     try:
@@ -103,13 +103,13 @@ def deaf_children(*also: signal.Signals) -> Iterator[None]:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process with the thread that started it; other systems than Linux do not."""
+    """Ask the kernel to end this process with the thread that started it; only Linux does so."""
     if _LIBC:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Stop:
-    """A request to stop: its signal, and whether the time to save is over."""
+    """A request to stop by a signal, with a time limit for saving."""
 
     def __init__(self) -> None:
         self.signal = ""

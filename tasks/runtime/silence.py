@@ -1,4 +1,4 @@
-"""A message about work that has given no sign of life for a while."""
+"""Messages about work that gives no sign of life."""
 
 import threading
 import time
@@ -10,10 +10,10 @@ SECONDS = 30.0
 
 
 class Silence:
-    """Watches work that should give signs of life, and adds what it waits for to the lines of the open stage.
+    """Watches work for signs of life and adds what it waits for to the lines of the open stage.
 
     Args:
-        describe: called after each `SECONDS` of silence, in a thread, because a cluster that is cut off may not answer.
+        describe: called in a thread after each `SECONDS` of silence, because a cluster may not answer.
     """
 
     def __init__(self, describe: Callable[[], str]) -> None:
@@ -23,14 +23,13 @@ class Silence:
         self._is_noted = False
 
     def heard(self) -> None:
-        """Note a sign of life."""
         self._heard = self._asked = time.monotonic()
         if self._is_noted:
             progress.note("")
             self._is_noted = False
 
     def look(self) -> None:
-        """Show what the work waits for, if it is time to."""
+        """Show what the work waits for after each `SECONDS` of silence."""
         now = time.monotonic()
         if min(now - self._heard, now - self._asked) < SECONDS:
             return
