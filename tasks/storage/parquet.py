@@ -123,6 +123,12 @@ def flat_values(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     return offsets - offsets[0], values
 
 
+def replace_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """Return a table with other values in one column of the same type."""
+    at = table.schema.get_field_index(name)
+    return table.set_column(at, table.schema.field(at), values)
+
+
 def write_table(
     path: Path, table: pa.Table, metadata: Mapping[str, Any] | None = None, schema: pa.Schema | None = None
 ) -> None:

@@ -6,7 +6,6 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pyarrow as pa
 from tasks.config.source_limits import SourceLimits
 from tasks.errors import DatasetError, RejectReason
 from tasks.ingest.sources.cache import cache_key, is_racy, load_table, store_table
-from tasks.ingest.sources.listing import LISTING_SCHEMA, Part, stamp_of
+from tasks.ingest.sources.listing import LISTING_SCHEMA, Part, ScanSettings, stamp_of
 from tasks.ingest.sources.names import archive_format, sniff_format
 from tasks.runtime.isolation import Death, Host, WorkError, WorkLimits
 from tasks.storage.file_names import printable
@@ -28,10 +27,7 @@ SECONDS_PER_MIB = 2.0  # of CPU time; some hundred times as long as most archive
 _host = Host()  # one for each process that scans
 
 
-def list_archive(
-    path: bytes, cache: Path, limits: SourceLimits, *, kind: str = "", wanted: str = "",
-    rehash: bool = False, on_files: Callable[[int], None] | None = None,
-) -> Part:  # fmt: skip
+def list_archive(path: bytes, settings: ScanSettings, kind: str = "", wanted: str = "") -> Part:
     """Return the listing of an archive, from the cache if neither the archive nor the limits have changed.
 
     Args:
@@ -48,29 +44,38 @@ def list_archive(
         raise DatasetError(f"archive {printable(path)}: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
         raise DatasetError(f"archive {printable(path)} is no regular file but a folder, device, pipe or socket")
-    identity = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, *astuple(limits)[:4], wanted]
-    key = cache_key(path)
-    where = cache / "archives" / f"{key}.parquet"
-    cached = None if rehash else load_table(where)
-    if cached is not None and cached[1]["identity"] == identity:
-        part = _recall(*cached, path, cache, stamp_of(status))
-        if part is not None:
-            if on_files:
-                on_files(part.table.num_rows)
-            return part
-    kind = kind or archive_format(path)
-    pack = cache / "packs" / f"{key}-{stamp_of(status):016x}.pack" if kind in COMPRESSED else None
-    table, found = _read(os.fsdecode(path), status.st_size, kind, limits, where.parent, pack, wanted)
-    if on_files:
-        on_files(table.num_rows)
-    facts: dict[str, Any] = {"identity": identity, **found, "pack": pack.name if pack else ""}
-    facts["pack_stamp"] = stamp_of(pack.stat()) if pack else 0
-    if not is_racy(status.st_mtime_ns, started_ns):
-        store_table(where, table, facts)
-    if pack:
-        _remove_older(pack, key)
-    container, stamp = (os.fsencode(pack), facts["pack_stamp"]) if pack else (path, stamp_of(status))
-    return Part(table, stamp, container, n_other_files=found["n_other_files"], extra=_extra(found))
+    limits = astuple(settings.limits)[:4]
+    identity = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, *limits, wanted]
+    key, stamp = cache_key(path), stamp_of(status)
+    where, packs = settings.cache / "archives" / f"{key}.parquet", settings.cache / "packs"
+    cached = None if settings.rehash else load_table(where)
+    if cached and cached[1]["identity"] == identity and _has_pack(packs, cached[1]):
+        table, facts = cached
+    else:
+        kind = kind or archive_format(path)
+        pack = packs / f"{key}-{stamp:016x}.pack" if kind in COMPRESSED else None
+        table, found = _read(os.fsdecode(path), status.st_size, kind, settings.limits, where.parent, pack, wanted)
+        facts: dict[str, Any] = {"identity": identity, **found, "pack": pack.name if pack else ""}
+        facts["pack_stamp"] = stamp_of(pack.stat()) if pack else 0
+        if not is_racy(status.st_mtime_ns, started_ns):
+            store_table(where, table, facts)
+        for older in packs.glob(f"{key}-*.pack") if pack else ():
+            if older != pack:
+                older.unlink(missing_ok=True)
+    settings.on_files(table.num_rows)
+    table = table.replace_schema_metadata(None).cast(LISTING_SCHEMA)
+    extra = None if facts["extra"] is None else facts["extra"].encode("latin-1")
+    if facts["pack"]:
+        path, stamp = os.fsencode(packs / facts["pack"]), facts["pack_stamp"]
+    return Part(table, stamp, path, n_other_files=facts["n_other_files"], extra=extra)
+
+
+def _has_pack(packs: Path, facts: dict[str, Any]) -> bool:
+    """Return whether the pack of a listing is unchanged; True without one."""
+    try:
+        return not facts["pack"] or stamp_of((packs / facts["pack"]).stat()) == facts["pack_stamp"]
+    except OSError:
+        return False
 
 
 def _read(
@@ -111,30 +116,6 @@ def _read(
         raise DatasetError(error.message if error.kind == "DatasetError" else f"archive {place}: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _extra(facts: dict[str, Any]) -> bytes | None:
-    return None if facts["extra"] is None else facts["extra"].encode("latin-1")
-
-
-def _recall(table: pa.Table, facts: dict[str, Any], path: bytes, cache: Path, stamp: int) -> Part | None:
-    container = path
-    if facts["pack"]:
-        pack = cache / "packs" / facts["pack"]
-        try:
-            if stamp_of(pack.stat()) != facts["pack_stamp"]:
-                return None
-        except OSError:
-            return None
-        container, stamp = os.fsencode(pack), facts["pack_stamp"]
-    table = table.replace_schema_metadata(None).cast(LISTING_SCHEMA)
-    return Part(table, stamp, container, n_other_files=facts["n_other_files"], extra=_extra(facts))
-
-
-def _remove_older(pack: Path, key: str) -> None:
-    for older in pack.parent.glob(f"{key}-*.pack"):
-        if older != pack:
-            older.unlink(missing_ok=True)
 
 
 def sniff_file(path: Path) -> str:

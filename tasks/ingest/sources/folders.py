@@ -1,12 +1,11 @@
-"""Content hashes of files on disk; files with unchanged size and times are not opened again."""
+"""Content hashes of files on disk; a file with unchanged size and times is not opened again."""
 
 import hashlib
 import os
 import stat
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 
 from tasks.errors import RejectReason
 from tasks.ingest.sources.cache import RACY_NS, cache_key, load_batches, store_table
-from tasks.ingest.sources.listing import FILE, LISTING_SCHEMA, Part, hash_column, stamp_column
+from tasks.ingest.sources.listing import FILE, LISTING_SCHEMA, Part, ScanSettings, hash_column, stamp_column
 from tasks.ingest.sources.names import is_companion
 from tasks.ingest.sources.threads import cut, map_in_order
 from tasks.ingest.sources.walk import TIMES, Found
@@ -27,35 +26,18 @@ ONE_READ = 8 * 2**20  # bytes; larger files are hashed piece by piece
 CHUNK_FILES, CHUNK_BYTES = 512, 32 * 2**20
 
 
-@dataclass(slots=True)
-class _Hashed:
-    """One chunk of files after reading, with size and times of the open file."""
-
-    rows: np.ndarray  # positions in the listing
-    digests: bytes
-    times: np.ndarray  # TIMES x files, int64
-    problems: dict[int, str]
-    companions: list[int]
-
-
-def hash_found(
-    found: Found, container: bytes, source: bytes, cache: Path, n_threads: int, rehash: bool = False,
-    on_files: Callable[[int], None] | None = None,
-) -> Part:  # fmt: skip
+def hash_found(found: Found, container: bytes, source: bytes, settings: ScanSettings) -> Part:
     """Return the listing of a folder's files, each with its SHA-256 or the reason why it cannot be read.
 
     Args:
         found: the files, by names relative to `container`.
-        source: absolute path of the folder, list or file of the user; key of the cache.
-        cache: folder of the scan cache.
-        rehash: open every file, also those in the cache.
-        on_files: called with the number of further files done.
+        source: absolute path of the user's folder, list or file; key of the cache.
     """
     started_ns = time.time_ns()
     n = len(found.members)
     digests, known = np.zeros((n, 32), np.uint8), np.zeros(n, bool)
-    where = cache / "folders" / f"{cache_key(source)}.parquet"
-    cached = None if rehash else load_batches(where)
+    where = settings.cache / "folders" / f"{cache_key(source)}.parquet"
+    cached = None if settings.rehash else load_batches(where)
     n_remembered = -1
     if cached is not None:
         facts, n_remembered, batches = cached
@@ -64,9 +46,9 @@ def hash_found(
         for member in found.problems:  # never known, though its times of 0 may be equal
             known[bisect_left(found.members, member, key=_as_bytes)] = False
     n_cached = int(known.sum())
-    if on_files and n_cached:
-        on_files(n_cached)
-    problems, companions = _hash_missing(found, container, np.flatnonzero(~known), digests, n_threads, on_files)
+    if n_cached:
+        settings.on_files(n_cached)
+    problems, companions = _hash_missing(found, container, np.flatnonzero(~known), digests, settings)
     valid = np.ones(n, bool)
     valid[[*problems, *companions]] = False
     hashes = hash_column(digests, valid)
@@ -104,66 +86,62 @@ def _as_bytes(name: pa.Scalar) -> bytes:
 
 
 def _hash_missing(
-    found: Found, container: bytes, missing: np.ndarray, digests: np.ndarray, n_threads: int,
-    on_files: Callable[[int], None] | None,
-) -> tuple[dict[int, str], list[int]]:  # fmt: skip
-    """Fill in the digests of the other files; return the problems of those that cannot be read, and the companions."""
+    found: Found, container: bytes, missing: np.ndarray, digests: np.ndarray, settings: ScanSettings
+) -> tuple[dict[int, str], list[int]]:
+    """Fill in the digests of the other files; return the problems of unreadable files, and the companions, by row."""
     sizes = found.times["n_bytes"]
     problems: dict[int, str] = {}
     companions: list[int] = []
 
-    def hash_chunk(rows: np.ndarray) -> _Hashed:
+    def hash_chunk(rows: np.ndarray) -> tuple[np.ndarray, list[_Hashed]]:
         names = found.members.take(pa.array(rows)).to_pylist()
-        return _hash_files(container, names, rows, found.problems)
+        return rows, [_hash(container, name, found.problems.get(name, "")) for name in names]
 
     chunks: Any = cut(missing, sizes[missing].tolist(), CHUNK_FILES, CHUNK_BYTES)  # type: ignore[arg-type]
-    for hashed in map_in_order(hash_chunk, chunks, n_threads, lambda rows: sizes[rows].mean() > LARGE_FILE):
-        digests[hashed.rows] = np.frombuffer(hashed.digests, np.uint8).reshape(-1, 32)
-        for name, column in zip(TIMES, hashed.times, strict=True):
-            found.times[name][hashed.rows] = column
-        problems |= hashed.problems
-        companions += hashed.companions
-        if on_files:
-            on_files(len(hashed.rows))
+    hashed_chunks = map_in_order(hash_chunk, chunks, settings.n_threads, lambda rows: sizes[rows].mean() > LARGE_FILE)
+    for rows, hashed in hashed_chunks:
+        digests[rows] = np.frombuffer(b"".join(digest for digest, _, _ in hashed), np.uint8).reshape(-1, 32)
+        for name, column in zip(TIMES, np.array([times for _, times, _ in hashed], np.int64).T, strict=True):
+            found.times[name][rows] = column
+        for row, (_, _, problem) in zip(rows.tolist(), hashed, strict=True):
+            if problem == _COMPANION:
+                companions.append(row)
+            elif problem:
+                problems[row] = problem
+        settings.on_files(len(rows))
     return problems, companions
 
 
-def _hash_files(container: bytes, names: list[bytes], rows: np.ndarray, refused: dict[bytes, str]) -> _Hashed:
-    digests: list[bytes] = []
-    times: list[tuple[int, int, int, int]] = []
-    problems: dict[int, str] = {}
-    companions: list[int] = []
-    join = os.path.join
-    for row, name in zip(rows.tolist(), names, strict=True):
-        try:
-            if name in refused:
-                raise ValueError(refused[name])
-            digest, n_bytes, status = hash_file(join(container, name))
-        except (OSError, ValueError, IsCompanion) as error:
-            if isinstance(error, IsCompanion):
-                companions.append(row)
-            else:
-                problems[row] = f"{error.strerror} ({printable(name)})" if isinstance(error, OSError) else str(error)
-            digests.append(bytes(32))
-            times.append((0, 0, 0, 0))
-            continue
-        digests.append(digest)
-        times.append((n_bytes, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & (2**63 - 1)))
-    return _Hashed(rows, b"".join(digests), np.array(times, np.int64).reshape(-1, 4).T, problems, companions)
+_Hashed = tuple[bytes, tuple[int, ...], str]  # digest, TIMES of the open file, problem
+_COMPANION = "companion"
+
+
+def _hash(container: bytes, name: bytes, problem: str) -> _Hashed:
+    try:
+        if not problem:
+            digest, n_bytes, status = hash_file(os.path.join(container, name))  # noqa: PTH118
+            return digest, (n_bytes, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & (2**63 - 1)), ""
+    except IsCompanion:
+        problem = _COMPANION
+    except OSError as error:
+        problem = f"{error.strerror} ({printable(name)})"
+    except ValueError as error:
+        problem = str(error)
+    return bytes(32), (0, 0, 0, 0), problem
 
 
 class IsCompanion(Exception):
-    """A file that macOS puts beside another, known by its first bytes."""
+    """A file that macOS puts beside another; its first bytes show it."""
 
 
 def hash_file(path: bytes) -> tuple[bytes, int, os.stat_result]:
     """Return a file's SHA-256, the number of bytes hashed, and its status before the reading.
 
-    A change during the reading changes the times after that status, so the next scan sees it.
+    The next scan sees a change during the reading, because the times are then later than this status.
 
     Raises:
-        ValueError: it is no regular file.
-        IsCompanion: it is no song in spite of its name.
+        ValueError: it is not a regular file.
+        IsCompanion: it is not a song.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # NONBLOCK: it may be a pipe by now
     try:
@@ -194,11 +172,15 @@ def _remember(where: Path, found: Found, hashes: pa.Array, valid: np.ndarray, st
 
 def _part(found: Found, container: bytes, hashes: pa.Array, problems: dict[int, str], companions: list[int]) -> Part:
     n = len(found.members)
+    is_folder = {row: found.members[row].as_py().endswith(b"/") for row in problems}
+    reasons = {
+        row: RejectReason.UNREADABLE_FOLDER if is_folder[row] else RejectReason.UNREADABLE_FILE for row in problems
+    }
     columns = {
         "member": found.members,
         "n_bytes": pa.array(found.times["n_bytes"]),
         "content_hash": hashes,
-        "reason": _sparse(n, {row: _reason(found.members[row].as_py()) for row in problems}),
+        "reason": _sparse(n, reasons),
         "detail": _sparse(n, problems),
         "kind": pa.array(np.full(n, FILE, np.int8)),
         "offset": pa.array(np.zeros(n, np.int64)),
@@ -214,10 +196,6 @@ def _part(found: Found, container: bytes, hashes: pa.Array, problems: dict[int, 
     return Part(table, stamps, container, n_other_files=n_other_files, n_homes=found.n_homes, notes=found.notes)
 
 
-def _reason(member: bytes) -> RejectReason:
-    return RejectReason.UNREADABLE_FOLDER if member.endswith(b"/") else RejectReason.UNREADABLE_FILE
-
-
-def _sparse(n: int, values: dict[int, str]) -> pa.Array:
+def _sparse(n: int, values: Mapping[int, str]) -> pa.Array:
     """Return a column of strings that are empty except in a few rows."""
     return pa.array([values.get(row, "") for row in range(n)], pa.string()) if values else pa.repeat("", n)

@@ -1,16 +1,18 @@
-"""The listing of one container (folder, archive, pack): a row for each MIDI file, and its place in the container."""
+"""The listing of one container (folder, archive, pack): a row for each MIDI file with its place in the container."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from tasks.config.source_limits import SourceLimits
 from tasks.storage.file_names import one_line
 
-# How the bytes of a row are stored. FILE: a file below the container, a folder. The others: a range of the container's
-# bytes, as they are or by deflate.
+# Storage of a row's bytes. FILE: a file below the container, which is a folder. SLICE, DEFLATE: a range of the
+# container's bytes, plain or deflated.
 FILE, SLICE, DEFLATE, UNREAD = range(4)
 
 LISTING_SCHEMA = pa.schema(
@@ -25,8 +27,18 @@ LISTING_SCHEMA = pa.schema(
         "stored_bytes": pa.int64(),
     }
 )
-_MASK = 2**64 - 1
 _FACTORS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+@dataclass(frozen=True, slots=True)
+class ScanSettings:
+    """Settings of one scan for all its sources."""
+
+    cache: Path
+    limits: SourceLimits
+    rehash: bool  # open every file again, also those in the cache
+    n_threads: int
+    on_files: Callable[[int], object]  # called with the number of further files done
 
 
 @dataclass(slots=True)
@@ -36,7 +48,7 @@ class Part:
     table: pa.Table  # LISTING_SCHEMA
     stamp: int | pa.Array  # of the container, or of each file
     container: bytes  # absolute path of a local file or folder
-    folder: str = ""  # what the members' paths begin with
+    folder: str = ""  # prefix of the members' paths
     label: str = ""  # path of the rows without a member
     only_path: str = ""  # of a part with one row, if its member has another name
     n_other_files: int = 0
@@ -75,12 +87,9 @@ class Rows:
 
 
 def stamp_of(status: os.stat_result) -> int:
-    """Return a number that changes when a file's size or times do."""
-    mixed = 0
-    for value, factor in zip((status.st_size, status.st_mtime_ns, status.st_ctime_ns), _FACTORS, strict=True):
-        mixed = ((mixed ^ (value & _MASK)) * factor) & _MASK
-        mixed ^= mixed >> 31
-    return mixed >> 1
+    """Return a number that changes with a file's size or times."""
+    times = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return stamp_column([np.array([value]) for value in times])[0].as_py()
 
 
 def stamp_column(columns: Sequence[np.ndarray]) -> pa.Array:
@@ -96,10 +105,3 @@ def hash_column(digests: np.ndarray, valid: np.ndarray) -> pa.Array:
     """Return rows of 32 bytes as a column; those that are not valid become null."""
     bits = None if valid.all() else pa.array(valid).buffers()[1]
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(digests), [bits, pa.py_buffer(digests)])
-
-
-def combined(column: pa.ChunkedArray) -> pa.Array:
-    """Return a column as one array."""
-    if column.num_chunks == 1:
-        return column.chunk(0)
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,10 @@ import pyarrow.compute as pc
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs as arrow_fs
 
-from tasks.config.source_limits import SourceLimits
 from tasks.errors import ConfigError, DamagedFile, DatasetError, NotFound, RejectReason
 from tasks.ingest.sources.cache import cache_key, load_table, store_table
 from tasks.ingest.sources.connections import refuses_private, require_public
-from tasks.ingest.sources.listing import LISTING_SCHEMA, SLICE, Part, Rows, combined, stamp_of
+from tasks.ingest.sources.listing import LISTING_SCHEMA, SLICE, Part, Rows, ScanSettings, stamp_of
 from tasks.ingest.sources.names import archive_format, is_companion
 from tasks.ingest.sources.read import BadRead
 from tasks.ingest.sources.threads import cut
@@ -98,10 +97,7 @@ def _refuse_private(address: str, label: str) -> None:
         require_public(host or "", None, label)
 
 
-def list_objects(
-    address: str, label: str, cache: Path, limits: SourceLimits, n_threads: int, rehash: bool = False,
-    on_files: Callable[[int], None] | None = None,
-) -> tuple[list[Part], list[tuple[bytes, Path]]]:  # fmt: skip
+def list_objects(address: str, label: str, settings: ScanSettings) -> tuple[list[Part], list[tuple[bytes, Path]]]:
     """Fetch the changed objects below an address; return the listings of its packs, and its archives as local files.
 
     Args:
@@ -110,7 +106,7 @@ def list_objects(
         NotFound: there is nothing.
         DatasetError: the store cannot be listed, or an archive cannot be fetched.
     """
-    if refuses_private(limits):
+    if refuses_private(settings.limits):
         _refuse_private(address, label)
     system, path = _open_store(address)
     try:
@@ -123,10 +119,10 @@ def list_objects(
         raise NotFound(f"source {label} does not exist or is empty")
     files = [item for item in found if is_midi(item.name) and not is_companion(item.name)]
     archives = [item for item in found if archive_format(item.name) and not is_companion(item.name)]
-    fetcher = _Fetcher(system, label, address, cache, limits, n_threads, on_files)
-    parts = fetcher.fetch(files, rehash)
+    fetcher = _Fetcher(system, label, address, settings)
+    parts = fetcher.fetch(files)
     parts[0].n_other_files = len(found) - len(files) - len(archives) + fetcher.n_companions
-    return parts, [(item.name, fetcher.fetch_archive(item, rehash)) for item in archives]
+    return parts, [(item.name, fetcher.fetch_archive(item)) for item in archives]
 
 
 @dataclass(slots=True)
@@ -134,36 +130,40 @@ class _Fetcher:
     system: Any  # fsspec.AbstractFileSystem, whose `open` has no exact type
     label: str
     address: str
-    cache: Path
-    limits: SourceLimits
-    n_threads: int
-    on_files: Callable[[int], None] | None
+    settings: ScanSettings
     n_companions: int = 0  # among the files that were fetched
 
-    def fetch(self, files: list[StoredObject], rehash: bool) -> list[Part]:
+    @property
+    def packs(self) -> Path:
+        return self.settings.cache / "packs"
+
+    def fetch(self, files: list[StoredObject]) -> list[Part]:
         key = cache_key(self.address)
-        where = self.cache / "objects" / f"{key}.parquet"
-        cached = None if rehash else load_table(where)
+        where = self.settings.cache / "objects" / f"{key}.parquet"
+        cached = None if self.settings.rehash else load_table(where)
         kept = self._kept(files, cached[0].replace_schema_metadata(None)) if cached else STORED_SCHEMA.empty_table()
         names = set(kept["member"].to_pylist())
         missing = [item for item in files if item.name not in names]
-        if self.on_files and names:
-            self.on_files(len(names))
+        if names:
+            self.settings.on_files(len(names))
         fresh, refused = self._spool(missing, key)
         stored = pa.concat_tables([kept, fresh]).combine_chunks()
         if missing or cached is None or len(cached[0]) != len(stored):
             store_table(where, stored, {"address": self.label})
-        self._remove_unused(key, stored)
-        unread = Part(pa.Table.from_batches([refused.batch()]), 0, os.fsencode(self.cache))
+        used = set(stored["pack"].to_pylist())
+        for pack in self.packs.glob(f"{key}-*.pack"):
+            if pack.name not in used:
+                pack.unlink(missing_ok=True)
+        unread = Part(pa.Table.from_batches([refused.batch()]), 0, os.fsencode(self.settings.cache))
         return [*self._parts(stored), unread]
 
     def _kept(self, files: list[StoredObject], table: pa.Table) -> pa.Table:
         """Return the rows of unchanged objects whose packs exist."""
         names = pa.array([item.name for item in files], pa.binary())
-        index = pc.index_in(combined(table["member"]), value_set=names)
+        index = pc.index_in(table["member"].combine_chunks(), value_set=names)
         tokens = pa.array([item.token for item in files], pa.string()).take(index)
         sizes = pa.array([item.n_bytes for item in files], pa.int64()).take(index)
-        packs = [pack for pack in pc.unique(table["pack"]).to_pylist() if (self.cache / "packs" / pack).exists()]
+        packs = [pack for pack in pc.unique(table["pack"]).to_pylist() if (self.packs / pack).exists()]
         same = pc.and_(pc.equal(tokens, table["token"]), pc.equal(sizes, table["n_bytes"]))
         same = pc.and_(pc.and_(same, pc.not_equal(tokens, "")), pc.is_in(table["pack"], pa.array(packs, pa.string())))
         return table.filter(pc.fill_null(same, False))
@@ -174,9 +174,9 @@ class _Fetcher:
         refused = Rows()
         if not files:
             return STORED_SCHEMA.empty_table(), refused
-        path = self.cache / "packs" / f"{key}-{time.time_ns():016x}.pack"
+        path = self.packs / f"{key}-{time.time_ns():016x}.pack"
         batches = cut(files, [item.n_bytes for item in files], BATCH_OBJECTS, BATCH_BYTES)
-        with ThreadPoolExecutor(self.n_threads) as pool, whole_file(path) as pack:
+        with ThreadPoolExecutor(self.settings.n_threads) as pool, whole_file(path) as pack:
             for batch in batches:
                 for item, data in zip(batch, pool.map(self._get, batch), strict=True):
                     if isinstance(data, BadRead):
@@ -189,20 +189,19 @@ class _Fetcher:
                         pack.write(data)
                         for column, value in zip(columns.values(), row, strict=True):
                             column.append(value)
-                if self.on_files:
-                    self.on_files(len(batch))
+                self.settings.on_files(len(batch))
         return pa.table(columns, schema=STORED_SCHEMA), refused
 
     def _get(self, item: StoredObject) -> bytes | BadRead:
         """Return an object's bytes, or why they cannot be had."""
-        limit, name = self.limits.max_member_bytes, printable(item.name)
+        limit, name = self.settings.limits.max_member_bytes, printable(item.name)
         problem = ""
         if item.n_bytes > limit:
             detail = f"{item.n_bytes} bytes, above max_member_bytes={limit} ({name})"
             return BadRead(RejectReason.TOO_LARGE, detail)
         for attempt in range(ATTEMPTS):
             if attempt:
-                time.sleep(self.limits.retry_wait_seconds * 2 ** (attempt - 1))
+                time.sleep(self.settings.limits.retry_wait_seconds * 2 ** (attempt - 1))
             try:
                 with self.system.open(item.path, "rb") as stream:
                     data = stream.read(limit + 1)
@@ -216,20 +215,20 @@ class _Fetcher:
             return data
         return BadRead(RejectReason.DOWNLOAD_FAILED, f"{problem}, {ATTEMPTS} times ({name})")
 
-    def fetch_archive(self, item: StoredObject, rehash: bool) -> Path:
+    def fetch_archive(self, item: StoredObject) -> Path:
         """Return a local copy of an archive in the store."""
         base = printable(item.name).replace("/", "_")[-80:]
-        path = self.cache / "downloads" / f"{cache_key(self.address, item.name)}-{base}"
+        path = self.settings.cache / "downloads" / f"{cache_key(self.address, item.name)}-{base}"
         facts = path.with_name(f"{path.name}.json")
-        identity = [item.n_bytes, item.token]
-        if item.token and not rehash and path.exists() and _read_identity(facts) == identity:
+        identity, limit = [item.n_bytes, item.token], self.settings.limits.max_download_bytes
+        if item.token and not self.settings.rehash and path.exists() and _read_identity(facts) == identity:
             return path
         try:
             with self.system.open(item.path, "rb") as stream, whole_file(path) as handle:
                 while piece := stream.read(2**20):
-                    if handle.tell() + len(piece) > self.limits.max_download_bytes:
-                        limit = f"max_download_bytes={self.limits.max_download_bytes}"
-                        raise DatasetError(f"source {self.label}: {printable(item.name)} is larger than {limit}")
+                    if handle.tell() + len(piece) > limit:
+                        problem = f"{printable(item.name)} is larger than max_download_bytes={limit}"
+                        raise DatasetError(f"source {self.label}: {problem}")
                     handle.write(piece)
                 facts.unlink(missing_ok=True)
         except DatasetError:
@@ -243,20 +242,13 @@ class _Fetcher:
     def _parts(self, stored: pa.Table) -> list[Part]:
         parts = []
         for name in sorted(pc.unique(stored["pack"]).to_pylist()):
-            pack = self.cache / "packs" / name
             rows = stored.filter(pc.equal(stored["pack"], name)).combine_chunks()
             columns = {column: rows[column] for column in ("member", "n_bytes", "content_hash", "offset")}
             columns |= dict.fromkeys(("reason", "detail"), pa.repeat("", len(rows)))
             columns |= {"stored_bytes": rows["n_bytes"], "kind": pa.array(np.full(len(rows), SLICE, np.int8))}
             table = pa.table({column: columns[column] for column in LISTING_SCHEMA.names}, schema=LISTING_SCHEMA)
-            parts.append(Part(table, stamp_of(pack.stat()), os.fsencode(pack)))
+            parts.append(Part(table, stamp_of((self.packs / name).stat()), os.fsencode(self.packs / name)))
         return parts
-
-    def _remove_unused(self, key: str, stored: pa.Table) -> None:
-        used = set(pc.unique(stored["pack"]).to_pylist())
-        for pack in (self.cache / "packs").glob(f"{key}-*.pack"):
-            if pack.name not in used:
-                pack.unlink(missing_ok=True)
 
 
 def _read_identity(facts: Path) -> list[Any] | None:

@@ -1,4 +1,4 @@
-"""Reading the contents of scan rows, in any process of the machine that scanned."""
+"""Contents of scan rows, read in any process of the machine that scanned."""
 
 import hashlib
 import logging
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from tasks.errors import RejectReason
 from tasks.ingest.sources.listing import DEFLATE, FILE, stamp_of
+from tasks.storage.parquet import replace_column
 
 logger = logging.getLogger(__name__)
 
@@ -27,22 +28,14 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class BadRead:
-    """A row without contents: refused by the scan, or gone or changed since.
+    """A row without contents: refused by the scan, or gone or changed since."""
 
-    Args:
-        reason: the scan's, or VANISHED, CHANGED or UNREADABLE_FILE.
-    """
-
-    reason: str
+    reason: str  # the scan's, or VANISHED, CHANGED or UNREADABLE_FILE
     detail: str
 
 
 def refuse_lost(files: pa.Table, lost: Collection[bytes]) -> pa.Table:
-    """Return scan rows in which the lost contents that still cannot be read are refused, each with its reason.
-
-    Args:
-        lost: content hashes.
-    """
+    """Return scan rows in which those of the lost content hashes that still cannot be read are refused."""
     wanted = pc.is_in(files.column("content_hash"), pa.array(lost, pa.binary(32))).combine_chunks()
     places = np.flatnonzero(wanted.to_numpy(zero_copy_only=False))
     read = read_members(files.take(pa.array(places)))
@@ -61,17 +54,15 @@ def refuse_rows(files: pa.Table, refused: Mapping[int, BadRead]) -> pa.Table:
         "content_hash": pa.nulls(len(refused), pa.binary(32)),
     }
     for name, column in values.items():
-        mended = pc.replace_with_mask(files.column(name).combine_chunks(), pa.array(places), column)
-        at = files.schema.get_field_index(name)
-        files = files.set_column(at, files.schema.field(at), mended)
+        replaced = pc.replace_with_mask(files.column(name).combine_chunks(), pa.array(places), column)
+        files = replace_column(files, name, replaced)
     return files
 
 
 def read_members(rows: pa.Table) -> Iterator[bytes | BadRead]:
     """Yield the contents of scan rows, in their order: exactly the bytes that were hashed.
 
-    They are hashed again at any size and times, because a flipped bit of a disk changes no time. A file that was only
-    touched or copied is still good.
+    All bytes are hashed again, because a flipped bit of a disk changes no time. A touched or copied file stays valid.
     """
     containers = _Containers()
     try:
@@ -83,13 +74,13 @@ def read_members(rows: pa.Table) -> Iterator[bytes | BadRead]:
 
 
 class _Containers:
-    """Open archives and packs, with their stamps, the least recently opened closed first."""
+    """Open archives and packs with their stamps; the one opened first is closed first."""
 
     def __init__(self) -> None:
         self._open: dict[bytes, tuple[int, int]] = {}
 
     def open(self, path: bytes) -> tuple[int, int]:
-        """Return a descriptor and the stamp of what it is open on."""
+        """Return a descriptor and the stamp of its file."""
         if (known := self._open.get(path)) is not None:
             return known
         if len(self._open) >= MAX_OPEN:
@@ -114,7 +105,7 @@ def _read(  # noqa: PLR0911  (one for each problem)
         return BadRead(reason, detail)
     try:
         if kind == FILE:
-            data, found = _read_file(os.path.join(container, member), n_bytes)  # noqa: PTH118
+            data, found = _read_file(os.path.join(container, member), n_bytes), None  # noqa: PTH118
         else:
             descriptor, found = containers.open(container)
             data = _pread(descriptor, stored_bytes, offset)
@@ -137,14 +128,13 @@ def _read(  # noqa: PLR0911  (one for each problem)
     return data
 
 
-def _read_file(path: bytes, n_bytes: int) -> tuple[bytes, int]:
+def _read_file(path: bytes, n_bytes: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        stamp = stamp_of(os.fstat(descriptor))
         data = os.read(descriptor, n_bytes + 1)
         while len(data) <= n_bytes and (more := os.read(descriptor, n_bytes + 1 - len(data))):
             data += more
-        return data, stamp
+        return data
     finally:
         os.close(descriptor)
 

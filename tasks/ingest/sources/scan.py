@@ -18,7 +18,7 @@ from tasks.ingest.sources.catalog import CatalogEntry, find_entry
 from tasks.ingest.sources.downloads import download, verify_file
 from tasks.ingest.sources.folders import hash_found
 from tasks.ingest.sources.labels import LICENCE_FILE, licence_column, read_licences, split_by_folders, split_by_table
-from tasks.ingest.sources.listing import LISTING_SCHEMA, Part, Rows, combined
+from tasks.ingest.sources.listing import LISTING_SCHEMA, Part, Rows, ScanSettings
 from tasks.ingest.sources.names import archive_format
 from tasks.ingest.sources.read import BadRead, refuse_rows
 from tasks.ingest.sources.secrets import public_address
@@ -26,6 +26,7 @@ from tasks.ingest.sources.spec import SourceSpec, check_source, parse_source, sh
 from tasks.ingest.sources.threads import default_threads
 from tasks.ingest.sources.walk import Found, one_file, read_list, walk_folder
 from tasks.storage.file_names import MIDI_SUFFIXES, is_midi, printable, printable_column
+from tasks.storage.parquet import replace_column
 
 logger = logging.getLogger(__name__)
 
@@ -58,40 +59,24 @@ class Scan:
     n_homes: int = 0  # homes of Orchestrion in the sources, left out
 
 
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    cache: Path
-    limits: SourceLimits
-    rehash: bool
-    n_threads: int
-    on_files: Callable[[int], None] | None
-
-
 def scan_sources(
-    texts: Sequence[str],
-    cache: Path,
-    limits: SourceLimits,
-    rehash: bool = False,
-    n_threads: int | None = None,
-    on_files: Callable[[int], None] | None = None,
-) -> Scan:
-    """Find and hash every MIDI file of some sources.
+    texts: Sequence[str], cache: Path, limits: SourceLimits, rehash: bool = False, n_threads: int | None = None,
+    on_files: Callable[[int], object] = lambda _: None,
+) -> Scan:  # fmt: skip
+    """Find and hash every MIDI file of some sources; see `ScanSettings`.
 
     The same contents give the same table, for any number of threads and any order of a folder's entries.
 
     Args:
         texts: sources as a user writes them.
         cache: folder with known hashes, downloads and unpacked streams for later scans. It may be deleted.
-        rehash: open every file again, also those in the cache.
         n_threads: for reading; None for the number that suits this machine.
-        on_files: called with the number of further files done.
     Raises:
-        ConfigError, NotFound, DatasetError: a source that does not exist, cannot be read or holds no MIDI file; one
-            message names them all.
+        ConfigError, NotFound, DatasetError: sources do not exist, cannot be read or hold no MIDI file; one message
+            names them all.
     """
     _check_all(texts)
-    cache = cache.absolute()
-    settings = _Settings(cache, limits, rehash, n_threads or default_threads(), on_files)
+    settings = ScanSettings(cache.absolute(), limits, rehash, n_threads or default_threads(), on_files)
     prefixes = _prefixes(texts)
     tables: list[pa.Table] = []
     n_other_files = n_homes = 0
@@ -166,7 +151,7 @@ def _prefixes(texts: Sequence[str]) -> list[str]:
 
 
 def _list_source(
-    spec: SourceSpec, settings: _Settings
+    spec: SourceSpec, settings: ScanSettings
 ) -> tuple[list[Part], list[tuple[str, str]], CatalogEntry | None]:
     """Return the listings of a source, the licences of its `licences.csv`, and its entry in the catalog."""
     path = os.fsencode(spec.location)
@@ -191,20 +176,16 @@ def _list_source(
     return [_list_local(Path(spec.location), spec.label, settings)], [], None
 
 
-def _list_found(found: Found, container: bytes, source: bytes, settings: _Settings) -> list[Part]:
+def _list_found(found: Found, container: bytes, source: bytes, settings: ScanSettings) -> list[Part]:
     """Return the listing of a folder's files, and one for each archive among them."""
-    part = hash_found(found, container, source, settings.cache, settings.n_threads, settings.rehash, settings.on_files)
-    parts = [part]
-    for name in found.archives:
-        path = os.path.join(container, name)  # noqa: PTH118
-        parts.append(_inner_archive(path, printable(name), settings))
-    return parts
+    inner = [_inner_archive(os.path.join(container, name), printable(name), settings) for name in found.archives]  # noqa: PTH118
+    return [hash_found(found, container, source, settings), *inner]
 
 
-def _inner_archive(path: bytes, shown: str, settings: _Settings) -> Part:
+def _inner_archive(path: bytes, shown: str, settings: ScanSettings) -> Part:
     """Return the listing of an archive among other files; an unreadable one is a row with a reason."""
     try:
-        part = list_archive(path, settings.cache, settings.limits, rehash=settings.rehash, on_files=settings.on_files)
+        part = list_archive(path, settings)
     except DatasetError as error:
         rows = Rows()
         rows.refuse(b"", _n_bytes(path), RejectReason.UNREADABLE_ARCHIVE, str(error))
@@ -220,7 +201,7 @@ def _n_bytes(path: bytes) -> int:
         return 0
 
 
-def _list_local(path: Path, label: str, settings: _Settings, wanted: str = "", named: str = "") -> Part:
+def _list_local(path: Path, label: str, settings: ScanSettings, wanted: str = "", named: str = "") -> Part:
     """Return the listing of one local file, an archive or MIDI by its name or its first bytes."""
     name = os.fsencode(path)
     kind = archive_format(name) or ("midi" if is_midi(name) else sniff_file(path))
@@ -229,25 +210,18 @@ def _list_local(path: Path, label: str, settings: _Settings, wanted: str = "", n
             begin = handle.read(16)
         raise DatasetError(f"source {label} is neither MIDI nor a known archive: it begins with {begin!r}")
     if kind == "midi":
-        found = one_file(name)
-        part = hash_found(found, os.path.dirname(name), name, settings.cache, 1, settings.rehash, settings.on_files)  # noqa: PTH120
+        part = hash_found(one_file(name), os.path.dirname(name), name, settings)  # noqa: PTH120
         part.only_path = named if is_midi(named.encode()) else ""
         return part
-    part = list_archive(
-        name, settings.cache, settings.limits,
-        kind=kind, wanted=wanted, rehash=settings.rehash, on_files=settings.on_files,
-    )  # fmt: skip
+    part = list_archive(name, settings, kind, wanted)
     part.label = named or printable(path.name)
     return part
 
 
-def _list_uri(spec: SourceSpec, settings: _Settings) -> list[Part]:
+def _list_uri(spec: SourceSpec, settings: ScanSettings) -> list[Part]:
     from tasks.ingest.sources.objects import list_objects  # which imports fsspec
 
-    parts, archives = list_objects(
-        spec.location, spec.label, settings.cache, settings.limits, settings.n_threads,
-        settings.rehash, settings.on_files,
-    )  # fmt: skip
+    parts, archives = list_objects(spec.location, spec.label, settings)
     alone = len(archives) == 1 and not any(len(part.table) for part in parts) and archive_format(spec.location.encode())
     for name, local in archives:
         if spec.sha256:
@@ -259,7 +233,7 @@ def _list_uri(spec: SourceSpec, settings: _Settings) -> list[Part]:
     return parts
 
 
-def _download_first(entry: CatalogEntry, sha256: str, settings: _Settings) -> Path:
+def _download_first(entry: CatalogEntry, sha256: str, settings: ScanSettings) -> Path:
     """Download a catalog entry from the first of its addresses that has it."""
     problems = []
     for address in entry.addresses:
@@ -276,7 +250,7 @@ def _finish(
     """Return a listing as rows of SCAN_SCHEMA."""
     listing = part.table.combine_chunks()
     n = len(listing)
-    members = combined(listing["member"])
+    members = listing["member"].combine_chunks()
     paths = printable_column(members)
     if part.folder:
         paths = pc.binary_join_element_wise(part.folder, paths, "")
@@ -310,7 +284,7 @@ def _constant(value: str | bytes, n: int, kind: pa.DataType) -> pa.Array:
 def _in_order(table: pa.Table) -> pa.Table:
     """Sort by path, bytewise; paths that several files would share get a number."""
     table = _sorted(table)
-    paths = combined(table["path"])
+    paths = table["path"].combine_chunks()
     shared = np.flatnonzero(pc.equal(paths[1:], paths[:-1]).to_numpy(zero_copy_only=False))
     if not len(shared):
         return table
@@ -319,7 +293,7 @@ def _in_order(table: pa.Table) -> pa.Table:
 
 def _sorted(table: pa.Table) -> pa.Table:
     table = table.combine_chunks()
-    paths = combined(table["path"])
+    paths = table["path"].combine_chunks()
     if len(paths) < 2 or pc.all(pc.less(paths[:-1], paths[1:])).as_py():
         return table
     return table.take(pc.sort_indices(paths)).combine_chunks()
@@ -328,13 +302,7 @@ def _sorted(table: pa.Table) -> pa.Table:
 def _numbered(table: pa.Table, rows: list[int]) -> pa.Table:
     """Give the second and further files of one path a number: in order of name, place and contents."""
     some = table.take(pa.array(rows)).select(["path", "member", "offset", "content_hash", "container"]).to_pylist()
-    order = sorted(
-        range(len(rows)),
-        key=lambda at: (
-            some[at]["path"], some[at]["member"], some[at]["offset"], some[at]["content_hash"] or b"",
-            some[at]["container"],
-        ),
-    )  # fmt: skip
+    order = sorted(range(len(rows)), key=lambda at: [b"" if key is None else key for key in some[at].values()])
     paths = table["path"].to_pylist()
     taken = set(paths)
     previous, number = "", 1
@@ -347,4 +315,4 @@ def _numbered(table: pa.Table, rows: list[int]) -> pa.Table:
                 number += 1
             paths[rows[at]] = name
             taken.add(name)
-    return table.set_column(table.schema.get_field_index("path"), "path", pa.array(paths, pa.string()))
+    return replace_column(table, "path", pa.array(paths, pa.string()))
