@@ -42,6 +42,7 @@ DEFAULTS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "RAY_AUTH_MODE": "token",  # Ray listens on all interfaces, even when embedded
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each attempt, whose news nobody reads
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Threads of a matrix product that wait for each other by spinning make a training step on two shared cores 4 to 15
     # times slower; asleep they cost nothing.

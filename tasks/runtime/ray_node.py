@@ -174,15 +174,19 @@ class _Keeper:
                 super().__init__(command, *arguments, **options)
                 servers[Path(command[0]).name] = self
 
+        class Bare(RayNode):
+            def start_api_server(self, **_: Any) -> None:
+                """Start none, though Ray starts one without a dashboard too: it takes a third of the start."""
+
         threading.Thread(target=self._watch, daemon=True).start()
         with _replaced(services, "ConsolePopen", Known):
             # As in `ray.init`, but without a job, for which Ray would start workers.
             settings = RayParams(
-                num_cpus=n_cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
-                temp_dir=str(self.folder),
+                num_cpus=n_cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, no_monitor=True,
+                include_log_monitor=False, temp_dir=str(self.folder),
             )  # fmt: skip
             try:
-                node = RayNode(settings, head=True, shutdown_at_exit=False, ray_init_cluster=True)
+                node = Bare(settings, head=True, shutdown_at_exit=False, ray_init_cluster=True)
             except Exception:
                 self._report_dead()  # the other thread cannot run while Ray waits for a server
                 raise

@@ -41,7 +41,7 @@ _OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
 
 
 def prepare() -> None:
-    """Load in the host what pyarrow loads with the first column, pandas included, once for all children."""
+    """Load in the host what pyarrow loads with the first column, once for all children."""
     rows = Rows()
     rows.add(b"", 0, bytes(32), SLICE, 0, 0)
     with pa.ipc.new_stream(pa.BufferOutputStream(), LISTING_SCHEMA) as writer:
