@@ -55,7 +55,8 @@ def small_dataset(
     leakage = ledger.check_leakage(config, book, analysis)
     tokens = plan_tokens(config, book, songs, folder)
     for shard in tokens:
-        encode.encode_songs([shard])
+        if not shard.path.exists():
+            encode.encode_songs([shard])
     version = version_of(config, files)
     return publish_version(home, config, version, scan.n_other_files, book, leakage, songs, planned, tokens)
 

@@ -100,7 +100,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict
     folder = tmp_path_factory.mktemp("pipeline")
     source = small_corpus(folder / "midi", 10, with_flaws=True)
     home = folder / "home"
-    done = fresh_orchestrion(home, *pipeline_command(home, source))
+    done = run_flow(home, *pipeline_command(home, source))
     return home, source, last_json(done)
 
 

@@ -168,14 +168,15 @@ def test_a_deployment_that_was_changed_is_not_run_though_the_password_is_known(
 
 
 @pytest.mark.slow
-def test_a_scheduled_rebuild_and_a_triggered_training_run_finish_and_log(deployed: Deployed) -> None:
+@pytest.mark.parametrize("flow", ["rebuild", pytest.param("train", marks=pytest.mark.nightly)])
+def test_a_scheduled_rebuild_and_a_triggered_run_finish_and_log(deployed: Deployed, flow: str) -> None:
     home = deployed.home
     assert list((home.datasets / "small" / "versions").glob("*/manifest.json"))
-    run = deployed.trigger("train")
+    run = deployed.trigger(flow)
     state = deployed.ended(run)
     assert state["type"] == "COMPLETED", state
-    assert list(home.runs.glob("*/checkpoints/best.json"))
-    assert not deployed.runs("train", "FAILED", "CRASHED")
+    assert flow == "rebuild" or list(home.runs.glob("*/checkpoints/best.json"))
+    assert not deployed.runs(flow, "FAILED", "CRASHED")
     lines = deployed.wait_for(
         "log of the run", lambda: [line for line in deployed.logged(run) if line["name"].startswith("tasks.")]
     )
@@ -263,10 +264,7 @@ def test_ui_beside_deploy_starts_what_is_missing_and_stops_only_that(deployed: D
 
 @pytest.mark.slow
 def test_a_bad_cron_is_told_before_a_server_is_started(home: Home) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "deploy", "--home", str(home.root), "--cron", "whenever"],
-        env=clean_environment(home.root), capture_output=True, text=True, timeout=1200, check=False,
-    )  # fmt: skip
+    done = orchestrion(home.root, "deploy", "--home", str(home.root), "--cron", "whenever")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "--cron 'whenever' is not a cron expression" in done.stderr

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ import mido
 import pyarrow.parquet as pq
 import pytest
 
+from tests import command_line
+from tests.conftest import shared_ray
 from tests.flows.conftest import (
     SETTINGS,
     clean_environment,
@@ -208,14 +208,14 @@ def test_a_job_of_a_request_that_fails_keeps_no_other_from_being_composed(finish
     assert Path(job["gallery"]).exists()
 
 
-def begin_a_long_batch(home: Path) -> tuple[subprocess.Popen[bytes], list[Path]]:
-    """Start a command in a session of its own, and return it with the candidates it has written, at least one."""
-    command = [sys.executable, "-m", "flows.cli", "generate", "--home", str(home), "--seed", "77", "-n", "400"]
+def begin_a_long_batch(home: Path) -> tuple[command_line.Process, list[Path]]:
+    """Start a command with a Prefect server of its own; return it with the candidates it has written, at least one."""
+    command = ["generate", "--home", str(home), "--seed", "77", "-n", "400"]
     for setting in ("generate.audio=none", "generate.batch_size=1", "generate.sampling.max_tokens=64"):
         command += ["--set", setting]
     written = {*home.glob("generations/.*/candidates/*.json")}
-    with (home / "said").open("w") as said:  # no pipe, which Ray's agents would hold open for a while
-        process = subprocess.Popen(command, stderr=said, env=clean_environment(home), start_new_session=True)
+    environment = clean_environment(home) | shared_ray()
+    process = command_line.Process(command, environment, Path(os.devnull), home / "said")
     for _ in range(6000):
         now = {*home.glob("generations/.*.unfinished/candidates/*.json")}
         if now - written or process.poll() is not None:
@@ -224,7 +224,7 @@ def begin_a_long_batch(home: Path) -> tuple[subprocess.Popen[bytes], list[Path]]
     pytest.fail("nothing was written within ten minutes")
 
 
-def interrupt(process: subprocess.Popen[bytes], home: Path) -> str:
+def interrupt(process: command_line.Process, home: Path) -> str:
     """Press Ctrl-C as a terminal does, for Prefect's server and all others of the group too; return the last line."""
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=40) == 130

@@ -15,7 +15,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,16 +25,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.config.dataset import AugmentConfig, ParseConfig
 from tasks.dataset import versions
+from tasks.dataset.versions import DatasetVersion
 from tasks.ingest.sources.sample_corpus import write_sample_corpus
 from tasks.storage.home import Home
-from tests.flows.conftest import prefect_server, shared_prefect, shared_servers
+from tests.flows.conftest import last_json, orchestrion, prefect_server, shared_prefect, shared_servers
 from tests.flows.marked import Marked
 from tests.samples import small_dataset
 from tests.tasks.ingest.sources.builders import serve_file, serving, write_zip
 
-N_PIECES = 64
-PADDING = 200 * 2**10  # bytes a file, so that its size makes several pieces of work of the corpus
+N_PIECES = 32
+PADDING = 400 * 2**10  # bytes a file, so that its size makes several pieces of work of the corpus
 SETTINGS = [
     "dataset.parse.shard_files=2", "dataset.augment.transpositions=[-2,-1,0,1,2]",
     "dataset.augment.stretches=[0.9,1.0,1.1]",
@@ -90,12 +91,12 @@ STARTED: list[Rebuild] = []  # by all tests here
 
 @dataclass(frozen=True)
 class Reference:
-    """What one worker built without a fault."""
+    """What one process built without a fault and without Ray."""
 
     source: Path
     home: Path
     files: dict[str, str]
-    result: dict[str, Any]
+    version: str
 
 
 @pytest.fixture(scope="module")
@@ -116,14 +117,18 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 
 @pytest.fixture(scope="module")
-def reference(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     folder = tmp_path_factory.mktemp("reference")
     source, home = padded_corpus(folder / "midi"), folder / "home"
-    rebuild = start(home, source, own_ray=True, ORCHESTRION_CPUS="1")
-    result = rebuild.result()
-    assert "ray is started with 1 core" in rebuild.errors
-    assert result["n_accepted"] == result["n_files"] == N_PIECES
-    return Reference(source, home, files_of(home), result)
+    dataset = built_here(home, source)
+    assert dataset.manifest["counts"]["n_accepted"] == dataset.manifest["counts"]["n_files"] == N_PIECES
+    return Reference(source, home, files_of(home), dataset.version)
+
+
+def built_here(home: Path, source: Path) -> DatasetVersion:
+    """Build in this process what the commands here build."""
+    augment = AugmentConfig(transpositions=(-2, -1, 0, 1, 2), stretches=(0.9, 1.0, 1.1))
+    return small_dataset(Home.at(home), source, name="faults", parse=ParseConfig(shard_files=2), augment=augment)
 
 
 def files_of(home: Path) -> dict[str, str]:
@@ -145,7 +150,7 @@ def test_a_signature_in_an_address_is_nowhere_after_a_rebuild(start: Start, tmp_
     with serving() as web:
         web.answer = serve_file((tmp_path / "s.zip").read_bytes())
         source: Any = f"{web.address}{asked}#access_token={secrets[6]}"
-        rebuild = start(tmp_path / "home", source, own_ray=True)
+        rebuild = start(tmp_path / "home", source, own_ray=True, ORCHESTRION_CPUS="1")
         rebuild.wait_until(lambda: web.requests)
         commands = [command for _, command in rebuild.processes()]
         result = rebuild.result()
@@ -153,6 +158,7 @@ def test_a_signature_in_an_address_is_nowhere_after_a_rebuild(start: Start, tmp_
     assert {path for path, _ in web.requests} == {asked}
     assert web.requests[1][1]["If-None-Match"] == '"v1"'  # the same address is known again by the key of the home
     assert (result["n_files"], again["reused"]) == (24, True)
+    assert "ray is started with 1 core" in rebuild.errors
     said = rebuild.errors + rebuild.said.read_text()
     places = [tmp_path / "home", prefect_server()[0].root]  # the server's database too
     files = [path for place in places for path in place.rglob("*") if path.is_file()]
@@ -215,75 +221,93 @@ def watch_opens(folder: Path) -> Callable[[], set[str]]:
     return opened
 
 
-@pytest.mark.slow
-@pytest.mark.chaos
-def test_unchanged_input_is_not_read_again_and_a_second_rebuild_waits_if_told_to(
-    reference: Reference, start: Start
-) -> None:
-    before, opened = times_of(reference.home), watch_opens(reference.source)
-    first = start(reference.home, reference.source, own_ray=True)
-    first.wait_until((reference.home / "lock").read_text)
-    second = start(reference.home, reference.source, own_ray=True, ORCHESTRION_LOCK_WAIT_SECONDS="120")
-    for rebuild in (first, second):
-        result = rebuild.result()
-        assert result["reused"]
-        assert result["dataset_version"] == reference.result["dataset_version"]
-        assert "ray is started" not in rebuild.errors
-        assert "parsing" not in rebuild.errors
-    assert "in use by orchestrion rebuild-dataset" in second.errors
-    assert "waiting for it, up to 120 s" in second.errors
-    assert opened() == set()
-    assert times_of(reference.home) == before
-    assert files_of(reference.home) == reference.files
+@pytest.fixture(scope="module")
+def survived(reference: Reference, start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Rebuild, Rebuild]:
+    """A rebuild whose workers and hosts were killed, and one that was begun meanwhile."""
+    rebuild = start(tmp_path_factory.mktemp("survived") / "home", reference.source, own_ray=True)
+    rebuild.wait_for("songs")
+    rebuild.kill(HOST, which=-1)  # the child that reads
+    rebuild.wait_for("songs", 4)
+    rebuild.kill(HOST, which=0)
+    rebuild.wait_for("songs", 8)
+    rebuild.kill(PARSER)
+    second = start(rebuild.home, reference.source)
+    rebuild.wait_for("tokens")
+    rebuild.kill(ENCODER)
+    return rebuild, second
 
 
 @pytest.mark.slow
 @pytest.mark.chaos
 def test_killed_workers_and_hosts_are_replaced_and_a_second_rebuild_is_refused(
-    reference: Reference, start: Start, tmp_path: Path
+    reference: Reference, survived: tuple[Rebuild, Rebuild]
 ) -> None:
-    home = tmp_path / "home"
-    rebuild = start(home, reference.source, own_ray=True)
-    rebuild.wait_for("songs")
-    rebuild.kill(HOST, which=-1)  # the child that reads
-    rebuild.wait_for("songs", 6)
-    rebuild.kill(HOST, which=0)
-    rebuild.wait_for("songs", 12)
-    rebuild.kill(PARSER)
-    second = start(home, reference.source)
-    rebuild.wait_for("tokens")
-    rebuild.kill(ENCODER)
+    rebuild, second = survived
     assert second.finish() == 1
     (complaint,) = second.complaints
     assert f"in use by orchestrion rebuild-dataset (process {rebuild.process.pid}, since" in complaint
-    assert rebuild.result()["dataset_version"] == reference.result["dataset_version"]
+    assert rebuild.result()["dataset_version"] == reference.version
+    assert files_of(rebuild.home) == reference.files
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_unchanged_input_is_not_read_again_and_a_second_rebuild_waits_if_told_to(
+    reference: Reference, survived: tuple[Rebuild, Rebuild], start: Start
+) -> None:
+    assert survived[0].finish() == 0
+    home = survived[0].home
+    before, opened = times_of(home), watch_opens(reference.source)
+    first = start(home, reference.source, own_ray=True)
+    first.wait_until((home / "lock").read_text)
+    second = start(home, reference.source, own_ray=True, ORCHESTRION_LOCK_WAIT_SECONDS="120")
+    for rebuild in (first, second):
+        result = rebuild.result()
+        assert result["reused"]
+        assert result["dataset_version"] == reference.version
+        assert "ray is started" not in rebuild.errors
+        assert "parsing" not in rebuild.errors
+    assert "in use by orchestrion rebuild-dataset" in second.errors
+    assert "waiting for it, up to 120 s" in second.errors
+    assert opened() == set()
+    assert times_of(home) == before
     assert files_of(home) == reference.files
+
+
+KILL, INTERRUPT, TERMINATION = signal.SIGKILL, signal.SIGINT, signal.SIGTERM
 
 
 @pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.parametrize(
-    "moments",
-    [("tokens",), pytest.param(("songs", "tokens", "version"), marks=pytest.mark.nightly)],
-    ids="-".join,
+    "ends",
+    [
+        (("tokens", 5, KILL), ("tokens", 10, INTERRUPT)),
+        pytest.param((("songs", 2, KILL), ("tokens", 5, KILL), ("versions", 1, KILL)), marks=pytest.mark.nightly),
+        pytest.param((("songs", 1, INTERRUPT), ("tokens", 1, TERMINATION)), marks=pytest.mark.nightly),
+    ],
+    ids=lambda ends: "-".join(f"{stage}_{number.name}" for stage, _, number in ends),
 )
-def test_a_killed_driver_leaves_nothing_half_done_and_the_next_one_goes_on(
-    reference: Reference, start: Start, tmp_path: Path, moments: tuple[str, ...]
+def test_a_rebuild_that_is_killed_or_stopped_leaves_nothing_half_done_and_the_next_one_goes_on(
+    reference: Reference, start: Start, tmp_path: Path, ends: tuple[tuple[str, int, signal.Signals], ...]
 ) -> None:
     home = tmp_path / "home"
     versions = home / "datasets" / "faults" / "versions"
-    waits: dict[str, Callable[[Rebuild], object]] = {
-        "songs": lambda rebuild: rebuild.wait_for("songs", 2),
-        "tokens": lambda rebuild: rebuild.wait_for("tokens", 5),
-        "version": lambda rebuild: rebuild.wait_until(lambda: versions.is_dir() and any(versions.iterdir())),
-    }
-    for moment in moments:
-        rebuild = start(home, reference.source, own_ray=True)
-        waits[moment](rebuild)
-        rebuild.process.kill()
-        assert rebuild.finish() == -signal.SIGKILL
+    for stage, n_shards, number in ends:
+        rebuild = start(home, reference.source, own_ray=True, ORCHESTRION_CPUS="1")
+        if stage == "versions":
+            rebuild.wait_until(lambda: versions.is_dir() and any(versions.iterdir()))
+        else:
+            rebuild.wait_for(stage, n_shards)
+        os.kill(rebuild.process.pid, number)
+        if number == KILL:
+            assert rebuild.finish() == -signal.SIGKILL
+        else:
+            assert rebuild.finish() == 130, rebuild.errors
+            assert not (home / "logs" / "hung.txt").exists()  # it ended by itself, before its deadline
+            assert "Traceback" not in rebuild.errors
         see_nothing_half_done(home, reference)
-    assert start(home, reference.source).result()["dataset_version"] == reference.result["dataset_version"]
+    assert start(home, reference.source).result()["dataset_version"] == reference.version
     assert files_of(home) == reference.files
 
 
@@ -297,7 +321,7 @@ def test_a_ray_that_is_lost_is_started_again(reference: Reference, start: Start,
     for stage, server in losses:
         rebuild.wait_for(stage, 2)
         rebuild.kill(server)
-    assert rebuild.result()["dataset_version"] == reference.result["dataset_version"]
+    assert rebuild.result()["dataset_version"] == reference.version
     assert rebuild.errors.count("ray is started") == 1 + len(losses)
     assert files_of(home) == reference.files
 
@@ -348,32 +372,6 @@ def test_a_full_disk_is_told_and_with_room_the_rebuild_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.chaos
-@pytest.mark.parametrize(
-    "ends",
-    [
-        (("tokens", signal.SIGINT),),
-        pytest.param((("songs", signal.SIGINT), ("tokens", signal.SIGTERM)), marks=pytest.mark.nightly),
-    ],
-    ids=lambda ends: "-".join(stage for stage, _ in ends),
-)
-def test_an_interrupt_and_a_termination_stop_cleanly(
-    reference: Reference, start: Start, tmp_path: Path, ends: tuple[tuple[str, signal.Signals], ...]
-) -> None:
-    home = tmp_path / "home"
-    for stage, number in ends:
-        rebuild = start(home, reference.source, own_ray=True)
-        rebuild.wait_for(stage)
-        os.kill(rebuild.process.pid, number)
-        assert rebuild.finish() == 130, rebuild.errors
-        assert not (home / "logs" / "hung.txt").exists()  # it ended by itself, before its deadline
-        assert "Traceback" not in rebuild.errors
-        see_nothing_half_done(home, reference)
-    start(home, reference.source).result()
-    assert files_of(home) == reference.files
-
-
-@pytest.mark.slow
-@pytest.mark.chaos
 def test_new_names_build_nothing_and_one_new_file_one_shard_of_each_kind(
     reference: Reference, start: Start, tmp_path: Path
 ) -> None:
@@ -386,7 +384,7 @@ def test_new_names_build_nothing_and_one_new_file_one_shard_of_each_kind(
     before = times_of(home)
     rebuild = start(home, source)
     result = rebuild.result()
-    assert result["dataset_version"] == reference.result["dataset_version"]
+    assert result["dataset_version"] == reference.version
     assert not result["reused"]
     assert "parsing" not in rebuild.errors
     assert "encoding" not in rebuild.errors
@@ -399,17 +397,16 @@ def test_new_names_build_nothing_and_one_new_file_one_shard_of_each_kind(
 
     data = renamed.read_bytes()
     (source / "new.mid").write_bytes(data[:30] + bytes([data[30] ^ 1]) + data[31:])  # other padding, the same music
-    after = start(home, source).result()
-    assert after["n_accepted"] == N_PIECES + 1
-    manifest = json.loads(Path(after["manifest"]).read_text())
+    after = built_here(home, source)
+    manifest = after.manifest
+    assert manifest["counts"]["n_accepted"] == N_PIECES + 1
     shards = manifest["changes"]["shards"]
     assert 1 <= shards["songs"]["new"] <= 2  # two where the shard was full and is cut in two
     assert len(times_of(home)) - len(before) == sum(shards[stage]["new"] for stage in shards)
     assert {path: time for path, time in times_of(home).items() if path in before} == before
     assert (manifest["changes"]["n_added"], manifest["changes"]["examples"]) == (1, {"added": ["new.mid"]})
-    command = [sys.executable, "-m", "flows.cli", "datasets", "diff", "--home", str(home), "--json"]
-    versions = [f"faults@{version['dataset_version']}" for version in (result, after)]
-    said = json.loads(subprocess.run([*command, *versions], capture_output=True, text=True, check=True).stdout)
+    versions = [f"faults@{version}" for version in (result["dataset_version"], after.version)]
+    said = last_json(orchestrion(home, "datasets", "diff", "--home", str(home), "--json", *versions))
     assert said == {"old": versions[0], "new": versions[1], **manifest["changes"]}
 
 

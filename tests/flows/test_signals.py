@@ -148,7 +148,13 @@ def test_a_signal_to_the_group_before_the_first_step_waits_for_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("moment", "number"), [("gcs_server", signal.SIGTERM), ("ray::ImplicitFunc", signal.SIGHUP)])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        pytest.param("gcs_server", signal.SIGTERM, marks=pytest.mark.nightly),
+        ("ray::ImplicitFunc", signal.SIGHUP),
+    ],
+)
 def test_a_signal_to_the_group_before_the_first_step_of_a_sweep_waits_for_nothing(
     begin: Begin, prepared: tuple[Path, Path], moment: str, number: int
 ) -> None:

@@ -19,7 +19,7 @@ import pytest
 from flows.services import access
 from tasks.storage.home import Home
 from tests.browser import Browser, needs_browser
-from tests.flows.conftest import SETTINGS, authorized, clean_environment, fresh_orchestrion, last_json, orchestrion
+from tests.flows.conftest import SETTINGS, authorized, clean_environment, last_json, orchestrion
 
 pytestmark = pytest.mark.slow
 
@@ -120,7 +120,7 @@ def test_a_command_reports_to_the_running_prefect(ui: dict[str, str], finished: 
             return int(response.read())
 
     before = n_runs()
-    done = fresh_orchestrion(
+    done = orchestrion(
         home, "rebuild", "--home", str(home), "--source", str(source), "--name", "small", "--json", *SETTINGS
     )
     assert last_json(done)["reused"]  # other tests of this home count its versions

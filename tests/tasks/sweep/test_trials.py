@@ -36,18 +36,15 @@ def outcomes(events: list[Event]) -> dict[int, tuple[str, str]]:
 def test_two_at_once_have_the_bits_of_runs_alone_and_a_failure_stays_with_its_run(
     dataset: DatasetVersion, tmp_path: Path
 ) -> None:
-    configs = {1: with_peak(1e-2), 2: with_peak(1e18), 3: with_peak(1e-3)}
+    configs = {1: with_peak(1e-2), 3: with_peak(1e-3)}
     jobs = {number: make_job(config, dataset, tmp_path / str(number)) for number, config in configs.items()}
-    broken = make_job(with_peak(1e-2), dataset, tmp_path / "4")
+    broken = make_job(with_peak(1e-2), dataset, tmp_path / "2")
     (broken.run_dir / "checkpoints").mkdir(parents=True)
     (broken.run_dir / "checkpoints" / "last.json").write_text("{")
-    events = list(run_trials(jobs | {4: broken}, concurrent=2))
+    events = list(run_trials({1: jobs[1], 2: broken, 3: jobs[3]}, concurrent=2))
     ended = outcomes(events)
-    assert {number: outcome for number, (outcome, _) in ended.items()} == {
-        1: "trained", 2: "failed", 3: "trained", 4: "failed",
-    }  # fmt: skip
-    assert ended[2][1] == "val/loss is nan at step 2 of 12"
-    assert "last.json is damaged" in ended[4][1]
+    assert {number: outcome for number, (outcome, _) in ended.items()} == {1: "trained", 2: "failed", 3: "trained"}
+    assert "last.json is damaged" in ended[2][1]
     for number in (1, 3):
         alone = make_job(configs[number], dataset, tmp_path / f"alone-{number}")
         run_steps(alone)
@@ -96,7 +93,7 @@ def test_a_signal_saves_every_run_and_begins_no_other(dataset: DatasetVersion, t
 def test_a_killed_process_is_begun_again_as_often_as_settings_allow(
     dataset: DatasetVersion, tmp_path: Path, max_failures: int, outcome: str
 ) -> None:
-    job = make_job(with_peak(1e-2, n_steps=400, max_failures=max_failures), dataset, tmp_path)
+    job = make_job(with_peak(1e-2, n_steps=200, max_failures=max_failures), dataset, tmp_path)
     killed: list[int] = []
     events = []
     for event in run_trials({1: job}, concurrent=1):
@@ -111,7 +108,7 @@ def test_a_killed_process_is_begun_again_as_often_as_settings_allow(
     assert "its process died" in events[-1].reason or outcome == "trained"
     steps = [point["step"] for event in events for point in event.points if "val/loss" in point]
     assert steps == list(range(2, int(steps[-1]) + 1, 2))
-    assert (read_progress(tmp_path)["step"] == 400) == (outcome == "trained")
+    assert (read_progress(tmp_path)["step"] == 200) == (outcome == "trained")
 
 
 def test_a_reader_that_gives_up_leaves_nothing_at_work(dataset: DatasetVersion, tmp_path: Path) -> None:
