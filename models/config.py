@@ -25,6 +25,14 @@ class HeadedConfig:
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
 
+    def check_training(self, seq_len: int, n_parts: int) -> None:
+        """Raise ValueError where the model cannot train on windows of `seq_len` tokens, a batch in `n_parts` parts."""
+
+    @property
+    def replacement_word(self) -> int | None:
+        """Id of a word of the encoding that replaces tokens in training, or None."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig(HeadedConfig):
@@ -76,6 +84,11 @@ class DecoderConfig(HeadedConfig):
             raise ValueError(
                 f"relative_positions='rotary' needs an even d_model / n_heads, not {self.d_model} / {self.n_heads}"
             )
+
+    def check_training(self, seq_len: int, n_parts: int) -> None:
+        """Raise ValueError where windows are longer than the learned positions."""
+        if self.absolute_positions == "learned" and seq_len > self.max_positions:
+            raise ValueError(f"seq_len={seq_len} is above model.max_positions={self.max_positions}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,6 +222,20 @@ class VaeConfig(HeadedConfig):
             raise ValueError(
                 f"token_dropout_in={self.token_dropout_in!r}: family='encoder' has no decoder that reads tokens"
             )
+
+    def check_training(self, seq_len: int, n_parts: int) -> None:
+        """Raise ValueError where windows are no blocks, or the divergence is summed over a batch in parts."""
+        if seq_len != self.block:
+            raise ValueError(f"seq_len={seq_len}, but model.block={self.block}: latents are of whole blocks")
+        if self.kl_reduction == "sum" and n_parts > 1:
+            raise ValueError(
+                "model.kl_reduction='sum' is over a whole batch: it needs n_workers=1 and grad_accumulation_steps=1"
+            )
+
+    @property
+    def replacement_word(self) -> int | None:
+        """Id of a word of the encoding that replaces tokens in training, or None."""
+        return self.token_dropout_by if self.token_dropout and self.token_dropout_by != "all" else None
 
     def kl_weight(self, step: int) -> float:
         """Return the weight of the divergence at a step."""

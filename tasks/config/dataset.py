@@ -2,15 +2,19 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from models.settings import check_settings, setting
+from models.settings import Settings, check_settings, setting
+from tasks.config.docstrings import describe_fields
 from tasks.config.source_limits import SourceLimits
 from tasks.music.midi.limits import ReadLimits
 from tasks.music.tokenizers.oore import OoreConfig
 from tasks.music.tokenizers.registry import TokenizerConfig
+
+for _kind in (ReadLimits, *get_args(TokenizerConfig)):
+    describe_fields(_kind)
 
 MIN_READING_BYTES = 2**26
 _SIGNATURE = re.compile(r"([1-9]\d{0,2})/(1|2|4|8|16|32|64|128)")  # of time
@@ -76,7 +80,7 @@ class WindowConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ParseConfig:
+class ParseConfig(Settings):
     """Limits on reading a file, and the size of a shard of songs."""
 
     read: ReadLimits = setting(ReadLimits, "Limits on a file; 0 or more.")
@@ -84,9 +88,6 @@ class ParseConfig:
     memory_bytes: int = setting(4 * 2**30, "Memory of one reading process.", ge=MIN_READING_BYTES)
     shard_files: int = setting(1024, "Files of a shard.", gt=0)
     shard_bytes: int = setting(8 * 2**20, "Bytes of MIDI of a shard.", gt=0)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +146,7 @@ class FilterConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GroupConfig:
+class GroupConfig(Settings):
     """When two pieces belong to one near-duplicate group.
 
     They do when the share of the smaller piece's shingles that the larger one holds, estimated from 128 MinHash values,
@@ -167,12 +168,9 @@ class GroupConfig:
         0.01, "The same as a share of all pieces; the larger of the two limits holds.", ge=0, le=1
     )
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LeakageConfig:
+class LeakageConfig(Settings):
     """Where a rebuild fails: a held-out piece is leaked when one train piece holds more of it than `piece_bound`.
 
     Common figures are spread over many pieces; a copy is found in one. So the bound asks about the nearest train piece,
@@ -183,9 +181,6 @@ class LeakageConfig:
     max_leaked_share: float = setting(
         0.001, "Share of the held-out pieces: below 1,000 of them none may leak.", ge=0, le=1
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import inspect
 import json
 import re
 import types
@@ -74,10 +73,10 @@ def _shown(value: Any) -> str:
 
 
 def _rows(config: Any, prefix: str, variant: str = "") -> Iterator[dict[str, Any]]:
-    hints, sentences, values = typing.get_type_hints(type(config)), _sentences(type(config)), to_json(config)
+    hints, values = typing.get_type_hints(type(config)), to_json(config)
     for field in dataclasses.fields(config):
         path, value, hint = f"{prefix}{field.name}", getattr(config, field.name), hints[field.name]
-        about = field.metadata.get("description") or sentences.get(field.name, "")
+        about = field.metadata.get("description", "")
         members = [member for member in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(member)]
         if len(members) > 1:
             names = [member().name for member in members]  # type: ignore[attr-defined, operator]
@@ -111,13 +110,3 @@ def _limits(metadata: Any) -> str:
     high = next((text.format(named[name]) for name, text in _HIGH.items() if name in named), "")
     text = f"{low} to {high}" if low and high else f"{low} or more" if "ge" in named else low
     return f"each {text}" if each else text
-
-
-def _sentences(kind: type) -> dict[str, str]:
-    """Return the `Args:` of a class's docstring, where settings of the encodings have their sentences."""
-    _, _, listed = inspect.cleandoc(kind.__doc__ or "").partition("\nArgs:\n")
-    found: dict[str, str] = {}
-    for names, text in re.findall(r"^ {4}(\w[\w, ]*): ((?:.*\n?)(?:^ {8}.*\n?)*)", listed, re.MULTILINE):
-        sentence = " ".join(text.split())
-        found |= {name.strip(): sentence[0].upper() + sentence[1:] for name in names.split(",")}
-    return found

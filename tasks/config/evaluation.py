@@ -5,12 +5,12 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from models.settings import check_settings, setting
+from models.settings import Settings, setting
 from tasks.config.old_names import current_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """Scores of a model on a split, held out as a rule, and its free samples against that music."""
 
     split: Literal["train", "validation", "test"] = setting(
@@ -36,6 +36,3 @@ class EvaluateConfig:
     @staticmethod
     def _rename(values: Any) -> Any:
         return current_names(values)
-
-    def __post_init__(self) -> None:
-        check_settings(self)

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from models.settings import check_settings, setting
+from models.settings import Settings, setting
 
 REFUSE_PRIVATE = "ORCHESTRION_REFUSE_PRIVATE_ADDRESSES"  # a variable; "1": refuse them, whatever the settings say
 FREE_EXPANSION = 2**20  # bytes that may come out of anything, however little went in: a ratio says nothing about less
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SourceLimits:
+class SourceLimits(Settings):
     """Bounds on archives and downloads; what passes one of them is refused by name, never read in part."""
 
     max_archive_members: int = setting(5_000_000, "Members of an archive.", ge=1)
@@ -41,9 +41,6 @@ class SourceLimits:
             "refuse_private_addresses",
         )
     )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def expansion_limit(self, n_stored: int) -> int:
         """Return how many bytes `n_stored` stored ones may become."""

@@ -5,14 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from models.config import (
-    DecoderConfig,
-    ModelConfig,
-    NoamSchedule,
-    OptimizerConfig,
-    ScheduleConfig,
-    VaeConfig,
-)
+from models.config import DecoderConfig, ModelConfig, NoamSchedule, OptimizerConfig, ScheduleConfig
 from models.settings import check_settings, setting
 from tasks.config.old_names import current_names
 
@@ -55,24 +48,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        model, n_windows = self.model, self.batch_size // self.n_workers
+        n_windows = self.batch_size // self.n_workers
         if self.batch_size % self.n_workers:
             raise ValueError(f"batch_size={self.batch_size} is not a multiple of n_workers={self.n_workers}")
         if self.grad_accumulation_steps > n_windows:
             raise ValueError(
                 f"grad_accumulation_steps={self.grad_accumulation_steps} is above the {n_windows} windows of one worker"
             )
-        if isinstance(model, VaeConfig):
-            if self.seq_len != model.block:
-                raise ValueError(f"seq_len={self.seq_len}, but model.block={model.block}: latents are of whole blocks")
-            if model.kl_reduction == "sum" and (self.n_workers > 1 or self.grad_accumulation_steps > 1):
-                raise ValueError(
-                    "model.kl_reduction='sum' is over a whole batch: it needs n_workers=1 and grad_accumulation_steps=1"
-                )
-        if isinstance(model, DecoderConfig):
-            is_limited = model.absolute_positions == "learned"
-            if is_limited and self.seq_len > model.max_positions:
-                raise ValueError(f"seq_len={self.seq_len} is above model.max_positions={model.max_positions}")
+        self.model.check_training(self.seq_len, self.n_workers * self.grad_accumulation_steps)
 
 
 # Settings that change neither the numbers nor the name of a run, but for the draws of dropout and latents, which belong

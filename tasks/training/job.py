@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.config import VaeConfig
 from models.registry import build_shapes
 from tasks.config.serialization import digest, to_json
 from tasks.config.training import TRAIN_WITHOUT_EFFECT, TrainConfig
@@ -119,14 +118,13 @@ def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> Tra
 def check_model(config: TrainConfig, dataset: DatasetVersion) -> None:
     """Raise ConfigError where the model cannot be built for a dataset; on shapes alone, without memory for it."""
     tokenizer = tokenizer_from_json(dataset.manifest["encoder"]["settings"])
-    model = config.model
-    word = model.token_dropout_by if isinstance(model, VaeConfig) and model.token_dropout else "all"
-    if word != "all" and tokenizer.name != "mmm":
+    word = config.model.replacement_word
+    if word is not None and tokenizer.name != "mmm":
         raise ConfigError(
             f"train.model.token_dropout_by={word} is a word of mmm, but the dataset is in"
             f" {tokenizer.name}; set it to all, or train.model.token_dropout to 0"
         )
     try:
-        build_shapes(model, tokenizer.vocab_size, tokenizer.pad_id)
+        build_shapes(config.model, tokenizer.vocab_size, tokenizer.pad_id)
     except ValueError as error:
         raise ConfigError(f"train.model: {error}") from None
