@@ -51,7 +51,9 @@ def sweep(
             run.log_params(to_json(plan), "sweep")
             run.use_dataset(version, "training")
             rows = train_points(where, version, points, plan, folder, run, run_tags())
-            to_score = [(point, row) for point, row in zip(points, rows, strict=True) if _is_trained(row)]
+            to_score = [
+                (point, row) for point, row in zip(points, rows, strict=True) if row["status"] == sweeps.TRAINED
+            ]
             for point, row in to_score:
                 _score(point, row, where, run.run_id)
                 folder.write_rows(rows)
@@ -67,10 +69,6 @@ def sweep(
         "reused": not to_score,
         "seconds": since(started),
     }
-
-
-def _is_trained(row: sweeps.Row) -> bool:
-    return row["status"] == sweeps.TRAINED
 
 
 def _score(point: sweeps.Point, row: sweeps.Row, home: Home, parent_run_id: str) -> None:

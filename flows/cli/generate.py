@@ -6,15 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cli import options
 from flows.cli.app import app
-from flows.cli.options import (
-    FreshOption,
-    ModelOption,
-    ModelPresetOption,
-    RunOptions,
-    grouped,
-    print_result,
-)
 from flows.cli.registry import check_controls, find_model
 from flows.cli.run_flow import build_config, complain, run_flow
 from flows.services import environment
@@ -26,10 +19,10 @@ BATCH_FACTS = ("batch", "model_version", "n_pieces", "flags", "batch_dir", "gall
 
 
 @app.command(epilog="Example: orchestrion generate --model mine-music_transformer@champion -n 16 --prompt theme.mid")
-@grouped
+@options.grouped
 def generate(
-    run: RunOptions,
-    model: ModelOption = "",
+    run: options.RunOptions,
+    model: options.ModelOption = "",
     n_pieces: Annotated[int | None, typer.Option("-n", "--n-pieces", help="Pieces to compose.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same bytes.")] = None,
     prompt: Annotated[
@@ -47,8 +40,8 @@ def generate(
     request: Annotated[
         Path | None, typer.Option("--request", help="A TOML or JSON file that describes several batches.")
     ] = None,
-    preset: ModelPresetOption = "",
-    fresh: FreshOption = False,
+    preset: options.ModelPresetOption = "",
+    fresh: options.FreshOption = False,
 ) -> None:
     """Compose a batch of pieces with a page to review them; Ctrl-C keeps what is written, the same command goes on."""
     environment.set_defaults(environment.SAMPLING)
@@ -69,7 +62,7 @@ def generate(
     config = config or run.config(found.preset, settings)
     _check_prompt(config.generate.prompt)
     check_controls(where, found, config.generate)
-    print_result(run_flow(where, "generate", config.generate, model, fresh=fresh), run.as_json, BATCH_FACTS)
+    options.print_result(run_flow(where, "generate", config.generate, model, fresh=fresh), run.as_json, BATCH_FACTS)
 
 
 def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> None:
@@ -107,7 +100,7 @@ def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> Non
                 continue
             results.append({"name": job.name} | result)
             if not as_json:
-                print_result(results[-1], as_json, ("name", *BATCH_FACTS))
+                options.print_result(results[-1], as_json, ("name", *BATCH_FACTS))
     finally:
         if as_json:
             typer.echo(json_text({"jobs": results}))

@@ -6,15 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cli import options
 from flows.cli.app import app
-from flows.cli.options import (
-    FreshOption,
-    RunOptions,
-    SourceOptions,
-    check_sources,
-    grouped,
-    print_facts,
-)
 from flows.cli.run_flow import run_flow
 
 DEMO = ("orchestrion_small_tiny", "remi")  # preset and encoding of `demo`, and of `pipeline` without --preset
@@ -24,26 +17,29 @@ DemoPresetOption = Annotated[
 
 
 @app.command(epilog="Example: orchestrion pipeline --source ~/midi --preset music_transformer_tiny --json")
-@grouped
+@options.grouped
 def pipeline(
-    sources: SourceOptions, run: RunOptions, preset: DemoPresetOption = "", fresh: FreshOption = False
+    sources: options.SourceOptions,
+    run: options.RunOptions,
+    preset: DemoPresetOption = "",
+    fresh: options.FreshOption = False,
 ) -> None:
     """Rebuild, train, evaluate, generate: the whole way from a folder to a gallery."""
     _run_pipeline(sources, run, preset, fresh)
 
 
 @app.command(epilog="Example: orchestrion demo --source ~/midi")
-@grouped
-def demo(sources: SourceOptions, run: RunOptions) -> None:
+@options.grouped
+def demo(sources: options.SourceOptions, run: options.RunOptions) -> None:
     """The pipeline with small defaults, on the built-in sample corpus or on your own folder."""
     _run_pipeline(sources, run, "", False)
 
 
-def _run_pipeline(sources: SourceOptions, run: RunOptions, preset: str, fresh: bool) -> None:
+def _run_pipeline(sources: options.SourceOptions, run: options.RunOptions, preset: str, fresh: bool) -> None:
     if not preset:
         preset, sources = DEMO[0], replace(sources, encoding=sources.encoding or DEMO[1])
     config = run.config(preset, sources.settings())
-    check_sources(config.dataset.sources)
+    options.check_sources(config.dataset.sources)
     where = run.prepare()
     result = run_flow(where, "pipeline", config, fresh=fresh)
 
@@ -53,4 +49,4 @@ def _run_pipeline(sources: SourceOptions, run: RunOptions, preset: str, fresh: b
         more = [("took", f"{result['seconds']:.0f} s"), ("look around", f"orchestrion ui --home {where.root}")]
         yield from (f"{label:>14}  {text}" for label, text in [*pipeline_rows(result), *more])
 
-    print_facts(result, run.as_json, lines)
+    options.print_facts(result, run.as_json, lines)

@@ -41,7 +41,8 @@ def read_request(path: Path, settings_of: Callable[[str], GenerateConfig]) -> li
         ConfigError: it is no TOML or JSON, or a key or value is wrong; the message names the job.
     """
     form = _read(path)
-    _only(form, TOP_KEYS, path.name)
+    if unknown := [key for key in form if key not in TOP_KEYS]:
+        raise ConfigError(f"{path.name}: unknown key {unknown[0]!r}; known here: {', '.join(TOP_KEYS)}")
     jobs, defaults = form.get("jobs", []), form.get("defaults", {})
     if not isinstance(jobs, list) or not jobs or not all(isinstance(job, dict) for job in jobs):
         raise ConfigError(f"{path.name}: jobs is no list of tables, or an empty one; each [[jobs]] is a batch")
@@ -138,12 +139,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(form, dict):
         raise ConfigError(f"{path.name} holds no table, but {type(form).__name__}")
     return form
-
-
-def _only(form: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in form:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}; known here: {', '.join(known)}")
 
 
 def _nested(settings: Mapping[str, Any], where: str) -> dict[str, Any]:

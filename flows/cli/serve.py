@@ -5,51 +5,40 @@ from typing import Annotated
 
 import typer
 
+from flows.cli import options
 from flows.cli.app import app
-from flows.cli.options import (
-    DEFAULT_HOME,
-    DEFAULT_PRESET,
-    ConfigOptions,
-    HomeOption,
-    PresetOption,
-    SourceOptions,
-    VerboseOption,
-    check_sources,
-    grouped,
-    prepare,
-)
 from flows.services import environment
 
 
 @app.command(epilog="Example: orchestrion ui")
 def ui(
-    home: HomeOption = DEFAULT_HOME,
+    home: options.HomeOption = options.DEFAULT_HOME,
     prefect_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of Prefect's UI on 127.0.0.1; another free one if it is taken.")
     ] = environment.PREFECT_PORT,
     mlflow_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of MLflow's UI on 127.0.0.1; another free one if it is taken.")
     ] = environment.MLFLOW_PORT,
-    verbose: VerboseOption = False,
+    verbose: options.VerboseOption = False,
 ) -> None:
     """Start the Prefect and MLflow UIs on loopback, those that do not run yet; Ctrl-C stops them."""
-    where = prepare(home, verbose)
+    where = options.prepare(home, verbose)
     from flows.services.servers import run_uis
 
     run_uis(where, prefect_port, mlflow_port)
 
 
 @app.command(epilog='Example: orchestrion deploy --source ~/midi --cron "0 3 * * *"')
-@grouped
+@options.grouped
 def deploy(
-    sources: SourceOptions,
-    run: ConfigOptions,
-    preset: PresetOption = DEFAULT_PRESET,
+    sources: options.SourceOptions,
+    run: options.ConfigOptions,
+    preset: options.PresetOption = options.DEFAULT_PRESET,
     cron: Annotated[str, typer.Option("--cron", help="When to rebuild the dataset.")] = "0 3 * * *",
 ) -> None:
     """Register all flows with Prefect, the rebuild on a schedule, and run what is triggered; Ctrl-C stops."""
     config = run.config(preset, sources.settings())
-    check_sources(config.dataset.sources)
+    options.check_sources(config.dataset.sources)
     if config.dataset.source_limits.refuse_private_addresses:
         from tasks.config.source_limits import REFUSE_PRIVATE
 

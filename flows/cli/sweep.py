@@ -4,15 +4,8 @@ from typing import Annotated
 
 import typer
 
+from flows.cli import options
 from flows.cli.app import app
-from flows.cli.options import (
-    DEFAULT_PRESET,
-    DatasetOption,
-    PresetOption,
-    RunOptions,
-    grouped,
-    print_result,
-)
 from flows.cli.run_flow import note_old_name, run_flow
 from flows.cli.train import check_dataset
 
@@ -47,17 +40,17 @@ ConcurrentOption = Annotated[
 
 
 @app.command(epilog="Example: orchestrion sweep --grid train.model.n_layers=2,3 --grid train.model.n_heads=4,8")
-@grouped
+@options.grouped
 def sweep(
-    run: RunOptions,
+    run: options.RunOptions,
     grid: GridOption = None,
     search: SearchOption = None,
     samples: SamplesOption = 0,
     seed: DrawSeedOption = 0,
     early_stopping: EarlyStoppingOption = False,
     concurrent: ConcurrentOption = 1,
-    dataset: DatasetOption = "",
-    preset: PresetOption = DEFAULT_PRESET,
+    dataset: options.DatasetOption = "",
+    preset: options.PresetOption = options.DEFAULT_PRESET,
 ) -> None:
     """Train and score every point of a grid or of a random search, and rank them in one table.
 
@@ -81,4 +74,4 @@ def sweep(
 
         typer.echo(sweep_table(result["runs"]))
     facts = ("sweep", "n_points", "n_finished", "n_stopped", "n_failed", "model_version", "metrics", "table", "plot")
-    print_result(result, run.as_json, (*facts, "run_id", "reused", "seconds"))
+    options.print_result(result, run.as_json, (*facts, "run_id", "reused", "seconds"))

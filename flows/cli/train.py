@@ -4,17 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cli import options
 from flows.cli.app import app
-from flows.cli.options import (
-    DEFAULT_PRESET,
-    DatasetOption,
-    DryRunOption,
-    FreshOption,
-    PresetOption,
-    RunOptions,
-    grouped,
-    print_result,
-)
 from flows.cli.run_flow import run_flow
 from flows.services import environment
 from tasks.errors import ConfigError
@@ -22,13 +13,13 @@ from tasks.storage.home import Home
 
 
 @app.command(epilog="Example: orchestrion train --dataset mine --preset music_transformer --set train.n_steps=5000")
-@grouped
+@options.grouped
 def train(
-    run: RunOptions,
-    dataset: DatasetOption = "",
-    preset: PresetOption = DEFAULT_PRESET,
-    fresh: FreshOption = False,
-    dry_run: DryRunOption = False,
+    run: options.RunOptions,
+    dataset: options.DatasetOption = "",
+    preset: options.PresetOption = options.DEFAULT_PRESET,
+    fresh: options.FreshOption = False,
+    dry_run: options.DryRunOption = False,
     resume: Annotated[
         str,
         typer.Option(
@@ -55,7 +46,7 @@ def train(
     check_dataset(where, dataset)
     result = run_flow(where, "train", config, dataset, fresh=fresh, resume=resume)
     facts = ("model_version", "dataset_version", "n_parameters", "step", "metrics")
-    print_result(result, run.as_json, (*facts, "checkpoint", "run_id", "reused", "seconds"))
+    options.print_result(result, run.as_json, (*facts, "checkpoint", "run_id", "reused", "seconds"))
 
 
 def _parent(home: Home, reference: str, preset: str) -> Any:
@@ -64,7 +55,7 @@ def _parent(home: Home, reference: str, preset: str) -> Any:
     from tasks.training.resume import find_parent
 
     parent = find_parent(home, reference)
-    if preset not in (DEFAULT_PRESET, parent.config.preset):
+    if preset not in (options.DEFAULT_PRESET, parent.config.preset):
         raise ConfigError(f"--preset {preset}: run {parent.folder.name} is of the preset {parent.config.preset}")
     return parent
 
@@ -75,7 +66,7 @@ def _print_plan(home: Home, config: Any, dataset: str, fresh: bool, parent: Any,
     from tasks.training.plan import plan_training
 
     plan = plan_training(home, config, resolve_dataset(home, dataset), fresh, parent)
-    print_result(plan, as_json, [name for name in plan if name != "dry_run"])
+    options.print_result(plan, as_json, [name for name in plan if name != "dry_run"])
 
 
 def check_dataset(home: Home, reference: str) -> None:

@@ -131,7 +131,9 @@ def _bypass_proxies() -> None:
     """
     hosts = _hosts_of("NO_PROXY", "no_proxy")
     if hosts != ["*"]:
-        hosts += [] if all(map(_is_http, _proxies())) else ["*"]
+        proxies = urllib.request.getproxies_environment()
+        given = [proxies[scheme] for scheme in ("http", "https", "all") if proxies.get(scheme)]
+        hosts += [] if all(map(_is_http, given)) else ["*"]
         os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))
     if hosts := _hosts_of(GRPC_EXCEPTIONS):  # gRPC then looks at no other
         os.environ[GRPC_EXCEPTIONS] = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))
@@ -140,11 +142,6 @@ def _bypass_proxies() -> None:
 def _hosts_of(*names: str) -> list[str]:
     hosts = [host.strip() for name in names for host in os.environ.get(name, "").split(",")]
     return list(dict.fromkeys(filter(None, hosts)))
-
-
-def _proxies() -> list[str]:
-    known = urllib.request.getproxies_environment()
-    return [known[scheme] for scheme in ("http", "https", "all") if known.get(scheme)]
 
 
 def _is_http(proxy: str) -> bool:

@@ -5,7 +5,6 @@ undoing restores the ids exactly.
 """
 
 import bisect
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from models.config import SamplingConfig
+from models.settings import check_settings, setting
 from tasks.errors import OrchestrionError
 from tasks.music.tokenizers.base import Tokenizer
 from tasks.music.tokenizers.grammar import Grammar
@@ -35,39 +35,27 @@ _LIMIT = 1 << 32  # of the two counters that name a stream of random numbers tog
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComposerConfig:
-    """How blocks are made.
+    """How blocks are made."""
 
-    Args:
-        seed: decides about proposals, together with the numbers of block and proposal.
-        block_tokens: of a block, at least; it goes on to the next note boundary.
-        block_notes: of a block, at least, in place of `block_tokens`; 0: `block_tokens` counts.
-        context_tokens: most ids that the model looks back on, so that the time for a block does not grow with the
-            piece; 0: as many as it can.
-        temperature, top_k, top_p, greedy: see `SamplingConfig`.
-        max_note_seconds: a note that still sounds after so long must end next, as for `generate`; 0: any length.
-        min_new_tokens: of a block, before which the model cannot end the piece; then not before the block has a note
-            either. 0: it may end at once.
-    """
-
-    seed: int = 0
-    block_tokens: int = 512
-    block_notes: int = 0
-    context_tokens: int = 2048
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    greedy: bool = False
-    max_note_seconds: float = 0.0
-    min_new_tokens: int = MIN_NEW_TOKENS
+    seed: int = setting(0, "Seed of proposals, besides the numbers of block and proposal.", ge=0, lt=2**64)
+    block_tokens: int = setting(512, "Least tokens of a block, which ends at a note boundary.", ge=1, lt=_LIMIT)
+    block_notes: int = setting(0, "Least notes of a block, in place of `block_tokens`; 0: not set.", ge=0, lt=_LIMIT)
+    context_tokens: int = setting(
+        2048, "Most ids that the model looks back on, so that a block takes no longer in a long piece; 0: no limit.",
+        ge=0, lt=_LIMIT,
+    )  # fmt: skip
+    temperature: float = setting(1.0, "As in `SamplingConfig`.")
+    top_k: int | None = setting(None, "As in `SamplingConfig`.")
+    top_p: float | None = setting(None, "As in `SamplingConfig`.")
+    greedy: bool = setting(False, "As in `SamplingConfig`.")
+    max_note_seconds: float = setting(0.0, "A note that sounds for longer ends next, as in batches; 0: any.", ge=0)
+    min_new_tokens: int = setting(
+        MIN_NEW_TOKENS, "Tokens of a block, and then one note, before which the model cannot end the piece; 0: none.",
+        ge=0, lt=_LIMIT,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_note_seconds < math.inf:
-            raise ValueError(f"max_note_seconds={self.max_note_seconds} is not a number from 0 on")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed={self.seed} is outside 0 to 2**64 - 1")
-        for name, low in (("block_tokens", 1), ("block_notes", 0), ("context_tokens", 0), ("min_new_tokens", 0)):
-            if not low <= getattr(self, name) < _LIMIT:
-                raise ValueError(f"{name}={getattr(self, name)} is outside {low}-{_LIMIT - 1}")
+        check_settings(self)
         if self.context_tokens == 1:
             raise ValueError("context_tokens=1 is neither 0 nor 2 or more")
         self.sampling(1)

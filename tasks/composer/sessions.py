@@ -83,20 +83,10 @@ class SessionFolder:
             raise ConfigError(f"session name {name!r} is not up to 64 letters, digits, dots, dashes and underscores")
         self.home, self.name = home, name
         self.folder = sessions_folder(home) / name
+        self.state_path, self.proposal_path = self.folder / "session.json", self.folder / "proposal.mid"
+        self.block_path = self.folder / "block.mid"
         self._tokenizer: Tokenizer | None = None
         self._loaded: LoadedModel | None = None
-
-    @property
-    def state_path(self) -> Path:
-        return self.folder / "session.json"
-
-    @property
-    def proposal_path(self) -> Path:
-        return self.folder / "proposal.mid"
-
-    @property
-    def block_path(self) -> Path:
-        return self.folder / "block.mid"
 
     def require(self) -> None:
         """Raise NotFound where there is no such session."""
@@ -246,13 +236,13 @@ class SessionFolder:
 
     def accept(self) -> Session:
         """Make the proposal part of the piece."""
-        return self._without_proposal(blocks.accept(self.read()))
+        session = blocks.accept(self.read())
+        self._drop_midi()
+        return self.write(session)
 
     def undo(self) -> Session:
-        """Take the last block away again."""
-        return self._without_proposal(blocks.undo(self.read()))
-
-    def _without_proposal(self, session: Session) -> Session:
+        """Remove the last block."""
+        session = blocks.undo(self.read())
         self._drop_midi()
         return self.write(session)
 

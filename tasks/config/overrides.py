@@ -20,7 +20,8 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
         ConfigError: an override without `=`, an unknown key (the message lists the known ones) or a bad value.
     """
     values = to_json(config)
-    for override in _variants_first(current_overrides(overrides)):
+    # A choice of a variant comes first, or it would take the other settings of its section away.
+    for override in sorted(current_overrides(overrides), key=lambda override: not _VARIANT_NAME.match(override)):
         path, equals, text = override.partition("=")
         shown = f"--set {shortened(override)}"
         if not equals:
@@ -119,11 +120,6 @@ def _section_of(values: dict[str, Any], keys: list[str], shown: str) -> dict[str
 
 
 _VARIANT_NAME = re.compile(r"\s*([^=]*\.)?(model|schedule|encoding)\.name\s*=")  # says which member of a union is meant
-
-
-def _variants_first(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that choose a variant, then the others, which a change of variant must not take away."""
-    return sorted(overrides, key=lambda override: not _VARIANT_NAME.match(override))
 
 
 def _switch_variant(kind: type, values: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:

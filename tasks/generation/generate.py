@@ -231,7 +231,13 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice], scores: Mapping[
         "n_pieces": len(sidecars),
         "n_nothing_new": sum(NOTHING_NEW in piece["flags"] for piece in sidecars),
         "n_cut_short": sum(CUT_SHORT in piece["flags"] for piece in sidecars),
-        "cut_before": sorted({length for piece in sidecars for length in _cut_before(piece)}),
+        "cut_before": sorted(
+            {
+                length
+                for piece in sidecars
+                for length in piece["short_of"] + ["end of the bars"] * is_cut_within_bars(piece)
+            }
+        ),
         "most_tokens": plan.judge.max_tokens,
         "n_ended": sum(piece["ended"] for piece in sidecars),
         "n_attempts": sum(choice.n_attempts for choice in choices),
@@ -241,7 +247,10 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice], scores: Mapping[
             | ({"new_bars": piece["infill"]["bars"]} if piece["infill"] else {})
             for piece in sidecars
         ],
-        "statistics": _means([piece["statistics"] for piece in sidecars]),
+        "statistics": {
+            name: float(np.mean([piece["statistics"][name] for piece in sidecars]))
+            for name in sidecars[0]["statistics"]
+        },
         "validity": share_valid(validities),
         **plan.judge.verdict(sidecars),
     }
@@ -252,11 +261,3 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice], scores: Mapping[
     write_atomically(target / "gallery.html", page.encode())
     write_atomically(target / "manifest.json", sealed_bytes(manifest))
     return manifest
-
-
-def _cut_before(piece: dict[str, Any]) -> list[str]:
-    return piece["short_of"] + ["end of the bars"] * is_cut_within_bars(piece)
-
-
-def _means(pieces: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([piece[name] for piece in pieces])) for name in pieces[0]}

@@ -6,7 +6,6 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from tasks.checkpoints import LoadedModel
 from tasks.config.generation import GenerateConfig
@@ -206,7 +205,7 @@ def _fill_next_gaps(
         FROM_PRIOR,
         config,
         keep,
-        lambda row, ids: gaps[rows[row][0]].extent.is_passed_by(_decoded(loaded, ids)),
+        lambda row, ids: gaps[rows[row][0]].extent.is_passed_by(loaded.tokenizer.decode(ids.numpy())),
         on_tokens=on_tokens,
     )
     for place, piece in enumerate(pieces):
@@ -214,7 +213,3 @@ def _fill_next_gaps(
         piece.fill(loaded, gaps[place], prompts[place], tries)
         if piece.is_complete:
             on_piece(piece)
-
-
-def _decoded(loaded: LoadedModel, ids: Tensor) -> Any:
-    return loaded.tokenizer.decode(ids.numpy())

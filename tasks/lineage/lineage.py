@@ -131,7 +131,8 @@ class Lineage:
             "n_pieces": facts.get("n_pieces"),
             "code_commit": facts["code_commit"],
         }
-        model = self._known_model(facts["model_version"])
+        models = self.tracker.models() if self.tracker else []
+        model = next((model for model in models if model.reference == facts["model_version"]), None)
         if model is None:
             gone = {"model_version": facts["model_version"], "run_id": facts["model_run_id"], "is_there": False}
             return {"batch": batch, "model": gone} | self._dataset(facts["dataset_version"])
@@ -177,10 +178,6 @@ class Lineage:
 
     def _batches_of(self, model: str) -> list[str]:
         return [facts["batch"] for _, facts in list_manifests(self.home) if facts["model_version"] == model]
-
-    def _known_model(self, reference: str) -> "ModelVersion | None":
-        models = self.tracker.models() if self.tracker else []
-        return next((model for model in models if model.reference == reference), None)
 
 
 def _dict_of(path: Path) -> dict[str, Any]:

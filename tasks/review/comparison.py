@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from tasks.errors import DamagedFile, NotFound
 from tasks.evaluation.champions import bits_above
+from tasks.evaluation.page.page import number
 from tasks.generation.batch_files import check_piece, list_manifests, read_run_note
 from tasks.reporting.curves import draw_curves
 from tasks.reporting.frame import assemble_page
@@ -196,17 +197,13 @@ def _figure_rows(contestants: Sequence[Contestant]) -> tuple[list[str], list[lis
     differences = [difference_of(contestant, contestants[0]) for contestant in contestants]
     rows = []
     for contestant, difference in zip(contestants, differences, strict=True):
-        figures = [_figure(contestant.metrics.get(key), digits) for key, _, digits in shown]
+        figures = [number(contestant.metrics.get(key), digits) for key, _, digits in shown]
         cells = [figures[0], difference, *figures[1:]] if any(differences) and shown else figures
         rows.append([contestant.model.reference, *cells])
     labels = [label for _, label, _ in shown]
     if any(differences):
         labels.insert(1, "bits per note above the first (95 %)")
     return ["model", *labels], rows
-
-
-def _figure(value: float | None, digits: int) -> str:
-    return "" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
 
 
 def _charts(contestants: Sequence[Contestant]) -> Markup:

@@ -144,7 +144,8 @@ def plan_points(config: PipelineConfig, plan: SweepConfig) -> list[Point]:
             except ConfigError as error:
                 impossible.append(str(error))
                 continue
-            points.setdefault(_identity(point.config), point)
+            identity = {"train": _training_of(point.config), "evaluate": to_json(point.config.evaluate)}
+            points.setdefault(digest(identity), point)
     n_points = math.prod(len(axis.texts) for axis in axes) * n_samples
     if impossible:
         count = f"{len(impossible)} of {n_points} points are impossible; the first is " if len(impossible) > 1 else ""
@@ -244,10 +245,6 @@ def _parse_values(text: str, place: str) -> tuple[str, ...]:
         if value.count("[") != value.count("]") or value.count("{") != value.count("}"):
             raise ConfigError(f"{place}: {value} is not whole; put `;` between values that hold commas")
     return values
-
-
-def _identity(config: PipelineConfig) -> str:
-    return digest({"train": _training_of(config), "evaluate": to_json(config.evaluate)})
 
 
 def _training_of(config: PipelineConfig) -> dict[str, Any]:

@@ -280,7 +280,11 @@ class Tracker:
         with ExitStack() as stack:
             try:
                 with held():  # otherwise a run may begin whose id is lost
-                    run_id = self._begin_run(run_id, experiment, name, all_tags)
+                    if run_id:
+                        self.client.update_run(run_id, status="RUNNING")
+                    else:
+                        made = self.client.create_run(self.experiment(experiment), tags=all_tags, run_name=name)
+                        run_id = made.info.run_id
                     stack.enter_context(last_words(lambda: self.client.set_terminated(run_id, "KILLED")))
                 yield Run(self, run_id)
             except BaseException as error:
@@ -289,12 +293,6 @@ class Tracker:
                     self.client.set_terminated(run_id, "FAILED" if is_failed else "KILLED")
                 raise
             self.client.set_terminated(run_id, "FINISHED")
-
-    def _begin_run(self, run_id: str, experiment: str, name: str, tags: Mapping[str, str]) -> str:
-        if run_id:
-            self.client.update_run(run_id, status="RUNNING")
-            return run_id
-        return self.client.create_run(self.experiment(experiment), tags=dict(tags), run_name=name).info.run_id
 
     def has_run(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException

@@ -89,7 +89,9 @@ def run_steps(
         started = time.perf_counter()
         batch = train.batch(config.seed, step, config.batch_size, config.seq_len, tokenizer.pad_id, config.windows)
         counts = count_batch(bare, torch.from_numpy(batch), tokenizer.pad_id).share(world_size)
-        torch.manual_seed(_step_seed(config.seed, step, rank))  # dropout: keyed by step, so no RNG state need be kept
+        # Dropout is keyed by seed, step and rank, so no RNG state need be kept.
+        stream = np.random.SeedSequence([config.seed, step, rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(stream[0] >> 1))
         rate = learning_rate(config.schedule, step, config.model.d_model, config.n_steps)
         metrics = train_step(
             model,
@@ -165,10 +167,6 @@ def _state(
         # Dropout and batches are drawn again for each step from (seed, step, rank): this is the whole random state.
         "rng": {"kind": "keyed by (seed, step, rank)", "seed": job.config.seed, "step": step},
     }
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _validate(

@@ -93,7 +93,7 @@ def test_a_script_is_many_steps_and_gives_the_same_bytes_again(home: Path, tmp_p
         (["start", "x", "--model", "huge"], "no model 'huge'"),
         (["start", "x", "--prompt", "/nowhere.mid"], "prompt /nowhere.mid does not exist"),
         (["start", "x", "--prime", "noise"], "known are start, dataset, random"),
-        (["start", "x", "--block-tokens", "0"], "block_tokens=0 is outside 1-"),
+        (["start", "x", "--block-tokens", "0"], "block_tokens=0 is below 1"),
         (["start", "x", "--temperature", "0"], "temperature=0"),
         (["run", "x", "seed dance"], "unknown step 'dance'"),
     ],

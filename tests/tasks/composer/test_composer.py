@@ -457,7 +457,7 @@ def test_mistakes_are_told_in_one_line(home: Home) -> None:
         begin(home, checkpoint)
     with pytest.raises(OrchestrionError, match="nothing to accept; propose first"):
         session.accept()
-    with pytest.raises(ValueError, match="block_tokens=0 is outside 1-"):
+    with pytest.raises(ValueError, match="block_tokens=0 is below 1"):
         ComposerConfig(block_tokens=0)
     with pytest.raises(ValueError, match="temperature=0"):
         ComposerConfig(temperature=0.0)
