@@ -226,18 +226,15 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice], scores: Mapping[
     target, config = batch_folder(plan.folder), plan.config
     sidecars = [check_piece(pieces_folder(plan.folder) / f"{choice.candidate.name}.json") for choice in choices]
     validities = [Validity(piece["validity"]["problems"]) for piece in sidecars]
+    statistics = [piece["statistics"] for piece in sidecars]
+    cut_before = {length for piece in sidecars for length in piece["short_of"]}
+    cut_before |= {"end of the bars"} if any(map(is_cut_within_bars, sidecars)) else set()
     manifest = plan.lineage | {
         "config": to_json(config) | dict.fromkeys(NOT_IN_NAME),  # each sidecar has its prompt
         "n_pieces": len(sidecars),
         "n_nothing_new": sum(NOTHING_NEW in piece["flags"] for piece in sidecars),
         "n_cut_short": sum(CUT_SHORT in piece["flags"] for piece in sidecars),
-        "cut_before": sorted(
-            {
-                length
-                for piece in sidecars
-                for length in piece["short_of"] + ["end of the bars"] * is_cut_within_bars(piece)
-            }
-        ),
+        "cut_before": sorted(cut_before),
         "most_tokens": plan.judge.max_tokens,
         "n_ended": sum(piece["ended"] for piece in sidecars),
         "n_attempts": sum(choice.n_attempts for choice in choices),
@@ -247,10 +244,7 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice], scores: Mapping[
             | ({"new_bars": piece["infill"]["bars"]} if piece["infill"] else {})
             for piece in sidecars
         ],
-        "statistics": {
-            name: float(np.mean([piece["statistics"][name] for piece in sidecars]))
-            for name in sidecars[0]["statistics"]
-        },
+        "statistics": {name: float(np.mean([part[name] for part in statistics])) for name in statistics[0]},
         "validity": share_valid(validities),
         **plan.judge.verdict(sidecars),
     }
