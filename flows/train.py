@@ -38,7 +38,7 @@ def train(
     """
     from tasks.training import resume as resuming  # brings torch, which a rebuild can do without
     from tasks.training import steps
-    from tasks.training.job import make_job
+    from tasks.training.job import make_job, run_dir_of
     from tasks.training.runs import claim_run, finish_run, finished_model, start_run
 
     check_trigger(config)
@@ -48,7 +48,11 @@ def train(
         if parent:
             resuming.check_extension(parent, config, dataset)
         tracker, version = Tracker(where), resolve_dataset(where, parent.dataset if parent else dataset)
-        claim = claim_run(where, config, version, tracker, fresh, resuming.identity(parent, config))
+        if parent and parent.config == config:  # it was stopped: there is nothing to extend, it goes on
+            folder, parent = parent.folder, None
+        else:
+            folder = run_dir_of(where, config, version, resuming.identity(parent, config))
+        claim = claim_run(folder, config, version, tracker, fresh)
         job = make_job(config, version, claim.folder)
         model = finished_model(claim, tracker)
         reused = model is not None

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,8 @@ FORMAT = 1
 STATE: dict[str, Any] = {
     "step": int,
     "best_loss": (float, None),
+    "best_accuracy?": (float, None),
+    "n_without_gain?": int,
     "metrics": {str: (float, None)},
     "config": dict,
     "dataset": {"name": str, "version": str},
@@ -38,6 +40,7 @@ STATE: dict[str, Any] = {
     "unreported?": (None, [(float, None)]),
     "files?": {str: str},  # SHA-256 of weights and optimizer; a state from before seals lacks it
 }
+WHICH = ("last", "best", "best_accuracy")
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
 _FOLDER = re.compile(r"step-[0-9]{6,18}")
@@ -55,15 +58,24 @@ class LoadedModel:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run: `step-000500/`, and which of them is `last` and which `best`."""
+    """The checkpoints of one run: `step-000500/`, and which is `last`, `best` (lowest loss) and `best_accuracy`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def save(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], is_best: bool, keep_last_n: int
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+        best: Collection[str],
+        keep_last_n: int,
     ) -> Path:
-        """Write one checkpoint whole, point `last` (and `best`) to it, then delete those that are not kept."""
+        """Write one checkpoint whole, point `last` to it, then drop what is not kept.
+
+        Args:
+            best: which of `best` and `best_accuracy` point to it too.
+        """
         final = self.root / f"step-{state['step']:06d}"
         temporary = self.root / f".{final.name}-{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -74,9 +86,8 @@ class CheckpointFolder:
             raise
         shutil.rmtree(final, ignore_errors=True)  # of an earlier attempt that was killed before it moved `last`
         publish_folder(temporary, final)
-        if is_best:
-            write_atomically(self.root / "best.json", sealed_bytes({"checkpoint": final.name}))
-        write_atomically(self.root / "last.json", sealed_bytes({"checkpoint": final.name}))
+        for name in (*sorted(best), "last"):
+            write_atomically(self.root / f"{name}.json", sealed_bytes({"checkpoint": final.name}))
         self._drop_old(keep_last_n)
         return final
 
@@ -89,7 +100,7 @@ class CheckpointFolder:
         write_atomically(folder / "state.json", sealed_bytes({"format": FORMAT} | state | {"files": files}))
 
     def find(self, which: str = "last") -> Path | None:
-        """Return the folder of the `last` or `best` checkpoint, or None if there is none yet."""
+        """Return the folder of the `last`, `best` or `best_accuracy` checkpoint, or None if there is none yet."""
         pointer = self.root / f"{which}.json"
         try:
             name = read_sealed(pointer, {"checkpoint": str})["checkpoint"]
@@ -107,7 +118,7 @@ class CheckpointFolder:
         return sorted(self.root.glob("step-*"), key=lambda path: (len(path.name), path.name))  # step-1000000 at the end
 
     def _drop_old(self, keep_last_n: int) -> None:
-        kept = {self.find("last"), self.find("best")}
+        kept = {self.find(which) for which in WHICH}
         others = [path for path in self._oldest_first() if path not in kept]
         for path in others[: max(0, len(others) - keep_last_n)]:
             shutil.rmtree(path)

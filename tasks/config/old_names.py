@@ -1,4 +1,4 @@
-"""Earlier names of settings, which stored settings, `--set` and Prefect's deployments may still have."""
+"""Settings of other releases: earlier names, which stored settings and `--set` may have, and later additions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +18,13 @@ OLD_NAMES = {
     "checkpoint_every": "checkpoint_interval",
     "log_every": "log_interval",
 }
+# Settings that were added later. At these defaults they do not count in digests, so that earlier runs keep theirs.
+LATER_SETTINGS = {
+    "early_stopping_patience": 0,
+    "early_stopping_metric": "loss",
+    "interval_unit": "steps",
+}
+_UNKNOWN = object()
 _FIRST_NAMES = {name: old for old, name in OLD_NAMES.items()}
 
 
@@ -45,7 +52,9 @@ def current_names(values: Any) -> Any:
 
 
 def first_names(values: Any) -> Any:
-    """Return settings, nested as JSON, under the names they had first."""
+    """Return settings, nested as JSON, under the names they had first, without those that came later and are unused."""
+    if isinstance(values, Mapping):
+        values = {key: value for key, value in values.items() if LATER_SETTINGS.get(key, _UNKNOWN) != value}
     return _renamed(values, first_path, first_names)
 
 

@@ -35,10 +35,19 @@ class TrainConfig:
     n_workers: int = setting(1, "Workers of Ray Train; gloo on CPU, NCCL on GPU.", ge=1)
     cpus_per_worker: int = setting(0, "Cores of a worker; 0: the machine's cores shared among the workers.", ge=0)
     validation_windows: int = setting(64, "Windows of the validation split that are scored.", ge=1)
-    eval_interval: int = setting(500, "Steps between validations.", ge=1)
-    checkpoint_interval: int = setting(500, "Steps between checkpoints.", ge=1)
+    eval_interval: int = setting(500, "Steps, or epochs, between validations.", ge=1)
+    checkpoint_interval: int = setting(500, "Steps, or epochs, between checkpoints.", ge=1)
+    interval_unit: Literal["steps", "epochs"] = setting(
+        "steps", "What `eval_interval` and `checkpoint_interval` count: steps, or passes over the training split."
+    )
     log_interval: int = setting(10, "Steps between logged metrics.", ge=1)
     keep_last_n: int = setting(0, "Periodic checkpoints kept beside the best and the last.", ge=0)
+    early_stopping_patience: int = setting(
+        0, "Validations in a row without a better figure after which the run ends; 0: it runs to its last step.", ge=0
+    )
+    early_stopping_metric: Literal["loss", "accuracy"] = setting(
+        "loss", "The figure of the validation split that early stopping looks at."
+    )
     max_failures: int = setting(2, "Worker losses after which the run goes on from its last checkpoint.", ge=0)
 
     @model_validator(mode="before")

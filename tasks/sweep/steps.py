@@ -22,7 +22,7 @@ from tasks.sweep import space
 from tasks.sweep.space import Point, Row, SweepConfig, SweepFolder
 from tasks.sweep.trials import Event, run_trials, share_cores
 from tasks.tracking.mlflow_tracker import CurveLog, ModelVersion, Run
-from tasks.training.job import TrainJob, divergence_of, make_job
+from tasks.training.job import TrainJob, divergence_of, make_job, run_dir_of
 from tasks.training.metrics_log import read_points
 from tasks.training.runs import Claim, claim_run, finish_run, finished_model, start_run
 from tasks.training.steps import register_model
@@ -105,7 +105,9 @@ def _claim_trainings(work: _Sweep, points: Sequence[Point]) -> None:
             work.past[point.number] = folder
             continue
         row = work.rows[place] = space.new_row(point)
-        claim = claim_run(work.home, point.config.train, work.dataset, tracker)
+        claim = claim_run(
+            run_dir_of(work.home, point.config.train, work.dataset), point.config.train, work.dataset, tracker
+        )
         row["run_dir"] = claim.folder.name
         model = finished_model(claim, tracker)
         if model:

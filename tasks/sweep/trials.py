@@ -17,7 +17,7 @@ import torch
 from tasks.errors import ConfigError, Diverged, OrchestrionError, words_of
 from tasks.runtime import cluster
 from tasks.runtime.signals import SAVE_SECONDS, stop_on_signals
-from tasks.training.job import TrainJob
+from tasks.training.job import TrainJob, is_ended
 from tasks.training.metrics_log import MetricsTail
 from tasks.training.trainer import read_progress
 from tasks.training.worker import run_steps
@@ -185,7 +185,7 @@ def _outcome(index: int, job: TrainJob, reference: Any, is_stopped: bool) -> Eve
         reason = str(ray.get(reference))
     except RayError:
         is_lost, reason = True, "its process died again and again, perhaps out of memory"
-    if (is_lost or not reason) and read_progress(job.run_dir)["step"] >= job.config.n_steps:
+    if (is_lost or not reason) and is_ended(job.config, read_progress(job.run_dir)):
         return Event(index, outcome="trained")
     if reason:
         return Event(index, outcome="failed", reason=reason)

@@ -1,5 +1,6 @@
 """One training run: its inputs, its folder and its result."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ class TrainResult:
     checkpoint: Path  # the best one
     step: int
     metrics: dict[str, float]
+
+
+def is_ended(config: TrainConfig, state: Mapping[str, Any]) -> bool:
+    """Return whether a run has no step left: it has made them all, or validations without a gain have ended it."""
+    return state["step"] >= config.n_steps or 0 < config.early_stopping_patience <= state.get("n_without_gain", 0)
 
 
 def divergence_of(run_dir: Path) -> Path:

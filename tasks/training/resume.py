@@ -10,7 +10,7 @@ from typing import Any
 
 from models.config import ConstantSchedule, NoamSchedule
 from models.training import learning_rate
-from tasks.checkpoints import CheckpointFolder, read_state
+from tasks.checkpoints import WHICH, CheckpointFolder, read_state
 from tasks.config.serialization import from_json, to_json
 from tasks.config.training import TRAIN_WITHOUT_EFFECT, TrainConfig
 from tasks.dataset.versions import DatasetVersion
@@ -18,13 +18,16 @@ from tasks.errors import ConfigError, DamagedFile, NotFound, plural
 from tasks.storage.files import publish_folder
 from tasks.storage.home import Home
 from tasks.storage.integrity import read_sealed
-from tasks.training.job import divergence_of
+from tasks.training.job import divergence_of, is_ended
 from tasks.training.runs import RUN
 
 logger = logging.getLogger(__name__)
 
 # Settings that an extended run may change; all others are those of its checkpoint.
-MAY_CHANGE = ("n_steps", "eval_interval", "checkpoint_interval", "schedule.min_lr_ratio", *TRAIN_WITHOUT_EFFECT)
+MAY_CHANGE = (
+    "n_steps", "eval_interval", "checkpoint_interval", "interval_unit", "early_stopping_patience",
+    "early_stopping_metric", "schedule.min_lr_ratio", *TRAIN_WITHOUT_EFFECT,
+)  # fmt: skip
 LISTED_RUNS = 3  # earlier runs that a new one is compared with in the log
 
 
@@ -34,9 +37,13 @@ class Parent:
 
     folder: Path
     checkpoint: Path  # the last one
-    step: int
+    state: dict[str, Any]  # of that checkpoint
     config: TrainConfig
     dataset: str  # name@version
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
 
 
 def find_parent(home: Home, reference: str) -> Parent:
@@ -63,7 +70,7 @@ def find_parent(home: Home, reference: str) -> Parent:
     if last is None:
         raise NotFound(f"--resume {reference}: run {folder.name} has no checkpoint yet; repeat its command to train it")
     config = from_json(TrainConfig, facts["config"], str(folder / "run.json"))
-    return Parent(folder, last, int(read_state(last)["step"]), config, facts["dataset"])
+    return Parent(folder, last, read_state(last), config, facts["dataset"])
 
 
 def _folder_of(home: Home, reference: str) -> Path:
@@ -106,10 +113,13 @@ def check_extension(parent: Parent, config: TrainConfig, dataset: str) -> None:
         raise ConfigError(
             f"{named}: an extended run keeps the settings of {parent.folder.name}; these may change: {allowed}"
         )
-    if config.n_steps <= parent.step:
+    if is_ended(config, parent.state):
+        way = f"--set train.n_steps={2 * parent.step}"
+        if config.n_steps > parent.step:
+            way = f"--set train.early_stopping_patience={2 * config.early_stopping_patience}"
         raise ConfigError(
-            f"train.n_steps={config.n_steps}: run {parent.folder.name} has {plural(parent.step, 'step')} already;"
-            f" set more, such as --set train.n_steps={2 * parent.step}"
+            f"train.n_steps={config.n_steps}: run {parent.folder.name} has ended after {plural(parent.step, 'step')};"
+            f" to extend it, set for example {way}"
         )
 
 
@@ -156,12 +166,11 @@ def begin_from(parent: Parent, config: TrainConfig, folder: Path) -> None:
     temporary = folder / f".checkpoints-{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     source = CheckpointFolder(parent.folder / "checkpoints")
-    for checkpoint in {source.find("last"), source.find("best")} - {None}:
-        assert checkpoint is not None
+    pointed = {which: checkpoint for which in WHICH if (checkpoint := source.find(which))}
+    for checkpoint in set(pointed.values()):
         shutil.copytree(checkpoint, temporary / checkpoint.name, copy_function=_link)
-    for name in ("best.json", "last.json"):
-        if (source.root / name).exists():
-            shutil.copyfile(source.root / name, temporary / name)
+    for which in pointed:
+        shutil.copyfile(source.root / f"{which}.json", temporary / f"{which}.json")
     shutil.copyfile(parent.folder / "metrics.jsonl", folder / "metrics.jsonl")
     publish_folder(temporary, target)
 

@@ -10,10 +10,8 @@ from tasks.config.training import TrainConfig
 from tasks.dataset.versions import DatasetVersion
 from tasks.errors import DamagedFile, NotFound
 from tasks.storage.files import write_atomically
-from tasks.storage.home import Home
 from tasks.storage.integrity import read_sealed, sealed_bytes
 from tasks.tracking.mlflow_tracker import ModelVersion, Run, Tracker
-from tasks.training.job import run_dir_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +30,8 @@ class Claim:
         return self.facts.get("run_id", "")
 
 
-def claim_run(
-    home: Home, config: TrainConfig, dataset: DatasetVersion, tracker: Tracker, fresh: bool = False, parent: str = ""
-) -> Claim:
-    """Return the run that (dataset version, settings, parent) determine; with `fresh`, a new one beside it."""
-    base = run_dir_of(home, config, dataset, parent)
+def claim_run(base: Path, config: TrainConfig, dataset: DatasetVersion, tracker: Tracker, fresh: bool = False) -> Claim:
+    """Return the run of a folder (see `run_dir_of`), as it stands; with `fresh`, a new one beside it."""
     folder, attempt = base, 1
     while fresh and folder.exists():
         attempt += 1

@@ -48,6 +48,11 @@ class TokenDataset:
         """Tokens of the longest row, the first of which is given and not predicted."""
         return int(np.diff(self.offsets).max()) - 1
 
+    def steps_per_epoch(self, batch_size: int, seq_len: int, kind: WindowKind) -> int:
+        """Return the steps in which as many rows, or for windows of parts of rows tokens, are seen as the split has."""
+        n_windows = self.n_rows if kind == "whole" else -(-self.n_tokens // seq_len)
+        return -(-n_windows // batch_size)
+
     def n_out_of_reach(self, seq_len: int, kind: WindowKind) -> int:
         """Return the number of tokens that no window of a kind ever holds."""
         if kind in ("random", "packed"):

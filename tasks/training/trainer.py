@@ -19,7 +19,7 @@ from tasks.runtime.signals import SAVE_SECONDS, stop_on_signals
 from tasks.runtime.silence import Silence
 from tasks.storage.files import storage_problem
 from tasks.storage.parquet import check_shards
-from tasks.training.job import TrainJob, TrainResult
+from tasks.training.job import TrainJob, TrainResult, is_ended
 from tasks.training.metrics_log import MetricsTail
 from tasks.training.worker import worker_loop
 
@@ -67,7 +67,8 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
                 cluster.disconnect()
             job.begun.unlink(missing_ok=True)
     state = read_progress(job.run_dir)
-    if stop and state["step"] < job.config.n_steps:
+    is_over = is_ended(job.config, state)
+    if stop and not is_over:
         raise Interrupted(f"training stopped by {stop.signal} {_words_of_progress(job, state['step'])}")
     if failure:
         error = cause_of(failure[0])
@@ -77,8 +78,13 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
         raise error
     if job.divergence.exists():
         raise Diverged(job.divergence.read_text())
-    if state["step"] < job.config.n_steps:
+    if not is_over:
         raise Interrupted(f"training stopped by request {_words_of_progress(job, state['step'])}")
+    if state["step"] < job.config.n_steps:
+        n, metric = job.config.early_stopping_patience, job.config.early_stopping_metric
+        logger.info(
+            "training ended at step %d: %s in a row without a better %s", state["step"], plural(n, "validation"), metric
+        )
     return result_of(job.run_dir)
 
 

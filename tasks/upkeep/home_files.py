@@ -72,7 +72,7 @@ def kinds() -> list[Kind]:
         _json("runs", "runs/*/run.json", runs.RUN),
         Kind("curves", "runs/*/metrics.jsonl", _read_points, _are_points_sealed, _seal_points),
         _json("last checkpoints", "runs/*/checkpoints/last.json", {"checkpoint": str}),
-        _json("best checkpoints", "runs/*/checkpoints/best.json", {"checkpoint": str}),
+        _json("best checkpoints", "runs/*/checkpoints/best*.json", {"checkpoint": str}),
         Kind("checkpoints", "runs/*/checkpoints/step-*/state.json", *checkpoint),
         Kind("registered models", "mlflow/artifacts/*/models/*/artifacts/state.json", *checkpoint),
         _json("scores of pieces", "mlflow/artifacts/orchestrion-evaluation/*/artifacts/pieces.json", NATS),

@@ -55,7 +55,9 @@ def state_of(step: int, **model: Any) -> dict[str, Any]:
 
 
 def save(root: Path, step: int = 1, is_best: bool = True, keep_last_n: int = 0, **model: Any) -> Path:
-    return CheckpointFolder(root).save(*build(**model), state_of(step, **model), is_best, keep_last_n)
+    return CheckpointFolder(root).save(
+        *build(**model), state_of(step, **model), ["best"] if is_best else [], keep_last_n
+    )
 
 
 def flat(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -78,7 +80,7 @@ def names(root: Path) -> list[str]:
 
 def test_what_was_saved_comes_back_exactly_and_learns_on_as_before(tmp_path: Path) -> None:
     model, optimizer = build(n_steps=3)
-    folder = CheckpointFolder(tmp_path).save(model, optimizer, state_of(3), True, 0)
+    folder = CheckpointFolder(tmp_path).save(model, optimizer, state_of(3), ["best"], 0)
     other, other_optimizer = build(n_steps=0, seed=9)
     state = restore(folder, other, other_optimizer)
     assert state == {"format": checkpoints.FORMAT} | state_of(3)
@@ -96,7 +98,7 @@ def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_state_saved_before_any_step_was_applied_comes_back(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path).save(*build(n_steps=0), state_of(1), True, 0)
+    folder = CheckpointFolder(tmp_path).save(*build(n_steps=0), state_of(1), ["best"], 0)
     model, optimizer = build(n_steps=0, seed=3)
     restore(folder, model, optimizer)
     step(model, optimizer)
@@ -206,7 +208,10 @@ def accept(folder: Path, *names: str) -> None:
 
 
 def write(name: str, data: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(data) and None
+    def change(folder: Path) -> None:
+        (folder / name).write_bytes(data)
+
+    return change
 
 
 FAULTS = {
@@ -278,7 +283,7 @@ def test_a_damaged_pointer_is_named(tmp_path: Path, pointer: bytes) -> None:
 
 def test_a_loaded_model_is_the_saved_one_ready_to_evaluate(tmp_path: Path) -> None:
     model, optimizer = build()
-    loaded = load_model(CheckpointFolder(tmp_path).save(model, optimizer, state_of(2), True, 0))
+    loaded = load_model(CheckpointFolder(tmp_path).save(model, optimizer, state_of(2), ["best"], 0))
     assert not loaded.model.training
     assert loaded.tokenizer.digest == TOKENIZER.digest
     assert loaded.model.config == SMALL_MODEL

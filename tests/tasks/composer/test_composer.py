@@ -68,7 +68,7 @@ def random_checkpoint(root: Path, encoding: Any, model_config: Any = TINY, seed:
         "n_parameters": 1,
     }  # fmt: skip
     optimizer = build_optimizer(OptimizerConfig(), model)
-    return CheckpointFolder(root / "runs" / "r" / "checkpoints").save(model, optimizer, state, True, 0)
+    return CheckpointFolder(root / "runs" / "r" / "checkpoints").save(model, optimizer, state, ["best"], 0)
 
 
 def version_of(home: Home, checkpoint: Path) -> ModelVersion:
@@ -326,7 +326,7 @@ def always_ending(checkpoint: Path) -> Path:
     with torch.no_grad():
         loaded.model.head.bias[loaded.tokenizer.end_id] += 30.0  # type: ignore[union-attr]
     optimizer = build_optimizer(OptimizerConfig(), loaded.model)
-    return CheckpointFolder(checkpoint.parent).save(loaded.model, optimizer, loaded.state, True, 0)
+    return CheckpointFolder(checkpoint.parent).save(loaded.model, optimizer, loaded.state, ["best"], 0)
 
 
 @pytest.mark.parametrize("encoding", [OoreConfig(), RemiConfig()], ids=lambda config: config.name)

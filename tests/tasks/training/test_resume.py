@@ -151,8 +151,11 @@ def test_settings_that_must_stay_are_named_with_both_values(
         ({"batch_size": 8}, "train.batch_size=8, there 4: an extended run keeps the settings of"),
         ({"model": replace(parent.config.model, n_layers=3)}, "train.model.n_layers=3, there 2"),  # type: ignore[type-var]
         ({"schedule": ConstantSchedule(rate=1.0)}, "train.schedule.rate=1.0, there 0.001"),
-        ({"n_steps": 12}, "train.n_steps=12: run .* has 12 steps already; set more"),
-        ({"n_steps": 5}, "train.n_steps=5: run .* has 12 steps already"),
+        (
+            {"n_steps": 12},
+            "train.n_steps=12: run .* has ended after 12 steps; to extend it, set for example --set train.n_steps=24",
+        ),
+        ({"n_steps": 5}, "train.n_steps=5: run .* has ended after 12 steps"),
     ]
     for changes, message in refused:
         with pytest.raises(ConfigError, match=message):
@@ -181,3 +184,20 @@ def test_a_new_run_names_the_runs_that_it_does_not_continue(
     (parent_folder / "run.json").write_bytes(b"{")  # damaged: the new run does without the comparison
     tell_apart(home, home.runs / "x", config, dataset)
     assert caplog.messages == []
+
+
+def test_a_stopped_run_goes_on_and_one_that_stopped_early_wants_more_patience(
+    home: Home, dataset: DatasetVersion
+) -> None:
+    # The metric falls behind at once: without a learning rate no validation is better than the first.
+    config = short_training(
+        schedule=ConstantSchedule(rate=1e-30), n_steps=60, eval_interval=2, early_stopping_patience=3
+    )
+    folder = trained(home, dataset, config)
+    parent = find_parent(home, folder.name)
+    assert parent.step == 8  # a first validation, then three without a gain
+    with pytest.raises(ConfigError, match=r"has ended after 8 steps; .* --set train\.early_stopping_patience=6"):
+        check_extension(parent, config, "")
+    check_extension(parent, replace(config, early_stopping_patience=6), "")
+    longer = trained(home, dataset, replace(config, early_stopping_patience=6), parent)
+    assert find_parent(home, longer.name).step == 14
