@@ -21,8 +21,11 @@ def log_training_start(run: Run, config: TrainConfig, dataset: DatasetVersion) -
 
 
 def log_training_end(run: Run, model: ModelVersion, result: "TrainResult") -> None:
-    """Log metric points, model and checkpoint."""
-    run.log_file(result.run_dir / "metrics.jsonl")
+    """Log metric points, curves, model and checkpoint."""
+    from tasks.training.curves import write_curves
+
+    for path in (result.run_dir / "metrics.jsonl", *write_curves(result.run_dir)):
+        run.log_file(path)
     run.describe(f"Model `{model.reference}`, step {result.step}, checkpoint `{result.checkpoint}`")
 
 

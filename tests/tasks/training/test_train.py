@@ -229,6 +229,46 @@ def test_best_is_the_checkpoint_of_the_lowest_validation_loss(dataset: DatasetVe
     assert_same_run(stopped.run_dir, whole)
 
 
+def test_the_most_accurate_checkpoint_is_kept_beside_the_best(dataset: DatasetVersion, tmp_path: Path) -> None:
+    config = short_training(schedule=NoamSchedule(warmup_steps=0, scale=300.0), eval_interval=1, n_steps=8)
+    run_steps(make_job(config, dataset, tmp_path))
+    points = read_points(tmp_path / "metrics.jsonl")
+    accuracies = {point["step"]: point["val/accuracy"] for point in points if "val/loss" in point}
+    most_accurate = CheckpointFolder(tmp_path / "checkpoints").find("best_accuracy")
+    assert most_accurate is not None
+    state = read_state(most_accurate)
+    assert state["step"] == max(accuracies, key=lambda step: accuracies[step])
+    assert state["best_accuracy"] == max(accuracies.values())
+
+
+def test_intervals_may_be_epochs(dataset: DatasetVersion, tmp_path: Path) -> None:
+    config = short_training(windows="whole", interval_unit="epochs", eval_interval=1, checkpoint_interval=2)
+    job = make_job(config, dataset, tmp_path)
+    n_steps = -(-TokenDataset(job.train_shards, job.flat_tokens).n_rows // config.batch_size)
+    job = replace(job, config=replace(config, n_steps=3 * n_steps + 1))
+    run_steps(job)
+    validated = [point["step"] for point in read_points(job.metrics) if "val/loss" in point]
+    assert validated == [n_steps, 2 * n_steps, 3 * n_steps, 3 * n_steps + 1]
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_a_run_ends_after_validations_without_a_gain_stopped_or_not(
+    dataset: DatasetVersion, tmp_path: Path, metric: Any
+) -> None:
+    config = short_training(
+        schedule=ConstantSchedule(rate=1e-30), n_steps=60, eval_interval=3, log_interval=4,
+        early_stopping_patience=2, early_stopping_metric=metric,
+    )  # fmt: skip
+    run_steps(make_job(config, dataset, tmp_path / "whole"))
+    assert [point["step"] for point in curves(tmp_path / "whole")] == [3, 4, 6, 8, 9, 9]
+    stopped = make_job(config, dataset, tmp_path / "stopped")
+    run_steps(stopped, wrap=at_step(7, stopped.stop_request.touch))
+    stopped.stop_request.unlink()
+    run_steps(stopped)
+    run_steps(stopped)  # it has ended
+    assert_same_run(stopped.run_dir, tmp_path / "whole")
+
+
 def test_the_state_holds_what_a_reader_needs(undisturbed: Path) -> None:
     last = CheckpointFolder(undisturbed / "checkpoints").find("last")
     assert last is not None
@@ -249,6 +289,7 @@ OTHER_SETTINGS: dict[str, Any] = {
     "preset": "other", "model": replace(SMALL_MODEL, n_layers=3), "schedule": NoamSchedule(),
     "optimizer": OptimizerConfig(eps=1e-6), "n_steps": 13, "batch_size": 8, "seq_len": 33, "seed": 1,
     "bf16": True, "validation_windows": 5, "eval_interval": 7, "checkpoint_interval": 5,
+    "interval_unit": "epochs", "early_stopping_patience": 3, "early_stopping_metric": "accuracy",
 }  # fmt: skip
 WITHOUT_EFFECT = {"n_workers": 2, "cpus_per_worker": 2, "max_failures": 0, "keep_last_n": 3, "log_interval": 3}
 
