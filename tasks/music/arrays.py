@@ -1,4 +1,4 @@
-"""Array types of the music package, and offsets of runs."""
+"""Array types of the music package, and runs of values laid end to end."""
 
 from collections.abc import Sequence
 
@@ -17,3 +17,10 @@ def offsets_of(lengths: Sequence[int] | IntArray) -> IntArray:
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
+
+
+def spread_ranges(first: IntArray, last: IntArray) -> tuple[IntArray, IntArray]:
+    """Return all places of ranges `first` to `last` (excluded) end to end: the range of each, and the place itself."""
+    offsets = offsets_of(last - first)
+    row = np.repeat(np.arange(len(first)), last - first)
+    return row, np.arange(len(row)) - (offsets[:-1] - first)[row]

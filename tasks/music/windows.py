@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from tasks.music.arrays import FloatArray, IntArray, offsets_of
+from tasks.music.arrays import FloatArray, IntArray, offsets_of, spread_ranges
 from tasks.music.compiled import njit
-from tasks.music.notes import COLUMNS, PIECE_COLUMNS, NoteBatch
+from tasks.music.notes import COLUMNS, PIECE_COLUMNS, NoteBatch, seconds_of
 
 _NEVER = 1 << 60  # the tick at which the last window of a piece ends: nothing rings on behind it
-_NANOSECOND = 1e-9  # pedal spans that touch a window for less do so by the rounding of sums alone
+_LAST_TICK = 2**32 - 1  # above all ticks of a piece
 
 
 def cut_windows(
@@ -48,7 +48,10 @@ def cut_windows(
     piece, first, last, start, end = _find_windows(
         batch.offsets, early, late, meters, batch.ticks_per_quarter, window_bars, hop_bars
     )
-    windows = _Windows(piece, start, end, _seconds_at(batch, piece, start), _seconds_at(batch, piece, end))
+    tempos = batch.tempo_offsets, batch.tempo_tick, batch.tempo_microseconds_per_quarter, batch.ticks_per_quarter
+    end_seconds = seconds_of(np.minimum(end, _LAST_TICK), piece, *tempos)
+    end_seconds[end == _NEVER] = np.inf
+    windows = _Windows(piece, start, end, seconds_of(start, piece, *tempos), end_seconds)
     notes, n_cut = _notes_in(batch, windows, first, last, late)
     parts = {name: getattr(batch, name)[piece] for name in PIECE_COLUMNS} | notes | _pedals_in(batch, windows)
     for owner in ("tempo_", "time_signature_", "key_signature_"):
@@ -78,18 +81,11 @@ def _rounded_ticks(batch: NoteBatch, units_per_quarter: int) -> tuple[IntArray, 
     return early, np.maximum((scale * end - ticks) // scale, early)
 
 
-def _seconds_at(batch: NoteBatch, piece: IntArray, tick: IntArray) -> FloatArray:
-    """Return the time of ticks of some pieces, infinity for `_NEVER`."""
-    tempos = batch.tempo_offsets, batch.tempo_tick, batch.tempo_microseconds_per_quarter
-    seconds = _elapsed_seconds(*tempos, batch.ticks_per_quarter, piece, tick)
-    return np.where(tick == _NEVER, np.inf, seconds)
-
-
 def _notes_in(
     batch: NoteBatch, windows: _Windows, first: IntArray, last: IntArray, late: IntArray
 ) -> tuple[dict[str, Any], IntArray]:
     """Return the columns of the notes `first` to `last` of each window, and how many of them are cut."""
-    window, places = _spans(first, last)
+    window, places = spread_ranges(first, last)
     start, stop = windows.start[window], windows.end[window]
     onset = np.maximum(batch.onset[places] - start, 0)
     end = np.minimum(batch.onset[places] + batch.duration[places], stop) - start
@@ -107,9 +103,12 @@ def _notes_in(
 
 
 def _pedals_in(batch: NoteBatch, windows: _Windows) -> dict[str, Any]:
-    borders = np.searchsorted(windows.piece, np.arange(batch.n_pieces + 1))
-    pedals = batch.pedal_offsets, batch.pedal_onset_seconds, batch.pedal_end_seconds
-    pedal, window = _spans(*_windows_over(*pedals, borders, windows.start_seconds, windows.end_seconds))
+    piece = np.repeat(np.arange(batch.n_pieces), np.diff(batch.pedal_offsets)) << 32
+    first = np.searchsorted(
+        windows.piece << 32 | np.minimum(windows.end, _LAST_TICK), piece | batch.pedal_onset, "right"
+    )
+    last = np.searchsorted(windows.piece << 32 | windows.start, piece | batch.pedal_end)
+    pedal, window = spread_ranges(first, np.maximum(first, last))
     order = np.argsort(window, kind="stable")
     pedal, window = pedal[order], window[order]
     columns: dict[str, Any] = {
@@ -129,20 +128,18 @@ def _pedals_in(batch: NoteBatch, windows: _Windows) -> dict[str, Any]:
 def _changes_in(batch: NoteBatch, windows: _Windows, owner: str) -> dict[str, Any]:
     tick, *values = COLUMNS[owner]
     ticks = getattr(batch, tick)
-    first, last = _in_force(getattr(batch, f"{owner}offsets"), ticks, windows.piece, windows.start, windows.end)
-    window, places = _spans(first, last)
+    offsets, piece = getattr(batch, f"{owner}offsets"), windows.piece << 32
+    change = np.repeat(np.arange(batch.n_pieces), np.diff(offsets)) << 32 | ticks
+    first = np.searchsorted(change, piece | windows.start, side="right") - 1  # in force at the start
+    first = np.maximum(first, offsets[windows.piece])
+    last = np.searchsorted(change, piece | np.minimum(windows.end, _LAST_TICK))
+    last = np.maximum(np.minimum(last, offsets[windows.piece + 1]), first)
+    window, places = spread_ranges(first, last)
     columns = {
         f"{owner}offsets": offsets_of(last - first),
         tick: np.maximum(ticks[places] - windows.start[window], 0),
     }
     return columns | {name: getattr(batch, name)[places] for name in values}
-
-
-def _spans(first: IntArray, last: IntArray) -> tuple[IntArray, IntArray]:
-    """Return for ranges of places the range that each place is of, and all places end to end."""
-    lengths = last - first
-    row = np.repeat(np.arange(len(first)), lengths)
-    return row, np.arange(len(row)) - (offsets_of(lengths)[:-1] - first)[row]
 
 
 def _in_order(batch: NoteBatch) -> NoteBatch:
@@ -226,45 +223,3 @@ def _tick_of(lines, bar):
     """Return the first tick of a bar."""
     tick0, bar0, length, denominator = lines[np.searchsorted(lines[:, 1], bar, side="right") - 1]
     return tick0 - (-(bar - bar0) * length // denominator)
-
-
-@njit(cache=True, nogil=True)
-def _elapsed_seconds(offsets, ticks, tempos, ticks_per_quarter, piece_of_query, tick_of_query):
-    elapsed = np.zeros(len(ticks))
-    for piece in range(len(offsets) - 1):
-        for place in range(offsets[piece] + 1, offsets[piece + 1]):
-            passed = (ticks[place] - ticks[place - 1]) * tempos[place - 1]
-            elapsed[place] = elapsed[place - 1] + passed / (ticks_per_quarter[piece] * 1e6)
-    seconds = np.empty(len(tick_of_query))
-    for query in range(len(seconds)):
-        piece = piece_of_query[query]
-        known = ticks[offsets[piece] : offsets[piece + 1]]
-        place = offsets[piece] + np.searchsorted(known, tick_of_query[query], side="right") - 1
-        passed = (tick_of_query[query] - ticks[place]) * tempos[place]
-        seconds[query] = elapsed[place] + passed / (ticks_per_quarter[piece] * 1e6)
-    return seconds
-
-
-@njit(cache=True, nogil=True)
-def _in_force(offsets, ticks, piece, start, end):
-    """Return the range of the changes that hold in each window: the last up to its start, and those before its end."""
-    first, last = np.empty(len(piece), np.int64), np.empty(len(piece), np.int64)
-    for window in range(len(piece)):
-        offset = offsets[piece[window]]
-        known = ticks[offset : offsets[piece[window] + 1]]
-        first[window] = offset + max(np.searchsorted(known, start[window], side="right") - 1, 0)
-        last[window] = max(offset + np.searchsorted(known, end[window], side="left"), first[window])
-    return first, last
-
-
-@njit(cache=True, nogil=True)
-def _windows_over(offsets, onset, end, borders, start_seconds, end_seconds):
-    """Return the range of the windows that each pedal span reaches into."""
-    first, last = np.empty(len(onset), np.int64), np.empty(len(onset), np.int64)
-    for piece in range(len(offsets) - 1):
-        low, high = borders[piece], borders[piece + 1]
-        for pedal in range(offsets[piece], offsets[piece + 1]):
-            first[pedal] = low + np.searchsorted(end_seconds[low:high], onset[pedal] + _NANOSECOND, side="right")
-            reached = low + np.searchsorted(start_seconds[low:high], end[pedal] - _NANOSECOND, side="left")
-            last[pedal] = max(reached, first[pedal])
-    return first, last

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.music.arrays import offsets_of, spread_ranges
 from tasks.music.compiled import njit
 from tasks.music.midi.events import (
     CODE,
@@ -28,7 +29,7 @@ from tasks.music.midi.events import (
     EventBatch,
 )
 from tasks.music.midi.modes import DRUM_CHANNEL, DRUMS, PEDAL_BREAK, PROGRAM, are_drums_elsewhere, mark_drums
-from tasks.music.notes import COLUMNS, NoteBatch, kind_of
+from tasks.music.notes import COLUMNS, NoteBatch, kind_of, seconds_of
 
 TOO_MANY_PARTS, TOO_MANY_PEDALS, TOO_LONG = 101, 102, 103  # further values of CODE
 PARTS_MAX = 0xFFFF
@@ -60,22 +61,18 @@ def arrange_songs(events: EventBatch, max_seconds: float, max_pedals: int) -> So
         _sorted_metas(events, facts, kind) for kind in (TEMPO, TIME_SIGNATURE, KEY_SIGNATURE)
     )
     n_parts, programs = np.zeros(n_files, np.int64), np.zeros((n_files, 128), np.bool_)
-    offsets, part_offsets, pedal_offsets = np.zeros((3, n_files + 1), np.int64)
+    offsets, part_offsets = np.zeros((2, n_files + 1), np.int64)
     part_keys = np.empty(n_notes, np.int32)
     columns = tuple(np.empty(n_notes, kind_of(name)) for name in COLUMNS[""])
     per_file = (n_parts, programs, offsets, part_offsets)
     _arrange_notes(facts, events, (tempo_offsets, tempos[0], tempos[1]), max_seconds, per_file, part_keys, columns)
-    order = _sustain_order(events)
-    nothing = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint16))
-    _hold_pedals(facts, events, order, part_offsets, part_keys, max_pedals, pedal_offsets, *nothing)  # counts
-    spans = tuple(np.empty(pedal_offsets[-1], kind_of(name)) for name in ("pedal_onset", "pedal_end", "pedal_track"))
-    _hold_pedals(facts, events, order, part_offsets, part_keys, max_pedals, pedal_offsets, *spans)
-    seconds = np.empty((2, pedal_offsets[-1]), np.float64)
-    for ticks, row in zip(spans[:2], seconds, strict=True):
-        _to_seconds(ticks, pedal_offsets, facts[:, TICKS_PER_QUARTER], tempo_offsets, tempos[0], tempos[1], row)
+    pedal_offsets, *spans, part = _hold_pedals(facts, events, part_offsets, part_keys, max_pedals)
+    owner = np.repeat(np.arange(n_files), np.diff(pedal_offsets))
+    tempo_map = tempo_offsets, tempos[0], tempos[1], facts[:, TICKS_PER_QUARTER]
+    seconds = [seconds_of(ticks, owner, *tempo_map) for ticks in spans]
     notes = NoteBatch.of(
         {name: column[: offsets[-1]] for name, column in zip(COLUMNS[""], columns, strict=True)}
-        | dict(zip(COLUMNS["pedal_"], (*spans[:2], *seconds, spans[2]), strict=True))
+        | dict(zip(COLUMNS["pedal_"], (*spans, *seconds, part), strict=True))
         | dict(zip(COLUMNS["tempo_"], tempos[:2], strict=True))
         | dict(zip(COLUMNS["time_signature_"], meters, strict=True))
         | dict(zip(COLUMNS["key_signature_"], keys, strict=True))
@@ -340,23 +337,6 @@ def _settle_ties(durations, velocities, keys, order, n):
 
 
 @njit(cache=True, nogil=True)
-def _to_seconds(ticks, offsets, ticks_per_quarter, tempo_offsets, tempo_tick, tempo, seconds):
-    """Write the time of each tick: exact sums in integers, rounded once."""
-    for index in range(len(offsets) - 1):
-        if offsets[index] == offsets[index + 1]:
-            continue
-        of_file = slice(tempo_offsets[index], tempo_offsets[index + 1])
-        changes, tempos = tempo_tick[of_file], tempo[of_file]
-        passed, place, last = _elapsed(changes, tempos), 0, len(changes) - 1
-        for at in range(offsets[index], offsets[index + 1]):
-            tick = ticks[at]
-            if tick < changes[place] or (place < last and tick >= changes[place + 1]):
-                place = np.searchsorted(changes, tick, side="right") - 1
-            passed_here = passed[place] + (tick - changes[place]) * tempos[place]
-            seconds[at] = passed_here / (ticks_per_quarter[index] * 1e6)
-
-
-@njit(cache=True, nogil=True)
 def _elapsed(changes, tempos):
     """Return the microseconds × ticks per quarter before each tempo."""
     passed = np.zeros(len(changes), np.int64)
@@ -365,118 +345,87 @@ def _elapsed(changes, tempos):
     return passed
 
 
-def _sustain_order(events):
-    """Return the pedal moves ordered by file, channel and tick, moves at one tick as in the file."""
+def _hold_pedals(
+    facts: NDArray[np.int64],
+    events: EventBatch,
+    part_offsets: NDArray[np.int64],
+    part_keys: NDArray[np.int32],
+    max_pedals: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Give every part the pedal spans of its channel, whichever track the pedal is on.
+
+    Returns:
+        the borders of the files, and of each span its onset, its end and the number of the part in its file.
+    """
+    channels, onset, end = _channel_spans(events)
+    n_parts = np.diff(part_offsets)
+    file = np.repeat(np.arange(len(facts)), n_parts)
+    part = np.arange(len(file)) - part_offsets[file]
+    wanted = _channel_of(file, part_keys[: len(file)])
+    first, last = np.searchsorted(channels, wanted), np.searchsorted(channels, wanted, side="right")
+    n_spans = np.diff(offsets_of(last - first)[part_offsets])
+    for index in np.flatnonzero(n_spans > max_pedals).tolist():
+        facts[index, CODE], facts[index, VALUE], facts[index, LIMIT] = TOO_MANY_PEDALS, n_spans[index], max_pedals
+    last = np.where(n_spans[file] > max_pedals, first, last)
+    row, span = spread_ranges(first, last)
+    return offsets_of(last - first)[part_offsets], onset[span], end[span], part[row]
+
+
+def _channel_of(file: NDArray[np.int64], key: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return one number for each channel of each file, in their order."""
+    return file << 32 | key.astype(np.int64)
+
+
+def _channel_spans(events: EventBatch) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the channel, the onset and the end of all pedal spans, in the order of channels."""
     n_moves = int(events.offsets[-1, 1])
-    files = np.repeat(np.arange(len(events.facts)), np.diff(events.offsets[:, 1]))
-    keys, ticks = events.sustain_key[:n_moves].astype(np.int64), events.sustain_tick[:n_moves].astype(np.int64)
-    is_sorted = (np.diff(files) > 0) | (np.diff(keys) > 0) | ((np.diff(keys) == 0) & (np.diff(ticks) >= 0))
-    if np.all(is_sorted):
-        return np.arange(n_moves)
-    return np.lexsort([ticks, keys, files])
+    file = np.repeat(np.arange(len(events.facts)), np.diff(events.offsets[:, 1]))
+    key, tick, value = (column[:n_moves] for column in (events.sustain_key, events.sustain_tick, events.sustain_value))
+    if n_moves and key.min() < 0:  # resets of a port lift the pedals of its 16 channels
+        n_channels = np.where(key < 0, 16, 1)
+        move = np.repeat(np.arange(n_moves), n_channels)
+        place = np.arange(len(move)) - offsets_of(n_channels)[move]
+        file, key, tick, value = file[move], key[move], tick[move], value[move]
+        key = np.where(key < 0, ((-1 - key) << 4) + place, key)
+    channel = _channel_of(file, key)
+    order = np.argsort(channel, kind="stable")
+    number = np.cumsum(np.diff(channel[order], prepend=-1) != 0)  # of the channel; with the tick it fits into 64 bits
+    order = order[np.argsort(number << 32 | tick[order], kind="stable")]  # moves at one tick stay as in the file
+    channel, tick, value = channel[order], tick[order], value[order]
+    spans = np.empty((3, len(channel)), np.int64)
+    spans = spans[:, : _find_spans(channel, tick, value, spans)]
+    for span in np.flatnonzero(spans[2] < 0):
+        spans[2, span] = _last_key_up(events, spans[0, span])
+    return tuple(spans[:, spans[1] < spans[2]])
+
+
+def _last_key_up(events: EventBatch, channel: np.int64) -> int:
+    """Return the end of the music of a channel's sequence."""
+    file, sequence = channel >> 32, (channel & 0xFFFFFFFF) >> 11
+    notes = slice(events.offsets[file, 0], events.offsets[file + 1, 0])
+    duration = events.duration[notes].astype(np.int64)
+    is_own = (events.key[notes] >> 11 == sequence) & (duration != UNENDED)
+    return int((events.onset[notes] + duration)[is_own].max(initial=0))
 
 
 @njit(cache=True, nogil=True)
-def _hold_pedals(facts, events, order, part_offsets, part_keys, max_pedals, offsets, onset, end, part):
-    """Give every part the pedal spans of its channel, whichever track the pedal stands on; without room, only count."""
-    is_counting, written = len(onset) == 0, 0
-    key_of, first_of, n_of = np.empty(2048, np.int64), np.empty(2048, np.int64), np.empty(2048, np.int64)
-    for index in range(len(facts)):
-        begin = written
-        if facts[index, CODE] == OK and events.offsets[index, 1] < events.offsets[index + 1, 1]:
-            key_of[:] = -1
-            at_note, music_end, sequence = events.offsets[index, 0], 0, -1
-            for a_part in range(part_offsets[index], part_offsets[index + 1]):
-                key = part_keys[a_part]
-                slot = key & 2047
-                if key_of[slot] == key:  # the channel's spans are known from another part
-                    if not is_counting:
-                        known = slice(first_of[slot], first_of[slot] + n_of[slot])
-                        onset[written : written + n_of[slot]] = onset[known]
-                        end[written : written + n_of[slot]] = end[known]
-                else:
-                    n_spans, down = _span_channel(events, order, index, key, is_counting, onset, end, written)
-                    if down >= 0 and key >> 11 != sequence:
-                        sequence = key >> 11
-                        at_note, music_end = _last_key_up(events, at_note, events.offsets[index + 1, 0], sequence)
-                    if 0 <= down < music_end:  # never lifted: down to the end of the music
-                        if not is_counting:
-                            onset[written + n_spans], end[written + n_spans] = down, music_end
-                        n_spans += 1
-                    key_of[slot], first_of[slot], n_of[slot] = key, written, n_spans
-                if not is_counting:
-                    part[written : written + n_of[slot]] = a_part - part_offsets[index]
-                written += n_of[slot]
-                if written - begin > max_pedals:
-                    break
-        if written - begin > max_pedals:
-            facts[index, CODE], facts[index, VALUE], facts[index, LIMIT] = TOO_MANY_PEDALS, written - begin, max_pedals
-            written = begin
-        offsets[index + 1] = written
-
-
-@njit(cache=True, nogil=True)
-def _last_key_up(events, note, last_note, sequence):
-    """Return (first note behind a sequence, tick of its last key up); `note` is not behind its first one."""
-    keys, onsets, durations, music_end = events.key, events.onset, events.duration, 0
-    while note < last_note and keys[note] >> 11 <= sequence:
-        if keys[note] >> 11 == sequence and durations[note] != UNENDED:
-            music_end = max(music_end, np.int64(onsets[note]) + durations[note])
-        note += 1
-    return note, music_end
-
-
-@njit(cache=True, nogil=True)
-def _span_channel(events, order, index, key, is_counting, onset, end, written):
-    """Write the pedal spans of one channel; return how many, and since when the pedal is down behind them or -1."""
-    first, last = events.offsets[index, 1], events.offsets[index + 1, 1]
-    ticks, values = events.sustain_tick, events.sustain_value
-    low, high = _moves_of(events.sustain_key, order, first, last, key)
-    places = order[low:high]
-    low, high = _moves_of(events.sustain_key, order, first, last, -1 - (key >> 4))
-    if low < high:  # resets of the port lift its pedals
-        places = _merge_moves(places, order[low:high], ticks)
-    n_spans, down = 0, -1
-    for place in places:
-        tick, value = np.int64(ticks[place]), values[place]
+def _find_spans(channels, ticks, values, spans):
+    """Write the channel, onset and end of pedal spans, -1 where the pedal is never lifted; return their number."""
+    n, down, channel = 0, -1, -1
+    for move in range(len(channels) + 1):
+        if move == len(channels) or channels[move] != channel:
+            if down >= 0:
+                spans[0, n], spans[1, n], spans[2, n] = channel, down, -1
+                n += 1
+            if move == len(channels):
+                break
+            channel, down = channels[move], -1
+        tick, value = np.int64(ticks[move]), values[move]
         if value >= 64 and down < 0:
             down = -1 if value == PEDAL_BREAK else tick
         elif down >= 0 and (value < 64 or value == PEDAL_BREAK):
             if tick > down:
-                if not is_counting:
-                    onset[written + n_spans], end[written + n_spans] = down, tick
-                n_spans += 1
+                spans[0, n], spans[1, n], spans[2, n] = channel, down, tick
+                n += 1
             down = tick if value == PEDAL_BREAK else -1
-    return n_spans, down
-
-
-@njit(cache=True, nogil=True)
-def _merge_moves(moves, resets, ticks):
-    """Return the moves of a channel and the resets of its port by tick, those of one tick as in the file."""
-    merged, reset = np.empty(len(moves) + len(resets), np.int64), 0
-    for at in range(len(moves)):
-        move = moves[at]
-        while reset < len(resets) and (
-            ticks[resets[reset]] < ticks[move] or (ticks[resets[reset]] == ticks[move] and resets[reset] < move)
-        ):
-            merged[at + reset] = resets[reset]
-            reset += 1
-        merged[at + reset] = move
-    merged[len(moves) + reset :] = resets[reset:]
-    return merged
-
-
-@njit(cache=True, nogil=True)
-def _moves_of(keys, order, first, last, key):
-    """Return the range of `order` with the moves of one channel of one file."""
-    low, high = first, last
-    while low < high:
-        middle = (low + high) // 2
-        if keys[order[middle]] < key:
-            low = middle + 1
-        else:
-            high = middle
-    stop = low
-    while stop < last and keys[order[stop]] == key:
-        stop += 1
-    return low, stop
+    return n
