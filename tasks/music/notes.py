@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -127,12 +127,7 @@ class NoteBatch:
 OWNERS = ("pedal_", "tempo_", "time_signature_", "key_signature_", "")  # prefixes of columns with offsets of their own
 PIECE_COLUMNS = ("ticks_per_quarter", "n_tracks")  # a value for each piece
 ALL_COLUMNS = tuple(field.name for field in fields(NoteBatch))
-_KINDS = {
-    "onset_seconds": np.float64, "end_seconds": np.float64, "pitch": np.uint8, "velocity": np.uint8,
-    "program": np.uint8, "is_drum": np.bool_, "track": np.uint16, "pedal_onset_seconds": np.float64,
-    "pedal_end_seconds": np.float64, "pedal_track": np.uint16, "tempo_microseconds_per_quarter": np.float64,
-    "key_signature_is_minor": np.bool_,
-}  # fmt: skip
+_KINDS = {field.name: get_args(get_args(field.type)[1])[0] for field in fields(NoteBatch)}
 
 
 def owner_of(column: str) -> str:
@@ -153,7 +148,7 @@ NOTE_COLUMNS = ("onset", "duration", "pitch", "velocity", "program", "is_drum", 
 
 def kind_of(column: str) -> Any:
     """Return the NumPy type of a column."""
-    return _KINDS.get(column, np.int64)
+    return _KINDS[column]
 
 
 def seconds_of(

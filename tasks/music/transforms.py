@@ -19,7 +19,8 @@ def apply_sustain(batch: NoteBatch) -> NoteBatch:
     """
     if not len(batch.pedal_track):
         return batch
-    return replace(batch, end_seconds=_sustained_ends(*(getattr(batch, name) for name in _SUSTAIN_COLUMNS)))
+    falls = np.floor(batch.pedal_onset_seconds * _TIME_GRID)  # a note that ends as the pedal falls is not held
+    return replace(batch, end_seconds=_sustained_ends(*(getattr(batch, name) for name in _SUSTAIN_COLUMNS), falls))
 
 
 def transpose(batch: NoteBatch, semitones: int) -> tuple[NoteBatch, BoolArray]:
@@ -87,14 +88,12 @@ def shift_velocity(batch: NoteBatch, steps: int) -> tuple[NoteBatch, IntArray]:
 
 _SUSTAIN_COLUMNS = (
     "offsets", "onset_seconds", "end_seconds", "pitch", "is_drum", "track",
-    "pedal_offsets", "pedal_onset_seconds", "pedal_end_seconds", "pedal_track",
+    "pedal_offsets", "pedal_end_seconds", "pedal_track",
 )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def _sustained_ends(
-    offsets, onset, end, pitch, is_drum, track, pedal_offsets, pedal_onset, pedal_end, pedal_track
-):  # fmt: skip
+def _sustained_ends(offsets, onset, end, pitch, is_drum, track, pedal_offsets, pedal_end, pedal_track, falls):
     rings_until = end.copy()
     n_voices = 0
     for note in range(len(track)):
@@ -115,8 +114,10 @@ def _sustained_ends(
             if is_drum[note] or n_spans[part] == 0:
                 continue
             voice = part << 7 | int(pitch[note])
-            span = _span_before(pedal_onset, first_span[part], n_spans[part], end[note])
-            if span >= 0 and end[note] < pedal_end[span]:
+            first = first_span[part]
+            own = falls[first : first + n_spans[part]]
+            span = first - 1 + np.searchsorted(own, np.floor(end[note] * _TIME_GRID))
+            if span >= first and end[note] < pedal_end[span]:
                 rings_until[note] = max(end[note], min(pedal_end[span], next_onset[voice]))
             next_onset[voice] = onset[note]
         for note in range(offsets[piece], offsets[piece + 1]):
@@ -124,20 +125,3 @@ def _sustained_ends(
         for span in range(low, high):
             n_spans[min(int(pedal_track[span]), n_voices)] = 0
     return rings_until
-
-
-@njit(cache=True, nogil=True)
-def _span_before(onset, first, n_spans, time):
-    """Return the last of some spans that begins before a time, -1 where none does.
-
-    Compared on the time grid: a note that ends as the pedal falls is not held.
-    """
-    moment = np.floor(time * _TIME_GRID)
-    low, high = first, first + n_spans
-    while low < high:
-        middle = (low + high) // 2
-        if np.floor(onset[middle] * _TIME_GRID) < moment:
-            low = middle + 1
-        else:
-            high = middle
-    return low - 1 if low > first else -1

@@ -11,7 +11,7 @@ End of Track is read if it is events up to the end of the chunk; data bytes over
 Source: MIDI 1.0 Detailed Specification, Standard MIDI Files 1.0 (chunks, variable-length numbers, running status).
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,15 +79,6 @@ class EventBatch(NamedTuple):
     meta_values: NDArray[np.int32]  # [·, 2]
 
 
-_COLUMNS = {
-    np.int32: (
-        "onset", "duration", "key", "track", "next_open", "sustain_tick", "sustain_key", "control_tick", "control_key",
-        "control_note", "control_track", "meta_tick",
-    ),
-    np.uint8: ("pitch", "velocity", "program", "sustain_value", "control_kind", "control_value", "meta_kind"),
-}  # fmt: skip
-
-
 def read_events(data: NDArray[np.uint8], offsets: NDArray[np.int64], max_notes: int, max_tracks: int) -> EventBatch:
     """Read the events of a batch of files.
 
@@ -98,12 +89,10 @@ def read_events(data: NDArray[np.uint8], offsets: NDArray[np.int64], max_notes: 
     """
     n_files, n_bytes = len(offsets) - 1, len(data)
     room = {"control": n_bytes // 2 + 1, "meta": n_bytes // 4 + 1}  # by the fewest bytes that an event can take
-    columns: dict[str, Any] = {
-        name: np.empty(room.get(name.partition("_")[0], n_bytes // 3 + 1), kind)
-        for kind, names in _COLUMNS.items()
-        for name in names
-    }
-    columns["meta_values"] = np.empty((room["meta"], 2), np.int32)
+    columns: dict[str, Any] = {}
+    for name, hint in list(EventBatch.__annotations__.items())[2:]:
+        n_rows = room.get(name.partition("_")[0], n_bytes // 3 + 1)
+        columns[name] = np.empty((n_rows, 2) if name == "meta_values" else n_rows, get_args(get_args(hint)[1])[0])
     batch = EventBatch(np.zeros((n_files, N_FACTS), np.int64), np.zeros((n_files + 1, 4), np.int64), **columns)
     _read_files(data, offsets, max_notes, max_tracks, batch)
     return batch

@@ -95,8 +95,8 @@ def draw_lines(
 
 def seeds_between(offsets: "IntArray", pitch: "ByteArray", low: int = 0, high: int = 1 << 32) -> NDArray[np.uint64]:
     """Return the indexed seeds of P lines whose hash lies in `low` to `high` (excluded), sorted: hash << 32 | place."""
-    found = np.empty(_count_seeds(offsets, pitch, low, high), np.uint64)
-    _fill_seeds(offsets, pitch, low, high, found)
+    found = np.empty(len(pitch) // SEED_STEP + len(offsets), np.uint64)
+    found = found[: _fill_seeds(offsets, pitch, low, high, found)].copy()
     found.sort()
     return found
 
@@ -198,17 +198,7 @@ def _hash_all(pitch: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _count_seeds(offsets: Any, pitch: Any, low: int, high: int) -> int:
-    count = 0
-    for piece in range(len(offsets) - 1):
-        for i in range(offsets[piece], offsets[piece + 1] - SEED_INTERVALS, SEED_STEP):
-            if low <= np.int64(_hash_seed(pitch, i)) < high:
-                count += 1
-    return count
-
-
-@njit(cache=True, nogil=True)
-def _fill_seeds(offsets: Any, pitch: Any, low: int, high: int, found: Any) -> None:
+def _fill_seeds(offsets: Any, pitch: Any, low: int, high: int, found: Any) -> int:
     count = 0
     for piece in range(len(offsets) - 1):
         for i in range(offsets[piece], offsets[piece + 1] - SEED_INTERVALS, SEED_STEP):
@@ -216,6 +206,7 @@ def _fill_seeds(offsets: Any, pitch: Any, low: int, high: int, found: Any) -> No
             if low <= np.int64(value) < high:
                 found[count] = value << np.uint64(32) | np.uint64(i)
                 count += 1
+    return count
 
 
 @njit(cache=True, nogil=True)
@@ -251,7 +242,7 @@ def _walk(hits: Any, onset: Any, pitch: Any, offsets: Any, source_onset: Any, so
         elapsed, lasted = _times(onset, source_onset, q, j)
         if elapsed < 0:
             continue
-        piece = _piece_at(offsets, j)
+        piece = np.searchsorted(offsets, j, side="right") - 1
         left[0] = min(q, j - offsets[piece])
         left[1] = min(n, q + offsets[piece + 1] - j) - 1 - q
         for way in range(2):
@@ -263,18 +254,6 @@ def _walk(hits: Any, onset: Any, pitch: Any, offsets: Any, source_onset: Any, so
         n_runs += 1
         diagonal, covered = hit // n, last + 1
     return runs[:n_runs].copy()
-
-
-@njit(cache=True, nogil=True)
-def _piece_at(offsets: Any, note: int) -> int:
-    low, high = 0, len(offsets) - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if offsets[middle] <= note:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 @njit(cache=True, nogil=True)
