@@ -2,18 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tasks.errors import BadScore, NotFound, RejectReason
+from tasks.music.midi.events import EventBatch
 from tasks.music.midi.limits import ReadLimits
+from tasks.music.midi.reader import read_files
 from tasks.music.score import Score
-
-if TYPE_CHECKING:
-    from tasks.music.midi.events import EventBatch
 
 
 def read_midi(
-    data: bytes | Path, where: str = "", limits: ReadLimits = ReadLimits(), read: "EventBatch | None" = None
+    data: bytes | Path, where: str = "", limits: ReadLimits = ReadLimits(), read: EventBatch | None = None
 ) -> Score:
     """Read a MIDI file, or an RMID file around one, into a score.
 
@@ -32,8 +30,6 @@ def read_midi(
             unsupported_division, no_notes, unreadable_notes, out_of_range, too_long, too_many_notes.
         NotFound: the path is no file.
     """
-    from tasks.music.midi.reader import read_files  # compiled code, loaded by the first read
-
     if isinstance(data, Path):
         where = where or str(data)
         data = _read_file(data, where, limits)

@@ -1,65 +1,18 @@
 """`remi` ids -> notes, tempos and time signatures, in compiled code; any sequence of ids has a reading."""
 
-from typing import NamedTuple
-
 import numpy as np
-from numpy.typing import NDArray
 
 from tasks.music.arrays import IntArray
 from tasks.music.compiled import njit
 from tasks.music.score import DEFAULT_TEMPO, Score, Tempos, TimeSignatures, build_score
-from tasks.music.tokenizers.remi.vocabulary import (
-    DEFAULT_VELOCITY,
-    N_PROGRAMS,
-    Kind,
-    RemiVocabulary,
-    grid_points,
-    levels_of,
-    parse_grid,
-    ticks_of,
-)
+from tasks.music.tokenizers.remi.tables import DRUM_SLOT, EncodeTables
+from tasks.music.tokenizers.remi.vocabulary import DEFAULT_VELOCITY, N_PROGRAMS, Kind, RemiVocabulary
 
-_DRUM_SLOT = N_PROGRAMS - 1
 # Places in the clock, which says where the reading of the tokens stands.
 TICK, BAR, BAR_TICK, METER_BAR, METER_TICK, METER, NOTE_END, N_CLOCK = range(8)
 
 
-class DecodeTables(NamedTuple):
-    """A vocabulary as the compiled code needs it; L sizes of a beat, see `levels_of`."""
-
-    kind_V: NDArray[np.uint8]  # noqa: N815  shape letter
-    value_V: NDArray[np.int32]  # noqa: N815
-    steps: int
-    common_time: int
-    has_velocities: bool
-    numerator: IntArray
-    level: IntArray  # of each meter
-    duration_ticks: IntArray  # [L, durations]
-    rest_ticks: IntArray  # [L, rests]
-
-
-def decode_tables(vocabulary: RemiVocabulary) -> DecodeTables:
-    """Return the tables of a vocabulary."""
-    config, steps, n_levels = vocabulary.config, vocabulary.steps, levels_of(vocabulary)
-    numerator, denominator = np.array(vocabulary.meters, np.int64).T
-    return DecodeTables(
-        kind_V=vocabulary.kind_V,
-        value_V=vocabulary.value_V,
-        steps=steps,
-        common_time=vocabulary.common_time,
-        has_velocities=config.n_velocities > 0,
-        numerator=numerator.copy(),
-        level=np.array([_halvings(denominator.max() // value) for value in denominator], np.int64),
-        duration_ticks=ticks_of(vocabulary.durations, steps, n_levels),
-        rest_ticks=ticks_of(grid_points(parse_grid("rest_grid", config.rest_grid)), steps, n_levels),
-    )
-
-
-def _halvings(ratio: int) -> int:
-    return int(ratio).bit_length() - 1
-
-
-def decode_ids(ids: IntArray, vocabulary: RemiVocabulary, tables: DecodeTables) -> Score:
+def decode_ids(ids: IntArray, vocabulary: RemiVocabulary, tables: EncodeTables) -> Score:
     """Return the music of one piece of ids, all of which the vocabulary has; see `RemiTokenizer.decode`."""
     notes, tempos, meters = (np.empty((rows, len(ids) + 1), np.int64) for rows in (5, 2, 2))
     counts = np.zeros(3, np.int64)
@@ -79,8 +32,8 @@ def decode_ids(ids: IntArray, vocabulary: RemiVocabulary, tables: DecodeTables) 
             "duration": duration,
             "pitch": pitch,
             "velocity": velocity,
-            "program": np.where(slot == _DRUM_SLOT, 0, slot),
-            "is_drum": slot == _DRUM_SLOT,
+            "program": np.where(slot == DRUM_SLOT, 0, slot),
+            "is_drum": slot == DRUM_SLOT,
             "track": track_of[slot],
         },
         tempos=Tempos(tempo_tick, microseconds),
@@ -122,7 +75,7 @@ def _read_tokens(ids, tables, notes, tempos, meters, counts):
     for place in range(len(ids)):
         kind, value = tables.kind_V[ids[place]], np.int64(tables.value_V[ids[place]])
         if kind == Kind.PROGRAM:
-            slot = value if value >= 0 else _DRUM_SLOT
+            slot = value if value >= 0 else DRUM_SLOT
         elif kind in (Kind.PITCH, Kind.DRUM_PITCH):
             _read_note(ids, place, value, slot, tables, clock, notes, counts)
         elif kind == Kind.TEMPO:

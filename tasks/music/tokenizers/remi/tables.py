@@ -39,6 +39,8 @@ N_CLOCK = 9  # numbers that say how far the tokens of a piece have come, see `wr
 class EncodeTables(NamedTuple):
     """A vocabulary as the compiled code needs it; L sizes of a beat, see `levels_of`."""
 
+    kind_V: NDArray[np.uint8]  # noqa: N815  shape letter
+    value_V: NDArray[np.int32]  # noqa: N815
     steps: int
     chord_steps: int  # steps of the first beat of the grid
     first: IntArray  # first id of each Kind
@@ -57,6 +59,7 @@ class EncodeTables(NamedTuple):
     common_time: int
     numerator: IntArray
     denominator_log: IntArray
+    level: IntArray  # of each meter: halvings of the beat from the shortest one of all meters
     duration_of: IntArray  # [L, ticks + 1]: nearest duration
     duration_ticks: IntArray  # [L, durations]
     rest_ticks: IntArray  # [L, rests]
@@ -88,7 +91,7 @@ class Work(NamedTuple):
     clock: IntArray
 
 
-def encode_tables(vocabulary: RemiVocabulary) -> EncodeTables:
+def build_tables(vocabulary: RemiVocabulary) -> EncodeTables:
     """Return the tables of a vocabulary."""
     config, steps, n_levels = vocabulary.config, vocabulary.steps, levels_of(vocabulary)
     first = np.array([vocabulary.first[kind] for kind in Kind], np.int64)
@@ -104,6 +107,8 @@ def encode_tables(vocabulary: RemiVocabulary) -> EncodeTables:
     pitch_base = vocabulary.first[Kind.PITCH] - config.pitch_min
     drum_base = vocabulary.first[Kind.DRUM_PITCH] - config.drum_pitch_min
     return EncodeTables(
+        kind_V=vocabulary.kind_V,
+        value_V=vocabulary.value_V,
         steps=steps,
         chord_steps=parse_grid("grid", config.grid)[0][2],
         first=first,
@@ -122,6 +127,7 @@ def encode_tables(vocabulary: RemiVocabulary) -> EncodeTables:
         common_time=vocabulary.common_time,
         numerator=numerator.copy(),
         denominator_log=denominator_log,
+        level=denominator_log.max() - denominator_log,
         duration_of=np.stack([nearest(ticks, lengths) for ticks in duration_ticks]),
         duration_ticks=duration_ticks,
         rest_ticks=ticks_of(rest_points, steps, n_levels),

@@ -5,7 +5,6 @@ for the same settings; by default the settings of the Hourglass model.
 """
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,12 +12,11 @@ from numpy.typing import ArrayLike
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
 from tasks.music.tokenizers.base import TokenArray, TokenBatch, Tokenizer, require_ids, until_end
+from tasks.music.tokenizers.remi import encode as encoder
+from tasks.music.tokenizers.remi.decode import decode_ids
 from tasks.music.tokenizers.remi.grammar import build_grammar
+from tasks.music.tokenizers.remi.tables import EncodeTables, build_tables
 from tasks.music.tokenizers.remi.vocabulary import DRUMS, Kind, RemiConfig, RemiVocabulary
-
-if TYPE_CHECKING:
-    from tasks.music.tokenizers.remi.decode import DecodeTables
-    from tasks.music.tokenizers.remi.tables import EncodeTables
 
 _HOURGLASS = RemiConfig()
 
@@ -56,16 +54,8 @@ class RemiTokenizer(Tokenizer):
         self.grammar = build_grammar(self.vocabulary)
 
     @cached_property
-    def _encode_tables(self) -> "EncodeTables":
-        from tasks.music.tokenizers.remi.tables import encode_tables  # compiled code: configs load without it
-
-        return encode_tables(self.vocabulary)
-
-    @cached_property
-    def _decode_tables(self) -> "DecodeTables":
-        from tasks.music.tokenizers.remi.decode import decode_tables
-
-        return decode_tables(self.vocabulary)
+    def _tables(self) -> EncodeTables:
+        return build_tables(self.vocabulary)
 
     def encode_block(self, batch: NoteBatch) -> TokenBatch:
         """Encode whole pieces, each from start to end.
@@ -78,9 +68,7 @@ class RemiTokenizer(Tokenizer):
         Raises:
             ValueError: a piece goes on after 2**31 - 1 ticks of the grid.
         """
-        from tasks.music.tokenizers.remi import encode as encoder
-
-        ids, offsets, counts, seconds = encoder.encode_notes(batch, self._encode_tables)
+        ids, offsets, counts, seconds = encoder.encode_notes(batch, self._tables)
         dropped = {
             "out_of_range": counts[:, encoder.OUT_OF_RANGE],
             "duplicate": counts[:, encoder.DUPLICATES],
@@ -99,9 +87,7 @@ class RemiTokenizer(Tokenizer):
         Raises:
             ValueError: an id outside of the vocabulary.
         """
-        from tasks.music.tokenizers.remi.decode import decode_ids
-
-        return decode_ids(until_end(ids, self.vocab_size, self.end_id), self.vocabulary, self._decode_tables)
+        return decode_ids(until_end(ids, self.vocab_size, self.end_id), self.vocabulary, self._tables)
 
     def transpose_ids(self, ids: ArrayLike, semitones: int) -> TokenArray | None:
         """Move every pitch but the drums' by `semitones`, and the roots of chords; None where one leaves its range.
