@@ -52,48 +52,38 @@ def midi_statistics(data: bytes, where: str = "", read: events.EventBatch | None
             (refusal.reason, refusal.detail) if refusal else (RejectReason.BAD_EVENT, "events that cannot be read")
         )
         raise BadScore(reason, f"{detail} ({where or 'bytes'})")
-    notes = _notes_of(batch)
-    n_tracks = int(facts[events.N_TRACKS])
-    ranges = [_pitch_range(notes, track) for track in range(n_tracks)]
-    controls = [_controls_of(whole, begin, end) for begin, end in track_chunks(whole).tolist()]
-    is_drum = notes.channel == DRUM_CHANNEL
+    key, track, pitch, end = _ended_notes(batch)
+    channel, n_tracks = key & 15, int(facts[events.N_TRACKS])
+    is_drum = channel == DRUM_CHANNEL
+    ranges = [_range_of(pitch[(track == index) & ~is_drum]) for index in range(n_tracks)]
+    controls = [_controls_of(whole, begin, stop) for begin, stop in track_chunks(whole).tolist()]
     return {
         "bank_select": [list(bank) for bank in dict.fromkeys(bank for c in controls for bank in c.banks)],
-        "channels_by_track": [np.unique(notes.channel[notes.track == track]).tolist() for track in range(n_tracks)],
-        "channels_total": np.unique(notes.channel).tolist(),
+        "channels_by_track": [np.unique(channel[track == index]).tolist() for index in range(n_tracks)],
+        "channels_total": np.unique(channel).tolist(),
         "general_midi_mode": [mode for c in controls for mode in c.modes],
         "ntracks": n_tracks,
-        "nticks": int(notes.end.max(initial=0)),
-        "num_notes_by_channel": _histogram(notes.channel),
+        "nticks": int(end.max(initial=0)),
+        "num_notes_by_channel": _histogram(channel),
         "patch_changes_by_track": [{str(channel): program for channel, program in c.last.items()} for c in controls],
         "patch_changes_total": sorted({program for c in controls for program in c.programs}),
-        "percussion": _histogram(notes.pitch[is_drum]),
-        "pitches": _histogram(notes.pitch[~is_drum]),
+        "percussion": _histogram(pitch[is_drum]),
+        "pitches": _histogram(pitch[~is_drum]),
         "pitch_range_by_track": ranges,
         "pitch_range_sum": sum(high - low for low, high in filter(None, ranges)),
         "ticks_per_quarter": int(facts[events.TICKS_PER_QUARTER]),
     }
 
 
-class _FileNotes(NamedTuple):
-    channel: NDArray[np.int64]
-    track: NDArray[np.int64]
-    pitch: NDArray[np.int64]
-    end: NDArray[np.int64]  # ticks
+def _ended_notes(batch: events.EventBatch) -> list[NDArray[np.int64]]:
+    """Return key, track, pitch and end tick of the notes that are ended."""
+    is_ended = np.flatnonzero(batch.duration[: batch.offsets[1, 0]] != events.UNENDED)
+    columns = (batch.key, batch.track, batch.pitch, batch.onset, batch.duration)
+    key, track, pitch, onset, duration = (column[is_ended].astype(np.int64) for column in columns)
+    return [key, track, pitch, onset + duration]
 
 
-def _notes_of(batch: events.EventBatch) -> _FileNotes:
-    n_notes = int(batch.offsets[1, 0])
-    is_ended = np.flatnonzero(batch.duration[:n_notes] != events.UNENDED)
-    key, track, pitch, onset, duration = (
-        column[is_ended].astype(np.int64)
-        for column in (batch.key, batch.track, batch.pitch, batch.onset, batch.duration)
-    )
-    return _FileNotes(key & 15, track, pitch, onset + duration)
-
-
-def _pitch_range(notes: _FileNotes, track: int) -> list[int] | None:
-    pitch = notes.pitch[(notes.track == track) & (notes.channel != DRUM_CHANNEL)]
+def _range_of(pitch: NDArray[np.int64]) -> list[int] | None:
     return [int(pitch.min()), int(pitch.max())] if len(pitch) else None
 
 

@@ -154,12 +154,14 @@ def _draw_notes(axes: Any, score: Score, seconds: float, n_pixels: int) -> None:
 
 
 def _draw_pedal(axes: Any, score: Score) -> None:
+    from matplotlib.colors import to_rgba_array
+
     pedals = score.pedals
     axes.set_ylim(0, 1)
     axes.set_yticks([0.5], ["pedal"])
     n_tracks = max(score.n_tracks, 1)
     high = 1 - pedals.track / n_tracks
-    colours = np.tile(np.array([*_rgb(INK), 0.45]), (len(pedals.track), 1))
+    colours = to_rgba_array([INK] * len(pedals.track), 0.45)
     times = (pedals.onset_seconds, pedals.end_seconds)
     _add_boxes(axes, times, (high - 0.8 / n_tracks, high - 0.2 / n_tracks), colours)
 
@@ -183,10 +185,8 @@ def _add_boxes(axes: Any, times: tuple[Any, Any], heights: tuple[Any, Any], colo
 
 
 def _colours(score: Score, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
-    palette = np.array([_rgb(colour) for colour in PART_COLOURS])
+    from matplotlib.colors import to_rgba_array
+
+    palette = to_rgba_array(PART_COLOURS)[:, :3]
     rgb = palette[score.notes.track[chosen] % len(palette)]
     return np.column_stack([rgb, 0.4 + 0.6 * score.notes.velocity[chosen] / 127])
-
-
-def _rgb(colour: str) -> tuple[float, ...]:
-    return tuple(value / 255 for value in bytes.fromhex(colour[1:]))

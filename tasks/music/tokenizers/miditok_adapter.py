@@ -35,7 +35,7 @@ class MidiTokConfig:
     """A tokenizer as MidiTok's own `save` writes it.
 
     Args:
-        tokenizer: the text of that JSON file; `from_file` reads it. Without it there is nothing to encode with.
+        tokenizer: the text of that JSON file. Without it there is nothing to encode with.
     """
 
     name: Literal["miditok"] = "miditok"
@@ -50,18 +50,6 @@ class MidiTokConfig:
             raise ValueError(f"tokenizer: {self.tokenizer[:40]!r} is not JSON that is read: {error}") from error
         if not isinstance(form, dict) or not {"tokenization", "config"} <= set(form):
             raise ValueError("tokenizer: no object with 'tokenization' and 'config', as MidiTok's save writes it")
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> "MidiTokConfig":
-        """Return the config of a file that MidiTok saved.
-
-        Raises:
-            ConfigError: no such file, or it is not what MidiTok saves.
-        """
-        try:
-            return cls(tokenizer=json.dumps(json.loads(Path(path).read_text()), separators=(",", ":")))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: {error}") from error
 
 
 class MidiTokTokenizer(Tokenizer):
@@ -198,7 +186,8 @@ def _load(config: MidiTokConfig) -> tuple[Any, Any]:
     name = json.loads(config.tokenizer)["tokenization"]
     kind = getattr(miditok, name, None) if isinstance(name, str) else None
     if not isinstance(kind, type) or not issubclass(kind, miditok.MusicTokenizer) or kind is miditok.MusicTokenizer:
-        raise ConfigError(f"MidiTok {_version(miditok)} has no tokenizer named {name!r}")
+        version = getattr(miditok.constants, "CURRENT_MIDITOK_VERSION", "of this version")
+        raise ConfigError(f"MidiTok {version} has no tokenizer named {name!r}")
     with tempfile.TemporaryDirectory() as folder:  # MidiTok reads files only
         path = Path(folder) / "tokenizer.json"
         path.write_text(config.tokenizer)
@@ -206,10 +195,6 @@ def _load(config: MidiTokConfig) -> tuple[Any, Any]:
             return kind(params=path), miditok.TokSequence
         except Exception as error:  # MidiTok does not document what it raises on odd files
             raise ConfigError(f"MidiTok cannot read its tokenizer: {type(error).__name__}: {error}") from error
-
-
-def _version(miditok: Any) -> str:
-    return getattr(miditok.constants, "CURRENT_MIDITOK_VERSION", "of this version")
 
 
 def _check_form(peer: Any) -> None:
