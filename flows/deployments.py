@@ -18,11 +18,7 @@ LOCK_WAIT_SECONDS = 24 * 3600  # a triggered run waits for the one before it; a 
 
 
 def check_cron(cron: str) -> None:
-    """Check that a cron expression is one.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Raise ConfigError where a cron expression is not valid."""
     from prefect.client.schemas.schedules import CronSchedule
 
     try:

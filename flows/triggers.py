@@ -17,13 +17,11 @@ DEPLOY_HINT = "send the deployment's whole `config` with your changes, or run `o
 
 
 def check_trigger(config: Any) -> None:
-    """See, before any work, that the settings of this flow run are those that were asked for.
+    """Check, before any work, that the settings of this flow run are those that were asked for.
 
-    Prefect replaces the deployment's `config` by the one of a trigger, and what that one lacks gets the defaults of the
-    code, not the settings of the deployment.
-
-    Raises:
-        ConfigError: as `check_config`, or a number that no setting takes.
+    Prefect replaces the deployment's `config` by that of a trigger, and what the trigger lacks gets the defaults
+    of the code, not the deployment's settings. Raises ConfigError as `check_config`, or for a
+    number that no setting takes.
     """
     check_numbers(config)
     context = FlowRunContext.get()
@@ -37,14 +35,9 @@ def check_trigger(config: Any) -> None:
 
 
 def check_config(config: Any, given: Mapping[str, Any], deployed: Mapping[str, Any]) -> None:
-    """Check that the config of a trigger is whole, and that its preset is the one it is named after.
+    """Check that a trigger's config, made of `given`, has all that the deployment sets, and the model of its preset.
 
-    Args:
-        config: what the flow got.
-        given: what it was made of.
-        deployed: the settings of the deployment.
-    Raises:
-        ConfigError: `given` lacks what the deployment sets, or has the name of another preset than its model.
+    Raises ConfigError where it lacks a setting, or names another preset than that of its model.
     """
     given, deployed = current_names(given), current_names(deployed)
     if lacking := _lacking(given, deployed):

@@ -66,10 +66,9 @@ def generate(
 
 
 def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> None:
-    """Compose all batches of a request file, once all its settings, models and prompts are known to be there.
+    """Compose all batches of a request file, after all its settings, models and prompts are validated.
 
-    A job that fails for a reason of its own does not keep the others from being composed; all such are told at the end,
-    whatever ends it, and the last of them decides the exit code.
+    A job that fails does not stop the others. All failures are reported at the end; the last decides the exit code.
     """
     from flows.cli.requests import read_request
 

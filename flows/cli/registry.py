@@ -19,11 +19,7 @@ def tracker_of(home: Home) -> Any:
 
 
 def find_model(home: Home, reference: str) -> Any:
-    """Return the registered model that a reference means.
-
-    Raises:
-        NotFound: there is none.
-    """
+    """Return the registered model that a reference names; NotFound where there is none."""
     from tasks.runtime.progress import Progress
 
     with Progress("looking for the model"):
@@ -34,14 +30,7 @@ def find_model(home: Home, reference: str) -> Any:
 
 
 def check_controls(home: Home, model: Any, config: Any) -> None:
-    """See, before Prefect is started, that a model's encoding has ids for what a batch asks for.
-
-    Args:
-        model: of `find_model`.
-        config: the `GenerateConfig`.
-    Raises:
-        ConfigError: it has none of a kind, such as programs in an encoding without programs.
-    """
+    """Check, before Prefect starts, that a model's encoding has ids for the controls of a batch; see `sample_ids`."""
     folder = home.root / model.checkpoint
     if not (config.key or config.programs or config.tempo or config.density) or not folder.exists():
         return

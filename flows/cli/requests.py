@@ -31,14 +31,14 @@ class RequestedBatch:
 def read_request(path: Path, settings_of: Callable[[str], GenerateConfig]) -> list[RequestedBatch]:
     """Return the jobs of a request file.
 
-    The file holds `model`, for jobs that name none; `defaults`, settings for all jobs; and `jobs`, each with a `name`,
-    a `model` if it likes, and settings as below `generate.`. Paths are relative to the file.
+    The file holds `model`, for jobs that name none; `defaults`, settings for all jobs; and `jobs`, each with
+    optional `name` and `model` and with settings as below `generate.`. Paths are relative to the file.
 
     Args:
-        settings_of: what a model's preset composes with, by the model's reference; the request changes these.
+        settings_of: returns the settings of a model's preset, by the model's reference; the request changes these.
     Raises:
-        NotFound: no such file.
-        ConfigError: it is no TOML or JSON, or a key or value is wrong; the message names the job.
+        NotFound: there is no such file or model.
+        ConfigError: it is not TOML or JSON, or a key or value is wrong; the message names the job.
     """
     form = _read(path)
     if unknown := [key for key in form if key not in TOP_KEYS]:
@@ -142,11 +142,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _nested(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return settings with a table within a table for each dot in a key, as TOML has them without being asked.
-
-    Raises:
-        ConfigError: a key is there twice.
-    """
+    """Return settings with a table for each dot in a key, as in TOML; ConfigError where a key is there twice."""
     found = dict[str, Any]()
     for key, value in settings.items():
         *tables, last = key.split(".")

@@ -52,10 +52,9 @@ def build_config(preset: str, overrides: Sequence[str], file: Path | None = None
 
 
 def early_config(section: str, preset: str, overrides: Sequence[str], file: Path | None) -> Any:
-    """Return the config of a preset, or None where the model is to say which one; mistakes are found in both cases.
+    """Return the config of a preset, or None where the model decides the preset; errors as in `build_config`.
 
-    Raises:
-        ConfigError, NotFound: as `build_config`; without a preset, for settings below `section` only.
+    Without a preset only the settings below `section` are validated.
     """
     if preset:
         return build_config(preset, overrides, file)

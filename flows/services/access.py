@@ -32,10 +32,8 @@ _PASSWORD = re.compile(r"[A-Za-z0-9_-]{43}")
 def password_of(home: Home) -> str:
     """Return the password of a home's servers, made by the first call.
 
-    A file that others may read, or that holds no password, is replaced: what others may have read is no secret.
-
-    Raises:
-        HomeError: the file system keeps no permissions, so that there is no place for a secret.
+    A file that others may read, or that holds no password, is replaced. HomeError where the file system keeps no
+    permissions.
     """
     known = _read_password(home.password)
     if known:

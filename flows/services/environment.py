@@ -200,11 +200,7 @@ def read_services(home: Home) -> dict[str, str]:
 
 
 def check_prefect() -> str:
-    """Return the address of PREFECT_API_URL, once the server there takes the password of the environment.
-
-    Raises:
-        ConfigError: it does not answer, or refuses the password.
-    """
+    """Return the address of PREFECT_API_URL; ConfigError where it does not answer, or refuses the password."""
     address, auth = os.environ["PREFECT_API_URL"].rstrip("/"), os.environ.get("PREFECT_API_AUTH_STRING")
     key = os.environ.get("PREFECT_API_KEY")
     sent = {"Authorization": f"Bearer {key}"} if key and not auth else {}

@@ -38,13 +38,10 @@ request.send();
 
 
 class Guard:
-    """Refuses what does not come from this machine's own pages and clients with the password.
+    """Refuses requests except those of this machine's own pages and clients that have the password.
 
     Args:
-        app: the application behind the guard.
         server: `prefect` or `mlflow`.
-        port: where it listens.
-        password: of the home.
         page: address within the server where a signed-in person begins.
     """
 

@@ -28,10 +28,10 @@ STOP_SECONDS = 3  # for requests under way
 
 
 def prefect_app(has_page: bool) -> ASGIApp:
-    """Return Prefect's application, its page asking the API of the same address.
+    """Return Prefect's application; its page asks the API of the same address.
 
     Args:
-        has_page: with the page and all background services; without, what a flow of one command needs.
+        has_page: include the page and all background services.
     """
     import prefect
     from prefect.server.api.server import create_app

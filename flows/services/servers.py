@@ -70,34 +70,24 @@ def address_of(listener: socket.socket) -> str:
 
 
 def start_prefect(home: Home, port: int | socket.socket, has_page: bool = True) -> Service:
-    """Start a Prefect server on loopback and wait until it answers.
+    """Start a Prefect server on loopback and wait until it answers; HomeError where it does not.
 
     Args:
         port: the wanted one, or a socket of `listen`.
-        has_page: with the page, schedules and all other background services.
-    Raises:
-        HomeError: it ended or stayed silent; the message names its log. Or its database is damaged.
+        has_page: include the page, schedules and all other background services.
     """
     check_prefect_database(home)
     return _start(home, "prefect", port, [] if has_page else ["--without-page"])
 
 
 def check_prefect_database(home: Home) -> None:
-    """Look at the database of the Prefect servers that commands start.
-
-    Raises:
-        DamagedDatabase: it is damaged.
-    """
+    """Raise DamagedDatabase where the database of the Prefect servers that commands start is damaged."""
     if path := environment.prefect_database(home):
         check_database(path, environment.PREFECT_KNEW)
 
 
 def start_mlflow(home: Home, port: int | socket.socket) -> Service:
-    """Start an MLflow server on loopback over the home's store and wait until it answers.
-
-    Raises:
-        HomeError: it ended or stayed silent; the message names its log.
-    """
+    """Start an MLflow server on loopback over the home's store and wait for its answer; HomeError without one."""
     tracker = Tracker(home)
     if tracker.uri.startswith(("http://", "https://")):
         raise HomeError("MLFLOW_TRACKING_URI names a server: open its page instead, or unset it")
@@ -120,13 +110,13 @@ def stop(service: Service) -> None:
 def ensure_prefect(home: Home) -> Callable[[], None]:
     """Give the flows of this process a Prefect server: that of PREFECT_API_URL, otherwise one of their own.
 
-    The latter ends with this process, whatever ends it. Prefect would start one by itself, but one without a password.
+    The latter ends with this process. Prefect would start one itself, but without a password.
 
     Returns:
-        what waits until it answers; meanwhile the caller imports what the flow needs. Raises HomeError if it fails.
+        a function that waits until the server answers, or raises HomeError.
     Raises:
         ConfigError: the server refuses the password.
-        HomeError: its database is damaged.
+        DamagedDatabase: its database is damaged.
     """
     if os.environ.get("PREFECT_API_URL"):
         environment.check_prefect()
@@ -154,10 +144,9 @@ def _end_own_prefect(service: Service) -> None:
 
 @contextmanager
 def served(home: Home, ports: Mapping[str, int | socket.socket]) -> Iterator[list[Service]]:
-    """Start those of the named servers that do not run yet, and write down where they are; stop and forget them after.
+    """Start those of the named servers that do not run yet, and record their addresses; stop and forget them after.
 
-    What other processes have written down stays. Two starts at once wait for each other, and the second finds the
-    servers of the first.
+    The records of other processes stay. Of two starts at once, the second waits and finds the servers of the first.
     """
     with ExitStack() as stack:
         started: list[Service] = []
@@ -193,12 +182,9 @@ def _write_services(home: Home, lines: dict[str, str]) -> None:
 
 
 def run_uis(home: Home, prefect_port: int, mlflow_port: int) -> None:
-    """Start the pages that do not run yet, say where both are, and wait until interrupted or until one of ours ends.
+    """Start the pages that do not run yet, print their addresses, and wait until one of ours ends.
 
-    Where both run already it only says where they are.
-
-    Raises:
-        HomeError: one of the servers failed.
+    Raises HomeError where one of the servers fails. Returns at once where both run already.
     """
     _stop_on_terminate()
     with served(home, {"prefect": prefect_port, "mlflow": mlflow_port}) as services:

@@ -34,10 +34,9 @@ def let_go() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process once what is registered for its end has run.
+    """Run the exit functions and end this process.
 
-    Without the rest of the interpreter's end: threads that wait inside of Ray may hold that up for long, and nothing
-    that could end it by force runs any more by then.
+    The rest of the interpreter's shutdown is skipped: threads that wait inside Ray may block it for long.
     """
     atexit._run_exitfuncs()
     let_go()

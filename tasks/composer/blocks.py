@@ -91,10 +91,7 @@ class Primer:
 
     Args:
         name: of the MIDI file, or of the dataset's row; empty for the other kinds.
-        sha256: of the MIDI file.
-        n_notes: that `ids` hold.
-        n_file_notes: of the MIDI file.
-        dropped: notes of it that the encoding left out or changed, by reason.
+        dropped: notes of the file that the encoding left out or changed, by reason.
     """
 
     kind: PrimerKind = "start"
@@ -220,11 +217,7 @@ def count_notes(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
 
 
 class _BlockWriter:
-    """Continues some ids with a model until there are enough, and cuts between notes.
-
-    Args:
-        stream: number of the stream of random numbers.
-    """
+    """Continues ids with a model until there are enough, and cuts between notes; `stream` numbers the random stream."""
 
     def __init__(
         self, loaded: "LoadedModel", ids: Sequence[int], config: ComposerConfig, stream: int, may_end: bool

@@ -54,10 +54,10 @@ def locked_session(home: Home, name: str, purpose: str, create: bool = False) ->
     """Hold one session for a command that writes to it; a start that fails leaves nothing.
 
     Args:
-        purpose: the command, such as `orchestrion compose propose`, for the message to others that find it busy.
+        purpose: the command, for the message to others that find the session busy.
         create: the command may begin the session.
     Raises:
-        ConfigError: a name that no folder of a session has.
+        ConfigError: the name is not one of a session.
         NotFound: there is no such session, and the command may not begin it.
         HomeError: another command holds the session.
     """
@@ -95,12 +95,7 @@ class SessionFolder:
             raise NotFound(f"no session {self.name!r} in {sessions_folder(self.home)}; known: {known}")
 
     def read(self) -> Session:
-        """Return the session as the last step left it.
-
-        Raises:
-            NotFound: there is none.
-            OrchestrionError: its file is damaged or of another format.
-        """
+        """Return the session as the last step left it; NotFound without one, OrchestrionError if it is damaged."""
         self.require()
         try:
             values = read_sealed(self.state_path)
@@ -140,10 +135,9 @@ class SessionFolder:
 
     @property
     def loaded(self) -> "LoadedModel":
-        """The session's model, from the checkpoint it began with, otherwise from the registry's copy.
+        """The session's model, from its checkpoint or from the registry's copy.
 
-        Raises:
-            NotFound, CheckpointError: neither is there, or the weights have changed.
+        NotFound where neither exists, CheckpointError where the weights have changed.
         """
         from tasks.checkpoints import load_model
 
@@ -253,12 +247,7 @@ class SessionFolder:
     def save(self, out: Path | None = None) -> dict[str, Any]:
         """Write the piece as MIDI, and its origin as JSON beside it; the same piece gives the same bytes.
 
-        Args:
-            out: MIDI file to write; `piece.mid` in the session's folder by default.
-        Returns:
-            the contents of the JSON file, and `path`.
-        Raises:
-            ConfigError: `out` has no suffix of MIDI, or cannot be written.
+        Returns the contents of the JSON file, and `path`. ConfigError where `out` is no MIDI name, or not writable.
         """
         from tasks.music.midi.event_statistics import midi_statistics
         from tasks.storage.file_names import MIDI_SUFFIXES

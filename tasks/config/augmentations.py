@@ -25,11 +25,7 @@ AUGMENTATIONS: dict[str, AugmentConfig] = {
 
 
 def augmentation(name: str) -> AugmentConfig:
-    """Return a published augmentation.
-
-    Raises:
-        ConfigError: no augmentation has that name; the message lists them.
-    """
+    """Return a published augmentation; ConfigError where none has that name."""
     if name not in AUGMENTATIONS:
         raise ConfigError(f"unknown augmentation {name!r}; known: {', '.join(AUGMENTATIONS)}")
     return AUGMENTATIONS[name]

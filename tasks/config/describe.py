@@ -26,11 +26,7 @@ _LOW, _HIGH = {"ge": "{:,}", "gt": "above {:,}"}, {"le": "{:,}", "lt": "below {:
 def setting_rows(config: Any, section: str = "") -> list[dict[str, Any]]:
     """Return a row for each setting of a config: `setting`, `of`, `type`, `default`, `limits`, `about`.
 
-    Args:
-        config: whose values are the defaults.
-        section: the path of a section or a setting; empty: all.
-    Raises:
-        ConfigError: there is no such section.
+    Raises ConfigError where there is no `section` or setting of that path; empty means all.
     """
     rows = list(_rows(config, ""))
     found = [row for row in rows if not section or f"{row['setting']}.".startswith(f"{section}.")]

@@ -39,11 +39,7 @@ def first_path(path: str) -> str:
 
 
 def current_names(values: Any) -> Any:
-    """Return settings, nested as JSON, under their present names.
-
-    Raises:
-        ConfigError: a setting is there under both names.
-    """
+    """Return nested settings under their present names; ConfigError where one is there under both names."""
     if isinstance(values, Mapping):
         for old, name in OLD_NAMES.items():
             if old in values and name in values:

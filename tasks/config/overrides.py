@@ -38,10 +38,9 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def check_overrides(section: str, kind: type, overrides: Sequence[str]) -> None:
-    """Validate the settings of one section each on its own, where it is not yet known which preset they change.
+    """Validate the settings of one section each on its own, before it is known which preset they change.
 
-    Raises:
-        ConfigError: an unknown key below `section`, or a value that its setting never takes.
+    Raises ConfigError for an unknown key below `section`, or a value that its setting never takes.
     """
     for override in current_overrides(overrides):
         path, _, text = override.partition("=")
@@ -67,11 +66,7 @@ def read_overrides(path: Path) -> list[str]:
 
 
 def current_overrides(overrides: Sequence[str]) -> list[str]:
-    """Return overrides with the present names of settings.
-
-    Raises:
-        ConfigError: a setting is given under two names.
-    """
+    """Return overrides with the present names of settings; ConfigError where one is given under two names."""
     given, current = dict[str, str](), list[str]()
     for override in overrides:
         path, equals, text = override.partition("=")
@@ -91,11 +86,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def parse_value(text: str) -> Any:
-    """Return what a setting's text means: JSON where it parses as JSON, otherwise the text.
-
-    Raises:
-        OutOfBounds: JSON that is nested too deeply, or holds a whole number beyond 64 bits.
-    """
+    """Return the value of a setting's text: JSON where it parses as JSON, otherwise text; errors as `parse_json`."""
     try:
         return parse_json(text)
     except OutOfBounds:

@@ -17,11 +17,7 @@ _SECTIONS = ("dataset", "train", "evaluate", "generate")
 
 @cache
 def build_preset(name: str) -> PipelineConfig:
-    """Return the named preset's whole-run config.
-
-    Raises:
-        ConfigError: no preset has that name; the message lists them.
-    """
+    """Return the whole-run config of a preset; ConfigError where none has that name."""
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     values = merged(to_json(PipelineConfig()), _settings_of(name))
@@ -57,11 +53,7 @@ def preset_rows() -> list[dict[str, Any]]:
 
 
 def preset_facts(name: str) -> dict[str, Any]:
-    """Return the row, description and settings of one preset, and the shapes of a model with latents.
-
-    Raises:
-        ConfigError: no preset has that name.
-    """
+    """Return the row, description and settings of one preset, and the shapes of a model with latents."""
     config = build_preset(name)
     row = next(row for row in preset_rows() if row["name"] == name)
     facts = row | {"about": _TABLES[name]["about"], "settings": to_json(config)}

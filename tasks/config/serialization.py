@@ -27,11 +27,7 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type[Config], values: Any, place: str = "") -> Config:
-    """Build a config of `kind` from JSON values.
-
-    Raises:
-        ConfigError: an unknown key, a wrong type or an impossible value; the message names the field's path.
-    """
+    """Build a config from JSON values; ConfigError with the field's path for an unknown key or an impossible value."""
     try:
         config = _validator(kind).model_validate({"value": values}).value  # type: ignore[attr-defined]
     except ValidationError as error:
@@ -55,11 +51,7 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def check_value(kind: type, keys: Sequence[str], value: Any, place: str) -> None:
-    """Check a value by the type and the limits of one setting below a config class, whatever the others are.
-
-    Raises:
-        ConfigError: the setting does not take it.
-    """
+    """Raise ConfigError where one setting below a config class does not take a value by its type and limits."""
     for key in keys[:-1]:
         kind = typing.get_type_hints(kind)[key]
     (entry,) = (field for field in dataclasses.fields(kind) if field.name == keys[-1])
@@ -74,11 +66,7 @@ def check_value(kind: type, keys: Sequence[str], value: Any, place: str) -> None
 
 
 def check_numbers(config: Any) -> None:
-    """See that all numbers of a config are finite and of a size that is computed with, however it was made.
-
-    Raises:
-        ConfigError: one is not; the message names the field's path.
-    """
+    """Raise ConfigError where a number of a config is not finite or too large, however the config was made."""
     if wrong := _wrong_number(config, None):
         raise ConfigError(": ".join(wrong))
 
@@ -86,8 +74,7 @@ def check_numbers(config: Any) -> None:
 def _wrong_number(value: Any, given: Any, path: str = "") -> tuple[str, str] | None:
     """Return the path of the first number that no setting takes, and what is wrong with it.
 
-    Args:
-        given: what `value` was made of, if known: true and false are not 1 and 0.
+    `given` is what `value` was made of, if known: true and false are not 1 and 0.
     """
     if dataclasses.is_dataclass(value):
         names = [entry.name for entry in dataclasses.fields(value)]

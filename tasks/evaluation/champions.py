@@ -161,9 +161,7 @@ def _settings_apart(tracker: Tracker, tags: Mapping[str, str], result: "Evaluati
 def bits_above(bits_per_note: float, nats: Sequence[float], other_nats: Sequence[float]) -> Estimate | None:
     """Return how many bits per note a model is above another one, with its interval; None where there is none.
 
-    Args:
-        bits_per_note: of the first model.
-        nats, other_nats: of both models, for each piece.
+    `nats` and `other_nats` are of both models for each piece, `bits_per_note` is of the first model.
     """
     total = sum(nats)
     if len(other_nats) != len(nats) or not total or not math.isfinite(total + sum(other_nats)):

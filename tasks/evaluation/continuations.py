@@ -294,11 +294,11 @@ def _shares(counts: FloatArray) -> FloatArray:
 
 
 def likeness_of(counts: Sequence[tuple[FloatArray, FloatArray]]) -> dict[str, Estimate]:
-    """Return how far what was written is from its originals, with 95 % intervals over pieces.
+    """Return the distances of written notes to the originals, with 95 % intervals over pieces.
 
     Returns:
-        to_own: the mean distance from each piece's written notes to those that stand there.
-        of_others: the yardstick, the mean distance between originals of different pieces.
+        to_own: mean distance from each piece's written notes to the original ones.
+        of_others: mean distance between originals of different pieces, for comparison.
         gain: of_others - to_own; above 0, a piece is closer to its own original than by chance.
     """
     n = len(counts)

@@ -54,11 +54,7 @@ class Evaluation:
 
 
 def check_fits(loaded: LoadedModel, dataset: DatasetVersion) -> None:
-    """Check that a model reads the token ids that a dataset holds.
-
-    Raises:
-        CheckpointError: it was trained on another encoding.
-    """
+    """Raise CheckpointError where a model was trained on another encoding than that of a dataset."""
     wanted, found = dataset.manifest["encoder"], loaded.tokenizer
     if wanted["digest"] != found.digest:
         raise CheckpointError(
@@ -220,8 +216,7 @@ def sample_freely(
 ) -> list[np.ndarray]:
     """Return samples drawn without the grammar, so that the model's own mistakes show.
 
-    Args:
-        on_tokens: called after each step with the number of tokens drawn by it, below 0 for those that are void.
+    `on_tokens` gets the number of tokens drawn after each step, below 0 for those that are void.
     """
     if not config.n_samples:
         return []

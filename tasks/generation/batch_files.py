@@ -45,12 +45,7 @@ _BATCH, _PIECE = re.compile(r"[^/\0.][^/\0]{0,250}"), re.compile(r"[0-9]{4,12}")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the manifest of a batch.
-
-    Raises:
-        FileNotFoundError: there is none.
-        DamagedFile: it is not what was written, or names files elsewhere.
-    """
+    """Return the manifest of a batch; FileNotFoundError or DamagedFile where there is none or it is damaged."""
     manifest = read_sealed(path, MANIFEST)
     _require_name(path, manifest["batch"], _BATCH)
     for piece in manifest["pieces"]:
@@ -81,11 +76,7 @@ def list_manifests(home: Home) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def check_piece(sidecar: Path) -> dict[str, Any]:
-    """Check all files of a piece and return what its sidecar says.
-
-    Raises:
-        DamagedFile: one is missing or has other bytes than were written; the message names it.
-    """
+    """Check all files of a piece and return its sidecar; DamagedFile names one that is missing or has other bytes."""
     try:
         facts = read_sidecar(sidecar)
     except FileNotFoundError:

@@ -123,11 +123,9 @@ def is_written(candidate: Candidate, folder: Path) -> bool:
 
 
 def expected_tokens(prompt: Prompt, index: int, config: GenerateConfig, most_tokens: int) -> int:
-    """Return the largest number of tokens drawn for a piece; an estimate where bars are written again.
+    """Return the largest number of tokens drawn for piece `index`; an estimate where bars are written again.
 
-    Args:
-        index: of the piece in its batch.
-        most_tokens: of a piece, its prompt included.
+    `most_tokens` is of a piece, its prompt included.
     """
     if prompt.canvas is None:
         return max(most_tokens - len(prompt.ids), 0)
@@ -265,11 +263,7 @@ def read_candidate(candidate: Candidate, folder: Path) -> dict[str, Any]:
 
 
 def render_pieces(job: RenderJob, on_piece: Callable[[Candidate], None] | None = None) -> dict[str, Score]:
-    """Write the MIDI, picture, sound and sidecar of those pieces that have none yet; return their music by name.
-
-    Args:
-        on_piece: called with each piece that is complete.
-    """
+    """Write the MIDI, picture, sound and sidecar of those pieces that have none yet; return their music by name."""
     left = [
         (candidate, facts, sidecar)
         for candidate, facts in zip(job.chosen, job.facts, strict=True)

@@ -197,9 +197,8 @@ def _compose(
 def open_unfinished(home: Home, name: str, origin: dict[str, Any], fresh: bool) -> Path:
     """Return the folder of an unfinished batch: that of an interrupted call, or an empty one.
 
-    Args:
-        origin: facts besides the name that decide about the files; a folder with others is deleted.
-        fresh: delete it in any case.
+    A folder is deleted where `fresh` is set, or where it was begun with another `origin`: facts besides the name that
+    decide the files.
     """
     folder = home.generations / f".{name}.unfinished"
     note = folder / "told.json"
@@ -218,11 +217,7 @@ def open_unfinished(home: Home, name: str, origin: dict[str, Any], fresh: bool) 
 
 
 def _write_manifest(plan: WritePlan, choices: Sequence[Choice], scores: Mapping[str, Score]) -> dict[str, Any]:
-    """Write the page and, last, the manifest of a batch; return the latter.
-
-    Args:
-        scores: of the pieces that were just rendered, by name; the others are read from their files.
-    """
+    """Write the page and, last, the manifest of a batch; return the manifest. `scores` are of pieces just rendered."""
     target, config = batch_folder(plan.folder), plan.config
     sidecars = [check_piece(pieces_folder(plan.folder) / f"{choice.candidate.name}.json") for choice in choices]
     validities = [Validity(piece["validity"]["problems"]) for piece in sidecars]

@@ -40,10 +40,9 @@ _SOUNDS = ("pitch", "velocity", "program", "is_drum")
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Some bars, the first of a piece being 1, and where they begin and end in the piece as the encoding holds it.
+    """Some bars, counted from 1, and where they begin and end in the piece as the encoding holds it.
 
-    Args:
-        early_seconds: by which a note may stand before the line of its bar.
+    A note may stand before the line of its bar by `early_seconds`.
     """
 
     first_bar: int
@@ -80,11 +79,7 @@ class Canvas:
         return len(self.line_seconds) - self.first_bar
 
     def spans(self, config: GenerateConfig, index: int) -> tuple[Span, ...]:
-        """Return the bars of a piece that are written again, in order; between any two and after the last are others.
-
-        Args:
-            index: of the piece in its batch.
-        """
+        """Return the bars of piece `index` that are written again, in order; others follow each of them."""
         if config.infill_bars:
             return (self._span(*config.infill_bars),)
         before = self.first_bar - 1
@@ -185,10 +180,9 @@ def ids_of(tokenizer: Any, score: Score) -> tuple[int, ...]:
 
 
 def make_canvas(loaded: LoadedModel, config: GenerateConfig, name: str, score: Score) -> Canvas:
-    """Return a prompt as a canvas for the bars that `infill_bars` names, or that `variation` will draw.
+    """Return a prompt as a canvas for the bars that `infill_bars` names, or that `variation` draws.
 
-    Raises:
-        ConfigError: the model or encoding cannot do it, or the piece has no notes after these bars.
+    Raises ConfigError where the model or encoding cannot do it, or no notes follow these bars.
     """
     tokenizer = loaded.tokenizer
     if isinstance(tokenizer, MmmTokenizer) or has_latents(loaded.model) or config.sampling.beams:

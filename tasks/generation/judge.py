@@ -53,8 +53,7 @@ class Judge:
     def of(cls, home: Home, loaded: LoadedModel, config: GenerateConfig) -> "Judge":
         """Return the judge of a model's pieces; the first call for a dataset takes seconds to make its index.
 
-        Raises:
-            ConfigError: the settings choose or reject pieces by data that is missing.
+        Raises ConfigError where the settings choose or reject pieces by data that is missing.
         """
         length = (longest_piece(loaded.model, config), piece_limit(config))
         try:

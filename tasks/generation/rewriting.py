@@ -110,10 +110,9 @@ class Rewritten:
         return self.attempt + (attempt << TRY_BIT) + (len(self.fillings) << GAP_BIT)
 
     def fill(self, loaded: LoadedModel, gap: Gap, prompt: Sequence[int], tries: Sequence[WrittenIds]) -> None:
-        """Fill the next gap with the try after which the model finds the music after it likeliest.
+        """Fill the next gap with the try after which the model finds the following music likeliest.
 
-        Args:
-            tries: empty where the piece has no room for one.
+        `tries` is empty where the piece has no room for one.
         """
         if not self.ids:
             self.ids, self.n_given = [np.array(prompt)], len(prompt)
@@ -136,11 +135,7 @@ class Rewritten:
         self.score = filled[best]
 
     def to_json(self, share: float) -> dict[str, Any]:
-        """Return the entry of a sidecar about the new bars.
-
-        Args:
-            share: the requested share of bars; 0 where the settings name the bars.
-        """
+        """Return the entry of a sidecar about the new bars; `share` is the requested share of bars, or 0."""
         return {
             "share": share or None,
             "bars": [[span.first_bar, span.last_bar] for span in self.new_spans],

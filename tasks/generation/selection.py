@@ -217,11 +217,7 @@ class Countdown:
 
 
 def render_all(plan: WritePlan, choices: Sequence[Choice], player: Player, progress: Progress) -> dict[str, Score]:
-    """Make the files of all chosen pieces that are not there yet, and return the music of these by name.
-
-    Args:
-        progress: counts seconds of music.
-    """
+    """Make the missing files of all chosen pieces, and return the music of these by name."""
     config = plan.config
     jobs = [
         RenderJob(

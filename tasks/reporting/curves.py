@@ -12,8 +12,7 @@ from tasks.reporting.templates import chart_macros
 def draw_curves(title: str, curves: Sequence[Sequence[tuple[int, float]]], axis: str = "step") -> Markup:
     """Return a figure with one line for each curve of (step, value), in its model's colour; empty without points.
 
-    Args:
-        axis: what is counted along the bottom, from 0.
+    `axis` names what is counted along the bottom, from 0.
     """
     finite = [[point for point in curve if math.isfinite(point[1])] for curve in curves]
     points = [point for curve in finite for point in curve]

@@ -20,7 +20,7 @@ def assemble_page(
     """Return a whole page as HTML text.
 
     Args:
-        kind: what it is a page of, such as `Dataset report`.
+        kind: such as `Dataset report`.
         subtitle: HTML.
         warnings: lines of text in a box of their own.
         sections: id, title and HTML of each.

@@ -67,12 +67,11 @@ def draw_interval(figure: Figure, scale: Scale, colour: int = 0) -> Markup:
 
 
 def draw_notes(name: str, notes: Sequence[tuple[float, float, int, bool]], seconds: float, colour: int) -> Markup:
-    """Return a small piano roll; given notes are grey.
+    """Return a small piano roll with given notes in grey.
 
     Args:
         name: for those who cannot see it.
         notes: start and end in seconds, pitch, and whether it was given.
-        seconds: of the whole width.
     """
     pitches = [pitch for _, _, pitch, _ in notes] or [60]
     low, high = min(pitches) - 1, max(pitches) + 2

@@ -82,11 +82,7 @@ class Contestant:
 
 
 def gather_contestants(home: Home, tracker: Tracker, references: Sequence[str]) -> list[Contestant]:
-    """Return the facts about some models, each once, in the given order.
-
-    Raises:
-        NotFound: one of them is not there, they are more than eight, or fewer than two.
-    """
+    """Return the facts about two to eight models, each once, in the given order; NotFound where one is not there."""
     models = list(dict.fromkeys(tracker.model(reference) for reference in references))
     if not 2 <= len(models) <= MOST_MODELS:
         raise NotFound(f"{len(models)} different models to compare; 2 to {MOST_MODELS} can be")

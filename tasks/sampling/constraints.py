@@ -40,8 +40,7 @@ LETTERS = dict(zip("CDEFGAB", (0, 2, 4, 5, 7, 9, 11), strict=True))
 def token_bias(tokenizer: Any, config: GenerateConfig) -> NDArray[np.float64] | None:
     """Return the bias on the logit of each id, float64[V]; None without controls.
 
-    Raises:
-        ConfigError: the encoding has no ids of the kind, or none that is wanted; or no such key is known.
+    Raises ConfigError where the encoding has no ids of the kind, or none that is wanted, or the key is unknown.
     """
     if not (config.key or config.programs or config.tempo or config.density):
         return None
@@ -72,10 +71,7 @@ def knows_places(tokenizer: Any) -> TypeGuard[OptimusIntTokenizer | OptimusTxtTo
 def bind(tokenizer: Any, grammar: Grammar, config: GenerateConfig) -> Grammar | None:
     """Return a grammar that bans other keys and programs by place; None where biases on ids do it.
 
-    Its second half is for the drawn ids, see `bound_grammar`.
-
-    Raises:
-        ConfigError: the encoding has no places of the kind, or no id that is wanted; or no such key is known.
+    Its second half is for the drawn ids, see `bound_grammar`. Raises ConfigError as `token_bias`.
     """
     if not knows_places(tokenizer) or not (config.key or config.programs):
         return None
@@ -109,8 +105,7 @@ class BoundTables(GrammarTables):
 def unwanted(values: NDArray[Any], kind: Literal["pitch", "program"], config: GenerateConfig) -> NDArray[np.bool_]:
     """Return which ids are pitches outside of the key, or other programs; ConfigError where all of them are.
 
-    Args:
-        values: the pitch or program of each id, -1 for none.
+    `values` holds the pitch or program of each id, -1 for none.
     """
     if kind == "pitch":
         is_wanted, control = np.isin(values % 12, scale_of(config.key)), f"key={config.key}"

@@ -32,8 +32,7 @@ class LatentSource:
 class LatentPlan:
     """The source of a batch's latents: prompts, of which each piece uses one or all.
 
-    Args:
-        variation: how far each piece's latent lies on the way from that of its prompt to one that is drawn, 0 to 1.
+    `variation`, 0 to 1, is how far each piece's latent lies on the way from that of its prompt to a drawn one.
     """
 
     kind: str

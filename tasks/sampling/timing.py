@@ -33,14 +33,11 @@ def result_row(
 
 
 def results_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return lengths, entropies and times; measured, so that they are not the same bytes in every run.
+    """Return lengths, entropies and times of rows of `result_row`; measured, so they differ between runs.
 
-    Lengths are in tokens: `original_length` of all of a prompt's file, `prompt_length` of what was taken of it.
-    Entropies are in nats, of the model's distribution at each token drawn. `generation_time` is a piece's share of the
-    seconds of the steps that sampled it, `scoring_time` what its MIDI, statistics and checks took.
-
-    Args:
-        rows: one or more, as from `result_row`, with the piece's name as `piece`.
+    Lengths are in tokens: `original_length` of a prompt's whole file, `prompt_length` of the used part. Entropies
+    are in nats, of the model's distribution at each drawn token. `generation_time` is a piece's share of the seconds
+    of the steps that sampled it, `scoring_time` the seconds of its MIDI, statistics and checks.
     """
     means = [row["entropy"] for row in rows if row["entropy"] is not None]
     return {

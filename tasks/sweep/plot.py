@@ -18,11 +18,7 @@ _LOG_RATIO = 99.0  # values that differ by more than this are shown on a logarit
 
 
 def draw_sweep(name: str, rows: Sequence[Row]) -> bytes:
-    """Return a PNG with a panel for each swept setting.
-
-    Args:
-        rows: best first. Those without a figure stand as crosses along the upper edge.
-    """
+    """Return a PNG with a panel for each swept setting; rows without a figure are crosses along the upper edge."""
     # Imported here: it takes half a second. Figures without pyplot keep no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

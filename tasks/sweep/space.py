@@ -122,12 +122,9 @@ class _Axis:
 
 
 def plan_points(config: PipelineConfig, plan: SweepConfig) -> list[Point]:
-    """Return every point of a sweep with its settings checked.
+    """Return every point of a sweep with its settings checked; equal draws are one point.
 
-    Draws that come out equal are one point.
-
-    Raises:
-        ConfigError: the space cannot be read, has no effect or too many points, or some of them are impossible.
+    Raises ConfigError where the space cannot be read, has no effect or too many points, or has impossible points.
     """
     axes = [_parse_grid(text) for text in plan.grid]
     draws = [_parse_search(text) for text in plan.search]

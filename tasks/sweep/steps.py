@@ -73,8 +73,7 @@ def train_points(
 ) -> list[Row]:
     """Train every point that has not ended yet, and return one row for each point, in their order.
 
-    Raises:
-        Interrupted: SIGINT or SIGTERM came; what was done is saved, and the same sweep goes on from there.
+    Raises Interrupted after SIGINT or SIGTERM; the work is saved, and the same sweep continues.
     """
     work = _Sweep(home, dataset, parent, tags, folder, folder.read_rows(points))
     _claim_trainings(work, points)

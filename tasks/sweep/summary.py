@@ -30,11 +30,7 @@ def sweep_table(rows: Sequence[Row]) -> str:
 
 
 def log_sweep(run: Run, folder: SweepFolder, rows: Sequence[Row]) -> None:
-    """Draw a sweep's picture, and log it with the tables.
-
-    Args:
-        rows: best first.
-    """
+    """Draw a sweep's picture, and log it with the tables; `rows` are best first."""
     if rows[0]["status"] == FINISHED:
         write_atomically(folder.picture, draw_sweep(folder.root.name, rows))
         run.log_file(folder.picture)

@@ -30,12 +30,7 @@ _GRACE_SHARE = 9  # no point is stopped before this part of the longest run
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened to a trial: it began, wrote points of its curves, or ended.
-
-    Args:
-        outcome: of one that ended.
-        reason: one line, where it failed.
-    """
+    """A trial began, wrote points of its curves, or ended with an outcome and, if it failed, a reason of one line."""
 
     index: int
     points: tuple[dict[str, float], ...] = ()

@@ -7,13 +7,10 @@ from tasks.errors import ConfigError
 
 
 def server_application(database: str, artifacts: str) -> Any:
-    """Return MLflow's server as an ASGI application for a process of its own.
-
-    It has no password: whoever serves it has to ask for one.
+    """Return MLflow's server as an ASGI application for a process of its own; it has no password.
 
     Args:
-        database: address of the tracking store.
-        artifacts: address of the folder of the runs' files.
+        database, artifacts: addresses of the tracking store and of the folder of the runs' files.
     """
     from mlflow import environment_variables as variables
     from mlflow.server import constants, handlers
@@ -34,10 +31,9 @@ def server_application(database: str, artifacts: str) -> Any:
 
 
 def check_password(uri: str) -> None:
-    """Check that a server lets this process in: otherwise each call fails in its own words, some of them after retries.
+    """Raise ConfigError where a server refuses the password of the environment.
 
-    Raises:
-        ConfigError: it refuses the password of the environment. One that does not answer is left to the calls.
+    Without this check each call fails with its own message, some after retries. A server that does not answer passes.
     """
     import requests
 

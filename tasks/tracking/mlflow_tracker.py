@@ -146,11 +146,7 @@ class Run:
         self.log_tags({"orchestrion.model_version": model.reference})
 
     def register_model(self, name: str, export: Path, facts: Mapping[str, str]) -> ModelVersion:
-        """Register the files of `export` (weights, config, card; no pickle) as a new version of `name`.
-
-        Args:
-            facts: tags of the version; `checkpoint` and `dataset` let it be found again.
-        """
+        """Register the files of `export` (weights, config, card) as a version of `name` with `facts` as tags."""
         from mlflow.entities import LoggedModelOutput
 
         client = self._client
@@ -192,8 +188,7 @@ class CurveLog:
     def add(self, points: Sequence[Mapping[str, float]]) -> None:
         """Send points, each with its `step`, and those that wait.
 
-        Raises:
-            the tracker's own error: its disk is full or may not be written to, and a training would fare no better.
+        Raises the tracker's own error where its disk is full or cannot be written to: training would fail too.
         """
         from mlflow.exceptions import MlflowException
 
@@ -250,11 +245,7 @@ class Tracker:
         return mlflow.MlflowClient(self.uri)
 
     def check_store(self, thorough: bool = False) -> None:
-        """Look at the database without changing it, where it is SQLite's; before MLflow would make a new one over it.
-
-        Raises:
-            DamagedDatabase: it is damaged.
-        """
+        """Raise DamagedDatabase where the SQLite store is damaged, before MLflow makes a new one over it."""
         if self.uri.startswith("sqlite:///"):
             lost = "the runs and models it knew (datasets, checkpoints and batches stay)"
             check_database(Path(self.uri.removeprefix("sqlite:///")), lost, thorough)
@@ -343,10 +334,9 @@ class Tracker:
         return sorted({point.step: point.value for point in self.client.get_metric_history(run_id, key)}.items())
 
     def models(self) -> list[ModelVersion]:
-        """Return every registered model version, newest first.
+        """Return every registered model version, newest first by number; versions without a number come last, by time.
 
-        The order is that of their numbers, so that a clock that was put back does not change it; those of before there
-        were numbers come last, by time.
+        Numbers do not depend on the clock.
         """
         entries = self._read_file(read_versions)
         if entries is None:
@@ -373,10 +363,9 @@ class Tracker:
         return 1 + max(map(_number_of, entries), default=0)
 
     def model(self, reference: str = "") -> ModelVersion:
-        """Return the version that `name@3`, `name@champion`, `name` (its latest) or nothing (the newest of all) means.
+        """Return the version that `name@3`, `name@champion`, `name` (its latest) or nothing (the newest of all) names.
 
-        Raises:
-            NotFound: no such model; the message lists what there is.
+        Raises NotFound with the known models or versions.
         """
         known = self.models()
         if not known:
@@ -394,11 +383,7 @@ class Tracker:
         return matching[0]
 
     def fetch(self, model: ModelVersion) -> Path:
-        """Return a folder with a model's weights and state: its checkpoint, otherwise the registry's copy.
-
-        Raises:
-            NotFound: neither is there.
-        """
+        """Return a folder with a model's weights and state: its checkpoint or a copy; NotFound without both."""
         from mlflow.exceptions import MlflowException
 
         local = self.home.root / model.checkpoint

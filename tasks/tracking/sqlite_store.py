@@ -34,11 +34,7 @@ class StoredVersion:
 
 
 def read_versions(path: Path) -> list[StoredVersion]:
-    """Return every registered model version.
-
-    Raises:
-        sqlite3.DatabaseError: the file is of an MLflow with other tables.
-    """
+    """Return every registered model version; sqlite3.DatabaseError where the file is of an MLflow with other tables."""
     with _opened(path) as query:
         tags, aliases = dict[tuple[str, int], dict[str, str]](), dict[tuple[str, int], list[str]]()
         for name, version, key, value in query("SELECT name, version, key, value FROM model_version_tags"):
@@ -54,13 +50,11 @@ def read_versions(path: Path) -> list[StoredVersion]:
 
 
 def read_runs(path: Path, experiments: Sequence[str], beginning: str = "", limit: int = -1) -> list[dict[str, Any]]:
-    """Return the runs of some experiments, newest first, with their tags and latest metrics.
+    """Return the runs of some experiments, newest first, with their tags and latest metrics; errors as `read_versions`.
 
     Args:
         beginning: of their ids.
         limit: -1: all.
-    Raises:
-        sqlite3.DatabaseError: the file is of an MLflow with other tables.
     """
     runs = []
     with _opened(path) as query:

@@ -94,9 +94,7 @@ def run_dir_of(home: Home, config: TrainConfig, dataset: DatasetVersion, parent:
 def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> TrainJob:
     """Return the inputs of the workers.
 
-    Raises:
-        ConfigError: more workers than the machine or cluster has cores for, or a model that does not go with the
-            dataset's encoding.
+    Raises ConfigError where the workers need more cores than there are, or as `check_model`.
     """
     check_model(config, dataset)
     n_cores = cluster.n_cluster_cpus()

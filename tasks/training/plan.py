@@ -24,11 +24,7 @@ FLOATS_PER_PARAMETER = 3  # weight and two averages of Adam, 4 bytes each
 def plan_training(
     home: Home, config: TrainConfig, dataset: DatasetVersion, fresh: bool = False, parent: Parent | None = None
 ) -> dict[str, Any]:
-    """Return what `train` would do. The time is that of steps on this machine's CPU, which a GPU undercuts.
-
-    Raises:
-        ConfigError: the model does not go with the dataset's encoding.
-    """
+    """Return what `train` would do; the time is that of steps on this machine's CPU. ConfigError as `check_model`."""
     check_model(config, dataset)
     folder = run_dir_of(home, config, dataset, identity(parent, config))
     status, done = ("new", 0) if fresh else _progress(folder)

@@ -92,11 +92,7 @@ def kinds() -> list[Kind]:
 
 
 def check_files(home: Home, seal: bool = False, on_files: Callable[[int], None] | None = None) -> list[Finding]:
-    """Check every file of a home but those of its dataset versions.
-
-    Args:
-        seal: give digests to files that have none and show no damage.
-    """
+    """Check every file of a home but those of its dataset versions; with `seal`, give digests to files without."""
     findings = []
     for kind, path in list(_files(home)):
         if path.exists():  # still: a temporary file may be gone

@@ -29,12 +29,7 @@ def batch_page(
     manifest: Mapping[str, Any],
     scores: Mapping[str, Score],
 ) -> str:
-    """Return the page as HTML.
-
-    Args:
-        pieces: folder of the pieces' files.
-        scores: music of the pieces by name; that of a piece that is not among them is read from its file.
-    """
+    """Return the page as HTML; music that is not among `scores`, by name, is read from the files below `pieces`."""
     shown, n_bytes = [], 0
     for place, sidecar in enumerate(sidecars):
         score = scores.get(sidecar["name"]) or read_piece(pieces / f"{sidecar['name']}.mid", sidecar)

@@ -83,20 +83,16 @@ class GalleryPiece:
 
     Args:
         name: shown as its title; also the stem of the downloaded files.
-        audio: compressed sound as from `audio.encode_audio`; None: the page plays the notes with a sound of its own.
-        png: picture for readers without scripts and for print, or None.
-        statistics: number by name; pieces can be sorted by each, and what is not finite counts as missing.
-        lineage: lines of text about where the piece comes from.
-        prompt: name of the piece that it continues, or None.
-        prompt_seconds: end of the prompt inside the piece.
-        warnings: lines of text shown in a box of their own.
-        scores: number by name, shown first; pieces are sorted and filtered by these and by the statistics.
-        flags: short names such as `copy suspected`, shown beside the title; pieces are filtered by them.
+        audio: compressed sound as from `encode_audio`; None: the page plays the notes with a sound of its own.
+        png: picture for readers without scripts and for print.
+        statistics, scores: number by name; pieces are sorted and filtered by each. Numbers that are not finite count as
+            missing.
+        prompt: name of the piece that it continues; `prompt_seconds` is where that ends.
+        flags: short names such as `copy suspected`; pieces are filtered by them.
         marks: spans of the roll besides the prompt.
         comparisons: passages that the reader can open below the piece, see and hear.
-        n_candidates: attempts that it was chosen from.
-        chosen_by: the score that chose it.
-        musicxml: a compressed score (.mxl) to download, or None.
+        n_candidates: attempts that it was chosen from, by the score `chosen_by`.
+        musicxml: a compressed score (.mxl) to download.
     """
 
     name: str
