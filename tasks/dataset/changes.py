@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.dataset.manifest import STAGES
 from tasks.dataset.split import SPLITS
 from tasks.errors import DamagedFile, DatasetError, words_of
 from tasks.storage.parquet import read_table
@@ -19,27 +20,24 @@ _COLUMNS = ["path", "content_hash", "status", "split"]
 
 
 def compare_versions(old: "DatasetVersion", manifest: Mapping[str, Any], ledger: pa.Table) -> dict[str, Any]:
-    """Return what changed from `old` to the version that `manifest` and `ledger` describe; the same for both machines.
+    """Return the changes from `old` to the version of `manifest` and `ledger`.
 
-    Files are compared by their path: `changed` have other contents under the same path. `moved_pieces` are contents
-    that are in another split now. Of the shards, `new` are those the old version does not use.
+    `changed` files have other contents under the same path. `moved_pieces` are contents in another split. `new` shards
+    are those that the old version does not use.
     """
     files = _compare_files(_read_ledger(old), ledger.select(_COLUMNS))
-    settings = {
-        key: [old.manifest["config"].get(key), value]
-        for key, value in manifest["config"].items()
-        if old.manifest["config"].get(key) != value
-    }
+    before = old.manifest["config"]
+    settings = {key: [before.get(key), now] for key, now in manifest["config"].items() if before.get(key) != now}
     return {
         "previous": old.version,
         "settings": settings,
         **files,
-        "shards": {stage: _compare_shards(old.manifest, manifest, stage) for stage in ("songs", "analysis", "tokens")},
+        "shards": {stage: _compare_shards(old.manifest, manifest, stage) for stage in STAGES},
     }
 
 
 def diff_versions(old: "DatasetVersion", new: "DatasetVersion") -> dict[str, Any]:
-    """Return what changed between any two versions, as `compare_versions` does."""
+    """Return the changes between any two versions, as `compare_versions` does."""
     return compare_versions(old, new.manifest, _read_ledger(new))
 
 

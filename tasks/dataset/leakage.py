@@ -1,6 +1,5 @@
 """The leakage report: transposition-invariant n-grams that validation and test share with training pieces."""
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,11 @@ from tasks.dataset.split import SPLITS
 
 HELD_OUT = SPLITS[1:]
 
-MIN_GRAMS = 8  # sampled n-grams below which the share of a piece says nothing
+MIN_GRAMS = 8  # sampled n-grams of a rated piece
 MOST_GRAMS = 16_000_000  # compared at once, 128 MB; above it, a smaller sample of each piece is compared
 _WORST = 10  # pieces that the report names
-_PIECES_OF_GRAM = 64  # train pieces that are looked at for one n-gram: a common figure stands in thousands
-_BATCH = 256  # held-out pieces whose nearest train piece is sought at once
+_PIECES_OF_GRAM = 64  # train pieces compared for one n-gram; a common figure is in thousands
+_BATCH = 256  # held-out pieces compared at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,13 +48,13 @@ class SplitLeakage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeakageReport:
-    """What the held-out splits share with train.
+    """The n-grams that the held-out splits share with train.
 
     Args:
-        leaked_share: the headline: the share of held-out pieces that are leaked, in whichever split is worse.
+        leaked_share: share of leaked pieces in the worse held-out split.
         splits: by name, `validation` and `test`.
-        baseline: the same figures for groups of train taken out of it, as many as are held out: what pieces of these
-            sources share where no split lies between them. A `mean` far above the baseline's would be leakage too.
+        baseline: the same figures for as many groups taken out of train. They show what pieces of these sources share
+            without leakage; a `mean` far above theirs is leakage too.
         sampled: one n-gram in so many was compared.
     """
 
@@ -66,34 +65,26 @@ class LeakageReport:
     splits: dict[str, SplitLeakage] = field(default_factory=dict)
     baseline: SplitLeakage = SplitLeakage()
 
-    def as_json(self) -> dict[str, Any]:
-        """Return plain dicts, lists and numbers."""
-        return dataclasses.asdict(self)
-
 
 def exceeds(report: LeakageReport, bound: float | None = None) -> bool:
-    """Return whether more of the held-out pieces are leaked than the bound allows; by default the config's."""
+    """Return whether the share of leaked pieces is above the bound, by default the config's."""
     return report.leaked_share > (report.max_leaked_share if bound is None else bound)
 
 
 def measure_leakage(
-    piece_ids: Sequence[str] | NDArray[Any],
-    gram_offsets: NDArray[np.int64],
-    grams: NDArray[np.uint64],
-    splits: Sequence[str] | NDArray[Any],
-    groups: Sequence[Any] | NDArray[Any] | None = None,
-    config: LeakageConfig = LeakageConfig(),
-    thinning: int = 1,
-) -> LeakageReport:
+    piece_ids: Sequence[str] | NDArray[Any], gram_offsets: NDArray[np.int64], grams: NDArray[np.uint64],
+    splits: Sequence[str] | NDArray[Any], groups: Sequence[Any] | NDArray[Any] | None = None,
+    config: LeakageConfig = LeakageConfig(), thinning: int = 1,
+) -> LeakageReport:  # fmt: skip
     """Compare validation and test with train.
 
     Args:
         piece_ids: of P pieces.
         gram_offsets: int64[P + 1]; piece i owns `grams[gram_offsets[i]:gram_offsets[i + 1]]`, distinct ones.
         grams: from `fingerprint.gram_hashes`.
-        splits: of each piece its name, `train`, `validation` or `test`, or its index into `SPLITS`.
-        groups: the near-duplicate group of each piece; without it the baseline takes pieces one by one.
-        thinning: what the caller has thinned the n-grams by, see `thin_grams`; more is done here where it is needed.
+        splits: name or index into `SPLITS` of each piece's split.
+        groups: the near-duplicate group of each piece; without it the baseline takes single pieces.
+        thinning: factor by which the caller has thinned the n-grams; they are thinned more if needed.
     """
     from tasks.music.similarity.fingerprint import SAMPLE
 
@@ -121,7 +112,7 @@ def measure_leakage(
 
 
 def thinning_for(n_grams: int) -> int:
-    """Return the power of two by which so many n-grams must be thinned to be compared in the memory allowed."""
+    """Return the power of two by which `n_grams` must be thinned to `MOST_GRAMS`."""
     thinning = 1
     while n_grams > thinning * MOST_GRAMS:
         thinning *= 2
@@ -198,17 +189,13 @@ def _compare(table: _Grams, held: NDArray[np.int64], train: NDArray[np.int64], p
 
 
 def _nearest(
-    train_grams: NDArray[np.uint64],
-    owner: NDArray[np.int32],
-    grams: NDArray[np.uint64],
-    first: NDArray[np.int64],
-    place: NDArray[np.int32],
-    n_held: int,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return for each held-out piece the train piece that shares most n-grams with it, and how many; ties: the first.
+    train_grams: NDArray[np.uint64], owner: NDArray[np.int32], grams: NDArray[np.uint64], first: NDArray[np.int64],
+    place: NDArray[np.int32], n_held: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
+    """Return for each held-out piece the first train piece with most shared n-grams, and their number.
 
     Args:
-        grams: n-grams that train knows, with their first place in `train_grams` and the held-out piece they are of.
+        grams: n-grams of train, with their `first` place in `train_grams` and the `place` of their held-out piece.
     """
     nearest, most = np.full(n_held, -1), np.zeros(n_held, np.int64)
     if not len(grams):
@@ -233,7 +220,7 @@ def _nearest(
 
 
 def _some_groups(group: NDArray[np.int64], train: NDArray[np.int64], n_wanted: int) -> NDArray[np.bool_]:
-    """Return which train pieces are of every k-th group of train: about `n_wanted` groups, at most half of them."""
+    """Return a mask of the train pieces in every k-th group: about `n_wanted` groups, at most half of them."""
     known, of_piece = np.unique(group[train], return_inverse=True)
     step = max(2, -(-len(known) // max(1, n_wanted)))
     return of_piece % step == 0

@@ -1,7 +1,7 @@
 """The ledger: the final state of every file found, computed over whole columns.
 
-Each file ends in exactly one state: accepted, duplicate of another, or rejected for a reason. No step here looks at a
-file of its own, so a million of them take seconds.
+Each file ends in exactly one state: accepted, duplicate of another, or rejected for a reason. A million files take
+seconds.
 """
 
 import json
@@ -23,7 +23,8 @@ from tasks.dataset.near_duplicates import Groups, group_pieces
 from tasks.dataset.split import SPLITS, official_groups, split_groups
 from tasks.errors import DatasetError, RejectReason
 from tasks.ingest.song_shards import Contents, SongShard
-from tasks.storage.parquet import LEDGER_SCHEMA, read_table
+from tasks.ingest.sources.read import BadRead, refuse_rows
+from tasks.storage.parquet import LEDGER_SCHEMA, read_table, replace_column
 
 STATES = ("accepted", "duplicate", "rejected")
 SONG_FACTS = ["piece", "content_hash", "status", "reason", "detail", "dropped", "n_note_ons", "n_notes", "seconds"]
@@ -32,53 +33,40 @@ SONG_FACTS += ["ticks_per_quarter", "programs", "time_signature_numerator", "tim
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ledger:
-    """One row for each file found, and where the accepted pieces are.
+    """A row for each file found, and the places of the P accepted pieces."""
 
-    Args:
-        table: LEDGER_SCHEMA, in the order of the scan.
-        pieces: accepted pieces in the order of the song shards: piece, split and group.
-        shard: int64 for each of them, the index of its song shard.
-        analysed: int64 for each of them, its row in the analysis.
-        groups: how near-duplicates were found; over all readable pieces that no filter took.
-    """
-
-    table: pa.Table
-    pieces: pa.Table
-    shard: np.ndarray
-    analysed: np.ndarray
-    groups: Groups
+    table: pa.Table  # LEDGER_SCHEMA, in the order of the scan
+    pieces: pa.Table  # piece, split and group of the accepted pieces, in the order of the song shards
+    shard: np.ndarray  # int64[P], song shard of each piece
+    analysed: np.ndarray  # int64[P], row of each piece in the analysis
+    groups: Groups  # of all readable pieces that pass the filters
 
 
 def allow_licences(files: pa.Table, licences: Sequence[str]) -> pa.Table:
-    """Return scan rows with those refused whose source does not state one of `licences`; none given, all may stay."""
+    """Refuse the scan rows whose source states none of `licences`; without licences all rows stay."""
     if not licences:
         return files
-    stated = files.column("licence").cast(pa.string())
-    refused = pc.and_(
-        pc.equal(files.column("reason"), ""), pc.invert(pc.is_in(stated, value_set=pa.array(licences, pa.string())))
-    )
-    detail = pc.binary_join_element_wise(
-        "licence", pc.fill_null(stated, "not stated"), f"is not one of {', '.join(licences)} (dataset.licences)", " "
-    )
-    columns = {
-        "reason": pc.if_else(refused, RejectReason.LICENCE_NOT_ALLOWED, files.column("reason")),
-        "detail": pc.if_else(refused, detail, files.column("detail")),
-        "content_hash": pc.if_else(refused, pa.scalar(None, pa.binary(32)), files.column("content_hash")),
+    refused = {
+        row: BadRead(
+            RejectReason.LICENCE_NOT_ALLOWED,
+            f"licence {stated or 'not stated'} is not one of {', '.join(licences)} (dataset.licences)",
+        )
+        for row, (stated, reason) in enumerate(
+            zip(*(files[name].to_pylist() for name in ("licence", "reason")), strict=True)
+        )
+        if not reason and stated not in licences
     }
-    for name, values in columns.items():
-        place = files.schema.get_field_index(name)
-        files = files.set_column(place, files.schema.field(place), values)
-    return files
+    return refuse_rows(files, refused)
 
 
 def read_song_facts(shards: Sequence[SongShard]) -> pa.Table:
-    """Return the song shards' columns about each content, without notes, in the order of the contents."""
+    """Return the columns of the song shards without notes, a row for each content in order."""
     tables = [read_table(shard.path, SONG_FACTS) for shard in shards]
     return pa.concat_tables(tables).replace_schema_metadata(None).combine_chunks()
 
 
 def find_groups(config: GroupConfig, analysis: Analysis, stays: np.ndarray) -> Groups:
-    """Group the pieces of an analysis where the mask `stays` is true; takes a gigabyte for a few million pieces."""
+    """Group the pieces of an analysis where the mask `stays` is true; a few million pieces take a gigabyte."""
     table = analysis.table.select(["piece", "n_shingles"]).filter(pa.array(stays))
     return group_pieces(
         table.column("piece").to_numpy(), analysis.signatures(stays), table.column("n_shingles").to_numpy(), config
@@ -92,8 +80,8 @@ def build_ledger(
     """Decide the state of every file.
 
     Args:
-        files: scan rows; `contents`, `shards` and `analysis` are what was made of them.
-        apart: calls a function with arguments, here or in another process, so that its memory is not ours.
+        files: scan rows; `contents`, `shards` and `analysis` were made from them.
+        apart: calls a function with arguments, here or in another process.
     Raises:
         DatasetError: no usable file, fewer groups than splits, or more rejected than `max_reject_share`.
     """
@@ -106,7 +94,7 @@ def build_ledger(
     stays = reason[music] == ""
     kept = music[stays]
     groups: Groups = apart(find_groups, config.groups, analysis, stays)
-    original = np.full(facts.num_rows, -1)  # of a content that is dropped as a near-duplicate: the one that stays
+    original = np.full(facts.num_rows, -1)  # the content that stays, for a near-duplicate that is dropped
     if config.near_duplicates == "drop":
         best = _most_notes(groups.component, facts.column("n_notes").to_numpy()[kept])
         original[kept] = np.where(best == np.arange(len(kept)), -1, kept[best])
@@ -151,7 +139,7 @@ def _judge(
 
 
 def compare_splits(config: LeakageConfig, analysis: Analysis, analysed: np.ndarray, pieces: pa.Table) -> LeakageReport:
-    """Compare the splits of accepted pieces, which are rows `analysed` of the analysis, with each other."""
+    """Compare the splits of the accepted pieces, rows `analysed` of the analysis, with each other."""
     is_accepted = np.zeros(analysis.table.num_rows, np.bool_)
     is_accepted[analysed] = True
     offsets, grams, thinning = analysis.grams(is_accepted)
@@ -162,10 +150,10 @@ def compare_splits(config: LeakageConfig, analysis: Analysis, analysed: np.ndarr
 def check_leakage(
     config: DatasetConfig, ledger: Ledger, analysis: Analysis, apart: Callable[..., Any] = operator.call
 ) -> LeakageReport:
-    """Compare the splits with each other; `apart` as in `build_ledger`.
+    """Compare the splits with each other, or raise DatasetError if more leaks than `dataset.leakage` allows.
 
-    Raises:
-        DatasetError: more of the held-out pieces stand in train than `dataset.leakage` allows.
+    Args:
+        apart: as in `build_ledger`.
     """
     report: LeakageReport = apart(compare_splits, config.leakage, analysis, ledger.analysed, ledger.pieces)
     if exceeds(report):
@@ -185,7 +173,7 @@ def _rows(
     files: pa.Table, contents: Contents, facts: pa.Table, reason: np.ndarray, detail: np.ndarray,
     accepted: np.ndarray, original: np.ndarray,
 ) -> pa.Table:  # fmt: skip
-    """Return the ledger's rows, groups and splits still open."""
+    """Return the ledger's rows without groups and splits."""
     n_files, has_content, first = files.num_rows, contents.place >= 0, contents.first
     at = np.maximum(contents.place, 0)
     is_first = np.zeros(n_files, np.bool_)
@@ -230,15 +218,12 @@ def _with_groups(
     is_accepted = _equals(table, "status", "accepted")
     names = pieces.take(pa.array(np.maximum(group[at], 0), mask=~in_group))
     splits = pa.array(np.array(SPLITS)).take(pa.array(np.maximum(split[at], 0), mask=~is_accepted))
-    for name, values in (("group", names), ("split", splits)):
-        table = table.set_column(
-            table.schema.get_field_index(name), LEDGER_SCHEMA.field(name), values.cast(pa.string())
-        )
-    return table
+    table = replace_column(table, "group", names.cast(pa.string()))
+    return replace_column(table, "split", splits.cast(pa.string()))
 
 
 def _splits(config: DatasetConfig, contents: Contents, kept: np.ndarray, groups: Groups) -> np.ndarray:
-    """Return the split of each group, as an index: the source's own where it states one, otherwise by hash."""
+    """Return the split of each group as an index: the one that its source states, otherwise one by hash."""
     keys = contents.words()[kept, 0]  # the piece ids as numbers
     representatives = np.zeros(groups.n_groups, np.int64)
     representatives[groups.component] = groups.representative
@@ -252,7 +237,7 @@ def _splits(config: DatasetConfig, contents: Contents, kept: np.ndarray, groups:
 
 
 def _most_notes(component: np.ndarray, n_notes: np.ndarray) -> np.ndarray:
-    """Return for each piece the piece of its group with most notes, of equal ones the first."""
+    """Return for each piece the first piece of its group with most notes."""
     order = np.lexsort([np.arange(len(component)), -n_notes, component])
     best = np.zeros(int(component.max(initial=-1)) + 1, np.int64)
     best[component[order][::-1]] = order[::-1]
@@ -260,8 +245,8 @@ def _most_notes(component: np.ndarray, n_notes: np.ndarray) -> np.ndarray:
 
 
 def count_notes(ledger: pa.Table) -> dict[str, Any]:
-    """Return notes found, kept, and dropped by reason; found = kept + all dropped."""
-    noted = ledger.select(["status", "reason", "n_note_ons", "n_notes"])  # a filter copies every column that it sees
+    """Return the notes found, kept, and dropped by reason; found = kept + all dropped."""
+    noted = ledger.select(["status", "reason", "n_note_ons", "n_notes"])  # a filter copies every column
     read = noted.filter(pc.is_valid(noted.column("n_note_ons")))
     sums = read.group_by(["status", "reason"]).aggregate([("n_note_ons", "sum"), ("n_notes", "sum")]).to_pylist()
     dropped: Counter[str] = Counter()
@@ -277,7 +262,7 @@ def count_notes(ledger: pa.Table) -> dict[str, Any]:
 
 
 def count_losses(ledger: pa.Table) -> dict[str, int]:
-    """Return what the reader left out or repaired in accepted files, by reason."""
+    """Return the counts of events that the reader left out or repaired in accepted files, by reason."""
     dropped = ledger.column("dropped").filter(pc.equal(ledger.column("status"), "accepted"))
     losses: Counter[str] = Counter()
     for entry in pc.value_counts(dropped).to_pylist():
@@ -307,7 +292,7 @@ def _refuse_unusable(config: DatasetConfig, ledger: pa.Table) -> None:
 
 def count_reasons(ledger: pa.Table, state: str) -> Counter[str]:
     """Return how many files are in a state for each reason."""
-    states = ledger.select(["status", "reason"])  # a filter copies every column that it sees
+    states = ledger.select(["status", "reason"])  # a filter copies every column
     return count_values(states.filter(pc.equal(states.column("status"), state)), "reason")
 
 

@@ -5,6 +5,7 @@ Importing this file loads neither numba nor scipy: `GroupConfig` is part of the 
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,31 +23,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CHUNK = 2**18  # rows of a band whose candidates are held at once
-_STRICTEST = 0.9  # containment at which two pieces are copies: no guard parts them
+_STRICTEST = 0.9  # containment of copies, which no guard parts
 _STRICTER = 0.1  # one step of the guard
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Groups:
-    """The near-duplicate groups of P pieces.
+    """The near-duplicate groups of P pieces."""
 
-    Args:
-        component: int32[P], numbered by each group's smallest piece id, from 0.
-        representative: int32[P], the index of the piece with the smallest id of the same group: its id names the group.
-        n_candidates: pairs that were compared.
-        n_links: pairs that were joined (a pair already joined through others is not compared again).
-        largest: pieces in the largest group.
-        n_guarded: groups that were too large, so that stricter bounds were tried.
-        n_parted: pieces that this took out of the largest parts of those groups.
-    """
-
-    component: NDArray[np.int32]
-    representative: NDArray[np.int32]
-    n_candidates: int = 0
-    n_links: int = 0
-    largest: int = 0
-    n_guarded: int = 0
-    n_parted: int = 0
+    component: NDArray[np.int32]  # [P], group of each piece; groups are numbered by their smallest piece ids
+    representative: NDArray[np.int32]  # [P], index of the piece with the smallest id of the group, which names it
+    n_candidates: int = 0  # compared pairs
+    n_links: int = 0  # joined pairs; a pair that others already join is not compared
+    largest: int = 0  # pieces in the largest group
+    n_guarded: int = 0  # groups that were too large and were formed again with stricter bounds
+    n_parted: int = 0  # pieces outside the largest parts of those groups
 
     @property
     def n_groups(self) -> int:
@@ -61,12 +52,11 @@ def group_pieces(
 ) -> Groups:
     """Return the connected components of the links between near-duplicate pieces; no order of the input matters.
 
-    Each word of a signature is a band. Pieces with an equal word stand in one bucket, ordered by the word after it, and
-    are compared with the next few of the bucket and with its first, so that the work is linear in the pieces.
+    Each word of a signature is a band. Pieces with an equal word are in one bucket, ordered by the next word. Each is
+    compared with the next few of the bucket and with the first, so the work is linear in the pieces.
 
-    A chain of weak links may join what has nothing in common. A group above both limits is therefore formed again with
-    a bound that is 0.1 higher, and again, until its parts are below the limit or the bound is 0.9, where only copies
-    are left.
+    A chain of weak links may join unlike pieces. A group above both limits is therefore formed again with a bound that
+    is 0.1 higher, until its parts are below the limit or the bound is 0.9.
 
     Args:
         piece_ids: distinct; sorted ones save a copy of the signatures.
@@ -85,44 +75,21 @@ def group_pieces(
         if np.any(ids[order[:-1]] == ids[order[1:]]):
             raise ValueError("piece ids are not distinct")
         signatures, n_shingles = signatures[order], n_shingles[order]
-    counted = _Counts()
+    counted = Counter[str]()
     limit = max(config.max_group_pieces, int(config.max_group_share * n_pieces))
     labels = _components(signatures, np.asarray(n_shingles, np.float64), config, limit, counted)
     component, representative = _by_first(labels)
-    groups = Groups(
-        component,
-        representative,
-        n_candidates=counted.candidates,
-        n_links=counted.links,
-        largest=int(np.bincount(component).max()),
-        n_guarded=counted.guarded,
-        n_parted=counted.parted,
-    )
-    logger.info(
-        "%s: %s, the largest of %d",
-        plural(n_pieces, "piece"),
-        plural(groups.n_groups, "group"),
-        groups.largest,
-    )
-    if order is None:
-        return groups
-    back = np.empty(n_pieces, np.int64)
-    back[order] = np.arange(n_pieces)
-    return dataclasses.replace(
-        groups, component=component[back], representative=order[representative[back]].astype(np.int32)
-    )
-
-
-@dataclass(slots=True)
-class _Counts:
-    candidates: int = 0
-    links: int = 0
-    guarded: int = 0
-    parted: int = 0
+    largest = int(np.bincount(component).max())
+    n_groups = plural(int(component.max()) + 1, "group")
+    logger.info("%s: %s, the largest of %d", plural(n_pieces, "piece"), n_groups, largest)
+    if order is not None:
+        back = np.argsort(order)
+        component, representative = component[back], order[representative[back]].astype(np.int32)
+    return Groups(component, representative, largest=largest, **counted)
 
 
 def _components(
-    signatures: "WordArray", n_shingles: "FloatArray", config: GroupConfig, limit: int, counted: _Counts
+    signatures: "WordArray", n_shingles: "FloatArray", config: GroupConfig, limit: int, counted: Counter[str]
 ) -> "IntArray":
     """Label each piece with its component, too large ones parted."""
     labels = _linked(signatures, n_shingles, config, counted)
@@ -133,22 +100,19 @@ def _components(
     next_label = len(sizes)
     for large in np.flatnonzero(sizes > limit):
         members = np.flatnonzero(labels == large)
-        parts = _components(
-            signatures[members],
-            n_shingles[members],
-            dataclasses.replace(config, min_containment=stricter),
-            limit,
-            inner := _Counts(),
-        )
-        counted.candidates += inner.candidates
-        counted.guarded += 1
-        counted.parted += len(members) - int(np.bincount(parts).max())
+        inner, strict = Counter[str](), dataclasses.replace(config, min_containment=stricter)
+        parts = _components(signatures[members], n_shingles[members], strict, limit, inner)
+        counted["n_candidates"] += inner["n_candidates"]
+        counted["n_guarded"] += 1
+        counted["n_parted"] += len(members) - int(np.bincount(parts).max())
         labels[members] = parts + next_label
         next_label += int(parts.max()) + 1
     return np.unique(labels, return_inverse=True)[1]
 
 
-def _linked(signatures: "WordArray", n_shingles: "FloatArray", config: GroupConfig, counted: _Counts) -> "IntArray":
+def _linked(
+    signatures: "WordArray", n_shingles: "FloatArray", config: GroupConfig, counted: Counter[str]
+) -> "IntArray":
     """Label each piece with its component of linked pieces, one band after another."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -160,12 +124,12 @@ def _linked(signatures: "WordArray", n_shingles: "FloatArray", config: GroupConf
         for left, right in _candidates(signatures[:, band], signatures[:, (band + 1) % n_words], config.reach):
             new = labels[left] != labels[right]
             left, right = left[new], right[new]  # noqa: PLW2901
-            counted.candidates += len(left)
+            counted["n_candidates"] += len(left)
             near = _near(signatures, n_shingles, left, right, config)
             found.append((labels[left[near]], labels[right[near]]))
         joined_left, joined_right = (np.concatenate(side) for side in zip(*found, strict=True)) if found else ([], [])
         if len(joined_left):
-            counted.links += len(joined_left)
+            counted["n_links"] += len(joined_left)
             n_labels = int(labels.max()) + 1
             links = coo_matrix(
                 (np.ones(len(joined_left), np.bool_), (joined_left, joined_right)), shape=(n_labels, n_labels)

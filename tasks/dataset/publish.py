@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tasks.dataset.versions import DatasetVersion, newest_version, note_latest, 
 from tasks.errors import DamagedFile, DatasetError
 from tasks.ingest.song_shards import SongShard, hash_words, hex_strings
 from tasks.ingest.sources.spec import source_name
-from tasks.music.tokenizers.registry import TokenizerConfig, build_tokenizer
+from tasks.music.tokenizers.registry import build_tokenizer
 from tasks.runtime.cluster import n_cpus
 from tasks.storage.files import json_bytes, publish_folder, sync, write_atomically
 from tasks.storage.home import Home
@@ -42,7 +42,7 @@ def dataset_name(config: DatasetConfig) -> str:
 
 def settings_of(config: DatasetConfig) -> dict[str, Any]:
     """Return the settings that are part of a version, as JSON: all but names and places."""
-    plain = to_json(replace(config, name="", sources=(), rehash=False))
+    plain = to_json(config)
     for name in config.source_limits.NOT_IN_VERSION:
         del plain["source_limits"][name]
     return {key: value for key, value in plain.items() if key not in ("name", "sources", "rehash")}
@@ -51,10 +51,9 @@ def settings_of(config: DatasetConfig) -> dict[str, Any]:
 def version_of(config: DatasetConfig, files: pa.Table) -> str:
     """Return the version that `config` and these scan rows determine: 16 hex digits.
 
-    The dataset's name, the sources' places, the files' names and their order do not count; contents, what the sources
-    state of them, and settings do.
+    Contents, the licences and splits that the sources state, and settings count. Names, places and order do not.
     """
-    files = files.select(["path", "reason", "content_hash", "licence", "split"])  # a filter copies what it sees
+    files = files.select(["path", "reason", "content_hash", "licence", "split"])  # a filter copies every column
     readable = files.drop_columns(["path", "reason"]).filter(pc.is_valid(files.column("content_hash")))
     words = hash_words(readable.column("content_hash").combine_chunks())
     stated = [pc.fill_null(readable.column(name).cast(pa.string()), "") for name in ("licence", "split")]
@@ -92,27 +91,27 @@ def publish_version(
     home: Home, config: DatasetConfig, version: str, n_other_files: int, ledger: Ledger, leakage: LeakageReport,
     songs: Sequence[SongShard], analysis: Sequence[AnalysisShard], tokens: Sequence[TokenShard], n_homes: int = 0,
 ) -> DatasetVersion:  # fmt: skip
-    """Write ledger and manifest into a temporary folder and rename it into place: all of a version or none of it.
+    """Write ledger and manifest into a temporary folder and rename it into place.
 
     Raises:
-        DatasetError: nothing is left for the encoding in a split.
+        DatasetError: the encoding keeps no note of a split.
     """
     name = dataset_name(config)
     folder = home.datasets / name
     final, temporary = folder / "versions" / version, folder / "versions" / f".{version}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    notes = count_notes(ledger.table)
+    notes, tokenizer = count_notes(ledger.table), build_tokenizer(tokens[0].encoding)
     manifest = {
         "schema": SCHEMA_NUMBER,
         "name": name,
         "version": version,
         "config": settings_of(config),
-        "encoder": _encoder_facts(tokens[0].encoding),
+        "encoder": {"name": tokenizer.name, "digest": tokenizer.digest, "settings": tokenizer.to_json()},
         "counts": _counts(ledger, n_other_files, n_homes),
         "notes": notes,
         "groups": _group_facts(ledger),
-        "leakage": leakage.as_json(),
+        "leakage": asdict(leakage),
         "splits": {split: _split_facts(split, ledger, tokens, folder) for split in SPLITS},
         "songs": [str(shard.path.relative_to(folder)) for shard in songs],
         "analysis": [str(shard.path.relative_to(folder)) for shard in analysis],
@@ -121,13 +120,13 @@ def publish_version(
     manifest["counts"]["n_notes"] = notes["kept"]
     manifest["counts"]["n_tokens"] = sum(facts["n_tokens"] for facts in manifest["splits"].values())
     previous, earlier = newest_version(home, name), usable_version(home, name, version)
-    if earlier:  # published before, but damaged or under other names since: what it said of changes stands
+    if earlier:  # published before, but damaged or under other names since; its changes stay
         manifest["changes"] = earlier.manifest["changes"]
     else:
         manifest["changes"] = compare_versions(previous, manifest, ledger.table) if previous else None
     write_table(temporary / "pieces.parquet", ledger.table, {"dataset_version": version})
     hashes = _hash_shards(DatasetVersion(name, version, folder, manifest))
-    # The ledger names paths of this machine, so its hash is kept apart from what is the same on all of them.
+    # The ledger has paths of this machine; the other hashes are the same on all machines.
     _write_checksum(temporary / "pieces.parquet")
     write_atomically(temporary / "hashes.json", json_bytes(hashes))
     manifest["hashes"] = file_hash(temporary / "hashes.json")
@@ -141,7 +140,7 @@ def publish_version(
 
 
 def _hash_shards(dataset: DatasetVersion) -> dict[str, str]:
-    """Return path -> SHA-256 of every shard; one that was just checked is not read again."""
+    """Return path -> SHA-256 of every shard."""
     paths = dataset.shards()
     with ThreadPoolExecutor(n_cpus()) as pool:
         hashes = list(pool.map(file_hash, paths))
@@ -152,15 +151,9 @@ def _write_checksum(path: Path) -> None:
     write_atomically(checksum_path(path), f"{file_hash(path)}  {path.name}\n".encode())
 
 
-def _encoder_facts(encoding: TokenizerConfig) -> dict[str, Any]:
-    tokenizer = build_tokenizer(encoding)
-    return {"name": tokenizer.name, "digest": tokenizer.digest, "settings": tokenizer.to_json()}
-
-
 def _counts(ledger: Ledger, n_other_files: int, n_homes: int) -> dict[str, Any]:
     table = ledger.table
     status = count_values(table, "status")
-    reasons = {state: dict(count_reasons(table, state)) for state in ("rejected", "duplicate")}
     return {
         "n_files": table.num_rows,
         "n_other_files": n_other_files,
@@ -168,8 +161,8 @@ def _counts(ledger: Ledger, n_other_files: int, n_homes: int) -> dict[str, Any]:
         "n_accepted": status["accepted"],
         "n_duplicate": status["duplicate"],
         "n_rejected": status["rejected"],
-        "rejected_by_reason": reasons["rejected"],
-        "duplicate_by_reason": reasons["duplicate"],
+        "rejected_by_reason": dict(count_reasons(table, "rejected")),
+        "duplicate_by_reason": dict(count_reasons(table, "duplicate")),
         "left_out_by_reader": count_losses(table),
     }
 
@@ -215,17 +208,11 @@ def _refuse_empty_splits(config: DatasetConfig, splits: dict[str, dict[str, Any]
 
 
 def holds_names(dataset: DatasetVersion, files: pa.Table) -> bool:
-    """Return whether the ledger calls the files as the scan does; contents may be the same under other names."""
+    """Return whether the ledger has the paths, sources and contents of the scan."""
     try:
         ledger = read_table(dataset.ledger, ["path", "source", "content_hash"])
     except (OSError, DamagedFile):
-        return False  # damaged; publishing it again repairs it
-    if not ledger.column("path").equals(files.column("path")):
-        return False
-    if not ledger.column("source").equals(files.column("source").cast(pa.string())):
-        return False
-    return (
-        ledger.column("content_hash")
-        .combine_chunks()
-        .equals(hex_strings(files.column("content_hash").combine_chunks()))
-    )
+        return False  # publishing the version again repairs it
+    hashes = hex_strings(files.column("content_hash").combine_chunks())
+    scanned = [files.column("path"), files.column("source").cast(pa.string()), hashes]
+    return ledger.equals(pa.table(scanned, names=ledger.column_names))
