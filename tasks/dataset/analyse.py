@@ -1,7 +1,4 @@
-"""Song shards to analysis shards: features of each piece for filters, grouping, leakage and the dataset's page.
-
-One row for each accepted piece of a song shard, in its order; histograms over all of them in the metadata.
-"""
+"""Analysis shards: features of each accepted piece of a song shard, with histograms in the metadata."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -38,7 +35,7 @@ _SHARDS_A_JOB = 4
 
 @dataclass(frozen=True, slots=True)
 class AnalysisShard:
-    """One unit of analysis: a song shard, and where the result goes."""
+    """One unit of analysis: a song shard and the path of the result."""
 
     songs: Path
     path: Path
@@ -46,9 +43,9 @@ class AnalysisShard:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Analysis:
-    """What was found about the P accepted pieces of the song shards, in their order.
+    """The features of the P accepted pieces of the song shards, in their order.
 
-    Signatures and n-grams of a million pieces are hundreds of megabytes, so they stay on disk until they are wanted.
+    Signatures and n-grams stay on disk, because those of a million pieces take hundreds of megabytes.
     """
 
     table: pa.Table  # piece, features and n_shingles
@@ -82,7 +79,7 @@ class Analysis:
         return np.cumsum(sizes), np.concatenate([np.zeros(0, np.uint64), *(grams for _, grams in parts)]), thinning
 
     def histograms(self) -> dict[str, np.ndarray]:
-        """Return the histograms over all pieces that the shards hold, filtered ones too."""
+        """Return the histograms over all pieces of the shards, filtered ones too."""
         total: dict[str, np.ndarray] = {}
         for shard in self.shards:
             for name, counts in read_metadata(shard.path, "histograms").items():
@@ -91,23 +88,23 @@ class Analysis:
 
 
 def plan_analysis(songs: Sequence[Path], folder: Path) -> list[AnalysisShard]:
-    """Return one analysis shard for each song shard, named by what it is made of."""
+    """Return one analysis shard for each song shard, named by a digest of its input."""
     named = [digest({"schema": SCHEMA_NUMBER, "revision": REVISION, "songs": path.stem})[:24] for path in songs]
     return [AnalysisShard(path, folder / f"{name}.parquet") for path, name in zip(songs, named, strict=True)]
 
 
 def build_analysis(shards: Sequence[AnalysisShard], on_shards: Callable[[int], None] | None = None) -> int:
-    """Analyse the shards that have not been; return how many were written."""
+    """Analyse the shards that do not exist yet; return their number."""
     missing = [shard for shard in shards if not shard.path.exists()]
     if missing:
-        prepare()  # once here, or every worker would compile for itself
+        prepare()  # once here instead of in every worker
     jobs = [missing[place : place + _SHARDS_A_JOB] for place in range(0, len(missing), _SHARDS_A_JOB)]
     cluster.run_over(analyse_shards, jobs, lambda n_shards: on_shards and on_shards(n_shards))
     return len(missing)
 
 
 def prepare() -> None:
-    """Compile the kernels of note features, or load them from Numba's cache."""
+    """Compile the loops over notes, or load them from Numba's cache."""
     from tasks.music.metrics import features
     from tasks.music.similarity import fingerprint
 
@@ -123,12 +120,8 @@ def analyse_shards(shards: Sequence[AnalysisShard]) -> int:
     """Analyse some song shards and write the results; return the number of shards."""
     for shard in shards:
         table, histograms = analyse(shard.songs)
-        metadata = {
-            "schema": SCHEMA_NUMBER,
-            "revision": REVISION,
-            "histograms": histograms,
-            "n_grams": len(flat_values(table, "grams")[1]),
-        }
+        metadata = {"schema": SCHEMA_NUMBER, "revision": REVISION, "histograms": histograms}
+        metadata["n_grams"] = len(flat_values(table, "grams")[1])
         write_table(shard.path, table, metadata, ANALYSIS_SCHEMA)
     return len(shards)
 

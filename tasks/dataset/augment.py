@@ -16,22 +16,22 @@ PROGRAMS_PER_FAMILY = 8  # General MIDI
 
 @dataclass(frozen=True, slots=True, order=True)
 class Variant:
-    """One way to change a piece; with `redraws_parts`, some parts are swapped or left out as well."""
+    """One way to change a piece."""
 
     stretch: float = 1.0
     velocity_shift: int = 0
     transposition: int = 0  # semitones
-    redraws_parts: bool = False
+    redraws_parts: bool = False  # swap or leave out some parts as well
 
 
 ITSELF = Variant()
 
 
 def plan_variants(config: AugmentConfig, pieces: list[str]) -> dict[Variant, BoolArray]:
-    """Return each variant with a mask bool[P] of the pieces that get it, in a fixed order; the piece itself is one.
+    """Return each variant, the piece itself included, with a mask bool[P] of the pieces that get it, in a fixed order.
 
     Args:
-        pieces: ids, 16 hex digits; draws depend on them and on the seed, never on their neighbours.
+        pieces: ids, 16 hex digits; random draws depend on the id and the seed alone.
     """
     redraws = config.swap_probability > 0 or config.drop_probability > 0
     everyone = np.ones(len(pieces), np.bool_)
@@ -48,7 +48,7 @@ def plan_variants(config: AugmentConfig, pieces: list[str]) -> dict[Variant, Boo
 
 
 def group_variants(variants: dict[Variant, BoolArray]) -> Iterator[tuple[Variant, dict[Variant, BoolArray]]]:
-    """Yield variants in groups that differ in transposition alone: what the group shares, and its members."""
+    """Yield groups of variants that differ only in transposition: the shared variant and the members."""
     groups: dict[Variant, dict[Variant, BoolArray]] = {}
     for variant, mask in variants.items():
         shared = variant if variant.redraws_parts else replace(variant, transposition=0)
@@ -59,7 +59,7 @@ def group_variants(variants: dict[Variant, BoolArray]) -> Iterator[tuple[Variant
 def change_notes(
     config: AugmentConfig, batch: NoteBatch, pieces: list[str], variant: Variant
 ) -> tuple[NoteBatch, IntArray]:
-    """Return pieces as a variant has them, transposition apart, and int64[P]: notes with a clipped velocity."""
+    """Return the pieces of a variant without its transposition, and int64[P], their notes with a clipped velocity."""
     n_clipped = np.zeros(batch.n_pieces, np.int64)
     if variant.redraws_parts:
         batch = _redraw_parts(config, batch, pieces, variant)

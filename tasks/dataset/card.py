@@ -8,21 +8,14 @@ from tasks.reporting.markdown import table
 
 
 def dataset_card(dataset: DatasetVersion) -> str:
-    """Return a dataset version: where each file went, what each split holds, what leaks, what changed."""
+    """Return the state of the files, the splits, the leakage and the changes of a version."""
     manifest = dataset.manifest
     counts, notes, groups, leakage = (manifest[key] for key in ("counts", "notes", "groups", "leakage"))
     splits = [
-        (
-            split,
-            facts["n_pieces"],
-            facts["n_groups"],
-            facts["n_rows"],
-            f"{facts['n_tokens']:,}",
-            f"{facts['n_notes']:,}",
-            f"{facts['seconds'] / 3600:.2f}",
-        )
-        for split, facts in manifest["splits"].items()
-    ]
+        (split, n["n_pieces"], n["n_groups"], n["n_rows"], f"{n['n_tokens']:,}", f"{n['n_notes']:,}",
+         f"{n['seconds'] / 3600:.2f}")
+        for split, n in manifest["splits"].items()
+    ]  # fmt: skip
     lines = [
         f"# {dataset.reference}",
         f"{counts['n_files']} files: {counts['n_accepted']} accepted, {counts['n_duplicate']} duplicates"
@@ -41,7 +34,7 @@ def dataset_card(dataset: DatasetVersion) -> str:
 
 
 def changes_card(changes: Mapping[str, Any]) -> str:
-    """Return what `compare_versions` found."""
+    """Return the changes of `compare_versions`."""
     lines = [
         f"Since {changes['previous']}: {changes['n_added']} files added, {changes['n_removed']} removed,"
         f" {changes['n_changed']} changed, {changes['n_unchanged']} as they were;"

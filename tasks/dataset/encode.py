@@ -42,7 +42,7 @@ _SHARD_COLUMNS = [_DURATIONS.get(name, name) for name in ALL_COLUMNS if not name
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenShard:
-    """One unit of encoding: some pieces of a song shard, all of one split, and where the result goes."""
+    """One unit of encoding: some pieces of a song shard, all of one split, and the path of the result."""
 
     songs: Path
     pieces: pa.StringArray  # a quarter of the memory of a tuple of strings
@@ -54,17 +54,14 @@ class TokenShard:
 
 
 def plan_token_shards(
-    wanted: Iterable[tuple[Path, str, pa.StringArray]],
-    encoding: TokenizerConfig,
-    augment: AugmentConfig,
-    folder: Path,
+    wanted: Iterable[tuple[Path, str, pa.StringArray]], encoding: TokenizerConfig, augment: AugmentConfig, folder: Path,
     windows: WindowConfig = WHOLE_PIECES,
-) -> list[TokenShard]:
-    """Name token shards by what is in them; a vocabulary that the encoding learns is learned here.
+) -> list[TokenShard]:  # fmt: skip
+    """Name token shards by their contents, and learn the vocabulary of an encoding that has one.
 
     Args:
-        wanted: (song shard, split, its accepted pieces of that split in rising order), one for each token shard.
-        folder: where token shards live; a sub-folder for the encoding is made in it.
+        wanted: for each token shard its song shard, split and pieces, in rising order.
+        folder: of all token shards; each encoding has a folder in it.
     """
     shards = [
         TokenShard(songs, pieces, split, encoding, windows, augment if split == "train" else NO_AUGMENTATION, Path())
@@ -89,14 +86,14 @@ def plan_token_shards(
 
 
 def learn_vocabulary(shards: list[TokenShard], encoding: TokenizerConfig) -> TokenizerConfig:
-    """Return the encoding with the vocabulary that these pieces need in all their variants, if it learns one."""
+    """Return an encoding that learns its vocabulary with the vocabulary of all variants of these pieces."""
     if not needs_vocabulary(encoding):
         return encoding
     return encoding.with_symbols(set[str]().union(*cluster.run_over(_symbols_of, _by_songs(shards))))
 
 
 def with_symbols_of(shard: TokenShard) -> TokenShard:
-    """Return a shard whose encoding has the vocabulary of its pieces, if it learns one."""
+    """Return a shard with the vocabulary of its own pieces, if its encoding learns one."""
     if not needs_vocabulary(shard.encoding):
         return shard
     return replace(shard, encoding=shard.encoding.with_symbols(_symbols_of([shard])))
@@ -114,12 +111,12 @@ def _symbols_of(shards: Sequence[TokenShard]) -> set[str]:
 
 
 def _by_songs(shards: Sequence[TokenShard]) -> list[list[TokenShard]]:
-    """Return the shards of each song shard together, so that it is read once."""
+    """Group shards by song shard, so that each is read once."""
     return [list(group) for _, group in itertools.groupby(shards, lambda shard: shard.songs)]
 
 
 def build_token_shards(shards: Sequence[TokenShard], on_pieces: Callable[[int], None] | None = None) -> int:
-    """Encode and write the shards that do not exist yet; return how many were written."""
+    """Encode and write the shards that do not exist yet; return their number."""
     missing = [shard for shard in shards if not shard.path.exists()]
     cluster.run_over(encode_songs, _by_songs(missing), lambda n_pieces: on_pieces and on_pieces(n_pieces))
     return len(missing)
@@ -143,7 +140,7 @@ def encode_songs(shards: Sequence[TokenShard]) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sequences:
-    """What becomes one row each: whole pieces, or windows of them, in order of piece and time."""
+    """The rows of a shard before encoding: whole pieces or windows, in order of piece and time."""
 
     notes: NoteBatch
     pieces: list[str]
@@ -168,12 +165,12 @@ def _read_rows(shards: Sequence[TokenShard]) -> Iterator[tuple[TokenShard, _Sequ
 
 
 def grid_of(encoding: TokenizerConfig) -> int:
-    """Return the units per quarter to which an encoding rounds before it looks for bars; 0: it does not."""
+    """Return the units per quarter to which an encoding rounds before it finds bars, or 0."""
     return encoding.units_per_quarter if isinstance(encoding, MmmConfig) else 0
 
 
 def read_counts(path: Path) -> TokenShardCounts:
-    """Return the counts that `encode_songs` left in a shard's metadata."""
+    """Return the counts in a shard's metadata."""
     return TokenShardCounts(**read_metadata(path, "counts"))
 
 

@@ -1,6 +1,6 @@
-"""Filters of readable pieces: each piece left out gets one reason and a sentence with value and limit.
+"""Filters of readable pieces: each rejected piece gets one reason and a sentence with value and limit.
 
-Importable without pyarrow.
+This file imports pyarrow only when it filters.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,26 +21,20 @@ _UNLIMITED = {field.name: field.default for field in fields(FilterConfig)}
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A filter on one figure: the setting `min_...` or `max_...` is its limit, and the setting's default is none.
-
-    Args:
-        column: name of the figure: a column of song shards, or one of `FEATURES`.
-        unit: of the figure, in the detail.
-        of_pitched: pieces of drums alone stay.
-    """
+    """A filter on one figure."""
 
     reason: RejectReason
-    column: str
-    setting: str
-    unit: str
-    of_pitched: bool = False
+    column: str  # the figure: a column of song shards, or one of `FEATURES`
+    setting: str  # `min_...` or `max_...`, the limit; its default is no limit
+    unit: str  # of the figure, in the detail
+    of_pitched: bool = False  # drum-only pieces stay
 
     def __call__(self, judged: "_Judged", config: FilterConfig) -> None:
         limit = getattr(config, self.setting)
         if limit == _UNLIMITED[self.setting]:
             return
         values, is_minimum = judged.column(self.column), self.setting.startswith("min_")
-        # As the column holds the limit, so that 0.1 as float32 is not above 0.1.
+        # The limit gets the column's type, because 0.1 as float32 is above 0.1.
         held = values.dtype.type(limit) if values.dtype.kind == "f" else limit
         failed = values < held if is_minimum else values > held
         if self.of_pitched:
@@ -50,51 +44,45 @@ class Bound:
         judged.note(self.reason, failed, lambda row: f"{_shown(values[row], limit)} {end} {place}")
 
 
-def apply_filters(
-    config: FilterConfig, table: "pa.Table", place: str = "dataset.filters"
-) -> "tuple[pa.StringArray, pa.StringArray]":
-    """Judge each piece of a table with the columns `COLUMNS`, of which unused settings need none.
+def apply_filters(config: FilterConfig, table: "pa.Table") -> "tuple[pa.StringArray, pa.StringArray]":
+    """Return the reason and the detail of the first filter that each piece fails, empty for a piece that stays.
 
     Args:
-        table: one row for each accepted piece; no nulls, but lists may be null for empty.
-        place: how details name the config.
-    Returns:
-        (reason, detail), one entry for each row: the first of `REASONS` that fails, and a sentence such as
-        `7 notes, at least 16 asked (dataset.filters.min_notes)`; both empty where the piece stays.
+        table: one row for each piece, with those of `COLUMNS` that the settings need; a null list is empty.
     Raises:
-        ValueError: a column that a setting needs is missing.
+        ValueError: a column is missing.
     """
     import pyarrow as pa
 
-    judged = _Judged(table, place)
+    judged = _Judged(table)
     for judge in _FILTERS:
         judge(judged, config)
     return pa.array(judged.reason, pa.string()), pa.array(judged.detail, pa.string())
 
 
 class _Judged:
-    """What is known of each row so far: the first reason that was found, and its detail."""
+    """A table with the reason and the detail found for each row so far."""
 
-    def __init__(self, table: "pa.Table", place: str) -> None:
-        self._table, self._place = table, place
+    def __init__(self, table: "pa.Table") -> None:
+        self._table = table
         self.reason, self.detail = np.full((2, table.num_rows), "", object)
 
     def column(self, name: str) -> NDArray[Any]:
         return self._of_table(name).to_numpy()
 
     def flat_list(self, name: str) -> "tuple[NDArray[Any], NDArray[np.int64]]":
-        """Return the values of a column of lists, and the row of each."""
+        """Return the values of a list column, and the row of each."""
         import pyarrow.compute as pc
 
         lists: Any = self._of_table(name).combine_chunks()
-        return lists.flatten().to_numpy(zero_copy_only=False), pc.list_parent_indices(lists).to_numpy()  # type: ignore[attr-defined]
+        return lists.flatten().to_numpy(zero_copy_only=False), pc.list_parent_indices(lists).to_numpy()
 
     @property
     def is_pitched(self) -> NDArray[np.bool_]:
         return self.column("n_drum_notes") < self.column("n_notes")
 
     def note(self, reason: RejectReason, failed: NDArray[np.bool_], words: Callable[[int], str]) -> None:
-        """Note the reason for the failed rows that have none yet, with the words for each."""
+        """Record the reason for the failed rows that have none yet; `words` returns the detail of a row."""
         rows = np.flatnonzero(failed & (self.reason == ""))
         self.reason[rows] = str(reason)
         self.detail[rows] = [words(row) for row in rows.tolist()]
@@ -102,14 +90,14 @@ class _Judged:
     def note_entries(
         self, reason: RejectReason, rows: NDArray[np.int64], values: Sequence[Any], start: str, end: str
     ) -> None:
-        """Note the reason for the rows of list entries, each with its first entry."""
+        """Record the reason for the rows of list entries; the detail names the first entry of a row."""
         first = dict(zip(rows.tolist()[::-1], values[::-1], strict=True))
         failed = np.zeros(len(self.reason), np.bool_)
         failed[rows] = True
         self.note(reason, failed, lambda row: f"{start} {first[row]}, {end}")
 
     def setting(self, *names: str) -> str:
-        return f"({', '.join(f'{self._place}.{name}' for name in names)})"
+        return f"({', '.join(f'dataset.filters.{name}' for name in names)})"
 
     def _of_table(self, name: str) -> "pa.ChunkedArray":
         if name not in self._table.column_names:
@@ -172,7 +160,7 @@ def _judge_time_signatures(judged: _Judged, config: FilterConfig) -> None:
 
 
 def _shown(value: Any, limit: float | None = None) -> str:
-    """Return a figure with three digits after the point, and with all where three would show the limit."""
+    """Return a figure with three decimals, or with all if the rounded figure equals the limit."""
     rounded = round(float(value), 3)
     exact = limit is None or rounded == round(float(limit), 3)
     return str(value if exact else rounded).removesuffix(".0")
@@ -199,7 +187,7 @@ _FILTERS: tuple[Callable[[_Judged, FilterConfig], None], ...] = (
     Bound(RejectReason.STUCK_NOTE, "longest_note_seconds", "max_note_seconds", "seconds for one note"),
 )  # fmt: skip
 BOUNDS = tuple(judge for judge in _FILTERS if isinstance(judge, Bound))
-# In the order in which they are tried: the first that fails names the reason.
+# In the order of the filters.
 REASONS = tuple(reason for reason in RejectReason if "filter" in reason.given_by)
 COLUMNS = (*dict.fromkeys(bound.column for bound in BOUNDS), "programs", "n_drum_notes", "pitch_min", "pitch_max")
 COLUMNS += ("time_signature_numerator", "time_signature_denominator")

@@ -27,7 +27,7 @@ from tasks.storage.user_paths import check_output, write_output
 
 @dataclass(frozen=True, slots=True)
 class FileTokens:
-    """One file's ids and their readable names, what the encoding could not hold, and the encoding's own form."""
+    """The tokens of one file, the counts of notes that the encoding drops, and the tokenizer as JSON."""
 
     ids: list[int]
     names: list[str]
@@ -35,7 +35,7 @@ class FileTokens:
     encoder: dict[str, Any]
 
     def rendering(self, line_starts: tuple[str, ...] = ("Bar", "BAR_START", "TRACK_START")) -> str:
-        """Return the names in lines, each a bar, a track or else eight tokens; characters as the text that they are."""
+        """Return the names in lines of a bar, a track or eight tokens; an encoding of characters gives its text."""
         if self.encoder["name"] == "optimus_txt":
             return "".join(_character(name) for name in self.names)
         has_bars = any(name.startswith(line_starts) for name in self.names)
@@ -48,27 +48,19 @@ class FileTokens:
 
 
 def _character(name: str) -> str:
-    """Return the character that a token represents; nothing for `<start>` and its like."""
+    """Return the character of a token, empty for special tokens such as `<start>`."""
     if name.startswith("U+"):
         return chr(int(name[2:], 16))
     return name if len(name) == 1 else ""
 
 
 def encoding_config(encoding: str, overrides: Sequence[str] = ()) -> TokenizerConfig:
-    """Return an encoding's default settings with overrides such as `use_rests=true` applied.
-
-    Raises:
-        ConfigError: no encoding has that name, or an override does not fit.
-    """
+    """Return an encoding's default settings with overrides such as `use_rests=true`."""
     return apply_overrides(default_config(encoding), overrides)
 
 
 def encode_file(path: Path, config: TokenizerConfig) -> FileTokens:
-    """Return the tokens of one MIDI file; an encoding that learns its vocabulary learns it from this file alone.
-
-    Raises:
-        NotFound, BadScore: there is no such file, or it is not usable MIDI.
-    """
+    """Return the tokens of one MIDI file; an encoding that learns its vocabulary learns it from this file alone."""
     try:
         data = path.read_bytes()
     except OSError as error:

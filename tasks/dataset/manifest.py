@@ -39,11 +39,7 @@ _MANIFEST: dict[str, Any] = {
 
 
 def check_manifest(manifest: Any) -> None:
-    """Check that a parsed manifest can be used.
-
-    Raises:
-        BadJson: a key is missing or of another kind, or a path leads out of the dataset's folder.
-    """
+    """Raise BadJson if a manifest lacks a key, has a wrong type, or a path leads out of the dataset's folder."""
     check_shape(manifest, _MANIFEST)
     places = {stage: manifest[stage] for stage in ("songs", "analysis")}
     places["tokens"] = [path for split in SPLITS for path in manifest["splits"][split]["shards"]]

@@ -1,4 +1,4 @@
-"""What a rebuild would do: files, reuse, disk and time. Nothing is written but the scan cache."""
+"""The plan of a rebuild: files, reuse, disk and time. Only the scan cache is written."""
 
 import tempfile
 import time
@@ -24,17 +24,13 @@ from tasks.runtime import cluster
 from tasks.storage.home import Home
 from tasks.storage.parquet import read_table
 
-SAMPLE = 24  # files that are read and encoded to estimate the rest
+SAMPLE = 24  # files that are read and encoded for the estimates
 
 
 def plan_rebuild(home: Home, config: DatasetConfig) -> dict[str, Any]:
-    """Return what `rebuild` would do. Time is without the start of Ray and Prefect, on all cores of this machine.
+    """Return the work of a `rebuild`. Time is for all cores of this machine, without the start of Ray and Prefect.
 
-    Disk and time are those of a sample times the number of files. They assume that all tokens are made anew and that
-    all pieces are augmented.
-
-    Raises:
-        ConfigError, NotFound, DatasetError: a source that cannot be read; see `scan_sources`.
+    Disk and time are those of a sample times the number of files. All tokens are assumed new, and all pieces augmented.
     """
     with tempfile.TemporaryDirectory(prefix="orchestrion-plan-") as temporary:
         folder = Path(temporary)
@@ -69,7 +65,7 @@ def plan_rebuild(home: Home, config: DatasetConfig) -> dict[str, Any]:
 
 
 def _estimate(config: DatasetConfig, contents: Contents, folder: Path) -> tuple[float, float, float]:
-    """Return bytes on disk, seconds of parsing and analysis, and seconds of encoding; each for one file and core."""
+    """Return for one file and core the bytes on disk, the seconds of parsing and analysis, and those of encoding."""
     places = np.unique(np.linspace(0, len(contents.first) - 1, SAMPLE).astype(np.int64)) if len(contents.first) else []
     if not len(places):
         return 0.0, 0.0, 0.0
@@ -88,7 +84,7 @@ def _estimate(config: DatasetConfig, contents: Contents, folder: Path) -> tuple[
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Return the shorter time of two: the first one also loads compiled code."""
+    """Return the shorter time of two runs, because the first one also loads compiled code."""
     times = []
     for _ in range(2):
         started = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Compiles the loops over notes before they are first needed: `python -m tasks.dataset.precompile`.
+"""Compilation of the loops over notes before their first use: `python -m tasks.dataset.precompile`.
 
-Numba compiles a loop when it is first called and keeps the machine code beside its source file. Here the loops are
-called on some pieces of the sample corpus, one process a core, so that no command compiles anything.
+Numba compiles a loop at its first call and keeps the machine code beside the source file. This module calls the loops
+on some pieces of the sample corpus, with one process for each core.
 """
 
 import subprocess
@@ -10,6 +10,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +38,12 @@ ALSO: dict[str, list[TokenizerConfig]] = {
     "optimus_int": [OptimusIntConfig(instruments=True, channels_by="order")],
     "optimus_txt": [OptimusTxtConfig(channels=True, melody_conditioned=True)],
 }
-# What others need is compiled first. Long jobs begin before short ones.
+# Shared loops are compiled first. Long jobs begin before short ones.
 ROUNDS = (("reading", "analysing"), ("remi", "oore", "mmm", "comparing", "optimus_int", "optimus_txt"))
 
 
 def main() -> None:
-    """Compile all loops, or with the names of jobs only those; without names in parallel, with a line for each."""
+    """Compile all loops in parallel, or those of the jobs named in the arguments in this process."""
     if sys.argv[1:]:
         with tempfile.TemporaryDirectory() as folder:
             for job in sys.argv[1:]:
@@ -68,14 +69,12 @@ def _compile(job: str, folder: Path) -> None:
         song_shards.prepare()
     elif job == "analysing":
         analyse.prepare()
-    elif job == "comparing":
-        _compare(folder)
     else:
-        _encode(job, folder)
+        (_compare if job == "comparing" else partial(_encode, job))(folder)
 
 
 def _encode(name: str, folder: Path) -> None:
-    """Encode some pieces in all variants, whole and in windows of bars, and decode what was written."""
+    """Encode some pieces in all variants, whole and in windows of bars, and decode the tokens."""
     write_sample_corpus(folder / "midi", N_PIECES)
     config = DatasetConfig(sources=(str(folder / "midi"),))
     files = scan_sources(config.sources, folder / "cache", config.source_limits).files
@@ -99,7 +98,7 @@ def _encode(name: str, folder: Path) -> None:
 
 
 def _compare(folder: Path) -> None:
-    """Look at one piece as an evaluation does: is it valid, and what does it share with another."""
+    """Check one piece and search its runs shared with another, as an evaluation does."""
     one, other = (read_midi(path) for path in write_sample_corpus(folder / "midi", 2))
     check_validity(write_midi(one), one)
     lines = []

@@ -1,4 +1,4 @@
-"""The split into training, validation and test: by group, before augmentation, by a seeded hash."""
+"""The split into training, validation and test: by group, by a seeded hash, before augmentation."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,21 +9,17 @@ SPLITS = ("train", "validation", "test")
 
 
 def split_groups(
-    group_keys: NDArray[np.uint64],
-    validation_share: float,
-    test_share: float,
-    seed: int,
+    group_keys: NDArray[np.uint64], validation_share: float, test_share: float, seed: int,
     fixed: NDArray[np.int8] | None = None,
-) -> NDArray[np.int8]:
-    """Assign every group to a split; a group's place depends on (seed, key) alone, so new pieces move no old one.
+) -> NDArray[np.int8]:  # fmt: skip
+    """Return the split of each group, int8[G], as an index into `SPLITS`.
 
-    Only where a split would stay empty does the group whose hash is nearest to it move there.
+    It depends on seed and key alone, so new pieces move no old one. An empty split gets the group whose hash is
+    nearest.
 
     Args:
-        group_keys: uint64[G], distinct; what the groups are called.
-        fixed: int8[G], the split of groups that have one already, -1 for the others; these alone are assigned.
-    Returns:
-        int8[G], indices into `SPLITS`.
+        group_keys: uint64[G], distinct.
+        fixed: int8[G], the split of groups that have one already, -1 for the others.
     Raises:
         DatasetError: fewer groups than splits, or none that could go to an empty one.
     """
@@ -55,10 +51,9 @@ def split_groups(
 
 
 def official_groups(of_piece: NDArray[np.int8], group_of_piece: NDArray[np.integer], n_groups: int) -> NDArray[np.int8]:
-    """Return the split that the source gives each group, -1 where it gives none.
+    """Return the split that the source states for each group, -1 for none.
 
-    A group whose pieces the source puts into several splits goes to the one with most of them, in doubt the later one
-    of `SPLITS`: no near-duplicate of a held-out piece is trained on.
+    A group with several stated splits goes to the one with most of its pieces, at a tie to the later one of `SPLITS`.
 
     Args:
         of_piece: int8[P], indices into `SPLITS`, -1 where the source states none.

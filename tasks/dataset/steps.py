@@ -1,7 +1,4 @@
-"""The Prefect tasks of a rebuild: name, retries and progress of each stage.
-
-Ray's workers import the stages, and do not need to import Prefect; so the tasks have a file of their own.
-"""
+"""The Prefect tasks of a rebuild. Ray's workers import the stages without this file and without Prefect."""
 
 import logging
 from collections.abc import Sequence
@@ -34,13 +31,13 @@ from tasks.storage.home import Home
 
 logger = logging.getLogger(__name__)
 
-MAX_RESCANS = 2  # of a rebuild whose sources change under it; what is still lost then is rejected
-MAX_ROUNDS = 12  # of parsing, those included
+MAX_RESCANS = 2  # of a rebuild with changing sources; files that are still lost are then rejected
+MAX_ROUNDS = 12  # of parsing, rescans included
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a rebuild starts from."""
+    """The input of a rebuild."""
 
     config: DatasetConfig  # with its name and sources filled in
     scan: Scan
@@ -52,7 +49,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Songs:
-    """The distinct contents of the inputs as music, and what was found about each."""
+    """The distinct contents of the inputs, their song shards and their analysis."""
 
     contents: song_shards.Contents
     shards: list[song_shards.SongShard]
@@ -84,10 +81,10 @@ def _inputs(config: DatasetConfig, scan: Scan) -> Inputs:
 
 @task(name="find-inputs-again", **HEALS)
 def find_inputs_again(home: Home, inputs: Inputs, lost: frozenset[str], n_rescans: int) -> Inputs:
-    """Find the inputs again after files went or changed under a rebuild; after so many times, refuse what is not there.
+    """Scan again after files vanished or changed during a rebuild; after `MAX_RESCANS`, refuse the lost files.
 
-    A file that went is a row `vanished`; one that changed is read as it is now, or is a row `changed`, if it changes
-    again and again. So the version is of what was really read.
+    A file that vanished is a row `vanished`. One that changed is read as it is now; if it changes again and again, it
+    is a row `changed`.
     """
     hashes = [bytes.fromhex(text) for text in sorted(lost)]
     if n_rescans <= MAX_RESCANS:
@@ -98,11 +95,7 @@ def find_inputs_again(home: Home, inputs: Inputs, lost: frozenset[str], n_rescan
 
 
 def read_songs(home: Home, inputs: Inputs) -> tuple[Inputs, Songs]:
-    """Parse and analyse the inputs, which may be found again if the sources change meanwhile; return what was read.
-
-    Raises:
-        DatasetError: they never hold still.
-    """
+    """Parse and analyse the inputs, and scan again while the sources change; return the inputs that were read."""
     for n_rescans in range(1, MAX_ROUNDS + 1):
         songs = parse_songs(home, inputs)
         if isinstance(songs, Songs):
@@ -116,7 +109,7 @@ def read_songs(home: Home, inputs: Inputs) -> tuple[Inputs, Songs]:
 
 @task(name="find-version", cache_policy=NO_CACHE)
 def find_whole_version(home: Home, inputs: Inputs) -> DatasetVersion | None:
-    """Return the version if it is published already with all its files, and make it the latest of its name."""
+    """Return the version if it is published with all its files, and make it the latest of its name."""
     found = versions.usable_version(home, inputs.config.name, inputs.version)
     if found is None or found.missing_files() or not holds_names(found, inputs.scan.files):
         return None
@@ -129,12 +122,12 @@ def find_whole_version(home: Home, inputs: Inputs) -> DatasetVersion | None:
         logger.warning("%s %s; the version is made again", problem.path, problem.problem)
     if problems:
         return None
-    versions.confirm(found)
+    versions.note_latest(home, found.name, found.version)
     return found
 
 
 def _check_shards(paths: Sequence[Path]) -> None:
-    """Check the shards that an earlier rebuild has made; a damaged one goes, so that it is made again."""
+    """Check the shards of earlier rebuilds and delete damaged ones."""
     here = [path for path in paths if path.exists()]
     with show_progress("checking", len(here), "files") as progress:
         integrity.drop_damaged(here, cluster.n_cpus(), progress.advance)
@@ -142,7 +135,7 @@ def _check_shards(paths: Sequence[Path]) -> None:
 
 @task(name="parse-songs", **HEALS)
 def parse_songs(home: Home, inputs: Inputs) -> Songs | frozenset[str]:
-    """Parse and analyse what no earlier rebuild has; return the contents that are lost instead, if any are."""
+    """Parse and analyse the missing shards; return the lost contents instead, if there are any."""
     folder, files = inputs.folder(home), inputs.scan.files
     contents = song_shards.distinct_contents(files)
     shards = song_shards.plan_song_shards(inputs.config.parse, contents, folder / "songs")
@@ -150,7 +143,7 @@ def parse_songs(home: Home, inputs: Inputs) -> Songs | frozenset[str]:
     missing = [shard.n_files for shard in shards if not shard.path.exists()]
     if missing:
         with Progress("preparing the readers"):
-            song_shards.start_workers()  # before the clock of the progress starts, so that its rate is that of the work
+            song_shards.start_workers()  # before the progress starts, whose rate is that of the work
     with show_progress("parsing", sum(missing), "files") as progress:
         parsed = song_shards.build_song_shards(shards, progress.advance)
     if parsed.lost:
@@ -181,7 +174,7 @@ def account_for_files(inputs: Inputs, songs: Songs) -> tuple[Ledger, LeakageRepo
 def encode_and_publish(
     home: Home, inputs: Inputs, songs: Songs, ledger: Ledger, leakage: LeakageReport
 ) -> DatasetVersion:
-    """Augment and encode what no earlier rebuild has encoded, and publish the version."""
+    """Augment and encode the missing shards, and publish the version."""
     with Progress("planning the tokens"):
         tokens = plan_tokens(inputs.config, ledger, songs.shards, inputs.folder(home))
     _check_shards([shard.path for shard in tokens])
@@ -198,14 +191,14 @@ def encode_and_publish(
 
 @task(name="write-report", cache_policy=NO_CACHE)
 def write_dataset_report(dataset: DatasetVersion, inputs: Inputs, songs: Songs, ledger: Ledger) -> Path:
-    """Write the page about a version."""
+    """Write the report of a version."""
     wanted = build.report_inputs(dataset, inputs.scan.files, ledger, songs.analysis)
     with Progress("writing the report"):
         return cluster.run_apart(build.write_dataset_report, wanted)
 
 
 def link_report(dataset: DatasetVersion) -> None:
-    """Link the page about a version in Prefect; does nothing outside of a flow run or where there is no page."""
+    """Link the report of a version in Prefect; do nothing outside of a flow run or without a report."""
     if FlowRunContext.get() and dataset.report.exists():
         create_link_artifact(
             key=artifact_key("report", dataset.name),

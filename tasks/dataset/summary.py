@@ -1,4 +1,4 @@
-"""What the tracker stores of a dataset version."""
+"""Parameters, metrics and files of a dataset version for the tracker."""
 
 from tasks.dataset.card import dataset_card
 from tasks.dataset.versions import DatasetVersion

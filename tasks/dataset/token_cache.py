@@ -1,7 +1,6 @@
-"""The memory-mapped token file of a split: Parquet cannot be mapped token by token.
+"""The memory-mapped token file of a split, made from its Parquet shards, which cannot be mapped.
 
-Such a file can be made again from the shards at any time. It is named by what the shards' footers say, so that other
-shards are another file, and holds, in this order:
+The file can be made again at any time. A digest of the shards' footers is its name. It holds, in this order:
 
     4,096 bytes     JSON with a seal: digest of the shards, number of rows and of tokens, digest of all that follows
     tokens          uint16, little-endian, all rows end to end; zeros up to a multiple of 8 bytes
@@ -48,9 +47,9 @@ def flat_tokens(shards: Sequence[Path], folder: Path | None = None) -> FlatToken
     """Return the tokens of `shards`, end to end in their order.
 
     Args:
-        folder: where the flat file lies, or is made in constant memory if it is missing or damaged. Several processes
-            may ask at once: one makes it and the others wait. Without a folder, or if it cannot be written to, all
-            tokens are held in memory.
+        folder: of the flat file, which is made in constant memory if it is missing or damaged. One of several
+            processes makes it, and the others wait. Without a folder, or if it cannot be written to, all tokens are
+            held in memory.
     Raises:
         DamagedFile: a shard has other bytes than were written.
         OSError: a shard is missing or cannot be read.
@@ -61,18 +60,13 @@ def flat_tokens(shards: Sequence[Path], folder: Path | None = None) -> FlatToken
         path = flat_path(shards, folder)
         return _map(path) or _make(path, shards)
     except OSError as error:
-        reason = storage_problem(error) or error
-        logger.warning(
-            "no flat tokens in %s (%s): %s held in memory",
-            folder,
-            reason,
-            plural(len(shards), "shard is", "shards are"),
-        )
+        reason, held = storage_problem(error) or error, plural(len(shards), "shard is", "shards are")
+        logger.warning("no flat tokens in %s (%s): %s held in memory", folder, reason, held)
         return _in_memory(shards)
 
 
 def flat_path(shards: Sequence[Path], folder: Path) -> Path:
-    """Return where the flat file of `shards` is, or would be."""
+    """Return the path of the flat file of `shards`."""
     digest = hashlib.sha256(f"{_REVISION}\n".encode())
     for shard in shards:
         digest.update(f"{shard.name}\n{shard.stat().st_size}\n".encode() + _footer(shard))
@@ -80,7 +74,7 @@ def flat_path(shards: Sequence[Path], folder: Path) -> Path:
 
 
 def _footer(shard: Path) -> bytes:
-    """Return the end of a Parquet file: counts, statistics and places of all its parts."""
+    """Return the footer of a Parquet file: counts, statistics and offsets of all its parts."""
     with shard.open("rb") as handle:
         size = handle.seek(0, 2)
         handle.seek(max(0, size - 8))  # the footer's length and four letters
@@ -104,13 +98,10 @@ def _rows(shard: Path) -> Iterator[tuple[IntArray, TokenArray]]:
 def _make(path: Path, shards: Sequence[Path]) -> FlatTokens:
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent / ".lock"):
-        if not _map(path):  # else another process made it meanwhile
+        if not _map(path):  # another process may have made it meanwhile
             started = time.perf_counter()
-            n_tokens = _write(path, shards)
-            seconds = time.perf_counter() - started
-            logger.info(
-                "laid %d tokens of %s flat in %s, %.1f s", n_tokens, plural(len(shards), "shard"), path, seconds
-            )
+            n_tokens, of = _write(path, shards), plural(len(shards), "shard")
+            logger.info("laid %d tokens of %s flat in %s, %.1f s", n_tokens, of, path, time.perf_counter() - started)
     made = _map(path)
     if not made:
         raise OSError(f"{path} does not hold what was written to it")
@@ -151,11 +142,6 @@ def _digest_of(mapped: mmap.mmap) -> str:
 
 
 def check_flat(path: Path) -> None:
-    """Check all bytes of a flat file; one from before digests is skipped, because it is made again anyway.
-
-    Raises:
-        DamagedFile: it is not what was written.
-        OSError: it cannot be read.
-    """
+    """Check all bytes of a flat file; one from before digests passes, because it is made again anyway."""
     with suppress(NoSeal):
         _open(path)

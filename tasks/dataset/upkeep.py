@@ -1,4 +1,4 @@
-"""Upkeep of datasets: verifying the files of versions, and deleting files that no version uses."""
+"""Upkeep of datasets: verification of versions, and deletion of files that no version uses."""
 
 import logging
 import shutil
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A file of a version that is not what was written."""
+    """A file of a version with other bytes than were written."""
 
     path: str
     problem: str
@@ -30,7 +30,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was deleted, or would be."""
+    """The versions and files that were deleted, or would be."""
 
     versions: tuple[str, ...]
     n_files: int
@@ -38,7 +38,7 @@ class Pruned:
 
 
 def verify_version(dataset: DatasetVersion, on_files: Callable[[int], None] | None = None) -> list[Problem]:
-    """Hash every file of a version again and compare with what was written when it was published."""
+    """Hash every file of a version again and compare with the digests of its publication."""
     own = [_compare(path, file_hash(path), read_checksum(path)) for path in (dataset.manifest_path, dataset.ledger)]
     problems = [problem for problem in own if problem]
     try:
@@ -64,7 +64,7 @@ def verify_version(dataset: DatasetVersion, on_files: Callable[[int], None] | No
 def check_datasets(
     chosen: Sequence[DatasetVersion], on_files: Callable[[int], None] | None = None
 ) -> Iterator[tuple[str, Problem]]:
-    """Yield every problem of some versions, with the version's reference; flat token files are checked too."""
+    """Yield every problem of some versions and of their flat token files, with the version's reference."""
     for dataset in chosen:
         for problem in verify_version(dataset, on_files):
             yield dataset.reference, problem
@@ -96,14 +96,14 @@ def n_files_of(dataset: DatasetVersion) -> int:
 
 
 def prune(home: Home, keep_versions: int = 0, used: Sequence[str] = (), dry_run: bool = False) -> Pruned:
-    """Delete the shards that no version uses, and old versions if asked; what an interrupted rebuild left goes too.
+    """Delete the shards that no version uses, old versions if wanted, and the remains of interrupted rebuilds.
 
     Args:
-        keep_versions: of each dataset, how many of the newest to keep; 0: all.
-        used: references `name@version` that stay whatever their age, such as those that models were trained on.
-        dry_run: only say what would be deleted.
+        keep_versions: number of the newest versions of each dataset to keep; 0 keeps all.
+        used: references `name@version` to keep at any age, such as those of trained models.
+        dry_run: delete nothing.
     Raises:
-        DatasetError: a manifest is damaged, so it is unknown what its version uses. Its dataset is left alone;
+        DatasetError: a manifest is damaged, so the files of its version are unknown. Its dataset is left alone, and
             the others were pruned.
     """
     versions, n_files, n_bytes = [], 0, 0
@@ -126,7 +126,7 @@ def prune(home: Home, keep_versions: int = 0, used: Sequence[str] = (), dry_run:
     for path in doomed:
         n_files, n_bytes = n_files + 1, n_bytes + path.stat().st_size
     if not dry_run:
-        for dataset in versions:  # before its shards: a kill in between must not leave a version without them
+        for dataset in versions:  # before its shards, because a kill must not leave a version without them
             dataset.manifest_path.unlink()
             shutil.rmtree(dataset.version_folder)
             shutil.rmtree(dataset.report.parent, ignore_errors=True)
@@ -150,7 +150,7 @@ def _is_damaged(folder: Path) -> bool:
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    """Return what an interrupted publishing or pruning left: versions without a manifest, and reports of no version."""
+    """Return the remains of interrupted work: versions without a manifest, and reports without a version."""
     published = {path.parent for path in folder.glob("versions/[!.]*/manifest.json")}
     versions = [path for path in folder.glob("versions/*") if path.is_dir() and path not in published]
     reports = [path for path in folder.glob("reports/*") if path.is_dir()]
@@ -158,7 +158,7 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def _unused_flat(home: Home, kept: Sequence[DatasetVersion]) -> list[Path]:
-    """Return what the loader laid flat of shards that no version uses."""
+    """Return the flat token files that no version uses."""
     folder = home.cache / "tokens"
     used = {
         flat_path(shards, folder)

@@ -21,7 +21,7 @@ TOKENS_PER_CHUNK = 1 << 28  # Arrow counts the items of a column of lists with 3
 
 @dataclass(slots=True)
 class TokenShardCounts:
-    """What a token shard holds; saved in its metadata, so that it need not be counted again."""
+    """Counts of a token shard, stored in its metadata."""
 
     n_pieces: int = 0
     n_rows: int = 0
@@ -29,18 +29,18 @@ class TokenShardCounts:
     n_notes: int = 0
     seconds: float = 0.0
     max_tokens: int = 0
-    pieces_without_notes: int = 0  # nothing left for this encoding: an empty row would teach silence
-    variants_out_of_range: int = 0  # left out, for a note would leave 0-127
-    variants_unchanged: int = 0  # left out, for their tokens are those of another variant
+    pieces_without_notes: int = 0  # left out, because the encoding keeps none of their notes
+    variants_out_of_range: int = 0  # left out, because a note would leave 0-127
+    variants_unchanged: int = 0  # left out, because another variant has the same tokens
     notes_out_of_range: int = 0  # left out of variants that stay
-    velocities_clipped: int = 0  # notes of variants whose velocity would have left 1-127
-    notes_cut_by_windows: int = 0  # that end where their window ends
+    velocities_clipped: int = 0  # notes of variants whose velocity would leave 1-127
+    notes_cut_by_windows: int = 0  # notes that the end of a window cuts
     notes_dropped: dict[str, int] = field(default_factory=dict)  # by reason, over the unaugmented pieces
 
 
 @dataclass(slots=True)
 class TokenRows:
-    """Rows of tokens as they come: some pieces in one variant at a time."""
+    """Rows of tokens, gathered variant by variant."""
 
     counts: TokenShardCounts = field(default_factory=TokenShardCounts)
     parts: list[tuple[Variant, IntArray, TokenBatch]] = field(default_factory=list)  # variant, its pieces, their tokens
@@ -89,8 +89,8 @@ class TokenRows:
 def encode_variants(tokenizer: Tokenizer, augment: AugmentConfig, batch: NoteBatch, pieces: list[str]) -> TokenRows:
     """Encode pieces in all their variants.
 
-    Variants that differ in transposition alone are derived from the tokens of one of them where that is exact. A
-    variant whose tokens are those of another one, such as a stretch that the encoding cannot tell, is left out.
+    Variants that differ only in transposition are derived from the tokens of one of them where that is exact. A variant
+    with the tokens of another one, such as a stretch below the encoding's resolution, is left out.
     """
     rows, seen = TokenRows(), np.zeros((len(pieces), 0), np.uint64)
     groups = list(group_variants(plan_variants(augment, pieces)))
@@ -116,14 +116,14 @@ def encode_variants(tokenizer: Tokenizer, augment: AugmentConfig, batch: NoteBat
 
 
 class _Transposer:
-    """Transposes pieces that were encoded once: in their tokens where that is exact, otherwise through their notes."""
+    """Transposes encoded pieces in their tokens where that is exact, otherwise in their notes."""
 
     def __init__(self, tokenizer: Tokenizer, augment: AugmentConfig, batch: NoteBatch, plain: TokenBatch) -> None:
         self.tokenizer, self.augment, self.batch, self.plain = tokenizer, augment, batch, plain
         self.lowest, self.highest, self.has_drums = _pitch_ranges(batch.offsets, batch.pitch, batch.is_drum)
 
     def __call__(self, chosen: BoolArray, semitones: int, counts: TokenShardCounts) -> tuple[IntArray, TokenBatch]:
-        """Return those of the chosen pieces that have this transposition, as indices, and their tokens."""
+        """Return the indices of the chosen pieces that have this transposition, and their tokens."""
         if not semitones:
             return np.flatnonzero(chosen), _take(self.plain, np.flatnonzero(chosen))
         is_pitched = self.highest >= 0
@@ -133,7 +133,7 @@ class _Transposer:
         if self.augment.out_of_range == "leave_variant_out":
             counts.variants_out_of_range += int(np.sum(chosen & ~fits))
             chosen = chosen & fits
-        low, high = self.tokenizer.pitch_range  # a note that the encoding cannot hold is not in the tokens to be moved
+        low, high = self.tokenizer.pitch_range  # the tokens lack notes outside of it
         is_held = (self.lowest + min(semitones, 0) >= low) & (self.highest + max(semitones, 0) <= high)
         derivable = np.flatnonzero(chosen & is_held & (self.tokenizer.knows_drums | ~self.has_drums))
         derived = _take(self.plain, derivable)
@@ -164,7 +164,7 @@ def _take(tokens: TokenBatch, pieces: IntArray) -> TokenBatch:
 
 
 def _in_chunks(columns: dict[str, Any], ids: TokenArray, offsets: IntArray) -> pa.Table:
-    """Return a table whose lists of tokens stand in chunks that Arrow can count."""
+    """Return a table with the lists of tokens in chunks of at most `TOKENS_PER_CHUNK`."""
     borders = [0]
     while borders[-1] < len(offsets) - 1:
         limit = offsets[borders[-1]] + TOKENS_PER_CHUNK
@@ -180,7 +180,7 @@ def _in_chunks(columns: dict[str, Any], ids: TokenArray, offsets: IntArray) -> p
 
 @njit(cache=True, nogil=True)
 def _pitch_ranges(offsets, pitch, is_drum):
-    """Return the lowest and highest pitch of each piece, drums apart (128 and -1 without any), and if it has drums."""
+    """Return the lowest and highest pitch of each piece without drums (128, -1: none), and whether it has drums."""
     lowest, highest = np.full(len(offsets) - 1, 128), np.full(len(offsets) - 1, -1)
     has_drums = np.zeros(len(offsets) - 1, np.bool_)
     for piece in range(len(lowest)):

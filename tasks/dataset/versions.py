@@ -1,4 +1,4 @@
-"""Dataset versions: finding and reading them."""
+"""Dataset versions on disk."""
 
 import hashlib
 import logging
@@ -31,7 +31,7 @@ LATEST: dict[str, Any] = {"version": str, "numbers?": {str: int}}  # shape of `l
 
 @dataclass(frozen=True, slots=True)
 class DatasetVersion:
-    """A published version: its manifest and where its files are."""
+    """A published version: its manifest and the paths of its files."""
 
     name: str
     version: str
@@ -63,7 +63,7 @@ class DatasetVersion:
         return f"{self.name}@{self.version}"
 
     def shards(self) -> list[Path]:
-        """Return every shard of the version: songs, analysis, tokens."""
+        """Return the shards of all stages: songs, analysis, tokens."""
         stages = [*self.manifest["songs"], *self.manifest["analysis"]]
         tokens = [path for split in SPLITS for path in self.token_shards(split)]
         return [*(self.folder / path for path in stages), *tokens]
@@ -77,7 +77,7 @@ class DatasetVersion:
 
     @property
     def flat_tokens(self) -> Path:
-        """Where the tokens of its splits lie flat for the loader, once they were asked for."""
+        """The folder of the memory-mapped token files."""
         return Home(self.folder.parents[1]).cache / "tokens"
 
     def summary(self) -> dict[str, Any]:
@@ -94,13 +94,13 @@ class DatasetVersion:
 
 
 def newest_version(home: Home, name: str) -> DatasetVersion | None:
-    """Return the version of a dataset that was built or confirmed last, or None."""
+    """Return the version that was built or confirmed last, or None."""
     latest = usable_version(home, name, _latest(home, name)[0])
     return latest or next(iter(list_datasets(home, name)), None)
 
 
 def usable_version(home: Home, name: str, version: str) -> DatasetVersion | None:
-    """Return a published version, or None where there is none or its manifest is damaged; a rebuild makes it again."""
+    """Return a published version, or None if there is none or its manifest is damaged."""
     try:
         return find_version(home, name, version)
     except DatasetError as error:
@@ -109,10 +109,10 @@ def usable_version(home: Home, name: str, version: str) -> DatasetVersion | None
 
 
 def _latest(home: Home, name: str) -> tuple[str, dict[str, int]]:
-    """Return the version that was built or confirmed last, and the number of that event for each version.
+    """Return the version that was built or confirmed last, and a number for each version.
 
-    The numbers go through all datasets of a home, so that neither the order of versions nor that of datasets depends
-    on a clock. Without a usable record the version is `none`.
+    The numbers count the builds and confirmations of a home, so that the order of versions depends on no clock. Without
+    a usable record the version is `none`.
     """
     path = home.datasets / name / "latest.json"
     try:
@@ -120,7 +120,7 @@ def _latest(home: Home, name: str) -> tuple[str, dict[str, int]]:
         if not _VERSION.fullmatch(found["version"]):
             raise DamagedFile(f"{path} is damaged: {found['version'][:60]!r} is no version")
     except FileNotFoundError:
-        return "none", {}  # a kill came between a version and the pointer to it; the manifests' times say as much
+        return "none", {}  # a kill came between a version and the pointer to it; the manifests' times give the order
     except DamagedFile as error:
         warn_once(f"{error}; the newest version is known by the times of the manifests")
         return "none", {}
@@ -140,22 +140,18 @@ def note_latest(home: Home, name: str, version: str) -> None:
 
 
 def find_version(home: Home, name: str, version: str) -> DatasetVersion | None:
-    """Return a published version, or None.
-
-    Raises:
-        DatasetError: its manifest is damaged.
-    """
+    """Return a published version or None, or raise DatasetError if its manifest is damaged."""
     folder = home.datasets / name
     path = folder / "versions" / version / "manifest.json"
     return read_version(path) if path.exists() else None
 
 
 def resolve_dataset(home: Home, reference: str = "") -> DatasetVersion:
-    """Return the dataset version that `name`, `name@version` (or a unique prefix of it) or nothing (the newest) means.
+    """Return the version of a reference: `name`, `name@version` with a unique prefix, or empty for the newest.
 
     Raises:
-        NotFound: no such dataset or version; the message lists what there is.
-        DatasetError: it is the one that is meant whose manifest is damaged.
+        NotFound: no such dataset or version; the message lists the known ones.
+        DatasetError: its manifest is damaged.
     """
     name, _, wanted = reference.partition("@")
     damaged: list[DatasetError] = []
@@ -184,11 +180,7 @@ def resolve_dataset(home: Home, reference: str = "") -> DatasetVersion:
 
 
 def read_version(path: Path) -> DatasetVersion:
-    """Return the version of a manifest, checked by its checksum, its shape and the places that it names.
-
-    Raises:
-        DatasetError: it is damaged or no manifest of ours.
-    """
+    """Return the version of a manifest, or raise DatasetError if its checksum, shape or paths are wrong."""
     try:
         data = path.read_bytes()
         manifest = parse_json(data)
@@ -209,7 +201,7 @@ def list_datasets(home: Home, name: str = "*", damaged: list[DatasetError] | Non
     """Return every published version of every dataset or of one, the one built or confirmed last first.
 
     Args:
-        damaged: gets the error of each manifest that cannot be used; without it, each is a warning.
+        damaged: gets the error of each damaged manifest; without it, each is a warning.
     """
     found: list[tuple[DatasetVersion, Path]] = []
     for path in sorted(home.datasets.glob("*/versions/[!.]*/manifest.json")):
@@ -228,8 +220,3 @@ def list_datasets(home: Home, name: str = "*", damaged: list[DatasetError] | Non
         return -numbers[version.name].get(version.version, 0), -path.stat().st_mtime_ns
 
     return [version for version, _ in sorted(found, key=place)]
-
-
-def confirm(dataset: DatasetVersion) -> None:
-    """Make an existing version the latest of its name again, because a rebuild reproduced it."""
-    note_latest(Home(dataset.folder.parents[1]), dataset.name, dataset.version)

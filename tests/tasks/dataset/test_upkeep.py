@@ -249,7 +249,7 @@ def test_prune_keeps_what_is_in_use_whatever_its_age(copy: Home, built: tuple[Pa
 
 def test_the_newest_is_what_was_confirmed_last(copy: Home) -> None:
     oldest = versions_of(copy)[-1]
-    versions.confirm(oldest)
+    versions.note_latest(copy, oldest.name, oldest.version)
     prune(copy, 1)
     assert [version.reference for version in versions_of(copy)] == [oldest.reference]
     assert versions.resolve_dataset(copy, "small").version == oldest.version

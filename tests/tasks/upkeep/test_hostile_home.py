@@ -208,7 +208,7 @@ def test_the_newest_dataset_is_a_record_and_not_a_time(home: Home, tmp_path: Pat
     assert versions.resolve_dataset(home).reference == second.reference
     assert versions.resolve_dataset(home, "one").version == second.version
     assert prune(home, 1).versions == (first.reference,)
-    versions.confirm(other)
+    versions.note_latest(home, other.name, other.version)
     assert versions.resolve_dataset(home).reference == other.reference
     (other.folder / "latest.json").unlink()  # lost with its numbers: what has a number is newer
     assert versions.resolve_dataset(home).reference == second.reference
