@@ -148,6 +148,25 @@ def encode(
     print_facts({"files": files}, as_json, lambda facts: ())
 
 
+@app.command(epilog="Example: orchestrion stats song.mid")
+def stats(
+    path: Annotated[list[Path], typer.Argument(help="MIDI files.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a MIDI file holds: tracks, channels, programs, banks, pitches and length in ticks."""
+    from tasks.music.midi.event_statistics import midi_statistics
+    from tasks.storage.user_paths import read_input
+
+    files = [{"path": str(one), "statistics": midi_statistics(read_input(one), str(one))} for one in path]
+
+    def lines(facts: dict[str, Any]) -> Iterator[str]:
+        for file in facts["files"]:
+            yield file["path"]
+            yield from (f"{name:>24}  {json_text(value)}" for name, value in file["statistics"].items())
+
+    print_facts({"files": files}, as_json, lines)
+
+
 @app.command(epilog="Example: orchestrion decode tokens.json --out song.mid")
 def decode(
     ids: Annotated[

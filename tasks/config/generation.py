@@ -59,8 +59,10 @@ class GenerateConfig:
     )
     batch_size: int = setting(8, "Pieces sampled at once.", ge=1)
     n_workers: int = setting(1, "Processes that sample.", ge=1)
-    audio: Literal["ogg", "mp3", "none"] = setting(
-        "ogg", "Sound of each piece. MP3 takes four times as long; browsers before 2024 may need it."
+    audio: Literal["ogg", "mp3", "flac", "wav", "none"] = setting(
+        "ogg",
+        "Sound of each piece. MP3 takes four times as long; browsers before 2024 may need it. FLAC and WAV are lossless"
+        " and large.",
     )
     renderer: Literal["midirenderer", "fluidsynth"] = setting(
         "midirenderer", "What makes the sound; FluidSynth is a program of the system."

@@ -22,7 +22,7 @@ from tasks.music.tokenizers.registry import (
 )
 from tasks.storage.file_names import printable
 from tasks.storage.foreign_text import OutOfBounds, parse_json
-from tasks.storage.user_paths import check_output, write_output
+from tasks.storage.user_paths import check_output, read_input, write_output
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,12 @@ def encoding_config(encoding: str, overrides: Sequence[str] = ()) -> TokenizerCo
 
 
 def encode_file(path: Path, config: TokenizerConfig) -> FileTokens:
-    """Return the tokens of one MIDI file; an encoding that learns its vocabulary learns it from this file alone."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise NotFound(f"cannot read {path}: {error.strerror}") from None
+    """Return the tokens of one MIDI file; an encoding that learns its vocabulary learns it from this file alone.
+
+    Raises:
+        NotFound, BadScore: there is no such file, or it is not usable MIDI.
+    """
+    data = read_input(path)
     try:
         score = read_midi(data, str(path))
     except BadScore as error:

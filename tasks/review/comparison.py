@@ -12,6 +12,7 @@ from tasks.errors import DamagedFile, NotFound
 from tasks.evaluation.champions import bits_above
 from tasks.evaluation.page.page import number
 from tasks.generation.batch_files import check_piece, list_manifests, read_run_note
+from tasks.music.render.audio import audio_of
 from tasks.reporting.curves import draw_curves
 from tasks.reporting.frame import assemble_page
 from tasks.reporting.templates import data_address, templates_of
@@ -135,13 +136,10 @@ def _pieces_of(folder: Path) -> list[Heard]:
         except DamagedFile as error:
             warn_once(f"{error}; the piece is not shown")
             continue
-        found = {
-            suffix: path.read_bytes()
-            for suffix in ("png", "ogg", "mp3")
-            if (path := sidecar.with_suffix(f".{suffix}")).exists()
-        }
-        mime = "audio/ogg" if "ogg" in found else "audio/mpeg"
-        heard.append(Heard(sidecar.stem, found.get("png"), found.get("ogg") or found.get("mp3"), mime))
+        png = sidecar.with_suffix(".png")
+        heard.append(
+            Heard(sidecar.stem, png.read_bytes() if png.exists() else None, *audio_of(sidecar.with_suffix("")))
+        )
     return heard
 
 

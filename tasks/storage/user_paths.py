@@ -46,6 +46,19 @@ def path_of(text: str) -> Path:
     return Path(os.fsdecode(unquote_to_bytes(path))) if is_address else Path(text)
 
 
+def read_input(path: Path) -> bytes:
+    """Return the bytes of a file that a user named.
+
+    Raises:
+        NotFound: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or str(error)
+        raise NotFound(f"cannot read {printable(str(path))}: {problem}") from None
+
+
 def is_file(path: Path) -> bool:
     """Return whether a file is at a path; False for an impossible name."""
     try:

@@ -17,6 +17,7 @@ from tasks.generation.gallery.gallery import (
     build_gallery,
 )
 from tasks.generation.judge import COPIED, HEADLINES, Judge
+from tasks.music.render.audio import audio_of
 from tasks.music.score import Score
 
 MOST_SOURCES = 200  # pieces that are shown with the passage they are most like, for each is read from the dataset
@@ -91,8 +92,7 @@ def _piece(pieces: Path, sidecar: dict[str, Any], score: Score, judge: Judge | N
         path = pieces / f"{sidecar['name']}.{suffix}"
         return path.read_bytes() if path.exists() else None
 
-    mp3, ogg = (file("mp3"), file("ogg")) if with_sound else (None, None)
-    audio, is_mp3 = (mp3, True) if mp3 else (ogg, False)
+    audio, audio_mime = audio_of(pieces / sidecar["name"]) if with_sound else (None, "audio/ogg")
     marks, comparisons = _nearest(sidecar, judge)
     chosen, prompt = sidecar["chosen_from"], sidecar["prompt"]
     return GalleryPiece(
@@ -100,7 +100,7 @@ def _piece(pieces: Path, sidecar: dict[str, Any], score: Score, judge: Judge | N
         midi=(pieces / f"{sidecar['name']}.mid").read_bytes(),
         score=score,
         audio=audio,
-        audio_mime="audio/mpeg" if is_mp3 else "audio/ogg",
+        audio_mime=audio_mime,
         png=file("png"),
         musicxml=file("mxl"),
         statistics=sidecar["statistics"],

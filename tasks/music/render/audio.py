@@ -1,7 +1,9 @@
 """Audio files: one loudness for all pieces, compressed so that the same samples give the same bytes."""
 
+import contextlib
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,14 @@ def level(mix: Samples, sample_rate: int) -> None:
     mix[over] = np.sign(excess) * bent
     n_fade = min(n_samples, round(0.03 * sample_rate))
     mix[:, n_samples - n_fade :] *= np.linspace(1, 0, n_fade, dtype=np.float32)
+
+
+def audio_of(piece: Path) -> tuple[bytes | None, str]:
+    """Return the sound that lies beside a piece, whose path is given without suffix, and its MIME type."""
+    for suffix, mime in AUDIO_MIME.items():
+        with contextlib.suppress(FileNotFoundError):
+            return piece.with_name(f"{piece.name}.{suffix}").read_bytes(), mime
+    return None, AUDIO_MIME["ogg"]
 
 
 def encode_audio(samples: Samples, sample_rate: int, format: str = "mp3") -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.music.midi.event_statistics import midi_statistics
 from tests.flows.conftest import fresh_orchestrion, last_json, orchestrion
 from tests.homes import unpack_home
 from tests.samples import small_corpus
@@ -14,7 +15,7 @@ from tests.samples import small_corpus
 HEAVY = ("torch", "ray", "prefect", "mlflow", "numba")
 COMMANDS = [
     "rebuild", "train", "evaluate", "generate", "pipeline", "demo", "sweep", "datasets", "runs", "models", "presets",
-    "encode", "decode", "doctor", "ui", "deploy", "compose",
+    "encode", "decode", "stats", "doctor", "ui", "deploy", "compose",
 ]  # fmt: skip
 
 
@@ -141,6 +142,22 @@ def test_encode_and_decode_are_inverse_on_the_grid(tmp_path: Path) -> None:
     ids.write_text(json.dumps(both))
     refused = orchestrion(tmp_path, "decode", str(ids), "--out", str(copy))
     assert (refused.returncode, "holds the ids of 2 files" in refused.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_stats_prints_the_statistics_of_each_file(tmp_path: Path) -> None:
+    songs = sorted(small_corpus(tmp_path / "midi", 3).glob("*.mid"))[:2]
+    done = last_json(orchestrion(tmp_path, "stats", *map(str, songs), "--json"))
+    assert [file["path"] for file in done["files"]] == list(map(str, songs))
+    for file, song in zip(done["files"], songs, strict=True):
+        assert file["statistics"] == midi_statistics(song.read_bytes())
+    refused = orchestrion(tmp_path, "stats", str(songs[0]), str(tmp_path / "gone.mid"))
+    assert refused.returncode == 2
+    assert "cannot read" in refused.stderr
+    (tmp_path / "bad.mid").write_bytes(b"MThd")
+    refused = orchestrion(tmp_path, "stats", str(tmp_path / "bad.mid"))
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "bad.mid" in refused.stderr
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from tasks.copying.human_range import HumanRange
 from tasks.copying.index import human_path
@@ -182,6 +183,16 @@ def test_a_soundfont_that_is_not_there_is_told_before_anything_is_written(studio
     with pytest.raises(ConfigError, match=r"soundfont='/gone\.sf2'"):
         studio.compose(seed=5, soundfont="/gone.sf2", audio="mp3")
     assert not list(studio.home.generations.glob(".*"))
+
+
+@pytest.mark.parametrize("format", ["wav", "flac"])
+def test_a_batch_has_lossless_sound_where_asked(studio: Studio, format: str) -> None:
+    batch = studio.compose(seed=7, n_pieces=1, audio=format)
+    (sound,) = (batch.folder / "pieces").glob(f"*.{format}")
+    samples, rate = soundfile.read(sound)
+    (facts,) = sidecars_of(batch)
+    assert 0 <= len(samples) / rate - facts["statistics"]["seconds"] < 6  # the last notes fade out
+    assert f"data:audio/{format};base64," in (batch.folder / "gallery.html").read_text()
 
 
 def test_a_batch_whose_soundfont_is_broken_has_no_audio_and_a_page_that_plays(
