@@ -25,7 +25,7 @@ ACCELERATOR_QUERY_BLOCK = 512
 softmax_backward = torch.ops.aten._softmax_backward_data
 
 
-@uncompiled  # views that overlap and loops over blocks are what a compiler would only undo, or fail at
+@uncompiled  # the compiler fails at overlapping views, or undoes the loops over blocks
 def attend_in_blocks(
     q_BHTK: Tensor,
     k_BHTK: Tensor,
@@ -43,7 +43,7 @@ def attend_in_blocks(
         bias_B1TJ: what to add to the scores, with -inf for later keys too; None: only these are masked.
         dropout: share of the weights that are set to 0.
     """
-    # A sum in place of two dtypes is ten times slower than one cast before.
+    # An in-place sum of two dtypes is ten times slower than a cast before it.
     table = None if table is None else table.to(q_BHTK.dtype)
     bias_B1TJ = None if bias_B1TJ is None else bias_B1TJ.to(q_BHTK.dtype)
     B, H, T, _ = q_BHTK.shape
@@ -85,7 +85,7 @@ class BlockAttention(torch.autograd.Function):
     ) -> Tensor:
         """Return y_HBTK, block by block; `backward` needs the weights of each block, which `needs_grad` keeps."""
         H, B, T, K = q_HBTK.shape
-        # With the time before the heads in memory, as what follows wants it.
+        # Time before heads in memory, as the next layer reads it.
         y_HBTK = q_HBTK.new_empty(B, T, H, K).permute(2, 0, 1, 3)
         weights, masks = [], []
         with torch.autocast(q_HBTK.device.type, enabled=False):

@@ -53,9 +53,8 @@ class TokenModel(nn.Module):
 class KVCache:
     """Keys and values of the tokens seen so far; `length_B` of them are valid in each row.
 
-    Whatever lies after a row's length is masked and is overwritten by that row's next tokens. In memory a token's key
-    lies in one piece, as its value does, so that a step writes few places and reads all others in order: reading memory
-    is most of a step with many tokens after it.
+    Entries after a row's length are masked, and its next tokens overwrite them. Each token's key and value are contiguous
+    in memory, because a step with many tokens before it spends most of its time on reading them.
     """
 
     keys_LBHKJ: Tensor
@@ -302,7 +301,7 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def relative_rows(self, n_rows: int) -> Tensor | None:
-        """Return a vector for each of the distances `n_rows - 1` to 0, of shape (H, R, K) or (R, K); None: no such."""
+        """Return a vector for each of the distances `n_rows - 1` to 0, of shape (H, R, K) or (R, K), if any."""
         return None
 
     def attend(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, bias_B1TJ: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ import math
 from dataclasses import field, fields
 from typing import Any, Literal, get_args, get_origin
 
-# A limit, by the name that pydantic has for it: whether a value is within, and what is said otherwise.
+# Limits by their names in pydantic: a test of a value, and the phrase of the error.
 LIMITS = {
     "ge": (lambda value, limit: value >= limit, "is below"),
     "gt": (lambda value, limit: value > limit, "is not above"),

@@ -1,4 +1,4 @@
-"""Notes taken out of scores and shortened: what one score has beyond another, and overlaps of one pitch."""
+"""Notes that one score has and another lacks, and notes shortened where their pitch is struck again."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _COMPARED = ("onset", "duration", "pitch", "velocity", "program", "is_drum")
 
 
 def added_notes(before: Score, after: Score) -> Score:
-    """Return what `after` has and `before` has not, moved so that its first note begins at once.
+    """Return the notes of `after` that `before` lacks, moved so that the first begins at tick 0.
 
     Tempo, time and key signature are those in force there; pedals are left out. Both scores have the same ticks per
     quarter; parts may be numbered differently.

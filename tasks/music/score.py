@@ -190,7 +190,7 @@ def _note_order(notes: Mapping[str, NDArray[Any]]) -> IntArray:
 
 
 def edited(score: Score, notes: Mapping[str, NDArray[Any]], **changes: Any) -> Score:
-    """Return a score with other notes, and with `changes` among the arguments of `build_score`; all else stays."""
+    """Return a score with other notes, and with `changes` among the arguments of `build_score`; the rest stays."""
     same = {
         "tempos": score.tempos,
         "time_signatures": score.time_signatures,

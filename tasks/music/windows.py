@@ -1,4 +1,4 @@
-"""Pieces cut into windows of some bars each, which overlap or follow one another; any encoding can take them."""
+"""Windows of some bars cut from pieces; they overlap or follow one another, and any encoding can encode them."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +9,7 @@ from tasks.music.arrays import FloatArray, IntArray, offsets_of, spread_ranges
 from tasks.music.compiled import njit
 from tasks.music.notes import COLUMNS, PIECE_COLUMNS, NoteBatch, seconds_of
 
-_NEVER = 1 << 60  # the tick at which the last window of a piece ends: nothing rings on behind it
+_NEVER = 1 << 60  # end of the last window of a piece: no note is cut there
 _LAST_TICK = 2**32 - 1  # above all ticks of a piece
 
 

@@ -7,13 +7,13 @@ from tasks.music.compiled import njit
 
 @njit(cache=True, nogil=True)
 def is_tag(data, position, a, b, c, d):
-    """Tell whether four given bytes stand at `position`; the caller has seen that it is inside the file."""
+    """Return whether four bytes are at `position`, which must be inside the file."""
     return data[position] == a and data[position + 1] == b and data[position + 2] == c and data[position + 3] == d
 
 
 @njit(cache=True, nogil=True)
 def read_big(data, position, n_bytes):
-    """Return the number in some bytes, the highest first."""
+    """Return the number in some bytes, the most significant first."""
     value = 0
     for place in range(position, position + n_bytes):
         value = value << 8 | int(data[place])
@@ -22,7 +22,7 @@ def read_big(data, position, n_bytes):
 
 @njit(cache=True, nogil=True)
 def is_chunk_type(data, position):
-    """Tell whether four visible characters stand at `position`."""
+    """Return whether four visible characters are at `position`."""
     for place in range(position, position + 4):
         if not 0x20 <= data[place] < 0x7F:
             return False

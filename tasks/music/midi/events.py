@@ -1,12 +1,12 @@
-"""The first half of reading MIDI files, in compiled code: the bytes of many files to flat arrays of events.
+"""Events of many MIDI files as flat arrays, in compiled code: the first half of reading.
 
-One call reads a whole batch, so that nothing is done in Python for a note, an event or even a file. Every index is
-checked against the end of its file before it is used; a file that breaks a rule gets a code, the byte where it broke
-and the value found there, and costs the other files nothing.
+One call reads a whole batch; Python does nothing for each note, event or file. Each index is checked against the end of
+its file before it is used. A file that breaks a rule gets a code, the position of the fault and the value found there;
+the other files of the batch are read as usual.
 
-Where a file contradicts itself the reading that keeps the music is taken, and counted: running status survives meta
-and system exclusive events; a chunk whose stated size is wrong ends at its End of Track; what stands behind an early
-End of Track is read if it is events up to the end of the chunk; data bytes over 127 become 127.
+If a file contradicts itself, the reader keeps the music and counts the repair. Running status survives meta and system
+exclusive events. A chunk with a wrong size ends at its End of Track. Bytes after an early End of Track are read if they
+are events up to the end of the chunk. Data bytes over 127 become 127.
 
 Source: MIDI 1.0 Detailed Specification, Standard MIDI Files 1.0 (chunks, variable-length numbers, running status).
 """
@@ -109,7 +109,7 @@ def _read_files(data, offsets, max_notes, max_tracks, batch):
         facts = batch.facts[index]
         begin, end = offsets[index], offsets[index + 1]
         _read_file(data, begin, end, max_notes, max_tracks, batch, facts, counts, heads, tails, no_endings)
-        if facts[CODE] != OK:  # what was read of a refused file is forgotten
+        if facts[CODE] != OK:  # discard the events of a refused file
             facts[POSITION] -= offsets[index]
             for kind in range(4):
                 counts[kind] = batch.offsets[index, kind]
@@ -251,7 +251,7 @@ def next_event(data, position, end, running):
 
 @njit(cache=True, nogil=True)
 def _is_clean(data, position, end, running):
-    """Tell whether nothing but whole events stands up to `end`."""
+    """Return whether all bytes up to `end` are whole events."""
     while position < end:
         code, _, status, _, _, position = next_event(data, position, end, running)
         if code != OK:
@@ -263,9 +263,9 @@ def _is_clean(data, position, end, running):
 
 @njit(cache=True, nogil=True)
 def _mended_end(data, position, stated_end, file_end, running):
-    """Return where a track really ends that its size cuts short, or -1.
+    """Return the end of a track whose stated size is too small, or -1.
 
-    That is behind its End of Track, if nothing but events stand before it and no chunk begins where the size says.
+    It is after the End of Track, if only events are before it and no chunk begins at the stated end.
     """
     if stated_end + 4 > file_end or is_chunk_type(data, stated_end):
         return -1
@@ -439,7 +439,7 @@ def _keep_meta(batch, counts, tick, kind, first, second):
 
 @njit(cache=True, nogil=True)
 def _read_meta(data, body, size, kind, tick, batch, facts, counts):
-    """Keep a tempo or a signature that can be; count one that cannot."""
+    """Keep a valid tempo or signature; count an invalid one."""
     if kind == TEMPO:
         tempo = read_big(data, body, 3) if size == 3 else 0
         if tempo < TEMPO_MIN:

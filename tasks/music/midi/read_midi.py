@@ -17,8 +17,8 @@ def read_midi(
 
     Pedal spans follow the channel, as on an instrument: a pedal kept on a track without notes holds the notes that
     other tracks play on its channel; so do programs, unless a track sets its own. Notes of zero length get 1 tick.
-    Sequences of a format 2 file are concatenated. What is left out or repaired is counted in `dropped`. Which messages
-    end notes, lift pedals and make drums is in `docs/data-format.md`.
+    Sequences of a format 2 file are concatenated. `dropped` counts what is left out or repaired. `docs/data-format.md`
+    lists the messages that end notes, lift pedals and make drums.
 
     Args:
         data: the bytes, or a path to read them from.

@@ -1,7 +1,7 @@
 """Many MIDI files as pieces; each file is read whole, or refused with a reason and a place.
 
-Our own reader comes first. A file that it refuses or has doubts about is shown to a second, independent reader; where
-that one finds more notes, its reading is taken and the file is marked.
+Our own reader comes first. A second, independent reader gets the files that ours refuses or doubts. If it finds more
+notes, its result is used and the file is marked.
 """
 
 import json
@@ -86,7 +86,7 @@ _REFUSALS = {
 }
 _WITHOUT_PLACE = {events.EMPTY, events.NOT_MIDI, songs.TOO_MANY_PARTS, songs.TOO_MANY_PEDALS, songs.TOO_LONG}
 _WITHOUT_PLACE |= {events.NO_NOTES, events.ALL_UNENDED, events.TOO_MANY_NOTES}
-# Refusals that another reader may know better.
+# Refusals that the second reader gets.
 _DOUBTFUL = (
     events.HEADER_LENGTH, events.CHUNK_CUT, events.BAD_CHUNK, events.NO_TRACKS, events.NO_STATUS, events.BAD_STATUS,
     events.EVENT_CUT, events.BAD_LENGTH, events.NO_NOTES, events.ALL_UNENDED,
@@ -105,7 +105,7 @@ _GUESSES = (
 def read_files(
     contents: Sequence[bytes], limits: ReadLimits = ReadLimits(), read: events.EventBatch | None = None
 ) -> ReadBatch:
-    """Read a batch of files; nothing in them can make this raise.
+    """Read a batch of files; no content of a file raises an error.
 
     Args:
         read: the events of all files, where they are read already.
@@ -147,7 +147,7 @@ def _read(contents: Sequence[bytes], limits: ReadLimits, read: events.EventBatch
     late = np.flatnonzero(np.isin(batch.facts[:, events.CODE], _LATE) & (np.diff(offsets) > 0))
     if not len(late):
         return batch
-    # Refused when parts of them were written already: once more without them, so that they have no rows.
+    # These were refused after some of their rows had been written: read the batch again without them.
     without = _read([b"" if index in late else content for index, content in enumerate(contents)], limits)
     without.facts[late] = batch.facts[late]
     return without

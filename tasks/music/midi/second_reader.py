@@ -1,7 +1,7 @@
 """The second MIDI reader, for files that our own refuses or doubts; the only import of symusic.
 
-symusic never crashed on thousands of broken files, but it can return overflowed ticks and drop notes without a word, so
-its reading is checked here and read again by our own reader, which counts and bounds everything.
+symusic can return overflowed ticks and drop notes without notice. So its result is checked here and read again by our
+own reader, which counts and limits everything.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ def second_reading(data: bytes, n_notes: int, max_notes: int) -> bytes | None:
     for sanitize in (False, True):
         try:
             score: Any = symusic.Score.from_midi(data, sanitize_data=sanitize)  # its stubs do not know the methods
-        except Exception:  # symusic raises bare RuntimeErrors, and what its bindings raise is not written down
+        except Exception:  # symusic raises bare RuntimeErrors; errors of its bindings are undocumented
             continue
         if not n_notes < score.note_num() <= max_notes or not 0 < score.ticks_per_quarter < 0x8000:
             return None
@@ -49,7 +49,7 @@ def second_notes(data: bytes) -> NDArray[np.int64] | None:
 
     try:
         score: Any = symusic.Score.from_midi(data)  # its stubs do not know the methods
-    except Exception:  # symusic raises bare RuntimeErrors, and what its bindings raise is not written down
+    except Exception:  # symusic raises bare RuntimeErrors; errors of its bindings are undocumented
         return None
     columns = [track.notes.numpy() for track in score.tracks]
     names = ("time", "duration", "pitch", "velocity")

@@ -68,11 +68,11 @@ class Validity:
 
 
 def check_validity(midi: bytes, score: Score | None = None, read: events.EventBatch | None = None) -> Validity:
-    """Read a MIDI file back with two readers and count its faults; bad bytes give faults, never an error.
+    """Read a MIDI file with two readers and count its faults; bad bytes are faults, not errors.
 
     Args:
         midi: the file.
-        score: what it was written from, to be found in it again; None if that is not known.
+        score: the score that was written, to compare with the file; None: unknown.
         read: the events of the file, where they are read already.
     """
     problems: Counter[str] = Counter()
@@ -160,7 +160,7 @@ def _event_problems(midi: bytes, read: events.EventBatch) -> dict[str, int]:
     """Count what the events of a file show that its notes do not."""
     facts = read.facts[0]
     if facts[events.CODE] != events.OK or facts[_DOUBTFUL_ENDS].any():
-        return {}  # it is known to be broken, and where its tracks end is a matter of opinion
+        return {}  # a broken file, whose tracks have no certain end
     data = np.frombuffer(midi, np.uint8)
     ends = [_count_track_ends(data, begin, end) for begin, end in track_chunks(data).tolist()]
     n_note_offs, n_open_tracks = sum(n for n, _ in ends), sum(not has_end for _, has_end in ends)

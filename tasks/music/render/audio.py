@@ -80,6 +80,6 @@ def encode_audio(samples: Samples, sample_rate: int, format: str = "mp3") -> byt
 
 
 def _mp3_compression_level(sample_rate: int) -> float:
-    """libsndfile maps 0..1 linearly onto the bit rates of the MPEG version that the sample rate belongs to."""
+    """Return the level of `MP3_KILOBITS`; libsndfile maps 0..1 linearly onto the bit rates of the MPEG version."""
     lowest, highest = (32, 320) if sample_rate >= 32_000 else (8, 160)
     return (highest - MP3_KILOBITS) / (highest - lowest)

@@ -33,6 +33,6 @@ def set_serial(data: bytes, serial: int) -> bytes:
 
 
 def _checksum(page: bytes) -> int:
-    """Ogg's CRC has the polynomial of zlib's, takes the bits in the other order and starts from 0 without inversion."""
+    """Return Ogg's CRC: that of zlib with the bits in reverse order, from 0 and without inversion."""
     mirrored = zlib.crc32(page.translate(REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{mirrored:032b}"[::-1], 2)

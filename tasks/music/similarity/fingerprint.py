@@ -1,11 +1,11 @@
-"""What stays of a piece when it is transposed, replayed, re-barred or cut: signatures to compare, n-grams to count.
+"""Signatures and n-grams of pieces, which change little when a piece is transposed, replayed, re-barred or cut.
 
-Everything is read from the order of the pitched notes alone, so tempo, velocity, tracks and resolution play no part.
-A *peak* is a note that is higher than its four neighbours on either side (or lower, for the bass line): a chord that is
-spread, or hands that do not meet, change the order of the notes but rarely the peak. A *shingle* is two intervals of
-successive peaks and the interval to the lowest (highest) note that sounds under (over) them. Pieces for drums have
-shingles of successive strokes of the kit instead. The set of shingles is kept as MinHash values (Broder 1997), two of
-16 bits to a word, so that one word is one band of two rows for locality-sensitive hashing.
+Only the order of the pitched notes counts; tempo, velocity, tracks and resolution do not. A *peak* is a note that is
+higher than its four neighbours on either side (or lower, for the bass line): a spread chord changes the order of the
+notes but rarely the peak. A *shingle* is two intervals of successive peaks and the interval to the lowest (highest) note
+under (over) them. Pieces for drums have shingles of successive strokes of the kit instead. The set of shingles is kept
+as MinHash values (Broder 1997), two of 16 bits to a word, so that one word is one band of two rows for
+locality-sensitive hashing.
 """
 
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ def count_equal(signature: WordArray, left: "IntArray", right: "IntArray") -> ND
 
 
 def _plain(offsets: Any, onset: Any, pitch: Any, is_drum: Any) -> tuple[Any, Any, Any, Any]:
-    """The arrays in the one form that the compiled functions know, so that each is compiled once."""
+    """Return the arrays with the types for which the functions are compiled."""
     return (
         np.ascontiguousarray(offsets, np.int64),
         np.ascontiguousarray(onset, np.int64),
@@ -97,7 +97,7 @@ def _plain(offsets: Any, onset: Any, pitch: Any, is_drum: Any) -> tuple[Any, Any
 
 
 def _kit() -> "ByteArray":
-    """Families of the General MIDI kit, and of the extra hi-hat keys of electronic kits."""
+    """Return the family of each key of the General MIDI kit, and of the extra hi-hat keys of electronic kits."""
     families = np.full(128, 5, np.uint8)  # hand percussion and effects
     for family, keys in enumerate(
         (
@@ -113,7 +113,7 @@ def _kit() -> "ByteArray":
 
 
 def _splitmix(n: int) -> HashArray:
-    """The first outputs of SplitMix64 (Steele et al. 2014) from seed 0: constants that no library version changes."""
+    """Return the first outputs of SplitMix64 (Steele et al. 2014) from seed 0; no library version changes them."""
     values, state, mask = [], 0, 2**64 - 1
     for _ in range(n):
         state = (state + 0x9E3779B97F4A7C15) & mask
@@ -143,7 +143,7 @@ def _add(state: Any, number: Any) -> Any:  # one more number, of any sign, into 
 
 @njit(cache=True, nogil=True)
 def _pitched(start: int, end: int, onset: Any, pitch: Any, is_drum: Any, line: Any) -> int:
-    """The pitches of the notes that are not drums, a doubled note once."""
+    """Write the pitches of the notes that are not drums, a doubled note once; return their number."""
     n = 0
     last_onset, last_pitch = np.int64(-1), np.uint8(255)
     for i in range(start, end):
@@ -156,9 +156,9 @@ def _pitched(start: int, end: int, onset: Any, pitch: Any, is_drum: Any, line: A
 
 @njit(cache=True, nogil=True)
 def _strokes(start: int, end: int, onset: Any, pitch: Any, is_drum: Any, kit: Any, ticks: Any, line: Any) -> int:
-    """Drums struck together, as one number with a bit for each family of the kit.
+    """Write one number for drums struck together, with a bit for each family of the kit; return how many there are.
 
-    Together is what lies within 0.45 of the mean gap between the hits around: a share, so that no tempo matters.
+    Hits are together within 0.45 of the mean gap between the hits around them, at any tempo.
     """
     n_hits = 0
     last_pitch = -1
@@ -183,7 +183,7 @@ def _strokes(start: int, end: int, onset: Any, pitch: Any, is_drum: Any, kit: An
 
 @njit(cache=True, nogil=True)
 def _peaks(line: Any, n: int, padded: Any, pairs: Any, fours: Any, is_peak: Any, peaks: Any) -> int:
-    """The places of the notes above the four before and not below the four after: of equals the first."""
+    """Write the places of the notes above the four before and not below the four after; return their number."""
     padded[:_REACH] = -1000
     padded[_REACH : n + _REACH] = line[:n]
     padded[n + _REACH : n + 2 * _REACH] = -1000
@@ -256,7 +256,7 @@ def _distinct(shingles: Any, n: int, seen: Any) -> int:
 
 @njit(cache=True, nogil=True)
 def _content(line: Any, n: int, strokes: Any, n_strokes: int) -> Any:
-    """A hash of all intervals and strokes, for a piece with too few to tell in parts."""
+    """Return a hash of all intervals and strokes, for a piece with too few shingles."""
     state = mix_bits(np.uint64(n))
     for i in range(1, n):
         state = mix_bits(_add(state, np.int64(line[i]) - line[i - 1]))

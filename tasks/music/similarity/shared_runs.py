@@ -1,4 +1,4 @@
-"""Runs of notes that two pieces share: in any key, at any tempo, in spite of the grid of an encoding.
+"""Runs of notes that two pieces share: in any key, at any tempo, on the grid of any encoding.
 
 A piece becomes a *line*: its pitched notes in order of (moment, pitch), a doubled note once, drums left out. Onsets
 that lie much closer together than the notes around them are one *moment*, so that a chord that is spread a little, or
@@ -181,7 +181,7 @@ def _insert(i: int, begin: int, end: int, pitch: Any, line: Any, note: Any) -> i
 
 @njit(cache=True, nogil=True)
 def _hash_seed(pitch: Any, i: Any) -> Any:
-    """The hash of the intervals after note i, 32 bits."""
+    """Return the 32-bit hash of the intervals after note i."""
     state = np.uint64(SEED_INTERVALS)
     for k in range(i, i + SEED_INTERVALS):
         step = np.uint64(np.int64(pitch[k + 1]) - np.int64(pitch[k]) + 128)
@@ -222,7 +222,7 @@ def _hits(first: Any, last: Any, seeds: Any, n_source: int, n: int) -> Any:
         n_taken = min(MOST_PLACES, n_places)
         for k in range(n_taken):
             source = np.int64(seeds[first[q] + k * n_places // n_taken] & np.uint64(0xFFFFFFFF))
-            if source + SEED_INTERVALS < n_source:  # else the file is damaged
+            if source + SEED_INTERVALS < n_source:  # otherwise the file is damaged
                 hits[total] = (source - q + n) * n + q
                 total += 1
     return hits[:total]
@@ -258,7 +258,7 @@ def _walk(hits: Any, onset: Any, pitch: Any, offsets: Any, source_onset: Any, so
 
 @njit(cache=True, nogil=True)
 def _times(onset: Any, source_onset: Any, q: int, j: int) -> Any:
-    """The seconds that a seed takes in both lines: 0 for a chord, which takes none, -1 where no tempo explains both."""
+    """Return the seconds of a seed in both lines, 0 for a chord; -1 where no tempo explains both."""
     elapsed = np.float64(onset[q + SEED_INTERVALS]) - onset[q]
     lasted = np.float64(source_onset[j + SEED_INTERVALS]) - source_onset[j]
     if elapsed > _MOST_RATIO * lasted or lasted > _MOST_RATIO * elapsed:

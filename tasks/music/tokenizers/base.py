@@ -28,7 +28,7 @@ class TokenBatch:
     Args:
         n_notes: int64[P], notes encoded.
         seconds: float64[P], end of the last event.
-        dropped: by reason, int64[P]: what the encoding could not hold or holds otherwise than it was, in notes.
+        dropped: by reason, int64[P]: notes that the encoding cannot hold, or changes.
     """
 
     offsets: IntArray

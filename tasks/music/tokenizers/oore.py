@@ -251,7 +251,7 @@ def _move_notes(ids, semitones, moved):
 
 
 def _latest(values: IntArray, is_set: BoolArray) -> IntArray:
-    """For every place, the value at the last set place up to it; the value of place 0 before the first."""
+    """Return for each place the value at the last set place up to it; before the first, that of place 0."""
     return values[np.maximum.accumulate(np.where(is_set, np.arange(len(values)), 0))] if len(values) else values
 
 

@@ -1,4 +1,4 @@
-"""Encodings by name, and what builds them."""
+"""Encodings by name, and the functions that build them."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The grammar of `mmm`: which word may follow which, and how much of a bar is left after it."""
+"""The grammar of `mmm`: the words that may follow each word, and the rest of the bar after it."""
 
 from dataclasses import replace
 from typing import Any

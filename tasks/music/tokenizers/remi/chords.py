@@ -1,4 +1,4 @@
-"""Which notes of a `remi` piece form a chord, in compiled code: three to five notes that begin and end together."""
+"""Chords of a `remi` piece, in compiled code: three to five notes that begin and end together."""
 
 import numpy as np
 

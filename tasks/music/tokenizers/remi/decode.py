@@ -1,4 +1,4 @@
-"""`remi` ids -> notes, tempos and time signatures, in compiled code; any sequence of ids has a reading."""
+"""Decoding of `remi` ids to notes, tempos and time signatures, in compiled code; every sequence of ids decodes."""
 
 import numpy as np
 

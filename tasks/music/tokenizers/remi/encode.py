@@ -1,4 +1,4 @@
-"""Notes -> `remi` ids in compiled code: pieces one after another, a few arrays of work space for all of them.
+"""Encoding of notes to `remi` ids, in compiled code: one piece after another, in the same work space.
 
 The steps of a piece, each as MidiTok 3.1.0 takes it: time signatures decide how many ticks the grid has and where bars
 begin; notes move to the grid, become one integer each and are sorted; duplicates are dropped, chords are found, and the

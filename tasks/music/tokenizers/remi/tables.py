@@ -1,4 +1,4 @@
-"""What compiled `remi` code works with: the vocabulary as arrays, the columns of a batch, and space to work in."""
+"""Arrays for the compiled code of `remi`: the vocabulary, the columns of a batch, and work space."""
 
 from collections import namedtuple
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Sorted notes, time signatures and tempos of a piece -> `remi` ids in order of time, in compiled code."""
+"""`remi` ids of the sorted notes, time signatures and tempos of a piece, in order of time, in compiled code."""
 
 import numpy as np
 
