@@ -53,8 +53,8 @@ class TokenModel(nn.Module):
 class KVCache:
     """Keys and values of the tokens seen so far; `length_B` of them are valid in each row.
 
-    Entries after a row's length are masked, and its next tokens overwrite them. Each token's key and value are contiguous
-    in memory, because a step with many tokens before it spends most of its time on reading them.
+    Entries after a row's length are masked, and its next tokens overwrite them. Each token's key and value are
+    contiguous in memory, because a step with many tokens before it spends most of its time on reading them.
     """
 
     keys_LBHKJ: Tensor

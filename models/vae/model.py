@@ -35,8 +35,9 @@ class Vae(TokenModel):
 
     def __init__(self, config: VaeConfig, vocab_size: int, pad_id: int = 0) -> None:
         super().__init__(config, vocab_size, pad_id)
-        if config.token_dropout and config.token_dropout_by != "all":
-            check_replacement(config.token_dropout_by, vocab_size, pad_id)
+        token = config.token_dropout_by
+        if config.token_dropout and token != "all" and not (token < vocab_size and token != pad_id):
+            raise ValueError(f"token_dropout_by={token} is neither 'all' nor an id of 0-{vocab_size - 1} but padding")
         is_causal = config.family == "encoder_decoder"
         self.embed = build_table(vocab_size, config.d_model)
         self.positions = build_table(config.block, config.d_model)
@@ -268,12 +269,6 @@ class Vae(TokenModel):
             "stages": [list(shape) for shape in self.bottleneck.stage_shapes],
             "parameters": {"tables": self.n_parameters - sum(parts.values()), **parts, "total": self.n_parameters},
         }
-
-
-def check_replacement(token: int | str, vocab_size: int, pad_id: int) -> None:
-    """Raise ValueError unless `token` is an id of the vocabulary and not padding."""
-    if not (isinstance(token, int) and 0 <= token < vocab_size and token != pad_id):
-        raise ValueError(f"token_dropout_by={token!r} is neither 'all' nor an id of 0-{vocab_size - 1} but padding")
 
 
 def count(module: nn.Module) -> int:

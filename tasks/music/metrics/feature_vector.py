@@ -1,7 +1,7 @@
-"""Pieces as vectors of thirty standardised statistics on a versioned scale, for distances between sets.
+"""Vectors of thirty standardised statistics of pieces, for distances between sets.
 
-Length is left out (n_notes, seconds, n_bars), as it says how long was sampled rather than how the music is. A version
-never changes: other statistics, or other means and scales, get a name of their own, so that figures stay comparable.
+Statistics of length (n_notes, seconds, n_bars) are left out: they depend on how much was sampled. A version never
+changes; other statistics, means or scales get another name, so that figures stay comparable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,20 +56,17 @@ FEATURES_V1 = (
     VectorFeature("chord_irregularity", 0.5, 0.3),
     VectorFeature("compression_ratio", 1.6, 0.5, is_log=True),
 )
-FEATURE_VERSIONS = {"v1": FEATURES_V1}
 
 
-def feature_vectors(pieces: Sequence[Mapping[str, float]], version: str = "v1") -> FloatArray:
-    """Return the vectors of pieces, float64[N, D].
+def feature_vectors(pieces: Sequence[Mapping[str, float]]) -> FloatArray:
+    """Return the vectors of pieces, float64[N, D], of `FEATURES_V1`.
 
     Args:
         pieces: statistics by name, as from `piece_statistics`.
     Raises:
-        ValueError: a piece lacks a feature, or the version is not known.
+        ValueError: a piece lacks a feature.
     """
-    if version not in FEATURE_VERSIONS:
-        raise ValueError(f"feature vector {version!r} is none of {', '.join(FEATURE_VERSIONS)}")
-    features = FEATURE_VERSIONS[version]
+    features = FEATURES_V1
     for place, piece in enumerate(pieces):
         lacking = [feature.name for feature in features if feature.name not in piece]
         if lacking:

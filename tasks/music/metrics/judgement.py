@@ -7,10 +7,10 @@ import numpy as np
 
 from tasks.music.arrays import FloatArray
 from tasks.music.metrics.distances import N_RESAMPLES, Estimate, compare_vectors, estimate, overlap, resample
-from tasks.music.metrics.feature_vector import FEATURE_VERSIONS, feature_vectors
+from tasks.music.metrics.feature_vector import FEATURES_V1, feature_vectors
 
 FEATURES = "v1"
-FEATURE_NAMES = [feature.name for feature in FEATURE_VERSIONS[FEATURES]]
+FEATURE_NAMES = [feature.name for feature in FEATURES_V1]
 
 Pieces = Sequence[Mapping[str, float]]  # statistics of each piece, as from `piece_statistics`
 
@@ -33,11 +33,13 @@ def judge_pieces(generated: Pieces, held_out: Pieces, n_resamples: int = N_RESAM
         - typicality: `generated` and `held_out` (means), and `pieces`, one number for each generated piece in order
           (see `typicality`).
     Raises:
-        ValueError: pieces with other names than the first, or a value that is no finite number.
+        ValueError: a piece without one of the statistics of another or of the feature vector, or a value that is no
+            finite number.
     """
     names = list(dict.fromkeys(name for piece in [*generated, *held_out] for name in piece))
     ours, reference = _table(generated, names, "generated"), _table(held_out, names, "held-out")
     weights = [resample(len(ours), 0, "generated", n_resamples), resample(len(reference), 0, "held_out", n_resamples)]
+    vectors = feature_vectors(generated), feature_vectors(held_out)
     metrics = {}
     for place, name in enumerate(names):
         columns = ours[:, place], reference[:, place]
@@ -49,8 +51,8 @@ def judge_pieces(generated: Pieces, held_out: Pieces, n_resamples: int = N_RESAM
         "n_held_out": len(held_out),
         "n_resamples": n_resamples,
         "metrics": metrics,
-        "fd_feat": {"features": FEATURES} | _judge_vectors(generated, held_out, names, n_resamples),
-        "typicality": _judge_typicality(generated, held_out, names, weights),
+        "fd_feat": {"features": FEATURES} | compare_vectors(*vectors, n_resamples=n_resamples).to_json(),
+        "typicality": _judge_typicality(generated, held_out, weights),
     }
 
 
@@ -97,24 +99,10 @@ def _mean(values: FloatArray, weights: FloatArray) -> Estimate:
     return estimate(weights @ values / len(values))
 
 
-def _judge_vectors(generated: Pieces, held_out: Pieces, names: Sequence[str], n_resamples: int) -> dict[str, Any]:
-    if lacking := _lacking_features(names):
-        return Estimate(None, reason=lacking).to_json() | {"chance": None, "chance_high": None}
-    vectors = feature_vectors(generated, FEATURES), feature_vectors(held_out, FEATURES)
-    return compare_vectors(*vectors, n_resamples=n_resamples).to_json()
-
-
-def _judge_typicality(
-    generated: Pieces, held_out: Pieces, names: Sequence[str], weights: Sequence[FloatArray]
-) -> dict[str, Any]:
-    if lacking := _lacking_features(names) or ("" if held_out else "no held-out piece"):
-        nothing = Estimate(None, reason=lacking).to_json()
+def _judge_typicality(generated: Pieces, held_out: Pieces, weights: Sequence[FloatArray]) -> dict[str, Any]:
+    if not held_out:
+        nothing = Estimate(None, reason="no held-out piece").to_json()
         return {"generated": nothing, "held_out": nothing, "pieces": [None] * len(generated)}
     found = [typicality(pieces, held_out) for pieces in (generated, held_out)]
     means = [_mean(*pair).to_json() for pair in zip(found, weights, strict=True)]
     return {"generated": means[0], "held_out": means[1], "pieces": found[0].tolist()}
-
-
-def _lacking_features(names: Sequence[str]) -> str:
-    lacking = [name for name in FEATURE_NAMES if name not in names]
-    return f"pieces lack {len(lacking)} features of {FEATURES}: {', '.join(lacking[:3])}" if lacking else ""

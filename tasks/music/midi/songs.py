@@ -1,7 +1,7 @@
 """Pieces from the events of MIDI files, in compiled code: the second half of reading.
 
-Notes of all tracks are merged by time. Each gets the program in force on its channel, its part, and its times in seconds
-through the tempo map. Sustain pedals become spans of the parts that they hold.
+Notes of all tracks are merged by time. Each gets the program in force on its channel, its part, and its times in
+seconds through the tempo map. Sustain pedals become spans of the parts that they hold.
 """
 
 from typing import NamedTuple

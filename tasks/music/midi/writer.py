@@ -117,8 +117,8 @@ def _as_read(
 ) -> tuple[IntArray, IntArray, ByteArray, ByteArray]:
     """Return onset, end, pitch and velocity of the notes of a part as a reader will pair them.
 
-    A note-off names no note: of overlapping notes of one pitch, the one that began first ends first. With this pairing a
-    file that is read and written again has the same bytes.
+    A note-off names no note: of overlapping notes of one pitch, the one that began first ends first. With this pairing
+    a file that is read and written again has the same bytes.
     """
     by_onset, by_end = np.lexsort([onset, pitch]), np.lexsort([end, pitch])
     onset, pitch, velocity, end = onset[by_onset], pitch[by_onset], velocity[by_onset], end[by_end]

@@ -2,9 +2,9 @@
 
 Only the order of the pitched notes counts; tempo, velocity, tracks and resolution do not. A *peak* is a note that is
 higher than its four neighbours on either side (or lower, for the bass line): a spread chord changes the order of the
-notes but rarely the peak. A *shingle* is two intervals of successive peaks and the interval to the lowest (highest) note
-under (over) them. Pieces for drums have shingles of successive strokes of the kit instead. The set of shingles is kept
-as MinHash values (Broder 1997), two of 16 bits to a word, so that one word is one band of two rows for
+notes but rarely the peak. A *shingle* is two intervals of successive peaks and the interval to the lowest (highest)
+note under (over) them. Pieces for drums have shingles of successive strokes of the kit instead. The set of shingles is
+kept as MinHash values (Broder 1997), two of 16 bits to a word, so that one word is one band of two rows for
 locality-sensitive hashing.
 """
 

@@ -264,7 +264,7 @@ def place_notes(notes, bars, first_cell, may_ring, lacks_pitch, lacks_instrument
 
 @njit(cache=True, nogil=True)
 def fill_cells(notes, bars, bar_of_note, first_cell, event_offsets):
-    """Return the events of all notes, cell by cell; within a cell they are in no order."""
+    """Return the events of all notes, cell by cell and in order."""
     events = np.empty(event_offsets[-1], np.int32)
     free = event_offsets[:-1].copy()
     for piece in range(len(bars.n)):
@@ -282,14 +282,9 @@ def fill_cells(notes, bars, bar_of_note, first_cell, event_offsets):
                 events[free[cell]] = TIED << _KIND_BIT | pitch
             events[free[cell] + 1] = (notes.end[note] - start) << _TIME_BIT | OFF << _KIND_BIT | pitch
             free[cell] += 2
-    return events
-
-
-@njit(cache=True, nogil=True)
-def sort_cells(events, event_offsets):
-    """Put the events of each cell in order."""
     for cell in range(len(event_offsets) - 1):
         sort_run(events, event_offsets[cell], event_offsets[cell + 1])
+    return events
 
 
 @njit(cache=True, nogil=True)

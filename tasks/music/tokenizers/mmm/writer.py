@@ -73,7 +73,6 @@ def write_pieces(batch: NoteBatch, config: MmmConfig, tables: WordTables) -> Tok
         notes, bars, first_cell, may_ring, *lacks, batch.end_seconds, counts
     )
     events = loops.fill_cells(notes, bars, bar_of_note, first_cell, event_offsets)
-    loops.sort_cells(events, event_offsets)
     order = np.arange(len(n_bars))
     if config.permute_tracks:
         order = np.lexsort([_content_of_tracks(batch, notes, tracks, config.permutation_seed), piece_of_track])

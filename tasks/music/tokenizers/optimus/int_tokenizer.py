@@ -225,9 +225,8 @@ def _tie(onset: IntArray, duration: IntArray, voice: IntArray) -> tuple[IntArray
 
 def _write_groups(rows: Rows, instruments: bool) -> tuple[IntArray, TokenArray, IntArray]:
     """Return token offsets, ids, and the number of notes of each piece that stand behind a rest."""
-    n_pieces = len(rows.n_notes)
-    n_rests, n_gaps = np.zeros(n_pieces, np.int64), np.zeros(n_pieces, np.int64)
-    _count_rests(rows.offsets, rows.delta, n_rests, n_gaps)
+    rests = np.maximum(rows.delta - 1, 0) // LONGEST
+    n_rests, n_gaps = (np.diff(offsets_of(counts)[rows.offsets]) for counts in (rests, (rests > 0).astype(np.int64)))
     head = _HEAD_OF_INSTRUMENTS if instruments else _HEAD_OF_PIANO
     width = _WIDTH_OF_INSTRUMENTS if instruments else _WIDTH_OF_PIANO
     offsets = offsets_of(len(head) + np.diff(rows.offsets) * (width + 1) + 2 * n_rests + 1)
@@ -239,15 +238,6 @@ def _write_groups(rows: Rows, instruments: bool) -> tuple[IntArray, TokenArray, 
 _WIDTH_OF_PIANO, _WIDTH_OF_INSTRUMENTS = 3, 5  # values in a group
 _HEAD_OF_PIANO = np.array([START], np.uint16)
 _HEAD_OF_INSTRUMENTS = np.array([START, 0, 0, 0, 0, SEPARATOR], np.uint16)
-
-
-@njit(cache=True, nogil=True)
-def _count_rests(offsets: Any, delta: Any, n_rests: Any, n_gaps: Any) -> None:
-    for piece in range(len(offsets) - 1):
-        for row in range(offsets[piece], offsets[piece + 1]):
-            if delta[row] > LONGEST:
-                n_rests[piece] += (delta[row] - 1) // LONGEST
-                n_gaps[piece] += 1
 
 
 @njit(cache=True, nogil=True)
