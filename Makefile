@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# The tests start some hundred interpreters, each of which would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Tests that share something expensive form a group, which one worker runs; `tests/conftest.py` says which.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
