@@ -22,12 +22,16 @@ def imports_of(path: Path) -> list[tuple[int, str]]:
 
 
 @cache
+def import_nodes(text: str) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imports_in(text: str) -> list[tuple[int, str]]:
     found = []
-    for node in ast.walk(ast.parse(text)):
+    for node in import_nodes(text):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        elif node.level == 0:
             found.append((node.lineno, node.module or ""))
     return found
 
@@ -125,10 +129,10 @@ def module_of(path: Path) -> str:
 def imported_modules(text: str, known: set[str]) -> set[str]:
     """Return the modules of the project that a source imports, wherever in it the import stands."""
     found = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in import_nodes(text):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {name if name in known else str(node.module) for name in names}
     return found & known

@@ -175,15 +175,18 @@ class _Keeper:
                 servers[Path(command[0]).name] = self
 
         class Bare(RayNode):
-            def start_api_server(self, **_: Any) -> None:
-                """Start none, though Ray starts one without a dashboard too: it takes a third of the start."""
+            """Without what nothing here asks, and what takes a third of the start."""
+
+            def start_api_server(self, **_: Any) -> None: ...
+
+            def start_log_monitor(self) -> None: ...
 
         threading.Thread(target=self._watch, daemon=True).start()
         with _replaced(services, "ConsolePopen", Known):
             # As in `ray.init`, but without a job, for which Ray would start workers.
             settings = RayParams(
                 num_cpus=n_cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, no_monitor=True,
-                include_log_monitor=False, temp_dir=str(self.folder),
+                temp_dir=str(self.folder),
             )  # fmt: skip
             try:
                 node = Bare(settings, head=True, shutdown_at_exit=False, ray_init_cluster=True)
