@@ -89,7 +89,6 @@ def test_the_same_seed_draws_the_same_points_and_another_seed_others() -> None:
     assert {point.settings for point in first}.isdisjoint(point.settings for point in other)
 
 
-@pytest.mark.slow
 def test_draws_stay_within_their_ranges_and_reach_both_ends_of_whole_numbers() -> None:
     drawn = [tuple(point.values.values()) for point in points_of(search=SEARCH, samples=100)]
     peaks, dropouts, layers, batches = zip(*drawn, strict=True)
