@@ -1,8 +1,9 @@
 """Settings of models, schedules, optimizers and sampling; importable without torch."""
 
+import itertools
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from models.settings import Settings, check_settings, setting
 
@@ -325,7 +326,14 @@ class SamplingConfig:
         "Temperature at `max_tokens`, approached evenly from `temperature` at the first id; none: the same all along.",
         gt=0,
     )
+    temperature_points: tuple[tuple[int, float], ...] = setting(
+        (),
+        "Pairs of a length in tokens and the temperature there, with straight lines between; they replace both above.",
+    )
     top_k: int | None = setting(None, "Ids to keep; none: all.", ge=1)
+    top_k_points: tuple[tuple[int, int], ...] = setting(
+        (), "Pairs of a length in tokens and the ids to keep there, with straight lines between; they replace `top_k`."
+    )
     top_p: float | None = setting(
         None, "Keep the smallest set of likeliest ids with at least this probability; none: all.", gt=0, le=1
     )
@@ -362,12 +370,23 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
         check_settings(self)
+        for length, temperature in _in_order("temperature_points", self.temperature_points):
+            check_temperature(temperature, f" of temperature_points at {length}")
+        for length, top_k in _in_order("top_k_points", self.top_k_points):
+            check_top_k(top_k, f" of top_k_points at {length}")
         if self.min_new_tokens >= self.max_tokens:
             raise ValueError(f"min_new_tokens={self.min_new_tokens} is not 0 to below max_tokens={self.max_tokens}")
         if self.min_new_tokens and self.beams:
             raise ValueError(f"min_new_tokens={self.min_new_tokens} is for drawing, but beams={self.beams} draw none")
         if self.kept_tokens is not None and self.kept_tokens >= (self.context_tokens or math.inf):
             raise ValueError(f"kept_tokens={self.kept_tokens} is not below context_tokens={self.context_tokens}")
+
+
+def _in_order(name: str, points: tuple[tuple[int, Any], ...]) -> tuple[tuple[int, Any], ...]:
+    lengths = [length for length, _ in points]
+    if lengths and (lengths[0] < 0 or any(one >= other for one, other in itertools.pairwise(lengths))):
+        raise ValueError(f"{name}: the lengths {', '.join(map(str, lengths))} do not rise from 0 or more")
+    return points
 
 
 def check_temperature(temperature: float, where: str = "") -> float:

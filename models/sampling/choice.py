@@ -4,7 +4,7 @@ Shape letters: see layers.py. Logits are float64 here, whatever the model comput
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -137,6 +137,11 @@ class Penalty:
         return self.frequency * count_BV + self.presence * (count_BV > 0)
 
 
+def _between(points: Sequence[tuple[int, float]], n_lengths: int) -> NDArray[np.float64]:
+    """Return a value for each length from 0 on: straight lines between points, the first and last value beyond them."""
+    return np.interp(np.arange(n_lengths), *zip(*points, strict=True))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Chooser:
     """Logits and uniforms to ids, with settings that may depend on the length of a piece.
@@ -167,11 +172,15 @@ class Chooser:
         if temperature is not None:
             values = (check_temperature(temperature(n), f" at length {n}") for n in lengths)
             temperatures = np.concatenate((temperatures, np.fromiter(values, np.float64)))
+        elif config.temperature_points:
+            temperatures = _between(config.temperature_points, config.max_tokens)
         elif config.final_temperature is not None:
             temperatures = np.linspace(config.temperature, config.final_temperature, config.max_tokens)
         if top_k is not None:
             counts = (min(check_top_k(top_k(n), f" at length {n}") or vocab_size, vocab_size) for n in lengths)
             top_ks = np.concatenate((top_ks, np.fromiter(counts, np.int64)))
+        elif config.top_k_points:
+            top_ks = np.minimum(np.rint(_between(config.top_k_points, config.max_tokens)).astype(np.int64), vocab_size)
         return cls(
             temperature_J=temperatures,
             top_k_J=top_ks if (top_ks < vocab_size).any() else None,

@@ -23,6 +23,8 @@ LATER_SETTINGS = {
     "early_stopping_patience": 0,
     "early_stopping_metric": "loss",
     "interval_unit": "steps",
+    "temperature_points": [],
+    "top_k_points": [],
 }
 _UNKNOWN = object()
 _FIRST_NAMES = {name: old for old, name in OLD_NAMES.items()}

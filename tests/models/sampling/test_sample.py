@@ -1,8 +1,9 @@
 """Sampling: the same pieces in any batch, the grammar, the limits, and a slow sampler without a cache as the judge."""
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -65,9 +66,22 @@ def sample_slowly(config: SamplingConfig, n: int, grammar: SimpleNamespace | Non
                 share = len(ids) / (config.max_tokens - 1)
                 now = config.temperature + share * (config.final_temperature - config.temperature)
                 at_length = replace(config, temperature=now)
+            if config.temperature_points:
+                at_length = replace(at_length, temperature=on_the_line(config.temperature_points, len(ids)))
+            if config.top_k_points:
+                at_length = replace(at_length, top_k=round(on_the_line(config.top_k_points, len(ids))))
             ids.append(choose_slowly(at_length, {token: logits[token] for token in allowed}, uniforms[len(ids)]))
         pieces.append(ids)
     return pieces
+
+
+def on_the_line(points: Sequence[tuple[int, float]], length: int) -> float:
+    if length <= points[0][0]:
+        return points[0][1]
+    for (left, low), (right, high) in itertools.pairwise(points):
+        if left <= length <= right:
+            return low + (length - left) / (right - left) * (high - low)
+    return points[-1][1]
 
 
 def choose_slowly(config: SamplingConfig, logits: dict[int, float], uniform: float) -> int:
@@ -99,6 +113,7 @@ CONFIGS = [
     SamplingConfig(max_tokens=40, top_k=9, top_p=0.95, min_p=0.02),
     SamplingConfig(max_tokens=40, presence_penalty=0.7, frequency_penalty=0.4, penalty_tokens=9),
     SamplingConfig(max_tokens=40, temperature=0.3, final_temperature=1.9, frequency_penalty=0.2),
+    SamplingConfig(max_tokens=40, temperature_points=((4, 1.5), (9, 0.4), (30, 1.1)), top_k_points=((0, 9), (32, 1))),
     SamplingConfig(max_tokens=40, min_new_tokens=12, frequency_penalty=0.2),
     SamplingConfig(max_tokens=40, greedy=True),
 ]
@@ -413,6 +428,16 @@ def test_a_grammar_for_another_vocabulary_is_refused() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (
+            lambda: SamplingConfig(temperature_points=((5, 1.0), (5, 2.0))),
+            "temperature_points: the lengths 5, 5 do not",
+        ),
+        (lambda: SamplingConfig(top_k_points=((-1, 4),)), "top_k_points: the lengths -1 do not rise from 0"),
+        (lambda: SamplingConfig(top_k_points=((3, 0),)), "top_k=0 of top_k_points at 3 is below 1"),
+        (
+            lambda: SamplingConfig(temperature_points=((3, -1.0),)),
+            "temperature=-1.0 of temperature_points at 3 is not a",
+        ),
         (lambda: SamplingConfig(temperature=0.0), "temperature=0.0 is not a number above 0; .* greedy"),
         (lambda: SamplingConfig(temperature=math.nan), "temperature=nan"),
         (lambda: SamplingConfig(top_k=0), "top_k=0 is below 1"),
