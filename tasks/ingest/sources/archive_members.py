@@ -1,7 +1,7 @@
-"""The MIDI members of archives as rows, read by zipfile and tarfile of the standard library.
+"""The MIDI members of archives as rows, read by zipfile and tarfile.
 
-This runs in a child process with limits of time and memory (`isolation`), because an archive may be made to hang
-its reader or to fill the memory. Every fault of an archive is a row or one `DatasetError`.
+This runs in a child process with limits of time and memory (`isolation`), because an archive may hang its reader or
+fill the memory. Every fault of an archive is a row or one `DatasetError`.
 """
 
 import codecs
@@ -15,7 +15,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,8 +54,9 @@ def list_members(payload: bytes) -> bytes:
 
     Args:
         payload: JSON with `path`, `kind`, `limits`, `wanted` (a member that is not MIDI), and the paths `rows` (for an
-            Arrow stream of LISTING_SCHEMA) and `pack` (empty: the archive is read in place).
-    Returns: JSON with `n_other_files` and `extra`, the wanted member's bytes as Latin-1 or null.
+            Arrow stream of LISTING_SCHEMA) and `pack` (empty for an archive that is read in place).
+    Returns:
+        JSON with `n_other_files` and `extra`, the wanted member's bytes as Latin-1 or null.
     Raises:
         DatasetError: nothing of the archive can be read.
     """
@@ -71,11 +72,9 @@ def list_members(payload: bytes) -> bytes:
             listing = _Listing(writer.write_batch, place, limits, order["wanted"].encode())
             if order["kind"] == "zip":
                 _list_zip(file, listing)
-            elif order["pack"]:
-                with Path(order["pack"]).open("wb", buffering=2**20) as pack:
-                    _list_tar(_Expanded(file, order["kind"], limits), listing, pack)
             else:
-                _list_tar(_Plain(file), listing, None)
+                with Path(order["pack"]).open("wb", 2**20) if order["pack"] else nullcontext() as pack:
+                    _list_tar(_Stream(file, order["kind"], limits), listing, pack)
             listing.flush()
     except (DatasetError, MemoryError):
         raise
@@ -102,7 +101,7 @@ def _words_of(error: BaseException) -> str:
 
 
 class _Listing:
-    """The rows of one archive, written in batches, and counts of its members."""
+    """The rows of one archive, written in batches, and the counts of its members."""
 
     def __init__(
         self, write: Callable[[pa.RecordBatch], None], place: str, limits: SourceLimits, wanted: bytes
@@ -118,17 +117,14 @@ class _Listing:
             limit = f"max_archive_members={self.limits.max_archive_members}"
             raise DatasetError(f"archive {self.place} has more members than {limit}")
 
+        if len(self.rows) >= _BATCH:
+            self.flush()
+
     def add(self, name: bytes, data: bytes, kind: int, offset: int, stored_bytes: int) -> None:
         self.rows.add(name, len(data), hashlib.sha256(data).digest(), kind, offset, stored_bytes)
-        self._write_full()
 
     def refuse(self, name: bytes, n_bytes: int, reason: str, detail: str) -> None:
         self.rows.refuse(name, min(n_bytes, MAX_SIZE), reason, detail)
-        self._write_full()
-
-    def _write_full(self) -> None:
-        if len(self.rows) >= _BATCH:
-            self.flush()
 
     def flush(self) -> None:
         try:
@@ -145,7 +141,7 @@ class _Refused(Exception):
 
 
 class _Unwritable(BaseException):
-    """The output cannot be written; no handler of an archive's faults catches it."""
+    """A failure to write the output; handlers of an archive's faults do not catch it."""
 
     def __init__(self, reason: OSError) -> None:
         super().__init__(reason)
@@ -262,14 +258,14 @@ class _ZipReader:
 
 
 def _raw_name(member: zipfile.ZipInfo) -> bytes:
-    """Return the bytes of a name in the archive; zipfile decodes them by one of two tables."""
+    """Return the bytes of a member's name; zipfile decodes them by one of two tables."""
     return member.orig_filename.encode("utf-8" if member.flag_bits & 0x800 else "cp437")
 
 
 def _overlapping(members: list[zipfile.ZipInfo]) -> set[int]:
     """Return the places of members whose bytes overlap those of an earlier one.
 
-    A small zip can hold the same data a million times that way. Python 3.11 does not check it.
+    Such a small zip can hold the same data a million times. Python 3.11 does not check it.
     """
     found, end = set[int](), 0
     for place in sorted(range(len(members)), key=lambda place: members[place].header_offset):
@@ -284,14 +280,14 @@ def _overlapping(members: list[zipfile.ZipInfo]) -> set[int]:
 
 
 class _BadHeader(Exception):
-    """A header that tarfile would accept, or would silently end the archive at."""
+    """A wrong header that tarfile accepts, or silently takes for the end of the archive."""
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header with checks that tarfile lacks: negative sizes, sizes that are no numbers, endless names.
+    """A tar header with checks that tarfile lacks: of negative sizes, malformed sizes and endless names.
 
-    A negative size would make tarfile read backwards (CVE-2025-8194). After the first member, bytes that are no header
-    would end the archive as if it were whole.
+    A negative size makes tarfile read backwards (CVE-2025-8194). After the first member, tarfile takes a damaged header
+    for the end of the archive.
     """
 
     @classmethod
@@ -303,9 +299,10 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def _of_plain_file(cls, buf: bytes, encoding: str, errors: str) -> "tarfile.TarInfo | None":
-        """Return the header of an ordinary file, or None for tarfile to look at the bytes.
+        """Return the header of an ordinary file, or None if tarfile has to parse it.
 
-        tarfile parses thirteen fields, of which the scan uses three, and adds the bytes up twice: a third of the time.
+        tarfile parses thirteen fields and adds the bytes up twice. The scan needs three fields and saves a third of
+        its time.
         """
         size, checksum = _OCTAL.fullmatch(buf, 124, 136), _OCTAL.fullmatch(buf, 148, 156)
         if len(buf) != tarfile.BLOCKSIZE or buf[156:157] != tarfile.REGTYPE or not size or not checksum:
@@ -332,22 +329,25 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-class _Plain:
-    """An uncompressed tar on disk."""
+class _Stream:
+    """The bytes of a tar, expanded and counted against the limits; damage is raised after the bytes before it."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._n_empty = 0
-
-    def _read(self, n_bytes: int) -> bytes:
-        return self._file.read(n_bytes)
+    def __init__(self, file: IO[bytes], kind: str, limits: SourceLimits) -> None:
+        self.is_compressed = kind != "tar"
+        self._read1: Callable[[int], bytes] = file.read
+        if kind == "tar.gz":
+            self._read1 = gzip.GzipFile(fileobj=file).read1
+        elif kind == "tar.zst":
+            self._read1 = pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd").read
+        ratio = max(FREE_TAR_EXPANSION, int(os.fstat(file.fileno()).st_size * limits.max_expansion_ratio))
+        self._limit = min(limits.max_expanded_bytes, ratio)
+        self._name = "max_expanded_bytes" if self._limit < ratio else "max_expansion_ratio"
+        self._value = limits.max_expanded_bytes if self._limit < ratio else limits.max_expansion_ratio
+        self._n_bytes = self._n_empty = 0
+        self._error: Exception | None = None
 
     def read(self, n_bytes: int) -> bytes:
-        """Return that many bytes, or fewer at the end.
-
-        Raises:
-            EOFError: the end was passed long ago; tarfile would go on for as long as a header claims.
-        """
+        """Return that many bytes, or fewer at the end; tarfile would go on for as long as a header claims."""
         data = self._read(n_bytes)
         self._n_empty = 0 if data else self._n_empty + 1
         if self._n_empty > MAX_EMPTY_READS:
@@ -355,27 +355,12 @@ class _Plain:
         return data
 
     def drain(self) -> None:
-        """Do nothing: there is no checksum at the end."""
-
-
-class _Expanded(_Plain):
-    """The contents of a gzip or zstd file, counted against the limits; damage is raised after the bytes before it."""
-
-    def __init__(self, file: IO[bytes], kind: str, limits: SourceLimits) -> None:
-        super().__init__(file)
-        if kind == "tar.gz":
-            self._read1 = gzip.GzipFile(fileobj=file).read1
-        else:
-            self._read1 = pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd").read
-        ratio = max(FREE_TAR_EXPANSION, int(os.fstat(file.fileno()).st_size * limits.max_expansion_ratio))
-        self._limit = min(limits.max_expanded_bytes, ratio)
-        self._name = "max_expanded_bytes" if self._limit < ratio else "max_expansion_ratio"
-        self._value = limits.max_expanded_bytes if self._limit < ratio else limits.max_expansion_ratio
-        self._n_bytes = 0
-        self._error: Exception | None = None
+        """Read to the end of a compressed stream, because its checksum is there."""
+        while self.is_compressed and self._read(2**20):
+            pass
 
     def _read(self, n_bytes: int) -> bytes:
-        """Return that many bytes, or fewer where the stream ends or breaks; the next call raises what broke it."""
+        """Return that many bytes, or fewer where the stream ends or breaks; the next call raises the error."""
         parts, missing = list[bytes](), n_bytes
         while missing and not self._error:
             try:
@@ -392,15 +377,10 @@ class _Expanded(_Plain):
         if self._error and missing == n_bytes:
             raise self._error
         self._n_bytes += n_bytes - missing
-        if self._n_bytes > self._limit:
+        if self.is_compressed and self._n_bytes > self._limit:
             detail = f"it expands to more than {self._limit} bytes, {self._name}={self._value:g}"
             raise _Refused(RejectReason.ARCHIVE_BOMB, detail)
         return b"".join(parts)
-
-    def drain(self) -> None:
-        """Read to the end of the compressed stream, because its checksum is there."""
-        while self._read(2**20):
-            pass
 
 
 def _list_tar(stream: Any, listing: _Listing, pack: IO[bytes] | None) -> None:

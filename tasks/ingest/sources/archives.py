@@ -1,4 +1,4 @@
-"""Listings of archives, made in a limited child process; an unchanged archive is not opened again."""
+"""Listings of archives, made in a limited child process and cached."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tasks.storage.file_names import printable
 from tasks.storage.files import publish_file
 
 COMPRESSED = ("tar.gz", "tar.zst")
-SECONDS_PER_MIB = 2.0  # of CPU time; some hundred times as long as most archives take
+SECONDS_PER_MIB = 2.0  # of CPU time, some hundred times that of most archives
 
 _host = Host()  # one for each process that scans
 

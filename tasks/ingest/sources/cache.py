@@ -1,4 +1,4 @@
-"""The scan cache: results of earlier scans, so that unchanged files are not opened. It may be deleted."""
+"""The scan cache: results of earlier scans for unchanged files. It may be deleted."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from tasks.storage.parquet import write_sealed
 
 logger = logging.getLogger(__name__)
 
-CACHE_NUMBER = 2  # raised when a column or the way to read an archive changes
+CACHE_NUMBER = 2  # raise it when a column or the reading of an archive changes
 GROUP_ROWS = 2**16
 RACY_NS = 2 * 10**9  # a file changed so shortly before a scan may change again without its time moving
 
@@ -28,7 +28,7 @@ def cache_key(*parts: bytes | str) -> str:
 
 
 def load_table(path: Path) -> tuple[pa.Table, dict[str, Any]] | None:
-    """Return a cached table and its facts, or None if there is none that can be used."""
+    """Return a cached table and its facts, or None without a usable one."""
     if (found := load_batches(path)) is None:
         return None
     facts, n_rows, batches = found
@@ -39,9 +39,9 @@ def load_table(path: Path) -> tuple[pa.Table, dict[str, Any]] | None:
 
 
 def load_batches(path: Path) -> tuple[dict[str, Any], int, Iterator[pa.RecordBatch]] | None:
-    """Return a cached table's facts, its number of rows, and the rows some at a time; None if there is none.
+    """Return a cached table's facts, its number of rows, and its batches; None without a usable table.
 
-    All bytes are checked by the seal, because the rows replace a look at the files.
+    The seal is checked, because the rows replace the reading of files.
     """
     try:
         state = examine(path)
@@ -68,12 +68,12 @@ def _batches(file: pq.ParquetFile, path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def store_table(path: Path, table: pa.Table, facts: dict[str, Any]) -> None:
-    """Write a cached table whole, or leave the old one."""
+    """Write a cached table whole."""
     table = table.replace_schema_metadata({b"facts": json.dumps(facts | {"cache": CACHE_NUMBER}).encode()})
     with whole_file(path) as handle:
         write_sealed(handle, table, GROUP_ROWS, compression="lz4", use_dictionary=False, write_statistics=False)
 
 
 def is_racy(mtime_ns: int, scan_started_ns: int) -> bool:
-    """Return whether a file changed so shortly before a scan that a later change may not show in its times."""
+    """Return whether a file changed so shortly before a scan that its times may not show a later change."""
     return mtime_ns >= scan_started_ns - RACY_NS

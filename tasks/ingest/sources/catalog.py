@@ -16,7 +16,7 @@ class CatalogEntry:
     name: str
     title: str
     page: str  # for people
-    addresses: tuple[str, ...]  # tried in turn; none where it has to be fetched by hand
+    addresses: tuple[str, ...]  # tried in turn; none for a set to fetch by hand
     licence: str  # SPDX identifier where there is one, otherwise words
     citation: str
     n_files: int | None = None  # MIDI files, as the publisher counts them
@@ -30,7 +30,7 @@ class CatalogEntry:
     remarks: str = ""
 
     def check_downloadable(self) -> None:
-        """Raise NotFound if there is no address that a program could fetch."""
+        """Raise NotFound if a user has to fetch the set by hand."""
         if not self.addresses:
             raise NotFound(
                 f"catalog entry {self.name} has to be fetched by hand ({self.remarks}); get it from {self.page} and"
@@ -38,16 +38,16 @@ class CatalogEntry:
             )
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _read_catalog() -> tuple[CatalogEntry, ...]:
+    table = tomllib.loads((resources.files(__package__ or "") / "catalog.toml").read_text("utf-8"))
+    entries = []
+    for name, row in table.items():
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
+        entries.append(CatalogEntry(name=name, **values))
+    return tuple(entries)
 
 
-_TABLE: dict[str, dict[str, Any]] = tomllib.loads(
-    (resources.files(__package__ or "") / "catalog.toml").read_text("utf-8")
-)
-CATALOG = tuple(
-    CatalogEntry(name=name, **{key: _frozen(value) for key, value in row.items()}) for name, row in _TABLE.items()
-)
+CATALOG = _read_catalog()
 
 
 def catalog_names() -> list[str]:
@@ -56,11 +56,7 @@ def catalog_names() -> list[str]:
 
 
 def find_entry(name: str) -> CatalogEntry:
-    """Return the entry of that name, in any case.
-
-    Raises:
-        NotFound: there is none; the message lists the nearest names, or all.
-    """
+    """Return the entry of that name, in any case."""
     for entry in CATALOG:
         if entry.name == name.strip().lower():
             return entry

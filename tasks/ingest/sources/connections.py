@@ -1,4 +1,4 @@
-"""Connections of downloads: which hosts they may reach, and limits on slow or endless ones."""
+"""Connections of downloads, with limits on hosts, speed and time."""
 
 import ipaddress
 import os
@@ -26,7 +26,7 @@ def refuses_private(limits: SourceLimits) -> bool:
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is public, and so is one of version 4 inside one of version 6."""
+    """Return whether an IP address is public; an IPv4 address inside an IPv6 address must be public too."""
     ip: Any = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6:
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -38,7 +38,7 @@ def is_public(address: str) -> bool:
 
 
 def require_public(host: str, port: int | None, shown: str) -> None:
-    """Raise DatasetError if a host has a private address; one that cannot be resolved fails when it is connected."""
+    """Raise DatasetError if a host has a private address; an unknown host fails at the connection."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -56,10 +56,10 @@ def _require_public_ip(address: str, host: str, shown: str) -> None:
 
 
 class Watch:
-    """Ends a download that takes longer than `download_seconds`, or an attempt of it that is too slow.
+    """Ends a download after `download_seconds`, and an attempt that is too slow.
 
-    A socket's timeout is for each read, so a byte now and then would go on for ever. A thread watches and shuts the
-    connection down, in the headers as in the body.
+    A socket's timeout is for each read, so a server that sends single bytes never reaches it. A thread shuts the
+    connection down, in the headers and in the body.
     """
 
     def __init__(self, limits: SourceLimits) -> None:
@@ -69,13 +69,12 @@ class Watch:
         self.is_slow = False  # the present attempt
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
-        self._attempt: tuple[float, int] | None = None  # when its present window began, and n_bytes then
+        self._attempt: tuple[float, int] | None = None  # time and n_bytes at the begin of the current window
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look_on, name="download-watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="download-watch", daemon=True)
 
     @property
     def is_over(self) -> bool:
-        """Return whether the time of the download is over."""
         return time.monotonic() >= self.deadline
 
     def __enter__(self) -> "Watch":
@@ -99,7 +98,7 @@ class Watch:
             self._sockets.clear()
 
     def add(self, connected: socket.socket) -> None:
-        """Watch a connection, through a copy of its socket, because TLS detaches the socket."""
+        """Watch a connection through a copy of its socket, because TLS detaches the socket."""
         with self._lock:
             self._sockets.append(connected.dup())
 
@@ -107,7 +106,7 @@ class Watch:
         """Wait before another attempt, at most until the deadline."""
         self._ended.wait(max(0.0, min(seconds, self.deadline - time.monotonic())))
 
-    def _look_on(self) -> None:
+    def _run(self) -> None:
         pause = min(1.0, self.limits.download_timeout_seconds / 4, self.limits.download_seconds / 4)
         while not self._ended.wait(pause):
             with self._lock:
@@ -126,7 +125,7 @@ class Watch:
 
 
 def make_session(limits: SourceLimits, watch: Watch, shown: str) -> requests.Session:
-    """Return a session whose connections are watched, and reach public addresses alone if `limits` say so."""
+    """Return a session with watched connections, limited to public addresses if `limits` demand it."""
     adapter = _Adapter(limits, watch, shown)
     session = requests.Session()
     for scheme in ("http://", "https://"):
@@ -150,7 +149,7 @@ class _Adapter(HTTPAdapter):
         return manager
 
     def send(self, request: Any, *arguments: Any, **options: Any) -> Any:
-        """Send one request of a chain of redirects; a private machine is refused before anything is sent to it."""
+        """Send one request of a chain of redirects; a private host is refused before the request."""
         if self._refuses:
             parts = urlsplit(request.url)
             require_public(parts.hostname or "", parts.port, self._shown)
@@ -160,7 +159,7 @@ class _Adapter(HTTPAdapter):
 def _pool_classes(refuses: bool, watch: Watch, shown: str) -> dict[str, Any]:
     def opened(connection: Any, connected: socket.socket) -> socket.socket:
         watch.add(connected)
-        if refuses and connection.proxy is None:  # the name may have another address by now
+        if refuses and connection.proxy is None:  # the host may have another address since the check
             try:
                 _require_public_ip(str(connected.getpeername()[0]), connection.host, shown)
             except DatasetError:

@@ -1,4 +1,4 @@
-"""Downloads: fetched once, resumed after a cut, checked, and renamed when complete."""
+"""Downloads of files: resumed after a cut, checked, and renamed when complete."""
 
 import logging
 import time
@@ -40,23 +40,23 @@ class _Known:
 
     @property
     def validator(self) -> str:
-        """Return the header by which a server sends the rest of an unchanged file alone; empty: there is none."""
+        """Return the value for If-Range, or an empty string if the server sent none."""
         return self.last_modified if self.etag.startswith("W/") or not self.etag else self.etag
 
 
 class Cut(Exception):
-    """The connection ended early, or the server has a fault: a retry may help."""
+    """A connection that ended early or a fault of the server; a retry may help."""
 
 
 def download(address: str, cache: Path, limits: SourceLimits, sha256: str = "") -> Path:
     """Return a local copy of the file at an address.
 
-    An existing copy is fetched again only if the server says that the file has changed. A copy that fits `sha256` is
-    taken without asking, and so is any copy while no server can be reached.
+    An existing copy is fetched again only if the file on the server has changed. A copy with the right `sha256` is
+    used without a request, and any copy is used while the server cannot be reached.
 
     Raises:
-        NotFound: the server says there is no such file.
-        DatasetError: it cannot be fetched, is too large, or has another checksum than `sha256`.
+        NotFound: the server does not have the file.
+        DatasetError: the file cannot be fetched, is too large, or has another checksum than `sha256`.
     """
     public = public_address(address)
     name = unquote(Path(urlsplit(public).path).name).replace("/", "_").lstrip(".") or "download"
@@ -75,7 +75,7 @@ class _Download:
         self.session = make_session(limits, watch, shown)
         self.session.max_redirects = MAX_REDIRECTS
         self.known = self._read_facts()
-        self.whole = path.exists() and bool(self.known.sha256)  # a copy is here that may be up to date
+        self.whole = path.exists() and bool(self.known.sha256)  # a copy that may be up to date
 
     def run(self) -> Path:
         with self.session:
@@ -93,7 +93,7 @@ class _Download:
             return self._publish()
 
     def _fetch(self) -> bool:
-        """Bring the partial file to its end; return whether it was begun by an earlier run or attempt."""
+        """Complete the partial file; return whether an earlier run or attempt began it."""
         failures = 0
         while True:
             begin = self._n_partial()
@@ -188,7 +188,7 @@ class _Download:
         return resumes
 
     def _whole_number(self, answer: "requests.Response", name: str, value: str) -> int:
-        """Return a number of bytes from a header, -1 if there is none."""
+        """Return a number of bytes from a header, -1 for none."""
         if not value:
             return -1
         if not (value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS):
@@ -208,7 +208,7 @@ class _Download:
                 handle.write(piece)
         if self.known.n_bytes >= 0 and n_bytes < self.known.n_bytes:
             raise Cut(self._slowness() or f"{n_bytes} of {self.known.n_bytes} bytes came")
-        if self.watch.is_slow or self.watch.is_over:  # shut down by the watch; without a length it looks like the end
+        if self.watch.is_slow or self.watch.is_over:  # the watch's shutdown looks like the end of a body without length
             raise Cut(self._slowness() or "cut off")
 
     def _publish(self) -> Path:
@@ -247,7 +247,7 @@ class _Download:
         try:
             return _Known(**read_sealed(self.facts, {"known": KNOWN})["known"])
         except (FileNotFoundError, DamagedFile, TypeError):
-            self._forget()  # a part of an unknown file
+            self._forget()  # the part may belong to another file
             return _Known()
 
     def _write_facts(self) -> None:
@@ -261,7 +261,7 @@ def _status(answer: "requests.Response") -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the cause of an error of the network in one line."""
+    """Return the cause of a network error in one line."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     lines = hidden(printable(str(error))).splitlines()
@@ -270,11 +270,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def verify_file(path: str, sha256: str) -> None:
-    """Compare a local file with the checksum that its source gives.
-
-    Raises:
-        DatasetError: it is another.
-    """
+    """Raise DatasetError if a local file has another checksum than its source states."""
     found = examine(Path(path)).sha256
     if found != sha256:
         raise DatasetError(f"source {path}: sha256 is {found}, not {sha256}")

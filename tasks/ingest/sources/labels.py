@@ -21,11 +21,7 @@ _SPLITS = {name: split for split, names in _NAMES.items() for name in names}
 
 
 def read_licences(path: Path) -> list[tuple[str, str]]:
-    """Read the patterns and licences of a `licences.csv`, in order.
-
-    Raises:
-        DatasetError: it lacks the columns, or a line has no pattern or licence.
-    """
+    """Return the patterns and licences of a `licences.csv`, in order."""
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -44,11 +40,11 @@ def read_licences(path: Path) -> list[tuple[str, str]]:
 
 
 def licence_column(paths: pa.Array, pairs: list[tuple[str, str]], default: str) -> pa.Array:
-    """Return the licence of each path: of the first pattern that fits, otherwise the default, otherwise null.
+    """Return the licence of the first matching pattern for each path, or the default, or null.
 
     Args:
         paths: within the source, `/` between folders.
-        pairs: pattern and licence; `*` fits anything, `/` included, `?` one character, `[ab]` one of some.
+        pairs: pattern and licence; `*` matches anything, `/` included, `?` one character, `[ab]` one of some.
     """
     chosen = pa.repeat(pa.scalar(default or None, pa.string()), len(paths))
     for pattern, licence in reversed(pairs):
@@ -75,10 +71,8 @@ def split_by_table(members: pa.Array, table: bytes, place: str, columns: tuple[s
     Args:
         members: names in the archive.
         table: the CSV file's bytes.
-        place: the CSV file's own name in the archive; files are named relative to its folder.
-        columns: of the table, for file and split.
-    Raises:
-        DatasetError: the columns are not there, or a split has an unknown name.
+        place: the CSV file's name in the archive; its file names are relative to its folder.
+        columns: names of the columns for file and split.
     """
     reader = csv.DictReader(io.StringIO(table.decode("utf-8-sig")))
     file_column, split_column = columns
@@ -96,7 +90,7 @@ def split_by_table(members: pa.Array, table: bytes, place: str, columns: tuple[s
 
 
 def split_by_folders(members: pa.Array) -> pa.Array:
-    """Return the split that a folder name in each member's path gives; null where none does."""
+    """Return the split named by a folder in each member's path, or null."""
     found = [
         next((_SPLITS[part] for part in name.decode("latin-1").lower().split("/")[:-1] if part in _SPLITS), None)
         for name in members.to_pylist()

@@ -1,4 +1,4 @@
-"""Object stores (s3://, gs://, memory:// ...): each object is fetched once, into local packs."""
+"""Object stores (s3://, gs://, memory:// ...), whose objects are fetched once into local packs."""
 
 import hashlib
 import json
@@ -43,12 +43,12 @@ STORED_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One object: its name below the address, its size, and a token that changes with it, empty if unknown."""
+    """One object of a store."""
 
-    name: bytes
+    name: bytes  # below the address
     path: str
     n_bytes: int
-    token: str
+    token: str  # changes with the contents; empty if unknown
 
 
 class _ArrowStore(ArrowFSWrapper):
@@ -101,10 +101,7 @@ def list_objects(address: str, label: str, settings: ScanSettings) -> tuple[list
     """Fetch the changed objects below an address; return the listings of its packs, and its archives as local files.
 
     Args:
-        label: the address as messages show it.
-    Raises:
-        NotFound: there is nothing.
-        DatasetError: the store cannot be listed, or an archive cannot be fetched.
+        label: the address in messages.
     """
     if refuses_private(settings.limits):
         _refuse_private(address, label)
@@ -169,7 +166,7 @@ class _Fetcher:
         return table.filter(pc.fill_null(same, False))
 
     def _spool(self, files: list[StoredObject], key: str) -> tuple[pa.Table, Rows]:
-        """Fetch some objects into a new pack; return their rows, and those that cannot be had."""
+        """Fetch some objects into a new pack; return their rows, and those of the failed ones."""
         columns: dict[str, list[Any]] = {name: [] for name in STORED_SCHEMA.names}
         refused = Rows()
         if not files:
@@ -193,7 +190,7 @@ class _Fetcher:
         return pa.table(columns, schema=STORED_SCHEMA), refused
 
     def _get(self, item: StoredObject) -> bytes | BadRead:
-        """Return an object's bytes, or why they cannot be had."""
+        """Return an object's bytes, or the reason of the failure."""
         limit, name = self.settings.limits.max_member_bytes, printable(item.name)
         problem = ""
         if item.n_bytes > limit:

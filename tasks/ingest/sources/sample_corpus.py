@@ -13,19 +13,15 @@ from tasks.errors import ConfigError
 
 N_PIECES = 200
 README = "README.txt"
-FLAWED = "flawed/"
 
 
 def write_sample_corpus(folder: Path, n_pieces: int = N_PIECES, with_flaws: bool = False) -> list[Path]:
-    """Write the sample corpus into a folder and return its paths; files that hold the right bytes stay untouched.
+    """Write the sample corpus into a folder and return its paths; files with the right bytes stay untouched.
 
     Args:
-        n_pieces: 0 to 200; the first so many pieces.
+        n_pieces: 0 to 200, of the first pieces.
         with_flaws: also write `flawed/` with an exact duplicate, a truncated file, a web page, an empty file and a file
             without notes; their paths come last.
-    Raises:
-        ConfigError: `n_pieces` is outside its range.
-        OSError: the folder cannot be written.
     """
     if not 0 <= n_pieces <= N_PIECES:
         raise ConfigError(f"n_pieces={n_pieces} is outside 0 to {N_PIECES} (sample corpus)")
@@ -44,13 +40,7 @@ def sample_files() -> dict[str, bytes]:
         (resources.files("tasks.ingest.sources") / "sample_corpus.tar.xz").open("rb") as handle,
         tarfile.open(fileobj=handle, mode="r:xz") as archive,
     ):
-        return {member.name: _contents(archive, member) for member in archive}
-
-
-def _contents(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    reader = archive.extractfile(member)
-    assert reader is not None  # the archive holds files alone
-    return reader.read()
+        return {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
 
 
 def _holds(path: Path, data: bytes) -> bool:
@@ -58,7 +48,7 @@ def _holds(path: Path, data: bytes) -> bool:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file whole. It is not synced: what a power cut leaves is compared with the archive the next time."""
+    """Write a file whole without a sync; the next run compares it with the archive."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""The scan: sources to one table with a row for each MIDI file, its hash and its place."""
+"""The scan: one table with a row for each MIDI file of the sources, its hash and its place."""
 
 import logging
 import os
@@ -104,7 +104,7 @@ def scan_sources(
 
 
 def carry_vanished(before: Scan, after: Scan, lost: Collection[bytes]) -> Scan:
-    """Return a second scan with a row `vanished` for each lost file of the first scan that is not found again.
+    """Add a row `vanished` to a second scan for each lost file of the first scan that it does not find.
 
     Args:
         lost: content hashes of files that could not be read after the first scan.
@@ -282,7 +282,7 @@ def _constant(value: str | bytes, n: int, kind: pa.DataType) -> pa.Array:
 
 
 def _in_order(table: pa.Table) -> pa.Table:
-    """Sort by path, bytewise; paths that several files would share get a number."""
+    """Sort by path, bytewise, and number the files that share a path."""
     table = _sorted(table)
     paths = table["path"].combine_chunks()
     shared = np.flatnonzero(pc.equal(paths[1:], paths[:-1]).to_numpy(zero_copy_only=False))
@@ -300,7 +300,7 @@ def _sorted(table: pa.Table) -> pa.Table:
 
 
 def _numbered(table: pa.Table, rows: list[int]) -> pa.Table:
-    """Give the second and further files of one path a number: in order of name, place and contents."""
+    """Number the second and further files of one path, in order of name, place and contents."""
     some = table.take(pa.array(rows)).select(["path", "member", "offset", "content_hash", "container"]).to_pylist()
     order = sorted(range(len(rows)), key=lambda at: [b"" if key is None else key for key in some[at].values()])
     paths = table["path"].to_pylist()

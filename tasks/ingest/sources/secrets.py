@@ -1,11 +1,10 @@
 """Addresses of sources without their secrets, for everything that is stored or printed.
 
-A secret may stand in the query of an http address, in parameters of its path (`;name=value`) or after `#`. The public
-form replaces them by `?query=` and a digest. The whole address is in this process's environment under the digest, where
-child processes find it. The digest is an HMAC with a key of the home, so a short secret cannot be found by trial.
-Addresses that differ in a secret are different sources; signatures do not count, because an address that is signed
-again still names the same file. Users and passwords before a host are refused, as are secrets in the address of a
-store: netrc and the environment hold those.
+The query of an http address, parameters of its path (`;name=value`) and the text after `#` may be secret. The public
+form replaces them by `?query=` and a digest. The environment of this process holds the whole address under the digest,
+also for child processes. The digest is an HMAC with a key of the home, so a short secret cannot be found by trial.
+Addresses with different secrets are different sources, but signatures do not count. Users and passwords in an address
+and secrets in the address of a store are refused; netrc and the environment are their places.
 """
 
 import hmac
@@ -29,7 +28,7 @@ STORE_OPTIONS = frozenset(
 _WEB = re.compile(r"^https?://", re.IGNORECASE)
 _PARTS = re.compile(r"(https?://)([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.IGNORECASE | re.DOTALL)
 _PARAMETERS = re.compile(r"(?:;|%3b)[^/]*", re.IGNORECASE)  # of a server, or of one folder or file of a path
-_PUBLIC_QUERY = re.compile(r"query=([0-9a-f]{8}|[0-9a-f]{16})")  # 8 digits: of homes of before 2026-11-30
+_PUBLIC_QUERY = re.compile(r"query=([0-9a-f]{8}|[0-9a-f]{16})")  # 8 digits in homes from before 2026-11-30
 _SECRET = re.compile(
     r"^(x-(amz|goog|oss|cos|obs|ms)-.*|sig|s[ektprv]|sk[a-z]+|spr|sdd|exp|expires?|policy|(aws|google)accesskeyid"
     r"|key-pair-id|hdn.*|st|pin|otp|code|auth|session.*|.*(signature|token|secret|passw|passphrase|pwd|credential|hmac).*"
@@ -37,7 +36,7 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _SIGNATURE = re.compile(r"^(sig|hmac|hdn.*|.*signature)$", re.IGNORECASE)
-_SIGNING = re.compile(  # what stands beside a signature and changes with it, in the schemes of the large stores
+_SIGNING = re.compile(  # parameters that change with a signature, in the schemes of the large stores
     r"^(x-(amz|goog|oss|cos|obs|ms)-.*|sig|hmac|hdn.*|.*signature|s[ektprv]|sk[a-z]+|spr|sip|sdd|exp|expires?|policy"
     r"|(aws|google|oss)accesskeyid|googleaccessid|key-pair-id)$",
     re.IGNORECASE,
@@ -48,16 +47,12 @@ _key = secrets.token_bytes(32)  # of this process, until `use_key` reads that of
 
 
 def use_key(path: Path) -> None:
-    """Take the key of digests from a file that only its owner reads; the first call makes it.
-
-    Raises:
-        HomeError: it can be neither read nor written.
-    """
+    """Read the key of digests from a private file, which the first call makes."""
     global _key  # noqa: PLW0603
     try:
         write_private_once(path, secrets.token_hex(32))
         text = path.read_text("ascii", "replace").strip()
-        if not re.fullmatch("[0-9a-f]{64}", text):  # damaged; what its digests name is downloaded again
+        if not re.fullmatch("[0-9a-f]{64}", text):  # damaged; downloads under its digests are fetched again
             path.unlink()
             write_private_once(path, text := secrets.token_hex(32))
     except OSError as error:
@@ -73,13 +68,13 @@ def hidden(text: str) -> str:
 
 
 def hidden_path(written: str) -> str:
-    """Return a path that does not exist as messages show it: it may be an address with a mistake in it."""
+    """Return a missing path for messages, without secrets: it may be a mistyped address."""
     written = re.sub(r"^([A-Za-z][\w+.-]*:)?[^@]*:[^@]*@", r"\1", written)
     return re.sub(r"([?#;])[\w.%-]+=.*", r"\1...", hidden(written), flags=re.DOTALL)
 
 
 def split_settings(text: str) -> tuple[str, dict[str, str]]:
-    """Split a source into its name and its settings; another `#` is part of the name."""
+    """Split a source into its name and its settings; any other `#` is part of the name."""
     before, mark, after = text.strip().rpartition("#")
     if not mark or not all(name in SETTINGS and equals for name, equals, _ in _pairs(after)):
         return text.strip(), {}
@@ -96,7 +91,7 @@ def _pairs(text: str) -> list[tuple[str, str, str]]:
 
 
 def public_address(address: str) -> str:
-    """Return an http address without its possible secrets; other addresses and paths as they are."""
+    """Return an http address without its possible secrets; other addresses and paths stay."""
     parts = _PARTS.fullmatch(address)
     if parts is None:
         return address
@@ -116,7 +111,7 @@ def public_address(address: str) -> str:
 
 
 def keep_query(address: str) -> str:
-    """Return the public form of an address, and keep the whole one in the environment for the download."""
+    """Return the public form of an address and keep the whole address in the environment."""
     public, whole = public_address(address), address.partition("#")[0]
     if _WEB.match(address) and public != whole:
         os.environ[_variable(public)] = whole
@@ -124,11 +119,7 @@ def keep_query(address: str) -> str:
 
 
 def keep_queries(arguments: Sequence[str], keep: Callable[[str], str] = keep_query) -> list[str]:
-    """Return the arguments of a command with the addresses of its sources in their public form, queries kept.
-
-    Args:
-        keep: `public_address` keeps nothing.
-    """
+    """Return a command's arguments with its sources in their public form; `keep=public_address` keeps no query."""
     result: list[str] = []
     for before, argument in zip(("", *arguments), arguments, strict=False):
         name, equals, value = argument.partition("=")
@@ -144,14 +135,14 @@ def keep_queries(arguments: Sequence[str], keep: Callable[[str], str] = keep_que
 
 
 def keep_sources(sources: Sequence[str], key: Path) -> tuple[str, ...]:
-    """Return sources in their public form, queries kept; `key` is the file of the home's key."""
+    """Return sources in their public form and keep their queries; `key` is the file of the home's key."""
     if any(_kept(source, public_address) != source for source in sources):
         use_key(key)
     return tuple(_kept(source, keep_query) for source in sources)
 
 
 def _kept_in(value: str, keep: Callable[[str], str]) -> str:
-    """Return a setting in JSON, its addresses in their public form."""
+    """Return a setting in JSON with its addresses in their public form."""
     try:
         given = json.loads(value)
     except (ValueError, RecursionError):
@@ -177,11 +168,7 @@ def _kept(source: str, keep: Callable[[str], str]) -> str:
 
 
 def full_address(public: str) -> str:
-    """Return the address that was kept for a public one.
-
-    Raises:
-        NotFound: none was.
-    """
+    """Return the whole address of a public one, or raise NotFound if none was kept."""
     before, _, query = public.partition("?")
     if not _WEB.match(public) or not _PUBLIC_QUERY.fullmatch(query):
         return public
@@ -198,7 +185,7 @@ def _variable(public: str) -> str:
 
 
 def refuse_secrets(address: str, scheme: str) -> None:
-    """Raise ConfigError if an address holds a user or password; the message says where they belong."""
+    """Raise ConfigError if an address holds a user, a password or another secret."""
     parts = urlsplit(address)
     user, at, _ = parts.netloc.rpartition("@")
     shown = hidden(public_address(address))
@@ -228,7 +215,7 @@ def refuse_secrets(address: str, scheme: str) -> None:
 
 
 def refuse_unknown_options(address: str) -> None:
-    """Raise ConfigError if the query of a store's address holds more than options of stores: it may be a secret."""
+    """Raise ConfigError if the query of a store's address holds anything but options of stores."""
     query = urlsplit(address).query
     if query and any(not equals or name not in STORE_OPTIONS for name, equals, _ in _pairs(query)):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Parsing of source names: from what a user writes to a kind and a location."""
+"""Parsing of sources, as a user writes them, to a kind and a location."""
 
 import difflib
 import os
@@ -54,14 +54,14 @@ def _label(text: str) -> str:
 
 
 def shown_source(text: str) -> str:
-    """Return a source as messages show it: its label, printable and shortened."""
+    """Return a source's label for messages, printable and shortened."""
     label = _label(text)
     is_web = label.lower().startswith(("http://", "https://"))
     return _shortened(printable(label if is_web else hidden_path(label)))
 
 
 def parse_source(text: str) -> SourceSpec:
-    """Read a source as a user writes it: a path, an address, `catalog:NAME`, each with settings after `#`.
+    """Parse a source: a path, an address or `catalog:NAME`, with settings after `#`.
 
     Raises:
         ConfigError: an unknown scheme or setting.
@@ -127,7 +127,7 @@ def _kind_of(written: str) -> tuple[SourceKind, str]:
 
 
 def _without_user(malformed: str) -> str:
-    """Return a malformed address for a message, without the text before its last @, which may be a password."""
+    """Return a malformed address for messages, without the text before its last @, which may be a password."""
     return shown_source(re.sub("^([^:]*://).*@", r"\1", malformed))
 
 
@@ -178,11 +178,7 @@ def _shortened(text: str) -> str:
 
 
 def check_source(text: str) -> None:
-    """Check a source without opening it and without the network; errors as in `parse_source`.
-
-    Raises:
-        NotFound: a catalog entry that has to be fetched by hand.
-    """
+    """Check a source without opening it and without the network; errors as in `parse_source`."""
     spec = parse_source(text)
     if spec.kind == "catalog":
         find_entry(spec.location).check_downloadable()
@@ -214,10 +210,7 @@ def source_name(text: str) -> str:
 
 
 def absolute_source(text: str) -> str:
-    """Return a source as it is stored: a local path absolute, an http address without its query.
-
-    The query stays in this process's environment (`tasks.ingest.sources.secrets`).
-    """
+    """Return the stored form of a source: an absolute path, or an http address whose query stays in the environment."""
     spec, settings = parse_source(text), split_settings(text)[1]
     if spec.kind in ("catalog", "uri"):
         return text
