@@ -1,7 +1,7 @@
-"""How much human pieces share with the training split, as the range for what a batch may share.
+"""The human range: the runs that human pieces share with the training split.
 
-The longer a piece is, the longer is the run that it shares by chance. So people are measured at several lengths: at
-length L, a power of two, by one excerpt of at most L notes from the middle of each held-out piece with more than L / 2.
+A longer piece shares longer runs by chance, so the range is measured at several lengths. At length L, a power of two,
+it has one excerpt of at most L notes from the middle of each held-out piece with more than L / 2 notes.
 """
 
 import math
@@ -13,32 +13,25 @@ from typing import Any
 import numpy as np
 
 SHARE = 0.95  # of human pieces that the human range holds
-ALPHA = 0.05  # chance at which a batch of human music would be called beyond the range
-SHORTEST, LONGEST = 32, 1 << 16  # notes of the excerpts; pieces of half the shortest are too short to be judged
+ALPHA = 0.05  # chance of a human batch to be judged beyond the range
+SHORTEST, LONGEST = 32, 1 << 16  # notes of the excerpts; pieces of half the shortest are not judged
 FOUND_BY_CHANCE = 13  # notes of the longest run that the search may miss; `SURE_NOTES` in `shared_runs` is one more
-_FEWEST = 19  # human pieces from which a 95 % limit is known: one in twenty of them and the next
+_FEWEST = 19  # human pieces for a 95 % limit: ceil(0.95 * 20) of them
 
 
 @dataclass(frozen=True, slots=True)
 class HumanRange:
-    """How long the longest runs are that held-out human pieces share with train.
+    """The lengths of the longest runs that held-out human pieces share with train."""
 
-    Args:
-        n_held_out: pieces of validation and test.
-        n_measured: of them, those that were compared.
-        runs: length of the excerpts -> longest run in notes -> number of excerpts; 0 where none was found.
-    """
-
-    n_held_out: int
-    n_measured: int
-    runs: Mapping[int, Mapping[int, int]]
+    n_held_out: int  # pieces of validation and test
+    n_measured: int  # those of them that were compared
+    runs: Mapping[int, Mapping[int, int]]  # length of the excerpts -> longest run in notes, 0 for none -> excerpts
 
     def length_for(self, n_notes: int) -> int | None:
-        """Return the length of the excerpts that a piece of `n_notes` pitched notes is compared with.
+        """Return the length of the excerpts for a piece of `n_notes` pitched notes.
 
-        It is the shortest one that is no shorter than the piece; failing that, the longest there is, which makes the
-        comparison a strict one. None: the piece has 16 notes or fewer, or there are not 19 excerpts of any length, too
-        few to tell 95 % of anything.
+        It is the shortest that is at least as long as the piece, or the longest of all, which makes the comparison
+        strict. It is None for a piece of 16 notes or fewer, and without 19 excerpts of any length.
         """
         if n_notes <= SHORTEST // 2:
             return None
@@ -47,11 +40,11 @@ class HumanRange:
         return longer[0] if longer else lengths[-1] if lengths else None
 
     def limit(self, n_notes: int) -> int | None:
-        """Return the longest run that a piece of `n_notes` may share and be within the human 95 % range, or None.
+        """Return the longest run within the human 95 % range for a piece of `n_notes`, or None.
 
-        Of n excerpts it is the ceil(0.95 (n + 1))-th smallest run: one more piece by people, drawn as they were, goes
-        beyond it with a chance of at most 5 %, whatever the distribution (an order statistic as a prediction bound).
-        It is never below 13 notes, since whether shorter runs are found is chance.
+        Of n excerpts it is the ceil(0.95 (n + 1))-th smallest run, an order statistic as a prediction bound: another
+        human piece exceeds it with a chance of at most 5 % for any distribution. It is at least 13 notes, because
+        shorter runs are found by chance.
         """
         length = self.length_for(n_notes)
         if length is None:
@@ -80,7 +73,7 @@ class HumanRange:
 
     @classmethod
     def from_json(cls, form: Mapping[str, Any]) -> "HumanRange":
-        """Return what `as_json` was made of; KeyError, TypeError or ValueError where the form is another."""
+        """Return the range of `as_json`; KeyError, TypeError or ValueError for any other form."""
         runs = {int(length): {int(run): int(n) for run, n in runs.items()} for length, runs in form["runs"].items()}
         return cls(int(form["n_held_out"]), int(form["n_measured"]), dict(sorted(runs.items())))
 
@@ -93,8 +86,8 @@ def human_range(n_held_out: int, pieces: Iterable[tuple[int, np.ndarray, np.ndar
     """Return the human range of measured pieces.
 
     Args:
-        n_held_out: of which `pieces` may be a sample.
-        pieces: for each, its number of pitched notes, and the first note and the length of each run it shares.
+        n_held_out: pieces of validation and test; `pieces` may be a sample of them.
+        pieces: number of pitched notes of each piece, and first note and length of each shared run.
     """
     runs = defaultdict[int, Counter[int]](Counter)
     n_measured = 0
@@ -113,7 +106,7 @@ def human_range(n_held_out: int, pieces: Iterable[tuple[int, np.ndarray, np.ndar
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchVerdict:
-    """What `judge_batch` found; `p_value` and `is_beyond` are None where nothing could be judged."""
+    """The result of `judge_batch`; `p_value` and `is_beyond` are None if no piece could be judged."""
 
     n_pieces: int
     n_judged: int  # pieces for which there is a human limit
@@ -128,17 +121,16 @@ class BatchVerdict:
 
 
 def judge_batch(human: HumanRange, pieces: Sequence[tuple[int, int]]) -> BatchVerdict:
-    """Return whether more pieces of a batch copy than would if people had written them.
+    """Return whether more pieces of a batch copy than pieces by people do.
 
-    The rule: a piece is beyond the human range if its longest shared run is longer than `HumanRange.limit` for its
-    length. The batch is beyond if so many pieces would be with a chance of at most 5 %, were they drawn as the held-out
-    ones. Of m pieces compared with n excerpts whose r-th run is the limit, that number has a beta-binomial distribution
-    with parameters m, n + 1 - r and r: exact for any distribution of runs, and equal runs or a limit of
-    13 only make it milder. Numbers for pieces of different lengths are added as if the excerpts of each length were
-    other people's.
+    A piece is beyond the human range if its longest shared run is longer than `HumanRange.limit`. A batch is beyond if
+    human pieces reach its number of such pieces with a chance of at most 5 %. For m pieces and n excerpts whose r-th
+    run is the limit, the number has a beta-binomial distribution with parameters m, n + 1 - r and r. That is exact for
+    any distribution of runs; equal runs or a limit of 13 only make it milder. Numbers for different lengths are added
+    as if their excerpts were independent.
 
     Args:
-        pieces: for each, its number of pitched notes and its longest shared run, 0 where there is none.
+        pieces: number of pitched notes and longest shared run of each piece, 0 for no run.
     """
     from scipy.stats import betabinom
 

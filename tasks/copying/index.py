@@ -1,8 +1,7 @@
-"""The index of copies: the longest run of notes a piece shares with the training split, and where it is from.
+"""The index of copies: the longest run of notes that a piece shares with the training split, and its source.
 
-Both an index over the training split and the human range, which is how much the held-out pieces share with it, are made
-when they are first asked for, and lie beside the version's manifest. A run is
-defined in `tasks.music.similarity.shared_runs`.
+The index over the training split and the human range are made at their first use, beside the version's manifest.
+`tasks.music.similarity.shared_runs` defines a run.
 """
 
 import logging
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COVERING_NOTES = 24  # runs of so many notes count as copied; unrelated pieces rarely share as many
-MOST_MEASURED = 1000  # held-out pieces that the human range is made of
+COVERING_NOTES = 24  # notes of a run that counts as copied; unrelated pieces rarely share as many
+MOST_MEASURED = 1000  # held-out pieces in the human range
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,13 +45,13 @@ class CopyMatch:
 
     Args:
         n_notes: of the run.
-        share: of the piece's notes that are in the run, 0 to 1.
-        coverage: share of the piece's notes that lie in any run of 24 notes or more, whatever its source.
-        first_note, last_note: lowest and highest index of the run's notes among `score.notes`, both included.
+        share: of the piece's notes in the run, 0 to 1.
+        coverage: share of the piece's notes in any run of 24 notes or more, of any source.
+        first_note, last_note: lowest and highest index of the run's notes in `score.notes`, both included.
         start_seconds, end_seconds: onsets of the first and the last note of the run.
         source: id of the training piece.
-        source_file: its path in the sources, as the ledger has it.
-        source_first_note: which note of the source the run begins with, from 0.
+        source_file: its path in the ledger.
+        source_first_note: index of the run's first note in the source.
         source_start_seconds, source_end_seconds: onsets in the source.
         transposition: semitones from the source up to the piece.
         stretch: the run's length in the piece over its length in the source; 2.0 is half as fast.
@@ -76,19 +75,12 @@ class CopyMatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PieceCheck:
-    """The result of the index for one piece.
+    """The result of the index for one piece."""
 
-    Args:
-        n_notes: pitched notes, a doubled one once.
-        match: None if no run of 11 notes or more was found, as in a piece of few notes or of drums alone.
-        human_limit: longest run that is within the human range for a piece of this length; None if it is unknown.
-        is_beyond: the match is longer than that; None if it is unknown.
-    """
-
-    n_notes: int
-    match: CopyMatch | None
-    human_limit: int | None
-    is_beyond: bool | None
+    n_notes: int  # pitched notes; a doubled note counts once
+    match: CopyMatch | None  # None without a run of 11 notes or more
+    human_limit: int | None  # longest run within the human range for a piece of this length; None if unknown
+    is_beyond: bool | None  # whether the match is longer; None if unknown
 
     @property
     def n_run_notes(self) -> int:
@@ -109,11 +101,7 @@ class CopyIndex:
 
     @classmethod
     def open(cls, folder: Path) -> "CopyIndex":
-        """Open the index of a version by its folder, as a worker does, trusting its bytes.
-
-        Raises:
-            NotFound: it is not there, or not whole; `copy_index` makes it.
-        """
+        """Open the index in a version's folder without a check of its bytes, as a worker does."""
         lines = map_index(index_path(folder), trusting=True)
         if lines is None:
             raise NotFound(f"no index of copies in {folder}; `copy_index` makes it")
@@ -121,11 +109,7 @@ class CopyIndex:
 
     @cached_property
     def human(self) -> HumanRange:
-        """How much held-out human pieces share with train.
-
-        Raises:
-            NotFound: it has not been measured, or its file is damaged; `copy_index` measures it.
-        """
+        """The runs that held-out human pieces share with train."""
         human = _read_human(self.folder)
         if human is None:
             raise NotFound(f"no human range in {self.folder}; `copy_index` measures it")
@@ -137,13 +121,12 @@ class CopyIndex:
         return ledger.filter(pc.equal(ledger.column("status"), "accepted"))
 
     def nearest(self, score: "Score", after_seconds: float = 0.0) -> CopyMatch | None:
-        """Return the longest run that a piece shares with the training split, or None.
+        """Return the longest run that a piece shares with the training split, at a tie in the first piece, or None.
 
-        Of equally long runs it is the one in the first training piece. Runs of 14 notes or more are found for certain
-        but where all their seeds are very common, see `tasks.music.similarity.shared_runs`; shorter ones by chance.
+        Runs of 14 notes or more are always found unless all their seeds are very common; shorter ones by chance.
 
         Args:
-            after_seconds: notes that begin earlier do not count: those of a prompt.
+            after_seconds: earlier notes, such as those of a prompt, do not count.
         """
         return self._search(score, after_seconds)[1]
 
@@ -155,7 +138,7 @@ class CopyIndex:
         return PieceCheck(n_notes=n_notes, match=match, human_limit=limit, is_beyond=is_beyond)
 
     def judge(self, checks: Sequence[PieceCheck]) -> BatchVerdict:
-        """Return whether more pieces of a batch are beyond the human range than by chance; see `judge_batch`."""
+        """Return whether more pieces of a batch than by chance are beyond the human range; see `judge_batch`."""
         return judge_batch(self.human, [(check.n_notes, check.n_run_notes) for check in checks])
 
     def runs(self, lines: "Lines", piece: int) -> "Runs":
@@ -211,7 +194,7 @@ class CopyIndex:
 
 
 def _coverage(runs: "Runs", n_notes: int) -> float:
-    """Return the share of a line's notes that lie in runs of at least `COVERING_NOTES`."""
+    """Return the share of a line's notes in runs of at least `COVERING_NOTES`."""
     counted = runs.n_notes >= COVERING_NOTES
     borders = np.zeros(n_notes + 1, np.int64)
     np.add.at(borders, runs.first[counted], 1)
@@ -220,15 +203,15 @@ def _coverage(runs: "Runs", n_notes: int) -> float:
 
 
 def _interval(pitch: NDArray[np.uint8], source: NDArray[np.uint8]) -> int:
-    """Return the interval of all pairs of a run; its notes may have changed places, but their sum has not."""
+    """Return the interval of a run by the sums of its pitches, because its notes may have changed places."""
     return round(float(pitch.astype(np.int64).sum() - source.astype(np.int64).sum()) / len(pitch))
 
 
 def copy_index(dataset: DatasetVersion) -> CopyIndex:
-    """Return the index of a version and see that its human range is there; what is missing or damaged is made.
+    """Return the index of a version; make it and the human range if they are missing or damaged.
 
-    Several processes may ask at once: one makes it and the others wait. All bytes of an index that exists are checked
-    here; workers then use `CopyIndex.open(dataset.version_folder)`.
+    One of several processes makes them, and the others wait. All bytes of an existing index are checked here; workers
+    then use `CopyIndex.open`.
 
     Raises:
         DatasetError: a song shard or the ledger is missing or damaged.
@@ -294,13 +277,10 @@ def _read_lines(dataset: DatasetVersion, pieces: NDArray[np.uint64]) -> Iterator
 
 
 def source_notes(dataset: DatasetVersion, match: CopyMatch) -> "Score":
-    """Return the passage of the training piece that a match is about, as a score that begins with its first note.
+    """Return the passage of the training piece in a match, as a score that begins with its first note.
 
-    All that sounds there is in it, drums and doubled notes too: every note that begins between the first and the last
-    note of the run, to its full length, what the pedal adds included. A tick is a millisecond, at 120 beats a minute.
-
-    Raises:
-        NotFound: no song shard of the version holds the piece.
+    It has every note that begins between the first and the last note of the run, drums and doubled notes too, with the
+    length that the pedal adds. A tick is a millisecond, at 120 beats a minute.
     """
     from tasks.music.score import build_score
     from tasks.music.similarity.shared_runs import draw_lines
@@ -332,7 +312,7 @@ def _read_piece(dataset: DatasetVersion, piece: str) -> NoteBatch:
 
 
 def human_path(folder: Path) -> Path:
-    """Return where the human range of a version is, or would be, by the version's folder."""
+    """Return the path of the human range in a version's folder."""
     return folder / f"copying-{REVISION}.json"
 
 
@@ -348,7 +328,7 @@ def _read_human(folder: Path) -> HumanRange | None:
 
 
 def _measure_human(index: CopyIndex, dataset: DatasetVersion) -> None:
-    """Compare held-out pieces with train, at most `MOST_MEASURED`: ids are hashes, so any rule draws at random."""
+    """Compare at most `MOST_MEASURED` held-out pieces with train; their ids are hashes, so any choice is random."""
     started = time.perf_counter()
     held_out = _pieces_of(dataset, ["validation", "test"])
     n_chosen = min(MOST_MEASURED, len(held_out))

@@ -1,6 +1,6 @@
 """The file of the index of copies: lines and seeds of all training pieces, memory-mapped.
 
-It lies beside a version's manifest and can be made again from the song shards at any time. It holds, little-endian:
+The file is beside a version's manifest and can be made again from the song shards. It holds, little-endian:
 
     4,096 bytes     JSON with a seal: revision, version, numbers of notes, seeds, pieces; checksum of all that follows
     onset           float32, seconds of each note of the lines of all training pieces, end to end
@@ -46,22 +46,21 @@ class IndexedLines:
 
 
 def index_path(folder: Path) -> Path:
-    """Return where the index of a version is, or would be, by the version's folder."""
+    """Return the path of the index in a version's folder."""
     return folder / f"copying-{REVISION}.index"
 
 
 def write_index(path: Path, version: str, parts: Iterable[tuple[NDArray[np.uint64], "Lines"]]) -> None:
-    """Write an index whole. Besides the pitches, of a byte each, 16 million notes or so are in memory at a time.
+    """Write an index whole from ids and lines, some pieces at a time.
 
-    Args:
-        parts: ids and lines of some pieces at a time.
+    Memory holds one byte for each note, and all data of about 16 million notes.
     """
     with mapped_file(path) as (handle, header):
         header.update({"revision": REVISION, "version": version} | _write_arrays(handle, parts))
 
 
 def _write_arrays(handle: IO[bytes], parts: Iterable[tuple[NDArray[np.uint64], "Lines"]]) -> dict[str, int]:
-    """Write all that follows the header; return the numbers and the checksum that belong into it."""
+    """Write the arrays; return the numbers and the checksum for the header."""
     from tasks.music.similarity.shared_runs import seeds_between
 
     out = _Checked(handle)
@@ -98,10 +97,10 @@ class _Checked:
 
 
 def map_index(path: Path, trusting: bool = False) -> IndexedLines | None:
-    """Return the arrays of an index, or None if it is missing or not what was written; the latter is logged.
+    """Return the arrays of an index, or None if it is missing or damaged; damage is logged.
 
     Args:
-        trusting: look at its size alone, not at all of its bytes.
+        trusting: check the size of the file but not its bytes.
     """
 
     def layout(header: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -110,7 +109,7 @@ def map_index(path: Path, trusting: bool = False) -> IndexedLines | None:
 
     expected = {"revision": REVISION, "version": path.parent.name}
     digest = None if trusting else ("crc32", _crc32)
-    # Copied when written to, which never happens: the compiled code knows only arrays that could be.
+    # Copy-on-write, because the compiled code takes only writable arrays.
     return unless_damaged(lambda: IndexedLines(*map_arrays(path, _HEADER, expected, layout, digest, mmap.ACCESS_COPY)))
 
 

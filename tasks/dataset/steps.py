@@ -15,7 +15,6 @@ from tasks.dataset import analyse, encode, upkeep, versions
 from tasks.dataset.leakage import LeakageReport
 from tasks.dataset.ledger import Ledger, allow_licences, build_ledger, check_leakage
 from tasks.dataset.publish import dataset_name, holds_names, plan_tokens, publish_version, version_of
-from tasks.dataset.report import build
 from tasks.dataset.versions import DatasetVersion
 from tasks.errors import DatasetError, plural
 from tasks.ingest import song_shards
@@ -192,6 +191,8 @@ def encode_and_publish(
 @task(name="write-report", cache_policy=NO_CACHE)
 def write_dataset_report(dataset: DatasetVersion, inputs: Inputs, songs: Songs, ledger: Ledger) -> Path:
     """Write the report of a version."""
+    from tasks.dataset.report import build  # which imports Jinja2
+
     wanted = build.report_inputs(dataset, inputs.scan.files, ledger, songs.analysis)
     with Progress("writing the report"):
         return cluster.run_apart(build.write_dataset_report, wanted)

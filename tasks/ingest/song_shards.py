@@ -1,7 +1,7 @@
-"""MIDI files to song shards: one row for each distinct content, accepted with notes or rejected with a reason.
+"""Song shards: a row for each distinct MIDI content, accepted with its notes or rejected with a reason.
 
 Files are read in limited child processes (`isolation`). A batch that kills its child is halved until the culprits are
-found; they are rejected with the cause of death, and the others are kept.
+found; they are rejected with the cause of death.
 """
 
 import io
@@ -28,32 +28,26 @@ from tasks.storage.parquet import SCHEMA_NUMBER, SONG_SCHEMA, list_column, write
 logger = logging.getLogger(__name__)
 
 MIN_SHARD_BITS = 3  # small datasets have 8 shards too, for several workers and cheap changes
-BATCH_BYTES = 2 * 2**20  # of MIDI read at once, which stays in a core's cache
+BATCH_BYTES = 2 * 2**20  # of MIDI read at once; they fit into a core's cache
 JOB_BYTES, JOB_FILES = 4 * 2**20, 4096  # of one piece of work of a child
-ATTEMPTS_OF_A_SHARD = 3  # without its culprits: another process may kill the child
-SECONDS_PER_MIB = 2.0  # twenty times the usual; a slower child hangs
+ATTEMPTS_OF_A_SHARD = 3  # without its culprits, because another process may kill the child
+SECONDS_PER_MIB = 2.0  # twenty times the usual time
 
 
 def hex_strings(hashes: pa.Array) -> pa.Array:
     """Return 32-byte hashes as strings of 64 hex digits, nulls as nulls."""
-    digits = np.frombuffer(b"0123456789abcdef", np.uint8)
-    flat = np.frombuffer(hashes.buffers()[1], np.uint8, 32 * len(hashes), 32 * hashes.offset) if len(hashes) else []
-    text = np.stack([digits[np.asarray(flat, np.uint8) >> 4], digits[np.asarray(flat, np.uint8) & 15]], axis=1)
+    flat = memoryview(hashes.buffers()[1])[32 * hashes.offset :][: 32 * len(hashes)] if len(hashes) else b""
     offsets = np.arange(len(hashes) + 1, dtype=np.int32) * 64
-    strings = pa.StringArray.from_buffers(len(hashes), pa.py_buffer(offsets), pa.py_buffer(text.tobytes()))
+    strings = pa.StringArray.from_buffers(len(hashes), pa.py_buffer(offsets), pa.py_buffer(flat.hex().encode()))
     return pc.if_else(hashes.is_valid(), strings, pa.scalar(None, pa.string()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SongShard:
-    """One unit of parsing: contents whose hashes begin with the shard's bits, and the path of the result.
+    """One unit of parsing: contents whose hashes begin with the shard's bits, and the path of the result."""
 
-    Args:
-        files: scan rows, of which `rows` are the shard's: one for each content, by hash.
-    """
-
-    files: pa.Table
-    rows: np.ndarray
+    files: pa.Table  # scan rows
+    rows: np.ndarray  # of the shard in `files`, one for each content, by hash
     n_bytes: int
     limits: ParseConfig
     path: Path
@@ -67,7 +61,7 @@ class SongShard:
         return self.files.take(pa.array(self.rows))
 
     def part(self, begin: int, end: int) -> "SongShard":
-        """Return the shard with some of its members, in a table of their own, for another process."""
+        """Return a shard with some of the members in a table of their own, for another process."""
         members = self.files.take(pa.array(self.rows[begin:end])).unify_dictionaries().combine_chunks()
         n_bytes = int(np.sum(members.column("n_bytes").to_numpy()))
         return SongShard(members, np.arange(members.num_rows), n_bytes, self.limits, self.path)
@@ -75,17 +69,11 @@ class SongShard:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contents:
-    """The distinct contents of a scan, by hash.
+    """The M distinct contents of a scan, by hash."""
 
-    Args:
-        files: the scan's rows.
-        first: int64[M], the first row with each content.
-        place: int64[scan rows], the content of each row; -1 for a row without any.
-    """
-
-    files: pa.Table
-    first: np.ndarray
-    place: np.ndarray
+    files: pa.Table  # the scan's rows
+    first: np.ndarray  # int64[M], the first row with each content
+    place: np.ndarray  # int64[scan rows], the content of each row; -1 for none
 
     def __len__(self) -> int:
         return len(self.first)
@@ -96,7 +84,7 @@ class Contents:
 
 
 def distinct_contents(files: pa.Table) -> Contents:
-    """Find the distinct contents of scan rows; the first row with a content represents it."""
+    """Find the distinct contents of scan rows, each represented by its first row."""
     hashes = files.column("content_hash").combine_chunks()
     usable = np.flatnonzero(hashes.is_valid().to_numpy(zero_copy_only=False))
     words = hash_words(hashes.drop_null())
@@ -110,18 +98,17 @@ def distinct_contents(files: pa.Table) -> Contents:
 
 
 def hash_words(hashes: pa.Array) -> np.ndarray:
-    """Return 32-byte hashes as uint64[N, 4]; rows compare as the hashes do."""
-    offset = hashes.offset * 32
+    """Return 32-byte hashes as uint64[N, 4] in the order of the bytes."""
     flat = (
-        np.frombuffer(hashes.buffers()[1], np.uint8, len(hashes) * 32, offset) if len(hashes) else np.zeros(0, np.uint8)
+        np.frombuffer(hashes.buffers()[1], ">u8", len(hashes) * 4, hashes.offset * 32) if len(hashes) else np.zeros(0)
     )
-    return flat.view(">u8").reshape(-1, 4).astype(np.uint64)
+    return flat.reshape(-1, 4).astype(np.uint64)
 
 
 def plan_song_shards(limits: ParseConfig, contents: Contents, folder: Path) -> list[SongShard]:
     """Assign each content to a shard by the first bits of its hash, and name the shard by its members.
 
-    A shard with too many files or bytes is cut in two by one more bit, so one new file changes one shard.
+    A shard with too many files or bytes is cut in two by one more bit. So one new file changes one shard.
     """
     words, files = contents.words(), contents.files
     sizes = np.concatenate([[0], np.cumsum(files.column("n_bytes").to_numpy()[contents.first])])
@@ -150,18 +137,15 @@ def _cut(
 
 
 def start_workers() -> None:
-    """Start Ray and compile the reader in one worker, before every worker would compile it."""
+    """Start Ray and compile the reader in one worker before the others need it."""
     cluster.run_apart(prepare)
 
 
 class Parsed(NamedTuple):
-    """The result for some files or shards: the number parsed, and the contents that are lost.
+    """The result for some files or shards. A shard with a lost content is not written."""
 
-    A shard with a lost content is not written: another scan plans another shard.
-    """
-
-    n: int
-    lost: frozenset[str] = frozenset()  # content hashes; their files went or changed since the scan
+    n: int  # parsed
+    lost: frozenset[str] = frozenset()  # content hashes whose files vanished or changed since the scan
 
 
 def build_song_shards(shards: Sequence[SongShard], on_files: Callable[[int], None] | None = None) -> Parsed:
@@ -172,7 +156,7 @@ def build_song_shards(shards: Sequence[SongShard], on_files: Callable[[int], Non
 
 
 def jobs(shards: Sequence[SongShard]) -> Iterator[list[SongShard]]:
-    """Group shards into pieces of work of some MiB each, with their own rows of the scan's table."""
+    """Group shards into pieces of work of `JOB_BYTES` with their own rows of the scan's table."""
     job: list[SongShard] = []
     n_bytes = n_files = 0
     for shard in shards:
@@ -189,15 +173,12 @@ _host = Host()  # one for each process that parses
 
 
 def parse_isolated(shards: Sequence[SongShard], function: str = "tasks.ingest.song_shards:parse_shards") -> Parsed:
-    """Parse some shards in a child process and write them; return the number of files and the lost contents.
-
-    Files that kill the child are rejected with the cause of death.
+    """Parse and write some shards in a child process; files that kill the child are rejected.
 
     Args:
-        function: run by the child; tests give one that dies on purpose.
+        function: run by the child.
     Raises:
         DatasetError: the limits are too low for the whole batch.
-        OSError: the disk is full, for example.
     """
     if not shards:
         return Parsed(0)
@@ -209,7 +190,7 @@ def parse_isolated(shards: Sequence[SongShard], function: str = "tasks.ingest.so
 
 
 def _parse_carefully(shard: SongShard, function: str) -> frozenset[str]:
-    """Parse a shard without the files that kill their reader; return the contents that are lost."""
+    """Parse a shard without the files that kill their reader; return the lost contents."""
     quarantined = _quarantine(shard, function)
     for attempt in range(ATTEMPTS_OF_A_SHARD):
         outcome = _attempt([shard], function, quarantined, patience=10)
@@ -230,7 +211,7 @@ def _quarantine(shard: SongShard, function: str) -> dict[str, Death]:
         part = shard.part(places[0], places[-1] + 1)
         outcome = _attempt([part], function, dry=True)
         if isinstance(outcome, Death) and len(places) == 1:
-            # One busy or failing moment must not decide a verdict that stays.
+            # A second attempt, because a busy moment must not reject a file for good.
             outcome = _attempt([part], function, dry=True, patience=2)
         return outcome if isinstance(outcome, Death) else None
 
@@ -261,11 +242,8 @@ def _attempt(
     with pa.ipc.new_stream(sink, members.schema.with_metadata({"order": json.dumps(order)})) as writer:
         writer.write_table(members)
     try:
-        result = _host.run(
-            function,
-            sink.getvalue().to_pybytes(),
-            WorkLimits(seconds=seconds * patience, memory_bytes=limits.memory_bytes),
-        )
+        bounds = WorkLimits(seconds=seconds * patience, memory_bytes=limits.memory_bytes)
+        result = _host.run(function, sink.getvalue().to_pybytes(), bounds)
     except WorkError as error:
         if error.kind == "DatasetError":
             raise DatasetError(error.message) from None
@@ -287,10 +265,7 @@ _SOME_MUSIC = b"MThd\0\0\0\6\0\1\0\2\1\xe0" + 2 * (b"MTrk" + len(_EVENTS).to_byt
 
 
 def prepare() -> None:
-    """Compile the reader, or load the compiled code, and all that a first file needs.
-
-    The file has all kinds of events, because numba compiles other code for empty arrays.
-    """
+    """Compile the reader or load its compiled code; numba compiles other code for empty arrays."""
     members = pa.table({"content_hash": pa.array([bytes(32)] * 2, pa.binary(32)), "n_bytes": pa.array([1, 1])})
     write_into(io.BytesIO(), _song_table(members, [_SOME_MUSIC, _SOME_MUSIC], ReadLimits(), {}), {}, SONG_SCHEMA)
 
@@ -323,16 +298,12 @@ class LostContents(Exception):
 
 
 def parse_members(members: pa.Table, limits: ReadLimits, quarantined: dict[str, list[str]]) -> pa.Table:
-    """Read the files of scan rows and return one song row for each, in their order.
-
-    Raises:
-        LostContents: some have changed since the scan.
-    """
+    """Return a song row for each scan row, or raise LostContents if files changed since the scan."""
     parts, contents, n_bytes, begin = [], list[bytes](), 0, 0
     lost: list[str] = []
     hashes = members.column("content_hash").to_pylist()
     sizes = members.column("n_bytes").to_numpy()
-    is_small = sizes <= limits.max_bytes  # a larger file is not even read
+    is_small = sizes <= limits.max_bytes  # larger files are not read
     refused = {
         hashes[place].hex(): [RejectReason.TOO_LONG, f"file of {sizes[place]} bytes, limit {limits.max_bytes}"]
         for place in np.flatnonzero(~is_small).tolist()
@@ -344,7 +315,7 @@ def parse_members(members: pa.Table, limits: ReadLimits, quarantined: dict[str, 
         if isinstance(content, BadRead):
             lost.append(hashes[place].hex())
             continue
-        if lost:  # the shard is not written, and only its lost contents are counted
+        if lost:  # the shard is not written
             continue
         contents.append(b"" if quarantined and hashes[place].hex() in quarantined else content)
         n_bytes += len(content)
@@ -401,6 +372,6 @@ def _song_table(
 
 
 def _programs(is_used: np.ndarray) -> pa.Array:
-    """Return the programs each song's pitched notes use, rising."""
+    """Return the programs of each song's pitched notes, rising."""
     offsets = np.concatenate([[0], np.cumsum(is_used.sum(axis=1))])
     return list_column(offsets, np.nonzero(is_used)[1], SONG_SCHEMA.field("programs").type)

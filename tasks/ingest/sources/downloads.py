@@ -267,10 +267,3 @@ def _first_line(error: BaseException) -> str:
     lines = hidden(printable(str(error))).splitlines()
     text = "".join(character for character in lines[0][:300] if character.isprintable()) if lines else ""
     return text or type(error).__name__
-
-
-def verify_file(path: str, sha256: str) -> None:
-    """Raise DatasetError if a local file has another checksum than its source states."""
-    found = examine(Path(path)).sha256
-    if found != sha256:
-        raise DatasetError(f"source {path}: sha256 is {found}, not {sha256}")

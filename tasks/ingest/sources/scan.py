@@ -15,7 +15,6 @@ from tasks.config.source_limits import SourceLimits
 from tasks.errors import ConfigError, DatasetError, NotFound, OrchestrionError, RejectReason
 from tasks.ingest.sources.archives import list_archive, sniff_file
 from tasks.ingest.sources.catalog import CatalogEntry, find_entry
-from tasks.ingest.sources.downloads import download, verify_file
 from tasks.ingest.sources.folders import hash_found
 from tasks.ingest.sources.labels import LICENCE_FILE, licence_column, read_licences, split_by_folders, split_by_table
 from tasks.ingest.sources.listing import LISTING_SCHEMA, Part, Rows, ScanSettings
@@ -26,6 +25,7 @@ from tasks.ingest.sources.spec import SourceSpec, check_source, parse_source, sh
 from tasks.ingest.sources.threads import default_threads
 from tasks.ingest.sources.walk import Found, one_file, read_list, walk_folder
 from tasks.storage.file_names import MIDI_SUFFIXES, is_midi, printable, printable_column
+from tasks.storage.integrity import examine
 from tasks.storage.parquet import replace_column
 
 logger = logging.getLogger(__name__)
@@ -168,11 +168,11 @@ def _list_source(
         local = _download_first(entry, spec.sha256 or entry.sha256, settings)
         return [_list_local(local, entry.title, settings, entry.split_table)], [], entry
     if spec.kind == "http":
-        local = download(spec.location, settings.cache, settings.limits, spec.sha256)
+        local = _download(spec.location, spec.sha256, settings)
         named = PurePosixPath(unquote(urlsplit(public_address(spec.location)).path)).name or "download"
         return [_list_local(local, spec.label, settings, named=printable(named))], [], None
     if spec.sha256:
-        verify_file(spec.location, spec.sha256)
+        _verify_file(spec.location, spec.sha256)
     return [_list_local(Path(spec.location), spec.label, settings)], [], None
 
 
@@ -225,7 +225,7 @@ def _list_uri(spec: SourceSpec, settings: ScanSettings) -> list[Part]:
     alone = len(archives) == 1 and not any(len(part.table) for part in parts) and archive_format(spec.location.encode())
     for name, local in archives:
         if spec.sha256:
-            verify_file(str(local), spec.sha256)
+            _verify_file(str(local), spec.sha256)
         if alone:
             parts.append(_list_local(local, spec.label, settings, named=printable(name)))
         else:
@@ -233,12 +233,24 @@ def _list_uri(spec: SourceSpec, settings: ScanSettings) -> list[Part]:
     return parts
 
 
+def _verify_file(path: str, sha256: str) -> None:
+    found = examine(Path(path)).sha256
+    if found != sha256:
+        raise DatasetError(f"source {path}: sha256 is {found}, not {sha256}")
+
+
+def _download(address: str, sha256: str, settings: ScanSettings) -> Path:
+    from tasks.ingest.sources.downloads import download  # which imports requests
+
+    return download(address, settings.cache, settings.limits, sha256)
+
+
 def _download_first(entry: CatalogEntry, sha256: str, settings: ScanSettings) -> Path:
     """Download a catalog entry from the first of its addresses that has it."""
     problems = []
     for address in entry.addresses:
         try:
-            return download(address, settings.cache, settings.limits, sha256)
+            return _download(address, sha256, settings)
         except (NotFound, DatasetError) as error:
             problems.append(str(error))
     raise DatasetError(f"catalog entry {entry.name}: {'; '.join(problems)}")
