@@ -194,7 +194,7 @@ def skew(relative_HBTJ: Tensor) -> Tensor:
 
 
 def unskew(scores_HBTJ: Tensor) -> Tensor:
-    """Undo `skew` for scores that are 0 where a key is behind its query."""
+    """Undo `skew` for scores that are 0 where a key is after its query."""
     T, J = scores_HBTJ.shape[-2:]
     relative_HBR = scores_HBTJ.new_empty(*scores_HBTJ.shape[:-2], T * J)
     relative_HBR[..., : T - 1] = 0

@@ -185,7 +185,7 @@ def causal_bias(hidden_BT: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the additive mask of a full pass: 0 where query i sees key j, -inf elsewhere.
 
     Args:
-        hidden_BT: True where a token is padding. Such a token is no key for the others but sees itself, so that no
+        hidden_BT: True where a token is padding. Such a token is not a key for the others but sees itself, so that no
             row of scores is all -inf (the softmax of which is NaN).
     Returns:
         Shape (B, 1, T, T), or (1, 1, T, T) where nothing is hidden.

@@ -94,7 +94,7 @@ class Decoder(TokenModel):
 
     Args:
         vocab_size: number of ids, padding included.
-        pad_id: this id is no key for other positions, so padding on either side leaves all other logits unchanged.
+        pad_id: this id is not a key for other positions, so padding on either side leaves all other logits unchanged.
     """
 
     def __init__(self, config: DecoderConfig, vocab_size: int, pad_id: int = 0) -> None:

@@ -119,7 +119,7 @@ class Scale:
     """One scale during one call.
 
     Attributes:
-        position_BT: where each new vector stands; B is 1 in a pass without a cache.
+        position_BT: place of each new vector; B is 1 in a pass without a cache.
         n_keys: vectors that may be looked at, old and new.
         bias_B1TJ: 0 where a new vector sees another one of this scale, -inf elsewhere; None: it sees all up to itself.
         length_B, n_real_B: vectors before the call, and how many of the new ones count; without a cache, all do.

@@ -173,7 +173,7 @@ class Level(nn.Module):
         return self.after(x_BTD, scales, hidden)
 
     def groups(self, x_BTD: Tensor, scale: Scale, shorter: Scale) -> Tensor:
-        """Return the `factor` vectors up to the place of each new shortened one; zeros stand before the first."""
+        """Return the `factor` vectors up to the place of each new shortened one; zeros come before the first."""
         memory, n_before = shorter.handover, self.factor - 1
         if memory is None or scale.plan is None:
             source_BTD = functional.pad(x_BTD, (0, 0, n_before, 0))
@@ -210,7 +210,7 @@ class Hourglass(TokenModel):
 
     Args:
         vocab_size: number of ids, padding included.
-        pad_id: may only stand at the end of a row, where it changes no logits but its own.
+        pad_id: allowed only at the end of a row, where it changes no logits but its own.
     """
 
     def __init__(self, config: HourglassConfig, vocab_size: int, pad_id: int = 0) -> None:

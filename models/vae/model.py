@@ -5,7 +5,7 @@ al. 2016 for the rising weight of the divergence and for the dropping of tokens,
 Shape letters: see layers.py and vae/layers.py; Z represents all axes of a latent.
 
 A row is a start token and up to `block` tokens after it. The encoder reads what comes after the start token, which is
-what the decoder has to write. Padding may only stand at a row's end.
+what the decoder has to write. Padding is allowed only at the end of a row.
 """
 
 import math
@@ -136,7 +136,7 @@ class Vae(TokenModel):
     def memory(self, z_BZ: Tensor) -> Tensor:
         """Return the vectors that latents represent, (B, J, D)."""
         memory_BJD = self.bottleneck.release(z_BZ)
-        # Normalised, other than in the original: the decoder then hears them while they are still faint.
+        # Normalised, unlike the original: the decoder then hears them while they are still faint.
         memory_BJD = functional.layer_norm(memory_BJD, memory_BJD.shape[-1:])
         return memory_BJD if isinstance(self.decoder, CausalStack) else memory_BJD + self.positions.weight
 

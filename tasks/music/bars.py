@@ -32,7 +32,7 @@ class BarLines:
     first_bar: IntArray
     length: IntArray
     n_off_line: int  # time signatures that no bar line meets
-    n_between_ticks: int  # time signatures with a bar that is no whole number of ticks
+    n_between_ticks: int  # time signatures with a bar that is not a whole number of ticks
 
     @property
     def position_units(self) -> int:
@@ -94,7 +94,7 @@ class GridNotes:
 
     @property
     def is_drum(self) -> BoolArray:
-        """Tell drums apart, bool[N]."""
+        """Whether each note is a drum, bool[N]."""
         return self.symbol >= DRUM_OFFSET
 
     @property

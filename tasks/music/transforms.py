@@ -52,7 +52,7 @@ def transpose_within(batch: NoteBatch, semitones: int) -> tuple[NoteBatch, IntAr
 def stretch_time(batch: NoteBatch, factor: float) -> NoteBatch:
     """Play `factor` times as long: every second of notes and pedal spans is multiplied by it, and so is every tempo.
 
-    Ticks stay, for the score is the same one played at another speed.
+    Ticks stay, for the score is the same one, played at another speed.
 
     Args:
         factor: ratio of new to old length, above 0 and finite.
@@ -104,7 +104,7 @@ def _sustained_ends(offsets, onset, end, pitch, is_drum, track, pedal_offsets, p
         low, high = pedal_offsets[piece], pedal_offsets[piece + 1]
         if low == high:
             continue
-        for span in range(low, high):  # spans stand in the order of (track, onset)
+        for span in range(low, high):  # spans are in the order of (track, onset)
             part = min(int(pedal_track[span]), n_voices)
             if n_spans[part] == 0:
                 first_span[part] = span

@@ -22,13 +22,13 @@ def cut_windows(
     signature in force come along. The last window of a piece is its last `window_bars` bars, so that every bar is in a
     window; a piece that is no longer than that stays whole. Windows without notes are left out, but no piece is.
 
-    Bars follow the time signatures, 4/4 before the first, which take hold at the next bar line; the last bar is the
+    Bars follow the time signatures, 4/4 before the first, which take effect at the next bar line; the last bar is the
     last in which a note sounds.
 
     Args:
         hop_bars: 1 to `window_bars`.
         units_per_quarter: of an encoding that rounds times, halves up. A note that is rounded up to a bar line then
-            belongs to the bar behind it, and to the window that begins there as its first. 0: times count as they are.
+            belongs to the bar after it, and to the window that begins there as its first. 0: times count as they are.
 
     Returns:
         the windows in order of piece and time, int64[W] the piece of each, and int64[W] the notes that each cuts.
@@ -143,7 +143,7 @@ def _changes_in(batch: NoteBatch, windows: _Windows, owner: str) -> dict[str, An
 
 
 def _in_order(batch: NoteBatch) -> NoteBatch:
-    """Put notes in order again: those that now begin or end together may not stand in it."""
+    """Sort notes again: those that now begin or end together may be out of order."""
     piece = batch.piece_of_note
     key = (batch.onset << 7 | batch.pitch) << 16 | batch.track
     is_same = piece[1:] == piece[:-1]
@@ -157,7 +157,7 @@ def _in_order(batch: NoteBatch) -> NoteBatch:
 
 @njit(cache=True, nogil=True)
 def _find_windows(offsets, early, late, meters, ticks_per_quarter, window_bars, hop_bars):
-    """Return int64[5, W]: piece, first note, note behind the last, first tick, tick of the end."""
+    """Return int64[5, W]: piece, first note, note after the last, first tick, tick of the end."""
     rows = [(0, 0, 0, 0, 0)]
     rows.clear()
     bar = np.zeros(len(early), np.int64)
@@ -194,7 +194,7 @@ def _find_windows(offsets, early, late, meters, ticks_per_quarter, window_bars, 
 
 @njit(cache=True, nogil=True)
 def _bar_lines(piece, meters, ticks_per_quarter):
-    """Return rows (tick, bar, ticks of a bar times its denominator, denominator), one where each meter takes hold."""
+    """Return rows (tick, bar, ticks of a bar times its denominator, denominator), one where each meter takes effect."""
     offsets, ticks, numerators, denominators = meters
     lines = np.zeros((offsets[piece + 1] - offsets[piece] + 1, 4), np.int64)
     lines[0] = 0, 0, 16 * ticks_per_quarter, 4

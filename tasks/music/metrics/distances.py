@@ -175,7 +175,7 @@ def compare_scores(candidate: Sequence[float], champion: Sequence[float], n_resa
     Pieces are drawn together with both scores, so what makes a piece hard for both does not widen the interval.
 
     Raises:
-        ValueError: sequences of different lengths, or a score that is no finite number.
+        ValueError: sequences of different lengths, or a score that is not a finite number.
     """
     if len(candidate) != len(champion):
         raise ValueError(f"scores of {len(candidate)} and of {len(champion)} pieces")

@@ -15,7 +15,7 @@ from tasks.music.arrays import BoolArray, ByteArray, FloatArray, IntArray
 from tasks.music.compiled import njit
 
 ENDED_SECONDS = 1e-6  # a note that ends so little after the next onset has ended: rounded seconds must not overlap
-DRUMS = 128  # stands behind the programs 0-127 in counts by program
+DRUMS = 128  # after the programs 0-127 in counts by program
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ def melodic_interval_mean(onset: IntArray, pitch: ByteArray) -> float:
     """Return the mean size of the steps of the upper line, in semitones (0-127); 0 with fewer than two moments.
 
     The upper line is the highest note of each moment in which pitched notes begin. Source: Yang and Lerch 2020, average
-    pitch interval; there between all notes that follow one another, in whatever order chords stand.
+    pitch interval; there between all successive notes, in whatever order the notes of a chord are.
 
     Args:
         onset: ticks, sorted.

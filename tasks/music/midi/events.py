@@ -40,9 +40,9 @@ UNENDED = -1  # duration of a note that no note-off ended
 
 TEMPO, TIME_SIGNATURE, KEY_SIGNATURE = KEPT_METAS = 0x51, 0x58, 0x59  # meta events that are kept
 DEFAULT_TEMPO = 500_000  # microseconds per quarter where a file says nothing: 120 beats a minute
-TEMPO_MIN = 1_000  # microseconds per quarter; below stand only broken files: 60,000 beats a minute
+TEMPO_MIN = 1_000  # microseconds per quarter; only broken files are below: 60,000 beats a minute
 _END_OF_TRACK, _PORT = 0x2F, 0x21
-MAX_STEPS = 64  # notes of one channel and pitch, begun on other ports, that a note-off looks behind
+MAX_STEPS = 64  # notes of one channel and pitch, begun on other ports, that a note-off skips
 _NO_KIND = -1
 
 _NOTES, _SUSTAINS, _CONTROLS, _METAS = range(4)  # places in `counts`
@@ -72,7 +72,7 @@ class EventBatch(NamedTuple):
     control_key: NDArray[np.int32]
     control_kind: NDArray[np.uint8]
     control_value: NDArray[np.uint8]
-    control_note: NDArray[np.int32]  # index of the first note behind it in the file
+    control_note: NDArray[np.int32]  # index of the first note after it in the file
     control_track: NDArray[np.int32]
     meta_tick: NDArray[np.int32]
     meta_kind: NDArray[np.uint8]
@@ -154,7 +154,7 @@ def _read_file(data, begin, end, max_notes, max_tracks, batch, facts, counts, he
     if facts[CODE] == OK and facts[N_ENDINGS] > 0:
         endings = modes.sort_endings(batch, before[_CONTROLS], counts[_CONTROLS])
         if modes.is_any_cut(batch, before[_NOTES], counts[_NOTES], *endings, UNENDED):
-            # Once more, now that it is known which messages of all tracks end notes: a note-off behind such a message
+            # Once more, now that it is known which messages of all tracks end notes: a note-off after such a message
             # ends nothing, or another note.
             counts[:], facts[:] = before, at_header
             _read_chunks(data, position, end, max_notes, max_tracks, batch, facts, counts, heads, tails, endings)
@@ -173,13 +173,13 @@ def _read_file(data, begin, end, max_notes, max_tracks, batch, facts, counts, he
 def _read_chunks(data, position, end, max_notes, max_tracks, batch, facts, counts, heads, tails, endings):
     """Read all track chunks from `position` on. A fault is left in `facts`."""
     first_note = counts[_NOTES]
-    # A chunk of "MThd" begins a second file behind the first: its bytes are counted, not read.
+    # A chunk of "MThd" begins a second file after the first: its bytes are counted, not read.
     while position + 8 <= end and not is_tag(data, position, 77, 84, 104, 100):
         size = read_big(data, position + 4, 4)
         is_track = is_tag(data, position, 77, 84, 114, 107)  # MTrk
         if not is_track and (not is_chunk_type(data, position) or position + 8 + size > end):
             if facts[N_TRACKS] >= facts[N_STATED] and facts[N_TRACKS] > 0:
-                break  # junk behind the last track, not a track that was cut
+                break  # junk after the last track, not a track that was cut
             return _fail(facts, BAD_CHUNK, position, size, end - position - 8)
         if not is_track:
             position += 8 + size
@@ -211,7 +211,7 @@ def _variable(data, position, end):
 
 @njit(cache=True, nogil=True, inline="always")
 def next_event(data, position, end, running):
-    """Return (code, ticks since the event before, status, meta type or _NO_KIND, body, place behind the body)."""
+    """Return (code, ticks since the event before, status, meta type or _NO_KIND, body, place after the body)."""
     shift = 0
     if position < end and data[position] < 0x80:
         shift = int(data[position])
@@ -292,7 +292,7 @@ def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, 
     ending_keys, ending_places = endings
     has_endings = len(ending_keys) > 0
     track, first_note, tick, key_base = facts[N_TRACKS], counts[_NOTES], 0, 0
-    if facts[FORMAT] == 2:  # each track is a piece of its own, laid behind the one before, with nothing taken over
+    if facts[FORMAT] == 2:  # each track is a piece of its own after the one before, and takes nothing over
         tick, key_base = facts[LENGTH], track << 11
         programs[:] = 0
         _keep_meta(batch, counts, tick, TEMPO, DEFAULT_TEMPO, 0)
@@ -392,7 +392,7 @@ def _read_track(data, begin, stated_end, file_end, batch, facts, counts, heads, 
                 facts[MENDED_CHUNKS] += 1  # the next track begins here, whatever the size says
                 end = position
             elif stated_end > file_end:
-                facts[MENDED_CHUNKS] += 1  # the size points behind the end of the file
+                facts[MENDED_CHUNKS] += 1  # the size goes beyond the end of the file
                 end = position
             elif position < end and is_early:
                 continue  # all that follows was looked at before

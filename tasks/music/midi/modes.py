@@ -1,7 +1,7 @@
-"""Channel mode messages, bank selects and resets of MIDI files, in compiled code: what ends notes, and what is drums.
+"""Channel mode messages, bank selects and resets of MIDI files, in compiled code: the ends of notes, and drums.
 
 The model is an instrument of 16 channels on each port, as General MIDI has it: channel 10 plays drums until a message
-says otherwise. Every message of a channel counts, whichever track it stands on. Messages of one tick act in the order
+says otherwise. Every message of a channel counts, whichever track it is on. Messages of one tick act in the order
 of the bytes, with one exception: the format gives tracks no order within a tick, so a message on another track does not
 end a note that begins at its tick. `docs/data-format.md` has the table of all messages.
 
@@ -32,7 +32,7 @@ _TICK_BITS = 31
 
 @njit(cache=True, nogil=True, inline="always")
 def is_kept(controller):
-    """Tell whether a controller, besides the sustain pedal, changes which notes sound, or what is drums."""
+    """Return whether a controller, besides the sustain pedal, changes the notes that sound or are drums."""
     return controller == BANK_SELECT or controller >= ALL_SOUND_OFF
 
 
@@ -68,13 +68,13 @@ def drum_signs(kind, channel, value):
 
 @njit(cache=True, nogil=True)
 def are_drums_elsewhere(signs):
-    """Tell whether drums may be elsewhere than on channel 10 alone, from the signs of all controls of a file."""
+    """Return whether other channels than 10 may have drums, by the signs of all controls of a file."""
     return signs & _SIGN > 0 or signs == _SIGN_OF_XG | _SIGN_OF_BANK
 
 
 @njit(cache=True, nogil=True)
 def read_exclusive(data, body, end):
-    """Return (kind, value, channel) of a system exclusive message whose bytes stand from `body` to `end`.
+    """Return (kind, value, channel) of a system exclusive message whose bytes go from `body` to `end`.
 
     Device numbers and check sums are not looked at. Messages that are sent in several parts are not put together.
     """
@@ -124,7 +124,7 @@ def sort_endings(batch, first, last):
 
 @njit(cache=True, nogil=True)
 def ending_of(batch, note, keys, places):
-    """Return the tick of the first message behind the begin of a note that ends it, or -1."""
+    """Return the tick of the first message after the start of a note that ends it, or -1."""
     onset, track, channel = np.int64(batch.onset[note]), batch.track[note], np.int64(batch.key[note])
     found = np.int64(-1)
     for is_reset in range(2):
@@ -132,7 +132,7 @@ def ending_of(batch, note, keys, places):
         wanted = group << _TICK_BITS | onset
         stop = np.searchsorted(keys, wanted, side="right")
         low, high = np.searchsorted(keys, wanted, side="left"), stop
-        while low < high:  # of the messages at its tick, those behind it in the file
+        while low < high:  # of the messages at its tick, those after it in the file
             middle = (low + high) // 2
             if batch.control_note[places[middle]] > note:
                 high = middle
@@ -173,7 +173,7 @@ def drop_ended(batch, heads, tails, slot, key, tick, ending_keys, ending_places,
 
 @njit(cache=True, nogil=True)
 def is_any_cut(batch, first_note, last_note, keys, places, unended):
-    """Tell whether a message ends any of the notes before its note-off does."""
+    """Return whether a message ends any of the notes before its note-off does."""
     for note in range(first_note, last_note):
         tick = ending_of(batch, note, keys, places)
         if tick >= 0 and (batch.duration[note] == unended or tick < np.int64(batch.onset[note]) + batch.duration[note]):
@@ -204,7 +204,7 @@ def mark_drums(events, first, last, begin, end, programs):
             if control_key > key or (control_key == key and first_notes[place] > note):
                 break
             at += 1
-            if control_key >> _TICK_BITS != port:  # of a port without notes behind it
+            if control_key >> _TICK_BITS != port:  # of a port without notes after it
                 continue
             kind, value, channel = kinds[place], np.int64(values[place]), channels[place] & 15
             if kind == RESET:

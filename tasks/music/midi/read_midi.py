@@ -28,7 +28,7 @@ def read_midi(
     Raises:
         BadScore: with one of the reasons empty_file, not_midi, truncated, bad_header, bad_chunk, bad_event,
             unsupported_division, no_notes, unreadable_notes, out_of_range, too_long, too_many_notes.
-        NotFound: the path is no file.
+        NotFound: the path is not a file.
     """
     if isinstance(data, Path):
         where = where or str(data)

@@ -55,7 +55,7 @@ LOSSES = {
 _LOSS_COLUMNS = list(LOSSES.values())
 _NO_LOSSES = "{}"
 
-# code -> (reason, sentence); {value}, {limit} and {position} stand in the facts, {begin} are the file's first bytes.
+# code -> (reason, sentence); {value}, {limit} and {position} are facts of the file, {begin} its first bytes.
 _REFUSALS = {
     events.EMPTY: (RejectReason.EMPTY_FILE, "0 bytes"),
     events.NOT_MIDI: (RejectReason.NOT_MIDI, "begins with {begin}, not with MThd"),

@@ -10,8 +10,8 @@ without notes):
 - orphan_note_offs: note-offs that end no note. Note-ons without a note-off are unended_notes.
 - no_end_of_track: tracks without End of Track. Both are counted where it is clear where the tracks end.
 - meter_off_bar_line, bar_between_ticks: MIDI stores no bars, they follow from the time signatures. So each bar sums to
-  its meter where every time signature stands on a bar line of the meter before it (counted are those that do not), and
-  where bars are whole numbers of ticks (counted are time signatures with others). A note across a bar line is no fault.
+  its meter where every time signature is on a bar line of the meter before it (the others are counted), and where bars
+  are whole numbers of ticks (time signatures with other bars are counted). A note across a bar line is not a fault.
 - score_out_of_range: values of the score's notes outside pitch 0-127, velocity 1-127, program 0-127, duration at least
   1 tick, onset at least 0. score_differs: notes of the score that the file does not give back; a file cannot hold two
   notes of one part and pitch that begin one after the other and end the other way round.
@@ -58,7 +58,7 @@ class Validity:
 
     @property
     def ok(self) -> bool:
-        """Tell whether the file has no fault."""
+        """Return whether the file has no fault."""
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:

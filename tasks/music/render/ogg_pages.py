@@ -14,7 +14,7 @@ def set_serial(data: bytes, serial: int) -> bytes:
     """Return an Ogg file of one stream with its serial number set and the checksums of its pages made again.
 
     Raises:
-        ValueError: `data` is no sequence of whole Ogg pages.
+        ValueError: `data` is not a sequence of whole Ogg pages.
     """
     pages, start = list[bytes](), 0
     while start < len(data):

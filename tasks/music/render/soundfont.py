@@ -1,6 +1,6 @@
 """Scores rendered with a SoundFont, by midirenderer or FluidSynth.
 
-    player = find_player()            # once, before anything is composed; a named file that is no SoundFont is refused
+    player = find_player()            # once, before anything is composed; raises ConfigError
     player.problem                    # why there will be no sound, or empty
     rendering = player.render(score)
     rendering.made_with               # one line for the sidecar
@@ -112,7 +112,7 @@ class Player:
         gives half a second of silence.
 
         Args:
-            max_seconds: cap on the length, above 0; what falls behind it is counted in `n_notes_cut`.
+            max_seconds: cap on the length, above 0; notes after it are counted in `n_notes_cut`.
         Raises:
             NoSound: the renderer fails, takes far too long or makes no sound.
             OSError: the disk is full, or the renderer was ended from outside.

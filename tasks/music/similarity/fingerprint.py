@@ -156,7 +156,7 @@ def _pitched(start: int, end: int, onset: Any, pitch: Any, is_drum: Any, line: A
 
 @njit(cache=True, nogil=True)
 def _strokes(start: int, end: int, onset: Any, pitch: Any, is_drum: Any, kit: Any, ticks: Any, line: Any) -> int:
-    """Write one number for drums struck together, with a bit for each family of the kit; return how many there are.
+    """Write one number for drums struck together, with a bit for each family of the kit; return their number.
 
     Hits are together within 0.45 of the mean gap between the hits around them, at any tempo.
     """
@@ -235,7 +235,7 @@ def _stroke_shingles(line: Any, n: int, shingles: Any) -> int:
 
 @njit(cache=True, nogil=True)
 def _distinct(shingles: Any, n: int, seen: Any) -> int:
-    """Move the distinct hashes to the front, through an open hash table, and return how many there are."""
+    """Move the distinct hashes to the front, through an open hash table, and return their number."""
     size = 16
     while size < 2 * n:
         size *= 2

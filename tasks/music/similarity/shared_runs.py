@@ -8,7 +8,7 @@ as far as time goes, since onsets are rounded by encodings. Notes that lie withi
 
 The lines of many pieces are searched through *seeds*: hashes of ten successive intervals, at every fourth note of the
 indexed lines and at every note of the line that is sought. A run of 14 notes or more holds ten intervals that are in
-the index, so it is found for certain, unless all of them stand at more than 1,024 places, of which 1,024 are looked at.
+the index, so it is found for certain, unless each of them has more than 1,024 places, of which 1,024 are looked at.
 """
 
 from dataclasses import dataclass

@@ -53,7 +53,7 @@ class MidiTokConfig:
 
 
 class MidiTokTokenizer(Tokenizer):
-    """One MidiTok tokenizer behind the interface of this project's own.
+    """One MidiTok tokenizer with the interface of this project's own.
 
     A piece is written between its BOS and EOS. Only MidiTok knows which ids may follow each other, so the grammar
     allows anything but PAD and BOS in between, and sampling with it does not make music well-formed.

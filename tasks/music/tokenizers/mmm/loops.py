@@ -47,7 +47,7 @@ class Tracks(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """Bars of P pieces: piece i has `n[i]`, and the borders `offsets[i]` and the `n[i]` behind it."""
+    """Bars of P pieces: piece i has `n[i]`, and the borders `offsets[i]` and the `n[i]` after it."""
 
     n: IntArray
     offsets: IntArray  # [P + 1]
@@ -65,7 +65,7 @@ class WordTables(NamedTuple):
     meter_units: IntArray  # [256, 5], length of the bar; 0 where there is no such word
     delta_offsets: IntArray  # [longest bar + 2], which of `delta_ids` make up each length
     delta_ids: IntArray
-    head: IntArray  # what stands before the tracks of a piece
+    head: IntArray  # what comes before the tracks of a piece
     foot: IntArray  # and after them
     track_start: int
     track_end: int
@@ -153,7 +153,7 @@ def last_units(notes, may_ring):
         for note in range(notes.offsets[piece + 1] - 1, notes.offsets[piece] - 1, -1):
             if notes.stays[note]:
                 last[piece] = max(last[piece], notes.end[note] if may_ring else notes.onset[note] + 1)
-                if not may_ring:  # notes stand in order of onset
+                if not may_ring:  # notes are in order of onset
                     break
     return last
 
@@ -181,9 +181,9 @@ def lay_bars(meters, ticks_per_quarter, units_per_quarter, last_unit, max_bars, 
 
 @njit(cache=True, nogil=True)
 def _bars_of(piece, meters, scale, last_unit, max_bars, tables, borders, ids):
-    """Write the bars of a piece where there is room for them; return how many there are.
+    """Write the bars of a piece where there is room for them; return their number.
 
-    A meter takes hold at the first bar line from its tick on. One that has no word is passed over.
+    A meter takes effect at the first bar line from its tick on. One that has no word is passed over.
     """
     offsets, ticks, numerators, denominators = meters
     change, last_change = offsets[piece], offsets[piece + 1]

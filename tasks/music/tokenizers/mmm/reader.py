@@ -40,7 +40,7 @@ def _meters_of(kinds: IntArray, values: IntArray) -> list[int]:
 
 @dataclass(slots=True)
 class _Reading:
-    """Where a reader of words stands, and the notes it has found; times in units.
+    """State of a reader of words, and the notes found so far; times in units.
 
     Args:
         borders: where each bar begins, and where the last one ends.

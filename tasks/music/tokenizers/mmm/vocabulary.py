@@ -58,7 +58,7 @@ class MmmConfig:
     Args:
         units_per_quarter: the grid of time, 1-96; with 4 a unit is a sixteenth note.
         meters: let bars follow the time signatures and name theirs, as in BAR_START=3/4. Otherwise all bars are 4/4,
-            as in the original: notes keep their times, and in other music bar lines stand where none were.
+            as in the original: notes keep their times, and in other music bar lines appear where none were.
         longest_bar_quarters: with `meters`, 4-64: a meter with longer bars is passed over.
         across_bars: a note that reaches over a bar line ends there, or is named again after it by a TIE word.
         style, genre: what STYLE and GENRE say of all pieces; nothing where empty.
@@ -131,7 +131,7 @@ class MmmConfig:
 
 
 def bar_units(meter: int, units_per_quarter: int) -> int:
-    """Return the length of a bar of a meter, given as numerator << 5 | denominator; 0 where it is no whole number."""
+    """Return the units of a bar of a meter (numerator << 5 | denominator); 0 where they are not a whole number."""
     units, rest = divmod(4 * units_per_quarter * (meter >> 5), meter & 31)
     return 0 if rest else units
 

@@ -130,7 +130,7 @@ def _content_of_tracks(batch: NoteBatch, notes: Notes, tracks: Tracks, seed: int
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Mix the bits of integers: the finisher of SplitMix64 (Steele et al. 2014)."""
+    """Mix the bits of integers: the last step of SplitMix64 (Steele et al. 2014)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)

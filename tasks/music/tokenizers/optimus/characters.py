@@ -17,7 +17,7 @@ from tasks.music.tokenizers.optimus.rows import OFFSET, RowRules, Rows, arrange_
 
 PAD, START, END, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unknown>")
-SURROGATES = 0xD800  # the first code point that is no character; the next one that is lies 0x800 after it
+SURROGATES = 0xD800  # the first code point that is not a character; the next one that is lies 0x800 after it
 MAX_VALUE = 0x10FFFF - 0x800 - OFFSET  # that of the last character
 # Whatever the music holds: the header's, and all values of pitch, velocity and channel, so that transposing adds none.
 _ALWAYS = frozenset("\n") | {chr(value + OFFSET) for value in range(128)}

@@ -116,9 +116,9 @@ class OptimusIntTokenizer(Tokenizer):
     def encode_block(self, batch: NoteBatch) -> TokenBatch:
         """Encode whole pieces, each from <start> to <end>.
 
-        Onsets and ends are rounded to units one by one, so no error adds up. Notes stand by onset, and in one onset
+        Onsets and ends are rounded to units one by one, so no error adds up. Notes are in order of onset, at one onset
         from the highest pitch down, drums last. A gap of more than 354 units begins with groups of nothing but a time;
-        notes behind such a gap are counted as `long_gaps_split`, though nothing of them is lost.
+        notes after such a gap are counted as `long_gaps_split`, though nothing of them is lost.
         """
         rows = arrange_rows(batch, self._rules)
         offsets, ids, n_gaps = _write_groups(rows, self.config.instruments)
@@ -174,7 +174,7 @@ class _Groups:
     Args:
         delta: int64[G], units.
         is_note: bool[G].
-        places: int64[N, width], where the values of the notes stand.
+        places: int64[N, width], places of the values of the notes.
         n_malformed: groups of another length.
     """
 
@@ -224,7 +224,7 @@ def _tie(onset: IntArray, duration: IntArray, voice: IntArray) -> tuple[IntArray
 
 
 def _write_groups(rows: Rows, instruments: bool) -> tuple[IntArray, TokenArray, IntArray]:
-    """Return token offsets, ids, and the number of notes of each piece that stand behind a rest."""
+    """Return token offsets, ids, and the number of notes of each piece that come after a rest."""
     rests = np.maximum(rows.delta - 1, 0) // LONGEST
     n_rests, n_gaps = (np.diff(offsets_of(counts)[rows.offsets]) for counts in (rests, (rests > 0).astype(np.int64)))
     head = _HEAD_OF_INSTRUMENTS if instruments else _HEAD_OF_PIANO
@@ -284,7 +284,7 @@ def _build_grammar(config: OptimusIntConfig) -> tuple[Grammar, tuple[ValueStates
     for state in (between, rested):
         next_state[state, OFFSET:END] = first_field
         next_state[state, LONGEST + OFFSET] = paused
-    next_state[rested, OFFSET] = -1  # a rest is written only where time is left behind it
+    next_state[rested, OFFSET] = -1  # a rest is written only where time is left after it
     for place, (low, high) in enumerate(fields):
         next_state[first_field + place, OFFSET + low : OFFSET + high + 1] = first_field + place + 1
     next_state[paused] = next_state[first_field]

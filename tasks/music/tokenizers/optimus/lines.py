@@ -29,7 +29,7 @@ HEADER_BEFORE_COUNT, HEADER_AFTER_COUNT = "SONG=Song_with_", "_notes\n"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Alphabet:
-    """Ids: of each value, of a line's end, and of what stands around the lines of a piece.
+    """Ids: of each value, of a line's end, and of what is around the lines of a piece.
 
     Args:
         before_count, digits, after_count: the header; without digits the number of notes is left out.
@@ -45,7 +45,7 @@ class Alphabet:
 
 
 def id_alphabet(config: OptimusTxtConfig, id_of_code: dict[int, int]) -> Alphabet:
-    """Return the alphabet of ids, from <start> to <end>; all is <unknown> as long as there is no vocabulary."""
+    """Return the alphabet of ids, from <start> to <end>; all is <unknown> until there is a vocabulary."""
 
     def ids_of(text: str) -> list[int]:
         return [id_of_code.get(ord(symbol), UNKNOWN) for symbol in text]
@@ -139,7 +139,7 @@ def _append(written: Any, at: int, symbols: Any) -> int:
 
 
 def body(codes: IntArray) -> slice:
-    """Return where the lines of the first song stand: behind its header, if it has one, up to the next header."""
+    """Return the place of the lines of the first song: after its header, if any, up to the next header."""
     header = np.array([ord(symbol) for symbol in HEADER])
     starts = np.append(0, np.flatnonzero(codes == NEWLINE) + 1)
     candidates = starts[starts + len(header) <= len(codes)]

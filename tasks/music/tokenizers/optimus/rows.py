@@ -21,7 +21,7 @@ from tasks.music.transforms import apply_sustain
 
 OFFSET = 33  # added to a value in both encodings
 MAX_DURATION = (1 << 21) - 1  # units, in a row
-MELODY_PITCH_MIN = 60  # a lower note is no melody
+MELODY_PITCH_MIN = 60  # a lower note is not a melody
 MELODY_CHANNEL = 0
 # Piano, guitar, bass, violin, cello, harp, trumpet, clarinet and flute; drums; then pianos.
 PATCHES = np.array([0, 24, 32, 40, 42, 46, 56, 71, 73, 0, 0, 0, 0, 0, 0, 0], np.uint8)
@@ -37,8 +37,9 @@ _UNSHIFTED = np.array([0, *range(8), DRUM_CHANNEL, 8, *range(10, 15)], np.uint8)
 _COUNTS = ("drums", "program_changed", "long_notes_clamped", "long_notes_split", "long_gaps_clamped")
 _DRUMS, _PROGRAM_CHANGED, _NOTES_CLAMPED, _NOTES_SPLIT, _GAPS_CLAMPED = range(len(_COUNTS))
 
-# A row as one integer, from its highest bits down: is drum, 127 - pitch, channel, 127 - velocity, is no continuation,
-# MAX_DURATION - duration, and two bits for counting. Sorted, the integers are the rows of an onset in order.
+# A row as one integer, from its highest bits down: is drum, 127 - pitch, channel, 127 - velocity, is new (0: the rest
+# of a split note), MAX_DURATION - duration, and two bits for counting. Sorted, the integers are the rows of an onset in
+# order.
 _DRUM_BIT, _PITCH_BIT, _CHANNEL_BIT, _VELOCITY_BIT, _NEW_BIT, _DURATION_BIT = 42, 35, 31, 24, 23, 2
 _IS_NEW = 1 << _NEW_BIT
 _NO_PIANO_BIT, _CHANGED_BIT = 1, 0  # the program is not that of a piano; it comes back as another one

@@ -2,7 +2,7 @@
 
 A note is time since the note before, duration and pitch, then velocity and channel where they are wanted.
 Source: Optimus VIRTUOSO (2021), the encoding TXT; its characters and lines, but every note is written once, is timed
-from the note before, and values that are no Unicode characters are skipped.
+from the note before, and values that are not Unicode characters are skipped.
 """
 
 from typing import Any

@@ -8,7 +8,7 @@ from tasks.music.score import DEFAULT_TEMPO, Score, Tempos, TimeSignatures, buil
 from tasks.music.tokenizers.remi.tables import DRUM_SLOT, EncodeTables
 from tasks.music.tokenizers.remi.vocabulary import DEFAULT_VELOCITY, N_PROGRAMS, Kind, RemiVocabulary
 
-# Places in the clock, which says where the reading of the tokens stands.
+# Places in the clock, the state of the reading of tokens.
 TICK, BAR, BAR_TICK, METER_BAR, METER_TICK, METER, NOTE_END, N_CLOCK = range(8)
 
 
@@ -49,7 +49,7 @@ def _last_of_each_tick(changes: IntArray) -> IntArray:
 
 
 def _track_order(onset: IntArray, slot: IntArray) -> IntArray:
-    """Number the programs so that at no tick a later one stands before an earlier one, as encoding wrote them.
+    """Number the programs so that at no tick a later one comes before an earlier one, as encoding wrote them.
 
     Where tokens contradict each other, the program that came first wins. Returns int64[N_PROGRAMS].
     """
@@ -93,7 +93,7 @@ def _read_tokens(ids, tables, notes, tempos, meters, counts):
 
 @njit(cache=True, nogil=True)
 def _first_meter(ids, tables):
-    """Return the time signature that stands before all notes, or 4/4."""
+    """Return the time signature that comes before all notes, or 4/4."""
     for token in ids:
         kind = tables.kind_V[token]
         if kind == Kind.METER:

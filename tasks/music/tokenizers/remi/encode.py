@@ -96,7 +96,7 @@ def _encode_pieces(notes, tables, work, offsets, counts, seconds):
 
 @inner_njit
 def _rank_programs(notes, first, last, work):
-    """Order the programs by the first track that has them, and return how many there are."""
+    """Order the programs by the first track that has them, and return their number."""
     nowhere = 1 << 16
     work.first_track[:] = nowhere
     for note in range(first, last):
@@ -118,7 +118,7 @@ def _rank_programs(notes, first, last, work):
 
 @inner_njit
 def _key_notes(notes, first, last, scale, n_sections, tables, work, counts):
-    """Write a key for each note within the range of pitches; return how many there are."""
+    """Write a key for each note within the range of pitches; return their number."""
     n, section, place, is_mixed = 0, 0, 0, has_mixed_beats(n_sections, work)
     low, high, drum_low, drum_high = tables.ranges
     longest = len(tables.duration_ticks[0]) - 1

@@ -112,7 +112,7 @@ def has_mixed_beats(n_sections, work):
 
 @inner_njit
 def arrange_tempos(notes, piece, scale, n_sections, tables, work):
-    """Write the tempo changes of a piece as ticks and levels, the last of each tick; return how many there are."""
+    """Write the tempo changes of a piece as ticks and levels, the last of each tick; return their number."""
     if not tables.has_tempos:
         return 0
     tick, level, levels = work.tempo_tick, work.tempo_level, tables.tempo_microseconds

@@ -25,7 +25,7 @@ TICK_MAX = 2**31 - 1  # of the grid; a sort key has room for 31 bits of it
 DRUM_SLOT = N_PROGRAMS - 1
 
 # A note as one integer, from its highest bits down: tick, rank of its program, pitch, duration, velocity. Sorted, the
-# integers stand in the order of their tokens.
+# integers are in the order of their tokens.
 TICK_BIT, RANK_BIT, PITCH_BIT, DURATION_BIT = 32, 24, 17, 7
 RANK_MASK, PITCH_MASK, DURATION_MASK, VELOCITY_MASK = 255, 127, 1023, 127
 
@@ -77,10 +77,10 @@ class Work(NamedTuple):
 
     keys: IntArray
     ends: IntArray  # tick at which each note ends
-    chord_of: IntArray  # id of the chord that stands before a note, or -1
+    chord_of: IntArray  # id of the chord that comes before a note, or -1
     members: IntArray  # notes of one program
     first_track: IntArray  # [N_PROGRAMS]
-    rank_of: IntArray  # [N_PROGRAMS]: the order in which programs stand at one tick
+    rank_of: IntArray  # [N_PROGRAMS]: the order of programs at one tick
     slot_of: IntArray  # [N_PROGRAMS]: the program of each rank, 128 for drums
     section_tick: IntArray  # where each time signature begins
     section_meter: IntArray

@@ -29,7 +29,7 @@ class RemiTokenizer(Tokenizer):
     Where MidiTok is followed although another choice could be made:
     - the finest beat of a piece is that of the highest denominator in it, even of a time signature that is left out;
       then positions of the others are rounded down, and encoding again what was decoded may give other ids;
-    - a duration is rounded for itself, not from end to end;
+    - a duration is rounded on its own, not from end to end;
     - of duplicates the shortest is kept, unless `duplicates` says otherwise;
     - a time signature takes effect at the next bar, and one without an id is left out (counted as `other_meter`).
 
@@ -82,7 +82,7 @@ class RemiTokenizer(Tokenizer):
 
         A part for each program, in an order in which encoding it again gives the same ids. Forgiving with what a model
         may write: a pitch counts where velocity and duration follow, notes before any program are of program 0, a
-        position may go back, and a time signature counts from where it stands.
+        position may go back, and a time signature takes effect at its place.
 
         Raises:
             ValueError: an id outside of the vocabulary.

@@ -16,7 +16,7 @@ from tasks.music.arrays import FloatArray, IntArray
 DRUMS = -1  # represents a program where a part is drums
 N_PROGRAMS = 129  # 0-127, and the drums after them
 PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
-# Intervals above the lowest note; inversions are no chords here.
+# Intervals above the lowest note; inversions do not count.
 CHORDS = {
     "min": (0, 3, 7),
     "maj": (0, 4, 7),
@@ -153,7 +153,7 @@ class RemiVocabulary:
         names: of all ids.
         kind_V: uint8[V], the `Kind` of each id.
         value_V: int32[V]: a pitch, a velocity, a program (-1 for drums), otherwise the place of the id within its kind.
-        first: of each kind, its first id; of a kind that has none, where it would stand.
+        first: of each kind, its first id; of a kind that has none, where it would be.
         steps: positions of a beat.
         meters: (numerator, denominator) of each meter that has an id; 4/4 alone where none has.
         meter_index: the place of 4/4 among them.
