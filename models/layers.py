@@ -383,17 +383,9 @@ class RelativeAttention(SelfAttention):
     """
 
     def __init__(
-        self,
-        d_model: int,
-        n_heads: int,
-        max_relative_distance: int,
-        *,
-        shared: bool = False,
-        bias: bool = True,
-        qk_norm: bool = False,
-        dropout: float = 0.0,
+        self, d_model: int, n_heads: int, max_relative_distance: int, *, shared: bool = False, **options: Any
     ) -> None:
-        super().__init__(d_model, n_heads, bias=bias, qk_norm=qk_norm, dropout=dropout)
+        super().__init__(d_model, n_heads, **options)
         self.max_relative_distance = max_relative_distance
         self.shared = shared
         # A row holds the vectors of all heads, or the one of all.

@@ -5,6 +5,7 @@ Sources: Huang et al. 2019 (relative attention), Radford et al. 2019 (GPT). Shap
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,19 +64,12 @@ def build_norm(config: DecoderConfig) -> nn.Module:
 
 def build_attention(config: DecoderConfig) -> SelfAttention:
     """Build the self-attention of one block, with a relative table where the config asks for one."""
-    if config.relative_positions in ("per_head", "shared"):
-        return RelativeAttention(
-            config.d_model,
-            config.n_heads,
-            config.max_relative_distance,
-            shared=config.relative_positions == "shared",
-            bias=config.bias,
-            qk_norm=config.qk_norm,
-            dropout=config.attention_dropout,
-        )
-    return SelfAttention(
-        config.d_model, config.n_heads, bias=config.bias, qk_norm=config.qk_norm, dropout=config.attention_dropout
-    )
+    sizes = config.d_model, config.n_heads
+    options: dict[str, Any] = {"bias": config.bias, "qk_norm": config.qk_norm, "dropout": config.attention_dropout}
+    if config.relative_positions not in ("per_head", "shared"):
+        return SelfAttention(*sizes, **options)
+    is_shared = config.relative_positions == "shared"
+    return RelativeAttention(*sizes, config.max_relative_distance, shared=is_shared, **options)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -226,9 +226,7 @@ def _line_seconds(score: Score) -> FloatArray:
     lines = bar_lines(score.time_signatures, score.ticks_per_quarter)
     last = int(lines.place(score.notes.onset[-1:] * lines.units_per_tick)[0][0])
     bars: IntArray = np.arange(last + 3)  # rounding may put a note after the line that follows it
-    run = np.searchsorted(lines.first_bar, bars, side="right") - 1
-    units = lines.start[run] + (bars - lines.first_bar[run]) * lines.length[run]
-    return seconds_at(score.tempos, score.ticks_per_quarter, -(-units // lines.units_per_tick))
+    return seconds_at(score.tempos, score.ticks_per_quarter, -(-lines.begin(bars) // lines.units_per_tick))
 
 
 def join_nats(loaded: LoadedModel, gap: Gap, filled: Score) -> float:

@@ -45,6 +45,11 @@ class BarLines:
         bars, rest = np.divmod(units - self.start[run], self.length[run])
         return self.first_bar[run] + bars, rest
 
+    def begin(self, bar: IntArray) -> IntArray:
+        """Return where each bar begins, in units."""
+        run = np.searchsorted(self.first_bar, bar, side="right") - 1
+        return self.start[run] + (bar - self.first_bar[run]) * self.length[run]
+
     def n_positions(self, bar: IntArray) -> IntArray:
         """Return how many grid positions each bar has; a broken last one counts."""
         run = np.searchsorted(self.first_bar, bar, side="right") - 1

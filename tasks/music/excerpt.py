@@ -38,9 +38,7 @@ class Extent:
         ends = list[int]()
         if self.n_bars:
             lines = bar_lines(score.time_signatures, score.ticks_per_quarter)
-            run = int(np.searchsorted(lines.first_bar, self.n_bars, side="right")) - 1
-            units = lines.start[run] + (self.n_bars - lines.first_bar[run]) * lines.length[run]
-            ends.append(int(-(-units // lines.units_per_tick)))
+            ends.append(int(-(-lines.begin(np.array(self.n_bars)) // lines.units_per_tick)))
         if self.seconds:
             ends.append(int(ticks_at(score.tempos, score.ticks_per_quarter, np.array([self.seconds]))[0]))
         return min(ends) if ends else None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from tasks.music.arrays import BoolArray, ByteArray, FloatArray, IntArray
+from tasks.music.arrays import FloatArray, IntArray
 from tasks.music.compiled import njit
 
 ENDED_SECONDS = 1e-6  # a note that ends so little after the next onset has ended: rounded seconds must not overlap
@@ -47,25 +47,17 @@ NOTES_EDGES = np.array([*(10.0**power * step for power in range(7) for step in (
 TEMPO_EDGES = np.arange(0.0, 301.0, 10.0)
 
 
-def piece_features(
-    offsets: IntArray,
-    onset_seconds: FloatArray,
-    end_seconds: FloatArray,
-    pitch: ByteArray,
-    velocity: ByteArray,
-    program: ByteArray,
-    is_drum: BoolArray,
-) -> dict[str, NDArray[Any]]:
+def piece_features(offsets: IntArray, *notes: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """Return the columns of `FEATURES`, one value for each of P pieces.
 
     Args:
         offsets: int64[P + 1]; piece i owns notes `offsets[i]:offsets[i + 1]`, in order of onset.
+        notes: onset and end in seconds, pitch, velocity, program, and whether it is a drum.
     Raises:
         ValueError: arrays of different lengths, offsets that do not fit them, or a value outside 0-127.
     """
-    offsets, notes = _checked(offsets, onset_seconds, end_seconds, pitch, velocity, program, is_drum)
+    offsets, (onset, end, pitch, _, program, is_drum) = _checked(offsets, *notes)
     columns = {name: np.zeros(len(offsets) - 1, feature.dtype) for name, feature in FEATURES.items()}
-    onset, end, pitch, _, program, is_drum = notes
     _measure_pieces(offsets, onset, end, pitch, program, is_drum, tuple(columns.values()))
     for piece, (first, last) in enumerate(pairwise(offsets.tolist())):
         n_ended = np.searchsorted(np.sort(end[first:last]), onset[first:last] + ENDED_SECONDS, side="right")
@@ -73,19 +65,11 @@ def piece_features(
     return columns
 
 
-def histograms(
-    offsets: IntArray,
-    onset_seconds: FloatArray,
-    end_seconds: FloatArray,
-    pitch: ByteArray,
-    velocity: ByteArray,
-    program: ByteArray,
-    is_drum: BoolArray,
-) -> dict[str, IntArray]:
+def histograms(offsets: IntArray, *notes: NDArray[Any]) -> dict[str, IntArray]:
     """Count notes by pitch, velocity and program, and pieces by length; the counts of shards may be added.
 
     Args:
-        offsets: as for `piece_features`.
+        offsets, notes: as for `piece_features`.
     Returns:
         `pitch` [128], notes, drums apart; `drum_pitch` [128], notes; `velocity` [128], notes; `program` [129], notes,
         the last for drums; `program_pieces` [129], pieces with at least one such note; `seconds` and `notes`, pieces
@@ -94,11 +78,10 @@ def histograms(
     Raises:
         ValueError: as for `piece_features`.
     """
-    offsets, notes = _checked(offsets, onset_seconds, end_seconds, pitch, velocity, program, is_drum)
+    offsets, (_, end, pitch, velocity, program, is_drum) = _checked(offsets, *notes)
     sizes = {"pitch": 128, "drum_pitch": 128, "velocity": 128, "program": DRUMS + 1, "program_pieces": DRUMS + 1}
     counts = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
     seconds = np.zeros(len(offsets) - 1)
-    _, end, pitch, velocity, program, is_drum = notes
     _count_notes(offsets, end, pitch, velocity, program, is_drum, seconds, tuple(counts.values()))
     return counts | {
         "seconds": count_between(seconds, SECONDS_EDGES),

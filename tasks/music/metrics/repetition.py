@@ -108,9 +108,7 @@ def compression_ratio(notes: GridNotes) -> float:
 def symbol_string(notes: GridNotes) -> bytes:
     """Return the three bytes of each note that `compression_ratio` describes."""
     lines = notes.lines
-    run = np.searchsorted(lines.first_bar, notes.bar, side="right") - 1
-    units = lines.start[run] + (notes.bar - lines.first_bar[run]) * lines.length[run]
-    onset = units // lines.position_units + notes.position
+    onset = lines.begin(notes.bar) // lines.position_units + notes.position
     columns = np.stack([np.diff(onset, prepend=onset[0]), notes.symbol, notes.duration], axis=1)
     return np.clip(columns, 0, 255).astype(np.uint8).tobytes()
 

@@ -117,9 +117,8 @@ def _bar_end(score: Score, quarters: Fraction) -> Fraction:
     lines = bar_lines(score.time_signatures, score.ticks_per_quarter)
     per_quarter = score.ticks_per_quarter * lines.units_per_tick
     last = max(math.ceil(quarters.limit_denominator(12) * per_quarter), 1) - 1
-    bar, rest = (int(values[0]) for values in lines.place(np.array([last])))
-    run = np.searchsorted(lines.first_bar, bar, side="right") - 1
-    return Fraction(last - rest + int(lines.length[run]), per_quarter)
+    bar, _ = lines.place(np.array([last]))
+    return Fraction(int(lines.begin(bar + 1)[0]), per_quarter)
 
 
 def _add_signs(part: Any, score: Score, with_tempos: bool) -> None:
