@@ -69,7 +69,7 @@ def serve_flows(home: Home, config: PipelineConfig, cron: str) -> None:
     """
     os.environ.setdefault(LOCK_WAIT, str(LOCK_WAIT_SECONDS))
     with ExitStack() as stack, ExitStack() as starting:
-        starting.enter_context(Progress("starting Prefect"))  # or nothing is said for up to 25 s
+        starting.enter_context(Progress("starting Prefect"))  # otherwise nothing is printed for up to 25 s
         listener = None
         with access.servers_locked(home):
             # Prefect reads the address when it is imported: a client without one would start a server of its own, to

@@ -24,7 +24,7 @@ def evaluate(
     home: str = "",
     parent_run_id: str = "",
 ) -> Summary:
-    """Score a model on held-out music, and make it the champion of its name if it is the best so far.
+    """Score a model on held-out music, and make it the champion of its name if it is the best.
 
     Args:
         config: split, windows, numbers of free samples and of continuations.

@@ -33,7 +33,7 @@ def rebuild_dataset(config: DatasetConfig = DatasetConfig(), home: str = "", par
         inputs = steps.find_inputs(config, where)
         dataset = steps.find_whole_version(where, inputs)
         if dataset and not dataset.report.exists():
-            dataset = None  # a kill after publishing: nobody was told of it yet
+            dataset = None  # killed after publishing: it is not yet reported
         reused = dataset is not None
         if dataset:
             logger.info("dataset %s is reused: nothing has changed", dataset.reference)

@@ -14,10 +14,10 @@ from flows.services import environment
 from tasks.errors import ConfigError, plural
 from tasks.storage.home import Home
 
-app = typer.Typer(help="List, compare, check and clean up dataset versions.", invoke_without_command=True)
+app = typer.Typer(help="List, compare, check and prune dataset versions.", invoke_without_command=True)
 
 ReferenceArgument = Annotated[str, typer.Argument(metavar="[NAME[@VERSION]]", help="By default the newest.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only print what would be deleted.")]
 _COLUMNS = ("dataset", "dataset_version", "n_files", "n_accepted", "n_duplicate", "n_rejected", "n_notes", "n_tokens")
 
 
@@ -42,7 +42,7 @@ def list_versions(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) 
 
 @app.command(epilog="Example: orchestrion datasets show mine")
 def show(reference: ReferenceArgument = "", home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Show a version: where its files went, its splits, what leaks between them, what changed before it."""
+    """Show a version: its files by outcome, its splits, leakage, and changes since the version before."""
     from tasks.dataset.card import dataset_card
     from tasks.dataset.versions import resolve_dataset
 
@@ -58,7 +58,7 @@ def diff(
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what changed from one version to another: files, settings, shards."""
+    """Show what changed between two versions: files, settings, shards."""
     from tasks.dataset.card import changes_card
     from tasks.dataset.changes import diff_versions
     from tasks.dataset.versions import resolve_dataset
@@ -76,12 +76,12 @@ def verify(
     reference: ReferenceArgument = "",
     everything: Annotated[bool, typer.Option("--all", help="Every version, and every other file of the home.")] = False,
     seal: Annotated[
-        bool, typer.Option("--seal", help="As --all; files of before there were digests get theirs.")
+        bool, typer.Option("--seal", help="As --all, and add digests to files of releases without digests.")
     ] = False,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Hash every file of a version again; exit code 1 if one is not what was written."""
+    """Hash every file of a version again; exit code 1 if one has other bytes than were written."""
     from tasks.dataset.upkeep import check_datasets
     from tasks.dataset.versions import list_datasets, resolve_dataset
     from tasks.errors import DatasetError

@@ -24,18 +24,19 @@ def generate(
     run: options.RunOptions,
     model: options.ModelOption = "",
     n_pieces: Annotated[int | None, typer.Option("-n", "--n-pieces", help="Pieces to compose.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same bytes.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed; the same seed gives the same bytes.")] = None,
     prompt: Annotated[
-        str, typer.Option("--prompt", help="To continue: a MIDI file, a folder of them, or split:test of the dataset.")
+        str,
+        typer.Option("--prompt", help="Music to continue: a MIDI file, a folder, or split:test of the dataset."),
     ] = "",
     variation: Annotated[
         float | None,
-        typer.Option("--variation", help="Share of the prompt's bars to write anew, other ones in each piece; 0-1."),
+        typer.Option("--variation", help="Share of the prompt's bars to rewrite, different ones in each piece; 0-1."),
     ] = None,
     best_of: Annotated[int | None, typer.Option("--best-of", help="Attempts at each piece; the best is kept.")] = None,
     reject_copies: Annotated[
         bool,
-        typer.Option("--reject-copies", help="Write anew what shares more with the training music than people do."),
+        typer.Option("--reject-copies", help="Rewrite pieces that share more with the training music than people do."),
     ] = False,
     request: Annotated[
         Path | None, typer.Option("--request", help="A TOML or JSON file that describes several batches.")
@@ -43,7 +44,7 @@ def generate(
     preset: options.ModelPresetOption = "",
     fresh: options.FreshOption = False,
 ) -> None:
-    """Compose a batch of pieces with a page to review them; Ctrl-C keeps what is written, the same command goes on."""
+    """Compose a batch of pieces with a page to review them; the same command continues after Ctrl-C."""
     environment.set_defaults(environment.SAMPLING)
     given = {
         "n_pieces": n_pieces, "seed": seed, "prompt": _absolute_prompt(prompt) or None, "variation": variation,
@@ -52,7 +53,7 @@ def generate(
     settings = [f"generate.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     if request is not None:
         if settings or run.overrides or model or preset or run.config_file:
-            raise ConfigError(f"--request {request.name} says all; leave out --model, --preset and all settings")
+            raise ConfigError(f"--request {request.name} holds all settings; leave out --model, --preset and settings")
         _generate_all(request, run.prepare(), fresh, run.as_json)
         return
     config = run.early_config("generate", preset, settings)

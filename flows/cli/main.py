@@ -16,7 +16,7 @@ from flows.cli import compose, datasets, evaluate, generate, pipeline, rebuild, 
 from flows.cli.app import app
 from flows.cli.run_flow import complain
 from flows.services import environment, interrupts, streams
-from flows.services.interrupts import INTERRUPTED, SAID_INTERRUPTED
+from flows.services.interrupts import INTERRUPTED, INTERRUPTED_MESSAGE
 from tasks.errors import OrchestrionError, words_of
 from tasks.runtime.signals import ends
 from tasks.storage.files import storage_problem
@@ -56,11 +56,11 @@ app.registered_commands.sort(key=lambda command: list(_places).index(str(command
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every mistake becomes one line on stderr and an exit code."""
-    for number in ends():  # all end as Ctrl-C does, so that nothing is left running
+    for number in ends():  # all end as Ctrl-C does, and leave nothing running
         signal.signal(number, signal.default_int_handler)
     streams.open_missing()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names need not fit its encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may not fit its encoding
     environment.configure_logging(-1)  # warnings; commands that run flows say more
     if arguments is None:
         _hide_queries()
@@ -78,7 +78,7 @@ def _hide_queries() -> None:
     given = sys.orig_argv[1:]
     if keep_queries(given, public_address) == given:
         return
-    with suppress(OrchestrionError):  # it is told later what is wrong with the home
+    with suppress(OrchestrionError):  # the command reports later what is wrong with the home
         use_key(Home.at(_home_of(given)).address_key)
     os.execv(sys.executable, [sys.orig_argv[0], *keep_queries(given)])
 
@@ -94,7 +94,7 @@ def _run(arguments: list[str]) -> int:
     try:
         with streams.reader_gone_told():
             returned = app(args=arguments, standalone_mode=False)
-        if returned == INTERRUPTED:  # typer turns Ctrl-C into a number without a word
+        if returned == INTERRUPTED:  # typer turns Ctrl-C into a number without a message
             raise KeyboardInterrupt
         return returned if isinstance(returned, int) else 0
     except typer.Exit as error:
@@ -103,7 +103,7 @@ def _run(arguments: list[str]) -> int:
         complain(getattr(error, "format_message", error.__str__)())
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        _say_interrupted()
+        _report_interrupt()
         return INTERRUPTED
     except OrchestrionError as error:
         complain(str(error))
@@ -115,17 +115,17 @@ def _run(arguments: list[str]) -> int:
 def _explain(error: Exception, is_verbose: bool) -> int:
     """Print one line about an unexpected error, and return the exit code."""
     if _was_interrupted(error):
-        _say_interrupted()
+        _report_interrupt()
         return INTERRUPTED
     if is_verbose:
         logging.getLogger("flows").error("failed", exc_info=error)
-    said = f"failed: {type(error).__name__}: {words_of(error)} (-v shows where)"
-    complain(storage_problem(error) or said)
+    message = f"failed: {type(error).__name__}: {words_of(error)} (-v shows where)"
+    complain(storage_problem(error) or message)
     return 1
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
-    """Return whether an error arose while Ctrl-C was dealt with, which reaches Prefect's server too and ends it."""
+    """Return whether an error arose from the handling of Ctrl-C, which ends Prefect's server too."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -133,9 +133,6 @@ def _was_interrupted(error: BaseException | None) -> bool:
     return False
 
 
-def _say_interrupted() -> None:
-    interrupts.told.set()
-    complain(SAID_INTERRUPTED)
-
-
-# Validated before Prefect or Ray starts.
+def _report_interrupt() -> None:
+    interrupts.is_reported.set()
+    complain(INTERRUPTED_MESSAGE)

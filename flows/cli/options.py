@@ -16,7 +16,7 @@ from flows.services import environment
 from tasks.storage.files import json_text
 from tasks.storage.home import Home
 
-SHOWN_FIGURES = 8  # of a result's metrics; all are in MLflow and in --json
+SHOWN_FIGURES = 8  # metrics of a result; MLflow and --json have all
 
 Facts = dict[str, Any]
 DEFAULT_HOME = ".orchestrion"
@@ -26,7 +26,7 @@ HomeOption = Annotated[
     str, typer.Option("--home", help="Folder of all results.", envvar="ORCHESTRION_HOME", show_envvar=True)
 ]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="End with one JSON object on stdout; all else goes to stderr.")
+    bool, typer.Option("--json", help="Print one JSON object on stdout as the last line; other output goes to stderr.")
 ]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Print more, tracebacks included.")]
 PresetOption = Annotated[
@@ -54,7 +54,7 @@ ModelOption = Annotated[
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be done, with an estimate of disk and time; make nothing.")
 ]
-FreshOption = Annotated[bool, typer.Option("--fresh", help="Do it anew even if the same is finished already.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Start again even if the same run is finished.")]
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -95,7 +95,7 @@ class ConfigOptions:
     ] = None
     home: HomeOption = DEFAULT_HOME
     verbose: VerboseOption = False
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only what goes wrong.")] = False
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors.")] = False
 
     def config(self, preset: str, given: Sequence[str] = (), train: Any = None) -> Any:
         """Return a preset with the settings of the file, of `given` and of --set, in this order; see `build_config`."""

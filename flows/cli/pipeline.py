@@ -24,7 +24,7 @@ def pipeline(
     preset: DemoPresetOption = "",
     fresh: options.FreshOption = False,
 ) -> None:
-    """Rebuild, train, evaluate, generate: the whole way from a folder to a gallery."""
+    """Rebuild, train, evaluate and generate: from a folder of MIDI to a gallery."""
     _run_pipeline(sources, run, preset, fresh)
 
 

@@ -18,7 +18,7 @@ def rebuild(
     preset: options.PresetOption = options.DEFAULT_PRESET,
     dry_run: options.DryRunOption = False,
 ) -> None:
-    """Turn sources of MIDI into a dataset version; what has not changed is not built again."""
+    """Turn sources of MIDI into a dataset version; unchanged parts are reused."""
     config = run.config(preset, sources.settings())
     options.check_sources(config.dataset.sources)
     if dry_run:

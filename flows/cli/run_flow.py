@@ -16,11 +16,11 @@ from tasks.storage.home import Home
 START_RAY = ("rebuild_dataset", "train", "pipeline", "sweep")  # `evaluate` and `generate` mostly do without
 # What a flow imports when it needs it; its Prefect server starts meanwhile.
 NEEDED = {"generate": ("mlflow", "tasks.generation.steps"), "evaluate": ("mlflow", "tasks.evaluation.steps")}
-LONGEST_MESSAGE = 4000  # characters; what a user gave may be longer than anybody reads
+LONGEST_MESSAGE = 4000  # characters
 
 
 def complain(message: str) -> None:
-    """Say something in one line, which control characters and names that are not UTF-8 leave one."""
+    """Print one line on stderr, with control characters and names that are not UTF-8 escaped."""
     line = " ".join(message.split())
     if len(line) > LONGEST_MESSAGE:
         line = f"{line[: LONGEST_MESSAGE // 2]} ... {line[-LONGEST_MESSAGE // 2 :]}"

@@ -23,14 +23,14 @@ SearchOption = Annotated[
     typer.Option(
         "--search",
         metavar="KEY=DRAW",
-        help="A setting that is drawn: uniform(a,b), loguniform(a,b), randint(a,b) with both ends, or choice(a;b)."
+        help="A setting to draw: uniform(a,b), loguniform(a,b), randint(a,b) with both ends, or choice(a;b)."
         " Repeatable.",
     ),
 ]
 SamplesOption = Annotated[
     int, typer.Option("--samples", help="Draws for --search; each is combined with every point of the grid.")
 ]
-DrawSeedOption = Annotated[int, typer.Option("--seed", help="Of the draws; the same seed gives the same points.")]
+DrawSeedOption = Annotated[int, typer.Option("--seed", help="Seed of the draws; the same seed gives the same points.")]
 EarlyStoppingOption = Annotated[
     bool, typer.Option("--early-stopping", help="Stop points that fall behind the others in validation loss (ASHA).")
 ]
@@ -54,7 +54,7 @@ def sweep(
 ) -> None:
     """Train and score every point of a grid or of a random search, and rank them in one table.
 
-    The same command again goes on where it was stopped. A point is the run that `train` makes with the same settings.
+    The same command continues an interrupted sweep. A point is the run that `train` makes with the same settings.
     """
     from tasks.sweep.space import SweepConfig, plan_points
 

@@ -54,8 +54,8 @@ def _read_password(path: Path) -> str | None:
         return None
     with os.fdopen(descriptor, "rb") as handle:
         facts = os.fstat(descriptor)
-        mine = facts.st_uid == os.geteuid() or os.geteuid() == 0
-        if not stat.S_ISREG(facts.st_mode) or facts.st_mode & 0o077 or not mine:
+        is_own = facts.st_uid == os.geteuid() or os.geteuid() == 0
+        if not stat.S_ISREG(facts.st_mode) or facts.st_mode & 0o077 or not is_own:
             return None
         text = handle.read(100).decode("ascii", "replace").strip()
     return text if _PASSWORD.fullmatch(text) else None
@@ -102,8 +102,8 @@ def is_server_of(home: Home, server: str, address: str) -> bool:
         answer, _ = _request(port, "GET", "/", {NONCE_HEADER: nonce})
     except (OSError, OverflowError, http.client.HTTPException):
         return False
-    said = answer.getheader(PROOF_HEADER, "")
-    return hmac.compare_digest(said.encode(), proof(password, server, port, nonce).encode())
+    given = answer.getheader(PROOF_HEADER, "")
+    return hmac.compare_digest(given.encode(), proof(password, server, port, nonce).encode())
 
 
 def sign_in_link(home: Home, address: str) -> str:

@@ -14,13 +14,13 @@ from types import FrameType
 from tasks.runtime.signals import ENDS, ends, is_repeat, must_wait, say_last_words
 
 INTERRUPTED = 130  # exit code
-SAID_INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on"
-GRACE_SECONDS = 25.0  # from a signal to the end of the process, for saying so to Prefect and MLflow and stopping Ray
+INTERRUPTED_MESSAGE = "interrupted; what is finished is kept, and the same command goes on"
+GRACE_SECONDS = 25.0  # from a signal to the end, to report it to Prefect and MLflow and to stop Ray
 
-servers: list[subprocess.Popen[bytes]] = []  # of this process: what hangs may be one of them, which nothing else ends
+servers: list[subprocess.Popen[bytes]] = []  # of this process; if one of them hangs, nothing else ends it
 
 
-told = threading.Event()  # that the command was interrupted; it is said once
+is_reported = threading.Event()  # set when the interrupt is reported, which happens once
 
 
 def ignore_repeats() -> None:
@@ -37,15 +37,15 @@ def ignore_repeats() -> None:
 
 @contextmanager
 def ended_soon(log: Path, grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
-    """While open, what asks for an end raises KeyboardInterrupt, and ends this process later if that has not ended it.
+    """Turn SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, and end the process by force if it still runs later.
 
-    That is SIGINT, SIGTERM, and SIGHUP unless it is ignored, as under nohup. Prefect tries for many minutes to reach a
-    server that hangs, and an exception that is raised while the interpreter frees an object goes nowhere. All files are
-    written in one step each, so an end at any moment loses nothing that is finished. The time runs from the first
-    signal on, whoever handles it by then, and it runs on when the block is left, for what runs at exit may hang too.
+    SIGHUP stays ignored under nohup. Prefect tries for many minutes to reach a server that hangs, and an exception
+    raised while the interpreter frees an object is lost. Each file is written in one step, so an end at any moment
+    loses nothing finished. The time starts at the first signal and continues after the block, for exit functions may
+    hang too.
 
     Args:
-        log: gets the stacks of all threads if it comes to that.
+        log: gets the stacks of all threads before a forced end.
         grace_seconds: from the signal to the end.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -92,9 +92,9 @@ def _give_up(log: Path, grace_seconds: float) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as stacks:
             faulthandler.dump_traceback(stacks)
-        said = f"orchestrion: {SAID_INTERRUPTED} (it hung for {grace_seconds:.0f} s; where: {log})\n"
-        if not told.is_set():
-            os.write(2, said.encode())
+        message = f"orchestrion: {INTERRUPTED_MESSAGE} (it hung for {grace_seconds:.0f} s; where: {log})\n"
+        if not is_reported.is_set():
+            os.write(2, message.encode())
         say_last_words()
         for server in servers:
             if server.poll() is None:

@@ -26,7 +26,7 @@ class FlowRunner(Runner):
     """A runner that runs the flow it was given for a deployment, even if the deployment changes.
 
     Any client of the server may change a deployment, and a pull step is a shell command of its choice. So a run begins
-    with a look at its deployment, and the process of the run is told its entry point here: it asks the server for none.
+    with a look at its deployment, and the process of the run gets its entry point here, not from the server.
     Prefect's runner has no public place for such a check; the private names below are those of 3.8.8, which is pinned.
     """
 

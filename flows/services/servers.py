@@ -30,7 +30,7 @@ START_TIMEOUT_SECONDS = 300.0  # a busy machine has taken more than 120
 SEND_SECONDS = 5.0  # for the last log lines and events of flows
 HOST = "127.0.0.1"
 SHOWN = {"prefect": ("Prefect", "flows, schedules, triggers"), "mlflow": ("MLflow", "runs, models, galleries")}
-# Settings of clients, and of servers that others start: ours has its own address and asks for its own password.
+# Settings of clients and of other servers: these servers have their own addresses and password.
 NOT_FOR_SERVERS = (
     "PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_CLIENT_CUSTOM_HEADERS",
     "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_API_BASE_PATH", "PREFECT_SERVER_UI_API_URL", "PREFECT_UI_API_URL",
@@ -163,7 +163,7 @@ def served(home: Home, ports: Mapping[str, int | socket.socket]) -> Iterator[lis
 
 
 def _forget(home: Home, services: Sequence[Service]) -> None:
-    """Take what is ours out of `services.json`."""
+    """Remove these servers from `services.json`."""
     lines = [line for service in services for line in _lines_of(service).items()]
     with access.servers_locked(home):
         _write_services(home, {k: v for k, v in environment.read_services(home).items() if (k, v) not in lines})
@@ -182,7 +182,7 @@ def _write_services(home: Home, lines: dict[str, str]) -> None:
 
 
 def run_uis(home: Home, prefect_port: int, mlflow_port: int) -> None:
-    """Start the pages that do not run yet, print their addresses, and wait until one of ours ends.
+    """Start the pages that do not run yet, print their addresses, and wait until one that it started ends.
 
     Raises HomeError where one of the servers fails. Returns at once where both run already.
     """

@@ -39,8 +39,7 @@ def from_json(kind: type[Config], values: Any, place: str = "") -> Config:
     except ValidationError as error:
         raise ConfigError("; ".join(_say(problem, kind, place) for problem in error.errors()[:3])) from None
     if wrong := _wrong_number(config, values):
-        path, said = wrong
-        raise ConfigError(f"{place}: {path}: {said}" if place else f"{path}: {said}")
+        raise ConfigError(": ".join(filter(None, (place, *wrong))))
     return config
 
 

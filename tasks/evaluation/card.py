@@ -26,7 +26,7 @@ FIGURES = (
     ("nats per token that another block's latent costs", "latent/gain", 4),
     ("active numbers of the latent", "latent/n_active", 0),
     ("grammar errors per token, sampled freely", "grammar_error_rate", 5),
-    ("how typical the samples are, 0 to 1", "samples/typicality", 3),
+    ("typicality of the samples, 0 to 1", "samples/typicality", 3),
     ("longest run of notes that a sample shares with train", "samples/longest_copied_run", 0),
 )  # label, metric, digits
 
@@ -45,8 +45,8 @@ def report_markdown(evaluation: "Evaluation", model: str, dataset: DatasetVersio
     ]
     if evaluation.n_samples:
         statistics = [
-            (name, f"{real:.3f}", f"{ours:.3f}", _overlap(evaluation.judgement, name))
-            for name, (real, ours) in evaluation.statistics.items()
+            (name, f"{real:.3f}", f"{sampled:.3f}", _overlap(evaluation.judgement, name))
+            for name, (real, sampled) in evaluation.statistics.items()
         ]
         lines += [
             f"Means over {plural(evaluation.n_samples, 'free sample')} of at most {config.sample_tokens} tokens and"

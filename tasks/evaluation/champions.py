@@ -21,8 +21,8 @@ class Rivalry:
     """A model against the champion of its name.
 
     Args:
-        verdict: a sentence that says why it has won or not.
-        champion: the one it was compared with by bits per note, empty where there was none to compare with.
+        verdict: a sentence with the reason why it has won or not.
+        champion: the version it was compared with by bits per note; empty without one.
         reference, own: bits per note of both.
         difference: own - reference with its interval, where pieces were compared one by one.
     """
@@ -46,14 +46,14 @@ class Rivalry:
 
 
 def scored_on(dataset: DatasetVersion, config: EvaluateConfig) -> str:
-    """Return which music figures must be of to be compared."""
+    """Return the music that figures must share to be comparable."""
     return f"{dataset.reference}/{config.split}"
 
 
 def scored_with(result: "Evaluation", config: EvaluateConfig) -> dict[str, int]:
     """Return the settings that change a model's figures on the same music, by name.
 
-    That is how far a model looks back; of a model with latents, which reads whole blocks, what decides the draws.
+    For a model with latents, which reads whole blocks, these decide the draws; for others, how far a model looks back.
     """
     if has_latents(result):
         return {"seed": config.seed, "batch_size": config.batch_size}
@@ -66,7 +66,7 @@ def has_latents(result: "Evaluation") -> bool:
 
 
 def champion_tags(result: "Evaluation", dataset: DatasetVersion, config: EvaluateConfig, run_id: str) -> dict[str, str]:
-    """Return what a registered version is tagged with, so that later models are compared with it."""
+    """Return the tags of a registered version by which later models are compared with it."""
     return {
         "scored_on": scored_on(dataset, config),
         "scored_with": json.dumps(scored_with(result, config)),
@@ -115,12 +115,12 @@ def _compare(
     tracker: Tracker, result: "Evaluation", champion: str, tags: Mapping[str, str], config: EvaluateConfig
 ) -> Rivalry:
     """Compare a model with a champion scored on the same music with the same settings, as `tags` state."""
-    ours, reference = result.metrics["bits_per_note"], float(tags["bits_per_note"])
+    own, reference = result.metrics["bits_per_note"], float(tags["bits_per_note"])
 
     def rivalry(is_won: bool, verdict: str, difference: Estimate | None = None) -> Rivalry:
-        return Rivalry(is_won, verdict, champion, reference, ours, difference)
+        return Rivalry(is_won, verdict, champion, reference, own, difference)
 
-    is_lower = ours < reference
+    is_lower = own < reference
     by_figure = f"has {'fewer' if is_lower else 'no fewer'} bits per note than {champion}."
     if config.promote_by == "figure":
         return rivalry(is_lower, f"It {by_figure}")
@@ -132,30 +132,30 @@ def _compare(
             if not nats:
                 reason = f"By the figure alone, for the pieces of {whose} have no scores of their own: it {by_figure}"
                 return rivalry(is_lower, reason)
-        if difference := bits_above(ours, result.piece_nats, reference_nats):
+        if difference := bits_above(own, result.piece_nats, reference_nats):
             is_won, verdict = _by_interval(difference, champion)
             return rivalry(is_won, verdict, difference)
         reason = f"the scores of {len(result.piece_nats)} and {len(reference_nats)} pieces give none"
     return rivalry(
         False,
-        f"No interval can be told: {reason}. Evaluate {champion} again, or compare the figures alone by"
+        f"No interval can be computed: {reason}. Evaluate {champion} again, or compare the figures alone by"
         " evaluate.promote_by=figure.",
     )
 
 
 def _settings_apart(tracker: Tracker, tags: Mapping[str, str], result: "Evaluation", config: EvaluateConfig) -> str:
     """Return how the scoring settings of the champion and a model differ; empty where they are equal."""
-    ours = scored_with(result, config)
+    own = scored_with(result, config)
     if "scored_with" in tags:
         reference = current_names(json.loads(tags["scored_with"]))
-    else:  # of before there was such a tag: the run says it
+    else:  # of a release without this tag: the run's parameters have them
         params = tracker.params(tags.get("scored_by", ""))
-        reference = {name: int(params[f"evaluate.{name}"]) for name in ours if f"evaluate.{name}" in params}
-        if len(reference) < len(ours):
-            return f"unknown settings ({', '.join(sorted(ours.keys() - reference.keys()))})"
+        reference = {name: int(params[f"evaluate.{name}"]) for name in own if f"evaluate.{name}" in params}
+        if len(reference) < len(own):
+            return f"unknown settings ({', '.join(sorted(own.keys() - reference.keys()))})"
     # A model with latents and one without have no such setting in common, and their figures do compare.
-    apart = [name for name in ours if name in reference and ours[name] != reference[name]]
-    return ", ".join(f"{name}={reference[name]}, this model with {ours[name]}" for name in apart)
+    apart = [name for name in own if name in reference and own[name] != reference[name]]
+    return ", ".join(f"{name}={reference[name]}, this model with {own[name]}" for name in apart)
 
 
 def bits_above(bits_per_note: float, nats: Sequence[float], other_nats: Sequence[float]) -> Estimate | None:
@@ -175,7 +175,7 @@ def _by_interval(difference: Estimate, champion: str) -> tuple[bool, str]:
     assert difference.low is not None
     assert difference.high is not None
     if difference.low <= 0 <= difference.high:
-        return False, f"It cannot be told from {champion}: the interval of the difference holds 0."
+        return False, f"It does not differ from {champion}: the interval of the difference contains 0."
     is_won = difference.high < 0
     side = "better" if is_won else "worse"
-    return is_won, f"It is {side} than {champion} beyond what the choice of pieces can make."
+    return is_won, f"It is {side} than {champion} beyond the noise of the choice of pieces."

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +43,9 @@ from tasks.music.render.soundfont import NoSound, Player
 from tasks.music.score import Score, build_score
 from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
 from tasks.sampling.latents import LatentPlan, note_f1
-from tasks.sampling.sample_ids import WrittenIds, longest_piece, piece_limit, write_ids
+from tasks.sampling.sample_ids import WrittenIds, piece_limit, write_ids
 from tasks.sampling.timing import result_row
-from tasks.sampling.token_count import ReportTokens, TallySheet, TokenCount
+from tasks.sampling.token_count import TokenCount
 from tasks.storage.files import write_atomically
 from tasks.storage.integrity import read_sealed, sealed_bytes
 
@@ -72,30 +72,30 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class WriteJob:
-    """Candidates to sample; a worker needs nothing else."""
+class WritePlan:
+    """Data shared by all work on a batch; a worker needs nothing else."""
 
     checkpoint: Path
-    candidates: tuple[Candidate, ...]
-    prompts: tuple[Prompt, ...]  # one for each candidate
+    prompts: tuple[Prompt, ...]
     latents: LatentPlan
     config: GenerateConfig
     lineage: dict[str, str]
     folder: Path  # of the unfinished batch
     dataset_folder: Path | None  # of the version with the index of copies
-    tally: Path | None = None  # where a worker in another process writes its count of tokens
+    max_tokens: int  # of a piece, its prompt included
 
+    def prompt_of(self, candidate: Candidate) -> Prompt:
+        return self.prompts[candidate.index % len(self.prompts)]
 
-@dataclass(frozen=True, slots=True)
-class RenderJob:
-    """Chosen candidates to render as pieces; a worker needs nothing else."""
-
-    chosen: tuple[Candidate, ...]
-    facts: tuple[dict[str, Any], ...]  # of each sidecar, besides the facts of the candidate
-    config: GenerateConfig
-    folder: Path
-    player: Player
-    n_threads: int
+    def expected_tokens(self, candidate: Candidate) -> int:
+        """Return the largest number of tokens drawn for a piece; an estimate where bars are written again."""
+        prompt = self.prompt_of(candidate)
+        if prompt.canvas is None:
+            return max(self.max_tokens - len(prompt.ids), 0)
+        seconds = prompt.canvas.line_seconds
+        spans = prompt.canvas.spans(self.config, candidate.index)
+        share = sum(span.end_seconds - span.start_seconds for span in spans) / max(seconds[-1] - seconds[0], 1e-9)
+        return self.config.n_tries * (round(share * prompt.n_whole) + FULL_EVERY * len(spans))
 
 
 def batch_folder(folder: Path) -> Path:
@@ -122,77 +122,53 @@ def is_written(candidate: Candidate, folder: Path) -> bool:
     return True
 
 
-def expected_tokens(prompt: Prompt, index: int, config: GenerateConfig, most_tokens: int) -> int:
-    """Return the largest number of tokens drawn for piece `index`; an estimate where bars are written again.
-
-    `most_tokens` is of a piece, its prompt included.
-    """
-    if prompt.canvas is None:
-        return max(most_tokens - len(prompt.ids), 0)
-    seconds = prompt.canvas.line_seconds
-    spans = prompt.canvas.spans(config, index)
-    share = sum(span.end_seconds - span.start_seconds for span in spans) / max(seconds[-1] - seconds[0], 1e-9)
-    return config.n_tries * (round(share * prompt.n_whole) + FULL_EVERY * len(spans))
-
-
-def is_rendered(candidate: Candidate, folder: Path) -> bool:
-    """Return whether all files of a chosen candidate are there; its sidecar is the last."""
-    return (pieces_folder(folder) / f"{candidate.name}.json").exists()
-
-
 def write_candidates(
-    job: WriteJob,
+    plan: WritePlan,
+    candidates: Sequence[Candidate],
+    report: Callable[[int, int], object],
     loaded: LoadedModel | None = None,
     copies: CopyIndex | None = None,
     on_candidate: Callable[[Candidate], None] | None = None,
-    report: ReportTokens | None = None,
-) -> int:
-    """Sample those candidates that are not there yet and write each as soon as it is complete; return their number.
+) -> None:
+    """Sample those candidates that are not there yet and write each as soon as it is complete.
 
     Args:
-        loaded, copies: the job's model and index, where this process has them already.
-        report: gets the tokens that are drawn; by default they go to the job's tally, if it has one.
+        report: gets the tokens that are drawn; see `TokenCount`.
+        loaded, copies: the plan's model and index, where this process has them already.
     """
-    left = [place for place, candidate in enumerate(job.candidates) if not is_written(candidate, job.folder)]
+    left = [candidate for candidate in candidates if not is_written(candidate, plan.folder)]
     if not left:
-        return 0
-    loaded = loaded or load_model(job.checkpoint)
-    copies = copies or (CopyIndex.open(job.dataset_folder) if job.dataset_folder else None)
-    count = TokenCount(report or (TallySheet(job.tally).report if job.tally else lambda n_drawn, n_fewer: None))
-    most_tokens = longest_piece(loaded.model, job.config)
-    expected = [
-        expected_tokens(prompt, candidate.index, job.config, most_tokens)
-        for prompt, candidate in zip(job.prompts, job.candidates, strict=True)
-    ]
-    count.ended(sum(expected) - sum(expected[place] for place in left), 0)  # written by an earlier try
-    n_fewer = dict[int, int]()  # by place
+        return
+    loaded = loaded or load_model(plan.checkpoint)
+    copies = copies or (CopyIndex.open(plan.dataset_folder) if plan.dataset_folder else None)
+    count, expected = TokenCount(report), {candidate: plan.expected_tokens(candidate) for candidate in candidates}
+    count.ended(sum(expected.values()) - sum(expected[candidate] for candidate in left), 0)  # by an earlier try
+    n_fewer = dict[Candidate, int]()
 
     def keep(piece: WrittenIds, new: Rewritten | None = None) -> None:
-        place = left[piece.place]
-        n_drawn = new.n_drawn if new else len(piece.ids) - len(job.prompts[place].ids)
-        n_fewer[place] = expected[place] - n_drawn
-        count.ended(expected[place], n_drawn)
-        _write_candidate(job, job.candidates[place], job.prompts[place], piece, loaded, copies, new)
+        candidate = left[piece.place]
+        n_drawn = new.n_drawn if new else len(piece.ids) - len(plan.prompt_of(candidate).ids)
+        n_fewer[candidate] = expected[candidate] - n_drawn
+        count.ended(expected[candidate], n_drawn)
+        _write_candidate(plan, candidate, piece, loaded, copies, new)
         if on_candidate:
-            on_candidate(job.candidates[place])
+            on_candidate(candidate)
 
     def discard() -> None:
         count.ended(-sum(n_fewer.values()), 0)
         n_fewer.clear()
-        for place in left:
-            job.candidates[place].path(job.folder, "json").unlink(missing_ok=True)
+        for candidate in left:
+            candidate.path(plan.folder, "json").unlink(missing_ok=True)
 
-    prompts = [job.prompts[place] for place in left]
-    indices = [job.candidates[place].index for place in left]
-    attempts = [job.candidates[place].attempt for place in left]
+    prompts, config = [plan.prompt_of(candidate) for candidate in left], plan.config
+    indices, attempts = [candidate.index for candidate in left], [candidate.attempt for candidate in left]
     canvases = [prompt.canvas for prompt in prompts if prompt.canvas]
     if canvases:
-        rewrite(loaded, canvases, indices, attempts, job.config, lambda new: keep(new.written, new), count.drawn)
+        rewrite(loaded, canvases, indices, attempts, config, lambda new: keep(new.written, new), count.drawn)
     else:
-        ids, fullness = [prompt.ids for prompt in prompts], _fullness(job.config, loaded.tokenizer)
-        write_ids(loaded, ids, indices, attempts, job.latents, job.config, keep, fullness, discard, count.drawn)
+        ids, fullness = [prompt.ids for prompt in prompts], _fullness(config, loaded.tokenizer)
+        write_ids(loaded, ids, indices, attempts, plan.latents, config, keep, fullness, discard, count.drawn)
     count.flush()
-    return len(left)
 
 
 def _fullness(config: GenerateConfig, tokenizer: Any) -> Callable[[int, Tensor], bool] | None:
@@ -204,30 +180,30 @@ def _fullness(config: GenerateConfig, tokenizer: Any) -> Callable[[int, Tensor],
 
 
 def _write_candidate(
-    job: WriteJob,
+    plan: WritePlan,
     candidate: Candidate,
-    prompt: Prompt,
     piece: WrittenIds,
     loaded: LoadedModel,
     copies: CopyIndex | None,
     new: Rewritten | None,
 ) -> None:
+    prompt = plan.prompt_of(candidate)
     started, tokenizer = time.perf_counter(), loaded.tokenizer
-    score, ended_by = (new.score, new.ended_by) if new else _ended(piece, piece_limit(job.config), tokenizer)
-    short_of, warnings = ([], new.warnings) if new else _shortfall(job.config, score, ended_by, piece.ids, tokenizer)
+    score, ended_by = (new.score, new.ended_by) if new else _ended(piece, piece_limit(plan.config), tokenizer)
+    short_of, warnings = ([], new.warnings) if new else _shortfall(plan.config, score, ended_by, piece.ids, tokenizer)
     score, n_shortened = end_at_next(score)
-    title = f"{job.lineage['batch']} {candidate.name}"
+    title = f"{plan.lineage['batch']} {candidate.name}"
     midi = write_midi(score, title, part_names=part_labels(score), ends_on_bar_line=True)
     events = read_one(midi)
     own = written_notes(score, prompt, tokenizer, new)
     given = _prompt_facts(prompt, tokenizer) if prompt.name and not prompt.window else None
     facts = {
-        "seed": job.config.seed,
+        "seed": plan.config.seed,
         "attempt": candidate.attempt,
-        "sampling": to_json(job.config.sampling),
+        "sampling": to_json(plan.config.sampling),
         "prompt": given,
-        "latent": _latent_facts(job, candidate.index, score, tokenizer) if job.latents.kind != "prior" else None,
-        "infill": new.to_json(job.config.variation) if new else None,
+        "latent": _latent_facts(plan.latents, candidate.index, score, tokenizer),
+        "infill": new.to_json(plan.config.variation) if new else None,
         "n_tokens": len(piece.ids),
         "n_new_notes": len(own.notes.pitch),
         "n_notes_shortened": n_shortened,
@@ -244,8 +220,8 @@ def _write_candidate(
     n_given = new.n_given if new else len(prompt.ids)
     seconds = time.perf_counter() - started
     measured = result_row(piece, prompt.name, n_given, prompt.n_whole, tokenizer.end_id, seconds)
-    write_atomically(candidate.path(job.folder, "mid"), midi)
-    write_atomically(candidate.path(job.folder, "json"), sealed_bytes({"facts": facts, "measured": measured}))
+    write_atomically(candidate.path(plan.folder, "mid"), midi)
+    write_atomically(candidate.path(plan.folder, "json"), sealed_bytes({"facts": facts, "measured": measured}))
 
 
 def _ended(piece: WrittenIds, limit: Extent, tokenizer: Any) -> tuple[Score, str]:
@@ -262,17 +238,24 @@ def read_candidate(candidate: Candidate, folder: Path) -> dict[str, Any]:
     return read_sealed(candidate.path(folder, "json"), {"facts": {"midi_sha256": str}, "measured": dict})
 
 
-def render_pieces(job: RenderJob, on_piece: Callable[[Candidate], None] | None = None) -> dict[str, Score]:
-    """Write the MIDI, picture, sound and sidecar of those pieces that have none yet; return their music by name."""
-    left = [
-        (candidate, facts, sidecar)
-        for candidate, facts in zip(job.chosen, job.facts, strict=True)
-        if not _is_rendered(sidecar := pieces_folder(job.folder) / f"{candidate.name}.json")
-    ]
+def render_pieces(
+    plan: WritePlan,
+    chosen: Mapping[Candidate, dict[str, Any]],
+    player: Player,
+    n_threads: int,
+    on_piece: Callable[[Candidate], None] | None = None,
+) -> dict[str, Score]:
+    """Write the MIDI, picture, sound and sidecar of those pieces that have none yet; return their music by name.
+
+    Args:
+        chosen: the facts of each sidecar, besides those of its candidate.
+    """
+    sidecars = {candidate: pieces_folder(plan.folder) / f"{candidate.name}.json" for candidate in chosen}
+    left = [candidate for candidate in chosen if not _is_rendered(sidecars[candidate])]
     scores = dict[str, Score]()
-    pool = ThreadPoolExecutor(job.n_threads)  # most of the work is in compiled code, which others may run beside
+    pool = ThreadPoolExecutor(n_threads)  # most of the work is in compiled code, which others may run beside
     try:
-        running = {pool.submit(_render_piece, job, *piece): piece[0] for piece in left}
+        running = {pool.submit(_render_piece, plan, c, chosen[c], sidecars[c], player): c for c in left}
         for done in as_completed(running):
             scores[running[done].name] = done.result()
             if on_piece:
@@ -297,22 +280,22 @@ def read_piece(midi: Path, facts: Mapping[str, Any]) -> Score:
     return read_midi(midi) if facts["statistics"]["n_notes"] else EMPTY_SCORE
 
 
-def _render_piece(job: RenderJob, candidate: Candidate, more: dict[str, Any], sidecar: Path) -> Score:
-    midi, facts = candidate.path(job.folder, "mid"), read_candidate(candidate, job.folder)["facts"] | more
+def _render_piece(plan: WritePlan, candidate: Candidate, more: dict[str, Any], sidecar: Path, player: Player) -> Score:
+    midi, facts = candidate.path(plan.folder, "mid"), read_candidate(candidate, plan.folder)["facts"] | more
     score = read_piece(midi, facts)
     _link(midi, sidecar.with_suffix(".mid"))
     files: dict[str, bytes] = {}
     with DRAWING:
         files["png"] = draw_piano_roll(score)
-    if job.config.audio != "none":
+    if plan.config.audio != "none":
         try:
-            sound = job.player.render(score)
+            sound = player.render(score)
         except NoSound as error:  # the page plays the notes itself
             facts["warnings"] = [*facts["warnings"], f"no audio: {error}"]
         else:
             facts |= {"warnings": [*facts["warnings"], *sound.warnings], "played_by": sound.made_with}
-            files[job.config.audio] = encode_audio(sound.samples, sound.sample_rate, job.config.audio)
-    if job.config.musicxml:
+            files[plan.config.audio] = encode_audio(sound.samples, sound.sample_rate, plan.config.audio)
+    if plan.config.musicxml:
         try:
             page = write_musicxml(score, facts["name"])
         except NoNotation as error:
@@ -378,8 +361,10 @@ def _shortfall(
     return list(short_of), warnings
 
 
-def _latent_facts(job: WriteJob, index: int, score: Score, tokenizer: Any) -> dict[str, Any]:
+def _latent_facts(latents: LatentPlan, index: int, score: Score, tokenizer: Any) -> dict[str, Any] | None:
     """Return the sources of a piece's latent, and the share of their notes that the piece has."""
+    if latents.kind == "prior":
+        return None
     sources = [
         {
             "name": source.name,
@@ -388,8 +373,8 @@ def _latent_facts(job: WriteJob, index: int, score: Score, tokenizer: Any) -> di
             "n_tokens_cut": source.n_tokens_cut,
             "note_f1": round(note_f1(score, tokenizer.decode(np.array(source.ids))), 4),
         }
-        for source in job.latents.sources_of(index)
+        for source in latents.sources_of(index)
     ]
-    share = {"share": job.latents.share_of(index)} if job.latents.kind == "path" else {}
-    variation = {"variation": job.latents.variation} if job.latents.variation else {}
-    return {"of": job.latents.kind, "sources": sources} | share | variation
+    share = {"share": latents.share_of(index)} if latents.kind == "path" else {}
+    variation = {"variation": latents.variation} if latents.variation else {}
+    return {"of": latents.kind, "sources": sources} | share | variation

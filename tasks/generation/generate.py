@@ -15,19 +15,18 @@ from tasks.config.generation import GenerateConfig
 from tasks.config.serialization import digest, to_json
 from tasks.errors import DamagedFile
 from tasks.generation.batch_files import RESULTS, check_batch, check_piece, read_manifest, read_run_note, run_note_path
-from tasks.generation.candidates import batch_folder, pieces_folder, read_candidate
+from tasks.generation.candidates import WritePlan, batch_folder, pieces_folder, read_candidate
 from tasks.generation.gallery.batch_page import batch_page
 from tasks.generation.judge import CUT_SHORT, NOTHING_NEW, Judge, batch_flags, is_cut_within_bars
 from tasks.generation.prompts import Prompt, read_prompts, warn_of_losses, with_room
-from tasks.generation.selection import Choice, WritePlan, choose_pieces, first_candidates, render_all
+from tasks.generation.selection import Choice, choose_pieces, first_candidates, render_all
 from tasks.music.midi.validity import Validity, share_valid
 from tasks.music.render.notation import check_notation
 from tasks.music.render.soundfont import find_player
 from tasks.music.score import Score
 from tasks.runtime.progress import Progress
-from tasks.sampling.latents import latents_of
+from tasks.sampling.latents import LatentPlan, LatentSource, latents_of
 from tasks.sampling.timing import Clock, results_of
-from tasks.sampling.token_count import report_to
 from tasks.storage.files import json_bytes, publish_folder, write_atomically
 from tasks.storage.home import Home
 from tasks.storage.integrity import read_sealed, sealed_bytes
@@ -122,7 +121,6 @@ def find_whole_batch(home: Home, name: str) -> Batch | None:
 
 def generate_batch(
     request: Request,
-    on_pieces: Callable[[int], None] | None = None,
     fresh: bool = False,
     show: Callable[[str, int, str], Progress] = Progress,
 ) -> Batch:
@@ -132,7 +130,6 @@ def generate_batch(
     only the speed. An interrupted batch keeps the pieces that are written; the same call goes on with the others.
 
     Args:
-        on_pieces: called with the number of attempts written since the last call.
         fresh: begin again even where some of it is written already.
         show: makes the progress of a stage, of its label, total and unit.
     """
@@ -156,15 +153,26 @@ def generate_batch(
     origin = lineage | {"code": code_digest(), "unjudged": judge.reason}
     origin |= {"player": player.identity if config.audio != "none" else {}}
     folder = open_unfinished(home, name, origin, fresh)
-    plan = WritePlan(prompts, config, lineage, folder, judge, latents_of(loaded.model, config))
+    sources = tuple(LatentSource(p.name, p.sha256, p.window, p.n_whole - len(p.window)) for p in prompts)
+    plan = WritePlan(
+        checkpoint=loaded.folder,
+        prompts=tuple(prompts),
+        latents=LatentPlan(latents_of(loaded.model, config), sources, config.n_pieces, config.variation),
+        config=config,
+        lineage=lineage,
+        folder=folder,
+        dataset_folder=judge.index.folder if judge.index else None,
+        max_tokens=judge.max_tokens,
+    )
     clock = Clock()
-    choices = _compose(plan, on_pieces, show)
+    with show("composing", sum(map(plan.expected_tokens, first_candidates(config))), "tokens") as progress:
+        choices = choose_pieces(plan, judge, progress)
     clock.stop("writing")
     with show("rendering", sum(choice.seconds for choice in choices), "seconds of music") as progress:
         scores = render_all(plan, choices, player, progress)
     clock.stop("rendering")
     with Progress("judging"):
-        manifest = _write_manifest(plan, choices, scores)
+        manifest = _write_manifest(plan, judge, choices, scores)
     clock.stop("judging")
     batch = Batch(name, home.generations / name, manifest)
     kept = [choice.candidate for choice in choices]
@@ -176,22 +184,6 @@ def generate_batch(
     publish_folder(batch_folder(folder), batch.folder)
     shutil.rmtree(folder, ignore_errors=True)
     return batch
-
-
-def _compose(
-    plan: WritePlan, on_pieces: Callable[[int], None] | None, show: Callable[[str, int, str], Progress]
-) -> list[Choice]:
-    first, n_written = first_candidates(plan.config), 0
-    with show("composing", plan.expected_tokens(first), "tokens") as progress:
-
-        def count(n_pieces: int) -> None:
-            nonlocal n_written
-            n_written += n_pieces
-            progress.note = f"{n_written} of {len(first)} pieces are written"
-            if on_pieces:
-                on_pieces(n_pieces)
-
-        return choose_pieces(plan, count, report_to(progress))
 
 
 def open_unfinished(home: Home, name: str, origin: dict[str, Any], fresh: bool) -> Path:
@@ -216,7 +208,9 @@ def open_unfinished(home: Home, name: str, origin: dict[str, Any], fresh: bool) 
     return folder
 
 
-def _write_manifest(plan: WritePlan, choices: Sequence[Choice], scores: Mapping[str, Score]) -> dict[str, Any]:
+def _write_manifest(
+    plan: WritePlan, judge: Judge, choices: Sequence[Choice], scores: Mapping[str, Score]
+) -> dict[str, Any]:
     """Write the page and, last, the manifest of a batch; return the manifest. `scores` are of pieces just rendered."""
     target, config = batch_folder(plan.folder), plan.config
     sidecars = [check_piece(pieces_folder(plan.folder) / f"{choice.candidate.name}.json") for choice in choices]
@@ -230,7 +224,7 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice], scores: Mapping[
         "n_nothing_new": sum(NOTHING_NEW in piece["flags"] for piece in sidecars),
         "n_cut_short": sum(CUT_SHORT in piece["flags"] for piece in sidecars),
         "cut_before": sorted(cut_before),
-        "most_tokens": plan.judge.max_tokens,
+        "most_tokens": judge.max_tokens,
         "n_ended": sum(piece["ended"] for piece in sidecars),
         "n_attempts": sum(choice.n_attempts for choice in choices),
         "n_rejected_as_copies": sum(len(choice.rejected) for choice in choices),
@@ -241,12 +235,12 @@ def _write_manifest(plan: WritePlan, choices: Sequence[Choice], scores: Mapping[
         ],
         "statistics": {name: float(np.mean([part[name] for part in statistics])) for name in statistics[0]},
         "validity": share_valid(validities),
-        **plan.judge.verdict(sidecars),
+        **judge.verdict(sidecars),
     }
     manifest["flags"] = batch_flags(manifest)
     for line in manifest["flags"]:
         logger.warning("%s", line)
-    page = batch_page(plan.judge, pieces_folder(plan.folder), sidecars, manifest, scores)
+    page = batch_page(judge, pieces_folder(plan.folder), sidecars, manifest, scores)
     write_atomically(target / "gallery.html", page.encode())
     write_atomically(target / "manifest.json", sealed_bytes(manifest))
     return manifest

@@ -1,72 +1,21 @@
 """Selection of the attempts of a batch, and their writing and rendering by the workers."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tasks.config.generation import GenerateConfig
-from tasks.generation.candidates import (
-    Candidate,
-    RenderJob,
-    WriteJob,
-    expected_tokens,
-    is_rendered,
-    is_written,
-    read_candidate,
-    render_pieces,
-    write_candidates,
-)
+from tasks.generation import candidates as work
+from tasks.generation.candidates import Candidate, WritePlan, is_written, pieces_folder, read_candidate
 from tasks.generation.judge import Judge, flags_of, is_copy
-from tasks.generation.prompts import Prompt
 from tasks.music.render.soundfont import Player
 from tasks.music.score import Score
 from tasks.runtime import cluster
 from tasks.runtime.progress import Progress
-from tasks.sampling.latents import LatentPlan, LatentSource
-from tasks.sampling.token_count import ReportTokens, TallySheet
+from tasks.sampling.token_count import TokenProgress, write_sums
 
 MORE_ATTEMPTS = 8  # at most, at a piece that is rejected as a copy
-
-
-@dataclass(frozen=True, slots=True)
-class WritePlan:
-    """Data shared by all work on a batch."""
-
-    prompts: list[Prompt]
-    config: GenerateConfig
-    lineage: dict[str, str]
-    folder: Path  # of the unfinished batch
-    judge: Judge
-    latents: str  # where they come from, see `latents_of`
-
-    def expected_tokens(self, candidates: Sequence[Candidate]) -> int:
-        """Return the largest number of tokens drawn for some candidates."""
-        return sum(
-            expected_tokens(
-                self.prompts[candidate.index % len(self.prompts)], candidate.index, self.config, self.judge.max_tokens
-            )
-            for candidate in candidates
-        )
-
-    def jobs(self, candidates: Sequence[Candidate]) -> list[WriteJob]:
-        """Return a job for each worker, with an equal share of the candidates."""
-        sources = tuple(LatentSource(p.name, p.sha256, p.window, p.n_whole - len(p.window)) for p in self.prompts)
-        latents = LatentPlan(self.latents, sources, self.config.n_pieces, self.config.variation)
-        dataset_folder = self.judge.index.folder if self.judge.index else None
-        return [
-            WriteJob(
-                checkpoint=self.judge.loaded.folder,
-                candidates=share,
-                prompts=tuple(self.prompts[candidate.index % len(self.prompts)] for candidate in share),
-                latents=latents,
-                config=self.config,
-                lineage=self.lineage,
-                folder=self.folder,
-                dataset_folder=dataset_folder,
-            )
-            for share in deal(candidates, self.config.n_workers)
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +71,16 @@ def first_candidates(config: GenerateConfig) -> list[Candidate]:
     return [Candidate(index, attempt) for attempt in range(n_attempts) for index in range(config.n_pieces)]
 
 
-def choose_pieces(
-    plan: WritePlan, on_pieces: Callable[[int], None] | None = None, report: ReportTokens | None = None
-) -> list[Choice]:
+def choose_pieces(plan: WritePlan, judge: Judge, progress: Progress) -> list[Choice]:
     """Write attempts at each piece, more where all are rejected copies, and choose.
 
     Args:
-        on_pieces: called with the number of attempts written since the last call; those that were written before count.
-        report: gets the tokens drawn since the last call, and by how many they will be fewer than
-            `WritePlan.expected_tokens` of the first candidates.
+        progress: counts tokens; its total is what the first candidates are expected to need.
     """
-    config, first = plan.config, first_candidates(plan.config)
+    config, tokens = plan.config, TokenProgress(progress)
     attempts = {index: list(range(config.best_of // config.n_tries)) for index in range(config.n_pieces)}
-    write_all(plan, first, on_pieces, report)
-    choices = _choose(plan, attempts)
+    _write_all(plan, judge, first_candidates(config), tokens)
+    choices = _choose(plan, judge, attempts)
     for _ in range(MORE_ATTEMPTS if config.reject_copies else 0):
         copies = [choice.candidate.index for choice in choices if is_copy(choice.facts)]
         if not copies:
@@ -143,18 +88,17 @@ def choose_pieces(
         for index in copies:
             attempts[index].append(len(attempts[index]))
         more = [Candidate(index, attempts[index][-1]) for index in copies]
-        if report:
-            report(0, -plan.expected_tokens(more))
-        write_all(plan, more, None, report)
-        choices = _choose(plan, attempts)
+        progress.total += sum(map(plan.expected_tokens, more))
+        _write_all(plan, judge, more, tokens)
+        choices = _choose(plan, judge, attempts)
     return choices
 
 
-def _choose(plan: WritePlan, attempts: Mapping[int, Sequence[int]]) -> list[Choice]:
+def _choose(plan: WritePlan, judge: Judge, attempts: Mapping[int, Sequence[int]]) -> list[Choice]:
     """Return the best attempt at each piece, of equals the first; rejected copies come last."""
     candidates = [Candidate(index, attempt) for index, some in attempts.items() for attempt in some]
     facts = {c: read_candidate(c, plan.folder)["facts"] for c in candidates}
-    scores = dict(zip(candidates, plan.judge.scores(list(facts.values())), strict=True))
+    scores = dict(zip(candidates, judge.scores(list(facts.values())), strict=True))
     choices = []
     for index, some in attempts.items():
         own = [Candidate(index, attempt) for attempt in some]
@@ -167,77 +111,61 @@ def _choose(plan: WritePlan, attempts: Mapping[int, Sequence[int]]) -> list[Choi
     return choices
 
 
-def write_all(
-    plan: WritePlan,
-    candidates: Sequence[Candidate],
-    on_pieces: Callable[[int], None] | None = None,
-    report: ReportTokens | None = None,
-) -> None:
-    """Write all candidates that are not written yet; see `choose_pieces`."""
-    countdown = Countdown(plan.folder, candidates, on_pieces)
-    countdown()
-    if report:
-        report(0, plan.expected_tokens(candidates) - plan.expected_tokens(countdown.left))
-    jobs = plan.jobs(countdown.left)
+def _write_all(plan: WritePlan, judge: Judge, candidates: Sequence[Candidate], tokens: TokenProgress) -> None:
+    """Write all candidates that are not written yet."""
+    waiting = {candidate for candidate in candidates if not is_written(candidate, plan.folder)}
+    tokens.progress.total -= sum(plan.expected_tokens(c) for c in candidates if c not in waiting)
+
+    def note(written: set[Candidate]) -> None:
+        waiting.difference_update(written)
+        tokens.progress.note = f"{len(candidates) - len(waiting)} of {len(candidates)} pieces are written"
+
+    note(set())
+    left = [candidate for candidate in candidates if candidate in waiting]
     if plan.config.n_workers == 1:
-        for job in jobs:
-            write_candidates(job, plan.judge.loaded, plan.judge.index, countdown.count_one, report)
+        report = partial(tokens.report, object())  # a count of its own
+        work.write_candidates(plan, left, report, judge.loaded, judge.index, lambda candidate: note({candidate}))
         return
-    jobs = [replace(job, tally=plan.folder / f"tally-{place}") for place, job in enumerate(jobs)]
-    sheets = [TallySheet(job.tally) for job in jobs if job.tally]
-    for sheet in sheets:
-        sheet.path.unlink(missing_ok=True)
+    shares = [(plan, share, plan.folder / f"tally-{i}") for i, share in enumerate(deal(left, plan.config.n_workers))]
+    for _, _, tally in shares:
+        tally.unlink(missing_ok=True)
 
     def look() -> None:
-        countdown()
-        for sheet in sheets:
-            sheet.news(report or (lambda n_drawn, n_fewer: None))
+        note({candidate for candidate in waiting if candidate.path(plan.folder, "json").exists()})
+        for _, _, tally in shares:
+            tokens.read(tally)
 
-    cluster.run_over(write_candidates, jobs, max_in_flight=len(jobs), on_wait=look)
+    cluster.run_over(_write_share, shares, max_in_flight=len(shares), on_wait=look)
     look()
 
 
-class Countdown:
-    """Counts the candidates that were written since its last call."""
-
-    def __init__(self, folder: Path, candidates: Sequence[Candidate], on_pieces: Callable[[int], None] | None) -> None:
-        self.folder, self.left, self.on_pieces = folder, list(candidates), on_pieces
-        self.counted = set[Candidate]()  # one may come twice: see `models.sampling.sample.sample`
-
-    def __call__(self) -> None:
-        left = [candidate for candidate in self.left if not is_written(candidate, self.folder)]
-        if self.on_pieces and len(left) < len(self.left):
-            self.on_pieces(len(self.left) - len(left))
-        self.left = left
-
-    def count_one(self, candidate: Candidate) -> None:
-        if self.on_pieces and candidate not in self.counted:
-            self.on_pieces(1)
-        self.counted.add(candidate)
+def _write_share(share: tuple[Any, ...]) -> None:
+    plan, candidates, tally = share
+    work.write_candidates(plan, candidates, partial(write_sums, tally))
 
 
 def render_all(plan: WritePlan, choices: Sequence[Choice], player: Player, progress: Progress) -> dict[str, Score]:
     """Make the missing files of all chosen pieces, and return the music of these by name."""
-    config = plan.config
-    jobs = [
-        RenderJob(
-            chosen=tuple(choice.candidate for choice in share),
-            facts=tuple(plan.lineage | choice.sidecar(config) for choice in share),
-            config=config,
-            folder=plan.folder,
-            player=player,
-            n_threads=max(cluster.n_cpus() // config.n_workers, 1),
-        )
-        for share in deal(choices, config.n_workers)
+    n_workers, seconds = plan.config.n_workers, {choice.candidate: choice.seconds for choice in choices}
+    n_threads = max(cluster.n_cpus() // n_workers, 1)
+    shares = [
+        (plan, {choice.candidate: plan.lineage | choice.sidecar(plan.config) for choice in share}, player, n_threads)
+        for share in deal(choices, n_workers)
     ]
-    seconds = {choice.candidate: choice.seconds for choice in choices}
-    if config.n_workers == 1:
-        rendered = [render_pieces(job, lambda candidate: progress.advance(seconds[candidate])) for job in jobs]
-    else:
 
-        def look() -> None:
-            for candidate in [c for c in seconds if is_rendered(c, plan.folder)]:
+    def look() -> None:
+        for candidate in list(seconds):
+            if (pieces_folder(plan.folder) / f"{candidate.name}.json").exists():
                 progress.advance(seconds.pop(candidate))
 
-        rendered = cluster.run_over(render_pieces, jobs, max_in_flight=len(jobs), on_wait=look)
+    if n_workers == 1:
+        rendered = [
+            work.render_pieces(*share, lambda candidate: progress.advance(seconds[candidate])) for share in shares
+        ]
+    else:
+        rendered = cluster.run_over(_render_share, shares, max_in_flight=len(shares), on_wait=look)
     return {name: score for scores in rendered for name, score in scores.items()}
+
+
+def _render_share(share: tuple[Any, ...]) -> dict[str, Score]:
+    return work.render_pieces(*share)

@@ -141,12 +141,12 @@ def _what_was_asked(test: "ContinuationTest", config: EvaluateConfig) -> str:
     n = len(test.pieces)
     if test.kind == "from_latents":
         return (
-            "A model with latents cannot go on from a beginning: a latent stands for a whole window. It wrote the first"
-            f" window of {plural(n, 'piece')} again from its likeliest latent, which is set beside the window itself."
+            "A model with latents cannot continue a beginning: a latent represents a whole window. It wrote the first"
+            f" window of {plural(n, 'piece')} again from its likeliest latent, for comparison with the window itself."
         )
     short = f" {plural(test.n_too_short, 'piece')} of the split were too short." if test.n_too_short else ""
     return (
-        f"The model went on from the first {config.prompt_tokens:,} tokens of {plural(n, 'piece')} of the split, for at"
+        f"The model continued the first {config.prompt_tokens:,} tokens of {plural(n, 'piece')} of the split, for at"
         f" most {config.sample_tokens:,} tokens, under the grammar, as batches are written.{short} Entropies compare"
         " between models of the same encoding."
     )

@@ -1,7 +1,6 @@
 """The page of one evaluation: likelihood, the champion, samples, copies, continuations, speed, origin.
 
-Like the page of a dataset it runs no script and fetches nothing; see `page.py`. Samples and continuations are in
-`music_sections.py`.
+The page runs no script and fetches nothing. Samples and continuations are in `music_sections.py`.
 """
 
 import math
@@ -29,14 +28,14 @@ if TYPE_CHECKING:  # it brings torch
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What came of a model's rivalry with the champion of its name; None on music that it was trained on."""
+    """The result of a model's comparison with its champion; `rivalry` is None on music that it was trained on."""
 
     rivalry: Rivalry | None
     is_promoted: bool
 
     def in_words(self) -> str:
         if self.rivalry is None:
-            return "This is the music that models learn from, so it makes no champion."
+            return "A score on the training split makes no champion."
         if self.is_promoted:
             follows = "It has the alias champion now."
         elif self.rivalry.is_won:
@@ -89,13 +88,13 @@ def _headline(result: "Evaluation", decision: Decision) -> dict[str, str]:
 def _warnings(result: "Evaluation", config: EvaluateConfig) -> list[str]:
     m, found = result.metrics, list[str]()
     if config.split == "train":
-        found.append("Scored on the training split: the figures say what was learned by heart.")
+        found.append("Scored on the training split: the figures show what was memorised.")
     if m["nll_per_token"] >= m["baseline/nll_per_token"]:
-        found.append("The model predicts no better than how frequent each token is.")
+        found.append("The model predicts no better than token frequencies.")
     longest = result.about.get("sample_tokens", config.sample_tokens)
     if result.n_samples and longest < config.sample_tokens:
         found.append(
-            f"Samples end at the {longest} tokens that the model reads, not at the {config.sample_tokens} asked."
+            f"Samples end at the {longest} tokens that the model reads, not at the {config.sample_tokens} requested."
         )
     if result.n_samples and result.copying is None:
         found.append("The samples could not be compared with the training split; the run's log says why.")
@@ -121,7 +120,7 @@ def _likelihood(result: "Evaluation") -> dict[str, Any]:
     reach = f"with at least {result.least_context} tokens before it" if result.least_context else "in blocks"
     lead = (
         f"{int(m['n_tokens']):,} tokens of {result.n_held_out:,} pieces, each predicted once, {reach}. Beside the"
-        " model, as a stroke: what the training split's token frequencies alone would give."
+        " model, as a stroke: the figure of the training split's token frequencies alone."
     )
     return {"lead": lead, "rows": rows, "latents": _latents(m)}
 

@@ -236,5 +236,5 @@ def test_a_model_with_latents_writes_windows_again(tmp_path: Path) -> None:
     page = evaluation_page(
         result, model_of(checkpoint, dataset.reference), dataset, config, Decision(None, False), "0123"
     )
-    assert "A model with latents cannot go on from a beginning" in page
+    assert "A model with latents cannot continue a beginning" in page
     assert "cost of another block&#39;s latent" in page

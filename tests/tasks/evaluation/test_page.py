@@ -70,7 +70,7 @@ def test_the_page_holds_figures_lineage_and_decision(studio: Studio, result: Eva
     said = [
         f"{m['bits_per_note']:,.3f}", f"{m['baseline/nll_per_token']:.4f}", f"{m['grammar_error_rate']:.5f} a token",
         "It is better. It has the alias champion now.", "-0.7500 to -0.2500", "9.0000", "typicality of held-out pieces",
-        "notes per second", "scale consistency", "The other", "human limit", "from the first 24 tokens of",
+        "notes per second", "scale consistency", "The other", "human limit", "continued the first 24 tokens of",
         "tokens scored per second", f"{result.tokens_per_second:,.0f}", "abcdef0123", studio.dataset.reference,
         "0123456789abcdef", "oore-", "n_continuations", "decoder", *(piece.opening.file for piece in test.pieces),
     ]  # fmt: skip
@@ -107,7 +107,7 @@ def test_no_text_leaves_its_place(studio: Studio, result: Evaluation) -> None:
 @pytest.mark.parametrize(
     ("rivalry", "is_promoted", "words"),
     [
-        (None, False, "This is the music that models learn from, so it makes no champion."),
+        (None, False, "A score on the training split makes no champion."),
         (WON, True, "It is better. It has the alias champion now."),
         (WON, False, "It is better. The setting evaluate.promote is false"),
         (replace(WON, is_won=False, verdict="It is worse."), False, "It is worse. The alias champion stays"),
@@ -127,8 +127,8 @@ def test_what_a_reviewer_must_know_is_above_all(studio: Studio, result: Evaluati
         return page_of(studio, result, config=config).partition("<main>")[0]
 
     assert '<ul class="note">' not in notes(minimal(nll_per_token=0.5))
-    assert "no better than how frequent" in notes(minimal())
-    assert "learned by heart" in notes(minimal(), replace(CONFIG, split="train"))
+    assert "no better than token frequencies" in notes(minimal())
+    assert "what was memorised" in notes(minimal(), replace(CONFIG, split="train"))
     assert "could not be compared with the training split" in notes(replace(result, copying=None))
     assert result.copying is not None
     beyond = {"verdict": result.copying["verdict"] | {"is_beyond": True}}

@@ -434,7 +434,7 @@ def test_lost_piece_scores_make_no_champion(
     artifacts = Path(url2pathname(urlsplit(tracker.client.get_run(run_id).info.artifact_uri).path))
     (artifacts / "pieces.json").write_text("{")
     assert not score(tracker, second, dataset, 4.0, BETTER)
-    assert "No interval can be told: the piece scores of lost@1 cannot be read" in last_words(tracker)
+    assert "No interval can be computed: the piece scores of lost@1 cannot be read" in last_words(tracker)
     (artifacts / "pieces.json").unlink()
     assert not score(tracker, second, dataset, 4.0, BETTER)
     assert not score(tracker, second, dataset, 4.0, BETTER[:1])
