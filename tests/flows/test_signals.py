@@ -152,7 +152,7 @@ def test_a_signal_to_the_group_before_the_first_step_waits_for_nothing(
     ("moment", "number"),
     [
         pytest.param("gcs_server", signal.SIGTERM, marks=pytest.mark.nightly),
-        ("ray::ImplicitFunc", signal.SIGHUP),
+        ("ray::train_trial", signal.SIGHUP),
     ],
 )
 def test_a_signal_to_the_group_before_the_first_step_of_a_sweep_waits_for_nothing(
