@@ -167,6 +167,34 @@ def stats(
     print_facts({"files": files}, as_json, lines)
 
 
+@app.command(epilog="Example: orchestrion text mine -o songs.txt")
+def text(
+    dataset: Annotated[
+        str,
+        typer.Argument(metavar="[NAME[@VERSION]]", help="By default the newest.", autocompletion=completion.datasets),
+    ] = "",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Text file to write.")] = Path("songs.txt"),
+    split: Annotated[str, typer.Option("--split", help="train, validation or test; by default all songs.")] = "",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of optimus_txt. Repeatable."),
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a dataset as readable text: ten lines about it, then every song in the encoding optimus_txt."""
+    from tasks.dataset.text import dataset_text
+    from tasks.dataset.versions import resolve_dataset
+    from tasks.storage.user_paths import check_output, write_output
+
+    check_output(out)
+    version = resolve_dataset(Home.at(home), dataset)
+    written, n_songs = dataset_text(version, overrides or [], split)
+    write_output(out, written.encode())
+    facts = {"path": str(out), "dataset_version": version.version, "n_songs": n_songs, "n_characters": len(written)}
+    print_result(facts, as_json, list(facts))
+
+
 @app.command(epilog="Example: orchestrion decode tokens.json --out song.mid")
 def decode(
     ids: Annotated[

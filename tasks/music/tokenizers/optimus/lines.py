@@ -1,4 +1,4 @@
-"""Lines of the text of Optimus VIRTUOSO: written from rows as ids, found among ids, and read as music.
+"""Lines of the text of Optimus VIRTUOSO, as ids or characters: written from rows, found again, and read as music.
 
 Source: Optimus VIRTUOSO (2021), the encoding TXT.
 """
@@ -29,7 +29,7 @@ HEADER_BEFORE_COUNT, HEADER_AFTER_COUNT = "SONG=Song_with_", "_notes\n"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Alphabet:
-    """Ids: of each value, of a line's end, and of what is around the lines of a piece.
+    """Symbols, ids or code points: of each value, of a line's end, and of what is around the lines of a piece.
 
     Args:
         before_count, digits, after_count: the header; without digits the number of notes is left out.
@@ -44,6 +44,16 @@ class Alphabet:
     last: NDArray[Any]
 
 
+def text_alphabet(config: OptimusTxtConfig) -> Alphabet:
+    """Return the alphabet of lines without a header."""
+    nothing = np.zeros(0, np.uint32)
+    return Alphabet(_codes_of_values(config).astype(np.uint32), NEWLINE, nothing, nothing, nothing, nothing)
+
+
+def _codes_of_values(config: OptimusTxtConfig) -> IntArray:
+    return to_code_points(np.arange(max(config.max_units, 127) + 1))
+
+
 def id_alphabet(config: OptimusTxtConfig, id_of_code: dict[int, int]) -> Alphabet:
     """Return the alphabet of ids, from <start> to <end>; all is <unknown> until there is a vocabulary."""
 
@@ -51,9 +61,8 @@ def id_alphabet(config: OptimusTxtConfig, id_of_code: dict[int, int]) -> Alphabe
         return [id_of_code.get(ord(symbol), UNKNOWN) for symbol in text]
 
     is_counted = config.header == "count"
-    codes = to_code_points(np.arange(max(config.max_units, 127) + 1))
     return Alphabet(
-        values=np.array([id_of_code.get(code, UNKNOWN) for code in codes.tolist()], np.uint16),
+        values=np.array([id_of_code.get(code, UNKNOWN) for code in _codes_of_values(config).tolist()], np.uint16),
         newline=id_of_code.get(NEWLINE, UNKNOWN),
         before_count=np.array([START, *ids_of(HEADER_BEFORE_COUNT if is_counted else "")], np.uint16),
         digits=np.array(ids_of("0123456789" if is_counted else ""), np.uint16),

@@ -5,6 +5,8 @@ Source: Optimus VIRTUOSO (2021), the encoding TXT; its characters and lines, but
 from the note before, and values that are not Unicode characters are skipped.
 """
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from tasks.music.arrays import IntArray
 from tasks.music.midi.writer import DRUM_CHANNEL
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
-from tasks.music.tokenizers.base import TokenArray, TokenBatch, Tokenizer, require_ids, until_end
+from tasks.music.tokenizers.base import BLOCK_NOTES, TokenArray, TokenBatch, Tokenizer, require_ids, until_end
 from tasks.music.tokenizers.grammar import Grammar
 from tasks.music.tokenizers.optimus.characters import (
     END,
@@ -35,6 +37,7 @@ from tasks.music.tokenizers.optimus.lines import (
     find_groups,
     id_alphabet,
     read_lines,
+    text_alphabet,
     write_lines,
 )
 from tasks.music.tokenizers.optimus.rows import OFFSET, programs_of_channels
@@ -139,6 +142,64 @@ class OptimusTxtTokenizer(Tokenizer):
             return None
         tokens[places[:, 2]] = self._alphabet.values[pitch + semitones]
         return tokens.astype(np.uint16)
+
+    def to_text(self, batch: NoteBatch, names: Sequence[str]) -> str:
+        """Return pieces as songs with real names in their headers; needs no vocabulary.
+
+        A name is cut at its first dot, and what would break a header is replaced in it.
+
+        Raises:
+            ValueError: not one name for each piece.
+        """
+        if len(names) != batch.n_pieces:
+            raise ValueError(f"{len(names)} names for {batch.n_pieces} pieces")
+        songs = list[str]()
+        for block in batch.blocks(BLOCK_NOTES):
+            rows = arrange(block, self.config)
+            offsets, codes, _ = write_lines(rows, self.config, text_alphabet(self.config))
+            for piece, n_notes in enumerate(rows.n_notes.tolist()):
+                lines = codes[offsets[piece] : offsets[piece + 1]].tobytes().decode("utf-32-le")
+                songs.append(f"SONG={_song_name(names[len(songs)])}_with_{n_notes}_notes\n{lines}")
+        return "".join(songs)
+
+    def from_text(self, text: str) -> list[tuple[str, Score]]:
+        """Return the name and the music of each song; the inverse of `to_text`, and of `dataset_text`.
+
+        Forgiving like `decode`; text before the first header is left out.
+        """
+        text = re.sub(r"(?m)^TOTAL_SONGS_IN_DATASET=\d+\n?\Z", "", text)
+        heads = list(re.finditer(r"(?m)^SONG=(.*)\n?", text))
+        stops = [*(head.start() for head in heads), len(text)][1:]
+        songs = list[tuple[str, Score]]()
+        for head, stop in zip(heads, stops, strict=True):
+            stated = re.fullmatch(r"(.*)_with_\d+_notes", head[1])
+            lines = text[head.end() : stop].encode("utf-32-le", "surrogatepass")
+            score = read_lines(np.frombuffer(lines, np.uint32).astype(np.int64), self.config)
+            songs.append((stated[1] if stated else head[1], score))
+        return songs
+
+    def dataset_text(self, batch: NoteBatch, names: Sequence[str], *, dataset: str, created_on: str) -> str:
+        """Return all songs after ten lines that say how to read them, and the number of songs after them."""
+        config = self.config
+        head = {
+            "DATASET": " ".join(dataset.split()),
+            "CREATED_ON": " ".join(created_on.split()),
+            "CHARS_ENCODING_OFFSET": OFFSET,
+            "TIME_DENOMINATOR": config.unit_milliseconds,
+            "TRANSFORM": 0,
+            "PERFECT_TIMINGS": True,
+            "MUSENET_ENCODING": True,
+            "TRANSPOSED_BY": 0,
+            "TRANSPOSED_AND_FLIPPED": False,
+            "LEGEND": "STA-DUR-PTC" + "-VEL" * config.velocities + "-CHA" * config.channels,
+        }
+        lines = "".join(f"{name}={value}\n" for name, value in head.items())
+        return f"{lines}{self.to_text(batch, names)}TOTAL_SONGS_IN_DATASET={batch.n_pieces}"
+
+
+def _song_name(name: str) -> str:
+    """Return a name that fits into a header, and into UTF-8."""
+    return re.sub(r"[\s=\x00-\x1f\ud800-\udfff]", "_", name.partition(".")[0].replace("'", "-"))
 
 
 def _build_grammar(

@@ -1,6 +1,7 @@
 """The readable text of Optimus VIRTUOSO: vectors, laws of encoding and decoding, real music where it is present."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from tasks.music.score import Score
 from tasks.music.tokenizers import base
 from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.tokenizers.optimus.characters import MAX_VALUE, from_code_points, to_code_points
-from tasks.music.tokenizers.optimus.lines import read_lines
 from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig, OptimusTxtTokenizer
 from tasks.music.transforms import transpose
 from tests.budget import examples
@@ -94,13 +94,15 @@ def test_four_notes(fields: dict[str, Any], expected: list[list[int]]) -> None:
     assert values_of(lines) == expected
     batch = encode(score, tokenizer=tokenizer)
     assert (batch.n_notes.tolist(), batch.seconds.tolist(), losses(batch)) == ([4], [2.5], {})
+    text = tokenizer.to_text(score.notes, ["a.mid"])
+    assert text == f"SONG=a_with_4_notes\n{lines}"
 
 
 def test_the_rule_of_the_original_follows_from_ours() -> None:
     """It wrote the time to the next note: so each time beside the note before, the first note twice, the last never."""
-    score = make_score(FOUR_NOTES)
-    tokenizer = learned(OptimusTxtConfig(unit_milliseconds=1, velocities=True, channels=True), score)
-    rows = values_of(text_of(score, tokenizer).partition("\n")[2])
+    tokenizer = OptimusTxtTokenizer(OptimusTxtConfig(unit_milliseconds=1, velocities=True, channels=True))
+    text = tokenizer.to_text(make_score(FOUR_NOTES).notes, ["a.mid"])
+    rows = values_of(text.partition("\n")[2])
     notes = [row[1:] for row in [rows[0], *rows[:-1]]]
     assert [[row[0], *note] for row, note in zip(rows, notes, strict=True)] == [
         [0, 500, 60, 80, 0], [500, 500, 60, 80, 0], [500, 500, 64, 90, 0], [500, 500, 67, 100, 0],
@@ -121,10 +123,10 @@ def test_every_value_is_valid_utf_8() -> None:
 def test_a_note_is_at_most_twenty_bytes() -> None:
     """Five characters of at most four bytes, as the original says, and the end of the line."""
     config = OptimusTxtConfig(unit_milliseconds=1, max_milliseconds=1_000_000, velocities=True, channels=True)
-    score = make_score([(900_000, 900_000, 127, 127)])
-    tokenizer = learned(config, score)
-    assert len(text_of(score, tokenizer).partition("\n")[2].encode()) == 4 + 4 + 2 + 2 + 1 + 1
-    assert note_rows(tokenizer.decode(encode(score, tokenizer=tokenizer).ids)) == [(900_000, 900_000, 127, 127)]
+    text = OptimusTxtTokenizer(config).to_text(make_score([(900_000, 900_000, 127, 127)]).notes, ["long"])
+    assert len(text.partition("\n")[2].encode()) == 4 + 4 + 2 + 2 + 1 + 1
+    ((_, score),) = OptimusTxtTokenizer(config).from_text(text)
+    assert note_rows(score) == [(900_000, 900_000, 127, 127)]
 
 
 def test_chords_share_a_line() -> None:
@@ -290,14 +292,54 @@ def test_variants_have_digests_of_their_own() -> None:
     assert len({tokenizer.digest for tokenizer in ALL.values()}) == len(ALL)
 
 
-# --- lines
+# --- whole texts
 
 
-def test_reading_lines_forgives() -> None:
-    text = "!#]\n!!\n!#]]\n\ud800#]\n$#a"
-    score = read_lines(np.array([ord(symbol) for symbol in text]), ALL["3"].config)
+def test_texts_come_back(tmp_path: Path) -> None:
+    pieces = [make_score(FOUR_NOTES), make_score([]), make_score([(50, 10, 100, 100)])]
+    names = ["It's a=song no 1.v2.mid", "empty\n", "folder/\udcff.mid"]
+    for tokenizer in ALL.values():
+        path = tmp_path / "songs.txt"
+        path.write_bytes(tokenizer.to_text(NoteBatch.joined([score.notes for score in pieces]), names).encode())
+        songs = tokenizer.from_text(path.read_text(encoding="utf-8"))
+        assert [name for name, _ in songs] == ["It-s_a_song_no_1", "empty_", "folder/_"]
+        for (_, back), piece in zip(songs, pieces, strict=True):
+            assert full_rows(back, sounds=False) == full_rows(piece, sounds=False)
+            assert not back.dropped
+    with pytest.raises(ValueError, match="1 names for 3 pieces"):
+        FULL.to_text(NoteBatch.joined([score.notes for score in pieces]), ["one"])
+
+
+def test_a_dataset_begins_with_ten_lines_and_ends_with_its_size() -> None:
+    pieces = [make_score(FOUR_NOTES), make_score([]), make_score([(50, 10, 100, 100)])]
+    text = FULL.dataset_text(
+        NoteBatch.joined([score.notes for score in pieces]), list("abc"), dataset="my\nset", created_on="today"
+    )
+    lines = text.split("\n")
+    assert [line.partition("=")[0] for line in lines[:11]] == [
+        "DATASET", "CREATED_ON", "CHARS_ENCODING_OFFSET", "TIME_DENOMINATOR", "TRANSFORM", "PERFECT_TIMINGS",
+        "MUSENET_ENCODING", "TRANSPOSED_BY", "TRANSPOSED_AND_FLIPPED", "LEGEND", "SONG",
+    ]  # fmt: skip
+    assert lines[0] == "DATASET=my set"
+    assert lines[9] == "LEGEND=STA-DUR-PTC-VEL-CHA"
+    assert text.endswith("\nTOTAL_SONGS_IN_DATASET=3")
+    songs = [score for _, score in FULL.from_text(text)]
+    assert [len(score.notes.pitch) for score in songs] == [4, 0, 1]
+    assert not any(score.dropped for score in songs)
+    assert "".join(f"SONG={head}" for head in text.split("SONG=")[1:]).startswith(
+        FULL.to_text(NoteBatch.joined([score.notes for score in pieces]), list("abc"))
+    )
+
+
+def test_reading_texts_forgives() -> None:
+    tokenizer = ALL["3"]
+    assert tokenizer.from_text("") == []
+    assert tokenizer.from_text("no song\n!!!\n") == []
+    ((name, score),) = tokenizer.from_text("SONG=without count\n!#]\n!!\n!#]]\n\ud800#]\n$#a")
+    assert name == "without count"
     assert note_rows(score) == [(0, 20, 60, 90), (30, 20, 64, 90)]
     assert score.dropped == {"malformed_lines": 2, "impossible_notes": 1}
+    assert [name for name, _ in tokenizer.from_text("SONG=a_with_1_notes\nSONG=b_with_0_notes")] == ["a", "b"]
 
 
 # --- laws
@@ -366,10 +408,11 @@ def test_a_piece_has_the_same_tokens_in_any_company(pieces: list[Score], block: 
         alone = np.concatenate([encode(piece, tokenizer=tokenizer).ids for piece in pieces])
         assert np.array_equal(together.ids, alone)
         notes = NoteBatch.joined([score.notes for score in pieces])
-        symbols = tokenizer.config.symbols(notes)
+        text, symbols = tokenizer.to_text(notes, ["x"] * len(pieces)), tokenizer.config.symbols(notes)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(base, "BLOCK_NOTES", block)
             assert np.array_equal(encode(*pieces, tokenizer=tokenizer).ids, alone)
+            assert tokenizer.to_text(notes, ["x"] * len(pieces)) == text
             assert tokenizer.config.symbols(notes) == symbols
 
 
@@ -382,7 +425,7 @@ def test_what_was_learned_from_is_known_and_of_equal_width(pieces: list[Score]) 
         assert not batch.dropped["unknown_characters"].any()
         for ids in np.split(batch.ids, batch.offsets[1:-1]):
             assert tokenizer.grammar.first_violation([*ids.tolist(), 0, 0]) is None
-        lines = "".join(text_of(piece, tokenizer) for piece in pieces).split("\n")
+        lines = tokenizer.to_text(NoteBatch.joined([score.notes for score in pieces]), ["x"] * len(pieces)).split("\n")
         widths = {len(line) for line in lines if not line.startswith("SONG=")} - {0}
         assert widths <= {config.width} or (config.chordify and all(width % config.width == 0 for width in widths))
 
@@ -508,7 +551,9 @@ def test_real_pieces(source: str) -> None:
         assert np.array_equal(batch.n_notes + batch.dropped["drums"], np.diff(notes.offsets))
         if name != "melody":
             assert batch.ids.tolist() == plain.plain_txt(notes, tokenizer)
-        for ids in np.split(batch.ids, batch.offsets[1:-1])[:3]:
+        songs = tokenizer.from_text(tokenizer.to_text(notes, [path.name for path in paths]))
+        for ids, (_, score) in list(zip(np.split(batch.ids, batch.offsets[1:-1]), songs, strict=True))[:3]:
             assert tokenizer.grammar.first_violation(ids) is None
             back = tokenizer.decode(ids)
+            assert full_rows(back) == full_rows(score)
             assert np.array_equal(encode(back, tokenizer=tokenizer).ids, ids)

@@ -1,0 +1,57 @@
+"""A dataset as text: ten lines, every accepted song with its name, and music that comes back."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks.dataset.text import dataset_text
+from tasks.dataset.versions import DatasetVersion
+from tasks.errors import ConfigError, DatasetError
+from tasks.music.midi.read_midi import read_midi
+from tasks.music.tokenizers.optimus.characters import OptimusTxtConfig
+from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtTokenizer
+from tasks.storage.home import Home
+from tests.samples import small_corpus, small_dataset
+
+FULL = OptimusTxtConfig(velocities=True, channels=True)
+
+
+@pytest.fixture(scope="module")
+def sourced(tmp_path_factory: pytest.TempPathFactory) -> tuple[DatasetVersion, Path]:
+    folder = tmp_path_factory.mktemp("text")
+    source = small_corpus(folder / "midi", 10, with_flaws=True)
+    return small_dataset(Home.at(folder / "home"), source), source
+
+
+def test_every_accepted_song_stands_in_the_text_with_its_name_and_notes(sourced: tuple[DatasetVersion, Path]) -> None:
+    dataset, source = sourced
+    text, n_songs = dataset_text(dataset, ["velocities=true", "channels=true"])
+    head = [line.partition("=")[0] for line in text.splitlines()[:10]]
+    assert head == [
+        "DATASET", "CREATED_ON", "CHARS_ENCODING_OFFSET", "TIME_DENOMINATOR", "TRANSFORM", "PERFECT_TIMINGS",
+        "MUSENET_ENCODING", "TRANSPOSED_BY", "TRANSPOSED_AND_FLIPPED", "LEGEND",
+    ]  # fmt: skip
+    assert text.endswith(f"TOTAL_SONGS_IN_DATASET={n_songs}")
+    assert n_songs == dataset.manifest["counts"]["n_accepted"]
+    songs = OptimusTxtTokenizer(FULL).from_text(text)
+    assert len(songs) == n_songs
+    for name, score in songs:
+        (file,) = source.rglob(f"{name}.mid")
+        original = read_midi(file.read_bytes())
+        assert len(score.notes.pitch) == len(original.notes.pitch)
+        np.testing.assert_array_equal(np.bincount(score.notes.pitch), np.bincount(original.notes.pitch))
+
+
+def test_the_same_version_gives_the_same_text_and_a_split_its_own_songs(sourced: tuple[DatasetVersion, Path]) -> None:
+    dataset, _ = sourced
+    assert dataset_text(dataset) == dataset_text(dataset)
+    counts = {split: dataset_text(dataset, split=split)[1] for split in ("train", "validation", "test")}
+    assert sum(counts.values()) == dataset_text(dataset)[1]
+
+
+def test_bad_input_is_refused(sourced: tuple[DatasetVersion, Path]) -> None:
+    with pytest.raises(ConfigError, match="unknown key 'speed'"):
+        dataset_text(sourced[0], ["speed=true"])
+    with pytest.raises(DatasetError, match="has no song in its split tests"):
+        dataset_text(sourced[0], split="tests")
