@@ -19,7 +19,7 @@ from torch import nn
 from models.registry import Model, build_model, build_shapes
 from tasks.config.serialization import from_json
 from tasks.config.training import TrainConfig
-from tasks.errors import CheckpointError, DamagedFile, NotFound, OrchestrionError
+from tasks.errors import CheckpointError, DamagedFile, NotFound, OrchestrionError, first_line
 from tasks.music.tokenizers.registry import tokenizer_from_json
 from tasks.reporting.markdown import table
 from tasks.storage.files import publish_folder, write_atomically
@@ -164,7 +164,7 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, str] | None,
     except OrchestrionError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{folder / 'state.json'} is damaged: {_first_line(error)}") from None
+        raise CheckpointError(f"{folder / 'state.json'} is damaged: {first_line(error)}") from None
 
 
 def load_model(folder: Path) -> LoadedModel:
@@ -183,7 +183,7 @@ def load_model(folder: Path) -> LoadedModel:
         # A wrong config fails here, before it takes time or memory.
         shapes = build_shapes(config.model, tokenizer.vocab_size, tokenizer.pad_id)
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
-        raise CheckpointError(f"{folder / 'state.json'}: no such model can be built: {_first_line(error)}") from None
+        raise CheckpointError(f"{folder / 'state.json'}: no such model can be built: {first_line(error)}") from None
     _compare_shapes(folder, weights, shapes)
     model = build_model(config.model, tokenizer.vocab_size, tokenizer.pad_id)
     model.load_state_dict(weights)
@@ -201,10 +201,6 @@ def _first_difference(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, 
     found = {(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
     missing, unknown = sorted(shapes.items() - found, key=str), sorted(found - shapes.items(), key=str)
     return ", ".join([f"missing {item}" for item in missing[:1]] + [f"unknown {item}" for item in unknown[:1]])
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
@@ -300,4 +296,4 @@ def _read_tensors(path: Path, files: Mapping[str, str] | None) -> tuple[dict[str
     try:
         return load(data), sha256
     except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from None
+        raise CheckpointError(f"{path} is damaged: {first_line(error)}") from None

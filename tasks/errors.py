@@ -153,6 +153,11 @@ class Interrupted(OrchestrionError):
     exit_code = 130
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def words_of(error: BaseException) -> str:
     """Return a foreign error in one line: the last line of a traceback, or the line below a heading."""
     lines = [line.strip() for line in _ANSI.sub("", str(error)).splitlines() if line.strip()]

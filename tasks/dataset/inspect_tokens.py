@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tasks.config.overrides import apply_overrides
-from tasks.errors import BadScore, ConfigError, NotFound
+from tasks.errors import BadScore, ConfigError
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.tokenizers.base import Tokenizer
@@ -86,10 +86,9 @@ def decode_file(path: Path, config: TokenizerConfig | None, out: Path) -> int:
     Args:
         path: a list of ids, an object with `ids` and their `encoder`, or the output of `orchestrion encode --json` for
             one file.
-        config: the encoding where the file does not state it.
-
+        config: the encoding of a file that names none.
     Raises:
-        NotFound, ConfigError: there is no such file, it does not hold ids of the encoding, or `out` cannot be written.
+        NotFound, ConfigError: the file does not exist or does not hold ids of the encoding, or `out` cannot be written.
     """
     check_output(out)
     value = _read_json(path)
@@ -111,10 +110,9 @@ def decode_file(path: Path, config: TokenizerConfig | None, out: Path) -> int:
 
 
 def _read_json(path: Path) -> Any:
+    data = read_input(path)
     try:
-        return parse_json(path.read_bytes())
-    except OSError as error:
-        raise NotFound(f"cannot read {path}: {error.strerror}") from None
+        return parse_json(data)
     except OutOfBounds as error:
         raise ConfigError(f"{path}: {error}") from None
     except ValueError as error:

@@ -46,8 +46,13 @@ def main() -> None:
     """Compile all loops in parallel, or those of the jobs named in the arguments in this process."""
     if sys.argv[1:]:
         with tempfile.TemporaryDirectory() as folder:
+            jobs = {
+                "reading": lambda _: song_shards.prepare(),
+                "analysing": lambda _: analyse.prepare(),
+                "comparing": _compare,
+            }
             for job in sys.argv[1:]:
-                _compile(job, Path(folder))
+                jobs.get(job, partial(_encode, job))(Path(folder))
         return
     started, n_done, n_jobs = time.monotonic(), 0, sum(map(len, ROUNDS))
     print(f"compiling {n_jobs} groups of loops on {plural(n_cpus(), 'core')}, two minutes of CPU time", flush=True)
@@ -62,15 +67,6 @@ def main() -> None:
 def _run(job: str) -> str:
     subprocess.run([sys.executable, "-m", "tasks.dataset.precompile", job], check=True)
     return job
-
-
-def _compile(job: str, folder: Path) -> None:
-    if job == "reading":
-        song_shards.prepare()
-    elif job == "analysing":
-        analyse.prepare()
-    else:
-        (_compare if job == "comparing" else partial(_encode, job))(folder)
 
 
 def _encode(name: str, folder: Path) -> None:

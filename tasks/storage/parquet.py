@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.errors import DamagedFile
+from tasks.errors import DamagedFile, first_line
 from tasks.storage.files import whole_file
 from tasks.storage.integrity import BLANK_SEAL, Sealing, require_whole
 
@@ -264,8 +264,7 @@ def check_shards(paths: Sequence[Path], n_threads: int) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> DamagedFile:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return DamagedFile(f"{path} is damaged: {lines[0]}; {WAY_OUT}")
+    return DamagedFile(f"{path} is damaged: {first_line(error)}; {WAY_OUT}")
 
 
 def _opened(path: Path) -> pa.OSFile:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs as arrow_fs
 
-from tasks.errors import ConfigError, DamagedFile, DatasetError, NotFound, RejectReason
+from tasks.errors import ConfigError, DamagedFile, DatasetError, NotFound, RejectReason, first_line
 from tasks.ingest.sources.cache import cache_key, load_table, store_table
 from tasks.ingest.sources.connections import refuses_private, require_public
 from tasks.ingest.sources.listing import LISTING_SCHEMA, SLICE, Part, Rows, ScanSettings, stamp_of
@@ -65,13 +65,13 @@ def _open_store(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
         system, path = arrow_fs.FileSystem.from_uri(address)
         return _ArrowStore(system, skip_instance_cache=True), path
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        refusal = _first_line(error)
+        refusal = first_line(error)
     try:
         return fsspec.core.url_to_fs(address)
     except ImportError as error:
-        raise ConfigError(f"source {address}: {_first_line(error)}") from None
+        raise ConfigError(f"source {address}: {first_line(error)}") from None
     except Exception as error:  # any error of a foreign file system
-        raise DatasetError(f"source {address}: {_first_line(error)}; pyarrow: {refusal}") from None
+        raise DatasetError(f"source {address}: {first_line(error)}; pyarrow: {refusal}") from None
 
 
 def _objects(system: fsspec.AbstractFileSystem, path: str) -> Iterator[StoredObject]:
@@ -111,7 +111,7 @@ def list_objects(address: str, label: str, settings: ScanSettings) -> tuple[list
     except FileNotFoundError:
         found = []
     except Exception as error:  # any error of a foreign file system
-        raise DatasetError(f"source {label}: cannot list it: {_first_line(error)}") from None
+        raise DatasetError(f"source {label}: cannot list it: {first_line(error)}") from None
     if not found:
         raise NotFound(f"source {label} does not exist or is empty")
     files = [item for item in found if is_midi(item.name) and not is_companion(item.name)]
@@ -205,7 +205,7 @@ class _Fetcher:
             except FileNotFoundError:
                 return BadRead(RejectReason.VANISHED, f"gone since the store was listed ({name})")
             except Exception as error:  # any error of a foreign file system
-                problem = _first_line(error)
+                problem = first_line(error)
                 continue
             if len(data) > limit:
                 return BadRead(RejectReason.TOO_LARGE, f"more than max_member_bytes={limit} ({name})")
@@ -232,7 +232,7 @@ class _Fetcher:
             raise
         except Exception as error:  # any error of a foreign file system
             shown = printable(item.name)
-            raise DatasetError(f"source {self.label}: cannot fetch {shown}: {_first_line(error)}") from None
+            raise DatasetError(f"source {self.label}: cannot fetch {shown}: {first_line(error)}") from None
         write_atomically(facts, sealed_bytes({"identity": identity}))
         return path
 
@@ -253,7 +253,3 @@ def _read_identity(facts: Path) -> list[Any] | None:
         return read_sealed(facts, {"identity": list})["identity"]
     except (FileNotFoundError, DamagedFile):
         return None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
