@@ -42,35 +42,22 @@ class CopyMatch:
     """The longest run of notes that a piece shares with one piece of the training split.
 
     Drums and doubled notes are left out of all counts but `first_note` and `last_note`.
-
-    Args:
-        n_notes: of the run.
-        share: of the piece's notes in the run, 0 to 1.
-        coverage: share of the piece's notes in any run of 24 notes or more, of any source.
-        first_note, last_note: lowest and highest index of the run's notes in `score.notes`, both included.
-        start_seconds, end_seconds: onsets of the first and the last note of the run.
-        source: id of the training piece.
-        source_file: its path in the ledger.
-        source_first_note: index of the run's first note in the source.
-        source_start_seconds, source_end_seconds: onsets in the source.
-        transposition: semitones from the source up to the piece.
-        stretch: the run's length in the piece over its length in the source; 2.0 is half as fast.
     """
 
-    n_notes: int
-    share: float
-    coverage: float
-    first_note: int
+    n_notes: int  # of the run
+    share: float  # of the piece's notes in the run, 0 to 1
+    coverage: float  # share of the piece's notes in any run of 24 notes or more, of any source
+    first_note: int  # lowest and highest index of the run's notes in `score.notes`, both included
     last_note: int
-    start_seconds: float
+    start_seconds: float  # onsets of the first and the last note of the run
     end_seconds: float
-    source: str
-    source_file: str
-    source_first_note: int
-    source_start_seconds: float
+    source: str  # id of the training piece
+    source_file: str  # its path in the ledger
+    source_first_note: int  # index of the run's first note in the source
+    source_start_seconds: float  # onsets in the source
     source_end_seconds: float
-    transposition: int
-    stretch: float
+    transposition: int  # semitones from the source up to the piece
+    stretch: float  # length of the run in the piece over its length in the source; 2.0 is half as fast
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""Tokens of a file and the music they decode to, for inspection."""
+"""Tokens of a MIDI file, and the MIDI file of tokens, for inspection."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,11 +60,7 @@ def encoding_config(encoding: str, overrides: Sequence[str] = ()) -> TokenizerCo
 
 
 def encode_file(path: Path, config: TokenizerConfig) -> FileTokens:
-    """Return the tokens of one MIDI file; an encoding that learns its vocabulary learns it from this file alone.
-
-    Raises:
-        NotFound, BadScore: there is no such file, or it is not usable MIDI.
-    """
+    """Return the tokens of one MIDI file; an encoding that learns its vocabulary learns it from this file alone."""
     data = read_input(path)
     try:
         score = read_midi(data, str(path))

@@ -48,21 +48,15 @@ class SplitLeakage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeakageReport:
-    """The n-grams that the held-out splits share with train.
-
-    Args:
-        leaked_share: share of leaked pieces in the worse held-out split.
-        splits: by name, `validation` and `test`.
-        baseline: the same figures for as many groups taken out of train. They show what pieces of these sources share
-            without leakage; a `mean` far above theirs is leakage too.
-        sampled: one n-gram in so many was compared.
-    """
+    """The n-grams that the held-out splits share with train."""
 
     piece_bound: float
     max_leaked_share: float
-    leaked_share: float
-    sampled: int
-    splits: dict[str, SplitLeakage] = field(default_factory=dict)
+    leaked_share: float  # of the pieces in the worse held-out split
+    sampled: int  # one n-gram in so many was compared
+    splits: dict[str, SplitLeakage] = field(default_factory=dict)  # by name, `validation` and `test`
+    # The figures of as many groups taken out of train: what pieces of these sources share without leakage. A `mean` far
+    # above theirs is leakage too.
     baseline: SplitLeakage = SplitLeakage()
 
 

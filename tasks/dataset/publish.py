@@ -1,4 +1,4 @@
-"""Publishing a dataset version: its name, its number, its token shards and its manifest."""
+"""Publication of a dataset version: its name, its number, its token shards and its manifest."""
 
 import hashlib
 import shutil

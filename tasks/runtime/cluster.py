@@ -1,4 +1,4 @@
-"""Starting or joining Ray, and running functions on it."""
+"""The connection to Ray, started here or joined, and functions that run on it."""
 
 import itertools
 import logging

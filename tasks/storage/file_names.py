@@ -1,4 +1,4 @@
-"""File names: which are MIDI, and their form in messages and tables."""
+"""File names of MIDI, and the form of names in messages and tables."""
 
 import os
 import re

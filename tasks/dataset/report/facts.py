@@ -21,56 +21,35 @@ NO_GROUPS: Row = {"n_groups": 0, "n_files": 0, "sizes": {}, "largest": []}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportFacts:
-    """The facts of a report as plain values, so that `dataclasses.asdict` gives JSON.
-
-    Args:
-        n_files: files found, in any state.
-        states: files by state. The sum should be `n_files`; the page names a difference.
-        sources: rows of address, licence, n_files and n_bytes; an empty text or 0 is left out.
-        reasons: rows of state, reason, n_files and examples, which are pairs of path and detail.
-        n_notes_in: notes in all readable files. Without the dropped notes they should be `n_notes_out`.
-        losses: what readers left out or repaired in accepted files, by reason.
-        n_other_files: files in the sources that are not MIDI by their names.
-        histograms: counts of `music.features.histograms` and, as `tempo`, of `tempo_histogram`. A missing one is not
-            shown.
-        ticks_per_quarter: pieces by resolution.
-        exact: groups of files with the same content: `n_groups`, `n_files` in them, `sizes` (groups by their number of
-            files) and `largest` (number of files, and the paths of some).
-        near: the same of accepted pieces that are near-duplicates.
-        splits: rows of name, n_pieces, n_groups, n_notes, hours, n_rows and n_tokens; the last two are after
-            augmentation and encoding.
-        leakage: any figures by name. `headline` is a sentence, lists of mappings become tables, a false
-            `within_bound` becomes a warning.
-        slowest: files with the microseconds that reading them took.
-        largest: files with their bytes.
-        changes: the manifest's `changes`; None for a first version.
-        samples: rows of split, path and roll, the address of a picture.
-        warnings: sentences at the top.
-    """
+    """The facts of a report as plain values, so that `dataclasses.asdict` gives JSON."""
 
     name: str
     version: str
-    n_files: int
-    states: Counts
-    sources: Sequence[Row] = ()
+    n_files: int  # found, in any state
+    states: Counts  # files by state; the page names a sum other than `n_files`
+    sources: Sequence[Row] = ()  # address, licence, n_files and n_bytes; an empty text or 0 is left out
     settings: Mapping[str, str] = field(default_factory=dict)
-    reasons: Sequence[Row] = ()
-    n_notes_in: int = 0
+    reasons: Sequence[Row] = ()  # state, reason, n_files and examples, which are pairs of path and detail
+    n_notes_in: int = 0  # in all readable files; without the dropped notes they should be `n_notes_out`
     n_notes_out: int = 0
     notes_dropped: Counts = field(default_factory=dict)
-    losses: Counts = field(default_factory=dict)
-    n_other_files: int = 0
-    histograms: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    ticks_per_quarter: Mapping[int, int] = field(default_factory=dict)
+    losses: Counts = field(default_factory=dict)  # events that readers left out or repaired in accepted files
+    n_other_files: int = 0  # files in the sources that are not MIDI by their names
+    histograms: Mapping[str, Sequence[int]] = field(default_factory=dict)  # of `features.histograms`, and `tempo`
+    ticks_per_quarter: Mapping[int, int] = field(default_factory=dict)  # pieces by resolution
+    # Groups of files with the same content, and of near-duplicate pieces: `n_groups`, `n_files` in them, `sizes`
+    # (groups by their number of files) and `largest` (number of files, and the paths of some).
     exact: Row = field(default_factory=lambda: NO_GROUPS)
     near: Row = field(default_factory=lambda: NO_GROUPS)
-    splits: Sequence[Row] = ()
+    splits: Sequence[Row] = ()  # name, n_pieces, n_groups, n_notes, hours; n_rows and n_tokens after augmentation
+    # Any figures by name. `headline` is a sentence, a list of mappings becomes a table, and a false `within_bound`
+    # becomes a warning.
     leakage: Row = field(default_factory=dict)
-    slowest: Ranking = ()
-    largest: Ranking = ()
-    changes: Row | None = None
-    samples: Sequence[Row] = ()
-    warnings: Sequence[str] = ()
+    slowest: Ranking = ()  # files with the microseconds that reading them took
+    largest: Ranking = ()  # files with their bytes
+    changes: Row | None = None  # the manifest's; None for a first version
+    samples: Sequence[Row] = ()  # split, path and roll, the address of a picture
+    warnings: Sequence[str] = ()  # sentences at the top
 
     def state_counts(self) -> list[tuple[str, int]]:
         """Return the files in each state, the three known ones first."""

@@ -1,4 +1,4 @@
-"""File names inside sources: MIDI, archives, dangerous names, and names for printing."""
+"""File names inside sources: archives, dangerous names, and formats by first bytes."""
 
 import re
 
