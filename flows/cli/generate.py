@@ -18,6 +18,10 @@ from tasks.storage.home import Home
 BATCH_FACTS = ("batch", "model_version", "n_pieces", "flags", "batch_dir", "gallery", "reused", "seconds")
 
 
+TEXT = "text:"
+NO_PATHS = ("split:", TEXT)  # how a prompt begins that is no path
+
+
 @app.command(epilog="Example: orchestrion generate --model mine-music_transformer@champion -n 16 --prompt theme.mid")
 @options.grouped
 def generate(
@@ -28,6 +32,13 @@ def generate(
     prompt: Annotated[
         str,
         typer.Option("--prompt", help="Music to continue: a MIDI file, a folder, or split:test of the dataset."),
+    ] = "",
+    text_prompt: Annotated[
+        str,
+        typer.Option(
+            "--text-prompt",
+            help="Characters to continue, for models of optimus_txt; \\n is a new line. --prompt takes .txt files.",
+        ),
     ] = "",
     variation: Annotated[
         float | None,
@@ -46,6 +57,10 @@ def generate(
 ) -> None:
     """Compose a batch of pieces with a page to review them; the same command continues after Ctrl-C."""
     environment.set_defaults(environment.SAMPLING)
+    if text_prompt:
+        if prompt:
+            raise ConfigError("--prompt and --text-prompt both name what is continued; give one")
+        prompt = TEXT + text_prompt.replace("\\n", "\n")
     given = {
         "n_pieces": n_pieces, "seed": seed, "prompt": _absolute_prompt(prompt) or None, "variation": variation,
         "best_of": best_of, "reject_copies": reject_copies or None,
@@ -113,11 +128,11 @@ def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> Non
 def _absolute_prompt(prompt: str) -> str:
     from tasks.storage.user_paths import as_text, path_of
 
-    return prompt if not prompt or prompt.startswith("split:") else as_text(path_of(prompt).absolute())
+    return prompt if not prompt or prompt.startswith(NO_PATHS) else as_text(path_of(prompt).absolute())
 
 
 def _check_prompt(prompt: str) -> None:
     from tasks.storage.user_paths import check_there, path_of
 
-    if prompt and not prompt.startswith("split:"):
+    if prompt and not prompt.startswith(NO_PATHS):
         check_there(path_of(prompt), "prompt")

@@ -10,7 +10,7 @@ from typing import Any
 from tasks.config.generation import GenerateConfig
 from tasks.config.serialization import from_json, merged, shortened, to_json
 from tasks.errors import ConfigError, NotFound
-from tasks.generation.prompts import SPLIT_MARK
+from tasks.generation.prompts import SPLIT_MARK, TEXT_MARK
 from tasks.storage.foreign_text import MAX_KEY_PARTS, OutOfBounds, parse_json, parse_toml
 
 TOP_KEYS, JOB_KEYS = ("model", "defaults", "jobs"), ("name", "model")
@@ -167,7 +167,7 @@ def _from_folder(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     changed = dict(settings)
     for key in PATHS:
         value = settings.get(key)
-        if isinstance(value, str) and value and not value.startswith(SPLIT_MARK) and "://" not in value:
+        if isinstance(value, str) and value and not value.startswith((SPLIT_MARK, TEXT_MARK)) and "://" not in value:
             local = os.path.expanduser(value)  # noqa: PTH111  (Path's own raises on an unknown user)
             changed[key] = str((folder / local).absolute())
     return changed

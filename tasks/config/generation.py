@@ -17,7 +17,9 @@ class GenerateConfig:
     seed: int = setting(0, "Seed of all draws.", ge=0)
     sampling: SamplingConfig = setting(SamplingConfig, "How ids are drawn.")
     prompt: str = setting(
-        "", "Beginning to continue: a MIDI file, a folder of them, or `split:test` of the dataset; empty: none."
+        "",
+        "Beginning to continue: a MIDI file, a folder of them, or `split:test` of the dataset; for `optimus_txt` also"
+        " `text:` and characters, or a .txt file; empty: none.",
     )
     prompt_tokens: int = setting(
         128, "Tokens of the prompt, <start> included, if none of the three settings below is set.", ge=2

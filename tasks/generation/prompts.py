@@ -26,12 +26,13 @@ from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
 from tasks.music.tokenizers.base import TokenBatch
+from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtTokenizer
 from tasks.music.windows import cut_windows
 from tasks.sampling.latents import latents_of
 from tasks.sampling.sample_ids import check_prompt_ids, check_request, piece_limit
 from tasks.storage.file_names import MIDI_SUFFIXES, is_midi, printable
 from tasks.storage.home import Home
-from tasks.storage.user_paths import check_there, path_of
+from tasks.storage.user_paths import check_there, path_of, read_input
 from tasks.training.token_dataset import TokenDataset
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 LONG_SILENCE_SECONDS = 8.0
 
 SPLIT_MARK = "split:"  # before the name of a split
+TEXT_MARK, TEXT_SUFFIX = "text:", ".txt"  # before a text itself, and of a file of text
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,9 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None 
         ConfigError: the model or the prompts do not allow what the settings ask for; a prompt is too long, or the part
             of it that is used has no note.
     """
+    if config.prompt.startswith(TEXT_MARK) or config.prompt.endswith(TEXT_SUFFIX):
+        check_request(loaded, config, 1)
+        return [_text_prompt(loaded, config)]
     given = [
         found for name in (config.prompt, config.prompt_to) if name for found in _contents(name, loaded, config, home)
     ]
@@ -87,10 +92,41 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None 
     return prompts
 
 
+def _text_prompt(loaded: LoadedModel, config: GenerateConfig) -> Prompt:
+    """Return the prompt of a text in the encoding `optimus_txt`; all of it is used.
+
+    Raises:
+        NotFound: the file cannot be read.
+        ConfigError: the model has another encoding or lacks characters, or the text does not go on as music.
+    """
+    tokenizer, text = loaded.tokenizer, config.prompt.removeprefix(TEXT_MARK)
+    name = TEXT_MARK.rstrip(":")
+    if text == config.prompt:
+        name = Path(text).name
+        try:
+            text = read_input(Path(text)).decode()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"prompt {name} is not UTF-8: {error}") from None
+    if not isinstance(tokenizer, OptimusTxtTokenizer):
+        raise ConfigError(
+            f"prompt {name}: a text is for models of optimus_txt, but this one's encoding is {tokenizer.name}"
+        )
+    if config.infill_bars or config.variation:
+        raise ConfigError(f"prompt {name}: infill_bars and variation are of music in MIDI, not of a text")
+    try:
+        ids = (tokenizer.start_id, *tokenizer.ids_of_text(text).tolist())
+    except ConfigError as error:
+        raise ConfigError(f"prompt {name}: {error}") from None
+    check_prompt_ids(loaded, config, ids, name)
+    return Prompt(name, hashlib.sha256(text.encode()).hexdigest(), ids, n_whole=len(ids))
+
+
 def warn_of_losses(prompts: Sequence[Prompt], tokenizer: Any) -> None:
     """Warn in one line each of prompts without a note, with a long silence first, and with notes that are left out."""
     continued = [prompt for prompt in prompts if prompt.name and not prompt.window]
-    silent = [prompt for prompt in continued if not len(tokenizer.decode(np.array(prompt.ids)).notes.pitch)]
+    silent = [
+        prompt for prompt in continued if prompt.n_notes and not len(tokenizer.decode(np.array(prompt.ids)).notes.pitch)
+    ]
     late = [prompt for prompt in continued if prompt.lead_seconds > LONG_SILENCE_SECONDS]
     lossy = [prompt for prompt in prompts if prompt.dropped]
     if silent:

@@ -114,6 +114,17 @@ class OptimusTxtTokenizer(Tokenizer):
         codes = self._code_of_id[tokens[tokens >= UNKNOWN]]
         return read_lines(codes[body(codes)], self.config)
 
+    def ids_of_text(self, text: str) -> TokenArray:
+        """Return the ids of characters, without <start>.
+
+        Raises:
+            ConfigError: the vocabulary lacks a character; the message names those that it lacks.
+        """
+        if unknown := sorted({symbol for symbol in text if ord(symbol) not in self._id_of_code}):
+            named = ", ".join(f"{symbol!r} (U+{ord(symbol):04X})" for symbol in unknown[:8])
+            raise ConfigError(f"the vocabulary lacks {named}" + (", ..." if len(unknown) > 8 else ""))
+        return np.array([self._id_of_code[ord(symbol)] for symbol in text], np.uint16)
+
     def transpose_ids(self, ids: ArrayLike, semitones: int) -> TokenArray | None:
         """Move the pitch of every note but the drums on their channel; None where one would leave 0-127.
 
