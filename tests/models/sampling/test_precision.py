@@ -35,7 +35,7 @@ RGA = DecoderConfig(
     max_relative_distance=64, absolute_positions="learned", max_positions=64, embedding_scale=False, head="unbiased",
     initialisation="rga",
 )  # fmt: skip
-N_PIECES = 10
+N_PIECES = 6
 
 
 def build_hourglass() -> Hourglass:
@@ -107,7 +107,7 @@ def test_pieces_are_those_of_float64_in_any_batch(build: Any, settings: dict[str
     model = build()
     expected = write(model.double(), **settings)
     model = build()
-    for batch_size in (1, 3, 8, 64):
+    for batch_size in (1, 4, 64):
         assert write(model, batch_size, **settings) == expected
 
 

@@ -334,8 +334,8 @@ MOTIFS = VaeConfig(block=32, d_model=48, n_layers=1, channels=(48, 32), kl_end=0
 @pytest.mark.slow
 def test_the_decoder_listens_to_latents_of_pieces_it_never_saw() -> None:
     torch.manual_seed(0)
-    model = Vae(replace(MOTIFS, kl_steps=300, token_dropout=0.3), VOCAB_SIZE, PAD)
-    train(model, motif_pieces(600, seed=1), n_steps=300)
+    model = Vae(replace(MOTIFS, kl_steps=150, token_dropout=0.3), VOCAB_SIZE, PAD)
+    train(model, motif_pieces(600, seed=1), n_steps=150)
     use = latent_use(model, motif_pieces(64, seed=2))
     assert use.gain >= 0.1
     assert use.n_active >= 32
