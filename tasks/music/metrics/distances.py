@@ -95,24 +95,9 @@ def overlap(
     return estimate(np.minimum(*masses).sum(axis=1), 0.0, 1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class FrechetEstimate:
-    """A Fréchet distance with its yardstick: what sets of these sizes have when nothing sets them apart.
-
-    `chance` is the mean, and `chance_high` the 95 % point, over random divisions of all pieces into two such sets.
-    """
-
-    distance: Estimate
-    chance: float | None = None
-    chance_high: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return self.distance.to_json() | {"chance": self.chance, "chance_high": self.chance_high}
-
-
 def compare_vectors(
     generated: FloatArray, held_out: FloatArray, seed: int = 0, n_resamples: int = N_RESAMPLES
-) -> FrechetEstimate:
+) -> dict[str, Any]:
     """Return the Fréchet distance between two sets of vectors: ‖μ - ν‖² + Tr(Σ + Τ - 2 (Σ Τ)^½), at least 0.
 
     Covariances (over n - 1) are shrunk towards their diagonals, C' = (1 - λ) C + λ diag C with λ = D / (D + n), n the
@@ -122,10 +107,13 @@ def compare_vectors(
 
     Args:
         generated, held_out: float64[N, D] and [M, D].
+    Returns:
+        `value`, `low` and `high` of the distance; `chance`, its mean over random divisions of all pieces into two sets
+        of these sizes, and `chance_high`, the 95 % point of these.
     """
     sizes = len(generated), len(held_out)
     if min(sizes) < 2:
-        return FrechetEstimate(Estimate(None, reason=TOO_FEW))
+        return Estimate(None, reason=TOO_FEW).to_json() | {"chance": None, "chance_high": None}
     n_features = generated.shape[1]
     shrinkage = n_features / (n_features + min(sizes))
 
@@ -139,7 +127,8 @@ def compare_vectors(
     divided = rng.permuted(np.tile(np.arange(sum(sizes)) < sizes[0], (n_resamples, 1)), axis=1)
     everything = np.concatenate([generated, held_out])
     by_chance = distances([everything] * 2, [divided.astype(np.float64), (~divided).astype(np.float64)])
-    return FrechetEstimate(found, float(by_chance.mean()), float(np.quantile(by_chance, 0.95)))
+    chance = {"chance": float(by_chance.mean()), "chance_high": float(np.quantile(by_chance, 0.95))}
+    return found.to_json() | chance
 
 
 def frechet_distance(

@@ -29,7 +29,7 @@ def judge_pieces(generated: Pieces, held_out: Pieces, n_resamples: int = N_RESAM
 
         - metrics: name -> `generated` and `held_out` (means), `overlap` (see `overlap`).
         - fd_feat: Fréchet distance of the feature vectors, with `features` (their version), `chance` and `chance_high`
-          (see `FrechetEstimate`); not comparable with distances on other features.
+          (see `compare_vectors`); not comparable with distances on other features.
         - typicality: `generated` and `held_out` (means), and `pieces`, one number for each generated piece in order
           (see `typicality`).
     Raises:
@@ -51,7 +51,7 @@ def judge_pieces(generated: Pieces, held_out: Pieces, n_resamples: int = N_RESAM
         "n_held_out": len(held_out),
         "n_resamples": n_resamples,
         "metrics": metrics,
-        "fd_feat": {"features": FEATURES} | compare_vectors(*vectors, n_resamples=n_resamples).to_json(),
+        "fd_feat": {"features": FEATURES} | compare_vectors(*vectors, n_resamples=n_resamples),
         "typicality": _judge_typicality(generated, held_out, weights),
     }
 

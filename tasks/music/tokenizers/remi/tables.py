@@ -36,6 +36,7 @@ inner_njit = njit(**_INNER)
 N_CLOCK = 9  # numbers that say how far the tokens of a piece have come, see `writer`
 
 
+# Numba's caches of other files name this class: under another name they would fail to load.
 class EncodeTables(NamedTuple):
     """A vocabulary as the compiled code needs it; L sizes of a beat, see `levels_of`."""
 
