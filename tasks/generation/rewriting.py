@@ -17,43 +17,17 @@ from tasks.sampling.sample_ids import WrittenIds, write_ids
 TRY_BIT, GAP_BIT = 10, 20  # of the number of an attempt: attempts and tries are below 1,024, gaps below 2,048
 
 
-@dataclass(frozen=True, slots=True)
-class Filling:
-    """The filling of a gap.
-
-    Args:
-        join_nats: per token, what the music after it costs after it; of each try, and of the one that is kept.
-        n_tokens: drawn; 0 where there was no room for one, and the bars are as they were.
-        ended_by: the `limit` of the gap, `itself`, or the most `tokens` of a piece.
-    """
-
-    span: Span
-    join_nats: float
-    of_tries: tuple[float, ...]
-    n_tokens: int
-    ended_by: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the filling's entry in a sidecar."""
-        return {
-            "bars": [self.span.first_bar, self.span.last_bar],
-            "start_seconds": round(self.span.start_seconds, 3),
-            "end_seconds": round(self.span.end_seconds, 3),
-            "join_nats_per_token": self.join_nats,
-            "of_tries": list(self.of_tries),
-            "n_tokens": self.n_tokens,
-            "ended_by": self.ended_by,
-        }
-
-
 @dataclass(slots=True, eq=False)
 class Rewritten:
-    """A piece on its way, complete when there is a filling for each of its spans.
+    """A piece in progress, complete when each of its spans is filled.
 
     Args:
         place: among the requested pieces.
         index, attempt: of the piece in its batch.
         score: the piece with all that is filled so far.
+        gaps: entry of each filled gap in a sidecar. `n_tokens` is 0 where there was no room, and the bars are as they
+            were; `ended_by` is the `limit` of the gap, `itself` or the most `tokens` of a piece; `join_nats_per_token`
+            is what the music after the gap costs.
         ids: of all before the first gap, then those of the try that was kept for each gap.
         n_given: of these ids, those before the first gap.
         seconds: that all of its tries took.
@@ -65,7 +39,7 @@ class Rewritten:
     attempt: int
     spans: tuple[Span, ...]
     score: Score
-    fillings: list[Filling] = field(default_factory=list)
+    gaps: list[dict[str, Any]] = field(default_factory=list)
     ids: list[np.ndarray] = field(default_factory=list)
     entropies: list[np.ndarray] = field(default_factory=lambda: [np.empty(0, np.float32)])
     n_given: int = 0
@@ -74,11 +48,11 @@ class Rewritten:
 
     @property
     def next_gap(self) -> Gap:
-        return Gap(self.score, self.spans[len(self.fillings)])
+        return Gap(self.score, self.spans[len(self.gaps)])
 
     @property
     def is_complete(self) -> bool:
-        return len(self.fillings) == len(self.spans)
+        return len(self.gaps) == len(self.spans)
 
     @property
     def written(self) -> WrittenIds:
@@ -88,26 +62,26 @@ class Rewritten:
     @property
     def ended_by(self) -> str:
         """How its fillings ended: the first of `tokens`, `limit` and `itself` that is true of any."""
-        return min((filling.ended_by for filling in self.fillings), key=("tokens", "limit", "itself").index)
+        return min((gap["ended_by"] for gap in self.gaps), key=("tokens", "limit", "itself").index)
 
     @property
     def new_spans(self) -> tuple[Span, ...]:
         """The bars that are not as they were."""
-        return tuple(filling.span for filling in self.fillings if filling.n_tokens)
+        return tuple(span for span, gap in zip(self.spans, self.gaps, strict=False) if gap["n_tokens"])
 
     @property
     def warnings(self) -> list[str]:
         """Warnings about gaps that were cut short or left."""
         return [
-            f"bars {filling.span.first_bar}-{filling.span.last_bar}: "
-            + ("cut at the most tokens" if filling.n_tokens else "left as they were, for the piece has too many tokens")
-            for filling in self.fillings
-            if filling.ended_by == "tokens"
+            f"bars {gap['bars'][0]}-{gap['bars'][1]}: "
+            + ("cut at the most tokens" if gap["n_tokens"] else "left as they were, for the piece has too many tokens")
+            for gap in self.gaps
+            if gap["ended_by"] == "tokens"
         ]
 
     def stream(self, attempt: int) -> int:
         """Return the number of the random stream of a try at the next gap; the first one at the first is its own."""
-        return self.attempt + (attempt << TRY_BIT) + (len(self.fillings) << GAP_BIT)
+        return self.attempt + (attempt << TRY_BIT) + (len(self.gaps) << GAP_BIT)
 
     def fill(self, loaded: LoadedModel, gap: Gap, prompt: Sequence[int], tries: Sequence[WrittenIds]) -> None:
         """Fill the next gap with the try after which the model finds the following music likeliest.
@@ -118,29 +92,42 @@ class Rewritten:
             self.ids, self.n_given = [np.array(prompt)], len(prompt)
         if not tries:
             nats = round(join_nats(loaded, gap, self.score), 4)
-            self.fillings.append(Filling(gap.span, nats, (nats,), 0, "tokens"))
+            self._note(gap.span, nats, [nats], 0, "tokens")
             return
         attempts = [loaded.tokenizer.decode(found.ids) for found in tries]
         filled = [gap.filled(attempt) for attempt in attempts]
-        nats_of_tries = tuple(round(join_nats(loaded, gap, score), 4) for score in filled)
+        nats_of_tries = [round(join_nats(loaded, gap, score), 4) for score in filled]
         best = int(np.argmin(nats_of_tries))  # the first of equals
         drawn = tries[best].ids[len(prompt) :]
         is_cut, is_ended = gap.extent.is_passed_by(attempts[best]), drawn[-1] == loaded.tokenizer.end_id
         ended_by = "limit" if is_cut else "itself" if is_ended else "tokens"
-        self.fillings.append(Filling(gap.span, nats_of_tries[best], nats_of_tries, len(drawn), ended_by))
+        self._note(gap.span, nats_of_tries[best], nats_of_tries, len(drawn), ended_by)
         self.ids.append(drawn)
         self.entropies.append(tries[best].entropies)
         self.seconds += sum(found.seconds for found in tries)
         self.n_drawn += sum(len(found.ids) - len(prompt) for found in tries)
         self.score = filled[best]
 
+    def _note(self, span: Span, nats: float, of_tries: list[float], n_tokens: int, ended_by: str) -> None:
+        self.gaps.append(
+            {
+                "bars": [span.first_bar, span.last_bar],
+                "start_seconds": round(span.start_seconds, 3),
+                "end_seconds": round(span.end_seconds, 3),
+                "join_nats_per_token": nats,
+                "of_tries": of_tries,
+                "n_tokens": n_tokens,
+                "ended_by": ended_by,
+            }
+        )
+
     def to_json(self, share: float) -> dict[str, Any]:
         """Return the entry of a sidecar about the new bars; `share` is the requested share of bars, or 0."""
         return {
             "share": share or None,
             "bars": [[span.first_bar, span.last_bar] for span in self.new_spans],
-            "join_nats_per_token": round(float(np.mean([filling.join_nats for filling in self.fillings])), 4),
-            "gaps": [filling.to_json() for filling in self.fillings],
+            "join_nats_per_token": round(float(np.mean([gap["join_nats_per_token"] for gap in self.gaps])), 4),
+            "gaps": self.gaps,
         }
 
 

@@ -231,17 +231,17 @@ def test_a_gap_without_room_is_left_and_told(studio: Studio, song: Path) -> None
     made = list[rewriting.Rewritten]()
     rewriting.rewrite(loaded, [prompt.canvas], [0], [0], config, made.append)
     (piece,) = made
-    left = [filling for filling in piece.fillings if not filling.n_tokens]
+    left = [span for span, gap in zip(piece.spans, piece.gaps, strict=True) if not gap["n_tokens"]]
     assert left
     assert piece.ended_by == "tokens"
-    assert f"bars {left[-1].span.first_bar}-{left[-1].span.last_bar}: left as they were" in piece.warnings[-1]
-    last = left[-1].span.holds(piece.score)
-    assert last.sum() == 8 * (left[-1].span.last_bar - left[-1].span.first_bar + 1)
+    assert f"bars {left[-1].first_bar}-{left[-1].last_bar}: left as they were" in piece.warnings[-1]
+    last = left[-1].holds(piece.score)
+    assert last.sum() == 8 * (left[-1].last_bar - left[-1].first_bar + 1)
     assert len(piece.new_spans) == len(piece.spans) - len(left)  # what was left is not new
-    assert [left[-1].span.first_bar, left[-1].span.last_bar] not in piece.to_json(0.5)["bars"]
+    assert [left[-1].first_bar, left[-1].last_bar] not in piece.to_json(0.5)["bars"]
     assert not (
         written_notes(piece.score, prompt, loaded.tokenizer, piece).notes.onset_seconds
-        >= (left[0].span.start_seconds - left[0].span.early_seconds)
+        >= (left[0].start_seconds - left[0].early_seconds)
     ).any()
 
 
