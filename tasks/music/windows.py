@@ -67,9 +67,6 @@ class _Windows:
     start_seconds: FloatArray
     end_seconds: FloatArray
 
-    def __len__(self) -> int:
-        return len(self.piece)
-
 
 def _rounded_ticks(batch: NoteBatch, units_per_quarter: int) -> tuple[IntArray, IntArray]:
     """Return ticks in the bars in which notes begin, and in the bars in which they last sound."""
@@ -99,7 +96,7 @@ def _notes_in(
         "end_seconds": np.maximum(end_seconds, onset_seconds),
     }
     columns |= {name: getattr(batch, name)[places] for name in COLUMNS[""] if name not in columns}
-    return columns, np.bincount(window[late[places] >= stop], minlength=len(windows))
+    return columns, np.bincount(window[late[places] >= stop], minlength=len(windows.piece))
 
 
 def _pedals_in(batch: NoteBatch, windows: _Windows) -> dict[str, Any]:
@@ -112,7 +109,7 @@ def _pedals_in(batch: NoteBatch, windows: _Windows) -> dict[str, Any]:
     order = np.argsort(window, kind="stable")
     pedal, window = pedal[order], window[order]
     columns: dict[str, Any] = {
-        "pedal_offsets": offsets_of(np.bincount(window, minlength=len(windows))),
+        "pedal_offsets": offsets_of(np.bincount(window, minlength=len(windows.piece))),
         "pedal_track": batch.pedal_track[pedal],
     }
     for unit, starts, ends in (

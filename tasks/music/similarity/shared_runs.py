@@ -239,8 +239,9 @@ def _walk(hits: Any, onset: Any, pitch: Any, offsets: Any, source_onset: Any, so
         q, j = hit % n, hit % n + hit // n - n
         if hit // n == diagonal and q + SEED_INTERVALS < covered:
             continue
-        elapsed, lasted = _times(onset, source_onset, q, j)
-        if elapsed < 0:
+        elapsed = np.float64(onset[q + SEED_INTERVALS]) - onset[q]  # 0 for a chord
+        lasted = np.float64(source_onset[j + SEED_INTERVALS]) - source_onset[j]
+        if elapsed > _MOST_RATIO * lasted or lasted > _MOST_RATIO * elapsed:
             continue
         piece = np.searchsorted(offsets, j, side="right") - 1
         left[0] = min(q, j - offsets[piece])
@@ -254,16 +255,6 @@ def _walk(hits: Any, onset: Any, pitch: Any, offsets: Any, source_onset: Any, so
         n_runs += 1
         diagonal, covered = hit // n, last + 1
     return runs[:n_runs].copy()
-
-
-@njit(cache=True, nogil=True)
-def _times(onset: Any, source_onset: Any, q: int, j: int) -> Any:
-    """Return the seconds of a seed in both lines, 0 for a chord; -1 where no tempo explains both."""
-    elapsed = np.float64(onset[q + SEED_INTERVALS]) - onset[q]
-    lasted = np.float64(source_onset[j + SEED_INTERVALS]) - source_onset[j]
-    if elapsed > _MOST_RATIO * lasted or lasted > _MOST_RATIO * elapsed:
-        return -1.0, -1.0
-    return elapsed, lasted
 
 
 @njit(cache=True, nogil=True)
