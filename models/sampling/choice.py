@@ -139,7 +139,8 @@ class Penalty:
 
 def _between(points: Sequence[tuple[int, float]], n_lengths: int) -> NDArray[np.float64]:
     """Return a value for each length from 0 on: straight lines between points, the first and last value beyond them."""
-    return np.interp(np.arange(n_lengths), *zip(*points, strict=True))
+    lengths, values = np.array(points, np.float64).T
+    return np.interp(np.arange(n_lengths), lengths, values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
