@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -108,14 +109,14 @@ def prune(home: Home, keep_versions: int = 0, used: Sequence[str] = (), dry_run:
     """
     versions, n_files, n_bytes = [], 0, 0
     kept: list[DatasetVersion] = []
-    of_name: dict[str, int] = {}
+    of_name: Counter[str] = Counter()
     damaged: list[DatasetError] = []
     listed = list_datasets(home, damaged=damaged)
     folders = [folder for folder in sorted(home.datasets.glob("*")) if folder.is_dir() and not _is_damaged(folder)]
     latest = [newest_version(home, folder.name) for folder in folders]
     pinned = {*used, *(dataset.reference for dataset in latest if dataset)}
     for dataset in listed:
-        of_name[dataset.name] = of_name.get(dataset.name, 0) + 1
+        of_name[dataset.name] += 1
         is_kept = not keep_versions or of_name[dataset.name] <= keep_versions or dataset.reference in pinned
         if is_kept or dataset.folder not in folders:
             kept.append(dataset)

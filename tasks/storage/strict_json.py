@@ -29,11 +29,9 @@ def parse_json(text: bytes | str) -> Any:
     """Return the value of JSON text in UTF-8, NaN and Infinity included, or raise BadJson."""
     try:
         return foreign_text.parse_json(text if isinstance(text, str) else text.decode())
-    except foreign_text.OutOfBounds as error:
-        raise BadJson(str(error)) from None
     except UnicodeDecodeError as error:
         raise BadJson(f"byte {error.start} is not UTF-8") from None
-    except json.JSONDecodeError as error:
+    except (foreign_text.OutOfBounds, json.JSONDecodeError) as error:
         raise BadJson(str(error)) from None
 
 
