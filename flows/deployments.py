@@ -93,7 +93,7 @@ def _serve(home: Home, config: PipelineConfig, cron: str) -> None:
     from flows.services.runner import FlowRunner
 
     with Progress("registering the deployments"):
-        # The schedule stays active when this process stops: it goes on where another one serves the same server.
+        # The schedule stays active when this process stops: another one that serves the same server continues it.
         runner = FlowRunner(home, name="orchestrion", limit=1, pause_on_shutdown=False)
         for deployment in build_deployments(home, config, cron):
             runner.register(deployment)

@@ -47,7 +47,7 @@ def generate(
         reused = batch is not None
         run_id = batch.logged_run() if batch else ""
         if reused:
-            logger.info("batch %s is reused; `fresh` composes anew", batch.name if batch else "")
+            logger.info("batch %s is reused; `fresh` composes again", batch.name if batch else "")
         if batch is None or not run_id:
             with tracker.open_run(
                 "orchestrion/generation", f"generate-{chosen.reference}", run_tags(), parent_run_id

@@ -27,7 +27,7 @@ def sweep(
     dataset: str = "",
     home: str = "",
 ) -> Summary:
-    """Train and score every point of a grid or of a random search; the same sweep again goes on where it was stopped.
+    """Train and score every point of a grid or of a random search; the same sweep continues an interrupted one.
 
     Args:
         config: what all points have in common; only its `train` and `evaluate` sections count.

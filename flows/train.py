@@ -26,7 +26,7 @@ def train(
     fresh: bool = False,
     resume: str = "",
 ) -> Summary:
-    """Train a model on a dataset version and register it; a run that was stopped goes on, a finished one is reused.
+    """Train a model on a dataset version and register it; a stopped run continues, a finished one is reused.
 
     Args:
         config: model, schedule and length of the run.

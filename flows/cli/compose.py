@@ -165,7 +165,7 @@ def grow(
     run: SessionOptions,
     blocks: Annotated[int, typer.Option("--blocks", min=1, help="Blocks to add.")] = 10,
 ) -> None:
-    """Let the model add block after block, all accepted; Ctrl-C stops, and what is there is kept."""
+    """Let the model add blocks, all accepted; Ctrl-C stops and keeps them."""
     with run.locked(name, "grow") as session:
         primer = session.read().primer
 

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     streams.open_missing()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may not fit its encoding
-    environment.configure_logging(-1)  # warnings; commands that run flows say more
+    environment.configure_logging(-1)  # warnings; commands that run flows print more
     if arguments is None:
         _hide_queries()
     code = _run(list(sys.argv[1:] if arguments is None else arguments))
@@ -92,7 +92,7 @@ def _home_of(arguments: Sequence[str]) -> str | None:
 
 def _run(arguments: list[str]) -> int:
     try:
-        with streams.reader_gone_told():
+        with streams.exit_code_of_lost_reader():
             returned = app(args=arguments, standalone_mode=False)
         if returned == INTERRUPTED:  # typer turns Ctrl-C into a number without a message
             raise KeyboardInterrupt

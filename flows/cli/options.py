@@ -102,7 +102,7 @@ class ConfigOptions:
         return build_config(preset, [*given, *(self.overrides or ())], self.config_file, train)
 
     def early_config(self, section: str, preset: str, given: Sequence[str] = ()) -> Any:
-        """Return the same, or None where the model says the preset; see `run_flow.early_config`."""
+        """Return the same, or None where the model decides the preset; see `run_flow.early_config`."""
         return early_config(section, preset, [*given, *(self.overrides or ())], self.config_file)
 
     def prepare(self) -> Home:

@@ -42,7 +42,7 @@ def deploy(
     if config.dataset.source_limits.refuse_private_addresses:
         from tasks.config.source_limits import REFUSE_PRIVATE
 
-        os.environ[REFUSE_PRIVATE] = "1"  # for all runs, whatever the parameters that trigger them say
+        os.environ[REFUSE_PRIVATE] = "1"  # for all runs, whatever their parameters
     where = run.prepare()
     from flows.deployments import serve_flows
 

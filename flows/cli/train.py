@@ -31,7 +31,7 @@ def train(
         ),
     ] = "",
 ) -> None:
-    """Train a model and register it; Ctrl-C saves, and the same command goes on from there."""
+    """Train a model and register it; Ctrl-C saves, and the same command continues."""
     parent = _parent(Home.at(run.home), resume, preset) if resume else None
     config = run.config(preset, train=parent.config if parent else None).train
     if parent:

@@ -116,7 +116,7 @@ def sign_in_link(home: Home, address: str) -> str:
 
 
 def _request(port: int, method: str, path: str, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, bytes]:
-    """Ask a server on loopback, whatever proxies the environment names."""
+    """Send a request to a server on loopback, without the proxies of the environment."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
     try:
         connection.request(method, path, headers=headers)
@@ -137,13 +137,13 @@ def use_prefect(home: Home, api_url: str) -> None:
 def client_variables(home: Home, api_url: str) -> dict[str, str]:
     """Return what makes Prefect's clients use a server of this home; only its user can read a process's environment.
 
-    The password is there as a header too: some of Prefect's clients open their websockets without it otherwise.
+    The password is also a header, without which some of Prefect's clients open their websockets unauthenticated.
     """
     password = password_of(home)
     try:
         headers = dict(json.loads(os.environ.get("PREFECT_CLIENT_CUSTOM_HEADERS") or "{}"))
     except (ValueError, TypeError):
-        headers = {}  # Prefect says what is wrong with it
+        headers = {}  # Prefect reports the mistake
     return {
         "PREFECT_API_URL": api_url,
         "PREFECT_API_AUTH_STRING": f"{USER}:{password}",

@@ -42,13 +42,13 @@ DEFAULTS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "RAY_AUTH_MODE": "token",  # Ray listens on all interfaces, even when embedded
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each attempt, whose news nobody reads
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each attempt, without a reader of its news
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Threads of a matrix product that wait for each other by spinning make a training step on two shared cores 4 to 15
     # times slower; asleep they cost nothing.
     "OMP_WAIT_POLICY": PASSIVE,
     # quiet
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command line says what went wrong, in one line
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command line reports errors in one line
     "PREFECT_CLI_PROMPT": "false",
     "PYTHONWARNINGS": "ignore:::starlette.middleware.wsgi",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -102,7 +102,7 @@ def _is_at(address: str, server: str) -> bool:
 def set_defaults(also: Mapping[str, str] | None = None) -> None:
     """Set those of `DEFAULTS` and `also` that are not set; Ray reads its own once, when it is first imported."""
     if os.environ.get("OMP_WAIT_POLICY", PASSIVE) != PASSIVE:
-        also = None  # GOMP_SPINCOUNT would win against what the user says
+        also = None  # GOMP_SPINCOUNT would override the user's value
     for name, value in {**DEFAULTS, **(also or {})}.items():
         os.environ.setdefault(name, value)
     _bypass_proxies()
@@ -125,7 +125,7 @@ def import_prefect(home: Home) -> None:
 
 
 def _bypass_proxies() -> None:
-    """Keep what this process and its children say to each other on loopback away from the user's proxies.
+    """Keep traffic on loopback between this process and its children away from the user's proxies.
 
     A user's exceptions stay. Both spellings get all of them, for the lower case one hides the other.
     """
@@ -148,7 +148,7 @@ def _is_http(proxy: str) -> bool:
     """Return whether httpx, which Prefect uses, can be built with a proxy.
 
     It refuses SOCKS and malformed addresses even where no request would go there, unless one of the exceptions is `*`.
-    Beside other exceptions only httpx takes that one for all hosts; downloads still use the proxy or say what is wrong.
+    Beside other exceptions only httpx takes that one for all hosts; downloads still use the proxy or report a mistake.
     """
     try:
         parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")

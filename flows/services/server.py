@@ -3,7 +3,7 @@
     python -m flows.services.server prefect HOME SOCKET READY [--without-page]
 
 SOCKET is a listening socket and READY a pipe, both inherited from `servers.py`; a byte on the pipe says that the
-server answers. It ends with its parent, however that ends: its standard input is a pipe that nobody else writes to.
+server answers. It ends with its parent: its standard input is a pipe that only the parent holds open.
 """
 
 import asyncio

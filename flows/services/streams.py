@@ -14,7 +14,7 @@ READER_GONE = 128 + 13  # exit code, as of a program that SIGPIPE ends
 
 
 def open_missing() -> None:
-    """Open those of the three that the caller closed, or the next file gets their number and what is printed."""
+    """Open the standard streams that the caller closed; otherwise the next file gets their number and their output."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -23,7 +23,7 @@ def open_missing() -> None:
 
 
 def let_go() -> None:
-    """Give up what could not be written, or Python complains at exit and turns the exit code into 120."""
+    """Discard unwritten output; otherwise Python prints an error at exit and the exit code becomes 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream:
@@ -44,8 +44,8 @@ def leave(code: int) -> NoReturn:
 
 
 @contextmanager
-def reader_gone_told() -> Iterator[None]:
-    """Give the exit of a command line whose reader is gone, which typer makes silent, the code that shells know."""
+def exit_code_of_lost_reader() -> Iterator[None]:
+    """Exit with the code of SIGPIPE where the reader of the output is gone, for which typer exits with 1."""
     try:
         yield
     except SystemExit as error:

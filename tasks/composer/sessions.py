@@ -342,7 +342,7 @@ def make_primer(
         kind: "start" is `<start>` alone; "midi" a file or its beginning; "dataset" the beginning of a piece of the
             model's training split; "random" a random walk through the encoding's grammar.
         prompt: the file, for "midi".
-        n_tokens: see `SessionFolder.start`; a random walk goes on to the next note boundary.
+        n_tokens: see `SessionFolder.start`; a random walk continues to the next note boundary.
         seed: draws the piece or the walk.
     """
     tokenizer = loaded.tokenizer

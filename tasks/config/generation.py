@@ -28,10 +28,10 @@ class GenerateConfig:
     prompt_bars: int = setting(0, "Bars of the prompt, by where notes begin; 0: not set.", ge=0)
     prompt_seconds: float = setting(0.0, "Seconds of the prompt; 0: not set.", ge=0)
     infill_bars: tuple[int, int] | None = setting(
-        None, "First and last bar of the prompt to write anew; the rest is kept."
+        None, "First and last bar of the prompt to rewrite; the rest is kept."
     )
     variation: float = setting(
-        0.0, "Share of the prompt's bars, drawn for each piece, to write anew; for latents, how far to go.", ge=0, le=1
+        0.0, "Share of the prompt's bars to rewrite, drawn for each piece; for latents, how far to go.", ge=0, le=1
     )
     max_notes: int = setting(0, "Notes after which a piece ends; 0: no limit.", ge=0)
     max_bars: int = setting(0, "Bars after which a piece ends; 0: no limit.", ge=0)
@@ -54,10 +54,10 @@ class GenerateConfig:
     )
     best_of: int = setting(1, "Attempts at each piece, of which one is kept.", ge=1, le=1000)
     best_by: Literal["typicality", "originality", "join"] = setting(
-        "typicality", "What the kept attempt is best in; `join` is of bars written anew."
+        "typicality", "Score of the kept attempt; `join` is of rewritten bars."
     )
     reject_copies: bool = setting(
-        False, "Write a piece anew that shares a longer run with the training split than people's pieces do."
+        False, "Rewrite a piece that shares a longer run with the training split than people's pieces do."
     )
     batch_size: int = setting(8, "Pieces sampled at once.", ge=1)
     n_workers: int = setting(1, "Processes that sample.", ge=1)

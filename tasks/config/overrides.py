@@ -110,7 +110,7 @@ def _section_of(values: dict[str, Any], keys: list[str], shown: str) -> dict[str
     return section
 
 
-_VARIANT_NAME = re.compile(r"\s*([^=]*\.)?(model|schedule|encoding)\.name\s*=")  # says which member of a union is meant
+_VARIANT_NAME = re.compile(r"\s*([^=]*\.)?(model|schedule|encoding)\.name\s*=")  # names a member of a union
 
 
 def _switch_variant(kind: type, values: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:

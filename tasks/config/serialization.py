@@ -130,7 +130,7 @@ def shortened(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
-# Names that tell the members of a union apart; they stand in the place of a problem and are no keys.
+# Names of the members of unions; pydantic puts them into the place of a problem, and they are no keys.
 _VARIANTS = {
     field.default
     for union in (ModelConfig, ScheduleConfig, TokenizerConfig)

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from models.settings import Settings, setting
 
-REFUSE_PRIVATE = "ORCHESTRION_REFUSE_PRIVATE_ADDRESSES"  # a variable; "1": refuse them, whatever the settings say
-FREE_EXPANSION = 2**20  # bytes that may come out of anything, however little went in: a ratio says nothing about less
+REFUSE_PRIVATE = "ORCHESTRION_REFUSE_PRIVATE_ADDRESSES"  # a variable; "1" overrides the settings
+FREE_EXPANSION = 2**20  # bytes that any member may expand to; the ratio counts beyond them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ class TrainConfig:
     schedule: Annotated[ScheduleConfig, Field(discriminator="name")] = setting(NoamSchedule, "The learning rate.")
     optimizer: OptimizerConfig = setting(OptimizerConfig, "The optimizer.")
     n_steps: int = setting(20_000, "Steps of the run.", ge=1)
-    batch_size: int = setting(32, "Windows in the global batch, whatever `n_workers` is.", ge=1)
+    batch_size: int = setting(32, "Windows in the global batch, for any `n_workers`.", ge=1)
     seq_len: int = setting(1024, "Tokens of a window.", ge=8, le=2**20)
     windows: Literal["random", "whole", "start", "end", "packed"] = setting(
         "random",
@@ -48,7 +48,7 @@ class TrainConfig:
     early_stopping_metric: Literal["loss", "accuracy"] = setting(
         "loss", "The figure of the validation split that early stopping looks at."
     )
-    max_failures: int = setting(2, "Worker losses after which the run goes on from its last checkpoint.", ge=0)
+    max_failures: int = setting(2, "Worker losses after which the run continues from its last checkpoint.", ge=0)
 
     @model_validator(mode="before")
     @staticmethod

@@ -82,7 +82,7 @@ def against_champion(
 
     By `promote_by="interval"` it wins only if the 95 % interval of the difference, from a bootstrap over the held-out
     pieces with both models' scores of each drawn together, is below 0. By `"figure"` the lower figure wins; so it does
-    where the pieces of a model have no scores of their own (models with latents), which the verdict says. It wins
+    where the pieces of a model have no scores of their own (models with latents), as the verdict states. It wins
     unopposed where there is no champion, where it is the champion itself, and where that one was scored on another
     dataset version or split, or has no finite figure. It does not win where a figure of its own is not finite, where
     the champion was scored with other settings, or where the scores of pieces are lost.
@@ -104,7 +104,7 @@ def against_champion(
 
 
 def _no_candidate(result: "Evaluation") -> str:
-    """Return why a model cannot be a champion, whatever there is to compare it with; empty if it can."""
+    """Return why a model cannot be a champion of any name; empty if it can."""
     if not math.isfinite(result.metrics["bits_per_note"]):
         return "Its bits per note are no finite number, so it cannot be a champion."
     wrong = [name for name, value in result.metrics.items() if not math.isfinite(value)]

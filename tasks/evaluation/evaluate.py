@@ -185,7 +185,7 @@ def copying_of(dataset: DatasetVersion, scores: Sequence[Score]) -> dict[str, An
     """Return what samples share with the training split, ready for JSON.
 
     Returns:
-        `pieces`: what the index says of each sample; `verdict` on all of them; `human`: how long the runs are that
+        `pieces`: the index's result for each sample; `verdict` on all of them; `human`: how long the runs are that
         held-out pieces share, by length. None where the index cannot be made, because it is only side information.
     """
     try:

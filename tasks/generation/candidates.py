@@ -1,7 +1,7 @@
 """Work on the pieces of a batch: sampling candidates, drawing pictures and rendering sound.
 
 A piece is first a candidate: its MIDI file, and beside it, written last, a JSON file with its facts. Candidates with
-both files are finished, whatever ends a worker; a later call writes the others.
+both files are finished even if a worker is killed; a later call writes the others.
 """
 
 import hashlib

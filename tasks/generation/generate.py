@@ -127,7 +127,7 @@ def generate_batch(
     """Compose a batch and publish it in one step.
 
     The bytes depend on the model and its dataset, the settings and the prompts; `batch_size` and `n_workers` change
-    only the speed. An interrupted batch keeps the pieces that are written; the same call goes on with the others.
+    only the speed. An interrupted batch keeps the pieces that are written; the same call writes the others.
 
     Args:
         fresh: begin again even where some of it is written already.
@@ -200,7 +200,7 @@ def open_unfinished(home: Home, name: str, origin: dict[str, Any], fresh: bool) 
         may_go_on = False
     if folder.exists() and not may_go_on:
         logger.info("the unfinished batch in %s is deleted: it was begun by other code or in another way", folder)
-        note.unlink(missing_ok=True)  # first: half a folder must not look as if a batch could go on from it
+        note.unlink(missing_ok=True)  # first: a batch must not continue from half a folder
         shutil.rmtree(folder)
     for part in (folder / "candidates", pieces_folder(folder)):
         part.mkdir(parents=True, exist_ok=True)

@@ -9,14 +9,14 @@ WIDTH, LEFT, RIGHT, HEAD, BOTTOM = 340, 38, 336, 8, 136
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axes:
-    """What stands around the shapes of a chart.
+    """The parts of a chart around its shapes.
 
     Args:
         title, lead: lines above the chart; together they are its words for those who cannot see it.
         axis: what is counted along the bottom.
         x, y: the values at both ends.
         step: from one horizontal rule to the next.
-        words: what a rule says of its value.
+        words: returns the label of a rule's value.
         ticks: values along the bottom, with their words.
         below: units between the shapes and the ticks.
     """

@@ -264,7 +264,7 @@ class Tracker:
     def open_run(
         self, experiment: str, name: str, tags: Mapping[str, str] | None = None, parent: str = "", run_id: str = ""
     ) -> Iterator[Run]:
-        """Open a run (or go on with `run_id`) and close it FINISHED, FAILED or KILLED, whatever happens inside."""
+        """Open a run, or continue `run_id`, and close it as FINISHED, FAILED or KILLED."""
         all_tags = {"mlflow.runName": name, "orchestrion.git_commit": git_commit(), **(tags or {})}
         if parent:
             all_tags["mlflow.parentRunId"] = parent

@@ -153,7 +153,7 @@ def _what_was_asked(test: "ContinuationTest", config: EvaluateConfig) -> str:
 
 
 def _entropy_curve(test: "ContinuationTest") -> list[tuple[int, float]]:
-    """Return the mean entropy of all pieces that still go on, by tokens drawn."""
+    """Return the mean entropy of all pieces that have not ended, by tokens drawn."""
     lists = [piece.row["entropies"] for piece in test.pieces]
     curve = []
     for begin in range(0, max(map(len, lists)), TOKENS_TO_A_POINT):

@@ -97,7 +97,7 @@ def _warnings(result: "Evaluation", config: EvaluateConfig) -> list[str]:
             f"Samples end at the {longest} tokens that the model reads, not at the {config.sample_tokens} requested."
         )
     if result.n_samples and result.copying is None:
-        found.append("The samples could not be compared with the training split; the run's log says why.")
+        found.append("The samples could not be compared with the training split; the run's log has the reason.")
     if result.copying and result.copying["verdict"]["is_beyond"]:
         found.append("More samples share long runs of notes with the training split than pieces by people do.")
     return found
