@@ -25,8 +25,8 @@ LATER_SETTINGS = {
     "interval_unit": "steps",
     "temperature_points": [],
     "top_k_points": [],
+    "channels": [],
 }
-_UNKNOWN = object()
 _FIRST_NAMES = {name: old for old, name in OLD_NAMES.items()}
 
 
@@ -52,8 +52,12 @@ def current_names(values: Any) -> Any:
 def first_names(values: Any) -> Any:
     """Return settings, nested as JSON, under the names they had first, without those that came later and are unused."""
     if isinstance(values, Mapping):
-        values = {key: value for key, value in values.items() if LATER_SETTINGS.get(key, _UNKNOWN) != value}
+        values = {key: value for key, value in values.items() if not _is_unused(key, value)}
     return _renamed(values, first_path, first_names)
+
+
+def _is_unused(key: Any, value: Any) -> bool:
+    return key in LATER_SETTINGS and LATER_SETTINGS[key] == (list(value) if isinstance(value, tuple) else value)
 
 
 def _path(path: str, names: Mapping[str, str]) -> str:

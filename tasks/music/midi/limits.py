@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadLimits:
-    """Where reading stops: a file above any of these is refused.
+    """What is read of a file, and where reading stops: a file above a limit is refused.
 
     Args:
         max_bytes: bytes of a file.
@@ -14,6 +14,7 @@ class ReadLimits:
         max_seconds: length of a file.
         max_tracks: tracks of a file; a header states 65,535 at most.
         max_pedals: pedal spans, those of a channel counted for each part on it.
+        channels: channels whose notes are read, 0-15; -1: all but the drums on channel 9; empty: all.
     """
 
     max_bytes: int = 64 * 2**20
@@ -21,8 +22,12 @@ class ReadLimits:
     max_seconds: float = 24 * 3600.0
     max_tracks: int = 0xFFFF
     max_pedals: int = 1_000_000
+    channels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))  # JSON has lists
+        if wrong := [channel for channel in self.channels if not -1 <= channel <= 15]:
+            raise ValueError(f"channels: {wrong[0]} is not a channel from 0 to 15, or -1 for all but the drums")
         for field in fields(self):
-            if not 0 <= getattr(self, field.name) < math.inf:
+            if field.name != "channels" and not 0 <= getattr(self, field.name) < math.inf:
                 raise ValueError(f"{field.name}={getattr(self, field.name)} is not a number from 0 on")

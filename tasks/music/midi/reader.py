@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.errors import RejectReason
 from tasks.music.arrays import offsets_of
 from tasks.music.midi import events, songs
 from tasks.music.midi.limits import ReadLimits
+from tasks.music.midi.modes import DRUM_CHANNEL
 from tasks.music.midi.second_reader import second_reading
 from tasks.music.midi.songs import Songs
 from tasks.music.notes import NoteBatch
@@ -55,6 +57,8 @@ LOSSES = {
 _LOSS_COLUMNS = list(LOSSES.values())
 _NO_LOSSES = "{}"
 
+OTHER_CHANNELS = 104  # a further value of CODE
+
 # code -> (reason, sentence); {value}, {limit} and {position} are facts of the file, {begin} its first bytes.
 _REFUSALS = {
     events.EMPTY: (RejectReason.EMPTY_FILE, "0 bytes"),
@@ -83,9 +87,10 @@ _REFUSALS = {
     songs.TOO_MANY_PARTS: (RejectReason.OUT_OF_RANGE, "{value} parts, limit {limit}"),
     songs.TOO_MANY_PEDALS: (RejectReason.OUT_OF_RANGE, "{value} pedal spans or more, limit {limit}"),
     songs.TOO_LONG: (RejectReason.TOO_LONG, "{value} s of music, limit {limit}"),
+    OTHER_CHANNELS: (RejectReason.NO_NOTES, "none of {value} notes is on a channel of parse.read.channels"),
 }
 _WITHOUT_PLACE = {events.EMPTY, events.NOT_MIDI, songs.TOO_MANY_PARTS, songs.TOO_MANY_PEDALS, songs.TOO_LONG}
-_WITHOUT_PLACE |= {events.NO_NOTES, events.ALL_UNENDED, events.TOO_MANY_NOTES}
+_WITHOUT_PLACE |= {OTHER_CHANNELS, events.NO_NOTES, events.ALL_UNENDED, events.TOO_MANY_NOTES}
 # Refusals that the second reader gets.
 _DOUBTFUL = (
     events.HEADER_LENGTH, events.CHUNK_CUT, events.BAD_CHUNK, events.NO_TRACKS, events.NO_STATUS, events.BAD_STATUS,
@@ -126,9 +131,13 @@ def read_files(
             batch = tried
             break
         second = {index: data for index, data in second.items() if index not in worse}
+    n_other = np.zeros(len(contents), np.int64)
+    if limits.channels:
+        # Only now: which reader is right is decided by all notes.
+        batch, n_other = _of_channels([second.get(index, data) for index, data in enumerate(readable)], batch, limits)
     for index in np.flatnonzero(batch.facts[:, events.CODE]).tolist():
         refusals[index] = refusals[index] or _refusal(batch.facts[index], contents[index])
-    return ReadBatch(*batch, refusals, _losses(batch, second))
+    return ReadBatch(*batch, refusals, _losses(batch, second, n_other))
 
 
 def read_one(data: bytes) -> events.EventBatch:
@@ -168,14 +177,32 @@ def _ask_second_reader(contents: Sequence[bytes], batch: Songs, limits: ReadLimi
     return second
 
 
-def _losses(batch: Songs, second: dict[int, bytes]) -> list[str]:
+def _of_channels(contents: Sequence[bytes], batch: Songs, limits: ReadLimits) -> tuple[Songs, NDArray[np.int64]]:
+    """Return the songs with the notes of the wanted channels alone, and how many notes of others each file has."""
+    wanted = set(range(16)) - {DRUM_CHANNEL} if -1 in limits.channels else set(limits.channels)
+    is_read = batch.facts[:, events.CODE] == events.OK
+    readable = [data if usable else b"" for data, usable in zip(contents, is_read.tolist(), strict=True)]
+    data, offsets = np.frombuffer(b"".join(readable), np.uint8), offsets_of([len(content) for content in readable])
+    read = events.read_events(data, offsets, limits.max_notes, limits.max_tracks)
+    borders = read.offsets[:, 0]
+    is_other = ~np.isin(read.key[: borders[-1]] & 15, list(wanted)) & (read.duration[: borders[-1]] != events.UNENDED)
+    read.duration[: borders[-1]][is_other] = events.UNENDED  # such notes are left out
+    n_other = np.diff(offsets_of(is_other)[borders])
+    is_silent = is_read & (n_other == np.diff(batch.notes.offsets))
+    read.facts[is_silent, events.CODE], read.facts[is_silent, events.VALUE] = OTHER_CHANNELS, n_other[is_silent]
+    found = songs.arrange_songs(read, limits.max_seconds, limits.max_pedals)
+    found.facts[~is_read] = batch.facts[~is_read]
+    return found, n_other
+
+
+def _losses(batch: Songs, second: dict[int, bytes], n_other: NDArray[np.int64]) -> list[str]:
     losses = [_NO_LOSSES] * len(batch.facts)
-    counts = batch.facts[:, _LOSS_COLUMNS]
+    counts = np.column_stack([batch.facts[:, _LOSS_COLUMNS], n_other])
     accepted = batch.facts[:, events.CODE] == events.OK
     for index in np.flatnonzero(
         (counts.any(axis=1) | np.isin(np.arange(len(counts)), list(second))) & accepted
     ).tolist():
-        found = {name: int(n) for name, n in zip(LOSSES, counts[index], strict=True) if n}
+        found = {name: int(n) for name, n in zip([*LOSSES, "other_channels"], counts[index], strict=True) if n}
         losses[index] = json.dumps(found | ({"second_reader": 1} if index in second else {}), sort_keys=True)
     return losses
 
