@@ -1,7 +1,8 @@
 """The decoder with all its options: parameters, causality, padding on both sides, the cache against the full pass."""
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save
 from torch import Tensor
 
 from models.config import DecoderConfig
@@ -83,6 +85,11 @@ def test_parameters_are_as_many_as_published(config: DecoderConfig, vocab_size: 
         decoder = build_model(config, vocab_size)
     assert decoder.n_parameters == n_parameters
     assert sum(parameter.numel() for parameter in decoder.parameters()) == n_parameters
+
+
+def test_the_weights_of_rga_fill_43_megabytes() -> None:
+    decoder = Decoder(RGA, 390)
+    assert 43.1e6 < len(save(decoder.state_dict())) < 43.2e6
 
 
 def test_the_music_transformer_keeps_its_names() -> None:
@@ -257,6 +264,33 @@ def test_steps_with_a_cache_equal_the_full_pass(config: DecoderConfig, way: Way)
     parts.append(step(tokens_BT[:, 60:], cache))  # many at once, behind others
     torch.testing.assert_close(torch.cat(parts, dim=1), decoder(tokens_BT), atol=1e-4, rtol=1e-4)
     assert cache.length_B.tolist() == [90] * 3
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads of the operations wait for each other on a busy machine; a step has little to share out."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.mark.parametrize("config", [RGA, CHAR_GPT], ids=["rga", "char_gpt"])
+@pytest.mark.usefixtures("one_thread")
+@torch.no_grad()
+def test_a_cached_step_is_five_times_as_fast_as_a_pass_over_512_tokens(config: DecoderConfig) -> None:
+    decoder = Decoder(replace(config, n_layers=2), 390).eval()
+    tokens_BT, step, cache = torch.randint(1, 390, (1, 512)), DecoderStep(decoder), decoder.new_cache(1, 512)
+    step(tokens_BT[:, :-12], cache)
+    passes = [seconds_of(lambda: decoder(tokens_BT)) for _ in range(2)]
+    steps = [seconds_of(lambda: step(tokens_BT[:, :1], cache)) for _ in range(12)]
+    assert min(passes) > 5 * min(steps)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
 
 
 @given(config=random_configs(), T=st.integers(1, 40), B=st.integers(1, 3))

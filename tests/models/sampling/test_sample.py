@@ -277,6 +277,17 @@ def test_top_k_of_1_is_greedy_whatever_the_temperature() -> None:
     assert run(SamplingConfig(max_tokens=40, greedy=True), grammar=build_grammar(), seed=99) == greedy
 
 
+def test_a_higher_temperature_raises_the_entropy_of_what_is_drawn() -> None:
+    prompts = [torch.tensor([1])] * 400
+    entropies = []
+    for temperature in (0.1, 0.5, 1.0, 1.5, 3.0):
+        config = SamplingConfig(max_tokens=2, temperature=temperature)
+        pieces = run(config, n=400, prompts=prompts, batch_size=400, decoder=build_decoder())
+        shares = np.array(list(Counter(piece[1] for piece in pieces).values())) / 400
+        entropies.append(float(-(shares * np.log(shares)).sum()))
+    assert (np.diff(entropies) > 0).all(), entropies
+
+
 def test_limits_that_keep_all_change_nothing() -> None:
     plain = run(SamplingConfig(max_tokens=40))
     assert run(SamplingConfig(max_tokens=40, top_k=VOCAB_SIZE, top_p=1.0)) == plain

@@ -93,6 +93,21 @@ def test_no_piece_is_in_two_splits(home: Home, tmp_path: Path) -> None:
     assert not pieces["validation"] & pieces["test"]
 
 
+def test_no_run_of_64_tokens_of_a_held_out_piece_stands_in_train(home: Home, tmp_path: Path) -> None:
+    version = small_dataset(home, small_corpus(tmp_path / "midi", 20))
+
+    def runs(split: str) -> set[tuple[int, ...]]:
+        tables = [pq.read_table(path, partitioning=None) for path in version.token_shards(split)]
+        rows = [row for table in tables for row in table["tokens"].to_pylist()]
+        return {tuple(row[place : place + 64]) for row in rows for place in range(len(row) - 63)}
+
+    train = runs("train")
+    for split in ("validation", "test"):
+        held_out = runs(split)
+        assert len(held_out) > 100
+        assert not held_out & train
+
+
 def test_place_names_and_order_of_files_do_not_change_version_or_bytes(tmp_path: Path) -> None:
     one = small_corpus(tmp_path / "one")
     two = tmp_path / "two" / "deep"

@@ -1,9 +1,11 @@
 """The readable text of Optimus VIRTUOSO: vectors, laws of encoding and decoding, real music where it is present."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import mido
 import numpy as np
 import pytest
 from hypothesis import given
@@ -161,6 +163,17 @@ def test_the_melody_has_a_channel_of_its_own() -> None:
         (120, 84, 0, 0), (120, 84, 73, 0), (150, 70, 0, 0),
     ]  # fmt: skip
     assert tokenizer.transpose_ids(batch.ids, 1) is None
+
+
+def test_a_written_file_has_500_ticks_a_quarter_and_a_program_for_each_channel() -> None:
+    text = "".join(f"!{chr(33 + 50)}{chr(33 + 60)}{chr(33 + 80)}{chr(33 + channel)}\n" for channel in range(16))
+    ((_, score),) = FULL.from_text(f"SONG=all_with_16_notes\n{text}")
+    file = mido.MidiFile(file=io.BytesIO(write_midi(score)))
+    assert file.ticks_per_beat == 500
+    assert {message.tempo for track in file.tracks for message in track if message.type == "set_tempo"} == {500_000}
+    programs = [(int(note), bool(drum)) for note, drum in zip(score.notes.program, score.notes.is_drum, strict=True)]
+    patches = [0, 24, 32, 40, 42, 46, 56, 71, 73, 0, 0, 0, 0, 0, 0, 0]
+    assert sorted(programs) == sorted((program, channel == 9) for channel, program in enumerate(patches))
 
 
 def test_the_melody_leaves_fourteen_channels() -> None:

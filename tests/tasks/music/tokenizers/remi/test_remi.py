@@ -111,6 +111,34 @@ def test_vocabulary_of_the_hourglass() -> None:
     assert {name: TOKENIZER.token_id(name) for name in ids} == ids
 
 
+PUBLISHED = RemiTokenizer(RemiConfig(time_signatures=False, pitch_max=108, drum_pitches=False))
+
+
+def test_the_published_settings_of_the_hourglass_have_348_ids() -> None:
+    """Programs are in MidiTok 3.1's order, drums last; the published table of MidiTok 3.0 has the drums first."""
+    assert PUBLISHED.vocab_size == 348
+    ids = {
+        "PAD_None": 0, "Bar_None": 4, "Pitch_60": 44, "Velocity_127": 108, "Duration_1.0.8": 116, "Position_0": 173,
+        "Chord_maj": 206, "Program_0": 219, "Program_127": 346, "Program_-1": 347,
+    }  # fmt: skip
+    assert {name: PUBLISHED.token_id(name) for name in ids} == ids
+
+
+def test_a_chord_a_low_drum_and_a_late_note_by_the_published_settings() -> None:
+    chord = [(0, 480, pitch, 100) for pitch in (60, 64, 67)]
+    score = score_of(*chord, (2400, 240, 72, 33), (0, 120, 36, 90, 3), (0, 120, 20, 90, 3))
+    assert text(score, PUBLISHED) == (
+        "Bar Position0 Program0 Chordmaj Program0 Pitch60 Velocity103 Duration1.0.8 "
+        "Program0 Pitch64 Velocity103 Duration1.0.8 Program0 Pitch67 Velocity103 Duration1.0.8 "
+        "Program-1 Pitch36 Velocity87 Duration0.2.8 Bar Position8 Program0 Pitch72 Velocity31 Duration0.4.8"
+    )
+    batch = encode(score, tokenizer=PUBLISHED)
+    assert batch.dropped["out_of_range"].tolist() == [1]
+    assert note_set(PUBLISHED.decode(batch.ids)) == [
+        (0, 2, 36, 87, DRUMS), (0, 8, 60, 103, 0), (0, 8, 64, 103, 0), (0, 8, 67, 103, 0), (40, 4, 72, 31, 0),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("tokenizer", ALL)
 def test_names_and_ids_are_one_to_one(tokenizer: RemiTokenizer) -> None:
     ids = range(tokenizer.vocab_size)
