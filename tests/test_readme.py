@@ -3,10 +3,11 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
+import typer.core
 
 from flows.cli.main import app
 from flows.cli.requests import read_request
@@ -31,10 +32,11 @@ def commands_of(page: Path) -> list[str]:
 COMMANDS = [(page.relative_to(ROOT).as_posix(), line) for page in PAGES for line in commands_of(page)]
 
 
-def command_of(words: list[str]) -> tuple[click.Command, str, list[str]]:
+def command_of(words: list[str]) -> tuple[Any, str, list[str]]:
     """Return the command that the words name, within groups too, its name and its arguments."""
-    command, name, rest = typer.main.get_command(app), "orchestrion", words
-    while isinstance(command, click.Group):
+    command: Any = typer.main.get_command(app)
+    name, rest = "orchestrion", words
+    while isinstance(command, typer.core.TyperGroup):  # typer brings a click of its own
         name, *rest = rest
         assert name in command.commands, f"{name} is none of {', '.join(command.commands)}"
         command = command.commands[name]
@@ -59,8 +61,8 @@ def test_readme_and_guides_show_every_command() -> None:
     assert known - shown == {"demo"}  # `make demo`
 
 
-@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=lambda value: value if " " in value else None)
-def test_each_command_is_one(page: str, line: str) -> None:
+def check_command(line: str) -> None:
+    """Raise where the command, one of its options or one of its settings does not exist."""
     words = shlex.split(re.split(r"[|;&>]", line)[0])[1:]
     command, name, rest = command_of(words)
     context = command.make_context(name, rest)  # raises for an option that does not exist
@@ -68,6 +70,11 @@ def test_each_command_is_one(page: str, line: str) -> None:
     preset = context.params.get("preset") or "music_transformer_tiny"
     if name != "encode":  # its --set has settings of an encoding
         assert apply_overrides(build_preset(preset), overrides)
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=lambda value: value if " " in value else None)
+def test_each_command_is_one(page: str, line: str) -> None:
+    check_command(line)
 
 
 SETTINGS = sorted(
