@@ -1,6 +1,7 @@
 """The composer from the command line: each command is one step, and a script takes several."""
 
 import hashlib
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -81,6 +82,18 @@ def test_a_script_is_many_steps_and_gives_the_same_bytes_again(home: Path, tmp_p
         assert [(block["number"], block["proposal"]) for block in saved["blocks"]] == [(0, 1)]
         written.append(note_rows(read_midi(out)))
     assert written[0] == written[1] != []
+
+
+@pytest.mark.slow
+def test_growing_counts_tokens_and_notes_of_each_block(home: Path, tmp_path: Path) -> None:
+    begin = ("compose", "start", "grown", "--prompt", theme(tmp_path), "--block-tokens", "24", "--home", str(home))
+    assert orchestrion(tmp_path, *begin).returncode == 0
+    done = orchestrion(tmp_path, "compose", "grow", "grown", "--blocks", "3", "--home", str(home), "--json")
+    lines = re.findall(r"^block (\d+): ([\d,]+) tokens, ([\d,]+) notes$", done.stderr, re.M)
+    assert [int(number) for number, _, _ in lines] == [0, 1, 2]
+    grown = last_json(done)
+    assert (int(lines[-1][1]), int(lines[-1][2])) == (grown["n_tokens"], grown["n_notes"])
+    assert int(lines[0][1]) > 24
 
 
 @pytest.mark.slow
