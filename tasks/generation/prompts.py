@@ -68,7 +68,8 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None 
         ConfigError: the model or the prompts do not allow what the settings ask for; a prompt is too long, or the part
             of it that is used has no note.
     """
-    if config.prompt.startswith(TEXT_MARK) or config.prompt.endswith(TEXT_SUFFIX):
+    is_text_file = config.prompt.endswith(TEXT_SUFFIX) and not path_of(config.prompt).is_dir()
+    if config.prompt.startswith(TEXT_MARK) or is_text_file:
         check_request(loaded, config, 1)
         return [_text_prompt(loaded, config)]
     given = [
@@ -104,7 +105,7 @@ def _text_prompt(loaded: LoadedModel, config: GenerateConfig) -> Prompt:
     if text == config.prompt:
         name = Path(text).name
         try:
-            text = read_input(Path(text)).decode()
+            text = read_input(path_of(text)).decode()
         except UnicodeDecodeError as error:
             raise ConfigError(f"prompt {name} is not UTF-8: {error}") from None
     if not isinstance(tokenizer, OptimusTxtTokenizer):

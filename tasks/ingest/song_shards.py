@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.config.dataset import ParseConfig
+from tasks.config.old_names import first_names
 from tasks.config.serialization import digest
 from tasks.errors import DatasetError, RejectReason, plural
 from tasks.ingest.sources.read import BadRead, read_members
@@ -232,7 +233,7 @@ def _attempt(
     limits = shards[0].limits
     order = {
         "shards": [[str(shard.path), shard.n_files] for shard in shards],
-        "limits": asdict(limits),
+        "limits": first_names(asdict(limits)),  # as in the digest that names the shard
         "quarantined": {key: [death.reason, death.detail] for key, death in (quarantined or {}).items()},
         "dry": dry,
     }

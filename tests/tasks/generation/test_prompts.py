@@ -111,7 +111,8 @@ def test_a_short_prompt_is_continued_from_its_end(setup: Setup) -> None:
         ("gone.mid", NotFound, "gone.mid does not exist"),
         ("nowhere", NotFound, "nowhere does not exist"),
         ("empty", DatasetError, "empty holds no MIDI file"),
-        ("words.txt", DatasetError, "words.txt is neither a folder nor"),
+        ("words.txt", ConfigError, "words.txt: a text is for models of optimus_txt"),
+        ("words.doc", DatasetError, "words.doc is neither a folder nor"),
         ("words.mid", BadScore, "not_midi: prompt words.mid"),
         ("silence.mid", BadScore, "no_notes: prompt silence.mid"),
         ("zero.mid", BadScore, "empty_file: prompt zero.mid"),
@@ -124,7 +125,7 @@ def test_a_prompt_that_cannot_be_used_is_said_in_one_line_and_leaves_nothing(
 ) -> None:
     for folder in ("empty", "mixed/sub", "dangling"):
         (tmp_path / folder).mkdir(parents=True)
-    for name in ("words.txt", "words.mid", "mixed/sub/bad.mid"):
+    for name in ("words.txt", "words.doc", "words.mid", "mixed/sub/bad.mid"):
         (tmp_path / name).write_text("La la la, no MIDI here.")
     (tmp_path / "silence.mid").write_bytes(write_midi(make_score([])))
     (tmp_path / "zero.mid").touch()
