@@ -1,6 +1,7 @@
 """What all tests share: real MIDI where it is, one Ray, an unchanged environment, small homes."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from functools import cache
@@ -117,6 +118,17 @@ def environment_of_test(environment_of_module: None) -> Iterator[None]:
     """Fail a test that leaves the environment changed: another test would depend on it."""
     with same_environment(OF_LIBRARIES):
         yield
+
+
+@pytest.fixture(autouse=True)
+def loggers_of_test() -> Iterator[None]:
+    """Put back the loggers that the command line sets up: another test may look at what is logged."""
+    loggers = [logging.getLogger(name) for name in ("flows", "tasks")]
+    before = [(logger, logger.level, logger.handlers) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers = handlers
 
 
 @pytest.fixture(scope="session")
