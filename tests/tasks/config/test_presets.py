@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.config import OptimizerConfig, SamplingConfig
+from models.config import OptimizerConfig, SamplingConfig, WarmupCosineSchedule
 from models.registry import build_model, build_shapes
 from models.training import beta1, build_optimizer, eval_step, learning_rate, train_step
 from tasks.checkpoints import CheckpointFolder, load_model
@@ -27,6 +27,7 @@ from tasks.generation.prompts import read_prompts
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.tokenizers.optimus.characters import OptimusTxtConfig
+from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntTokenizer
 from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtTokenizer
 from tasks.music.tokenizers.registry import build_tokenizer, needs_vocabulary
 from tasks.storage.home import Home
@@ -139,6 +140,26 @@ def test_a_song_of_readable_characters_is_learned_by_heart() -> None:
     for step in range(1, 101):
         train_step(model, optimizer, song, step=step, learning_rate=5e-3, max_grad_norm=1.0, n_targets=n_targets)
     assert eval_step(model, song).nll_sum / n_targets < 0.1
+
+
+@pytest.mark.nightly
+def test_twenty_pieces_are_learned_by_heart(tmp_path: Path) -> None:
+    tokenizer = OptimusIntTokenizer()
+    encoded = [tokenizer.encode(read_midi(path).notes).ids for path in sorted(small_corpus(tmp_path, 24).glob("*.mid"))]
+    pieces = torch.tensor([ids[:400].tolist() for ids in encoded if len(ids) >= 400][:20])
+    assert pieces.shape == (20, 400)
+    torch.manual_seed(0)
+    shape = build_preset("rga_tiny").train.model
+    shape = replace(shape, d_model=64, n_layers=2, d_ff=64, max_positions=512, max_relative_distance=512)  # type: ignore[call-arg]
+    model = build_model(shape, tokenizer.vocab_size, tokenizer.pad_id)
+    optimizer, schedule = build_optimizer(OptimizerConfig(), model), WarmupCosineSchedule(max_lr=6e-3, warmup_steps=20)
+    for step in range(1, 461):
+        batch = pieces[torch.randperm(20)[:5]]
+        rate = learning_rate(schedule, step, 64, 460)
+        train_step(model, optimizer, batch, step=step, learning_rate=rate, max_grad_norm=1.0, n_targets=5 * 399)
+    metrics = eval_step(model, pieces)
+    assert metrics.n_correct >= 0.99 * 20 * 399
+    assert metrics.nll_sum <= 0.05 * 20 * 399
 
 
 @pytest.mark.parametrize(
