@@ -72,7 +72,7 @@ def test_settings_behind_a_source(here: Path) -> None:
         ("http://host:x/", ConfigError, "source http://host:x/: its port is no number"),
         ("x" * 300, NotFound, "of 300 characters: File name too long"),
         ("x" * 300 + ".mid", NotFound, "File name too long"), ("y/" * 3000, NotFound, "of 6000 characters: File name"),
-        ("file:///" + "x" * 300, NotFound, "File name too long"), ("a\0.mid", NotFound, "embedded null byte"),
+        ("file:///" + "x" * 300, NotFound, "File name too long"), ("a\0.mid", NotFound, "embedded null"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_each(text: str, error: type[OrchestrionError], said: str, here: Path) -> None:
