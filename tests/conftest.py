@@ -29,7 +29,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(_FOLDERS))
 
 # How fast a machine is, or how busy, is no fault of the code: what is fast enough is for `bench/` to say.
 UNTIMED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("ci", max_examples=25, **UNTIMED)
+# The same examples in every run, so that a run tells what a change did; `make nightly` draws new ones.
+settings.register_profile("ci", max_examples=25, derandomize=True, **UNTIMED)
 settings.register_profile("nightly", max_examples=100, **UNTIMED)
 settings.load_profile("ci")  # `--hypothesis-profile=nightly` loads the other
 
