@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 30.0
 
+_is_abandoned = False
 _nodes: list[Node] = []  # those that this process started and has not stopped; at most one
 
 
@@ -126,13 +127,24 @@ def _start() -> None:
 
 def disconnect() -> None:
     """Leave the cluster, or stop the Ray that `connect` started."""
-    if "ray" in sys.modules:
+    if "ray" in sys.modules and not _is_abandoned:
         import ray
 
         if ray.is_initialized():
             ray.shutdown()
     while _nodes:
         _nodes.pop().stop()
+
+
+def abandon() -> None:
+    """End the Ray that `connect` started though a thread is inside of it, for good; a joined cluster is left."""
+    global _is_abandoned  # noqa: PLW0603
+    if not _nodes:
+        disconnect()
+        return
+    _is_abandoned = True
+    while _nodes:
+        _nodes.pop().abandon()
 
 
 def lost_worker_errors() -> tuple[type[Exception], ...]:

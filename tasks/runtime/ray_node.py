@@ -82,6 +82,16 @@ class Node:
             with self._keeper:  # which closes its pipes and waits
                 self.folder.remove()
 
+    def abandon(self) -> None:
+        """End all processes of this Ray under a thread that is inside of it, where `ray.shutdown` crashes."""
+        from ray._private import worker
+
+        atexit.unregister(self.stop)
+        atexit.unregister(worker.shutdown)
+        kill_session(self._keeper.pid)
+        with self._keeper:
+            self.folder.remove()
+
     def _read(self) -> dict[str, str]:
         assert self._keeper.stdout is not None
         line = self._keeper.stdout.readline()

@@ -64,7 +64,7 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
             raise
         finally:
             if trainer.is_alive():  # it waits for a server that died, or for a worker in a long step
-                cluster.disconnect()
+                cluster.abandon() if stop else cluster.disconnect()
             job.begun.unlink(missing_ok=True)
     state = read_progress(job.run_dir)
     is_over = is_ended(job.config, state)
