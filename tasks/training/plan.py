@@ -7,7 +7,7 @@ import torch
 
 from models.registry import build_model
 from models.training import build_optimizer, count_batch, train_step
-from tasks.checkpoints import CheckpointFolder, read_state
+from tasks.checkpoints import WHICH, CheckpointFolder, read_state
 from tasks.config.training import TrainConfig
 from tasks.dataset.versions import DatasetVersion
 from tasks.music.tokenizers.registry import tokenizer_from_json
@@ -47,7 +47,7 @@ def plan_training(
         "n_parameters": n_parameters,
         "n_tokens": n_tokens,
         "epochs": round(n_tokens / n_train, 2) if n_train else None,
-        "disk_bytes": n_parameters * 4 * FLOATS_PER_PARAMETER * (2 + config.keep_last_n) if n_left else 0,
+        "disk_bytes": n_parameters * 4 * FLOATS_PER_PARAMETER * (len(WHICH) + config.keep_last_n) if n_left else 0,
         "cpu_seconds": float(f"{seconds:.2g}"),
     }
 
