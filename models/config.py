@@ -34,6 +34,11 @@ class HeadedConfig:
         """Id of a word of the encoding that replaces tokens in training, or None."""
         return None
 
+    @property
+    def n_given(self) -> int:
+        """Tokens at the beginning of a row that are given, and so never targets."""
+        return 1
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig(HeadedConfig):
@@ -207,6 +212,12 @@ class VaeConfig(HeadedConfig):
         4, "An id, such as that of [TDR]; or `all`: any id other than padding, drawn for each token."
     )
     token_dropout_in: Literal["decoder", "encoder", "both"] = setting("decoder", "Whose input loses tokens.")
+    row_mode: Literal["whole", "modeling", "generation"] = setting(
+        "whole",
+        "`whole`: the encoder reads all that the decoder writes. `modeling`: all but the last token, as published."
+        " `generation`: as `modeling`, and the decoder never reads the start token; its first target is the second"
+        " token.",
+    )
 
     def __post_init__(self) -> None:
         self.check_heads()
@@ -223,6 +234,8 @@ class VaeConfig(HeadedConfig):
             raise ValueError(
                 f"token_dropout_in={self.token_dropout_in!r}: family='encoder' has no decoder that reads tokens"
             )
+        if self.family == "encoder" and self.row_mode != "whole":
+            raise ValueError(f"row_mode={self.row_mode!r}: family='encoder' has no decoder that reads tokens")
 
     def check_training(self, seq_len: int, n_parts: int) -> None:
         """Raise ValueError where windows are no blocks, or the divergence is summed over a batch in parts."""
@@ -237,6 +250,11 @@ class VaeConfig(HeadedConfig):
     def replacement_word(self) -> int | None:
         """Id of a word of the encoding that replaces tokens in training, or None."""
         return self.token_dropout_by if self.token_dropout and self.token_dropout_by != "all" else None
+
+    @property
+    def n_given(self) -> int:
+        """Tokens at the beginning of a row that are given; in the mode `generation` the decoder reads the last only."""
+        return 2 if self.row_mode == "generation" else 1
 
     def kl_weight(self, step: int) -> float:
         """Return the weight of the divergence at a step."""

@@ -185,8 +185,8 @@ def count_batch(model: nn.Module, tokens_BT: Tensor, pad_id: int = 0) -> BatchCo
     Args:
         model: bare or wrapped; it is not called.
     """
-    n_targets = int((tokens_BT[:, 1:] != pad_id).sum())
     bare = unwrap_model(model)
+    n_targets = int((tokens_BT[:, bare.config.n_given :] != pad_id).sum())
     if isinstance(bare.config, HourglassConfig) and bare.has_auxiliary_loss:
         return BatchCounts(n_targets, tuple(bare.auxiliary_counts(tokens_BT[:, :-1])))
     return BatchCounts(n_targets)

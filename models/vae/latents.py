@@ -124,10 +124,11 @@ def latent_use(model: Vae, tokens_BT: Tensor, batch_size: int = 64) -> LatentUse
     model.eval()
     try:
         mu_BZ = torch.cat([model.encode(part_BT).mu_BZ for part_BT in tokens_BT.split(batch_size)])
+        parts = [model.rows(part_BT) for part_BT in tokens_BT.split(batch_size)]
         sums = [
             [
-                token_loss(model.logits(part_BT[:, :-1], z_BZ), part_BT[:, 1:], model.pad_id)
-                for part_BT, z_BZ in zip(tokens_BT.split(batch_size), z.split(batch_size), strict=True)
+                token_loss(model.decode(rows.decoder_BT, z_BZ), rows.targets_BT, model.pad_id)
+                for rows, z_BZ in zip(parts, z.split(batch_size), strict=True)
             ]
             for z in (mu_BZ, mu_BZ.roll(-(len(mu_BZ) // 2), dims=0))
         ]

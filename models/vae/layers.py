@@ -82,6 +82,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.attention_norm = build_norm(config)
         self.attention = Attention(config)
+        self.n_unread = config.n_given - 1
         self.cross_norm = build_norm(config)
         self.cross = Attention(config)
         self.feed_forward_norm = build_norm(config)
@@ -110,7 +111,10 @@ class DecoderBlock(nn.Module):
         else:
             row_B1 = torch.arange(len(x_BTD), device=x_BTD.device)[:, None]
             tokens_B2HJK[row_B1, :, :, position_BT] = kv_B2HTK.permute(0, 3, 1, 2, 4).to(tokens_B2HJK.dtype)
-            seen_BTJ = torch.arange(tokens_B2HJK.shape[3], device=x_BTD.device) <= position_BT[:, :, None]
+            key_J = torch.arange(tokens_B2HJK.shape[3], device=x_BTD.device)
+            seen_BTJ = key_J <= position_BT[:, :, None]
+            if self.n_unread:  # which see themselves alone, for the softmax over nothing is NaN
+                seen_BTJ &= (key_J >= self.n_unread) | (key_J == position_BT[:, :, None])
             y_BTD = self.attention(y_BTD, tokens_B2HJK, seen_BTJ[:, None])
         x_BTD = x_BTD + self.dropout(y_BTD)
         x_BTD = x_BTD + self.dropout(self.cross(self.cross_norm(x_BTD), latent_B2HJK, nearness_BHTJ))

@@ -4,13 +4,13 @@ Sources: Kingma and Welling 2014 for the variational part; Kingma et al. 2016, a
 al. 2016 for the rising weight of the divergence and for the dropping of tokens, which all keep the latent in use.
 Shape letters: see layers.py and vae/layers.py; Z represents all axes of a latent.
 
-A row is a start token and up to `block` tokens after it. The encoder reads what comes after the start token, which is
-what the decoder has to write. Padding is allowed only at the end of a row.
+A row is a start token and up to `block` tokens after it, of which `VaeConfig.row_mode` says what is read and what is
+written; see `VaeRows`. Padding is allowed only at the end of a row.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,28 @@ from torch.nn import functional
 from models.config import VaeConfig
 from models.dropout import Dropout
 from models.layers import TokenModel, check_room, padding_before_token
-from models.training import LossParts, count_correct, inputs_and_targets, token_loss
+from models.training import LossParts, count_correct, token_loss
 from models.vae.bottlenecks import Latent, build_bottleneck, compression_ratio, prior_latents
 from models.vae.cache import LatentCache
 from models.vae.layers import CausalStack, Encoder, build_table
+
+
+class VaeRows(NamedTuple):
+    """What encoder and decoder read of rows, what the decoder writes, and True where that counts as a target.
+
+    Of a row `<start> a b c <end>`:
+
+    | mode | encoder | decoder | targets |
+    |---|---|---|---|
+    | whole | a b c end | start a b c | a b c end |
+    | modeling | a b c | start a b c | a b c end |
+    | generation | a b c | a b c | b c end |
+    """
+
+    encoder_BT: Tensor
+    decoder_BT: Tensor
+    targets_BT: Tensor
+    counts_BT: Tensor
 
 
 class Vae(TokenModel):
@@ -92,18 +110,27 @@ class Vae(TokenModel):
             return self.loss_parts(tokens_BT, step=step, mask_BT=mask_BT)
         return self.logits(tokens_BT[:, :-1], self.latent(tokens_BT, sample=self.training))
 
+    def rows(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> VaeRows:
+        """Return the parts of whole rows; `mask_BT` as for `loss_parts`."""
+        n_given, is_token_BT = self.config.n_given, tokens_BT != self.pad_id
+        encoder_BT = tokens_BT[:, 1:]
+        if self.config.row_mode != "whole":
+            encoder_BT = tokens_BT[:, 1:-1].masked_fill(~is_token_BT[:, 2:], self.pad_id)
+        counts_BT = is_token_BT if mask_BT is None else is_token_BT & mask_BT
+        return VaeRows(encoder_BT, tokens_BT[:, n_given - 1 : -1], tokens_BT[:, n_given:], counts_BT[:, n_given:])
+
     def encode(self, tokens_BT: Tensor) -> Latent:
         """Return what the encoder makes of rows: mu and logvar, each of shape (B, *bottleneck_shape).
 
         Args:
-            tokens_BT: whole rows; their first tokens are not looked at.
+            tokens_BT: whole rows; `rows` says which of their tokens are read.
         Raises:
             ValueError: rows longer than the block and the first token.
         """
-        n_missing = self.max_length - tokens_BT.shape[1]
-        if n_missing < 0:
+        if tokens_BT.shape[1] > self.max_length:
             raise ValueError(f"rows of {tokens_BT.shape[1]} tokens, but block={self.config.block} and a start token")
-        tokens_BT = tokens_BT[:, 1:]
+        tokens_BT = self.rows(tokens_BT).encoder_BT
+        n_missing = self.config.block - tokens_BT.shape[1]
         hidden_BT = tokens_BT == self.pad_id
         x_BTD = self.dropout(self.embed(tokens_BT) + self.positions.weight[: tokens_BT.shape[1]])
         x_BTD = self.encoder(x_BTD, hidden_BT)
@@ -122,11 +149,17 @@ class Vae(TokenModel):
     def logits(self, inputs_BT: Tensor, z_BZ: Tensor) -> Tensor:
         """Return logits of shape (B, T, V) of the id after each of `inputs_BT`, by the tokens so far and latents.
 
-        With family="encoder" they depend on the latents alone.
+        With family="encoder" they depend on the latents alone. A start token that is not read has logits of 0.
         """
+        n_unread = self.config.n_given - 1
+        return functional.pad(self.decode(inputs_BT[:, n_unread:], z_BZ), (0, 0, n_unread, 0))
+
+    def decode(self, inputs_BT: Tensor, z_BZ: Tensor) -> Tensor:
+        """Return `logits` of the tokens that the decoder reads, `VaeRows.decoder_BT`."""
         memory_BJD = self.memory(z_BZ)
         if isinstance(self.decoder, CausalStack):
-            position_BT = torch.arange(inputs_BT.shape[1], device=inputs_BT.device)[None]
+            # The first place is that of the start token, read or not, so that all tokens are near their own latents.
+            position_BT = torch.arange(inputs_BT.shape[1], device=inputs_BT.device)[None] + self.config.n_given - 1
             x_BTD = self.embed_inputs(inputs_BT, position_BT)
             x_BTD = self.decoder(x_BTD, position_BT, self.decoder.look_up(memory_BJD))
         else:
@@ -162,7 +195,7 @@ class Vae(TokenModel):
         """Return the loss of writing rows again from their latents.
 
         Args:
-            tokens_BT: whole rows; all tokens but the first and padding are targets.
+            tokens_BT: whole rows; all tokens but the given ones and padding are targets.
             step: of the weight of the divergence; None: its last one.
             sample: draw latents rather than take the likeliest; None: in training alone.
             generator: of the latents; None: the global one, which also drops out.
@@ -173,8 +206,9 @@ class Vae(TokenModel):
         written_BT = self.drop_tokens(tokens_BT) if config.token_dropout_in != "encoder" else tokens_BT
         latent = self.encode(read_BT)
         is_drawn = self.training if sample is None else sample
-        logits_BTV = self.logits(written_BT[:, :-1], latent.sample(generator) if is_drawn else latent.mu_BZ)
-        _, targets_BT, counts_BT = inputs_and_targets(tokens_BT, self.pad_id, mask_BT)
+        z_BZ = latent.sample(generator) if is_drawn else latent.mu_BZ
+        logits_BTV = self.decode(self.rows(written_BT).decoder_BT, z_BZ)
+        _, _, targets_BT, counts_BT = self.rows(tokens_BT, mask_BT)
         kl_B = latent.kl()
         n_tokens_B = (targets_BT != self.pad_id).sum(dim=1)
         cost_B = (kl_B - config.free_bits * math.log(2) * n_tokens_B).clamp_min(0.0)
@@ -248,7 +282,8 @@ class Vae(TokenModel):
             return cache.latent_BX[row_B1, position_BT]
         x_BTD = self.embed_inputs(tokens_BT, position_BT)
         tokens_BX = cache.tokens_BX[..., :n_keys, :]
-        return self.to_logits(self.decoder(x_BTD, position_BT, cache.latent_BX, tokens_BX))
+        logits_BTV = self.to_logits(self.decoder(x_BTD, position_BT, cache.latent_BX, tokens_BX))
+        return logits_BTV.masked_fill(position_BT[:, :, None] < self.config.n_given - 1, 0.0)
 
     def summary(self) -> dict[str, Any]:
         """Return sizes and shapes of the model, as plain JSON values."""

@@ -26,6 +26,7 @@ LATER_SETTINGS = {
     "temperature_points": [],
     "top_k_points": [],
     "channels": [],
+    "row_mode": "whole",
 }
 _FIRST_NAMES = {name: old for old, name in OLD_NAMES.items()}
 

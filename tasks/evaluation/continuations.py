@@ -46,7 +46,7 @@ class Opening:
         name: split and row, as prompts from a split are called.
         file: where the sources have it.
         ids: all of it.
-        n_given: ids at its beginning that are given as they are; <start> alone where a latent is given instead.
+        n_given: ids at its beginning that are given as they are; where a latent is given too, those of `opening_ids`.
         n_compared: ids at its beginning up to which what is written is set beside it.
     """
 
@@ -206,7 +206,7 @@ def choose_openings(
     names = pieces_of_rows(dataset, config.split)
     first_rows = np.unique(names, return_index=True)[1]
     latent_ids = loaded.model.max_length if has_latents(loaded.model) else 0
-    n_given = 1 if latent_ids else config.prompt_tokens
+    n_given = loaded.model.config.n_given if latent_ids else config.prompt_tokens
     rows = np.sort(first_rows[lengths[first_rows] >= n_given + 2])
     looked_at = latent_ids or config.prompt_tokens
     hashes = [_hash(config.seed, store.tokens[at : at + looked_at]) for at in store.offsets[rows]]

@@ -26,7 +26,7 @@ from tasks.music.score import Score
 from tasks.runtime.cluster import n_cpus
 from tasks.runtime.progress import Progress
 from tasks.sampling.latents import FROM_PRIOR, with_latents
-from tasks.sampling.sample_ids import window_of
+from tasks.sampling.sample_ids import opening_ids, window_of
 from tasks.sampling.timing import Clock
 from tasks.storage.parquet import check_shards
 from tasks.training.token_dataset import TokenDataset
@@ -231,7 +231,7 @@ def sample_freely(
 
     sampled = sample(
         with_latents(loaded.model, FROM_PRIOR, config.seed, pieces, pieces),
-        [torch.tensor([tokenizer.start_id])] * config.n_samples,
+        [torch.tensor(opening_ids(loaded))] * config.n_samples,
         piece_indices=list(pieces),
         seed=config.seed,
         config=SamplingConfig(max_tokens=window_of(loaded.model, config.sample_tokens)),

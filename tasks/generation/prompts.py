@@ -29,7 +29,7 @@ from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtTokenizer
 from tasks.music.windows import cut_windows
 from tasks.sampling.latents import latents_of
-from tasks.sampling.sample_ids import check_prompt_ids, check_request, piece_limit
+from tasks.sampling.sample_ids import check_prompt_ids, check_request, opening_ids, piece_limit
 from tasks.storage.file_names import MIDI_SUFFIXES, is_midi, printable
 from tasks.storage.home import Home
 from tasks.storage.user_paths import check_there, path_of, read_input
@@ -77,7 +77,7 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None 
     ]
     check_request(loaded, config, len(given))
     if not given:
-        return [Prompt("", "", (loaded.tokenizer.start_id,))]
+        return [Prompt("", "", opening_ids(loaded))]
     prompts = []
     for name, data in given:
         try:
@@ -183,7 +183,7 @@ def _encode(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes,
         batch = cut_windows(batch, bars, bars, grid_of(tokenizer.config))[0].take(np.array([0]))
     tokens = tokenizer.encode(batch)
     window = tuple(tokens.ids[: loaded.model.max_length].tolist())
-    return Prompt(**file, ids=(tokenizer.start_id,), n_whole=len(tokens.ids), window=window, dropped=_dropped(tokens))
+    return Prompt(**file, ids=opening_ids(loaded), n_whole=len(tokens.ids), window=window, dropped=_dropped(tokens))
 
 
 def _first_ids(

@@ -50,6 +50,15 @@ def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -
         )
 
 
+def opening_ids(loaded: LoadedModel) -> tuple[int, ...]:
+    """Return the ids that a piece without a prompt begins with: those that the model never draws."""
+    tokenizer = loaded.tokenizer
+    if loaded.model.config.n_given == 1:
+        return (tokenizer.start_id,)
+    assert tokenizer.first_id is not None  # `check_model` of training refuses others
+    return tokenizer.start_id, tokenizer.first_id
+
+
 def check_controls(tokenizer: Any, config: GenerateConfig) -> None:
     """Raise ConfigError where an encoding has no ids for the key, programs, tempo or density of the settings."""
     token_bias(tokenizer, config)

@@ -128,6 +128,11 @@ def check_model(config: TrainConfig, dataset: DatasetVersion) -> None:
             f"train.model.token_dropout_by={word} is a word of mmm, but the dataset is in"
             f" {tokenizer.name}; set it to all, or train.model.token_dropout to 0"
         )
+    if config.model.n_given > 1 and tokenizer.first_id is None:
+        raise ConfigError(
+            "train.model.row_mode='generation' needs an encoding whose pieces all begin with one word, such as mmm,"
+            f" but the dataset is in {tokenizer.name}; set it to modeling"
+        )
     try:
         build_shapes(config.model, tokenizer.vocab_size, tokenizer.pad_id)
     except ValueError as error:

@@ -76,6 +76,13 @@ class Tokenizer(ABC):
         return {name: token for token, name in enumerate(self.names)}
 
     @cached_property
+    def first_id(self) -> int | None:
+        """The id after `start_id` in every piece; None where several may stand there."""
+        next_state = self.grammar.next_state_SV
+        followers = np.flatnonzero(next_state[next_state[self.grammar.start_state, self.start_id]] >= 0)
+        return int(followers[0]) if len(followers) == 1 else None
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of `to_json`."""
         return digest_of(self.to_json())

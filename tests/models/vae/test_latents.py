@@ -13,6 +13,11 @@ from models.vae.latents import ConditionedDecoder, interpolate, latent_use, sler
 from models.vae.model import Vae
 from tests.models.vae.small_vae import ENCODER, END, FAMILIES, PAD, START, TINY, VOCAB_SIZE, build_vae, latents, rows
 
+GENERATION = replace(TINY, row_mode="generation")
+ALL = pytest.mark.parametrize(
+    "config", [TINY, ENCODER, GENERATION], ids=lambda config: f"{config.family}-{config.row_mode}"
+)
+
 
 def build_conditioned(config: VaeConfig = TINY, n: int = 4) -> ConditionedDecoder:
     model = build_vae(config)
@@ -37,7 +42,7 @@ def write(conditioned: ConditionedDecoder, n: int, batch_size: int, **settings: 
 # Caches
 
 
-@FAMILIES
+@ALL
 @torch.no_grad()
 def test_cached_steps_equal_the_whole_pass(config: VaeConfig) -> None:
     conditioned, tokens_BT = build_conditioned(config, 3), rows(24, 24, 24)
@@ -49,7 +54,7 @@ def test_cached_steps_equal_the_whole_pass(config: VaeConfig) -> None:
     assert cache.length_B.tolist() == [24] * 3
 
 
-@FAMILIES
+@ALL
 @torch.no_grad()
 def test_prompts_of_different_lengths_share_a_cache(config: VaeConfig) -> None:
     conditioned, tokens_BT, lengths = build_conditioned(config), rows(24, 24, 24, 24), [1, 9, 7, 3]
@@ -109,7 +114,7 @@ def test_misuse_is_refused() -> None:
 # The sampler
 
 
-@FAMILIES
+@ALL
 def test_pieces_are_the_same_in_any_batch(config: VaeConfig) -> None:
     conditioned = build_conditioned(config, 9)
     alone = write(conditioned, 9, batch_size=1)
@@ -118,7 +123,7 @@ def test_pieces_are_the_same_in_any_batch(config: VaeConfig) -> None:
     assert len({len(piece) for piece in alone}) > 1  # rows were dropped and refilled at different times
 
 
-@FAMILIES
+@ALL
 def test_the_likeliest_piece_is_that_of_whole_passes(config: VaeConfig) -> None:
     conditioned = build_conditioned(config, 3)
     expected = []

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -10,13 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.config import BottleneckKind, OptimizerConfig, VaeConfig
+from models.config import BottleneckKind, OptimizerConfig, SamplingConfig, VaeConfig
 from models.registry import build_model
-from models.training import build_optimizer
-from models.vae.latents import latent_use
+from models.sampling.sample import sample
+from models.training import build_optimizer, count_batch
+from models.vae.latents import ConditionedDecoder, latent_use
 from models.vae.model import Vae
 from tests.models.vae.small_vae import ENCODER, END, FAMILIES, PAD, START, TINY, VOCAB_SIZE, build_vae, latents, rows
 
+RowMode = Literal["whole", "modeling", "generation"]
+MODES = pytest.mark.parametrize("mode", get_args(RowMode))
 REPLACEMENT = VaeConfig().token_dropout_by
 
 # Sizes
@@ -87,6 +91,8 @@ def test_weights_fit_a_file_that_holds_no_tensor_twice(tmp_path: Path) -> None:
         ({"kl_steps": -1}, "kl_steps=-1"),
         ({"free_bits": math.inf}, "free_bits=inf"),
         ({"family": "encoder", "token_dropout": 0.1}, "token_dropout_in='decoder': family='encoder' has no decoder"),
+        ({"row_mode": "copying"}, "row_mode='copying' is not one of 'whole', 'modeling', 'generation'"),
+        ({"family": "encoder", "row_mode": "modeling"}, "row_mode='modeling': family='encoder' has no decoder"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, object], message: str) -> None:
@@ -172,6 +178,60 @@ def test_nothing_is_nan_where_all_is_padding(config: VaeConfig) -> None:
     loss.nll_sum.backward()
     for parameter in model.parameters():
         assert parameter.grad is None or parameter.grad.isfinite().all()
+
+
+# Modes
+
+
+@pytest.mark.parametrize(
+    ("mode", "read", "written", "targets"),
+    [
+        ("whole", [7, 8, 9, END], [START, 7, 8, 9], [7, 8, 9, END]),
+        ("modeling", [7, 8, 9], [START, 7, 8, 9], [7, 8, 9, END]),
+        ("generation", [7, 8, 9], [7, 8, 9], [8, 9, END]),
+    ],
+)
+def test_each_mode_has_its_rows(mode: RowMode, read: list[int], written: list[int], targets: list[int]) -> None:
+    model = build_vae(replace(TINY, row_mode=mode))
+    row = torch.tensor([[START, 7, 8, 9, END]])
+    found = model.rows(row)
+    assert [part.tolist() for part in found[:3]] == [[read], [written], [targets]]
+    assert found.counts_BT.tolist() == [[True] * len(targets)]
+    padded = model.rows(functional.pad(row, (0, 2), value=PAD))
+    for part, expected in zip(padded[:2], (read, written), strict=True):
+        assert part[0, : len(expected)].tolist() == expected
+    assert padded.encoder_BT[0, len(read) :].eq(PAD).all()
+    assert padded.targets_BT[padded.counts_BT].tolist() == targets
+    assert model.loss_parts(row).n_targets == count_batch(model, row, PAD).n_targets == len(targets)
+
+
+@MODES
+@torch.no_grad()
+def test_the_encoder_reads_what_its_mode_says(mode: RowMode) -> None:
+    model, tokens_BT = build_vae(replace(TINY, row_mode=mode)), rows(15, 9)
+    latent, changed_BT = model.encode(tokens_BT), tokens_BT.clone()
+    changed_BT[0, 14], changed_BT[1, 8] = 5, 6
+    is_same = torch.equal(model.encode(changed_BT).mu_BZ, latent.mu_BZ)
+    assert is_same == (mode != "whole")
+    assert model.encode(torch.tensor([[START, END]])).mu_BZ.isfinite().all()
+
+
+@MODES
+@torch.no_grad()
+def test_the_decoder_reads_what_its_mode_says(mode: RowMode) -> None:
+    model, tokens_BT = build_vae(replace(TINY, row_mode=mode)), rows(15, 9)
+    z_BZ, changed_BT = latents(model, 2), tokens_BT.clone()
+    changed_BT[:, 0] = 5
+    is_same = torch.equal(model.logits(changed_BT, z_BZ), model.logits(tokens_BT, z_BZ))
+    assert is_same == (mode == "generation")
+    loss, logits_BTV = model.loss_parts(tokens_BT), model(tokens_BT)
+    first = model.config.n_given - 1
+    expected = functional.cross_entropy(
+        logits_BTV[:, first:].flatten(0, 1), tokens_BT[:, first + 1 :].flatten(), ignore_index=PAD, reduction="sum"
+    )
+    torch.testing.assert_close(loss.nll_sum, expected)
+    use = latent_use(model, tokens_BT)
+    assert use.own_nll == pytest.approx(float(loss.nll_sum) / loss.n_targets)
 
 
 # Loss
@@ -289,9 +349,9 @@ def test_as_many_tokens_are_dropped_as_told(by: int, share: float) -> None:
 def test_tokens_are_dropped_where_told(where: str, reads: int, writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_vae(replace(TINY, token_dropout=0.9, token_dropout_in=where)).train()  # type: ignore[arg-type]
     tokens_BT, seen = rows(20, 20), {}
-    encode, logits = model.encode, model.logits
+    encode, decode = model.encode, model.decode
     monkeypatch.setattr(model, "encode", lambda tokens: seen.update(read=tokens) or encode(tokens))
-    monkeypatch.setattr(model, "logits", lambda inputs, z: seen.update(written=inputs) or logits(inputs, z))
+    monkeypatch.setattr(model, "decode", lambda inputs, z: seen.update(written=inputs) or decode(inputs, z))
     loss = model.loss_parts(tokens_BT)
     assert bool((seen["read"] == REPLACEMENT).any()) == bool(reads)
     assert bool((seen["written"] == REPLACEMENT).any()) == bool(writes)
@@ -337,6 +397,25 @@ def test_eight_pieces_are_learned_by_heart() -> None:
     train(model, pieces_BT, n_steps=120, batch_size=8)
     loss = model.eval().loss_parts(pieces_BT)
     assert loss.n_correct / loss.n_targets > 0.99
+
+
+@pytest.mark.parametrize("mode", ["modeling", "generation"])
+def test_a_piece_is_written_again_in_each_mode(mode: RowMode) -> None:
+    torch.manual_seed(0)
+    config = replace(MOTIFS, kl_end=0.001, kl_steps=0, row_mode=mode)
+    model, pieces_BT = Vae(config, VOCAB_SIZE, PAD), motif_pieces(4, seed=3)
+    train(model, pieces_BT, n_steps=90, batch_size=8)
+    pieces = [piece_T[piece_T != PAD] for piece_T in pieces_BT]
+    written = sample(
+        ConditionedDecoder(model.eval(), model.latent(pieces_BT)),
+        [piece_T[: config.n_given] for piece_T in pieces],
+        piece_indices=list(range(4)),
+        seed=0,
+        config=SamplingConfig(max_tokens=33, greedy=True),
+        end_id=END,
+        pad_id=PAD,
+    )
+    assert [piece_T.tolist() for piece_T in written] == [piece_T.tolist() for piece_T in pieces]
 
 
 @pytest.mark.slow

@@ -338,6 +338,11 @@ def test_models_that_do_not_go_with_a_dataset_are_refused(home: Home, corpus: Pa
     vae = shortened(build_preset("mmm_vae_tiny"))
     with pytest.raises(ConfigError, match="token_dropout_by=4 is a word of mmm, but the dataset is in oore"):
         make_job(vae, dataset, home.root / "x")
+    model = replace(vae.model, token_dropout=0.0, row_mode="generation")  # type: ignore[call-arg]
+    with pytest.raises(
+        ConfigError, match="row_mode='generation' needs an encoding whose pieces all begin with one word"
+    ):
+        make_job(replace(vae, model=model), dataset, home.root / "x")
     words = dataset_of("mmm_vae_tiny", home, corpus)
     model = replace(vae.model, token_dropout_by=60_000)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match=r"train\.model: token_dropout_by=60000 is neither"):

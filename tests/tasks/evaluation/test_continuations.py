@@ -28,6 +28,7 @@ from tasks.evaluation.evaluate import evaluate_model
 from tasks.evaluation.held_out import pieces_of_rows
 from tasks.evaluation.page.page import Decision, evaluation_page
 from tasks.music.midi.read_midi import read_midi
+from tasks.sampling.sample_ids import opening_ids
 from tasks.storage.files import json_bytes
 from tasks.storage.home import Home
 from tasks.storage.strict_json import read_json
@@ -209,14 +210,18 @@ def test_it_can_be_off_and_prompts_can_be_too_long(studio: Studio, loaded: Loade
 
 
 @pytest.mark.slow
-def test_a_model_with_latents_writes_windows_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["whole", "generation"])
+def test_a_model_with_latents_writes_windows_again(tmp_path: Path, mode: str) -> None:
     preset = build_preset("mmm_vae_tiny")
     home = Home.at(tmp_path / "home")
     given_settings = {name: getattr(preset.dataset, name) for name in ("encoding", "windows")}
     dataset = small_dataset(home, small_corpus(tmp_path / "midi", n_pieces=8), **given_settings)
-    checkpoint = small_model(home, dataset, model=preset.train.model, n_steps=2, seq_len=preset.train.seq_len)
+    shape = replace(preset.train.model, row_mode=mode)  # type: ignore[call-arg]
+    checkpoint = small_model(home, dataset, model=shape, n_steps=2, seq_len=preset.train.seq_len)
     loaded = load_model(checkpoint)
-    config = EvaluateConfig(n_samples=0, n_continuations=2, sample_tokens=40)
+    opening = [loaded.tokenizer.names[token] for token in opening_ids(loaded)]
+    assert opening == ["[SOS]", "PIECE_START"][: shape.n_given]
+    config = EvaluateConfig(n_samples=1, sample_tokens=40, n_continuations=2)
     result = evaluate_model(loaded, dataset, config)
     test = result.continuations
     assert test is not None
@@ -228,7 +233,7 @@ def test_a_model_with_latents_writes_windows_again(tmp_path: Path) -> None:
     rows = [int(piece.opening.name.removeprefix("test/")) for piece in test.pieces]
     assert rows == [names.index(names[row]) for row in rows]  # the first window of each
     for piece in test.pieces:
-        assert piece.row["prompt_length"] == 1
+        assert piece.row["prompt_length"] == shape.n_given
         assert not any(is_given for *_, is_given in piece.notes_of(piece.written))
         window = piece.opening.ids[: min(104, loaded.model.max_length)]  # type: ignore[operator]
         assert piece.original.notes.pitch.tolist() == loaded.tokenizer.decode(window).notes.pitch.tolist()
