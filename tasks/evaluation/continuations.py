@@ -29,7 +29,7 @@ from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
 from tasks.sampling.latents import FROM_PRIOR, LatentPlan, LatentSource
 from tasks.sampling.sample_ids import WrittenIds, write_ids
-from tasks.sampling.timing import result_row, results_of
+from tasks.sampling.timing import Continued, result_row, results_of
 from tasks.storage.parquet import read_table
 from tasks.training.token_dataset import TokenDataset
 
@@ -66,6 +66,7 @@ class Continuation:
     given: Score
     written: Score  # with what was given
     original: Score  # as far as it is compared, with what was given
+    whole: Score  # the original to its end
 
     def notes_of(self, score: Score) -> list[tuple[float, float, int, bool]]:
         """Return start and end in seconds and pitch of each note, and whether it was given."""
@@ -133,15 +134,26 @@ class ContinuationTest:
         return facts | measured | {"tokens_per_second": self.tokens_per_second}
 
     def write_files(self, folder: Path) -> None:
-        """Write `<piece>/generated.mid` and `<piece>/original.mid`, both with what was given, and `prompt.mid`."""
+        """Write the `continuation_files` of each piece below `<piece>/`; without a prompt, the other three."""
         for piece in self.pieces:
             target = folder / piece.row["piece"]
             target.mkdir(parents=True)
-            parts = {"generated": piece.written, "original": piece.original}
-            if piece.opening.n_given > 1:
-                parts["prompt"] = piece.given
-            for part, score in parts.items():
-                (target / f"{part}.mid").write_bytes(write_midi(score, f"{piece.opening.name} {part}"))
+            given = piece.given if piece.opening.n_given > 1 else None
+            files = continuation_files(piece.opening.name, given, piece.whole, piece.original)
+            files["generated.mid"] = write_midi(piece.written, f"{piece.opening.name} generated")
+            for name, data in files.items():
+                (target / name).write_bytes(data)
+
+
+def continuation_files(name: str, given: Score | None, whole: Score, continued: Score) -> dict[str, bytes]:
+    """Return the MIDI files that stand beside `generated.mid` of a continued piece.
+
+    Returns:
+        `prompt.mid`: the part that was given; `original.mid`: the whole piece that it was taken of;
+        `continued_original.mid`: the beginning of that piece, as long as `generated.mid` may be, with the prompt.
+    """
+    parts = {"prompt": given, "original": whole, "continued_original": continued}
+    return {f"{part}.mid": write_midi(score, f"{name} {part}") for part, score in parts.items() if score is not None}
 
 
 def continue_pieces(
@@ -171,18 +183,19 @@ def continue_pieces(
         ends = (opening.n_given, len(piece.ids), opening.n_compared)
         sources = (opening.ids, piece.ids, opening.ids)
         given, music, original = (loaded.tokenizer.decode(ids[:n]) for ids, n in zip(sources, ends, strict=True))
+        whole = loaded.tokenizer.decode(opening.ids)
         counts.append({name: (added(music, given, name), added(original, given, name)) for name in FEATURES})
-        measured = result_row(
-            piece, opening.name, opening.n_given, len(opening.ids), loaded.tokenizer.end_id,
-            time.perf_counter() - scored,
+        continued = Continued(
+            prompt=opening.name, path=opening.file, prompt_length=opening.n_given, original_length=len(opening.ids),
+            n_compared=opening.n_compared, folder=f"continuations/{place:04d}",
         )  # fmt: skip
+        measured = result_row(piece, continued, loaded.tokenizer.end_id, time.perf_counter() - scored)
         more = {
             "piece": f"{place:04d}",
             "file": opening.file,
-            "continued_original_length": opening.n_compared - opening.n_given,
             **{f"{name}_distance": round(distance(*pair), 4) for name, pair in counts[-1].items()},
         }
-        pieces.append(Continuation(opening, measured | more, given, music, original))
+        pieces.append(Continuation(opening, measured | more, given, music, original, whole))
     n_drawn = sum(piece.row["generated_length"] for piece in pieces)
     return ContinuationTest(
         kind="from_latents" if is_vae else "continuation",

@@ -30,6 +30,7 @@ SIDECAR: dict[str, Any] = _LINEAGE | {
     "name": str,
     "midi_sha256": str,
     "files?": {str: str},  # SHA-256 of the other files of the piece, by suffix; one from before seals lacks it
+    "continuation?": (None, {str: str}),  # SHA-256 of what is in its folder below `CONTINUATIONS`, by name
     "seed": int,
     "attempt": int,
     "prompt": (None, {"name": str}),
@@ -40,6 +41,8 @@ SIDECAR: dict[str, Any] = _LINEAGE | {
 }
 RESULTS: dict[str, Any] = {"mean_entropy": _FIGURE, "mean_generation_time": _FIGURE, "pieces": [dict]}
 RUN_NOTE: dict[str, Any] = {"run_id": str, "number?": int}
+
+CONTINUATIONS = "continuations"  # a folder for each piece of a batch that continues a prompt
 
 _BATCH, _PIECE = re.compile(r"[^/\0.][^/\0]{0,250}"), re.compile(r"[0-9]{4,12}")
 
@@ -86,6 +89,11 @@ def check_piece(sidecar: Path) -> dict[str, Any]:
         if path.parent != sidecar.parent:
             raise DamagedFile(f"{sidecar} is damaged: it names {suffix[:100]!r}")
         check_file(path, digest)
+    folder = sidecar.parent.with_name(CONTINUATIONS) / sidecar.stem
+    for name, digest in (facts.get("continuation") or {}).items():
+        if (folder / name).parent != folder:
+            raise DamagedFile(f"{sidecar} is damaged: it names {name[:100]!r}")
+        check_file(folder / name, digest)
     return facts
 
 

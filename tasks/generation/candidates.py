@@ -24,7 +24,8 @@ from tasks.config.generation import GenerateConfig
 from tasks.config.serialization import to_json
 from tasks.copying.index import CopyIndex
 from tasks.errors import DamagedFile, plural
-from tasks.generation.batch_files import check_file, check_piece
+from tasks.evaluation.continuations import continuation_files
+from tasks.generation.batch_files import CONTINUATIONS, check_file, check_piece
 from tasks.generation.infill import new_notes
 from tasks.generation.prompts import Prompt
 from tasks.generation.rewriting import Rewritten, rewrite
@@ -44,7 +45,7 @@ from tasks.music.score import Score, build_score
 from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
 from tasks.sampling.latents import LatentPlan, note_f1
 from tasks.sampling.sample_ids import WrittenIds, piece_limit, write_ids
-from tasks.sampling.timing import result_row
+from tasks.sampling.timing import Continued, result_row
 from tasks.sampling.token_count import TokenCount
 from tasks.storage.files import write_atomically
 from tasks.storage.integrity import read_sealed, sealed_bytes
@@ -106,6 +107,25 @@ def batch_folder(folder: Path) -> Path:
 def pieces_folder(folder: Path) -> Path:
     """Return the folder of the chosen pieces of a batch."""
     return batch_folder(folder) / "pieces"
+
+
+def write_continuations(
+    plan: WritePlan, candidates: Sequence[Candidate], tokenizer: Any
+) -> dict[Candidate, dict[str, str]]:
+    """Write the four MIDI files of each piece that continues a prompt; return their SHA-256 by name."""
+    written, files_of = dict[Candidate, dict[str, str]](), dict[str, dict[str, bytes]]()
+    for candidate in candidates:
+        prompt = plan.prompt_of(candidate)
+        if prompt.whole is None:
+            continue
+        if prompt.name not in files_of:
+            ids = np.array(prompt.ids), prompt.whole, prompt.whole[: prompt.n_compared(plan.max_tokens)]
+            files_of[prompt.name] = continuation_files(prompt.name, *map(tokenizer.decode, ids))
+        files = files_of[prompt.name] | {"generated.mid": candidate.path(plan.folder, "mid").read_bytes()}
+        for name, data in files.items():
+            write_atomically(batch_folder(plan.folder) / CONTINUATIONS / candidate.name / name, data)
+        written[candidate] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return written
 
 
 def is_written(candidate: Candidate, folder: Path) -> bool:
@@ -219,7 +239,12 @@ def _write_candidate(
     }
     n_given = new.n_given if new else len(prompt.ids)
     seconds = time.perf_counter() - started
-    measured = result_row(piece, prompt.name, n_given, prompt.n_whole, tokenizer.end_id, seconds)
+    continued = Continued(
+        prompt=prompt.name, path=prompt.path, prompt_length=n_given, original_length=prompt.n_whole,
+        n_compared=prompt.n_compared(plan.max_tokens),
+        folder="" if prompt.whole is None else f"{CONTINUATIONS}/{candidate.name}",
+    )  # fmt: skip
+    measured = result_row(piece, continued, tokenizer.end_id, seconds)
     write_atomically(candidate.path(plan.folder, "mid"), midi)
     write_atomically(candidate.path(plan.folder, "json"), sealed_bytes({"facts": facts, "measured": measured}))
 

@@ -15,7 +15,13 @@ from tasks.config.generation import GenerateConfig
 from tasks.config.serialization import digest, to_json
 from tasks.errors import DamagedFile
 from tasks.generation.batch_files import RESULTS, check_batch, check_piece, read_manifest, read_run_note, run_note_path
-from tasks.generation.candidates import WritePlan, batch_folder, pieces_folder, read_candidate
+from tasks.generation.candidates import (
+    WritePlan,
+    batch_folder,
+    pieces_folder,
+    read_candidate,
+    write_continuations,
+)
 from tasks.generation.gallery.batch_page import batch_page
 from tasks.generation.judge import CUT_SHORT, NOTHING_NEW, Judge, batch_flags, is_cut_within_bars
 from tasks.generation.prompts import Prompt, read_prompts, warn_of_losses, with_room
@@ -168,8 +174,9 @@ def generate_batch(
     with show("composing", sum(map(plan.expected_tokens, first_candidates(config))), "tokens") as progress:
         choices = choose_pieces(plan, judge, progress)
     clock.stop("writing")
+    continuations = write_continuations(plan, [choice.candidate for choice in choices], loaded.tokenizer)
     with show("rendering", sum(choice.seconds for choice in choices), "seconds of music") as progress:
-        scores = render_all(plan, choices, player, progress)
+        scores = render_all(plan, choices, continuations, player, progress)
     clock.stop("rendering")
     with Progress("judging"):
         manifest = _write_manifest(plan, judge, choices, scores)

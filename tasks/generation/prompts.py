@@ -16,23 +16,25 @@ from models.registry import has_latents
 from tasks.checkpoints import LoadedModel
 from tasks.config.generation import GenerateConfig
 from tasks.dataset.encode import grid_of
+from tasks.dataset.ledger import paths_of
 from tasks.dataset.split import SPLITS
 from tasks.errors import BadScore, ConfigError, DatasetError, NotFound, plural
-from tasks.evaluation.held_out import dataset_of
+from tasks.evaluation.held_out import dataset_of, pieces_of_rows
 from tasks.generation.infill import Canvas, Gap, ids_of, make_canvas
 from tasks.ingest.sources.names import is_companion
 from tasks.music.excerpt import Extent, beginning
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
-from tasks.music.tokenizers.base import TokenBatch
+from tasks.music.tokenizers.base import TokenArray, TokenBatch
 from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtTokenizer
 from tasks.music.windows import cut_windows
 from tasks.sampling.latents import latents_of
 from tasks.sampling.sample_ids import check_prompt_ids, check_request, opening_ids, piece_limit
 from tasks.storage.file_names import MIDI_SUFFIXES, is_midi, printable
 from tasks.storage.home import Home
-from tasks.storage.user_paths import check_there, path_of, read_input
+from tasks.storage.parquet import read_table
+from tasks.storage.user_paths import as_text, check_there, path_of, read_input
 from tasks.training.token_dataset import TokenDataset
 
 logger = logging.getLogger(__name__)
@@ -52,10 +54,16 @@ class Prompt:
     ids: tuple[int, ...]  # <start> included
     n_whole: int = 0  # tokens of all of it; for a model with latents, of its first window
     window: tuple[int, ...] = ()  # the part of it that a latent is made of; empty for other models
+    whole: TokenArray | None = field(default=None, repr=False, compare=False)  # all ids of what a piece continues
+    path: str = ""  # of its file; of a split's piece, where the sources have it
     n_notes: int = 0  # of the file
     dropped: dict[str, int] = field(default_factory=dict)  # notes that the encoding left out or changed, by reason
     canvas: Canvas | None = None  # of which bars are written again
     lead_seconds: float = 0.0  # of silence before the first note of the file
+
+    def n_compared(self, max_tokens: int) -> int:
+        """Return how many tokens of the file stand beside a piece of at most `max_tokens`; 0 without a continuation."""
+        return 0 if self.whole is None else max(min(max_tokens, len(self.whole)), len(self.ids))
 
 
 def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None = None) -> list[Prompt]:
@@ -79,12 +87,12 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None 
     if not given:
         return [Prompt("", "", opening_ids(loaded))]
     prompts = []
-    for name, data in given:
+    for name, path, data in given:
         try:
             score = read_midi(data, name)
         except BadScore as error:
             raise BadScore(error.reason, f"prompt {name}: {error.detail}") from None
-        prompt = _encode(loaded, config, name, data, score)
+        prompt = replace(_encode(loaded, config, name, data, score), path=path)
         check_prompt_ids(loaded, with_room(config, [prompt]), prompt.ids, name)
         limit = piece_limit(config)
         if limit and limit.is_filled_by(loaded.tokenizer.decode(np.array(prompt.ids))):
@@ -172,8 +180,9 @@ def _encode(loaded: LoadedModel, config: GenerateConfig, name: str, data: bytes,
         ids, tokens, canvas = _first_ids(loaded, config, name, score)
         lead = float(score.notes.onset_seconds.min())
         return Prompt(
-            **file, ids=ids, n_whole=len(tokens.ids), dropped=_dropped(tokens), canvas=canvas, lead_seconds=lead
-        )
+            **file, ids=ids, n_whole=len(tokens.ids), whole=None if canvas else tokens.ids, dropped=_dropped(tokens),
+            canvas=canvas, lead_seconds=lead,
+        )  # fmt: skip
     assert has_latents(loaded.model)
     if config.infill_bars:
         raise ConfigError(f"infill_bars={list(config.infill_bars)}: bars are filled by decoders, not from latents")
@@ -219,8 +228,8 @@ def _first_ids(
 
 def _contents(
     prompt: str, loaded: LoadedModel, config: GenerateConfig, home: Home | None
-) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, MIDI) of the file, of the files below the folder, or of the pieces of a split."""
+) -> Iterator[tuple[str, str, bytes]]:
+    """Yield (name, path, MIDI) of the file, of the files below the folder, or of the pieces of a split."""
     if prompt.startswith(SPLIT_MARK):
         yield from _pieces_of_split(prompt.removeprefix(SPLIT_MARK), loaded, config, home)
         return
@@ -231,7 +240,7 @@ def _contents(
         try:
             if path.exists() and not path.is_file():
                 raise NotFound(f"prompt {name} is no regular file but a folder, device or pipe ({path})")
-            yield name, path.read_bytes()
+            yield name, as_text(path), path.read_bytes()
         except OSError as error:
             raise NotFound(f"prompt {name}: {error.strerror} ({path})") from None
 
@@ -266,7 +275,7 @@ def _is_companion(path: Path, name: str | Path) -> bool:
 
 def _pieces_of_split(
     split: str, loaded: LoadedModel, config: GenerateConfig, home: Home | None
-) -> Iterator[tuple[str, bytes]]:
+) -> Iterator[tuple[str, str, bytes]]:
     """Yield the first pieces of a split of the model's dataset, as its encoding holds them."""
     if split not in SPLITS:
         raise ConfigError(f"prompt={SPLIT_MARK}{split}: no such split; one of {', '.join(SPLITS)}")
@@ -274,6 +283,9 @@ def _pieces_of_split(
         raise ConfigError(f"prompt={SPLIT_MARK}{split}: no home to find the dataset in")
     dataset = dataset_of(loaded, home)
     store = TokenDataset(dataset.token_shards(split), dataset.flat_tokens)
-    for row in range(min(config.n_pieces, len(store.offsets) - 1)):
+    pieces = pieces_of_rows(dataset, split)[: config.n_pieces]
+    path_of_piece = paths_of(read_table(dataset.ledger, ["piece", "path", "status"]), pieces)
+    for row, piece in enumerate(pieces):
         ids = store.tokens[store.offsets[row] : store.offsets[row + 1]]
-        yield f"{split}/{row:04d}", write_midi(loaded.tokenizer.decode(ids), f"{dataset.reference} {split} {row}")
+        midi = write_midi(loaded.tokenizer.decode(ids), f"{dataset.reference} {split} {row}")
+        yield f"{split}/{row:04d}", path_of_piece.get(piece, ""), midi

@@ -144,12 +144,22 @@ def _write_share(share: tuple[Any, ...]) -> None:
     work.write_candidates(plan, candidates, partial(write_sums, tally))
 
 
-def render_all(plan: WritePlan, choices: Sequence[Choice], player: Player, progress: Progress) -> dict[str, Score]:
+def render_all(
+    plan: WritePlan,
+    choices: Sequence[Choice],
+    continuations: Mapping[Candidate, dict[str, str]],
+    player: Player,
+    progress: Progress,
+) -> dict[str, Score]:
     """Make the missing files of all chosen pieces, and return the music of these by name."""
     n_workers, seconds = plan.config.n_workers, {choice.candidate: choice.seconds for choice in choices}
     n_threads = max(cluster.n_cpus() // n_workers, 1)
+
+    def sidecar(choice: Choice) -> dict[str, Any]:
+        return choice.sidecar(plan.config) | {"continuation": continuations.get(choice.candidate)}
+
     shares = [
-        (plan, {choice.candidate: plan.lineage | choice.sidecar(plan.config) for choice in share}, player, n_threads)
+        (plan, {choice.candidate: plan.lineage | sidecar(choice) for choice in share}, player, n_threads)
         for share in deal(choices, n_workers)
     ]
 

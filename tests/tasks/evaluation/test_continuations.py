@@ -147,10 +147,13 @@ def test_midi_files_hold_the_prompt_and_both_ways_on(studio: Studio, loaded: Loa
     test.write_files(tmp_path)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["0000", "0001"]
     for piece in test.pieces:
-        folder = tmp_path / piece.row["piece"]
-        read = {part: read_midi((folder / f"{part}.mid").read_bytes()) for part in ("prompt", "generated", "original")}
-        n_given = len(read["prompt"].notes.pitch)
-        assert 0 < n_given < min(len(read[part].notes.pitch) for part in ("generated", "original"))
+        folder = tmp_path / piece.row["composition_dir"].removeprefix("continuations/")
+        n_notes = {path.stem: len(read_midi(path.read_bytes()).notes.pitch) for path in folder.iterdir()}
+        assert sorted(n_notes) == ["continued_original", "generated", "original", "prompt"]
+        assert 0 < n_notes["prompt"] < min(n_notes["generated"], n_notes["continued_original"])
+        whole = loaded.tokenizer.decode(piece.opening.ids)
+        assert n_notes["continued_original"] < n_notes["original"] == len(whole.notes.pitch)
+        assert piece.row["prompt_original_path"] == piece.opening.file
 
 
 counts = st.lists(st.integers(0, 50), min_size=12, max_size=12).map(lambda values: np.array(values, np.float64))

@@ -22,10 +22,11 @@ from models.config import SamplingConfig
 from models.sampling import sample
 from models.sampling.precision import PrecisionLostError
 from tasks import checkpoints
+from tasks.checkpoints import load_model
 from tasks.config.serialization import to_json
 from tasks.errors import ConfigError
 from tasks.generation import candidates, generate
-from tasks.generation.generate import find_batch, generate_batch, read_request
+from tasks.generation.generate import find_batch, find_whole_batch, generate_batch, read_request
 from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.midi import events
 from tasks.music.midi.read_midi import read_midi
@@ -36,6 +37,7 @@ from tests.conftest import REPOSITORY
 from tests.studio import (
     SHORT,
     Setup,
+    Studio,
     compose,
     config_of,
     files_of,
@@ -50,10 +52,10 @@ pytestmark = pytest.mark.slow  # seconds a test; see `make check`
 def test_every_file_is_the_same_for_any_batch_size(home: Home, setup: Setup) -> None:
     first = compose(home, setup, batch_size=8, prompt=str(setup.prompts))
     files = files_of(first.folder)
-    stems = [f"pieces/{index:04d}" for index in range(5)]
-    assert sorted(files) == sorted(
-        ["manifest.json", "gallery.html", *(f"{s}.{kind}" for s in stems for kind in ("mid", "json", "png", "ogg"))]
-    )
+    pieces = [f"pieces/{index:04d}.{kind}" for index in range(5) for kind in ("mid", "json", "png", "ogg")]
+    parts = ("prompt", "generated", "original", "continued_original")
+    continued = [f"continuations/{index:04d}/{part}.mid" for index in range(5) for part in parts]
+    assert sorted(files) == sorted(["manifest.json", "gallery.html", *pieces, *continued])
     for batch_size in (1, 3):
         other = compose(home, setup, batch_size=batch_size, prompt=str(setup.prompts))
         assert other.name == first.name
@@ -155,11 +157,19 @@ def test_results_tell_lengths_entropies_and_times(home: Home, setup: Setup) -> N
     batch = silent(home, setup, prompt=str(setup.prompts), prompt_tokens=20)
     results = json.loads(batch.results.read_text())
     sidecars = sidecars_of(batch)
+    published = {
+        "composition_dir", "prompt_length", "generated_length", "original_length", "continued_original_length",
+        "ended_with_eos", "prompt_original_path", "entropy", "generation_time",
+    }  # fmt: skip
+    assert all(published <= set(row) for row in results["pieces"])
     assert [row["piece"] for row in results["pieces"]] == [sidecar["name"] for sidecar in sidecars]
     for row, sidecar in zip(results["pieces"], sidecars, strict=True):
         assert row["prompt"] == sidecar["prompt"]["name"]
         assert row["prompt_length"] == sidecar["prompt"]["n_tokens"] <= 20
         assert row["prompt_length"] < row["original_length"]
+        assert Path(row["prompt_original_path"]).read_bytes() == (setup.prompts / row["prompt"]).read_bytes()
+        most = min(batch.manifest["most_tokens"], row["original_length"])
+        assert row["continued_original_length"] == most - row["prompt_length"]
         assert row["prompt_length"] + row["generated_length"] == sidecar["n_tokens"]
         assert row["ended_with_eos"] == sidecar["ended"]
         assert len(row["entropies"]) == row["generated_length"]
@@ -170,6 +180,37 @@ def test_results_tell_lengths_entropies_and_times(home: Home, setup: Setup) -> N
     alone = silent(home, setup)
     rows = json.loads(alone.results.read_text())["pieces"]
     assert {(row["prompt"], row["original_length"], row["prompt_length"]) for row in rows} == {(None, None, 1)}
+    names = ("composition_dir", "prompt_original_path", "continued_original_length")
+    assert {row[name] for row in rows for name in names} == {None}
+    assert not (alone.folder / "continuations").exists()
+
+
+def test_each_continued_piece_has_four_midi_files(home: Home, setup: Setup) -> None:
+    batch = silent(home, setup, prompt=str(setup.prompts), prompt_tokens=20)
+    tokenizer = load_model(setup.checkpoint).tokenizer
+    for row in json.loads(batch.results.read_text())["pieces"]:
+        folder = batch.folder / row["composition_dir"]
+        found = {path.stem: path.read_bytes() for path in folder.iterdir()}
+        assert sorted(found) == ["continued_original", "generated", "original", "prompt"]
+        assert found["generated"] == (batch.folder / "pieces" / f"{row['piece']}.mid").read_bytes()
+        ids = tokenizer.encode(read_midi(Path(row["prompt_original_path"])).notes).ids
+        n_given = row["prompt_length"]
+        ends = {"prompt": n_given, "continued_original": n_given + row["continued_original_length"], "original": None}
+        for part, end in ends.items():
+            notes, expected = read_midi(found[part]).notes, tokenizer.decode(ids[:end]).notes
+            assert notes.pitch.tolist() == expected.pitch.tolist()
+            assert notes.onset_seconds == pytest.approx(expected.onset_seconds, abs=1e-3)
+    assert find_whole_batch(home, batch.name) is not None
+    (folder / "original.mid").write_bytes(b"MThd")
+    assert find_whole_batch(home, batch.name) is None
+    silent(home, setup, prompt=str(setup.prompts), prompt_tokens=20)
+    assert {path.stem: path.read_bytes() for path in folder.iterdir()} == found
+
+
+def test_prompts_of_a_split_have_their_path_in_the_sources(studio: Studio) -> None:
+    batch = studio.compose(prompt="split:test", n_pieces=2)
+    for row in json.loads(batch.results.read_text())["pieces"]:
+        assert (studio.home.root.parent / "midi" / row["prompt_original_path"]).is_file()
 
 
 def test_beams_are_the_same_for_any_seed_and_batch_size(home: Home, setup: Setup) -> None:
