@@ -35,7 +35,7 @@ check: setup
 	$(MAKE) --no-print-directory -j 2 fast lint
 
 fast: setup
-	$(PYTEST) -n 2 -m 'not slow and not nightly'
+	$(PYTEST) -n 2 -m 'not slow and not nightly' --hypothesis-profile=check
 
 # The same tests with all examples of hypothesis, and the long tail: all real files, million-file and chaos runs.
 nightly: setup

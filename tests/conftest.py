@@ -31,8 +31,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(_FOLDERS))
 UNTIMED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 # The same examples in every run, so that a run tells what a change did; `make nightly` draws new ones.
 settings.register_profile("ci", max_examples=25, derandomize=True, **UNTIMED)
+settings.register_profile("check", max_examples=10, derandomize=True, **UNTIMED)
 settings.register_profile("nightly", max_examples=100, **UNTIMED)
-settings.load_profile("ci")  # `--hypothesis-profile=nightly` loads the other
+settings.load_profile("ci")  # `--hypothesis-profile=nightly` loads another
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -173,6 +173,7 @@ def known_names() -> set[str]:
     return set(_get_valid_setting_names(Settings)) | mlflow | options | set(environment.DEFAULTS) | OTHER_NAMES
 
 
+@pytest.mark.slow
 def test_every_variable_is_known_to_its_program() -> None:
     active, examples, secret = settings_lines()
     compose = load(INFRA / "compose.yaml")["services"]
@@ -398,6 +399,7 @@ def test_no_deployment_of_a_work_pool_carries_a_pull_step() -> None:
     assert not any("pull" in entry or "job_variables" in entry["work_pool"] for entry in given["deployments"])
 
 
+@pytest.mark.slow
 def test_the_deployments_are_those_of_the_code() -> None:
     from prefect.flows import load_flow_from_entrypoint
 

@@ -57,6 +57,7 @@ def bias_for(T: int) -> Tensor:
     return causal_bias(NOTHING_HIDDEN.expand(1, T), torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(
     ("T", "max_relative_distance"),
@@ -90,6 +91,7 @@ def test_a_long_piece_in_float32_is_the_formula(shared: bool) -> None:
             assert (found_TD[i, h * K : (h + 1) * K] - expected_K).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_gradients_are_those_of_the_formula(shared: bool) -> None:
     attention = build_attention(20, shared)

@@ -56,6 +56,7 @@ def test_help_and_mistakes_import_nothing_heavy(
     assert module not in helped[1]
 
 
+@pytest.mark.slow
 def test_commands_that_only_look_import_nothing_heavy(tmp_path: Path) -> None:
     home, _ = unpack_home("96e5a72", tmp_path)
     looks = [

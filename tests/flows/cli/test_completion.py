@@ -20,6 +20,7 @@ INSERT INTO registered_model_aliases VALUES ('small-rga', 2, 'champion');
 """  # the part of MLflow's that is read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "offered"),
     [

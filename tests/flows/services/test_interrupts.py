@@ -175,6 +175,7 @@ def test_the_handlers_from_before_come_back(tmp_path: Path):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.mark.slow
 def test_a_signal_waits_while_it_is_held_and_last_words_are_said(tmp_path: Path):
     body = """
     said = Path(sys.argv[1])

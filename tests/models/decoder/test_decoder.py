@@ -183,6 +183,7 @@ def random_configs() -> st.SearchStrategy[DecoderConfig]:
     )
 
 
+@pytest.mark.slow
 @given(config=random_configs(), T=st.integers(1, 150), at=st.integers(0, 149), row=st.integers(0, 1))
 @examples(30)
 @torch.no_grad()

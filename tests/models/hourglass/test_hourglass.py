@@ -163,6 +163,7 @@ def test_samples_of_a_batch_do_not_touch(config: HourglassConfig) -> None:
         torch.testing.assert_close(hourglass(tokens_BT[row][None])[0], logits_BTV[row], atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.slow
 @examples(10)
 @given(config=configs())
 @torch.no_grad()

@@ -391,6 +391,7 @@ def train(model: Vae, tokens_BT: Tensor, n_steps: int, batch_size: int = 32) -> 
 MOTIFS = VaeConfig(block=32, d_model=48, n_layers=1, channels=(48, 32), kl_end=0.1)
 
 
+@pytest.mark.slow
 def test_eight_pieces_are_learned_by_heart() -> None:
     torch.manual_seed(0)
     model, pieces_BT = Vae(replace(MOTIFS, kl_end=0.001, kl_steps=0), VOCAB_SIZE, PAD), motif_pieces(8, seed=3)

@@ -125,6 +125,7 @@ def test_each_preset_has_a_twin() -> None:
         assert (twin.dataset, type(twin.train.model)) == (whole.dataset, type(whole.train.model))
 
 
+@pytest.mark.slow
 def test_a_song_of_readable_characters_is_learned_by_heart() -> None:
     rows = [(500 * place, 500, 60 + (5 * place) % 13, 80) for place in range(40)]
     notes = make_score(rows).notes

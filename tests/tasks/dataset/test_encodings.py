@@ -78,6 +78,7 @@ def test_a_learned_vocabulary_is_that_of_all_splits_and_variants(home: Home, tmp
         unlearned.encode(batch)
 
 
+@pytest.mark.slow
 def test_windows_are_rows_of_their_own_and_hold_every_note(home: Home, tmp_path: Path) -> None:
     source = small_corpus(tmp_path / "midi", 8)
     whole = small_dataset(home, source, encoding=MmmConfig())

@@ -74,6 +74,7 @@ def test_near_duplicates_can_be_dropped_and_the_fuller_one_stays(home: Home, tmp
     assert version.manifest["notes"]["dropped"]["near_duplicate"] == row["n_notes"]
 
 
+@pytest.mark.slow
 def test_a_copy_across_the_splits_fails_the_rebuild(home: Home, tmp_path: Path) -> None:
     corpus_with_variants(tmp_path / "midi", 40)
     blind = GroupConfig(enabled=False)

@@ -217,6 +217,7 @@ def test_long_names_are_cut_in_the_middle() -> None:
     assert len(text) < len(build_page(EMPTY)) + 2000
 
 
+@pytest.mark.slow
 def test_the_same_facts_give_the_same_bytes(tmp_path: Path) -> None:
     pages = [write_report(full_facts(), tmp_path / name / "deep") for name in ("one", "two")]
     assert [path.name for path in pages] == ["report.html"] * 2

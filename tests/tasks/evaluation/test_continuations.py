@@ -120,6 +120,7 @@ def test_what_is_written_goes_on_from_the_piece_under_the_grammar(studio: Studio
     )
 
 
+@pytest.mark.slow
 def test_neither_batch_nor_number_of_pieces_changes_what_is_written(studio: Studio, loaded: LoadedModel) -> None:
     first = untimed(run_test(studio, loaded))
     assert untimed(run_test(studio, loaded)) == first

@@ -465,6 +465,7 @@ def test_every_good_file_reads_with_every_note() -> None:
     assert unended == 3  # the three notes that never end, of 6.07 million
 
 
+@pytest.mark.slow
 def test_every_bad_file_is_read_or_refused() -> None:
     folder = real_data("bad")
     reasons = {}
@@ -493,6 +494,7 @@ def test_every_bad_file_is_read_or_refused() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -49,6 +49,7 @@ def test_a_death_is_told_and_the_next_work_is_done(host: Host, payload: bytes, r
     assert host.run(BEHAVE, b"next") == b"NEXT"
 
 
+@pytest.mark.slow
 def test_waiting_for_a_core_is_not_counted(host: Host) -> None:
     """A child that is stopped for longer than its limit, as on a machine that has no core for it, is not late."""
     stopped: list[int] = []

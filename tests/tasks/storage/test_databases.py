@@ -47,6 +47,7 @@ def database(packed: Path, home: Home) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_whole_missing_and_locked_databases_are_as_they_should_be(database: Path) -> None:
     check_database(database.with_name("gone.db"), "all")
     for thorough in (False, True):

@@ -40,6 +40,7 @@ def small_table() -> pa.Table:
     return pa.table({"n": numbers, "lists": [[n, n + 1] for n in numbers], "text": [str(n % 7) for n in numbers]})
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_sealed_json_is_found(tmp_path: Path) -> None:
     path, data = tmp_path / "x.json", sealed_bytes(VALUE)
     path.write_bytes(data)

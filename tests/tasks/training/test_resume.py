@@ -25,6 +25,8 @@ from tasks.training.resume import begin_from, check_extension, find_parent, iden
 from tasks.training.worker import run_steps
 from tests.samples import short_training
 
+pytestmark = pytest.mark.slow
+
 CONSTANT = ConstantSchedule(rate=1e-3)
 
 

@@ -88,6 +88,7 @@ def test_shards_without_a_token_are_refused(tmp_path: Path) -> None:
         TokenDataset([write_rows(tmp_path / "a.parquet", [])])
 
 
+@pytest.mark.slow
 def test_another_store_of_the_same_shards_gives_the_same_batches(home: Home, tmp_path: Path) -> None:
     dataset = small_dataset(home, small_corpus(tmp_path / "midi", 6))
     shards = dataset.token_shards("train")
@@ -157,6 +158,7 @@ def test_whole_rows_come_once_in_each_epoch(store: TokenDataset, batch_size: int
     assert len({epoch.tobytes() for epoch in epochs}) > 1  # not the same order each time
 
 
+@pytest.mark.slow
 @examples(60)
 @given(
     lengths=st.lists(st.integers(2, 40), min_size=1, max_size=9),

@@ -40,6 +40,8 @@ from tasks.training.worker import run_steps
 from tests.conftest import REPOSITORY, shared_ray
 from tests.samples import SMALL_MODEL, short_training
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def undisturbed(dataset: DatasetVersion, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -99,7 +101,6 @@ def assert_same_run(run_dir: Path, other: Path) -> None:
     assert bytes_of(run_dir) == bytes_of(other)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stops", [(1,), (3,), (4,), (5,), (6,), (11,), (1, 1, 5), (5, 6)])
 def test_a_run_stopped_and_taken_up_again_ends_with_the_same_bits(
     dataset: DatasetVersion, undisturbed: Path, tmp_path: Path, stops: tuple[int, ...]
@@ -128,7 +129,6 @@ def test_a_run_killed_and_taken_up_again_ends_with_the_same_bits(
     assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{"compile": True}, pytest.param({"compile": True, "bf16": True}, marks=pytest.mark.nightly), {"bf16": True}],
@@ -615,7 +615,6 @@ def long_undisturbed(dataset: DatasetVersion, tmp_path_factory: pytest.TempPathF
     return job.run_dir
 
 
-@pytest.mark.slow
 @pytest.mark.nightly  # what a stopped run on Ray ends with is compared below, a killed worker too
 def test_one_worker_on_ray_gives_the_bits_of_no_ray_at_all_though_it_is_killed(
     dataset: DatasetVersion, long_undisturbed: Path, tmp_path: Path, ray: None
@@ -655,7 +654,6 @@ def kill_training_worker() -> list[int]:
     return []
 
 
-@pytest.mark.slow
 def test_two_workers_give_the_losses_of_one_though_one_is_killed(
     dataset: DatasetVersion, tmp_path: Path, ray: None
 ) -> None:
@@ -680,7 +678,6 @@ def test_two_workers_give_the_losses_of_one_though_one_is_killed(
         assert theirs == pytest.approx(mine, rel=1e-5, abs=1e-5)
 
 
-@pytest.mark.slow
 def test_an_error_of_ours_in_a_worker_comes_back_as_itself(dataset: DatasetVersion, tmp_path: Path, ray: None) -> None:
     job = make_job(short_training(max_failures=0), dataset, tmp_path)
     run_steps(job, wrap=at_step(4, job.stop_request.touch))
@@ -718,7 +715,6 @@ sys.exit(code)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "numbers",
     [(signal.SIGINT,), pytest.param((signal.SIGINT, signal.SIGTERM), marks=pytest.mark.nightly)],

@@ -202,6 +202,7 @@ def test_every_flipped_bit_of_a_checksum_beside_a_file_is_found(whole: Home) -> 
         path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_what_a_command_reads_is_refused_or_made_again(whole: Home, tmp_path: Path) -> None:
     """The same through the readers themselves: no other value ever comes out."""
     shutil.copytree(whole.root, tmp_path / "home")

@@ -235,6 +235,7 @@ def test_members_that_share_bytes_are_refused(tmp_path: Path, cache: Path) -> No
     assert sorted(str(value) for value in found.values() if isinstance(value, str)) == ["archive_bomb"]
 
 
+@pytest.mark.slow
 def test_a_tar_that_expands_too_far_is_left_there(tmp_path: Path, cache: Path) -> None:
     files = {"a.mid": midi(1), "fill.bin": bytes(90 * 2**20), "b.mid": midi(2)}
     path = write_tar(tmp_path / "s.tar.gz", files)

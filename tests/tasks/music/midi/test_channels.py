@@ -57,6 +57,7 @@ def test_the_notes_are_those_of_the_channels(tmp_path: Path, channels: tuple[int
             assert batch.dropped[index] == (f'{{"other_channels": {n_left_out}}}' if n_left_out else "{}")
 
 
+@pytest.mark.slow
 def test_real_files_keep_the_notes_of_their_channels() -> None:
     paths = sorted(real_data("dev").rglob("*.mid"))[::200]
     contents = [path.read_bytes() for path in paths]

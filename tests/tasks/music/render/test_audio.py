@@ -97,6 +97,7 @@ def test_an_unknown_format_or_rate_is_refused():
         audio.encode_audio(np.zeros(10, np.float32), 8000)
 
 
+@pytest.mark.slow
 def test_long_sound_is_written_whole():
     data = audio.encode_audio(chords(90), RATE, "ogg")  # one long write crashes libsndfile
     assert soundfile.info(io.BytesIO(data)).frames == 90 * RATE

@@ -160,6 +160,7 @@ METERS = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_note_that_moves_into_a_later_bar_leaves_no_bar_unfilled() -> None:
     notes = [(2767, 293, 34, 48, 0), (233, 43, 71, 56, 1)]
     for end in range(2940, 3070, 26):

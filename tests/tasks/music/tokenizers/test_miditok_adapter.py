@@ -150,6 +150,7 @@ def test_a_piece_on_which_miditok_fails_is_counted(
     assert batch.ids.tolist() == [tokenizer.start_id, tokenizer.end_id]
 
 
+@pytest.mark.slow
 @examples(30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.parametrize("name", NAMES)

@@ -109,6 +109,7 @@ def test_whoever_follows_the_grammar_never_gets_stuck(deltas: set[str], seed: in
     assert len(tokenizer.decode(ids).notes.pitch) >= names.count("NOTE_ON=")
 
 
+@pytest.mark.slow
 @given(st.sampled_from(ALL), st.data())
 def test_whatever_a_model_writes_becomes_a_score(tokenizer: MmmTokenizer, data: st.DataObject) -> None:
     kinds = st.sampled_from(["BAR_START", "BAR_END", "TRACK_START", "TRACK_END", "NOTE_ON=60", "NOTE_OFF=60", "TIE=60"])

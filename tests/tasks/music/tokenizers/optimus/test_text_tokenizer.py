@@ -553,6 +553,7 @@ def test_without_a_vocabulary_nothing_can_be_written() -> None:
 # --- real music
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["pop909", "asap", "groove", "openmsx", "tegridy-select"])
 def test_real_pieces(source: str) -> None:
     paths = sorted((real_data("dev") / source).rglob("*.mid"))[::40]

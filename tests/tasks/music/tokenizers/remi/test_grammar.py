@@ -27,6 +27,7 @@ def test_the_grammar_accepts_all_that_encode_yields(tokenizer: RemiTokenizer, sc
     assert first_violation(tokenizer.grammar, [*ids, tokenizer.pad_id, tokenizer.pad_id]) is None
 
 
+@pytest.mark.slow
 def test_the_grammar_itself_agrees() -> None:
     ids = encode(score_of((0, 480, 60, 80), (480, 60, 36, 80, 3))).ids.tolist()
     assert TOKENIZER.grammar.first_violation(ids) is None
