@@ -59,6 +59,11 @@ class DatasetVersion:
         return self.folder / "reports" / self.version / "report.html"
 
     @property
+    def vocabulary(self) -> Path:
+        """The names of all ids, one a line."""
+        return self.report.with_name("vocabulary.txt")
+
+    @property
     def reference(self) -> str:
         return f"{self.name}@{self.version}"
 

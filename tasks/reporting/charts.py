@@ -52,7 +52,10 @@ def charts_of(histograms: Mapping[str, Sequence[int]]) -> list[Chart]:
     notes_marks = {10**k: f"{10**k:,}" if k < 4 else compact(10**k) for k in range(8)}
     build = {
         "seconds": lambda n: _log_chart("Length", "length", n, SECONDS_EDGES, _seconds_ends, SECONDS_MARKS),
-        "notes": lambda n: _log_chart("Notes in a piece", "notes", n, NOTES_EDGES, _notes_ends, notes_marks),
+        "notes": lambda n: _log_chart("Notes in a piece", "notes", n, NOTES_EDGES, _count_ends("note"), notes_marks),
+        "tokens": lambda n: _log_chart(
+            "Tokens in a row", "tokens", n, NOTES_EDGES, _count_ends("token"), notes_marks, noun="row"
+        ),
         "tempo": _tempo_chart,
         "pitch": lambda n: _key_chart("Pitch", "pitch, drums apart", n, _pitch_name, range(12, 128, 24)),
         "drum_pitch": lambda n: _key_chart("Drum keys", "MIDI key", n, "key {}".format, (0, 35, 60, 81, 127)),
@@ -69,6 +72,7 @@ def _log_chart(
     edges: Any,
     ends: Callable[[float, float], tuple[str, str]],
     marks: Mapping[float, str],
+    noun: str = "piece",
 ) -> Chart:
     """Cut empty bins off both ends, and place marks along the logarithm."""
     full = np.flatnonzero(counts)
@@ -79,9 +83,7 @@ def _log_chart(
     words[0] = ("", f"less than {ends(edges[1], edges[2])[0]}") if edges[0] < 1 else words[0]
     words[-1] = ("", f"{words[-1][0]} and more")
     ticks = [(place, label) for place, label in places if -1e-9 <= place <= last - first + 1e-9]
-    return Chart(
-        title=title, axis=axis, noun="piece", counts=counts[first:last], ends=words[first:last], ticks=ticks
-    )  # fmt: skip
+    return Chart(title=title, axis=axis, noun=noun, counts=counts[first:last], ends=words[first:last], ticks=ticks)
 
 
 def _seconds_ends(low: float, high: float) -> tuple[str, str]:
@@ -91,9 +93,12 @@ def _seconds_ends(low: float, high: float) -> tuple[str, str]:
     return f"{low:.3g} s", f"{high:.3g} s"
 
 
-def _notes_ends(low: float, high: float) -> tuple[str, str]:
-    first, last = math.ceil(low), math.ceil(high) - 1
-    return (plural(first, "note") if first == last else f"{first:,}"), plural(last, "note")
+def _count_ends(noun: str) -> Callable[[float, float], tuple[str, str]]:
+    def ends(low: float, high: float) -> tuple[str, str]:
+        first, last = math.ceil(low), math.ceil(high) - 1
+        return (plural(first, noun) if first == last else f"{first:,}"), plural(last, noun)
+
+    return ends
 
 
 def _tempo_chart(counts: Sequence[int]) -> Chart:

@@ -1,4 +1,4 @@
-"""The report of a dataset version: one self-contained HTML page and one picture."""
+"""The report of a dataset version: a self-contained HTML page, a picture and the list of its tokens."""
 
 import json
 import logging
@@ -19,9 +19,12 @@ from tasks.dataset.report.page import build_page
 from tasks.dataset.split import SPLITS
 from tasks.dataset.versions import DatasetVersion
 from tasks.ingest.sources.read import read_members
+from tasks.music.arrays import IntArray
+from tasks.music.metrics.features import NOTES_EDGES, count_between
 from tasks.music.notes import NoteBatch
 from tasks.music.render.pianoroll import draw_piano_roll
 from tasks.music.score import Score
+from tasks.music.tokenizers.registry import tokenizer_from_json
 from tasks.reporting.templates import data_address
 from tasks.runtime.isolation import Death, Host, WorkError, WorkLimits
 from tasks.storage.files import write_atomically
@@ -69,17 +72,38 @@ def write_dataset_report(inputs: ReportInputs) -> Path:
     dataset = inputs.dataset
     ledger = read_table(dataset.ledger)
     path_of = paths_of(ledger, [piece for _, piece, _ in inputs.samples])
+    histograms = inputs.analysis.histograms() | {"tokens": count_row_lengths(dataset)}
     facts = facts_of_version(
         dataset.manifest,
         ledger,
-        histograms={name: counts.tolist() for name, counts in inputs.analysis.histograms().items()},
+        histograms={name: counts.tolist() for name, counts in histograms.items()},
         slowest=_slowest(inputs.largest),
         samples=[
             sample_of(read_notes(dataset.folder / songs, [piece]), split, path_of[piece])
             for split, piece, songs in inputs.samples
         ],
     )
+    write_vocabulary(dataset)
     return write_report(facts, dataset.report.parent)
+
+
+def write_vocabulary(dataset: DatasetVersion) -> None:
+    """Write the names of all ids beside the report, in order of id."""
+    names = tokenizer_from_json(dataset.manifest["encoder"]["settings"]).names
+    dataset.vocabulary.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(dataset.vocabulary, "".join(f"{name}\n" for name in names).encode(errors="backslashreplace"))
+
+
+def count_row_lengths(dataset: DatasetVersion) -> IntArray:
+    """Return how many rows, pieces or windows before augmentation, have lengths in tokens between `NOTES_EDGES`."""
+    lengths = [np.zeros(0, np.int64)]
+    for split in SPLITS:
+        for path in dataset.token_shards(split):
+            rows = read_table(path, ["n_tokens", "transposition", "stretch", "velocity_shift", "redraws_parts"])
+            columns = {name: rows.column(name).to_numpy() for name in rows.column_names}
+            is_changed = (columns["transposition"] != 0) | (columns["velocity_shift"] != 0) | columns["redraws_parts"]
+            lengths.append(columns["n_tokens"][~is_changed & (columns["stretch"] == 1.0)])
+    return count_between(np.concatenate(lengths), NOTES_EDGES)
 
 
 def sample_of(notes: NoteBatch, split: str, path: str) -> dict[str, str]:

@@ -17,14 +17,19 @@ import pyarrow as pa
 import pytest
 from matplotlib import image
 
-from tasks.dataset.report.build import sample_of, write_report
+from tasks.config.presets import build_preset
+from tasks.dataset.report.build import count_row_lengths, sample_of, write_report, write_vocabulary
 from tasks.dataset.report.facts import ReportFacts, facts_of_ledger, facts_of_version
 from tasks.dataset.report.overview import draw_overview
 from tasks.dataset.report.page import build_page
-from tasks.music.metrics.features import histograms, tempo_histogram
+from tasks.dataset.split import SPLITS
+from tasks.music.metrics.features import NOTES_EDGES, count_between, histograms, tempo_histogram
 from tasks.music.notes import ALL_COLUMNS, COLUMNS, NoteBatch
 from tasks.reporting.charts import charts_of, draw_histogram, step_of
+from tasks.storage.home import Home
+from tasks.storage.parquet import read_table
 from tests.browser import Browser, needs_browser, serve_folder
+from tests.samples import small_corpus, small_dataset
 
 NASTY = "</style><script>alert(1)</script><b onclick='x'>\"&amp; {{ style }}{% endfor %} $x^2$ \u202e\ud800\x00 שלום"
 VOID = {"meta", "img"}
@@ -93,6 +98,7 @@ def full_facts(word: str = "plain", **changes: Any) -> ReportFacts:
         np.array([0, 10, 200, n]), onset, onset + 0.5, byte, byte, byte // 9, rng.integers(0, 5, n) == 0
     )
     counts["tempo"] = tempo_histogram(np.array([500_000, 600_000, 400_000]))
+    counts["tokens"] = count_between(np.array([300, 320, 336]), NOTES_EDGES)
     largest = [(3, [word, "x", "y"]), (2, ["p", "q"])]
     groups = {"n_groups": 2, "n_files": 5, "sizes": {2: 1, 3: 1}, "largest": largest}
     nine = [(f"{k} {word}", word) for k in range(9)]
@@ -164,7 +170,8 @@ def test_the_page_holds_every_state_reason_and_number(full: Page) -> None:
         "1,234,570", "accepted 1,234,560", "duplicate 3", "rejected 6", "quarantined 1", "8,888 files more",
         "same content", "not midi", "too few notes", "crashed", "7 notes", "and 1 more in the ledger",
         "2,000,034", "unended notes", "unread notes", "2,000,000", "early ends", "77", "33.8", "7,655,321",
-        "7,654,321", "Length", "Notes in a piece", "Tempo", "Pitch", "Drum keys", "Velocity", "480", "5 others",
+        "7,654,321", "Length", "Notes in a piece", "Tokens in a row", "Tempo", "Pitch", "Drum keys", "Velocity", "480",
+        "5 others",
         "0.8 % plain", "within bound", "0.0412", "412", "4, 8", "none at all", "bounds", "n/a", "12.3",
         "6,789.0", "1d0c5b2aa9931e07", "added", "7,001", "split_seed", "min_notes=16", "3 files: ", "3 pieces: ",
     ]  # fmt: skip
@@ -272,6 +279,31 @@ def test_a_chart_says_where_its_middle_half_lies() -> None:
     assert one.summary() == "1 piece; the middle half lies at 120 to 130 quarters a minute"
     (last,) = charts_of({"tempo": tempo_histogram(np.array([1_000])).tolist()})
     assert last.summary() == "1 piece; the middle half lies at 290 quarters a minute and more"
+
+
+@pytest.mark.slow
+def test_the_words_and_the_lengths_of_a_dataset(tmp_path: Path) -> None:
+    config = build_preset("mmm_vae_tiny").dataset
+    dataset = small_dataset(
+        Home.at(tmp_path / "home"), small_corpus(tmp_path / "midi", 8), encoding=config.encoding, windows=config.windows
+    )
+    write_vocabulary(dataset)
+    data = dataset.vocabulary.read_text()
+    words = data.splitlines()
+    assert data == "".join(f"{word}\n" for word in words)
+    assert words[:5] == ["[UNK]", "[PAD]", "[SOS]", "[EOS]", "[TDR]"]
+    assert words[5:] == sorted(dataset.manifest["encoder"]["settings"]["vocabulary"])
+    assert len(words) == dataset.manifest["encoder"]["settings"]["vocab_size"]
+    assert "" not in words
+    shards = [read_table(path) for split in SPLITS for path in dataset.token_shards(split)]
+    rows = [row for shard in shards for row in shard.select(["transposition", "n_tokens"]).to_pylist()]
+    lengths = [row["n_tokens"] for row in rows if row["transposition"] == 0]
+    assert 0 < len(lengths) < len(rows)
+    counts = count_row_lengths(dataset)
+    assert counts.tolist() == np.histogram(lengths, NOTES_EDGES)[0].tolist()
+    (chart,) = charts_of({"tokens": counts.tolist()})
+    assert chart.summary().startswith(f"{len(lengths)} rows; the middle half lies")
+    assert "Tokens in a row" in draw_histogram(chart)
 
 
 def test_bars_on_a_logarithm_stand_where_their_marks_say() -> None:
