@@ -175,6 +175,9 @@ def text(
     ] = "",
     out: Annotated[Path, typer.Option("--out", "-o", help="Text file to write.")] = Path("songs.txt"),
     split: Annotated[str, typer.Option("--split", help="train, validation or test; by default all songs.")] = "",
+    augmented: Annotated[
+        bool, typer.Option("--augmented", help="Training songs in all variants of the dataset's augmentation.")
+    ] = False,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of optimus_txt. Repeatable."),
@@ -189,7 +192,7 @@ def text(
 
     check_output(out)
     version = resolve_dataset(Home.at(home), dataset)
-    written, n_songs = dataset_text(version, overrides or [], split)
+    written, n_songs = dataset_text(version, overrides or [], split, augmented)
     write_output(out, written.encode())
     facts = {"path": str(out), "dataset_version": version.version, "n_songs": n_songs, "n_characters": len(written)}
     print_result(facts, as_json, list(facts))

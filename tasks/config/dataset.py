@@ -25,7 +25,7 @@ NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 class AugmentConfig:
     """Copies of each training piece; the other splits are never augmented.
 
-    Every transposition with every stretch and every shift of velocity, or `n_sampled` of them drawn for each piece.
+    Every transposition with every stretch, shift of velocity and flip, or `n_sampled` of them drawn for each piece.
     """
 
     transpositions: tuple[int, ...] = setting(
@@ -37,6 +37,7 @@ class AugmentConfig:
     velocity_shifts: tuple[int, ...] = setting(
         (0,), "Steps of MIDI velocity; notes stay within 1-127.", each={"ge": -64, "le": 64}
     )
+    flip: bool = setting(False, "Each variant also upside down: pitch becomes 127 - pitch, then it is transposed.")
     n_sampled: int = setting(
         0, "Variants drawn for each piece besides the piece itself; equal draws count once. 0: all of them.",
         ge=0, le=1000,
@@ -49,7 +50,8 @@ class AugmentConfig:
         0.0, "Probability of a part of a variant to be left out; one part always stays.", ge=0, le=1
     )
     out_of_range: Literal["leave_variant_out", "leave_notes_out"] = setting(
-        "leave_variant_out", "What is left out, and counted, where a variant has a note outside 0-127."
+        "leave_variant_out",
+        "What is left out, and counted, where a variant has a note outside 0-127, or a flip outside the encoding.",
     )
     seed: int = setting(0, "Seed of the draws, which depend on it and on the piece alone.", ge=0)
 

@@ -27,6 +27,8 @@ LATER_SETTINGS = {
     "top_k_points": [],
     "channels": [],
     "row_mode": "whole",
+    "median_pitch": 0,
+    "flip": False,
 }
 _FIRST_NAMES = {name: old for old, name in OLD_NAMES.items()}
 

@@ -9,7 +9,7 @@ import numpy as np
 from tasks.config.dataset import AugmentConfig
 from tasks.music.arrays import BoolArray, IntArray
 from tasks.music.notes import NoteBatch
-from tasks.music.transforms import shift_velocity, stretch_time
+from tasks.music.transforms import flip, shift_velocity, stretch_time, transpose, transpose_within
 
 PROGRAMS_PER_FAMILY = 8  # General MIDI
 
@@ -22,6 +22,7 @@ class Variant:
     velocity_shift: int = 0
     transposition: int = 0  # semitones
     redraws_parts: bool = False  # swap or leave out some parts as well
+    is_flipped: bool = False  # upside down, before it is transposed
 
 
 ITSELF = Variant()
@@ -42,7 +43,8 @@ def plan_variants(config: AugmentConfig, pieces: list[str]) -> dict[Variant, Boo
                 mask = chosen.setdefault(_variant(change, redraws), np.zeros(len(pieces), np.bool_))
                 mask[index] = True
     else:
-        changes = itertools.product(config.stretches, config.velocity_shifts, config.transpositions)
+        flips = (False, True) if config.flip else (False,)
+        changes = itertools.product(config.stretches, config.velocity_shifts, config.transpositions, flips)
         chosen = {_variant(change, redraws): everyone for change in changes}
     return dict(sorted(chosen.items()))
 
@@ -63,6 +65,8 @@ def change_notes(
     n_clipped = np.zeros(batch.n_pieces, np.int64)
     if variant.redraws_parts:
         batch = _redraw_parts(config, batch, pieces, variant)
+    if variant.is_flipped:
+        batch = flip(batch)
     if variant.stretch != 1.0:
         batch = stretch_time(batch, variant.stretch)
     if variant.velocity_shift:
@@ -70,12 +74,34 @@ def change_notes(
     return batch, n_clipped
 
 
-def _variant(change: tuple[float, int, int], redraws_parts: bool) -> Variant:
-    variant = Variant(*change)
+def vary_notes(config: AugmentConfig, batch: NoteBatch, pieces: list[str]) -> tuple[NoteBatch, IntArray]:
+    """Return the notes of all variants, in order of piece and variant, and int64[V], the index of the piece of each.
+
+    A variant that leaves 0-127 is left out, or its notes are, as the config says.
+    """
+    everyone = np.ones(batch.n_pieces, np.bool_)
+    parts, owners, ranks = [], [], []
+    for shared, members in group_variants(plan_variants(config, pieces)):
+        changed, _ = change_notes(config, batch, pieces, shared)
+        for variant, mask in members.items():
+            moved, fits = transpose(changed, variant.transposition)
+            if config.out_of_range == "leave_notes_out":
+                moved, fits = transpose_within(changed, variant.transposition)[0], everyone
+            owners.append(np.flatnonzero(mask & fits))
+            ranks.append(np.full(len(owners[-1]), len(ranks)))
+            parts.append(moved.take(owners[-1]))
+    owner = np.concatenate(owners)
+    order = np.lexsort([np.concatenate(ranks), owner])
+    return NoteBatch.joined(parts).take(order), owner[order]
+
+
+def _variant(change: tuple[float, int, int, bool], redraws_parts: bool) -> Variant:
+    stretch, velocity_shift, transposition, is_flipped = change
+    variant = Variant(stretch, velocity_shift, transposition, is_flipped=is_flipped)
     return replace(variant, redraws_parts=True) if redraws_parts and variant != ITSELF else variant
 
 
-def _draw(config: AugmentConfig, piece: str) -> set[tuple[float, int, int]]:
+def _draw(config: AugmentConfig, piece: str) -> set[tuple[float, int, int, bool]]:
     random = np.random.Generator(np.random.Philox(key=[config.seed, int(piece[:16], 16)]))
     drawn = set()
     for _ in range(config.n_sampled):
@@ -87,7 +113,15 @@ def _draw(config: AugmentConfig, piece: str) -> set[tuple[float, int, int]]:
                 (config.stretches, config.velocity_shifts, config.transpositions), places, strict=True
             )
         )
-        drawn.add((stretch if is_changed[0] else 1.0, shift if is_changed[1] else 0, semitones if is_changed[2] else 0))
+        is_flipped = config.flip and random.random() < config.change_probability / 2
+        drawn.add(
+            (
+                stretch if is_changed[0] else 1.0,
+                shift if is_changed[1] else 0,
+                semitones if is_changed[2] else 0,
+                is_flipped,
+            )
+        )
     return drawn
 
 
@@ -100,7 +134,7 @@ def _redraw_parts(config: AugmentConfig, batch: NoteBatch, pieces: list[str], va
         parts, part = np.unique(batch.track[notes], return_inverse=True)
         if not len(parts):
             continue
-        random = np.random.default_rng([config.seed, int(piece[:16], 16), *change])
+        random = np.random.default_rng([config.seed, int(piece[:16], 16), *change, *[1] * variant.is_flipped])
         step = random.integers(1, PROGRAMS_PER_FAMILY, len(parts))
         step[random.random(len(parts)) >= config.swap_probability] = 0
         is_left_out = random.random(len(parts)) < config.drop_probability

@@ -27,7 +27,7 @@ from tasks.music.tokenizers.registry import (
 from tasks.music.transforms import transpose_within
 from tasks.music.windows import cut_windows
 from tasks.runtime import cluster
-from tasks.storage.parquet import SCHEMA_NUMBER, TOKEN_SCHEMA, flat_values, read_metadata, read_table, write_table
+from tasks.storage.parquet import SCHEMA_NUMBER, flat_values, read_metadata, read_table, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def encode_songs(shards: Sequence[TokenShard]) -> int:
             "encoder_digest": tokenizer.digest,
             "counts": asdict(rows.counts),
         }
-        write_table(shard.path, rows.table(sequences.pieces, sequences.windows), metadata, TOKEN_SCHEMA)
+        write_table(shard.path, rows.table(sequences.pieces, sequences.windows), metadata, rows.schema)
     return sum(len(shard.pieces) for shard in shards)
 
 

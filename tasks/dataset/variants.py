@@ -14,7 +14,7 @@ from tasks.music.compiled import njit
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.base import TokenArray, TokenBatch, Tokenizer
 from tasks.music.transforms import transpose_within
-from tasks.storage.parquet import TOKEN_SCHEMA, list_column
+from tasks.storage.parquet import IS_FLIPPED, TOKEN_SCHEMA, list_column
 
 TOKENS_PER_CHUNK = 1 << 28  # Arrow counts the items of a column of lists with 32 bits
 
@@ -30,7 +30,7 @@ class TokenShardCounts:
     seconds: float = 0.0
     max_tokens: int = 0
     pieces_without_notes: int = 0  # left out, because the encoding keeps none of their notes
-    variants_out_of_range: int = 0  # left out, because a note would leave 0-127
+    variants_out_of_range: int = 0  # left out, because a note would leave 0-127, or by its flip the encoding
     variants_unchanged: int = 0  # left out, because another variant has the same tokens
     notes_out_of_range: int = 0  # left out of variants that stay
     velocities_clipped: int = 0  # notes of variants whose velocity would leave 1-127
@@ -42,6 +42,7 @@ class TokenShardCounts:
 class TokenRows:
     """Rows of tokens, gathered variant by variant."""
 
+    schema: pa.Schema = TOKEN_SCHEMA
     counts: TokenShardCounts = field(default_factory=TokenShardCounts)
     parts: list[tuple[Variant, IntArray, TokenBatch]] = field(default_factory=list)  # variant, its pieces, their tokens
 
@@ -54,7 +55,7 @@ class TokenRows:
         self.counts.max_tokens = max(self.counts.max_tokens, int(np.diff(tokens.offsets).max(initial=0)))
 
     def table(self, names: list[str], windows: IntArray | None = None) -> pa.Table:
-        """Return the rows by TOKEN_SCHEMA, ordered by piece and variant.
+        """Return the rows by the schema, ordered by piece and variant.
 
         Args:
             names: the ids of the pieces; those of a piece's windows are the same.
@@ -75,7 +76,7 @@ class TokenRows:
             row += len(pieces)
         columns = {
             name: np.repeat([getattr(variant, name) for variant in variants], n_rows)[order]
-            for name in ("transposition", "stretch", "velocity_shift", "redraws_parts")
+            for name in ("transposition", "stretch", "velocity_shift", "redraws_parts", "is_flipped")
         } | {
             "piece": pa.array(names, pa.string()).take(pa.array(piece[order])),
             "window": (np.zeros(len(names), np.int64) if windows is None else windows)[piece[order]],
@@ -83,7 +84,7 @@ class TokenRows:
             "n_notes": np.concatenate([tokens.n_notes for _, _, tokens in self.parts])[order],
             "seconds": np.concatenate([tokens.seconds for _, _, tokens in self.parts])[order],
         }
-        return _in_chunks(columns, ids, offsets)
+        return _in_chunks(self.schema, columns, ids, offsets)
 
 
 def encode_variants(tokenizer: Tokenizer, augment: AugmentConfig, batch: NoteBatch, pieces: list[str]) -> TokenRows:
@@ -92,7 +93,8 @@ def encode_variants(tokenizer: Tokenizer, augment: AugmentConfig, batch: NoteBat
     Variants that differ only in transposition are derived from the tokens of one of them where that is exact. A variant
     with the tokens of another one, such as a stretch below the encoding's resolution, is left out.
     """
-    rows, seen = TokenRows(), np.zeros((len(pieces), 0), np.uint64)
+    rows = TokenRows(TOKEN_SCHEMA.append(IS_FLIPPED) if augment.flip else TOKEN_SCHEMA)
+    seen = np.zeros((len(pieces), 0), np.uint64)
     groups = list(group_variants(plan_variants(augment, pieces)))
     for shared, members in sorted(groups, key=lambda group: group[0] != ITSELF):  # the piece itself comes first
         wanted = np.flatnonzero(np.any(list(members.values()), axis=0))
@@ -106,13 +108,24 @@ def encode_variants(tokenizer: Tokenizer, augment: AugmentConfig, batch: NoteBat
         has_notes, is_new = plain.n_notes > 0, ~np.any(seen[wanted] == prints[wanted], axis=1)
         seen = np.hstack([seen, prints])
         transposed = _Transposer(tokenizer, augment, changed, plain)
+        n_lost = _count_lost(changed, *tokenizer.pitch_range) * shared.is_flipped
+        leaves = (n_lost > 0) & (augment.out_of_range == "leave_variant_out")
         for variant, mask in members.items():
             chosen = mask[wanted] & has_notes
             rows.counts.variants_unchanged += int(np.sum(chosen & ~is_new))
-            places, tokens = transposed(chosen & is_new, variant.transposition, rows.counts)
+            rows.counts.variants_out_of_range += int(np.sum(chosen & is_new & leaves))
+            places, tokens = transposed(chosen & is_new & ~leaves, variant.transposition, rows.counts)
+            rows.counts.notes_out_of_range += int(n_lost[places].sum())
             rows.counts.velocities_clipped += int(n_clipped[places].sum())
             rows.add(variant, wanted[places], tokens)
     return rows
+
+
+def _count_lost(batch: NoteBatch, low: int, high: int) -> IntArray:
+    """Return int64[P], the flipped notes of each piece outside of a range that held them before."""
+    pitch, mirrored = batch.pitch, 127 - batch.pitch
+    is_lost = ((pitch < low) | (pitch > high)) & (mirrored >= low) & (mirrored <= high) & ~batch.is_drum
+    return np.bincount(batch.piece_of_note[is_lost], minlength=batch.n_pieces)
 
 
 class _Transposer:
@@ -163,19 +176,19 @@ def _take(tokens: TokenBatch, pieces: IntArray) -> TokenBatch:
     return TokenBatch(offsets, ids, tokens.n_notes[pieces], tokens.seconds[pieces], dropped)
 
 
-def _in_chunks(columns: dict[str, Any], ids: TokenArray, offsets: IntArray) -> pa.Table:
+def _in_chunks(schema: pa.Schema, columns: dict[str, Any], ids: TokenArray, offsets: IntArray) -> pa.Table:
     """Return a table with the lists of tokens in chunks of at most `TOKENS_PER_CHUNK`."""
     borders = [0]
     while borders[-1] < len(offsets) - 1:
         limit = offsets[borders[-1]] + TOKENS_PER_CHUNK
         borders.append(max(int(np.searchsorted(offsets, limit, side="right")) - 1, borders[-1] + 1))
-    kind = TOKEN_SCHEMA.field("tokens").type
+    kind = schema.field("tokens").type
     chunks = [
         list_column(offsets[first : last + 1] - offsets[first], ids[offsets[first] : offsets[last]], kind)
         for first, last in pairwise(borders)
     ]
-    arrays = {f.name: pa.array(columns[f.name], f.type) for f in TOKEN_SCHEMA if f.name in columns}
-    return pa.table(arrays | {"tokens": pa.chunked_array(chunks, kind)}, schema=TOKEN_SCHEMA)
+    arrays = {f.name: pa.array(columns[f.name], f.type) for f in schema if f.name in columns}
+    return pa.table(arrays | {"tokens": pa.chunked_array(chunks, kind)}, schema=schema)
 
 
 @njit(cache=True, nogil=True)

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from tasks.music.arrays import BoolArray, IntArray
+from tasks.music.arrays import BoolArray, IntArray, offsets_of
 from tasks.music.compiled import njit
-from tasks.music.notes import NoteBatch
+from tasks.music.notes import COLUMNS, NoteBatch
 
 _TIME_GRID = 1e7  # steps a second when times are compared: finer than any tick that a real file has
 
@@ -23,14 +23,14 @@ def apply_sustain(batch: NoteBatch) -> NoteBatch:
     return replace(batch, end_seconds=_sustained_ends(*(getattr(batch, name) for name in _SUSTAIN_COLUMNS), falls))
 
 
-def transpose(batch: NoteBatch, semitones: int) -> tuple[NoteBatch, BoolArray]:
-    """Move every note but the drums by `semitones`.
+def transpose(batch: NoteBatch, semitones: int | IntArray) -> tuple[NoteBatch, BoolArray]:
+    """Move every note but the drums by `semitones`, one number or int64[P].
 
     Returns:
         the batch, and fits bool[P]: False for a piece with a note that would leave 0-127; its notes are unchanged.
     """
-    moved = batch.pitch.astype(np.int64) + np.where(batch.is_drum, 0, semitones)
     piece = batch.piece_of_note
+    moved = batch.pitch + np.where(batch.is_drum, 0, np.broadcast_to(semitones, batch.n_pieces)[piece])
     fits = np.ones(batch.n_pieces, dtype=np.bool_)
     fits[piece[(moved < 0) | (moved > 127)]] = False
     pitch = np.where(fits[piece], moved, batch.pitch).astype(np.uint8)
@@ -47,6 +47,34 @@ def transpose_within(batch: NoteBatch, semitones: int) -> tuple[NoteBatch, IntAr
     stays = (moved >= 0) & (moved <= 127)
     n_left_out = np.bincount(batch.piece_of_note[~stays], minlength=batch.n_pieces)
     return replace(batch, pitch=np.where(stays, moved, 0).astype(np.uint8)).where(stays), n_left_out
+
+
+def flip(batch: NoteBatch) -> NoteBatch:
+    """Turn every note but the drums upside down: its pitch becomes 127 - pitch."""
+    return _in_order(replace(batch, pitch=np.where(batch.is_drum, batch.pitch, 127 - batch.pitch)))
+
+
+def centre(batch: NoteBatch, pitch: int) -> tuple[NoteBatch, IntArray, BoolArray]:
+    """Move every note but the drums so that the median of each piece, rounded down, becomes `pitch`.
+
+    Returns:
+        the batch, int64[P]: the semitones of each piece, and fits bool[P] as of `transpose`.
+    """
+    pitched, piece = batch.pitch[~batch.is_drum], batch.piece_of_note[~batch.is_drum]
+    ordered = np.append(pitched[np.lexsort([pitched, piece])], 0).astype(np.int64)  # one more for pieces of drums
+    n_notes = np.bincount(piece, minlength=batch.n_pieces)
+    first = offsets_of(n_notes)[:-1]
+    median = (ordered[first + np.maximum(n_notes - 1, 0) // 2] + ordered[first + n_notes // 2]) // 2
+    semitones = np.where(n_notes > 0, pitch - median, 0)
+    moved, fits = transpose(batch, semitones)
+    return _in_order(moved), semitones, fits
+
+
+def _in_order(batch: NoteBatch) -> NoteBatch:
+    """Return the batch with its notes in the order that `NoteBatch` states, after pitches have changed it."""
+    keys = [batch.velocity, batch.duration, batch.track, batch.pitch, batch.onset, batch.piece_of_note]
+    order = np.lexsort(keys)
+    return replace(batch, **{name: getattr(batch, name)[order] for name in COLUMNS[""]})
 
 
 def stretch_time(batch: NoteBatch, factor: float) -> NoteBatch:

@@ -86,6 +86,8 @@ TOKEN_SCHEMA = pa.schema(
     ]
 )
 
+IS_FLIPPED = _required("is_flipped", pa.bool_())  # a further column of tokens where `augment.flip` is set
+
 LEDGER_SCHEMA = pa.schema(
     [
         ("path", pa.string()),  # within the sources; bytes that are not UTF-8 as \\xNN

@@ -6,7 +6,7 @@ notes, its result is used and the file is marked.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ from tasks.music.midi.limits import ReadLimits
 from tasks.music.midi.modes import DRUM_CHANNEL
 from tasks.music.midi.second_reader import second_reading
 from tasks.music.midi.songs import Songs
-from tasks.music.notes import NoteBatch
+from tasks.music.notes import COLUMNS, NoteBatch
+from tasks.music.transforms import centre
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ LOSSES = {
 _LOSS_COLUMNS = list(LOSSES.values())
 _NO_LOSSES = "{}"
 
-OTHER_CHANNELS = 104  # a further value of CODE
+OTHER_CHANNELS, NOT_CENTRED = 104, 105  # further values of CODE
 
 # code -> (reason, sentence); {value}, {limit} and {position} are facts of the file, {begin} its first bytes.
 _REFUSALS = {
@@ -88,9 +89,13 @@ _REFUSALS = {
     songs.TOO_MANY_PEDALS: (RejectReason.OUT_OF_RANGE, "{value} pedal spans or more, limit {limit}"),
     songs.TOO_LONG: (RejectReason.TOO_LONG, "{value} s of music, limit {limit}"),
     OTHER_CHANNELS: (RejectReason.NO_NOTES, "none of {value} notes is on a channel of parse.read.channels"),
+    NOT_CENTRED: (
+        RejectReason.OUT_OF_RANGE,
+        "moved by {value} semitones to parse.read.median_pitch={limit}, a note leaves 0-127",
+    ),
 }
 _WITHOUT_PLACE = {events.EMPTY, events.NOT_MIDI, songs.TOO_MANY_PARTS, songs.TOO_MANY_PEDALS, songs.TOO_LONG}
-_WITHOUT_PLACE |= {OTHER_CHANNELS, events.NO_NOTES, events.ALL_UNENDED, events.TOO_MANY_NOTES}
+_WITHOUT_PLACE |= {OTHER_CHANNELS, NOT_CENTRED, events.NO_NOTES, events.ALL_UNENDED, events.TOO_MANY_NOTES}
 # Refusals that the second reader gets.
 _DOUBTFUL = (
     events.HEADER_LENGTH, events.CHUNK_CUT, events.BAD_CHUNK, events.NO_TRACKS, events.NO_STATUS, events.BAD_STATUS,
@@ -135,6 +140,8 @@ def read_files(
     if limits.channels:
         # Only now: which reader is right is decided by all notes.
         batch, n_other = _of_channels([second.get(index, data) for index, data in enumerate(readable)], batch, limits)
+    if limits.median_pitch:
+        batch = _centred(batch, limits.median_pitch)
     for index in np.flatnonzero(batch.facts[:, events.CODE]).tolist():
         refusals[index] = refusals[index] or _refusal(batch.facts[index], contents[index])
     return ReadBatch(*batch, refusals, _losses(batch, second, n_other))
@@ -193,6 +200,23 @@ def _of_channels(contents: Sequence[bytes], batch: Songs, limits: ReadLimits) ->
     found = songs.arrange_songs(read, limits.max_seconds, limits.max_pedals)
     found.facts[~is_read] = batch.facts[~is_read]
     return found, n_other
+
+
+def _centred(batch: Songs, pitch: int) -> Songs:
+    """Return the songs with their medians on a pitch; refuse those with a note that would leave 0-127."""
+    notes, semitones, fits = centre(batch.notes, pitch)
+    facts, programs = batch.facts.copy(), batch.programs & fits[:, None]
+    facts[~fits, events.CODE], facts[~fits, events.VALUE], facts[~fits, events.LIMIT] = (
+        NOT_CENTRED,
+        semitones[~fits],
+        pitch,
+    )
+    for owner in ("", "pedal_"):
+        lengths = np.diff(getattr(notes, f"{owner}offsets"))
+        stays = np.repeat(fits, lengths)
+        columns = {name: getattr(notes, name)[stays] for name in COLUMNS[owner]}
+        notes = replace(notes, **{f"{owner}offsets": offsets_of(lengths * fits)}, **columns)
+    return Songs(notes, facts, programs)
 
 
 def _losses(batch: Songs, second: dict[int, bytes], n_other: NDArray[np.int64]) -> list[str]:

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tasks.config.dataset import AugmentConfig, ParseConfig
 from tasks.dataset.text import dataset_text
 from tasks.dataset.versions import DatasetVersion
 from tasks.errors import ConfigError, DatasetError
+from tasks.music.midi.limits import ReadLimits
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.tokenizers.optimus.characters import OptimusTxtConfig
 from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtTokenizer
@@ -48,6 +50,33 @@ def test_the_same_version_gives_the_same_text_and_a_split_its_own_songs(sourced:
     assert dataset_text(dataset) == dataset_text(dataset)
     counts = {split: dataset_text(dataset, split=split)[1] for split in ("train", "validation", "test")}
     assert sum(counts.values()) == dataset_text(dataset)[1]
+
+
+def test_centred_and_flipped_songs_stand_in_the_text_and_in_its_header(tmp_path: Path) -> None:
+    dataset = small_dataset(
+        Home.at(tmp_path / "home"),
+        small_corpus(tmp_path / "midi", 10),
+        parse=ParseConfig(read=ReadLimits(median_pitch=60)),
+        augment=AugmentConfig(transpositions=(0, 2), stretches=(1.0,), flip=True),
+        encoding=OptimusTxtConfig(velocities=True, channels=True),
+    )
+    plain, n_songs = dataset_text(dataset)
+    assert "\nTRANSFORM=60\n" in plain
+    assert "\nTRANSPOSED_BY=0\nTRANSPOSED_AND_FLIPPED=False\n" in plain
+    for _, score in (songs := OptimusTxtTokenizer(FULL).from_text(plain)):
+        pitched = score.notes.pitch[~score.notes.is_drum]
+        assert abs(np.median(pitched) - 60) <= 1
+    text, n_varied = dataset_text(dataset, augmented=True)
+    assert "\nTRANSPOSED_BY=2\nTRANSPOSED_AND_FLIPPED=True\n" in text
+    splits = dataset.manifest["splits"]
+    assert n_varied == sum(facts["n_rows"] for facts in splits.values()) > n_songs == len(songs)
+    varied = OptimusTxtTokenizer(FULL).from_text(text)
+    (name, score), *_ = (song for song in varied if sum(name == song[0] for name, _ in varied) == 4)
+    pitches = [other.notes.pitch for found, other in varied if found == name]
+    moved = {tuple(np.bincount(pitch, minlength=128).tolist()) for pitch in pitches}
+    drums, pitched = score.notes.pitch[score.notes.is_drum], score.notes.pitch[~score.notes.is_drum].astype(int)
+    wanted = (pitched, pitched + 2, 127 - pitched, 129 - pitched)
+    assert moved == {tuple(np.bincount([*notes, *drums], minlength=128).tolist()) for notes in wanted}
 
 
 def test_bad_input_is_refused(sourced: tuple[DatasetVersion, Path]) -> None:

@@ -18,6 +18,7 @@ from tasks.dataset.augment import ITSELF, Variant, change_notes, plan_variants
 from tasks.dataset.variants import encode_variants
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.oore import OoreConfig, OoreTokenizer
+from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
 from tasks.music.transforms import shift_velocity, stretch_time, transpose
 from tasks.storage.parquet import TOKEN_SCHEMA
 from tests.budget import examples
@@ -117,6 +118,48 @@ def test_notes_that_leave_the_range_are_left_out_and_counted() -> None:
     assert len(found) == 4
     assert (counts.variants_out_of_range, counts.notes_out_of_range) == (0, 1)
     assert [row["n_notes"] for row in found if row["piece"] == names(2)[1]] == [2, 1]
+
+
+def test_flipped_rows_are_the_encoding_of_the_mirrored_notes() -> None:
+    band = [(0, 50, 38, 90, 2), (0, 400, 60, 90, 0), (0, 400, 64, 80, 0), (0, 300, 64, 70, 1)]
+    tokenizer = OoreTokenizer(OoreConfig(drums="keep"))
+    config = replace(PLAIN, transpositions=(0, 3), flip=True)
+    found, counts = rows_of(config, batch_of(TUNE, band, band[:1]), tokenizer)
+    assert [(row["transposition"], row["is_flipped"]) for row in found][:4] == [
+        (0, False), (0, True), (3, False), (3, True),
+    ]  # fmt: skip
+    assert counts.variants_unchanged == 3  # of the drums
+    for row in found:
+        rows = (TUNE, band, band[:1])[names(3).index(row["piece"])]
+        mirrored = [(*note[:2], 127 - note[2] + row["transposition"], *note[3:]) for note in rows if note[-1] != 2]
+        drums = [note for note in rows if note[-1] == 2]
+        if row["is_flipped"]:
+            expected = tokenizer.encode(batch_of([*mirrored, *drums]))
+            assert row["tokens"] == expected.ids.tolist()
+    assert config.flip
+    assert rows_of(PLAIN, batch_of(TUNE))[0][0].keys() == set(TOKEN_SCHEMA.names)
+
+
+def test_flips_that_leave_the_range_of_the_encoding_are_left_out_and_counted() -> None:
+    batch = batch_of(TUNE, [(0, 100, 107, 80), (200, 100, 60, 80)])  # remi has 21 to 108, and 127 - 107 = 20
+    found, counts = rows_of(replace(PLAIN, flip=True), batch, RemiTokenizer())
+    assert [row["is_flipped"] for row in found] == [False, True, False]
+    assert (counts.variants_out_of_range, counts.notes_out_of_range) == (1, 0)
+    config = replace(PLAIN, flip=True, out_of_range="leave_notes_out")
+    found, counts = rows_of(config, batch, RemiTokenizer())
+    assert [row["n_notes"] for row in found] == [3, 3, 2, 1]
+    assert (counts.variants_out_of_range, counts.notes_out_of_range) == (0, 1)
+
+
+def test_half_of_the_drawn_variants_are_flipped_and_the_others_as_before() -> None:
+    pieces = names(2000)
+    config = replace(AUGMENTATIONS["hourglass"], n_sampled=1, change_probability=1.0)
+    plain, drawn = (plan_variants(replace(config, flip=flip), pieces) for flip in (False, True))
+    flipped = sum(mask.sum() for variant, mask in drawn.items() if variant.is_flipped)
+    assert flipped / 2000 == pytest.approx(0.5, abs=0.04)
+    assert not any(variant.is_flipped for variant in plain)
+    upright = {replace(variant, is_flipped=False) for variant in drawn}
+    assert upright <= plain.keys() | {ITSELF}
 
 
 def test_drums_have_no_transpositions() -> None:

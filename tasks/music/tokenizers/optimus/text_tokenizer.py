@@ -155,7 +155,11 @@ class OptimusTxtTokenizer(Tokenizer):
         return tokens.astype(np.uint16)
 
     def to_text(self, batch: NoteBatch, names: Sequence[str]) -> str:
-        """Return pieces as songs with real names in their headers; needs no vocabulary.
+        """Return pieces as the text of their songs, end to end; see `songs`."""
+        return "".join(self.songs(batch, names))
+
+    def songs(self, batch: NoteBatch, names: Sequence[str]) -> list[str]:
+        """Return each piece as text, with its real name in the header; needs no vocabulary.
 
         A name is cut at its first dot, and what would break a header is replaced in it.
 
@@ -171,7 +175,7 @@ class OptimusTxtTokenizer(Tokenizer):
             for piece, n_notes in enumerate(rows.n_notes.tolist()):
                 lines = codes[offsets[piece] : offsets[piece + 1]].tobytes().decode("utf-32-le")
                 songs.append(f"SONG={_song_name(names[len(songs)])}_with_{n_notes}_notes\n{lines}")
-        return "".join(songs)
+        return songs
 
     def from_text(self, text: str) -> list[tuple[str, Score]]:
         """Return the name and the music of each song; the inverse of `to_text`, and of `dataset_text`.
@@ -189,23 +193,32 @@ class OptimusTxtTokenizer(Tokenizer):
             songs.append((stated[1] if stated else head[1], score))
         return songs
 
-    def dataset_text(self, batch: NoteBatch, names: Sequence[str], *, dataset: str, created_on: str) -> str:
-        """Return all songs after ten lines that say how to read them, and the number of songs after them."""
+    def dataset_text(
+        self, songs: Sequence[str], *, dataset: str, created_on: str,
+        median_pitch: int = 0, transpositions: Sequence[int] = (), has_flipped: bool = False,
+    ) -> str:  # fmt: skip
+        """Return songs after ten lines that say how to read them, and the number of songs after them.
+
+        Args:
+            median_pitch: that of every song, or 0.
+            transpositions: of the transposed copies among the songs.
+            has_flipped: some of the songs are flipped copies.
+        """
         config = self.config
         head = {
             "DATASET": " ".join(dataset.split()),
             "CREATED_ON": " ".join(created_on.split()),
             "CHARS_ENCODING_OFFSET": OFFSET,
             "TIME_DENOMINATOR": config.unit_milliseconds,
-            "TRANSFORM": 0,
+            "TRANSFORM": median_pitch,
             "PERFECT_TIMINGS": True,
             "MUSENET_ENCODING": True,
-            "TRANSPOSED_BY": 0,
-            "TRANSPOSED_AND_FLIPPED": False,
+            "TRANSPOSED_BY": ",".join(map(str, transpositions)) or 0,
+            "TRANSPOSED_AND_FLIPPED": has_flipped,
             "LEGEND": "STA-DUR-PTC" + "-VEL" * config.velocities + "-CHA" * config.channels,
         }
         lines = "".join(f"{name}={value}\n" for name, value in head.items())
-        return f"{lines}{self.to_text(batch, names)}TOTAL_SONGS_IN_DATASET={batch.n_pieces}"
+        return f"{lines}{''.join(songs)}TOTAL_SONGS_IN_DATASET={len(songs)}"
 
 
 def _song_name(name: str) -> str:

@@ -325,9 +325,8 @@ def test_texts_come_back(tmp_path: Path) -> None:
 
 def test_a_dataset_begins_with_ten_lines_and_ends_with_its_size() -> None:
     pieces = [make_score(FOUR_NOTES), make_score([]), make_score([(50, 10, 100, 100)])]
-    text = FULL.dataset_text(
-        NoteBatch.joined([score.notes for score in pieces]), list("abc"), dataset="my\nset", created_on="today"
-    )
+    written = FULL.songs(NoteBatch.joined([score.notes for score in pieces]), list("abc"))
+    text = FULL.dataset_text(written, dataset="my\nset", created_on="today")
     lines = text.split("\n")
     assert [line.partition("=")[0] for line in lines[:11]] == [
         "DATASET", "CREATED_ON", "CHARS_ENCODING_OFFSET", "TIME_DENOMINATOR", "TRANSFORM", "PERFECT_TIMINGS",
