@@ -12,6 +12,7 @@ from flows.cli.registry import check_controls, find_model
 from flows.cli.run_flow import build_config, complain, run_flow
 from flows.services import environment
 from tasks.errors import ConfigError, HomeError, Interrupted, OrchestrionError
+from tasks.generation.batch_files import check_copy_target, copy_batch
 from tasks.storage.files import json_text
 from tasks.storage.home import Home
 
@@ -40,6 +41,17 @@ def generate(
             help="Characters to continue, for models of optimus_txt; \\n is a new line. --prompt takes .txt files.",
         ),
     ] = "",
+    prompt_length: Annotated[
+        int | None,
+        typer.Option("--prompt-length", help="Tokens of the prompt, <start> included: generate.prompt_tokens."),
+    ] = None,
+    continue_length: Annotated[
+        int | None,
+        typer.Option(
+            "--continue-length",
+            help="Most tokens behind --prompt-length: the two together are generate.sampling.max_tokens.",
+        ),
+    ] = None,
     variation: Annotated[
         float | None,
         typer.Option("--variation", help="Share of the prompt's bars to rewrite, different ones in each piece; 0-1."),
@@ -52,6 +64,10 @@ def generate(
     request: Annotated[
         Path | None, typer.Option("--request", help="A TOML or JSON file that describes several batches.")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Folder for a copy of the batch and its results.json; new, empty or its own."),
+    ] = None,
     preset: options.ModelPresetOption = "",
     fresh: options.FreshOption = False,
 ) -> None:
@@ -63,22 +79,32 @@ def generate(
         prompt = TEXT + text_prompt.replace("\\n", "\n")
     given = {
         "n_pieces": n_pieces, "seed": seed, "prompt": _absolute_prompt(prompt) or None, "variation": variation,
-        "best_of": best_of, "reject_copies": reject_copies or None,
+        "best_of": best_of, "reject_copies": reject_copies or None, "prompt_tokens": prompt_length,
+        "sampling.max_tokens": _max_tokens(prompt, prompt_length, continue_length),
     }  # fmt: skip
     settings = [f"generate.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     if request is not None:
-        if settings or run.overrides or model or preset or run.config_file:
-            raise ConfigError(f"--request {request.name} holds all settings; leave out --model, --preset and settings")
+        if settings or run.overrides or model or preset or run.config_file or out:
+            raise ConfigError(
+                f"--request {request.name} holds all settings; leave out --model, --preset, --out and settings"
+            )
         _generate_all(request, run.prepare(), fresh, run.as_json)
         return
     config = run.early_config("generate", preset, settings)
     _check_prompt(prompt)
+    if out:
+        check_copy_target(out)
     where = run.prepare()
     found = find_model(where, model)
     config = config or run.config(found.preset, settings)
     _check_prompt(config.generate.prompt)
     check_controls(where, found, config.generate)
-    options.print_result(run_flow(where, "generate", config.generate, model, fresh=fresh), run.as_json, BATCH_FACTS)
+    result = run_flow(where, "generate", config.generate, model, fresh=fresh)
+    if out:
+        folder = Path(result["batch_dir"])
+        copy_batch(folder, folder.with_name(f"{folder.name}.results.json"), out)
+        result |= {"out": str(out.absolute())}
+    options.print_result(result, run.as_json, (*BATCH_FACTS, "out") if out else BATCH_FACTS)
 
 
 def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> None:
@@ -123,6 +149,17 @@ def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> Non
             complain(str(error))
     if failed:
         raise typer.Exit(failed[-1].exit_code)
+
+
+def _max_tokens(prompt: str, prompt_length: int | None, continue_length: int | None) -> int | None:
+    """Return the most tokens of a piece, its prompt included, or None where the settings decide."""
+    if continue_length is None:
+        return None
+    if continue_length < 1:
+        raise ConfigError(f"--continue-length={continue_length} is below 1")
+    if prompt and prompt_length is None:
+        raise ConfigError("--continue-length counts tokens behind --prompt-length; give both")
+    return (prompt_length or 1) + continue_length
 
 
 def _absolute_prompt(prompt: str) -> str:

@@ -1,13 +1,15 @@
 """The files of a batch: their expected shapes, and checks of their bytes."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import DamagedFile
+from tasks.errors import ConfigError, DamagedFile
 from tasks.storage.home import Home
 from tasks.storage.integrity import OTHER_BYTES, examine, read_sealed, warn_once
+from tasks.storage.user_paths import check_output_folder, write_output_folder
 
 _LINEAGE = dict.fromkeys(("batch", "model_version", "model_run_id", "dataset_version", "code_commit"), str)
 _FIGURE = (float, None)
@@ -115,6 +117,35 @@ def check_batch(folder: Path, manifest: dict[str, Any]) -> None:
         sidecar = folder / "pieces" / f"{piece['name']}.json"
         if check_piece(sidecar)["midi_sha256"] != piece["midi_sha256"]:
             raise DamagedFile(f"{sidecar} is damaged: it is of another piece than the manifest names")
+
+
+def check_copy_target(out: Path) -> None:
+    """Raise ConfigError where a batch cannot be copied to a folder, or the folder holds anything but a batch."""
+    check_output_folder(out)
+    if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
+        raise ConfigError(f"folder {out} is not empty and holds no batch; name another folder")
+
+
+def copy_batch(folder: Path, results: Path, out: Path) -> None:
+    """Copy a batch to a folder, with its results as `results.json`; a copy of the same batch there is replaced.
+
+    Raises:
+        ConfigError: see `check_copy_target`; or the folder holds another batch.
+    """
+    check_copy_target(out)
+    if (out / "manifest.json").exists():
+        try:
+            held = read_manifest(out / "manifest.json")["batch"]
+        except DamagedFile as error:
+            raise ConfigError(f"folder {out} holds something that is no whole batch ({error}); name another") from None
+        if held != folder.name:
+            raise ConfigError(f"folder {out} holds batch {held}, not {folder.name}; name another folder")
+
+    def fill(target: Path) -> None:
+        shutil.copytree(folder, target, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        shutil.copyfile(results, target / "results.json")
+
+    write_output_folder(out, fill)
 
 
 def run_note_path(folder: Path) -> Path:

@@ -6,14 +6,16 @@ Regular files are written whole, through links. Pipes and devices such as /dev/n
 import errno
 import os
 import re
+import shutil
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from tasks.errors import ConfigError, NotFound
 from tasks.storage.file_names import printable
-from tasks.storage.files import storage_problem, whole_file
+from tasks.storage.files import publish_folder, storage_problem, whole_file
 
 _MAX_LINKS = 40  # as the kernel
 _DESCRIPTORS = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
@@ -82,6 +84,46 @@ def check_output(path: Path) -> None:
             _check_new(path, Path(os.path.realpath(path)))
     except (OSError, ValueError) as error:
         raise _refusal(path, error) from None
+
+
+def check_output_folder(path: Path) -> None:
+    """Check that a folder can be made or filled at a path, without touching it; errors as in `check_output`."""
+    real = Path(os.path.realpath(path))
+    try:
+        found = _status(path)
+        if found is None:
+            _check_new(path, real)
+        elif not stat.S_ISDIR(found.st_mode):
+            raise ConfigError(f"cannot write to {printable(str(path))}: it is a file; name a folder")
+        above = next(folder for folder in real.parents if folder.is_dir())  # where the folder is replaced
+        if not all(os.access(folder, os.W_OK | os.X_OK) for folder in (above, *([real] if found else []))):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:
+        raise _refusal(path, error) from None
+
+
+def write_output_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder at a path that a user named, in one step; an existing one is replaced.
+
+    Args:
+        fill: gets an empty folder beside it and writes the contents.
+    Raises:
+        ConfigError: the path cannot be written to.
+        OSError: the disk is full or broken.
+    """
+    real = Path(os.path.realpath(path))
+    unfinished = real.with_name(f".{real.name}.unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        fill(unfinished)
+        publish_folder(unfinished, real)
+    except (OSError, ValueError) as error:
+        if storage_problem(error) and not isinstance(error, PermissionError):
+            raise
+        raise _refusal(path, error) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_output(path: Path, data: bytes) -> None:

@@ -134,10 +134,14 @@ def test_a_prompt_is_continued(finished: Finished, tmp_path: Path) -> None:
     home, source, summary = finished
     prompt = next(source.glob("chorale-*.mid"))
     done = run_flow(
-        home, "generate", "--home", str(home), "--json", "-n", "2", "--prompt", str(prompt), *SETTINGS, "--set",
-        "generate.n_pieces=2", "--set", "generate.prompt_tokens=32", "--set", "generate.audio=none",
+        home, "generate", "--home", str(home), "--json", "-n", "2", "--prompt", str(prompt), "--prompt-length", "32",
+        "--continue-length", "20", "--set", "generate.audio=none", "-o", str(tmp_path / "out"),
     )  # fmt: skip
     batch = Path(last_json(done)["batch_dir"])
+    assert last_json(done)["out"] == str(tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {(row["prompt_length"], row["continued_original_length"]) for row in results["pieces"]} == {(32, 20)}
+    assert (tmp_path / "out" / "continuations" / "0001" / "continued_original.mid").is_file()
     sidecar = json.loads((batch / "pieces" / "0000.json").read_text())
     assert sidecar["prompt"]["sha256"] == hashlib.sha256(prompt.read_bytes()).hexdigest()
     assert sidecar["prompt"]["n_tokens"] == 32

@@ -25,7 +25,7 @@ from tasks import checkpoints
 from tasks.checkpoints import load_model
 from tasks.config.serialization import to_json
 from tasks.errors import ConfigError
-from tasks.generation import candidates, generate
+from tasks.generation import batch_files, candidates, generate
 from tasks.generation.generate import find_batch, find_whole_batch, generate_batch, read_request
 from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.midi import events
@@ -205,6 +205,36 @@ def test_each_continued_piece_has_four_midi_files(home: Home, setup: Setup) -> N
     assert find_whole_batch(home, batch.name) is None
     silent(home, setup, prompt=str(setup.prompts), prompt_tokens=20)
     assert {path.stem: path.read_bytes() for path in folder.iterdir()} == found
+
+
+def test_a_batch_is_copied_to_a_folder_and_replaces_its_own_copy_alone(
+    home: Home, setup: Setup, tmp_path: Path
+) -> None:
+    first, other, out = silent(home, setup), silent(home, setup, seed=5), tmp_path / "new" / "out"
+
+    def copy(batch: generate.Batch, out: Path = out) -> None:
+        batch_files.copy_batch(batch.folder, batch.results, out)
+
+    copy(first)
+    expected = files_of(first.folder) | {"results.json": hashlib.sha256(first.results.read_bytes()).hexdigest()}
+    assert files_of(out) == expected
+    (out / "pieces" / "0000.mid").write_bytes(b"MThd")
+    (out / "gallery.html").unlink()
+    copy(first)
+    assert files_of(out) == expected
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    with pytest.raises(ConfigError, match=f"holds batch {first.name}, not {other.name}; name another folder"):
+        copy(other)
+    (tmp_path / "letters").mkdir()
+    copy(other, tmp_path / "letters")  # an empty folder
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "song.mid").write_bytes(b"")
+    with pytest.raises(ConfigError, match="mine is not empty and holds no batch; name another folder"):
+        copy(first, tmp_path / "mine")
+    (tmp_path / "mine" / "manifest.json").write_bytes(b"{}")
+    with pytest.raises(ConfigError, match="mine holds something that is no whole batch"):
+        copy(first, tmp_path / "mine")
+    assert (tmp_path / "mine" / "song.mid").exists()
 
 
 def test_prompts_of_a_split_have_their_path_in_the_sources(studio: Studio) -> None:
