@@ -28,9 +28,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests import tracking_store
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 HEAVY = (
-    "mlflow.pyfunc", "numba", "ray.train", "ray.tune", "sqlalchemy.orm", "httpx", "fastapi", "matplotlib.pyplot",
+    "mlflow.pyfunc", "numba", "ray.train", "sqlalchemy.orm", "httpx", "fastapi", "matplotlib.pyplot",
 )  # fmt: skip
 
 
@@ -142,6 +144,7 @@ def _import_all() -> None:
                     importlib.import_module(module.name)
     for name in HEAVY:
         importlib.import_module(name)
+    tracking_store.copy_new_stores()
     del sys.modules["prefect.main"]
     logging.root.handlers.clear()  # Prefect's; it will set them again
     sys.meta_path.insert(0, _FreshPrefect)  # type: ignore[arg-type]

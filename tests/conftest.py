@@ -14,9 +14,12 @@ from hypothesis import HealthCheck, settings
 from flows.services import environment
 from tasks.runtime import ray_node
 from tasks.storage.home import Home
+from tests import tracking_store
 
 # Before torch is imported: its threads wait for each other in a busy loop, ten times the work of models this small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+tracking_store.copy_new_stores()
+
 # Before ray is imported by whichever test comes first: a Ray that began without the token cannot talk to one with it.
 environment.set_defaults()
 
