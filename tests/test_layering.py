@@ -111,12 +111,19 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
         "np.load(", "allow_pickle", "yaml.load(", "yaml.unsafe_load", "weights_only=False", "shelve.",
         "marshal.load", "dill.",
     )  # fmt: skip
+    # A user's tensors of token ids: this reader takes tensors and plain containers alone.
+    tensors = (
+        ROOT / "tasks/dataset/token_table.py",
+        'torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)',
+    )
+    assert tensors[0].read_text().count(tensors[1]) == 1
     found = [
         f"{path.relative_to(ROOT)}: {call}"
         for folder in ("flows", "tasks", "models")
         for path in sources(folder)
         for call in suspicious
-        if call in path.read_text().replace("model.eval(", "").replace(".eval(", "")
+        if call
+        in path.read_text().replace(".eval(", "").replace(tensors[1] if path == tensors[0] else "model.eval(", "")
     ]
     assert found == []
 

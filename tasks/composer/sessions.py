@@ -176,10 +176,12 @@ class SessionFolder:
             NotFound, BadScore, DatasetError: the prompt or the dataset cannot be used.
         """
         from tasks.checkpoints import load_model
+        from tasks.sampling.sample_ids import require_music
 
         if self.state_path.exists():
             raise ConfigError(f"session {self.name!r} exists already, in {self.folder}; give another name")
         loaded = load_model(checkpoint)
+        require_music(loaded)
         if loaded.model.config.has_latents:
             raise ConfigError(
                 f"model {model.reference} is a {loaded.model.config.name}, which writes whole pieces from latents;"

@@ -91,16 +91,9 @@ def publish_version(
     home: Home, config: DatasetConfig, version: str, n_other_files: int, ledger: Ledger, leakage: LeakageReport,
     songs: Sequence[SongShard], analysis: Sequence[AnalysisShard], tokens: Sequence[TokenShard], n_homes: int = 0,
 ) -> DatasetVersion:  # fmt: skip
-    """Write ledger and manifest into a temporary folder and rename it into place.
-
-    Raises:
-        DatasetError: the encoding keeps no note of a split.
-    """
+    """Publish the version of a rebuild; DatasetError where the encoding keeps no note of a split."""
     name = dataset_name(config)
     folder = home.datasets / name
-    final, temporary = folder / "versions" / version, folder / "versions" / f".{version}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     notes, tokenizer = count_notes(ledger.table), build_tokenizer(tokens[0].encoding)
     manifest = {
         "schema": SCHEMA_NUMBER,
@@ -119,20 +112,34 @@ def publish_version(
     _refuse_empty_splits(config, manifest["splits"])
     manifest["counts"]["n_notes"] = notes["kept"]
     manifest["counts"]["n_tokens"] = sum(facts["n_tokens"] for facts in manifest["splits"].values())
+    return write_version(home, DatasetVersion(name, version, folder, manifest), ledger.table)
+
+
+def write_version(home: Home, dataset: DatasetVersion, ledger: pa.Table) -> DatasetVersion:
+    """Write ledger and manifest of a version whose shards are written, and rename them into place in one step.
+
+    Args:
+        dataset: its manifest gets `changes` and `hashes`.
+    """
+    name, version, manifest = dataset.name, dataset.version, dataset.manifest
+    final = dataset.version_folder
+    temporary = final.with_name(f".{version}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     previous, earlier = newest_version(home, name), usable_version(home, name, version)
     if earlier:  # published before, but damaged or under other names since; its changes stay
         manifest["changes"] = earlier.manifest["changes"]
     else:
-        manifest["changes"] = compare_versions(previous, manifest, ledger.table) if previous else None
-    write_table(temporary / "pieces.parquet", ledger.table, {"dataset_version": version})
-    hashes = _hash_shards(DatasetVersion(name, version, folder, manifest))
+        manifest["changes"] = compare_versions(previous, manifest, ledger) if previous else None
+    write_table(temporary / "pieces.parquet", ledger, {"dataset_version": version})
+    hashes = _hash_shards(dataset)
     # The ledger has paths of this machine; the other hashes are the same on all machines.
     _write_checksum(temporary / "pieces.parquet")
     write_atomically(temporary / "hashes.json", json_bytes(hashes))
     manifest["hashes"] = file_hash(temporary / "hashes.json")
     write_atomically(temporary / "manifest.json", json_bytes(manifest))
     _write_checksum(temporary / "manifest.json")
-    for stage in {path.parent for path in DatasetVersion(name, version, folder, manifest).shards()}:
+    for stage in {path.parent for path in dataset.shards()}:
         sync(stage)
     publish_folder(temporary, final)
     note_latest(home, name, version)

@@ -23,6 +23,7 @@ from tasks.evaluation.likelihood import frequency_baseline, score_held_out, scor
 from tasks.music.metrics.judgement import judge_pieces
 from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.score import Score
+from tasks.music.tokenizers.token_ids import TokenIdsTokenizer
 from tasks.runtime.cluster import n_cpus
 from tasks.runtime.progress import Progress
 from tasks.sampling.latents import FROM_PRIOR, with_latents
@@ -79,7 +80,9 @@ def evaluate_model(
         Diverged: the model's likelihood is no finite number.
     """
     check_fits(loaded, dataset)
-    _require_music(dataset, config.split)
+    if isinstance(loaded.tokenizer, TokenIdsTokenizer):  # its ids stand for no music that samples could be judged by
+        config = replace(config, n_samples=0, n_continuations=0)
+    _require_contents(loaded, dataset, config.split)
     check_shards([*dataset.token_shards(config.split), *dataset.token_shards("train")], n_cpus())
     clock = Clock()
     store = TokenDataset(dataset.token_shards(config.split), dataset.flat_tokens)
@@ -131,9 +134,9 @@ def evaluate_model(
     return replace(evaluation, seconds=clock.seconds)
 
 
-def _require_music(dataset: DatasetVersion, split: str) -> None:
-    facts = dataset.manifest["splits"][split]
-    for name in ("n_tokens", "n_notes", "seconds"):
+def _require_contents(loaded: LoadedModel, dataset: DatasetVersion, split: str) -> None:
+    facts, of_music = dataset.manifest["splits"][split], ("n_notes", "seconds")
+    for name in ("n_tokens", *(() if isinstance(loaded.tokenizer, TokenIdsTokenizer) else of_music)):
         if not facts[name] > 0:
             raise DatasetError(
                 f"dataset {dataset.reference} has nothing to score in split {split}: {name}={facts[name]}"

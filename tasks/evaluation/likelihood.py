@@ -54,16 +54,17 @@ def scoring_stride(model: Model, store: TokenDataset, config: EvaluateConfig) ->
 
 
 def likelihood_figures(nll: float, n_targets: float, n_correct: float, facts: dict[str, Any]) -> dict[str, float]:
-    """Return figures of a summed negative log-likelihood in nats: per token, and in bits per note and second."""
+    """Return figures of a summed negative log-likelihood: per token, and of music in bits per note and second."""
     bits = nll / math.log(2)
-    return {
+    figures = {
         "nll_per_token": nll / n_targets,
         "accuracy": n_correct / n_targets,
         "perplexity": math.exp(min(nll / n_targets, 700.0)),  # e**710 is no float any more
-        "bits_per_note": bits / facts["n_notes"],
-        "bits_per_second": bits / facts["seconds"],
         "n_tokens": n_targets,
     }
+    if facts["n_notes"]:
+        figures |= {"bits_per_note": bits / facts["n_notes"], "bits_per_second": bits / facts["seconds"]}
+    return figures
 
 
 def score_latents(
@@ -124,7 +125,7 @@ def frequency_baseline(store: TokenDataset, train: TokenDataset) -> dict[str, fl
     for begin in range(0, train.n_tokens, COUNTED_AT_ONCE):  # counting makes wide integers of them
         seen += np.bincount(train.tokens[begin : begin + COUNTED_AT_ONCE], minlength=len(seen))
     seen = seen[: max(n_ids, int(seen.nonzero()[0].max(initial=0)) + 1)]
-    seen[train.tokens[train.offsets[0]]] = 0  # <start> is no target
+    seen -= np.bincount(train.tokens[train.offsets[:-1]], minlength=len(seen))  # the first of a row is no target
     held_out = np.bincount(targets, minlength=len(seen))
     shares = np.maximum(seen, 1) / np.maximum(seen, 1).sum()
     return {

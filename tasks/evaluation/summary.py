@@ -26,9 +26,12 @@ def log_evaluation(
 ) -> bool:
     """Send an evaluation to the tracker; return whether the model became the champion of its name.
 
-    How they compare: see `against_champion`. Scores on music that the model was trained on are only shown.
+    How they compare: see `against_champion`. Scores on music that the model was trained on, and of
+    ids without music, are only shown.
     """
-    rivalry = None if config.split == "train" else against_champion(run.tracker, result, model, dataset, config)
+    rivalry = None
+    if config.split != "train" and "bits_per_note" in result.metrics:
+        rivalry = against_champion(run.tracker, result, model, dataset, config)
     is_promoted = bool(rivalry and rivalry.is_won and config.promote)
     card = report_markdown(result, model.reference, dataset, config) + (rivalry.paragraph if rivalry else "")
     run.log_metrics({f"{config.split}/{name}": value for name, value in result.metrics.items()})

@@ -18,12 +18,14 @@ from tasks.errors import ConfigError
 from tasks.music.excerpt import Extent
 from tasks.music.tokenizers.grammar import Grammar
 from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
+from tasks.music.tokenizers.token_ids import TokenIdsTokenizer, refuse_music
 from tasks.sampling.constraints import BoundTables, bind, token_bias
 from tasks.sampling.latents import LatentPlan, check_latents, with_latents
 
 
 def check_request(loaded: LoadedModel, config: GenerateConfig, n_prompts: int) -> None:
     """Raise ConfigError where a model does not support the settings of a batch with `n_prompts` prompts."""
+    require_music(loaded)
     check_latents(loaded.model, config, n_prompts)
     check_controls(loaded.tokenizer, config)
     try:
@@ -57,6 +59,12 @@ def opening_ids(loaded: LoadedModel) -> tuple[int, ...]:
         return (tokenizer.start_id,)
     assert tokenizer.first_id is not None  # `check_model` of training refuses others
     return tokenizer.start_id, tokenizer.first_id
+
+
+def require_music(loaded: LoadedModel) -> None:
+    """Raise ConfigError where the ids of a model stand for no music."""
+    if isinstance(loaded.tokenizer, TokenIdsTokenizer):
+        refuse_music()
 
 
 def check_controls(tokenizer: Any, config: GenerateConfig) -> None:

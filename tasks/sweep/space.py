@@ -339,8 +339,9 @@ def new_row(point: Point) -> Row:
 
 def set_figures(row: Row, metrics: Mapping[str, float]) -> None:
     """Put a model's held-out figures into its row; figures that are no numbers make it a failed one."""
-    if not math.isfinite(metrics["bits_per_note"]):
-        set_failed(row, f"bits_per_note is {metrics['bits_per_note']}")
+    bits_per_note = metrics.get("bits_per_note", math.nan)  # ids without music have none
+    if not math.isfinite(bits_per_note):
+        set_failed(row, f"bits_per_note is {bits_per_note}")
         return
     row |= {name: metrics[name] for name in _FIGURES} | {"status": FINISHED, "reason": ""}
 

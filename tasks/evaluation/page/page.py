@@ -28,14 +28,14 @@ if TYPE_CHECKING:  # it brings torch
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The result of a model's comparison with its champion; `rivalry` is None on music that it was trained on."""
+    """The result of a model's comparison with its champion; `rivalry` is None where it is not compared."""
 
     rivalry: Rivalry | None
     is_promoted: bool
 
     def in_words(self) -> str:
         if self.rivalry is None:
-            return "A score on the training split makes no champion."
+            return "A score on the training split, or of ids without music, makes no champion."
         if self.is_promoted:
             follows = "It has the alias champion now."
         elif self.rivalry.is_won:
@@ -72,7 +72,7 @@ def evaluation_page(
 def _headline(result: "Evaluation", decision: Decision) -> dict[str, str]:
     m = result.metrics
     shown = {
-        "bits per note": number(m["bits_per_note"], 3),
+        "bits per note": number(m.get("bits_per_note"), 3),
         "nats per token": number(m["nll_per_token"], 4),
         "accuracy": number(m["accuracy"], 4),
         "typicality of samples": number(m.get("samples/typicality"), 3),
@@ -109,8 +109,14 @@ def _likelihood(result: "Evaluation") -> dict[str, Any]:
     pairs = [
         ("nats per token", m["nll_per_token"], m["baseline/nll_per_token"], 4),
         ("perplexity", m["perplexity"], math.exp(min(m["baseline/nll_per_token"], 700.0)), 3),
-        ("bits per note", m["bits_per_note"], m["bits_per_note"] * worse, 3),
-        ("bits per second of music", m["bits_per_second"], m["bits_per_second"] * worse, 2),
+        *(
+            (name, m[figure], m[figure] * worse, digits)
+            for name, figure, digits in (
+                ("bits per note", "bits_per_note", 3),
+                ("bits per second of music", "bits_per_second", 2),
+            )
+            if figure in m
+        ),
         ("accuracy", m["accuracy"], m["baseline/accuracy"], 4),
     ]
     rows = [

@@ -15,6 +15,7 @@ from tasks.music.tokenizers.optimus.int_tokenizer import OptimusIntConfig, Optim
 from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig, OptimusTxtTokenizer
 from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
 from tasks.music.tokenizers.remi.vocabulary import RemiConfig
+from tasks.music.tokenizers.token_ids import TokenIdsConfig, TokenIdsTokenizer
 
 TokenizerConfig = OoreConfig | RemiConfig | OptimusIntConfig | OptimusTxtConfig | MmmConfig | MidiTokConfig
 LearnedConfig = OptimusTxtConfig | MmmConfig  # their `vocabulary` is empty until it has been made of the data
@@ -26,11 +27,13 @@ ENCODINGS: dict[str, tuple[type[Any], type[Any]]] = {
     "mmm": (MmmConfig, MmmTokenizer),
     "miditok": (MidiTokConfig, MidiTokTokenizer),
 }
+# Encodings of datasets, with or without music.
+_STORED: dict[str, tuple[type[Any], type[Any]]] = ENCODINGS | {"tokens": (TokenIdsConfig, TokenIdsTokenizer)}
 
 
-def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
+def build_tokenizer(config: TokenizerConfig | TokenIdsConfig) -> Tokenizer:
     """Return the tokenizer that a config describes."""
-    return ENCODINGS[config.name][1](config)
+    return _STORED[config.name][1](config)
 
 
 def needs_vocabulary(config: TokenizerConfig) -> TypeGuard[LearnedConfig]:
@@ -61,7 +64,8 @@ def tokenizer_from_json(form: Mapping[str, Any]) -> Tokenizer:
     Raises:
         ConfigError: an unknown name, or a form that this version would read otherwise.
     """
-    kind = type(default_config(str(form.get("name"))))
+    name = str(form.get("name"))
+    kind = TokenIdsConfig if name == "tokens" else type(default_config(name))
     names = [field.name for field in dataclasses.fields(kind)]
     try:
         config = kind(**{name: _tuples(form[name]) for name in names})

@@ -107,7 +107,7 @@ def test_no_text_leaves_its_place(studio: Studio, result: Evaluation) -> None:
 @pytest.mark.parametrize(
     ("rivalry", "is_promoted", "words"),
     [
-        (None, False, "A score on the training split makes no champion."),
+        (None, False, "A score on the training split, or of ids without music, makes no champion."),
         (WON, True, "It is better. It has the alias champion now."),
         (WON, False, "It is better. The setting evaluate.promote is false"),
         (replace(WON, is_won=False, verdict="It is worse."), False, "It is worse. The alias champion stays"),
