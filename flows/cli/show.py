@@ -11,7 +11,7 @@ from flows.cli.app import app
 from flows.cli.options import DEFAULT_HOME, HomeOption, JsonOption, print_facts, print_list, print_result, table_lines
 from flows.cli.registry import tracker_of
 from flows.services import environment
-from tasks.errors import NotFound, plural
+from tasks.errors import ConfigError, NotFound, plural
 from tasks.storage.files import json_text
 from tasks.storage.home import Home
 
@@ -107,19 +107,40 @@ def lineage(
     print_facts(facts, as_json, lambda facts: (f"{label:>30}  {text}" for label, text in lineage_rows(facts)))
 
 
-@app.command(epilog="Example: orchestrion presets mmm_vae")
+@app.command(epilog="Example: orchestrion presets mmm_vae --summary")
 def presets(
     name: Annotated[str, typer.Argument(help="One preset, to see all its settings; by default a list of all.")] = "",
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Parameters of each part of the preset's model, and shapes of latents.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the presets with their encodings and sizes, or show one with all its settings."""
-    from tasks.config.presets import preset_facts, preset_rows
+    """List the presets with their encodings and sizes, or show one with all its settings or its model's summary."""
+    from tasks.config.presets import preset_facts, preset_rows, preset_summary
 
-    if name:
+    if summary:
+        if not name:
+            raise ConfigError("--summary is of one preset: orchestrion presets NAME --summary")
+        print_facts(preset_summary(name), as_json, _summary_lines)
+    elif name:
         print_facts(preset_facts(name), as_json, lambda facts: [json_text(facts, indent=2)])
     else:
         rows = preset_rows()
         print_list(rows, list(rows[0]), as_json, "presets")
+
+
+def _summary_lines(facts: dict[str, Any]) -> Iterator[str]:
+    for key, value in facts.items():
+        if key == "parameters":
+            yield from (f"{part:>20}  {n:>12,} parameters" for part, n in value.items())
+        elif key == "stages":
+            yield f"{key:>20}  {' -> '.join(map(_shape, value))}"
+        else:
+            yield f"{key:>20}  {_shape(value) if isinstance(value, list) else value}"
+
+
+def _shape(sizes: list[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 @app.command(epilog="Example: orchestrion encode song.mid --encoding remi --set use_rests=true")

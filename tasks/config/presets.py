@@ -1,6 +1,7 @@
 """Presets: whole-run configs by name, read from presets.toml."""
 
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -57,9 +58,20 @@ def preset_facts(name: str) -> dict[str, Any]:
     config = build_preset(name)
     row = next(row for row in preset_rows() if row["name"] == name)
     facts = row | {"about": _TABLES[name]["about"], "settings": to_json(config)}
-    if not config.train.model.has_latents:
-        return facts
+    return facts | ({"shapes": preset_summary(name)} if config.train.model.has_latents else {})
+
+
+def preset_summary(name: str) -> dict[str, Any]:
+    """Return the sizes of a preset's model, part by part, and the shapes of its latents if it has any."""
+    config = build_preset(name)
     from models.registry import build_shapes
 
-    model: Any = build_shapes(config.train.model, row["vocab_size"])
-    return facts | {"shapes": model.summary()}
+    vocab_size = _TABLES[name]["size"][0]
+    model: Any = build_shapes(config.train.model, vocab_size)
+    if config.train.model.has_latents:
+        return model.summary()
+    parts = Counter[str]()
+    for path, parameter in model.named_parameters():
+        parts[path.partition(".")[0]] += parameter.numel()
+    sizes = {"vocab_size": vocab_size, "d_model": config.train.model.d_model}
+    return sizes | {"parameters": {**parts, "total": model.n_parameters}}

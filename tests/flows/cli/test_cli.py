@@ -101,6 +101,7 @@ def test_a_new_interpreter_ends_with_the_code_of_its_mistake(tmp_path: Path) -> 
         (["sweep", "--grid", "train.seed=1,2", "--concurrent", "0"], "concurrent=0 is below 1"),
         (["sweep", "--grid", "train.seed=1,2"], "holds no dataset yet"),
         (["nonsense"], "No such command 'nonsense'"),
+        (["presets", "--summary"], "--summary is of one preset: orchestrion presets NAME --summary"),
         (["generate", "-n", "0"], "n_pieces=0 is below 1"),
         (["rebuild", "--source", "/nowhere"], "source /nowhere does not exist"),
         (["pipeline", "--source", "/dev/null"], "source /dev/null is no regular file but a device"),
@@ -122,7 +123,7 @@ def test_a_new_interpreter_ends_with_the_code_of_its_mistake(tmp_path: Path) -> 
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_mistakes_end_with_one_line_and_code_2(tmp_path: Path, arguments: list[str], said: str) -> None:
-    home = [] if arguments[0] in ("encode", "nonsense") else ["--home", str(tmp_path / "home")]
+    home = [] if arguments[0] in ("encode", "nonsense", "presets") else ["--home", str(tmp_path / "home")]
     done = orchestrion(tmp_path, *arguments, *home)
     assert done.returncode == 2
     assert said in done.stderr
@@ -137,6 +138,13 @@ def test_presets_say_their_sizes(tmp_path: Path) -> None:
         "name": "music_transformer", "system": "S004", "encoding": "oore", "vocab_size": 416, "n_parameters": 1_095_200,
     }  # fmt: skip
     assert rows["music_transformer_large"]["n_parameters"] == 6_525_344
+    summary = orchestrion(tmp_path, "presets", "mmm_vae", "--summary").stdout
+    for line in (
+        "bottleneck_shape  256 x 128", "compression_ratio  0.5", "bottleneck       656,266 parameters",
+        "total     1,747,338 parameters",
+    ):  # fmt: skip
+        assert line in summary
+    assert last_json(orchestrion(tmp_path, "presets", "rga", "--summary", "--json"))["parameters"]["head"] == 199_680
 
 
 @pytest.mark.slow

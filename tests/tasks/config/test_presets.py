@@ -16,7 +16,7 @@ from tasks.checkpoints import CheckpointFolder, load_model
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.generation import GenerateConfig
 from tasks.config.pipeline import PipelineConfig
-from tasks.config.presets import PRESETS, build_preset, preset_facts, preset_rows
+from tasks.config.presets import PRESETS, build_preset, preset_facts, preset_rows, preset_summary
 from tasks.config.serialization import digest
 from tasks.config.training import TrainConfig
 from tasks.dataset.versions import DatasetVersion, resolve_dataset
@@ -106,6 +106,8 @@ def test_the_sizes_are_those_of_the_model(name: str) -> None:
     if not needs_vocabulary(encoding):
         assert build_tokenizer(encoding).vocab_size == vocab_size
     assert build_shapes(config.train.model, vocab_size).n_parameters == n_parameters
+    parts = preset_summary(name)["parameters"]
+    assert parts.pop("total") == sum(parts.values()) == n_parameters
 
 
 def test_one_preset_is_shown_whole() -> None:
