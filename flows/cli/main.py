@@ -24,7 +24,7 @@ from tasks.storage.home import Home
 
 PANELS = {
     "Build": ("demo", "pipeline", "rebuild", "train", "evaluate", "sweep", "datasets"),
-    "Compose": ("generate", "compose", "encode", "decode", "stats", "text"),
+    "Compose": ("generate", "compose", "encode", "decode", "stats", "text", "export-tokens"),
     "Look": ("runs", "models", "compare", "lineage", "presets", "settings", "doctor"),
     "Serve": ("ui", "deploy"),
 }

@@ -219,6 +219,33 @@ def text(
     print_result(facts, as_json, list(facts))
 
 
+@app.command("export-tokens", epilog="Example: orchestrion export-tokens mine -o mine.pt --split train")
+def export_tokens(
+    dataset: Annotated[
+        str,
+        typer.Argument(metavar="[NAME[@VERSION]]", help="By default the newest.", autocompletion=completion.datasets),
+    ] = "",
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .npy, .pt or .parquet.")] = Path(
+        "tokens.npy"
+    ),
+    length: Annotated[
+        int, typer.Option("--length", min=0, max=2**20, help="Ids of a window, a sixth more or less; 0: whole rows.")
+    ] = 2048,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test; by default all rows.")] = "",
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**64 - 1, help="Seed of the windows.")] = 0,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the token ids of a dataset as one table: two windows of each row, one from anywhere, one to its end."""
+    environment.set_defaults()  # before torch, which asks once how threads wait for each other
+    from tasks.dataset.token_export import export_tokens as export
+    from tasks.dataset.versions import resolve_dataset
+
+    version = resolve_dataset(Home.at(home), dataset)
+    facts = {"path": str(out), "dataset_version": version.version} | export(version, out, length, split, seed)
+    print_result(facts, as_json, list(facts))
+
+
 @app.command(epilog="Example: orchestrion decode tokens.json --out song.mid")
 def decode(
     ids: Annotated[

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -43,11 +44,12 @@ class TokenTable:
     def n_rows(self) -> int:
         return len(self.offsets) - 1
 
-    def row_keys(self) -> NDArray[np.uint64]:
-        """Return a number for each row, which depends on its ids alone."""
-        rows = (self.ids[a:b].tobytes() for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True))
-        keys = [int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "little") for row in rows]
-        return np.array(keys, np.uint64)
+
+def row_keys(offsets: IntArray, ids: TokenArray) -> NDArray[np.uint64]:
+    """Return a number for each row, which depends on its ids alone."""
+    rows = (ids[a:b].tobytes() for a, b in itertools.pairwise(offsets))
+    keys = [int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "little") for row in rows]
+    return np.array(keys, np.uint64)
 
 
 def read_token_table(path: Path, vocab_size: int, pad_id: int | None = None, end_id: int | None = None) -> TokenTable:
@@ -156,7 +158,7 @@ def _checked(values: np.ndarray, offsets: IntArray, tokenizer: TokenIdsTokenizer
     inside = ends[~np.isin(ends, table.offsets[1:] - 1)]
     if len(inside):
         raise ConfigError(f"{_place(table.offsets, inside[0])} is the end id {tokenizer.end_id}, but the row goes on")
-    n_different = len(np.unique(table.row_keys()))
+    n_different = len(np.unique(row_keys(table.offsets, table.ids)))
     if n_different < len(SPLITS):
         raise ConfigError(
             f"{plural(n_different, 'different row')}; at least {len(SPLITS)} are needed, one each for"
@@ -216,7 +218,7 @@ def plan_token_dataset(home: Home, path: Path, table: TokenTable, config: Datase
     settings = {name: getattr(config, name) for name in ("validation_share", "test_share", "split_seed")}
     contents = hashlib.sha256(table.offsets.astype("<i8").tobytes() + table.ids.astype("<u2").tobytes()).hexdigest()
     version = digest({"schema": SCHEMA_NUMBER, "encoder": encoder, "contents": contents, "split": settings})[:16]
-    keys, group, sizes = np.unique(table.row_keys(), return_inverse=True, return_counts=True)
+    keys, group, sizes = np.unique(row_keys(table.offsets, table.ids), return_inverse=True, return_counts=True)
     split_of = split_groups(keys, config.validation_share, config.test_share, config.split_seed)[group]
     shards, splits = dict[str, pa.Table](), dict[str, Any]()
     for number, split in enumerate(SPLITS):

@@ -15,7 +15,7 @@ from tests.samples import small_corpus
 HEAVY = ("torch", "ray", "prefect", "mlflow", "numba")
 COMMANDS = [
     "rebuild", "train", "evaluate", "generate", "pipeline", "demo", "sweep", "datasets", "runs", "models", "presets",
-    "encode", "decode", "stats", "text", "doctor", "ui", "deploy", "compose",
+    "encode", "decode", "stats", "text", "export-tokens", "doctor", "ui", "deploy", "compose",
 ]  # fmt: skip
 
 
