@@ -71,6 +71,9 @@ def _continuation_lines(test: "ContinuationTest", config: EvaluateConfig) -> lis
         name = feature.replace("_", " ")
         rows.append((f"distance of {name} to the piece's own music, 0 to 1", with_interval(found["to_own"].to_json())))
         rows.append((f"the same between different pieces: {name}", with_interval(found["of_others"].to_json())))
+    for measure, values in test.divergences.items():
+        shown = {name: value for name, value in values.items() if value is not None}
+        rows += [(f"{measure} {name}".replace("_", " "), f"{value:.3f}") for name, value in shown.items()]
     rows.append(("tokens per second", f"{test.tokens_per_second:,.0f}"))
     return [f"{what}:", table(rows, ("figure", "value"))]
 

@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +22,18 @@ from tasks.config.evaluation import EvaluateConfig
 from tasks.config.generation import GenerateConfig
 from tasks.dataset.ledger import paths_of
 from tasks.dataset.versions import DatasetVersion
-from tasks.evaluation.held_out import pieces_of_rows
+from tasks.evaluation.divergence import (
+    Divergences,
+    Features,
+    divergences,
+    draw_histograms,
+    features_of,
+    mean_divergences,
+)
+from tasks.evaluation.held_out import pieces_of_rows, spread_pieces
 from tasks.music.arrays import FloatArray, IntArray
 from tasks.music.metrics.distances import Estimate, estimate, resample
+from tasks.music.metrics.harmony import roman_numerals, train_vectors
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
 from tasks.sampling.latents import FROM_PRIOR, LatentPlan, LatentSource
@@ -67,6 +76,7 @@ class Continuation:
     written: Score  # with what was given
     original: Score  # as far as it is compared, with what was given
     whole: Score  # the original to its end
+    features: dict[str, Features]  # of prompt, generated and original, the latter two without the prompt
 
     def notes_of(self, score: Score) -> list[tuple[float, float, int, bool]]:
         """Return start and end in seconds and pitch of each note, and whether it was given."""
@@ -106,6 +116,11 @@ class ContinuationTest:
     tokens_per_second: float
 
     @property
+    def divergences(self) -> Divergences:
+        """Means over the pieces; see `mean_divergences`."""
+        return mean_divergences([piece.row["divergences"] for piece in self.pieces])
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Figures that are the same in every run, by `<kind>/<name>`; none without pieces."""
         rows = [piece.row for piece in self.pieces]
@@ -120,6 +135,8 @@ class ContinuationTest:
         for feature, found in self.likeness.items():
             figures[f"{feature}_distance"] = found["to_own"].value
             figures[f"{feature}_distance_of_others"] = found["of_others"].value
+        for measure, values in self.divergences.items():
+            figures |= {f"{measure}/{comparison}": value for comparison, value in values.items()}
         return {f"{self.kind}/{name}": float(value) for name, value in figures.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
@@ -129,12 +146,17 @@ class ContinuationTest:
             feature: {name: figure.to_json() for name, figure in found.items()}
             for feature, found in self.likeness.items()
         }
-        facts = {"kind": self.kind, "n_too_short": self.n_too_short, "likeness": likeness}
+        facts = {
+            "kind": self.kind, "n_too_short": self.n_too_short, "likeness": likeness, "divergences": self.divergences,
+        }  # fmt: skip
         measured = results_of(rows) if rows else {"mean_entropy": None, "mean_generation_time": None, "pieces": []}
         return facts | measured | {"tokens_per_second": self.tokens_per_second}
 
     def write_files(self, folder: Path) -> None:
-        """Write the `continuation_files` of each piece below `<piece>/`; without a prompt, the other three."""
+        """Write histograms, and the `continuation_files` of each piece below `<piece>/`; no prompt where none was."""
+        rows = [piece.row["divergences"] for piece in self.pieces]
+        for name, data in draw_histograms([piece.features for piece in self.pieces], rows).items():
+            (folder / name).write_bytes(data)
         for piece in self.pieces:
             target = folder / piece.row["piece"]
             target.mkdir(parents=True)
@@ -177,6 +199,7 @@ def continue_pieces(
     started = time.perf_counter()
     written = _write(loaded, openings, config, on_tokens) if openings else []
     seconds = time.perf_counter() - started
+    vectors = _numeral_vectors(loaded, dataset) if openings else {}
     pieces, counts = list[Continuation](), list[dict[str, tuple[FloatArray, FloatArray]]]()
     for place, (opening, piece) in enumerate(zip(openings, written, strict=True)):
         scored = time.perf_counter()
@@ -184,6 +207,8 @@ def continue_pieces(
         sources = (opening.ids, piece.ids, opening.ids)
         given, music, original = (loaded.tokenizer.decode(ids[:n]) for ids, n in zip(sources, ends, strict=True))
         whole = loaded.tokenizer.decode(opening.ids)
+        features = {"prompt": features_of(given)}
+        features |= {"generated": features_of(without(music, given)), "original": features_of(without(original, given))}
         counts.append({name: (added(music, given, name), added(original, given, name)) for name in FEATURES})
         continued = Continued(
             prompt=opening.name, path=opening.file, prompt_length=opening.n_given, original_length=len(opening.ids),
@@ -194,8 +219,9 @@ def continue_pieces(
             "piece": f"{place:04d}",
             "file": opening.file,
             **{f"{name}_distance": round(distance(*pair), 4) for name, pair in counts[-1].items()},
+            "divergences": divergences(features, vectors),
         }
-        pieces.append(Continuation(opening, measured | more, given, music, original, whole))
+        pieces.append(Continuation(opening, measured | more, given, music, original, whole, features))
     n_drawn = sum(piece.row["generated_length"] for piece in pieces)
     return ContinuationTest(
         kind="from_latents" if is_vae else "continuation",
@@ -204,6 +230,16 @@ def continue_pieces(
         likeness={name: likeness_of([count[name] for count in counts]) for name in FEATURES} if counts else {},
         tokens_per_second=round(n_drawn / seconds, 1),
     )
+
+
+def _numeral_vectors(loaded: LoadedModel, dataset: DatasetVersion) -> dict[str, FloatArray]:
+    """Return vectors of Roman numerals, learnt from the pieces of `spread_pieces` of the training split."""
+    return train_vectors([roman_numerals(score) for score in spread_pieces(loaded.tokenizer, dataset, ["train"])])
+
+
+def without(score: Score, given: Score) -> Score:
+    """Return a piece without the notes that it was given; the others keep their places."""
+    return replace(score, notes=score.notes.where(~np.array(are_given(score, given), np.bool_)))
 
 
 def choose_openings(

@@ -23,7 +23,9 @@ from tasks.evaluation.continuations import (
     continue_pieces,
     distance,
     likeness_of,
+    without,
 )
+from tasks.evaluation.divergence import COMPARISONS, features_of, kl_divergence
 from tasks.evaluation.evaluate import evaluate_model
 from tasks.evaluation.held_out import pieces_of_rows
 from tasks.evaluation.page.page import Decision, evaluation_page
@@ -146,7 +148,7 @@ def test_rows_have_what_those_of_a_batch_have(studio: Studio, loaded: LoadedMode
 def test_midi_files_hold_the_prompt_and_both_ways_on(studio: Studio, loaded: LoadedModel, tmp_path: Path) -> None:
     test = run_test(studio, loaded, n_continuations=2)
     test.write_files(tmp_path)
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["0000", "0001"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["0000", "0001"]
     for piece in test.pieces:
         folder = tmp_path / piece.row["composition_dir"].removeprefix("continuations/")
         n_notes = {path.stem: len(read_midi(path.read_bytes()).notes.pitch) for path in folder.iterdir()}
@@ -155,6 +157,30 @@ def test_midi_files_hold_the_prompt_and_both_ways_on(studio: Studio, loaded: Loa
         whole = loaded.tokenizer.decode(piece.opening.ids)
         assert n_notes["continued_original"] < n_notes["original"] == len(whole.notes.pitch)
         assert piece.row["prompt_original_path"] == piece.opening.file
+    for name in ("pitch_classes.png", "durations.png", "distances.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_divergences_are_of_the_music_beyond_the_prompt(studio: Studio, loaded: LoadedModel) -> None:
+    test = run_test(studio, loaded)
+    for piece in test.pieces:
+        sides = {
+            "prompt": features_of(piece.given),
+            "generated": features_of(without(piece.written, piece.given)),
+            "original": features_of(without(piece.original, piece.given)),
+        }
+        found = piece.row["divergences"]
+        for comparison, (reference, candidate) in COMPARISONS.items():
+            expected = kl_divergence(sides[reference].pitch_classes, sides[candidate].pitch_classes)
+            assert found["pitch_class_kl"][comparison] == pytest.approx(expected, abs=1e-6)
+        n_new = len(piece.written.notes.pitch) - len(piece.given.notes.pitch)
+        assert sides["generated"].durations.sum() == n_new
+    for measure in ("pitch_class_kl", "duration_kl", "harmony_distance"):
+        for comparison in COMPARISONS:
+            values = [piece.row["divergences"][measure][comparison] for piece in test.pieces]
+            known = [value for value in values if value is not None]
+            assert test.metrics[f"continuation/{measure}/{comparison}"] == pytest.approx(np.mean(known))
+        assert 0 < test.metrics[f"continuation/{measure}/p_value"] <= 1
 
 
 counts = st.lists(st.integers(0, 50), min_size=12, max_size=12).map(lambda values: np.array(values, np.float64))

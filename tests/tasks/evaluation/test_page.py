@@ -205,7 +205,11 @@ def test_a_run_in_the_tracker_has_all_of_it(
     assert [row["piece"] for row in rows] == ["0000", "0001", "0002"][: len(rows)]
     assert json.loads(load("copying.json"))["verdict"] == (result.copying or {})["verdict"]
     files = {entry.path for entry in tracker.client.list_artifacts(run.run_id, "continuations/0000")}
-    assert files == {f"continuations/0000/{part}.mid" for part in ("prompt", "generated", "original")}
+    parts = ("prompt", "generated", "original", "continued_original")
+    assert files == {f"continuations/0000/{part}.mid" for part in parts}
+    assert metrics["train/continuation/pitch_class_kl/from_prompt"] > 0
+    pictures = {entry.path for entry in tracker.client.list_artifacts(run.run_id, "continuations") if not entry.is_dir}
+    assert pictures == {f"continuations/{name}.png" for name in ("pitch_classes", "durations", "distances")}
 
 
 def is_shown(screenshot: bytes) -> bool:
