@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -167,14 +168,14 @@ def grow(
 ) -> None:
     """Let the model add blocks, all accepted; Ctrl-C stops and keeps them."""
     with run.locked(name, "grow") as session:
-        primer = session.read().primer
+        run.show(session.describe(session.grow(blocks, partial(report_block, err=run.as_json))))
 
-        def report(grown: Any) -> None:
-            n_notes = primer.n_notes + sum(block.n_notes for block in grown.blocks)
-            counts = f"{plural(len(grown.ids), 'token')}, {plural(n_notes, 'note')}"
-            typer.echo(f"block {grown.blocks[-1].number}: {counts}", err=run.as_json)
 
-        run.show(session.describe(session.grow(blocks, report)))
+def report_block(grown: Any, err: bool) -> None:
+    """Print the last block of a session, and the tokens and notes of the piece so far."""
+    n_notes = grown.primer.n_notes + sum(block.n_notes for block in grown.blocks)
+    counts = f"{plural(len(grown.ids), 'token')}, {plural(n_notes, 'note')}"
+    typer.echo(f"block {grown.blocks[-1].number}: {counts}", err=err)
 
 
 @app.command(epilog="Example: orchestrion compose accept tune")
@@ -196,7 +197,7 @@ def undo(name: NameArgument, run: SessionOptions) -> None:
 def save(name: NameArgument, run: SessionOptions, out: OutOption = None) -> None:
     """Write the accepted piece as MIDI, and its origin beside it as JSON."""
     with run.locked(name, "save") as session:
-        print_facts(session.save(out), run.as_json, _saved_lines)
+        print_facts(session.save(out), run.as_json, saved_lines)
 
 
 @app.command(epilog="Example: orchestrion compose show tune")
@@ -264,12 +265,13 @@ def run_script(
                     session.propose()
                 getattr(session, step)()
         if saved and steps[-1] == "save":
-            print_facts(saved, run.as_json, _saved_lines)
+            print_facts(saved, run.as_json, saved_lines)
         else:
             run.show(session.describe(session.read()))
 
 
-def _saved_lines(saved: dict[str, Any]) -> Iterator[str]:
+def saved_lines(saved: dict[str, Any]) -> Iterator[str]:
+    """Return the line about a saved piece."""
     counts = f"{plural(saved['n_notes'], 'note')}, {saved['seconds']:g} s, {plural(len(saved['blocks']), 'block')}"
     yield f"{saved['path']}: {counts}"
 

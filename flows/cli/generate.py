@@ -8,6 +8,7 @@ import typer
 
 from flows.cli import options
 from flows.cli.app import app
+from flows.cli.blocks import BlockOptions
 from flows.cli.registry import check_controls, find_model
 from flows.cli.run_flow import build_config, complain, run_flow
 from flows.services import environment
@@ -66,13 +67,19 @@ def generate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="Folder for a copy of the batch and its results.json; new, empty or its own."),
+        typer.Option(
+            "-o",
+            "--out",
+            help="Folder, new or empty, for a copy of the batch and its results.json; with --blocks, a MIDI file.",
+        ),
     ] = None,
     preset: options.ModelPresetOption = "",
     fresh: options.FreshOption = False,
+    blocks: BlockOptions = BlockOptions(),
 ) -> None:
     """Compose a batch of pieces with a page to review them; the same command continues after Ctrl-C."""
     environment.set_defaults(environment.SAMPLING)
+    blocks.check(out, {"-n": n_pieces, "--text-prompt": text_prompt, "--request": request, "--fresh": fresh})
     if text_prompt:
         if prompt:
             raise ConfigError("--prompt and --text-prompt both name what is continued; give one")
@@ -92,13 +99,17 @@ def generate(
         return
     config = run.early_config("generate", preset, settings)
     _check_prompt(prompt)
-    if out:
+    if out and not blocks.blocks:
         check_copy_target(out)
     where = run.prepare()
     found = find_model(where, model)
     config = config or run.config(found.preset, settings)
     _check_prompt(config.generate.prompt)
     check_controls(where, found, config.generate)
+    if blocks.blocks:
+        base = build_config(preset or found.preset, ()).generate
+        blocks.grow(where, found, config.generate, base, prompt_length, out, run.as_json)
+        return
     result = run_flow(where, "generate", config.generate, model, fresh=fresh)
     if out:
         folder = Path(result["batch_dir"])

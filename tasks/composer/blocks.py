@@ -44,6 +44,7 @@ class ComposerConfig:
         2048, "Most ids that the model looks back on, so that a block takes no longer in a long piece; 0: no limit.",
         ge=0, lt=_LIMIT,
     )  # fmt: skip
+    kept_tokens: int | None = setting(None, "As in `SamplingConfig`.")
     temperature: float = setting(1.0, "As in `SamplingConfig`.")
     top_k: int | None = setting(None, "As in `SamplingConfig`.")
     top_p: float | None = setting(None, "As in `SamplingConfig`.")
@@ -71,6 +72,7 @@ class ComposerConfig:
             max_tokens=max_tokens,
             min_new_tokens=min_new_tokens,
             context_tokens=min(limits, default=None),
+            kept_tokens=self.kept_tokens,
         )
 
 

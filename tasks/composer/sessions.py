@@ -17,7 +17,7 @@ import numpy as np
 from models.config import SamplingConfig
 from tasks.composer import blocks
 from tasks.composer.blocks import Block, ComposerConfig, Event, ModelFacts, Primer, PrimerKind, Session
-from tasks.config.serialization import from_json, to_json
+from tasks.config.serialization import digest, from_json, to_json
 from tasks.errors import CheckpointError, ConfigError, DatasetError, NotFound, OrchestrionError
 from tasks.music.edits import added_notes
 from tasks.music.midi.writer import write_midi
@@ -28,6 +28,7 @@ from tasks.music.tokenizers.registry import tokenizer_from_json
 from tasks.storage.files import json_bytes, write_atomically
 from tasks.storage.home import Home
 from tasks.storage.integrity import read_sealed, sealed_bytes
+from tasks.storage.user_paths import read_input
 
 if TYPE_CHECKING:
     from tasks.checkpoints import LoadedModel
@@ -73,6 +74,17 @@ def locked_session(home: Home, name: str, purpose: str, create: bool = False) ->
         if not is_there and not session.state_path.exists():
             shutil.rmtree(session.folder, ignore_errors=True)
         raise
+
+
+def name_of_request(model: "ModelVersion", config: ComposerConfig, prompt: str, prime_tokens: int | None) -> str:
+    """Return the name of the session that belongs to a request for blocks; the same request goes on with it.
+
+    Args:
+        prompt, prime_tokens: as for `SessionFolder.start`.
+    """
+    sha256 = hashlib.sha256(read_input(Path(prompt))).hexdigest() if prompt else ""
+    identity = {"model": model.reference, "config": to_json(config), "prompt": sha256, "prime_tokens": prime_tokens}
+    return f"blocks-{digest(identity)[:12]}"
 
 
 class SessionFolder:
@@ -187,6 +199,10 @@ class SessionFolder:
                 f"model {model.reference} is a {loaded.model.config.name}, which writes whole pieces from latents;"
                 " a session needs a model that continues ids"
             )
+        try:
+            config.sampling(1, loaded.model.max_length)
+        except ValueError as error:
+            raise ConfigError(f"the model takes {loaded.model.max_length} tokens: {error}") from None
         primer = make_primer(self.home, loaded, prime, prompt, prime_tokens, config.seed)
         session = Session(
             name=self.name,

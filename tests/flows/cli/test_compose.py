@@ -1,20 +1,26 @@
 """The composer from the command line: each command is one step, and a script takes several."""
 
 import hashlib
+import json
 import re
+import shutil
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from flows.services.interrupts import INTERRUPTED
 from tasks.checkpoints import exported
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.tokenizers.oore import OoreConfig
 from tasks.storage.home import Home
 from tasks.tracking.mlflow_tracker import Tracker
+from tests import command_line
 from tests.builders import make_score, note_rows
-from tests.flows.conftest import last_json, orchestrion
+from tests.flows.conftest import clean_environment, last_json, orchestrion
 from tests.tasks.composer.test_composer import random_checkpoint
 
 THEME = [(0, 480, 60, 64), (480, 480, 64, 72), (960, 480, 67, 80)]  # C4 E4 G4, on the encoding's grid
@@ -94,6 +100,61 @@ def test_growing_counts_tokens_and_notes_of_each_block(home: Path, tmp_path: Pat
     grown = last_json(done)
     assert (int(lines[-1][1]), int(lines[-1][2])) == (grown["n_tokens"], grown["n_notes"])
     assert int(lines[0][1]) > 24
+
+
+BLOCKS = ["generate", "--preset", "music_transformer_tiny", "--block-tokens", "40", "--prime-tokens", "16", "--blocks"]
+
+
+@pytest.mark.slow
+def test_a_long_piece_is_interrupted_and_goes_on_by_the_same_command(home: Path, tmp_path: Path) -> None:
+    """Interrupted it has the whole blocks as MIDI; continued it is the piece of a command that was not interrupted."""
+    out, err = tmp_path / "out", tmp_path / "err"
+    command = [*BLOCKS, "300", "--seed", "3", "--home", str(home), "-o", str(tmp_path / "long.mid")]
+    process = command_line.Process(command, clean_environment(home), out, err)
+    lines: list[str] = []
+    until = time.monotonic() + 300
+    while len(lines) < 3 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+        lines = re.findall(r"^block \d+: .*$", out.read_text(), re.M)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == INTERRUPTED, err.read_text()
+    saved = json.loads((tmp_path / "long.json").read_text())
+    written = re.findall(r"^block \d+: ([\d,]+) tokens, ([\d,]+) notes$", out.read_text(), re.M)
+    n_blocks = len(saved["blocks"])
+    assert 3 <= n_blocks < 300
+    assert written[-1] == (f"{saved['n_tokens']:,}", f"{saved['n_notes']:,}")
+    assert saved["n_tokens"] >= 1 + 24 * n_blocks
+    assert len(read_midi(tmp_path / "long.mid").notes.pitch) == saved["n_notes"]
+    shorter = orchestrion(tmp_path, *BLOCKS, str(n_blocks - 1), "--seed", "3", "--home", str(home))
+    assert (shorter.returncode, shorter.stderr.count("\n")) == (2, 1)
+    assert f"has {n_blocks} already" in shorter.stderr
+    more = [*BLOCKS, str(n_blocks + 2), "--home", str(home), "--json"]
+    again = last_json(orchestrion(tmp_path, *more, "--seed", "3"))
+    shutil.rmtree(home / "sessions" / again["session"])
+    assert last_json(orchestrion(tmp_path, *more, "--seed", "3"))["midi_sha256"] == again["midi_sha256"]
+    assert len(again["blocks"]) == n_blocks + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--block-tokens", "9"], "say how many by --blocks"),
+        (["--blocks", "2", "-n", "3"], "-n is of a batch of pieces"),
+        (["--blocks", "2", "--best-of", "3"], "--blocks has no use for generate.best_of; it takes generate.seed"),
+        (["--blocks", "2", "--prime-tokens", "1024"], "--prime-tokens 1024 is not below --block-tokens 1024"),
+        (["--blocks", "2", "--prompt", "split:test"], "--blocks continues a MIDI file"),
+        (["--blocks", "2", "-o", "x.wav"], "x.wav is not named as one of"),
+        (["--blocks", "2", "--model", "huge"], "no model 'huge'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes_about_blocks_end_with_one_line(
+    home: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = orchestrion(tmp_path, "generate", "--preset", "music_transformer_tiny", *arguments, "--home", str(home))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.slow

@@ -162,6 +162,18 @@ def test_the_model_looks_no_further_back_than_it_is_told(home: Home) -> None:
     assert longest["c0"] >= len(far.read().primer.ids) - 1 >= 255
 
 
+def test_a_block_begins_with_the_last_ids_before_it_where_that_is_asked_for(home: Home) -> None:
+    config = replace(CONFIG, block_tokens=40, context_tokens=56, kept_tokens=16)
+    session = begin(home, random_checkpoint(home.root, OptimusIntConfig()), config)
+    handed = list[int]()
+    session.loaded.model.register_forward_pre_hook(lambda _, given: handed.append(given[0].shape[1]))
+    session.grow(4, lambda _: None)
+    begun = [n for n in handed if n > 1]
+    assert len(begun) >= 3  # a full context is begun anew ...
+    assert max(handed) <= 56
+    assert min(begun) <= 16  # ... with the last ids alone
+
+
 def test_an_hourglass_writes_blocks_too(home: Home) -> None:
     config = HourglassConfig(d_model=16, n_heads=2, d_ff=16, depths=(1, 1, 1), max_relative_distance=16)
     session = begin(home, random_checkpoint(home.root, RemiConfig(), config))
