@@ -44,7 +44,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 GROUPS = {"tests/flows/test_pipeline.py": "pipeline", "tests/flows/services/test_servers.py": "pipeline"}
 # The longest begin first, so that no worker is left alone with one of them at the end.
 LONGEST = (
-    "pipeline", "test_rebuild_faults.py", "test_train.py", "test_signals.py", "test_deployments.py", "test_sweep.py",
+    "pipeline", "test_rebuild_faults.py", "test_fit.py", "test_signals.py", "test_deployments.py", "test_sweep.py",
     "test_old_home.py", "test_trials.py", "test_quarantine.py", "test_attacks.py", "test_ray_node.py",
 )  # fmt: skip
 
