@@ -115,7 +115,8 @@ def generate(
         folder = Path(result["batch_dir"])
         copy_batch(folder, folder.with_name(f"{folder.name}.results.json"), out)
         result |= {"out": str(out.absolute())}
-    options.print_result(result, run.as_json, (*BATCH_FACTS, "out") if out else BATCH_FACTS)
+    more = [*["asked_notes"] * bool(result["asked_notes"]), *["out"] * bool(out)]
+    options.print_result(result, run.as_json, (*BATCH_FACTS, *more))
 
 
 def _generate_all(request: Path, where: Home, fresh: bool, as_json: bool) -> None:

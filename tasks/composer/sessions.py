@@ -24,7 +24,7 @@ from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
 from tasks.music.tokenizers.base import Tokenizer
 from tasks.music.tokenizers.note_boundaries import beginning_of, random_ids, without_ending
-from tasks.music.tokenizers.registry import tokenizer_from_json
+from tasks.music.tokenizers.registry import tokenizer_from_json, writes_names
 from tasks.storage.files import json_bytes, write_atomically
 from tasks.storage.home import Home
 from tasks.storage.integrity import read_sealed, sealed_bytes
@@ -373,7 +373,8 @@ def make_primer(
     elif kind == "dataset":
         file["name"], ids = _excerpt(home, loaded, rng, n_tokens or PRIME_TOKENS)
     elif kind == "random":
-        ids = random_ids(tokenizer.grammar, rng, n_tokens or PRIME_TOKENS, tokenizer.end_id, tokenizer.pad_id)
+        n_ids, first = n_tokens or PRIME_TOKENS, tokenizer.header_ids if writes_names(tokenizer.config) else ()
+        ids = random_ids(tokenizer.grammar, rng, n_ids, tokenizer.end_id, tokenizer.pad_id, first)
     else:
         ids = [tokenizer.start_id]
     ids = without_ending(tokenizer.grammar, ids, tokenizer.end_id, tokenizer.pad_id)

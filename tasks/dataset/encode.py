@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tasks.dataset.augment import change_notes, group_variants, plan_variants
 from tasks.dataset.variants import TokenShardCounts, encode_variants
 from tasks.music.notes import ALL_COLUMNS, COLUMNS, PIECE_COLUMNS, NoteBatch, kind_of
 from tasks.music.tokenizers.mmm.vocabulary import MmmConfig
+from tasks.music.tokenizers.optimus.characters import song_name
 from tasks.music.tokenizers.registry import (
     LearnedConfig,
     TokenizerConfig,
@@ -51,22 +52,27 @@ class TokenShard:
     windows: WindowConfig
     augment: AugmentConfig
     path: Path
+    names: tuple[str, ...] = ()  # of the files of the pieces, for an encoding that holds them
 
 
 def plan_token_shards(
     wanted: Iterable[tuple[Path, str, pa.StringArray]], encoding: TokenizerConfig, augment: AugmentConfig, folder: Path,
-    windows: WindowConfig = WHOLE_PIECES,
+    windows: WindowConfig = WHOLE_PIECES, names: Mapping[str, str] | None = None,
 ) -> list[TokenShard]:  # fmt: skip
     """Name token shards by their contents, and learn the vocabulary of an encoding that has one.
 
     Args:
         wanted: for each token shard its song shard, split and pieces, in rising order.
         folder: of all token shards; each encoding has a folder in it.
+        names: the file name of each piece, for an encoding that holds it.
     """
     shards = [
-        TokenShard(songs, pieces, split, encoding, windows, augment if split == "train" else NO_AUGMENTATION, Path())
+        TokenShard(
+            songs, pieces, split, encoding, windows, augment if split == "train" else NO_AUGMENTATION, Path(),
+            tuple(names[piece] for piece in pieces.to_pylist()) if names else (),
+        )
         for songs, split, pieces in wanted
-    ]
+    ]  # fmt: skip
     encoding = learn_vocabulary(shards, encoding)
     tokenizer = build_tokenizer(encoding)
     base = folder / f"{tokenizer.name}-{tokenizer.digest[:12]}"
@@ -79,7 +85,7 @@ def plan_token_shards(
             "encoder": tokenizer.digest,
             "windows": to_json(shard.windows),
             "augment": to_json(shard.augment),
-        }
+        } | ({"names": [song_name(name) for name in shard.names]} if shard.names else {})
         path = base / f"split={shard.split}" / f"{digest(identity)[:24]}.parquet"
         named.append(replace(shard, encoding=encoding, path=path))
     return named
@@ -103,6 +109,7 @@ def _symbols_of(shards: Sequence[TokenShard]) -> set[str]:
     symbols = set[str]()
     for shard, rows in _read_rows(shards):
         assert isinstance(shard.encoding, LearnedConfig)
+        symbols.update(*map(song_name, shard.names))
         for shared, members in group_variants(plan_variants(shard.augment, rows.pieces)):
             changed, _ = change_notes(shard.augment, rows.notes, rows.pieces, shared)
             for variant in members:
@@ -126,7 +133,9 @@ def encode_songs(shards: Sequence[TokenShard]) -> int:
     """Encode and write some shards of one song shard; return the number of pieces."""
     for shard, sequences in _read_rows(shards):
         tokenizer = build_tokenizer(shard.encoding)
-        rows = encode_variants(tokenizer, shard.augment, sequences.notes, sequences.pieces)
+        names = dict(zip(shard.pieces.to_pylist(), shard.names, strict=True)) if shard.names else {}
+        named = [names[piece] for piece in sequences.pieces] if names else []
+        rows = encode_variants(tokenizer, shard.augment, sequences.notes, sequences.pieces, named)
         rows.counts.n_pieces, rows.counts.notes_cut_by_windows = len(shard.pieces), sequences.n_cut
         metadata = {
             "schema": SCHEMA_NUMBER,

@@ -12,6 +12,8 @@ from tasks.errors import BadScore, ConfigError
 from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.tokenizers.base import Tokenizer
+from tasks.music.tokenizers.optimus.characters import song_name
+from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtTokenizer
 from tasks.music.tokenizers.registry import (
     TokenizerConfig,
     build_tokenizer,
@@ -19,6 +21,7 @@ from tasks.music.tokenizers.registry import (
     needs_vocabulary,
     symbols_in,
     tokenizer_from_json,
+    writes_names,
 )
 from tasks.storage.file_names import printable
 from tasks.storage.foreign_text import OutOfBounds, parse_json
@@ -68,9 +71,13 @@ def encode_file(path: Path, config: TokenizerConfig) -> FileTokens:
         raise BadScore(error.reason, f"{path}: {error.detail}") from None
     batch = score.notes
     if needs_vocabulary(config):
-        config = config.with_symbols(symbols_in(config, batch))
+        named = set(song_name(path.name)) if writes_names(config) else set()
+        config = config.with_symbols(symbols_in(config, batch) | named)
     tokenizer = build_tokenizer(config)
     tokens = tokenizer.encode(batch)
+    if writes_names(config):
+        assert isinstance(tokenizer, OptimusTxtTokenizer)
+        tokens = tokenizer.name_songs(tokens, [path.name])
     dropped = {reason: int(counts.sum()) for reason, counts in tokens.dropped.items() if counts.any()}
     ids = tokens.ids.tolist()
     return FileTokens(ids, [tokenizer.token_name(i) for i in ids], dropped, tokenizer.to_json())

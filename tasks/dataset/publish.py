@@ -25,9 +25,10 @@ from tasks.dataset.versions import DatasetVersion, newest_version, note_latest, 
 from tasks.errors import DamagedFile, DatasetError
 from tasks.ingest.song_shards import SongShard, hash_words, hex_strings
 from tasks.ingest.sources.spec import source_name
-from tasks.music.tokenizers.registry import build_tokenizer
+from tasks.music.tokenizers.optimus.characters import song_name
+from tasks.music.tokenizers.registry import build_tokenizer, writes_names
 from tasks.runtime.cluster import n_cpus
-from tasks.storage.files import json_bytes, publish_folder, sync, write_atomically
+from tasks.storage.files import json_bytes, json_digest, publish_folder, sync, write_atomically
 from tasks.storage.home import Home
 from tasks.storage.integrity import checksum_path, file_hash
 from tasks.storage.parquet import SCHEMA_NUMBER, read_table, write_table
@@ -51,7 +52,8 @@ def settings_of(config: DatasetConfig) -> dict[str, Any]:
 def version_of(config: DatasetConfig, files: pa.Table) -> str:
     """Return the version that `config` and these scan rows determine: 16 hex digits.
 
-    Contents, the licences and splits that the sources state, and settings count. Names, places and order do not.
+    Contents, the licences and splits that the sources state, and settings count. Places and order do not, nor do names
+    unless the encoding writes them.
     """
     files = files.select(["path", "reason", "content_hash", "licence", "split"])  # a filter copies every column
     readable = files.drop_columns(["path", "reason"]).filter(pc.is_valid(files.column("content_hash")))
@@ -70,6 +72,11 @@ def version_of(config: DatasetConfig, files: pa.Table) -> str:
         "stated_of": hashlib.sha256(rank[order].astype(">u4").tobytes()).hexdigest(),
         "refused": sorted(f"{row['reason']}:{row['path']}" for row in refused.select(["reason", "path"]).to_pylist()),
     }
+    if writes_names(config.encoding):
+        named = files.filter(pc.is_valid(files.column("content_hash")))
+        names = [song_name(path.rpartition("/")[2]) for path in named.column("path").to_pylist()]
+        hashes = [content.hex() for content in named.column("content_hash").to_pylist()]
+        identity["names"] = json_digest(sorted(zip(hashes, names, strict=True)))
     return digest(identity)[:16]
 
 
@@ -84,7 +91,12 @@ def plan_tokens(config: DatasetConfig, ledger: Ledger, songs: Sequence[SongShard
             chosen = pieces.filter(pa.array(split_of[begin:end] == split))
             if len(chosen):
                 wanted.append((songs[number].path, SPLITS[split], chosen))
-    return plan_token_shards(wanted, config.encoding, config.augment, folder / "tokens", config.windows)
+    names = None
+    if writes_names(config.encoding):
+        accepted = ledger.table.filter(pc.equal(ledger.table["status"], "accepted"))
+        paths = [path.rpartition("/")[2] for path in accepted["path"].to_pylist()]
+        names = dict(zip(accepted["piece"].to_pylist(), paths, strict=True))
+    return plan_token_shards(wanted, config.encoding, config.augment, folder / "tokens", config.windows, names)
 
 
 def publish_version(

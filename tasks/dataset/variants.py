@@ -1,5 +1,6 @@
 """Token rows of pieces in all variants; rows that follow from other tokens are derived, not encoded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,7 @@ from tasks.music.arrays import BoolArray, IntArray, offsets_of
 from tasks.music.compiled import njit
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.base import TokenArray, TokenBatch, Tokenizer
+from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtTokenizer
 from tasks.music.transforms import transpose_within
 from tasks.storage.parquet import IS_FLIPPED, TOKEN_SCHEMA, list_column
 
@@ -87,8 +89,10 @@ class TokenRows:
         return _in_chunks(self.schema, columns, ids, offsets)
 
 
-def encode_variants(tokenizer: Tokenizer, augment: AugmentConfig, batch: NoteBatch, pieces: list[str]) -> TokenRows:
-    """Encode pieces in all their variants.
+def encode_variants(
+    tokenizer: Tokenizer, augment: AugmentConfig, batch: NoteBatch, pieces: list[str], names: Sequence[str] = ()
+) -> TokenRows:
+    """Encode pieces in all their variants, under their names if there are any.
 
     Variants that differ only in transposition are derived from the tokens of one of them where that is exact. A variant
     with the tokens of another one, such as a stretch below the encoding's resolution, is left out.
@@ -117,6 +121,9 @@ def encode_variants(tokenizer: Tokenizer, augment: AugmentConfig, batch: NoteBat
             places, tokens = transposed(chosen & is_new & ~leaves, variant.transposition, rows.counts)
             rows.counts.notes_out_of_range += int(n_lost[places].sum())
             rows.counts.velocities_clipped += int(n_clipped[places].sum())
+            if names:
+                assert isinstance(tokenizer, OptimusTxtTokenizer)
+                tokens = tokenizer.name_songs(tokens, [names[int(place)] for place in wanted[places]])
             rows.add(variant, wanted[places], tokens)
     return rows
 

@@ -2,11 +2,11 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import ConfigError, DamagedFile
+from tasks.errors import ConfigError, DamagedFile, plural
 from tasks.storage.home import Home
 from tasks.storage.integrity import OTHER_BYTES, examine, read_sealed, warn_once
 from tasks.storage.user_paths import check_output_folder, write_output_folder
@@ -69,6 +69,16 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 def _require_name(path: Path, name: str, pattern: re.Pattern[str]) -> None:
     if not pattern.fullmatch(name):
         raise DamagedFile(f"{path} is damaged: it names {name[:100]!r}")
+
+
+def asked_words(manifest: Mapping[str, Any]) -> str:
+    """Return how near the pieces of a batch are to the number of notes asked for, empty where none was."""
+    if "asked_notes" not in manifest:
+        return ""
+    asked, got = manifest["asked_notes"]["asked"], sorted(manifest["asked_notes"]["got"])
+    span = f"{got[0]}" if got[0] == got[-1] else f"{got[0]} to {got[-1]}"
+    off = sum(abs(n - asked) for n in got) / len(got)
+    return f"{plural(asked, 'note')} asked for, {span} written, {off:.3g} off on average"
 
 
 def list_manifests(home: Home) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -354,7 +354,7 @@ def _prompt_facts(prompt: Prompt, tokenizer: Any) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "n_file_notes": prompt.n_notes,
         "dropped": prompt.dropped,
-    }
+    } | ({"asked_notes": prompt.asked_notes} if prompt.asked_notes else {})
 
 
 def written_notes(score: Score, prompt: Prompt, tokenizer: Any, new: Rewritten | None = None) -> Score:

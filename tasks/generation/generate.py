@@ -244,6 +244,8 @@ def _write_manifest(
         "validity": share_valid(validities),
         **judge.verdict(sidecars),
     }
+    if asked := _asked_notes(sidecars):
+        manifest["asked_notes"] = asked
     manifest["flags"] = batch_flags(manifest)
     for line in manifest["flags"]:
         logger.warning("%s", line)
@@ -251,3 +253,11 @@ def _write_manifest(
     write_atomically(target / "gallery.html", page.encode())
     write_atomically(target / "manifest.json", sealed_bytes(manifest))
     return manifest
+
+
+def _asked_notes(sidecars: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the number of notes that a text's header asked for and those of the pieces; nothing where none asked."""
+    asked = [(piece["prompt"] or {}).get("asked_notes", 0) for piece in sidecars]
+    if not any(asked):
+        return {}
+    return {"asked": asked[0], "got": [int(piece["statistics"]["n_notes"]) for piece in sidecars]}

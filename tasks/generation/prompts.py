@@ -27,7 +27,7 @@ from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
 from tasks.music.tokenizers.base import TokenArray, TokenBatch
-from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtTokenizer
+from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtTokenizer, notes_in_header
 from tasks.music.windows import cut_windows
 from tasks.sampling.latents import latents_of
 from tasks.sampling.sample_ids import check_prompt_ids, check_request, opening_ids, piece_limit
@@ -60,6 +60,7 @@ class Prompt:
     dropped: dict[str, int] = field(default_factory=dict)  # notes that the encoding left out or changed, by reason
     canvas: Canvas | None = None  # of which bars are written again
     lead_seconds: float = 0.0  # of silence before the first note of the file
+    asked_notes: int = 0  # by the header of a text; 0: by none
 
     def n_compared(self, max_tokens: int) -> int:
         """Return how many tokens of the file stand beside a piece of at most `max_tokens`; 0 without a continuation."""
@@ -127,7 +128,9 @@ def _text_prompt(loaded: LoadedModel, config: GenerateConfig) -> Prompt:
     except ConfigError as error:
         raise ConfigError(f"prompt {name}: {error}") from None
     check_prompt_ids(loaded, config, ids, name)
-    return Prompt(name, hashlib.sha256(text.encode()).hexdigest(), ids, n_whole=len(ids))
+    return Prompt(
+        name, hashlib.sha256(text.encode()).hexdigest(), ids, n_whole=len(ids), asked_notes=notes_in_header(text)
+    )
 
 
 def warn_of_losses(prompts: Sequence[Prompt], tokenizer: Any) -> None:

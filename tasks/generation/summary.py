@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from tasks.generation.batch_files import RESULTS
+from tasks.generation.batch_files import RESULTS, asked_words
 from tasks.reporting.markdown import table
 from tasks.storage.integrity import read_sealed
 from tasks.tracking.mlflow_tracker import Run
@@ -22,6 +22,7 @@ def batch_summary(batch: "Batch") -> dict[str, Any]:
         "n_pieces": batch.manifest["n_pieces"],
         "n_attempts": batch.manifest["n_attempts"],
         "flags": batch.manifest["flags"],
+        "asked_notes": asked_words(batch.manifest),
         "metrics": batch.manifest["statistics"] | batch_verdict(batch),
     }
 
@@ -44,6 +45,8 @@ def batch_card(batch: "Batch") -> str:
     figures = batch_verdict(batch) | batch.manifest["statistics"]
     rows = [(name, f"{value:.3f}") for name, value in figures.items()]
     flags = "".join(f"**{flag}**\n\n" for flag in batch.manifest["flags"])
+    if asked := asked_words(batch.manifest):
+        flags += f"{asked}\n\n"
     return (
         f"# {batch.name}\n\n{batch.manifest['n_pieces']} pieces by {batch.manifest['model_version']}"
         f" (dataset {batch.manifest['dataset_version']}), {batch.manifest['n_ended']} of them ended by themselves.\n\n"

@@ -96,12 +96,14 @@ def write_vocabulary(dataset: DatasetVersion) -> None:
 
 def count_row_lengths(dataset: DatasetVersion) -> IntArray:
     """Return how many rows, pieces or windows before augmentation, have lengths in tokens between `NOTES_EDGES`."""
-    lengths = [np.zeros(0, np.int64)]
+    lengths, may_flip = [np.zeros(0, np.int64)], dataset.manifest["config"]["augment"].get("flip", False)
     for split in SPLITS:
         for path in dataset.token_shards(split):
-            rows = read_table(path, ["n_tokens", "transposition", "stretch", "velocity_shift", "redraws_parts"])
+            flags = ["redraws_parts", *["is_flipped"] * (may_flip and split == "train")]
+            rows = read_table(path, ["n_tokens", "transposition", "stretch", "velocity_shift", *flags])
             columns = {name: rows.column(name).to_numpy() for name in rows.column_names}
-            is_changed = (columns["transposition"] != 0) | (columns["velocity_shift"] != 0) | columns["redraws_parts"]
+            is_changed = (columns["transposition"] != 0) | (columns["velocity_shift"] != 0)
+            is_changed |= np.any([columns[flag] for flag in flags], axis=0)
             lengths.append(columns["n_tokens"][~is_changed & (columns["stretch"] == 1.0)])
     return count_between(np.concatenate(lengths), NOTES_EDGES)
 

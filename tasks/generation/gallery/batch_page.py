@@ -7,6 +7,7 @@ from typing import Any
 from models.config import SamplingConfig
 from tasks.config.serialization import to_json
 from tasks.errors import plural
+from tasks.generation.batch_files import asked_words
 from tasks.generation.candidates import read_piece
 from tasks.generation.gallery.gallery import (
     MAX_AUDIO_BYTES,
@@ -54,6 +55,8 @@ def batch_page(
     subtitle = f"{manifest['n_pieces']} pieces, {manifest['n_ended']} of them ended by themselves"
     if manifest["n_attempts"] > manifest["n_pieces"]:
         subtitle += f", chosen from {manifest['n_attempts']}"
+    if asked := asked_words(manifest):
+        subtitle += f"; {asked}"
     return build_gallery(
         manifest["batch"], subtitle, shown, facts, batch_figures=_figures(manifest["judgement"]),
         flags=manifest["flags"],

@@ -98,16 +98,22 @@ def _goes_on(grammar: Grammar, end_id: int, pad_id: int) -> BoolArray:
         is_alive = still
 
 
-def random_ids(grammar: Grammar, rng: np.random.Generator, n_ids: int, end_id: int, pad_id: int) -> list[int]:
+def random_ids(
+    grammar: Grammar, rng: np.random.Generator, n_ids: int, end_id: int, pad_id: int, first: Sequence[int] = ()
+) -> list[int]:
     """Return a random walk of about `n_ids` ids through a grammar, up to where no note is begun and not ended.
 
     Each id is drawn evenly from those that are allowed, half of the time from those that end a note; from `n_ids` on,
     always from these if there are any.
 
+    Args:
+        first: ids that the walk begins behind, for an encoding with a header of any length.
+
     Raises:
         ValueError: the grammar leads nowhere.
     """
-    ids, state, is_open = list[int](), grammar.start_state, np.zeros(grammar.n_slots + 1, np.bool_)
+    ids, is_open = list(first), np.zeros(grammar.n_slots + 1, np.bool_)
+    state = int(walk(grammar, ids)[0][-1])
     ends_something = (grammar.closes_V >= 0) | grammar.needs_all_closed_V
     goes_on = _goes_on(grammar, end_id, pad_id)
     while len(ids) < 4 * n_ids + 4096:

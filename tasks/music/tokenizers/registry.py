@@ -42,6 +42,11 @@ def needs_vocabulary(config: TokenizerConfig) -> TypeGuard[LearnedConfig]:
     return isinstance(config, LearnedConfig) and not config.vocabulary and not is_closed
 
 
+def writes_names(config: TokenizerConfig) -> TypeGuard[OptimusTxtConfig]:
+    """Return whether the tokens of a piece hold the name of its file."""
+    return isinstance(config, OptimusTxtConfig) and config.header == "name"
+
+
 def symbols_in(config: LearnedConfig, batch: NoteBatch) -> set[str]:
     """Return the characters or words that a learned vocabulary needs for these pieces."""
     return words_in(config, batch) if isinstance(config, MmmConfig) else config.symbols(batch)

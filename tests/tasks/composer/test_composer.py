@@ -409,7 +409,7 @@ def test_the_beginning_of_a_piece_has_the_length_asked_for(encoding: Any) -> Non
     assert beginning_of(tokenizer.grammar, ids, 2**20, tokenizer.end_id) == ids[: len(ids) - 1]
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda config: config.name)
+@pytest.mark.parametrize("encoding", [*ENCODINGS, OptimusTxtConfig(header="name")], ids=lambda config: config.name)
 def test_a_random_beginning_obeys_the_grammar_and_holds_notes(home: Home, encoding: Any) -> None:
     loaded = load_model(random_checkpoint(home.root, encoding))
     primers = [make_primer(home, loaded, "random", "", 64, seed) for seed in (1, 1, 2)]

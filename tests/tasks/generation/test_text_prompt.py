@@ -8,11 +8,17 @@ import pytest
 
 from models.config import DecoderConfig, SamplingConfig
 from tasks.checkpoints import LoadedModel, load_model
+from tasks.config.dataset import DatasetConfig
 from tasks.config.generation import GenerateConfig
+from tasks.config.source_limits import SourceLimits
+from tasks.dataset.publish import version_of
 from tasks.errors import ConfigError, NotFound
 from tasks.generation.prompts import read_prompts
-from tasks.music.tokenizers.optimus.characters import OptimusTxtConfig
+from tasks.generation.summary import batch_summary
+from tasks.ingest.sources.scan import scan_sources
+from tasks.music.tokenizers.optimus.characters import OptimusTxtConfig, song_name
 from tasks.storage.home import Home
+from tasks.storage.parquet import read_table
 from tests.samples import small_corpus, small_dataset, small_model
 from tests.studio import Studio, sidecars_of
 
@@ -60,6 +66,67 @@ def read_song(writer: Studio) -> list[int]:
 
     store = TokenDataset(writer.dataset.token_shards("train"))
     return store.tokens[: store.offsets[1]].tolist()
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    folder = tmp_path_factory.mktemp("named")
+    source = small_corpus(folder / "midi", 8)
+    (first, *_) = sorted(source.glob("*.mid"))
+    first.rename(source / "Für Elise.live.mid")
+    home = Home.at(folder / "home")
+    dataset = small_dataset(home, source, encoding=OptimusTxtConfig(header="name"))
+    checkpoint = small_model(home, dataset, model=DecoderConfig(d_model=16, n_heads=2, n_layers=1, d_ff=32))
+    return Studio(home, dataset, checkpoint)
+
+
+def test_every_row_of_a_dataset_with_names_begins_with_that_of_its_file(named: Studio) -> None:
+    tokenizer = load_model(named.checkpoint).tokenizer
+    ledger = read_table(named.dataset.ledger, ["path", "piece"]).to_pydict()
+    name_of = {piece: song_name(path) for path, piece in zip(ledger["path"], ledger["piece"], strict=True)}
+    assert "Für_Elise" in name_of.values()
+    n_rows = 0
+    for split in ("train", "validation", "test"):
+        for shard in named.dataset.token_shards(split):
+            for row in read_table(shard, ["piece", "tokens", "n_notes", "n_tokens"]).to_pylist():
+                head, _, _ = text_of(load_model(named.checkpoint), row["tokens"][1:-1]).partition("\n")
+                assert head == f"SONG={name_of[row['piece']]}_with_{row['n_notes']}_notes"
+                assert tokenizer.grammar.first_violation(row["tokens"]) is None
+                assert row["n_tokens"] == len(row["tokens"])
+                n_rows += 1
+    assert n_rows == sum(facts["n_rows"] for facts in named.dataset.manifest["splits"].values())
+
+
+def test_a_song_is_asked_for_by_name_and_number_of_notes_and_the_batch_says_how_near_it_is(named: Studio) -> None:
+    batch = named.compose(n_pieces=2, prompt="text:SONG=Für_Elise_with_30_notes\n", sampling=SAMPLING)
+    notes = [int(facts["statistics"]["n_notes"]) for facts in sidecars_of(batch)]
+    assert batch.manifest["asked_notes"] == {"asked": 30, "got": notes}
+    words = batch_summary(batch)["asked_notes"]
+    assert words.startswith("30 notes asked for, ")
+    assert words in batch.gallery.read_text()
+    with pytest.raises(ConfigError, match=r"prompt text: the vocabulary lacks 'ж' \(U\+0436\)"):
+        named.compose(prompt="text:SONG=ж_with_30_notes\n", sampling=SAMPLING)
+    assert "asked_notes" not in named.compose(n_pieces=1, sampling=SAMPLING).manifest
+
+
+def test_a_renamed_song_makes_another_version_only_where_names_are_written(tmp_path: Path) -> None:
+    source = small_corpus(tmp_path / "midi", 6)
+    (first, *_) = sorted(source.glob("*.mid"))
+
+    def versions() -> list[str]:
+        files = scan_sources([str(source)], tmp_path / "cache", SourceLimits()).files
+        return [
+            version_of(DatasetConfig(encoding=OptimusTxtConfig(header=header)), files) for header in ("name", "count")
+        ]
+
+    before = versions()
+    first = first.rename(source / "other.mid")
+    after = versions()
+    assert before[0] != after[0]
+    assert before[1] == after[1]
+    (source / "inner").mkdir()
+    first.rename(source / "inner" / "other.mid")
+    assert versions() == after
 
 
 @pytest.mark.parametrize(

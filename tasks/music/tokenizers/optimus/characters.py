@@ -3,6 +3,7 @@
 Source: Optimus VIRTUOSO (2021), the encoding TXT.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,6 +22,11 @@ SURROGATES = 0xD800  # the first code point that is not a character; the next on
 MAX_VALUE = 0x10FFFF - 0x800 - OFFSET  # that of the last character
 # Whatever the music holds: the header's, and all values of pitch, velocity and channel, so that transposing adds none.
 _ALWAYS = frozenset("\n") | {chr(value + OFFSET) for value in range(128)}
+
+
+def song_name(name: str) -> str:
+    """Return a file's name up to its first dot, as it fits into a header and into UTF-8."""
+    return re.sub(r"[\s=\x00-\x1f\ud800-\udfff]", "_", name.partition(".")[0].replace("'", "-"))
 
 
 def to_code_points(values: ArrayLike) -> IntArray:
@@ -45,7 +51,7 @@ class OptimusTxtConfig:
         chordify: write the notes of one onset on one line.
         melody_conditioned: with `channels`: channel 0 for the highest note of an onset where it is C4 or higher, and
             for nothing else, whatever plays it; the channels of the other pitched notes are one higher.
-        header: begin a piece with a line that says how many notes it has.
+        header: begin a piece with a line that says how many notes it has ("count"), and under which name ("name").
         unit_milliseconds: 1-1000, of times and durations.
         max_milliseconds: longer gaps and durations are shortened to it.
         sustain, drums, channels_by: as for `optimus_int`.
@@ -58,7 +64,7 @@ class OptimusTxtConfig:
     channels: bool = False
     chordify: bool = False
     melody_conditioned: bool = False
-    header: Literal["count", "none"] = "count"
+    header: Literal["count", "name", "none"] = "count"
     unit_milliseconds: int = 10
     max_milliseconds: int = 60_000
     sustain: bool = True

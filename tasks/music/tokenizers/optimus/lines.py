@@ -23,8 +23,8 @@ from tasks.music.tokenizers.optimus.characters import (
 from tasks.music.tokenizers.optimus.rows import Rows, build_rows_score, fields_of
 
 NEWLINE = ord("\n")
-HEADER = "SONG="
-HEADER_BEFORE_COUNT, HEADER_AFTER_COUNT = "SONG=Song_with_", "_notes\n"
+HEADER, ANY_NAME = "SONG=", "Song"
+HEADER_BEFORE_COUNT, HEADER_AFTER_COUNT = f"{HEADER}{ANY_NAME}_with_", "_notes\n"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +60,7 @@ def id_alphabet(config: OptimusTxtConfig, id_of_code: dict[int, int]) -> Alphabe
     def ids_of(text: str) -> list[int]:
         return [id_of_code.get(ord(symbol), UNKNOWN) for symbol in text]
 
-    is_counted = config.header == "count"
+    is_counted = config.header != "none"
     return Alphabet(
         values=np.array([id_of_code.get(code, UNKNOWN) for code in _codes_of_values(config).tolist()], np.uint16),
         newline=id_of_code.get(NEWLINE, UNKNOWN),

@@ -7,13 +7,14 @@ from the note before, and values that are not Unicode characters are skipped.
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tasks.errors import ConfigError
-from tasks.music.arrays import IntArray
+from tasks.music.arrays import IntArray, offsets_of
 from tasks.music.midi.writer import DRUM_CHANNEL
 from tasks.music.notes import NoteBatch
 from tasks.music.score import Score
@@ -28,8 +29,11 @@ from tasks.music.tokenizers.optimus.characters import (
     OptimusTxtConfig,
     arrange,
     from_code_points,
+    song_name,
 )
 from tasks.music.tokenizers.optimus.lines import (
+    ANY_NAME,
+    HEADER,
     HEADER_AFTER_COUNT,
     HEADER_BEFORE_COUNT,
     NEWLINE,
@@ -43,6 +47,8 @@ from tasks.music.tokenizers.optimus.lines import (
 from tasks.music.tokenizers.optimus.rows import OFFSET, programs_of_channels
 from tasks.music.tokenizers.optimus.value_states import ValueStates, looked_up
 
+_NAME_TAIL = f"_with_0{HEADER_AFTER_COUNT}"  # 0 is one digit or more
+_LINE_ENDS = -2
 _REASONS = ("drums", "program_changed", "channels_shared", "long_notes_clamped", "long_gaps_clamped")
 
 
@@ -125,6 +131,26 @@ class OptimusTxtTokenizer(Tokenizer):
             raise ConfigError(f"the vocabulary lacks {named}" + (", ..." if len(unknown) > 8 else ""))
         return np.array([self._id_of_code[ord(symbol)] for symbol in text], np.uint16)
 
+    @property
+    def header_ids(self) -> list[int]:
+        """A piece's ids up to its music, under any name and with a number of notes that means nothing."""
+        return [START, *self.ids_of_text(f"{HEADER_BEFORE_COUNT}100{HEADER_AFTER_COUNT}").tolist()]
+
+    def name_songs(self, tokens: TokenBatch, names: Sequence[str]) -> TokenBatch:
+        """Return encoded pieces with their own names in their headers, which `encode` calls Song.
+
+        Raises:
+            ConfigError: the vocabulary lacks a character of a name.
+        """
+        begin = 1 + len(HEADER)
+        parts, lengths = list[Any](), list[int]()
+        for piece, name in enumerate(names):
+            ids = tokens.ids[tokens.offsets[piece] : tokens.offsets[piece + 1]]
+            own = self.ids_of_text(song_name(name) or ANY_NAME)
+            parts += [ids[:begin], own, ids[begin + len(ANY_NAME) :]]
+            lengths.append(len(ids) - len(ANY_NAME) + len(own))
+        return replace(tokens, offsets=offsets_of(lengths), ids=np.concatenate([*parts, tokens.ids[:0]]))
+
     def transpose_ids(self, ids: ArrayLike, semitones: int) -> TokenArray | None:
         """Move the pitch of every note but the drums on their channel; None where one would leave 0-127.
 
@@ -174,7 +200,7 @@ class OptimusTxtTokenizer(Tokenizer):
             offsets, codes, _ = write_lines(rows, self.config, text_alphabet(self.config))
             for piece, n_notes in enumerate(rows.n_notes.tolist()):
                 lines = codes[offsets[piece] : offsets[piece + 1]].tobytes().decode("utf-32-le")
-                songs.append(f"SONG={_song_name(names[len(songs)])}_with_{n_notes}_notes\n{lines}")
+                songs.append(f"{HEADER}{song_name(names[len(songs)])}_with_{n_notes}{HEADER_AFTER_COUNT}{lines}")
         return songs
 
     def from_text(self, text: str) -> list[tuple[str, Score]]:
@@ -221,9 +247,38 @@ class OptimusTxtTokenizer(Tokenizer):
         return f"{lines}{''.join(songs)}TOTAL_SONGS_IN_DATASET={len(songs)}"
 
 
-def _song_name(name: str) -> str:
-    """Return a name that fits into a header, and into UTF-8."""
-    return re.sub(r"[\s=\x00-\x1f\ud800-\udfff]", "_", name.partition(".")[0].replace("'", "-"))
+def notes_in_header(text: str) -> int:
+    """Return the number of notes that the header of a text states, 0 where it states none."""
+    stated = re.match(rf"{HEADER}.*_with_(\d+){HEADER_AFTER_COUNT}", text)
+    return int(stated[1]) if stated else 0
+
+
+def _name_states(symbols: Sequence[str]) -> list[list[int]]:
+    """Return what follows each state after `SONG=` by symbol: a state, -1 where it is forbidden, or `_LINE_ENDS`.
+
+    A state is a set of places in the expression `.+_with_[0-9]+_notes`, because a name may hold parts of what follows
+    it: place 0 is before the name, 1 within it, and 1 + n after n symbols of `_NAME_TAIL`.
+    """
+    kinds = [_kind_in_header(symbol) for symbol in symbols]
+    last, a_digit = 1 + len(_NAME_TAIL), 2 + _NAME_TAIL.index("0")
+    states, followers = [frozenset([0])], list[list[int]]()
+    for places in states:  # it grows
+        following = dict[str, int]()
+        for kind in dict.fromkeys(kinds):
+            found = {place + 1 for place in places if place and _NAME_TAIL[place - 1] == kind}
+            found |= places & {a_digit} if kind == "0" else set()
+            found |= {1} if kind not in ("\n", "") else set()
+            if found and last not in found and found not in states:
+                states.append(frozenset(found))
+            following[kind] = _LINE_ENDS if last in found else states.index(frozenset(found)) if found else -1
+        followers.append([following[kind] for kind in kinds])
+    return followers
+
+
+def _kind_in_header(symbol: str) -> str:
+    """Return a symbol of `_NAME_TAIL`, `x` for any other one that a name may hold, or nothing."""
+    sign = "0" if symbol in "0123456789" else symbol
+    return sign if sign in _NAME_TAIL else "x" if song_name(symbol) == symbol else ""
 
 
 def _build_grammar(
@@ -239,7 +294,9 @@ def _build_grammar(
     ranges = [(1, config.max_units), (0, 127), *[(1, 127)] * config.velocities, *[(0, 15)] * config.channels]
     closed = inside + len(ranges)
     naming, counting = closed + 1, closed + 1 + len(HEADER_BEFORE_COUNT)
-    next_state = np.full((counting + 1 + len(HEADER_AFTER_COUNT), len(code_of_id)), -1, np.int16)
+    named = _name_states([chr(code) for code in code_of_id[len(SPECIAL) :]]) if config.header == "name" else []
+    n_states = naming + len(HEADER) + len(named) if named else counting + 1 + len(HEADER_AFTER_COUNT)
+    next_state = np.full((n_states, len(code_of_id)), -1, np.int16)
     grammar = Grammar.without_slots(next_state)
     value_states = [ValueStates("pitch", (inside + 1,), looked_up(value, np.arange(128)))]
     if config.channels:
@@ -264,4 +321,14 @@ def _build_grammar(
         digits = [id_of_code[ord(symbol)] for symbol in "0123456789"]
         next_state[counting : counting + 2, digits] = counting + 1
         next_state[-1, id_of_code[NEWLINE]] = first_line
+    elif config.header == "name":
+        next_state[before, START] = naming
+        for place, symbol in enumerate(HEADER):
+            next_state[naming + place, id_of_code[ord(symbol)]] = naming + place + 1
+        begin = naming + len(HEADER)
+        for place, followers in enumerate(named, begin):
+            next_state[place, len(SPECIAL) :] = [
+                first_line if follower == _LINE_ENDS else follower + begin if follower >= 0 else -1
+                for follower in followers
+            ]
     return grammar, tuple(value_states)

@@ -1,6 +1,7 @@
 """The readable text of Optimus VIRTUOSO: vectors, laws of encoding and decoding, real music where it is present."""
 
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tasks.music.score import Score
 from tasks.music.tokenizers import base
 from tasks.music.tokenizers.base import TokenBatch
 from tasks.music.tokenizers.optimus.characters import MAX_VALUE, from_code_points, to_code_points
-from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig, OptimusTxtTokenizer
+from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtConfig, OptimusTxtTokenizer, notes_in_header
 from tasks.music.transforms import transpose
 from tests.budget import examples
 from tests.builders import DRUMS, make_score, note_rows
@@ -222,6 +223,56 @@ def test_the_header_states_the_real_number_of_notes(n: int) -> None:
 
 
 # --- vocabulary
+
+
+def test_names_stand_in_the_headers_of_their_pieces() -> None:
+    names = ["Lá'st dance.live.mid", "with_3_notes", "a_with_2_notes", ".mid", "x"]
+    pieces = [make_score(FOUR_NOTES[:n]) for n in (4, 3, 2, 1, 0)]
+    batch = NoteBatch.joined([score.notes for score in pieces])
+    config = OptimusTxtConfig(header="name")
+    tokenizer = OptimusTxtTokenizer(config.with_symbols(config.symbols(batch) | set("á")))
+    plain = tokenizer.encode(batch)
+    named = tokenizer.name_songs(plain, names)
+    heads = list[str]()
+    for piece, (begin, stop) in enumerate(itertools.pairwise(named.offsets.tolist())):
+        ids = named.ids[begin:stop].tolist()
+        assert tokenizer.grammar.first_violation(ids) is None
+        text = "".join(tokenizer.config.vocabulary[token - 4] for token in ids[1:-1])
+        heads.append(text.partition("\n")[0])
+        assert notes_in_header(text) == batch.pieces(piece, piece + 1).n_notes
+        assert note_rows(tokenizer.decode(ids)) == note_rows(
+            tokenizer.decode(plain.ids[plain.offsets[piece] : plain.offsets[piece + 1]])
+        )
+        up = tokenizer.transpose_ids(named.ids[begin:stop], 5)
+        assert up is not None
+        assert (up != ids).sum() == batch.pieces(piece, piece + 1).n_notes
+    assert heads == [
+        "SONG=Lá-st_dance_with_4_notes", "SONG=with_3_notes_with_3_notes", "SONG=a_with_2_notes_with_2_notes",
+        "SONG=Song_with_1_notes", "SONG=x_with_0_notes",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"the vocabulary lacks 'Ω' \(U\+03A9\)"):
+        tokenizer.name_songs(plain, ["Ω"] * 5)
+
+
+@pytest.mark.parametrize(
+    ("header", "place"),
+    [
+        ("a_with_1_notes", None),
+        ("a_with_with_12_notes", None),
+        ("a_with_1_note_with_23_notes", None),
+        ("__with_0_notes", None),
+        ("1_with_1_with_1_notes", None),
+        ("_with_1_notes", 19),  # no name
+        ("a_with__notes", 19),  # no number
+        ("a_with_1_notes_", 21),
+        ("a=b_with_1_notes", 7),
+        ("a'b_with_1_notes", 7),
+    ],
+)
+def test_the_grammar_allows_names_and_wants_a_number_behind_them(header: str, place: int | None) -> None:
+    tokenizer = tokenizer_of(header="name")
+    ids = [1, *tokenizer.ids_of_text(f"SONG={header}\n!#]\n").tolist(), 2]
+    assert tokenizer.grammar.first_violation(ids) == place
 
 
 def test_vocabulary_is_learned_and_part_of_the_digest() -> None:
