@@ -14,7 +14,7 @@ def log_dataset(run: Run, dataset: DatasetVersion) -> None:
     run.use_dataset(dataset, "built")
     run.log_file(dataset.manifest_path)
     run.log_file(dataset.ledger)
-    for path in (dataset.report, dataset.report.with_suffix(".png"), dataset.vocabulary):
+    for path in (dataset.report, dataset.report.with_suffix(".png"), dataset.scatter, dataset.vocabulary):
         if path.exists():
             run.log_file(path)
     run.describe(dataset_card(dataset))

@@ -33,8 +33,10 @@ def dataset_text(
         augmented: write the songs of the training split in all variants that the dataset's augmentation makes of them.
     Raises:
         ConfigError: an override does not fit.
-        DatasetError: the split has no song.
+        DatasetError: the dataset or the split has no song.
     """
+    if not dataset.manifest["songs"]:
+        raise DatasetError(f"{dataset.reference} holds token ids and no songs")
     form, stored = dataset.manifest["encoder"]["settings"], dataset.manifest["config"]
     own = tokenizer_from_json(form).config if form["name"] == OptimusTxtTokenizer.name else OptimusTxtConfig()
     tokenizer = OptimusTxtTokenizer(apply_overrides(own, overrides))

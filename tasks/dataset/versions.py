@@ -64,6 +64,11 @@ class DatasetVersion:
         return self.report.with_name("vocabulary.txt")
 
     @property
+    def scatter(self) -> Path:
+        """The scatter picture of the notes."""
+        return self.report.with_name("scatter.png")
+
+    @property
     def reference(self) -> str:
         return f"{self.name}@{self.version}"
 

@@ -4,7 +4,6 @@ The distances are those of the published evaluation of the Hourglass: Kullback-L
 of durations, with 1e-6 added to each share, and 1 - cosine of the pieces' mean Word2Vec vectors of Roman numerals.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 
 from tasks.music.arrays import FloatArray
 from tasks.music.metrics.harmony import harmony_distance, roman_numerals
-from tasks.music.render.pianoroll import FAINT, INK, PAPER, PART_COLOURS
+from tasks.music.render.figures import FAINT, INK, PAPER, PART_COLOURS, new_figure, png_of
 from tasks.music.score import Score
 from tasks.music.tokenizers.remi.vocabulary import PITCH_CLASSES
 
@@ -138,7 +137,7 @@ def _draw_shares(feature: str, pieces: Sequence[Mapping[str, Features]], labels:
     if labels:
         axes.set_xticks(at, labels)
     axes.legend(frameon=False)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _draw_distances(distances: Sequence[Divergences]) -> bytes:
@@ -151,25 +150,14 @@ def _draw_distances(distances: Sequence[Divergences]) -> bytes:
         axes.set_xlabel(name.replace("_", " ") + ", from the prompt", color=INK)
         axes.set_ylabel("pieces", color=INK)
         axes.legend(frameon=False)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _figure(n_panels: int) -> tuple[Any, Sequence[Any]]:
-    # Imported here: half a second that only a run that draws should spend. Figures without pyplot keep no global state.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.6), dpi=100, facecolor=PAPER, layout="constrained")
+    figure = new_figure(12, 3.6, layout="constrained")
     panels = figure.subplots(1, n_panels, squeeze=False)[0]
     for axes in panels:
         axes.set_facecolor(PAPER)
         axes.grid(color=FAINT, linewidth=0.5)
         axes.set_axisbelow(True)
     return figure, panels
-
-
-def _png(figure: Any) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None}, pil_kwargs={"optimize": True})
-    return buffer.getvalue()

@@ -1,12 +1,11 @@
 """The plot of a sweep: held-out bits per note against each swept setting."""
 
-import io
 import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.music.render.pianoroll import FAINT, INK, PAPER
+from tasks.music.render.figures import FAINT, INK, PAPER, new_figure, png_of
 from tasks.reporting.markup import UNPRINTABLE
 from tasks.sweep.space import FINISHED, Row
 
@@ -19,16 +18,11 @@ _LOG_RATIO = 99.0  # values that differ by more than this are shown on a logarit
 
 def draw_sweep(name: str, rows: Sequence[Row]) -> bytes:
     """Return a PNG with a panel for each swept setting; rows without a figure are crosses along the upper edge."""
-    # Imported here: it takes half a second. Figures without pyplot keep no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     keys = list(rows[0]["values"])[:_MAX_PANELS]
     n_columns = min(len(keys), _PER_LINE)
     n_lines = math.ceil(len(keys) / n_columns)
     size = max(4.2 * n_columns, 6.3), 3.6 * n_lines + 0.9
-    figure = Figure(figsize=size, dpi=100, facecolor=PAPER, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(*size, layout="constrained")
     title = f"{UNPRINTABLE.sub('�', name)[:80]}\n{_counts(rows)}"
     figure.suptitle(title, x=0.02, ha="left", color=INK, fontsize=11, parse_math=False)
     panels = list(figure.subplots(n_lines, n_columns, sharey=True, squeeze=False).flat)
@@ -37,9 +31,7 @@ def draw_sweep(name: str, rows: Sequence[Row]) -> bytes:
     for axes in panels[len(keys) :]:
         axes.set_visible(False)
     figure.supylabel("bits per note", color=INK, fontsize=9)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer, metadata={"Software": None}, pil_kwargs={"optimize": True})
-    return buffer.getvalue()
+    return png_of(figure)
 
 
 def _counts(rows: Sequence[Row]) -> str:

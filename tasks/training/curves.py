@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tasks.music.render.pianoroll import FAINT, INK, PAPER
+from tasks.music.render.figures import FAINT, INK, PAPER, new_figure, png_of
 from tasks.storage.files import write_atomically
 from tasks.training.metrics_log import read_points
 
@@ -41,12 +41,7 @@ def curves_csv(points: Points) -> bytes:
 
 def draw_curves(name: str, points: Points) -> bytes:
     """Draw loss, accuracy and learning rate over the steps as the bytes of a PNG."""
-    # Imported here: half a second that only a run that draws should spend. Figures without pyplot keep no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.6), dpi=100, facecolor=PAPER, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(12, 3.6, layout="constrained")
     figure.suptitle(name, color=INK, parse_math=False)
     for axes, (label, keys) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         axes.set_facecolor(PAPER)
@@ -60,6 +55,4 @@ def draw_curves(name: str, points: Points) -> bytes:
             axes.plot(*zip(*found, strict=True), color=COLOURS[split], label=split, marker=marker) if found else None
         if len(keys) > 1 and axes.lines:
             axes.legend(frameon=False)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer, metadata={"Software": None}, pil_kwargs={"optimize": True})
-    return buffer.getvalue()
+    return png_of(figure)

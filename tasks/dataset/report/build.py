@@ -16,6 +16,7 @@ from tasks.dataset.ledger import Ledger, paths_of
 from tasks.dataset.report.facts import ReportFacts, facts_of_version
 from tasks.dataset.report.overview import draw_overview
 from tasks.dataset.report.page import build_page
+from tasks.dataset.report.scatter import draw_scatter, sample_points
 from tasks.dataset.split import SPLITS
 from tasks.dataset.versions import DatasetVersion
 from tasks.ingest.sources.read import read_members
@@ -73,6 +74,10 @@ def write_dataset_report(inputs: ReportInputs) -> Path:
     ledger = read_table(dataset.ledger)
     path_of = paths_of(ledger, [piece for _, piece, _ in inputs.samples])
     histograms = inputs.analysis.histograms() | {"tokens": count_row_lengths(dataset)}
+    pieces = ledger.filter(pc.equal(ledger["status"], "accepted"))["piece"].to_pylist()
+    shards = [dataset.folder / songs for songs in dataset.manifest["songs"]]
+    points = sample_points(shards, pieces, dataset.manifest["counts"]["n_notes"])
+    picture = draw_scatter(dataset.reference, points)
     facts = facts_of_version(
         dataset.manifest,
         ledger,
@@ -82,8 +87,11 @@ def write_dataset_report(inputs: ReportInputs) -> Path:
             sample_of(read_notes(dataset.folder / songs, [piece]), split, path_of[piece])
             for split, piece, songs in inputs.samples
         ],
+        scatter={"picture": data_address("image/png", picture), "words": points.words},
     )
     write_vocabulary(dataset)
+    dataset.scatter.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(dataset.scatter, picture)
     return write_report(facts, dataset.report.parent)
 
 

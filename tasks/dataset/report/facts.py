@@ -49,6 +49,7 @@ class ReportFacts:
     largest: Ranking = ()  # files with their bytes
     changes: Row | None = None  # the manifest's; None for a first version
     samples: Sequence[Row] = ()  # split, path and roll, the address of a picture
+    scatter: Row = field(default_factory=dict)  # picture, its address, and words, the number of its notes
     warnings: Sequence[str] = ()  # sentences at the top
 
     def state_counts(self) -> list[tuple[str, int]]:

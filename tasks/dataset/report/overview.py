@@ -1,13 +1,11 @@
 """The overview picture of a dataset: key figures and six charts."""
 
-import io
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.music.render.pianoroll import FAINT, INK, PAPER
+from tasks.music.render.figures import FAINT, INK, PAPER, new_figure, png_of
 from tasks.reporting.charts import Chart, charts_of, instrument_families, step_of
 from tasks.reporting.markup import UNPRINTABLE, compact, label_of, shorten
 
@@ -17,12 +15,7 @@ if TYPE_CHECKING:
 
 def draw_overview(facts: "ReportFacts") -> bytes:
     """Draw the key figures and six charts as the bytes of a PNG, 1500 x 900 pixels."""
-    # The import takes half a second. Figures without pyplot keep no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 9), dpi=100, facecolor=PAPER)
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(15, 9)
     # A dataset's name is text, never a formula between dollar signs.
     title = UNPRINTABLE.sub("\ufffd", f"{shorten(facts.name)[:60]}  {facts.version[:24]}")
     figure.text(0.035, 0.965, title, ha="left", va="top", color=INK, fontsize=20, parse_math=False)
@@ -41,11 +34,7 @@ def draw_overview(facts: "ReportFacts") -> bytes:
     families = sorted(families, key=lambda row: (-row[1], row[0]))[: max(8 - len(splits), 3)]
     rows = [*splits, *((name, n, PICTURE_COLOURS[5]) for name, n in families)]
     _draw_bars(figure.add_subplot(grid[1, 2]), "Notes by split and by instrument", rows)
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks shows boxes
-        canvas.print_png(buffer, metadata={"Software": None}, pil_kwargs={"optimize": True})
-    return buffer.getvalue()
+    return png_of(figure)
 
 
 PICTURE_COLOURS = ("#2c8f6a", "#d19a1f", "#c0392b", "#2f6fb7", "#a8479b", "#4fa3c7", "#6c7a1f", "#8a6d5a")

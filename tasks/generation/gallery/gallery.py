@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import ConfigError, plural
-from tasks.music.render.pianoroll import PART_COLOURS, part_labels
+from tasks.music.render.figures import PART_COLOURS
+from tasks.music.render.pianoroll import part_labels
 from tasks.music.score import Score
 from tasks.reporting.markup import UNPRINTABLE
 from tasks.reporting.templates import data_address, digest_source, inlined, json_data, templates_of

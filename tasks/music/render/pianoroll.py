@@ -1,21 +1,15 @@
 """Piano rolls as PNG: pitch over time, a colour for each part, velocity as strength, pedal and drums below."""
 
-import io
 import math
-import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import ConfigError
+from tasks.music.render.figures import FAINT, INK, PAPER, PART_COLOURS, new_figure, png_of
 from tasks.music.score import Score
 
-# Ten hues that stay apart for colour-blind eyes and hold against paper as well as against a dark page.
-PART_COLOURS = (
-    "#2f6fb7", "#d1642a", "#2c8f6a", "#a8479b", "#b8860b", "#4fa3c7", "#c0392b", "#6c7a1f", "#7a5bd0", "#8a6d5a",
-)  # fmt: skip
-PAPER, INK, FAINT = "#f7f5f0", "#33312d", "#dcd8ce"
 MAX_LEGEND = 7  # parts; the others share the last entry
 
 PROGRAM_GROUPS = (
@@ -56,18 +50,13 @@ def draw_piano_roll(
         raise ConfigError(f"piano roll of {width} x {height} pixels is outside 200-8000 x 120-8000")
     if not 0 < max_seconds < math.inf:
         raise ConfigError(f"max_seconds={max_seconds} is not above 0 and finite")
-    # Imported here: half a second that only a run that draws should spend. Figures without pyplot keep no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     notes = score.notes
     total = float(notes.end_seconds.max()) if len(notes.pitch) else 1.0
     shown = min(total, max_seconds)
     n_later = int((notes.onset_seconds >= shown).sum())
     if n_later:
         title = f"{title}  (first {shown:.0f} s of {total:.0f} s, {n_later} notes later)".strip()
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor=PAPER)
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(width / 100, height / 100)
     lanes = _lanes(score)
     has_header = bool(title) or score.n_tracks > 1
     left, right = 52 / width, 1 - 12 / width
@@ -91,11 +80,7 @@ def draw_piano_roll(
     figure.text(left, 1 - 9 / height, title, ha="left", va="top", color=INK, fontsize=10, parse_math=False)
     if score.n_tracks > 1:
         _draw_legend(figure, score, (right, 1 - 5 / height))
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a title in a script that the font lacks shows boxes
-        canvas.print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
+    return png_of(figure, optimize=False)
 
 
 def _lanes(score: Score) -> dict[str, float]:

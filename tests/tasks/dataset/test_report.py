@@ -16,16 +16,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from matplotlib import image
+from PIL import Image
 
+from tasks.config.dataset import AugmentConfig
 from tasks.config.presets import build_preset
+from tasks.dataset.encode import read_notes
 from tasks.dataset.report.build import count_row_lengths, sample_of, write_report, write_vocabulary
 from tasks.dataset.report.facts import ReportFacts, facts_of_ledger, facts_of_version
 from tasks.dataset.report.overview import draw_overview
 from tasks.dataset.report.page import build_page
+from tasks.dataset.report.scatter import Points, draw_scatter, sample_points
 from tasks.dataset.split import SPLITS
 from tasks.music.metrics.features import NOTES_EDGES, count_between, histograms, tempo_histogram
 from tasks.music.notes import ALL_COLUMNS, COLUMNS, NoteBatch
 from tasks.reporting.charts import charts_of, draw_histogram, step_of
+from tasks.reporting.templates import data_address
 from tasks.storage.home import Home
 from tasks.storage.parquet import read_table
 from tests.browser import Browser, needs_browser, serve_folder
@@ -86,6 +91,11 @@ def sample(split: str, path: str = "a/b.mid", n: int = 3) -> dict[str, str]:
     columns = dict.fromkeys(ALL_COLUMNS, ()) | columns  # a roll shows seconds alone
     columns |= {f"{owner}offsets": (0, len(columns[names[-1]])) for owner, names in COLUMNS.items()}
     return sample_of(NoteBatch.of(columns | {"ticks_per_quarter": (480,), "n_tracks": (2,)}), split, path)
+
+
+POINTS = Points(
+    np.array([0.0, 1.5]), np.array([0.001, 30.0]), np.array([60, 36], np.uint8), np.array([0, 9], np.uint8), 5000
+)
 
 
 def full_facts(word: str = "plain", **changes: Any) -> ReportFacts:
@@ -152,6 +162,7 @@ def full_facts(word: str = "plain", **changes: Any) -> ReportFacts:
         "losses": {"early_ends": 77},
         "n_other_files": 8_888,
         "samples": [sample("train", word), sample("test")],
+        "scatter": {"picture": data_address("image/png", draw_scatter("x", POINTS)), "words": POINTS.words},
         "warnings": [word],
     }  # fmt: skip
     return ReportFacts(**(facts | changes))
@@ -235,6 +246,36 @@ def test_the_same_facts_give_the_same_bytes(tmp_path: Path) -> None:
     assert sorted(path.name for path in pages[0].parent.iterdir()) == ["report.html", "report.png"]
 
 
+def test_the_scatter_picture_shows_each_note_in_the_colour_of_its_channel() -> None:
+    picture = Image.open(io.BytesIO(draw_scatter("of $x$", POINTS))).convert("RGB")
+    assert picture.size == (1500, 640)
+    assert POINTS.words == "2 of 5,000 notes, drawn by lot"
+    colours = {colour for _, colour in picture.getcolors(2**20) or []}
+    assert {(0x2F, 0x6F, 0xB7), (0x8A, 0x6D, 0x5A)} <= colours  # of the legend
+    nothing = Points(POINTS.onset[:0], POINTS.duration[:0], POINTS.pitch[:0], POINTS.channel[:0], 0)
+    assert Image.open(io.BytesIO(draw_scatter("empty", nothing))).size == (1500, 640)
+
+
+@pytest.mark.slow
+def test_the_points_are_notes_of_the_dataset_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = small_dataset(Home.at(tmp_path / "home"), small_corpus(tmp_path / "midi", 10))
+    ledger = read_table(dataset.ledger, ["piece", "status"]).to_pydict()
+    pieces = [piece for piece, status in zip(*ledger.values(), strict=True) if status == "accepted"]
+    shards = [dataset.folder / songs for songs in dataset.manifest["songs"]]
+    n_notes = dataset.manifest["counts"]["n_notes"]
+    whole = sample_points(shards, pieces, n_notes)
+    notes = NoteBatch.joined(read_notes(shard, pieces) for shard in shards)
+    assert whole.words == f"{n_notes:,} notes"
+    rows = sorted(zip(*whole[:3], whole.channel == 9, strict=True))
+    given = zip(notes.onset_seconds, notes.end_seconds - notes.onset_seconds, notes.pitch, notes.is_drum, strict=True)
+    assert rows == sorted(given)
+    monkeypatch.setattr("tasks.dataset.report.scatter.MOST_POINTS", 100)
+    few, again = (sample_points(shards, pieces, n_notes) for _ in range(2))
+    assert draw_scatter("x", few) == draw_scatter("x", again)
+    assert few.words == f"100 of {n_notes:,} notes, drawn by lot"
+    assert set(zip(*few[:4], strict=True)) <= set(zip(*whole[:4], strict=True))
+
+
 def test_facts_go_through_json() -> None:
     facts = full_facts()
     again = json.loads(json.dumps(dataclasses.asdict(facts)))
@@ -279,6 +320,15 @@ def test_a_chart_says_where_its_middle_half_lies() -> None:
     assert one.summary() == "1 piece; the middle half lies at 120 to 130 quarters a minute"
     (last,) = charts_of({"tempo": tempo_histogram(np.array([1_000])).tolist()})
     assert last.summary() == "1 piece; the middle half lies at 290 quarters a minute and more"
+
+
+@pytest.mark.slow
+def test_flipped_rows_do_not_count_among_the_lengths(tmp_path: Path) -> None:
+    augment = AugmentConfig(transpositions=(0,), stretches=(1.0,), flip=True)
+    dataset = small_dataset(Home.at(tmp_path / "home"), small_corpus(tmp_path / "midi", 8), augment=augment)
+    splits = dataset.manifest["splits"]
+    assert sum(facts["n_rows"] for facts in splits.values()) > sum(facts["n_pieces"] for facts in splits.values())
+    assert count_row_lengths(dataset).sum() == sum(facts["n_pieces"] for facts in splits.values())
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tasks.errors import ConfigError
-from tasks.music.render.pianoroll import PART_COLOURS, draw_piano_roll, part_labels
+from tasks.music.render.figures import PART_COLOURS
+from tasks.music.render.pianoroll import draw_piano_roll, part_labels
 from tests.millisecond_scores import millisecond_score
 
 TWO_PARTS = millisecond_score(
