@@ -7,6 +7,7 @@ from models.config import SamplingConfig
 from models.settings import check_settings, setting
 
 MAX_PIECES = 10_000  # of a batch, which has one page
+MAX_CHAIN_BARS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,16 @@ class GenerateConfig:
         "prior", "Latents are drawn, are those of the prompts, or are on the way between two of them."
     )
     prompt_to: str = setting("", "End of such a path.")
+    chain_bars: int = setting(
+        0,
+        "Bars of a long piece from a model with latents, joined of windows that begin with bars of the one before; the"
+        " latents are those of the path from its beginning to its end, or of a walk. 0: a piece is one window.",
+        ge=0, le=MAX_CHAIN_BARS,
+    )  # fmt: skip
+    chain_hop_bars: int = setting(0, "Bars from the beginning of a window to the next one's; 0: half a window.", ge=0)
+    chain_step: float = setting(
+        0.2, "Share of the way from a window's latent to a drawn one at which the next one's is.", ge=0, le=1
+    )
     key: str = setting("", "Such as `C` or `F# minor`: notes outside of it are drawn almost never.")
     programs: tuple[int, ...] = setting(
         (), "General MIDI programs: others are drawn almost never.", each={"ge": 0, "le": 127}
@@ -80,6 +91,7 @@ class GenerateConfig:
         if len(parts) > 1:
             raise ValueError(f"{' and '.join(parts)} both say how much of a prompt is taken; set one")
         self._check_new_bars()
+        self._check_chain()
         takes_tokens = self.prompt and self.latents == "prior" and not (parts or self.infill_bars or self.variation)
         if takes_tokens and self.prompt_tokens >= self.sampling.max_tokens:
             raise ValueError(
@@ -93,6 +105,20 @@ class GenerateConfig:
     def n_tries(self) -> int:
         """Attempts at each gap of a variation, of which the best one is kept before the next gap is filled."""
         return self.best_of if self.variation and self.best_by == "join" else 1
+
+    def _check_chain(self) -> None:
+        if not self.chain_bars:
+            if self.chain_hop_bars:
+                raise ValueError(f"chain_hop_bars={self.chain_hop_bars} is of a chain, but chain_bars=0")
+            return
+        control = f"chain_bars={self.chain_bars}"
+        if limits := [name for name in ("max_notes", "max_bars", "max_seconds") if getattr(self, name)]:
+            raise ValueError(f"{' and '.join(limits)} and {control} both say how long a piece is; set one")
+        if self.infill_bars or self.sampling.beams:
+            other = "infill_bars" if self.infill_bars else "sampling.beams"
+            raise ValueError(f"{other} and {control} do not go together: windows of a chain are drawn one by one")
+        if self.prompt and self.latents == "prior" and not self.variation:
+            raise ValueError(f"{control} continues no prompt; set latents=prompt to begin with the prompt's latent")
 
     def _check_new_bars(self) -> None:
         if self.infill_bars is None and not self.variation:

@@ -27,6 +27,9 @@ LATER_SETTINGS = {
     "top_k_points": [],
     "channels": [],
     "row_mode": "whole",
+    "chain_bars": 0,
+    "chain_hop_bars": 0,
+    "chain_step": 0.2,
     "median_pitch": 0,
     "flip": False,
 }

@@ -43,7 +43,8 @@ from tasks.music.render.pianoroll import draw_piano_roll, part_labels
 from tasks.music.render.soundfont import NoSound, Player
 from tasks.music.score import Score, build_score
 from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
-from tasks.sampling.latents import LatentPlan, note_f1
+from tasks.sampling.chain import ChainShape, write_chains
+from tasks.sampling.latents import LatentPlan, note_f1, path_rows
 from tasks.sampling.sample_ids import WrittenIds, piece_limit, write_ids
 from tasks.sampling.timing import Continued, result_row
 from tasks.sampling.token_count import TokenCount
@@ -83,7 +84,8 @@ class WritePlan:
     lineage: dict[str, str]
     folder: Path  # of the unfinished batch
     dataset_folder: Path | None  # of the version with the index of copies
-    max_tokens: int  # of a piece, its prompt included
+    max_tokens: int  # of a piece, or of a window of a chain, its prompt included
+    chain: ChainShape | None = None
 
     def prompt_of(self, candidate: Candidate) -> Prompt:
         return self.prompts[candidate.index % len(self.prompts)]
@@ -92,7 +94,7 @@ class WritePlan:
         """Return the largest number of tokens drawn for a piece; an estimate where bars are written again."""
         prompt = self.prompt_of(candidate)
         if prompt.canvas is None:
-            return max(self.max_tokens - len(prompt.ids), 0)
+            return max(self.max_tokens - len(prompt.ids), 0) * (self.chain.n_windows if self.chain else 1)
         seconds = prompt.canvas.line_seconds
         spans = prompt.canvas.spans(self.config, candidate.index)
         share = sum(span.end_seconds - span.start_seconds for span in spans) / max(seconds[-1] - seconds[0], 1e-9)
@@ -183,7 +185,9 @@ def write_candidates(
     prompts, config = [plan.prompt_of(candidate) for candidate in left], plan.config
     indices, attempts = [candidate.index for candidate in left], [candidate.attempt for candidate in left]
     canvases = [prompt.canvas for prompt in prompts if prompt.canvas]
-    if canvases:
+    if plan.chain:
+        write_chains(loaded, indices, attempts, plan.latents, config, keep, count.drawn)
+    elif canvases:
         rewrite(loaded, canvases, indices, attempts, config, lambda new: keep(new.written, new), count.drawn)
     else:
         ids, fullness = [prompt.ids for prompt in prompts], _fullness(config, loaded.tokenizer)
@@ -211,6 +215,10 @@ def _write_candidate(
     started, tokenizer = time.perf_counter(), loaded.tokenizer
     score, ended_by = (new.score, new.ended_by) if new else _ended(piece, piece_limit(plan.config), tokenizer)
     short_of, warnings = ([], new.warnings) if new else _shortfall(plan.config, score, ended_by, piece.ids, tokenizer)
+    if piece.chain:
+        ended_by = "limit"
+        if n_empty := piece.chain["n_empty_bars"]:
+            warnings = [*warnings, f"{plural(n_empty, 'bar')} of single tracks are empty: their windows had no room"]
     score, n_shortened = end_at_next(score)
     title = f"{plan.lineage['batch']} {candidate.name}"
     midi = write_midi(score, title, part_names=part_labels(score), ends_on_bar_line=True)
@@ -222,7 +230,7 @@ def _write_candidate(
         "attempt": candidate.attempt,
         "sampling": to_json(plan.config.sampling),
         "prompt": given,
-        "latent": _latent_facts(plan.latents, candidate.index, score, tokenizer),
+        "latent": _latent_facts(plan.latents, candidate.index, score, piece.chain, loaded),
         "infill": new.to_json(plan.config.variation) if new else None,
         "n_tokens": len(piece.ids),
         "n_new_notes": len(own.notes.pitch),
@@ -386,10 +394,13 @@ def _shortfall(
     return list(short_of), warnings
 
 
-def _latent_facts(latents: LatentPlan, index: int, score: Score, tokenizer: Any) -> dict[str, Any] | None:
-    """Return the sources of a piece's latent, and the share of their notes that the piece has."""
-    if latents.kind == "prior":
+def _latent_facts(
+    latents: LatentPlan, index: int, score: Score, chain: Mapping[str, Any] | None, loaded: LoadedModel
+) -> dict[str, Any] | None:
+    """Return the sources of a piece's latent and the share of their notes that it has, its windows, and its path."""
+    if latents.kind == "prior" and not chain:
         return None
+    tokenizer = loaded.tokenizer
     sources = [
         {
             "name": source.name,
@@ -400,6 +411,14 @@ def _latent_facts(latents: LatentPlan, index: int, score: Score, tokenizer: Any)
         }
         for source in latents.sources_of(index)
     ]
-    share = {"share": latents.share_of(index)} if latents.kind == "path" else {}
-    variation = {"variation": latents.variation} if latents.variation else {}
-    return {"of": latents.kind, "sources": sources} | share | variation
+    facts: dict[str, Any] = {"of": latents.kind, "sources": sources}
+    if latents.variation:
+        facts["variation"] = latents.variation
+    windows = [tokenizer.decode(np.array(ids)) for ids in chain["windows"]] if chain else []
+    if chain:
+        facts["chain"] = {name: value for name, value in chain.items() if name != "windows"}
+    if latents.kind == "path":
+        facts["path"] = path_rows(loaded, latents.sources, latents.shares_of(index, len(windows)), windows or [score])
+        if not chain:
+            facts["share"] = facts["path"][0]["share"]
+    return facts

@@ -31,7 +31,8 @@ from tasks.music.render.notation import check_notation
 from tasks.music.render.soundfont import find_player
 from tasks.music.score import Score
 from tasks.runtime.progress import Progress
-from tasks.sampling.latents import LatentPlan, LatentSource, latents_of
+from tasks.sampling.chain import chain_shape
+from tasks.sampling.latents import LatentPlan, LatentSource, latents_of, steps_on_way
 from tasks.sampling.timing import Clock, results_of
 from tasks.storage.files import json_bytes, publish_folder, write_atomically
 from tasks.storage.home import Home
@@ -169,6 +170,7 @@ def generate_batch(
         folder=folder,
         dataset_folder=judge.index.folder if judge.index else None,
         max_tokens=judge.max_tokens,
+        chain=chain_shape(loaded, config) if config.chain_bars else None,
     )
     clock = Clock()
     with show("composing", sum(map(plan.expected_tokens, first_candidates(config))), "tokens") as progress:
@@ -185,6 +187,8 @@ def generate_batch(
     kept = [choice.candidate for choice in choices]
     rows = [{"piece": candidate.name} | read_candidate(candidate, folder)["measured"] for candidate in kept]
     results = results_of(rows) | {"stage_seconds": clock.seconds}
+    if "path" in manifest:
+        results["path"] = manifest["path"]
     write_atomically(batch.results, sealed_bytes(results))
     for left_by_a_kill in batch_folder(folder).rglob(".*.tmp"):
         left_by_a_kill.unlink()
@@ -213,6 +217,21 @@ def open_unfinished(home: Home, name: str, origin: dict[str, Any], fresh: bool) 
         part.mkdir(parents=True, exist_ok=True)
     write_atomically(note, sealed_bytes(origin))
     return folder
+
+
+def path_table(sidecars: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the distances of a batch's pieces, or of the windows of each, to both ends of the path of their latents.
+
+    `steps_on_way` says of how many steps of all these is away from the start and towards the end, by latents and notes.
+    """
+    parts = [[{"piece": piece["name"], **row} for row in piece["latent"]["path"]] for piece in sidecars]
+    is_chain = "chain" in sidecars[0]["latent"]
+    walks = parts if is_chain else [[row for part in parts for row in part]]
+    counts = {}
+    for measure in ("latent", "notes"):
+        found = [steps_on_way(walk, measure) for walk in walks]
+        counts[measure] = [sum(n_right for n_right, _ in found), sum(n for _, n in found)]
+    return {"rows": [row for walk in walks for row in walk], "steps_on_way": counts}
 
 
 def _write_manifest(
@@ -246,6 +265,8 @@ def _write_manifest(
     }
     if asked := _asked_notes(sidecars):
         manifest["asked_notes"] = asked
+    if plan.latents.kind == "path":
+        manifest["path"] = path_table(sidecars)
     manifest["flags"] = batch_flags(manifest)
     for line in manifest["flags"]:
         logger.warning("%s", line)

@@ -29,6 +29,7 @@ from tasks.music.score import Score
 from tasks.music.tokenizers.base import TokenArray, TokenBatch
 from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtTokenizer, notes_in_header
 from tasks.music.windows import cut_windows
+from tasks.sampling.chain import chain_shape
 from tasks.sampling.latents import latents_of
 from tasks.sampling.sample_ids import check_prompt_ids, check_request, opening_ids, piece_limit
 from tasks.storage.file_names import MIDI_SUFFIXES, is_midi, printable
@@ -85,6 +86,8 @@ def read_prompts(loaded: LoadedModel, config: GenerateConfig, home: Home | None 
         found for name in (config.prompt, config.prompt_to) if name for found in _contents(name, loaded, config, home)
     ]
     check_request(loaded, config, len(given))
+    if config.chain_bars:
+        chain_shape(loaded, config)
     if not given:
         return [Prompt("", "", opening_ids(loaded))]
     prompts = []

@@ -1,7 +1,8 @@
 """Pieces from latents: random ones, those of prompts, those near them, or between two prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from models.registry import Model, SampledModel, has_latents
 from models.vae.latents import ConditionedDecoder, interpolate, slerp
 from models.vae.model import Vae
+from tasks.checkpoints import LoadedModel
 from tasks.config.generation import GenerateConfig
 from tasks.errors import ConfigError
 from tasks.music.score import Score
@@ -40,9 +42,11 @@ class LatentPlan:
     n_pieces: int
     variation: float = 0.0
 
-    def share_of(self, index: int) -> float:
-        """Return the position of a piece on the path between two prompts, 0 to 1."""
-        return index / max(self.n_pieces - 1, 1)
+    def shares_of(self, index: int, n_windows: int = 0) -> list[float]:
+        """Return the position of a piece on the path between two prompts, 0 to 1; of a chain, of each window."""
+        if n_windows:
+            return [window / max(n_windows - 1, 1) for window in range(n_windows)]
+        return [index / max(self.n_pieces - 1, 1)]
 
     def sources_of(self, index: int) -> tuple[LatentSource, ...]:
         """Return the prompts that a piece's latent was made of."""
@@ -101,6 +105,43 @@ def with_latents(
 def latent_of(model: Vae, ids: Sequence[int]) -> Tensor:
     """Return the likeliest latent of one piece; alone, so that it is the same in every batch."""
     return model.latent(torch.tensor([ids]))[0]
+
+
+def path_rows(
+    loaded: LoadedModel, sources: Sequence[LatentSource], shares: Sequence[float], scores: Sequence[Score]
+) -> list[dict[str, float]]:
+    """Return the distances of places on the path between two prompts to both its ends.
+
+    Args:
+        scores: what was written there.
+    Returns:
+        of each place `latent_to_start` and `latent_to_end`, in units of the distance of the ends, and `notes_to_start`
+        and `notes_to_end`, 1 minus `note_f1`.
+    """
+    model = loaded.model
+    assert has_latents(model)
+    with torch.no_grad():
+        start, end = (latent_of(model, source.ids) for source in sources)
+    length = float((end - start).norm()) or 1.0
+    windows, rows = [loaded.tokenizer.decode(np.array(source.ids)) for source in sources], []
+    for share, score in zip(shares, scores, strict=True):
+        point, row = slerp(start, end, share), {"share": share}
+        for name, latent, window in zip(("start", "end"), (start, end), windows, strict=True):
+            row[f"latent_to_{name}"] = round(float((point - latent).norm()) / length, 4)
+            row[f"notes_to_{name}"] = round(1 - note_f1(score, window), 4)
+        rows.append(row)
+    return rows
+
+
+def steps_on_way(rows: Sequence[Mapping[str, float]], measure: str) -> tuple[int, int]:
+    """Return how many steps of a path come no nearer to its start and go no further from its end, and all steps."""
+    steps = list(pairwise(rows))
+    n_right = sum(
+        before[f"{measure}_to_start"] <= after[f"{measure}_to_start"]
+        and before[f"{measure}_to_end"] >= after[f"{measure}_to_end"]
+        for before, after in steps
+    )
+    return n_right, len(steps)
 
 
 def note_f1(found: Score, reference: Score) -> float:

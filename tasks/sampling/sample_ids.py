@@ -1,7 +1,7 @@
 """Sampling the ids of a batch: random draws or beam search, under the encoding's grammar and the controls."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,12 +142,14 @@ class WrittenIds:
         place: among the requested pieces.
         entropies: float32, nats, of the model's distribution at each id drawn; empty where beam search found them.
         seconds: its share of the time.
+        chain: the windows that it is joined of; None where it is one.
     """
 
     place: int
     ids: np.ndarray
     entropies: np.ndarray
     seconds: float
+    chain: Mapping[str, Any] | None = None
 
 
 def write_ids(

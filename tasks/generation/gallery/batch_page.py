@@ -59,7 +59,7 @@ def batch_page(
         subtitle += f"; {asked}"
     return build_gallery(
         manifest["batch"], subtitle, shown, facts, batch_figures=_figures(manifest["judgement"]),
-        flags=manifest["flags"],
+        flags=manifest["flags"], path_rows=manifest.get("path", {}).get("rows", ()),
     )  # fmt: skip
 
 

@@ -128,6 +128,7 @@ def build_gallery(
     *,
     batch_figures: Sequence[BatchFigure] = (),
     flags: Sequence[str] = (),
+    path_rows: Sequence[Mapping[str, Any]] = (),
     max_audio_bytes: int = MAX_AUDIO_BYTES,
 ) -> str:
     """Return the whole page as HTML text; the same arguments give the same text.
@@ -137,6 +138,7 @@ def build_gallery(
         facts: shown below the subtitle, name and value.
         batch_figures: rows of the table below the facts.
         flags: lines about the batch, shown in a box.
+        path_rows: rows of the table of distances along a path of latents, with a piece's name first.
         max_audio_bytes: sound that the page may hold, as files; the pieces after it are played by the page itself.
     """
     here = "tasks.generation.gallery"
@@ -151,6 +153,7 @@ def build_gallery(
         facts=facts,
         flags=flags,
         batch_figures=batch_figures,
+        path_rows=path_rows,
         sorts=[
             (kind, label, dict.fromkeys(name for piece in pieces for name in getattr(piece, label)))
             for kind, label in (("score:", "scores"), ("stat:", "statistics"))

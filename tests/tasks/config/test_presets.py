@@ -22,6 +22,7 @@ from tasks.config.training import TrainConfig
 from tasks.dataset.versions import DatasetVersion, resolve_dataset
 from tasks.errors import BadScore, ConfigError
 from tasks.evaluation.evaluate import evaluate_model
+from tasks.generation.batch_files import check_piece
 from tasks.generation.generate import generate_batch, read_request
 from tasks.generation.prompts import read_prompts
 from tasks.music.midi.read_midi import read_midi
@@ -285,6 +286,45 @@ def test_pieces_are_written_from_latents_of_prompts(name: str, home: Home, corpu
     drawn, nothing = compose(2, sampling=SamplingConfig(max_tokens=300))
     assert drawn[0] != drawn[1]
     assert nothing == [None, None]
+
+
+@pytest.mark.slow
+def test_a_path_is_a_table_of_distances(home: Home, corpus: Path) -> None:
+    name = "mmm_vae_tiny"
+    dataset = dataset_of(name, home, corpus)
+    checkpoint = trained(home, shortened(build_preset(name)), dataset, "path")
+    model = ModelVersion(
+        name=name, version="1", run_id="0" * 16, checkpoint=checkpoint, dataset=dataset.reference, preset=name,
+        model_id="m-1",
+    )  # fmt: skip
+    start, end = map(str, sorted(corpus.rglob("*.mid"))[:2])
+    settings = GenerateConfig(
+        audio="none", prompt=start, prompt_to=end, latents="path", n_pieces=3, sampling=SamplingConfig(max_tokens=337)
+    )
+    for config, n_rows in ((settings, 3), (replace(settings, n_pieces=2, chain_bars=7), 2 * 3)):
+        batch = generate_batch(read_request(home, model, checkpoint, config))
+        table = batch.manifest["path"]
+        assert table == json.loads(batch.results.read_text())["path"]
+        rows = table["rows"]
+        assert len(rows) == n_rows
+        assert [row["share"] for row in rows[:3]] == [0, 0.5, 1]
+        assert [row["latent_to_start"] for row in rows[:3]] == sorted(row["latent_to_start"] for row in rows[:3])
+        assert table["steps_on_way"]["latent"] == [n_rows * 2 // 3] * 2
+        page = batch.gallery.read_text()
+        assert page.count('<th scope="row">0000</th>') == (1 if n_rows == 3 else 3)
+        assert "Distances along the path of latents" in page
+    loaded = load_model(checkpoint)
+    for path in sorted((batch.folder / "pieces").glob("*.json")):
+        sidecar = json.loads(path.read_text())
+        chain = sidecar["latent"]["chain"]
+        assert (chain["joins"], chain["window_bars"], chain["hop_bars"]) == ([4, 6], 4, 2)
+        assert sidecar["ended_by"] == "limit"
+        notes = read_midi(path.with_suffix(".mid").read_bytes())
+        ends = (notes.notes.onset + notes.notes.duration) / notes.ticks_per_quarter
+        assert ends.max() <= 7 * 4
+        assert check_piece(path)["validity"]["ok"]
+    with pytest.raises(ConfigError, match="chain_bars=3 is no more than one window of 4 bars"):
+        read_prompts(loaded, replace(config, chain_bars=3))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ StateArray = NDArray[np.int16]
 
 # States outside of bars; the three of the header come before its first, second and third word.
 _AT_START, _AT_HEADER, _BETWEEN_TRACKS, _AT_INSTRUMENT, _AT_DENSITY = 0, 1, 4, 5, 6
-_AT_FIRST_BAR, _BETWEEN_BARS, _AT_PIECE_END, _AT_END, _N_OUTSIDE = 7, 8, 9, 10, 11
+_AT_FIRST_BAR, BETWEEN_BARS, _AT_PIECE_END, _AT_END, N_OUTSIDE = 7, 8, 9, 10, 11
 # States inside of a bar: three for each number of units that are left of it.
 _OPENING, _MOVED, _STRUCK, _N_INSIDE = 0, 1, 2, 3
 
@@ -26,7 +26,7 @@ def build_grammar(vocabulary: Vocabulary, units_per_quarter: int, longest_bar: i
     and begin), or a NOTE_ON (more notes begin, and none ends at the moment it began). The slots are the 128 pitches; a
     bar ends when all are closed. A track has at least one bar.
     """
-    next_state = np.full((_N_OUTSIDE + _N_INSIDE * (longest_bar + 1), vocabulary.size), -1, dtype=np.int16)
+    next_state = np.full((N_OUTSIDE + _N_INSIDE * (longest_bar + 1), vocabulary.size), -1, dtype=np.int16)
     _link_frame(next_state, vocabulary)
     _link_bars(next_state, vocabulary, units_per_quarter, longest_bar)
     opens, closes = np.full((2, vocabulary.size), -1, dtype=np.int16)
@@ -69,13 +69,13 @@ def _link_frame(next_state: StateArray, vocabulary: Vocabulary) -> None:
     next_state[_AT_INSTRUMENT, vocabulary.of_kind(Kind.INST)] = after_instrument
     next_state[_AT_INSTRUMENT, UNKNOWN] = after_instrument
     next_state[_AT_DENSITY, density] = _AT_FIRST_BAR
-    next_state[_BETWEEN_BARS, vocabulary.of_kind(Kind.TRACK_END)] = _BETWEEN_TRACKS
+    next_state[BETWEEN_BARS, vocabulary.of_kind(Kind.TRACK_END)] = _BETWEEN_TRACKS
 
 
 def _link_bars(next_state: StateArray, vocabulary: Vocabulary, units_per_quarter: int, longest_bar: int) -> None:
     starts = vocabulary.of_kind(Kind.BAR_START)
     lengths = np.array([bar_units(int(meter), units_per_quarter) for meter in vocabulary.value[starts]], dtype=np.int64)
-    for state in (_AT_FIRST_BAR, _BETWEEN_BARS):
+    for state in (_AT_FIRST_BAR, BETWEEN_BARS):
         next_state[state, starts] = _inside(_OPENING, lengths)
     left = np.arange(longest_bar + 1)
     may_end = (_OPENING, _MOVED)
@@ -87,7 +87,7 @@ def _link_bars(next_state: StateArray, vocabulary: Vocabulary, units_per_quarter
             next_state[states[units:], place] = _inside(_MOVED, left[: len(left) - units])
         next_state[np.ix_(states[1:], vocabulary.of_kind(Kind.NOTE_ON))] = _inside(_STRUCK, left[1:])[:, None]
         if last in may_end:
-            next_state[np.ix_(states, vocabulary.of_kind(Kind.BAR_END))] = _BETWEEN_BARS
+            next_state[np.ix_(states, vocabulary.of_kind(Kind.BAR_END))] = BETWEEN_BARS
     opening, moved = _inside(_OPENING, left), _inside(_MOVED, left)
     next_state[np.ix_(opening, vocabulary.of_kind(Kind.TIE))] = opening[:, None]
     next_state[np.ix_(moved, vocabulary.of_kind(Kind.NOTE_OFF))] = moved[:, None]
@@ -95,4 +95,4 @@ def _link_bars(next_state: StateArray, vocabulary: Vocabulary, units_per_quarter
 
 def _inside(last: int, left: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the states in a bar with `left` units to go."""
-    return _N_OUTSIDE + _N_INSIDE * left + last
+    return N_OUTSIDE + _N_INSIDE * left + last
