@@ -8,13 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-from torch import nn
 
 from models.config import WarmupCosineSchedule
 from tasks.checkpoints import CheckpointFolder
@@ -33,24 +31,6 @@ from tests.samples import SMALL_MODEL, short_training
 from tests.tasks.training.test_train import assert_same_run, at_step, curves
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `fit` run the steps itself, each at least 30 ms long, where it would ask Ray Train."""
-
-    def fit_in_thread(job: TrainJob, failure: list[BaseException]) -> None:
-        def wrap(model: nn.Module) -> nn.Module:
-            model.register_forward_hook(lambda *_: time.sleep(0.03))
-            return model
-
-        try:
-            run_steps(job, wrap=wrap)
-        except BaseException as error:
-            failure.append(error)
-
-    monkeypatch.setattr(cluster, "connect", lambda: None)
-    monkeypatch.setattr(trainer, "_fit_in_thread", fit_in_thread)
 
 
 def test_fit_hands_on_every_point_once_and_in_order(
