@@ -312,6 +312,7 @@ class Hooks:
 
     on_step: Callable[[int], bool | None] | None
     on_piece: Callable[[Written], None] | None
+    on_partial: Callable[[Written], None] | None
     is_full: Callable[[int, Tensor], bool] | None
 
 
@@ -331,6 +332,7 @@ def sample(
     top_k: Callable[[int], int | None] | None = None,
     on_step: Callable[[int], bool | None] | None = None,
     on_piece: Callable[[Written], None] | None = None,
+    on_partial: Callable[[Written], None] | None = None,
     on_void: Callable[[], None] | None = None,
     is_full: Callable[[int, Tensor], bool] | None = None,
     bias_V: Tensor | None = None,
@@ -353,6 +355,7 @@ def sample(
         on_step: called after each step with the number of ids drawn so far, in all pieces; True stops, and pieces
             are returned as far as they are. The number may once begin again: see precision.py.
         on_piece: called with each piece that is complete, in any order.
+        on_partial: called with each piece at work, as far as it is, before an interrupt leaves this function.
         on_void: called when all pieces are begun again, before the first step: those that came already come again, and
             with other ids perhaps.
         is_full: asked with the place of a prompt and the ids of its piece at each `FULL_EVERY` ids drawn; True ends it.
@@ -390,7 +393,7 @@ def sample(
     )
     prompts = [prompt.cpu() for prompt in prompts]
     n_rows = min(batch_size, max(len(prompts), 1))
-    hooks, written = Hooks(on_step, on_piece, is_full), None
+    hooks, written = Hooks(on_step, on_piece, on_partial, is_full), None
     with tuned_threads(model.embed.weight.device) as threads:
         if model.embed.weight.dtype != torch.float64:
             with suppress(PrecisionLostError):  # which also frees the memory of the first attempt
@@ -430,26 +433,32 @@ def write(
     for row in range(min(sampler.cache.batch_size, len(prompts))):
         start_next(row)
     n_drawn = 0
-    while sampler.piece_of_row:
-        n_rows = len(sampler.piece_of_row)
-        n_drawn += n_rows
-        threads.use()
-        started = time.perf_counter()
-        is_complete = sampler.step()
-        took = time.perf_counter() - started
-        threads.observe(took)
-        seconds[sampler.piece_of_row] += took / n_rows
-        # From the last row down: the row that `drop` moves is then never one that is complete itself.
-        for row in sorted({*is_complete, *filter(is_full, range(n_rows))}, reverse=True):
-            piece = keep(row)
-            if hooks.on_piece is not None:
-                hooks.on_piece(piece)
-            if waiting:
-                start_next(row)
-            else:
-                sampler.drop(row)
-        if hooks.on_step is not None and hooks.on_step(n_drawn):
-            break
+    try:
+        while sampler.piece_of_row:
+            n_rows = len(sampler.piece_of_row)
+            n_drawn += n_rows
+            threads.use()
+            started = time.perf_counter()
+            is_complete = sampler.step()
+            took = time.perf_counter() - started
+            threads.observe(took)
+            seconds[sampler.piece_of_row] += took / n_rows
+            # From the last row down: the row that `drop` moves is then never one that is complete itself.
+            for row in sorted({*is_complete, *filter(is_full, range(n_rows))}, reverse=True):
+                piece = keep(row)
+                if hooks.on_piece is not None:
+                    hooks.on_piece(piece)
+                if waiting:
+                    start_next(row)
+                else:
+                    sampler.drop(row)
+            if hooks.on_step is not None and hooks.on_step(n_drawn):
+                break
+    except BaseException as error:
+        if hooks.on_partial is not None and not isinstance(error, Exception):  # an interrupt
+            for row in range(len(sampler.piece_of_row)):
+                hooks.on_partial(keep(row))
+        raise
     for row in range(len(sampler.piece_of_row)):
         keep(row)
     return pieces

@@ -176,6 +176,11 @@ def write_candidates(
         if on_candidate:
             on_candidate(candidate)
 
+    def keep_partial(piece: WrittenIds) -> None:
+        path = plan.folder / "partial" / f"{left[piece.place].name}.mid"
+        write_atomically(path, write_midi(end_at_next(loaded.tokenizer.decode(piece.ids))[0], path.stem))
+        logger.warning("interrupted: the piece at work is in %s as far as it is; the same command begins it anew", path)
+
     def discard() -> None:
         count.ended(-sum(n_fewer.values()), 0)
         n_fewer.clear()
@@ -191,7 +196,9 @@ def write_candidates(
         rewrite(loaded, canvases, indices, attempts, config, lambda new: keep(new.written, new), count.drawn)
     else:
         ids, fullness = [prompt.ids for prompt in prompts], _fullness(config, loaded.tokenizer)
-        write_ids(loaded, ids, indices, attempts, plan.latents, config, keep, fullness, discard, count.drawn)
+        write_ids(
+            loaded, ids, indices, attempts, plan.latents, config, keep, fullness, discard, count.drawn, keep_partial
+        )
     count.flush()
 
 

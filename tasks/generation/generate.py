@@ -213,6 +213,7 @@ def open_unfinished(home: Home, name: str, origin: dict[str, Any], fresh: bool) 
         logger.info("the unfinished batch in %s is deleted: it was begun by other code or in another way", folder)
         note.unlink(missing_ok=True)  # first: a batch must not continue from half a folder
         shutil.rmtree(folder)
+    shutil.rmtree(folder / "partial", ignore_errors=True)  # of pieces that are begun anew
     for part in (folder / "candidates", pieces_folder(folder)):
         part.mkdir(parents=True, exist_ok=True)
     write_atomically(note, sealed_bytes(origin))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.registry import Model, has_latents
 from models.sampling.beam_search import beam_search
-from models.sampling.sample import GrammarTables, context_of, sample
+from models.sampling.sample import GrammarTables, Written, context_of, sample
 from tasks.checkpoints import LoadedModel
 from tasks.config.generation import GenerateConfig
 from tasks.errors import ConfigError
@@ -163,6 +163,7 @@ def write_ids(
     is_full: Callable[[int, Tensor], bool] | None = None,
     on_void: Callable[[], None] | None = None,
     on_tokens: Callable[[int], None] | None = None,
+    on_partial: Callable[[WrittenIds], None] | None = None,
 ) -> None:
     """Write some pieces of a batch and hand over each as soon as it is complete.
 
@@ -172,6 +173,7 @@ def write_ids(
         attempts: at each of them, from 0 on; each has a random stream of its own.
         is_full: gets the place of a piece and its ids so far, and returns whether it ends there.
         on_void: called when all that came so far is void and comes again; see `models.sampling.sample.sample`.
+        on_partial: gets the pieces at work, as far as they are, where an interrupt ends the call; beams give none.
         on_tokens: called after each step with the number of ids drawn by it, below 0 for those that are void.
     """
     n_before, n_counted = 0, 0  # ids of searches that are over, and of the one at work
@@ -209,7 +211,8 @@ def write_ids(
         config=replace(config.sampling, max_tokens=max_tokens),
         grammar=grammar,
         batch_size=config.batch_size,
-        on_piece=lambda piece: on_piece(WrittenIds(piece.place, piece.ids.numpy(), piece.entropies, piece.seconds)),
+        on_piece=lambda piece: on_piece(_ids_of(piece)),
+        on_partial=lambda piece: on_partial and on_partial(_ids_of(piece)),
         on_step=count,
         on_void=void,
         is_full=is_full,
@@ -217,6 +220,10 @@ def write_ids(
         entropies=[],
         **ends,
     )
+
+
+def _ids_of(piece: Written) -> WrittenIds:
+    return WrittenIds(piece.place, piece.ids.numpy(), piece.entropies, piece.seconds)
 
 
 def _of_rank(

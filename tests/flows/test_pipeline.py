@@ -241,6 +241,9 @@ def test_ctrl_c_is_answered_soon_and_the_same_command_goes_on_though_prefects_se
     said, hung = interrupt(process, home), home / "logs" / "hung.txt"
     assert not hung.exists(), hung.read_text()
     assert said == "orchestrion: interrupted; what is finished is kept, and the same command goes on"
+    partial = list((home / "generations").glob(".*.unfinished/partial/*.mid"))
+    assert partial  # the pieces at work, as far as they are
+    assert all(mido.MidiFile(path).tracks for path in partial)  # whole files, if without a note yet
     before = {path: path.stat().st_mtime_ns for path in written}
     process, _ = begin_a_long_batch(home)
     assert {path: path.stat().st_mtime_ns for path in written} == before  # gone on with, not begun anew

@@ -337,6 +337,29 @@ def test_a_stop_returns_what_there_is() -> None:
     assert sum(len(piece) for piece in partial) == sum(len(prompt) for prompt in build_prompts(6)) + seen[-1]
 
 
+def test_an_interrupt_gives_the_pieces_at_work_as_far_as_they_are() -> None:
+    complete, partial = dict[int, list[int]](), dict[int, list[int]]()
+
+    def interrupt(n_drawn: int) -> None:
+        if n_drawn >= 12:
+            raise KeyboardInterrupt
+
+    settings = SamplingConfig(max_tokens=40, temperature=0.5)
+    whole = run(settings, n=6, batch_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            settings, n=6, batch_size=4, on_step=interrupt,
+            on_piece=lambda piece: complete.update({piece.place: piece.ids.tolist()}),
+            on_partial=lambda piece: partial.update({piece.place: piece.ids.tolist()}),
+        )  # fmt: skip
+    assert len(partial) >= 2
+    assert not partial.keys() & complete.keys()
+    prompts = build_prompts(6)
+    for place, ids in (partial | complete).items():
+        assert len(ids) >= len(prompts[place])
+        assert ids == whole[place][: len(ids)]
+
+
 def test_uniforms_are_a_stable_stream_of_their_piece() -> None:
     uniforms = piece_uniforms(3, 7, 1000)
     assert uniforms.dtype == np.float64
