@@ -41,6 +41,7 @@ OTHERS = {
 AUGMENTATION = {"dataset.augment.transpositions": [-2, -1, 0, 1, 2], "dataset.augment.stretches": [1.0]}
 RATIO_MEANS = "accuracy on held-out tokens over that of always naming the most frequent one"
 TABLE = report.ROOT / "docs" / "results.md"
+BY_HEART = report.RESULTS / "by_heart.md"  # written by hand, the last section of the page
 INTRODUCTION = """
 Written by `bench/bench_evidence.py` from `bench/results/evidence.json`, which has every figure, the machine, the
 versions and the commit of each row. All rows are of the small twins, on the test split, which is split by groups of
@@ -192,7 +193,7 @@ def table(rows: dict[str, Any]) -> str:
         lines += ["", *verdicts(chosen)]
     lines += ["", "## Commands", ""]
     lines += [f"- {name}: `{row['trained_by']}` (run `{row['run_id'][:8]}`)" for name, row in sorted(rows.items())]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n\n" + BY_HEART.read_text()
 
 
 def rows_of(rows: dict[str, Any]) -> list[str]:
