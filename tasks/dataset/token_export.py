@@ -17,6 +17,7 @@ from tasks.music.arrays import IntArray, offsets_of, spread_ranges
 from tasks.music.tokenizers.base import TokenArray
 from tasks.music.tokenizers.registry import tokenizer_from_json
 from tasks.storage.file_names import printable
+from tasks.storage.parquet import read_table
 from tasks.storage.user_paths import check_output, write_output
 
 
@@ -24,7 +25,7 @@ def export_tokens(dataset: DatasetVersion, out: Path, length: int, split: str = 
     """Write the rows of a dataset, or of one split, and return the counts and ids of the table.
 
     A `.npy` or `.pt` file is a matrix of int64, padded at the ends of rows. A `.parquet` file has a column of lists,
-    without padding.
+    without padding, and one of the piece that each is of.
 
     Args:
         length: see `cut_windows`; 0: whole rows.
@@ -43,9 +44,11 @@ def export_tokens(dataset: DatasetVersion, out: Path, length: int, split: str = 
     offsets, ids = flat.offsets, flat.tokens
     if len(offsets) < 2:
         raise DatasetError(f"{dataset.reference} has no row in its split {split}")
+    pieces = [piece for shard in shards for piece in read_table(shard, ["piece"])["piece"].to_pylist()]
     if length:
         offsets, ids = cut_windows(offsets, ids, length, seed)
-    write_output(out, _WRITERS[out.suffix](offsets, ids, tokenizer.pad_id))
+        pieces = np.repeat(pieces, 2).tolist()
+    write_output(out, _WRITERS[out.suffix](offsets, ids, pieces, tokenizer.pad_id))
     return {
         "n_rows": len(offsets) - 1,
         "longest_row": int(np.diff(offsets).max()),
@@ -82,13 +85,13 @@ def _matrix(offsets: IntArray, ids: TokenArray, pad_id: int) -> IntArray:
     return matrix
 
 
-def _npy(offsets: IntArray, ids: TokenArray, pad_id: int) -> bytes:
+def _npy(offsets: IntArray, ids: TokenArray, pieces: list[str], pad_id: int) -> bytes:
     handle = io.BytesIO()
     np.save(handle, _matrix(offsets, ids, pad_id))
     return handle.getvalue()
 
 
-def _pt(offsets: IntArray, ids: TokenArray, pad_id: int) -> bytes:
+def _pt(offsets: IntArray, ids: TokenArray, pieces: list[str], pad_id: int) -> bytes:
     import torch
 
     handle = io.BytesIO()
@@ -96,11 +99,15 @@ def _pt(offsets: IntArray, ids: TokenArray, pad_id: int) -> bytes:
     return handle.getvalue()
 
 
-def _parquet(offsets: IntArray, ids: TokenArray, pad_id: int) -> bytes:
+def _parquet(offsets: IntArray, ids: TokenArray, pieces: list[str], pad_id: int) -> bytes:
     handle = io.BytesIO()
     lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(ids))
-    pq.write_table(pa.table({"tokens": lists}), handle, compression="zstd")
+    pq.write_table(pa.table({"piece": pieces, "tokens": lists}), handle, compression="zstd")
     return handle.getvalue()
 
 
-_WRITERS: dict[str, Callable[[IntArray, TokenArray, int], bytes]] = {".npy": _npy, ".pt": _pt, ".parquet": _parquet}
+_WRITERS: dict[str, Callable[[IntArray, TokenArray, list[str], int], bytes]] = {
+    ".npy": _npy,
+    ".pt": _pt,
+    ".parquet": _parquet,
+}

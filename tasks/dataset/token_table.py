@@ -4,7 +4,7 @@ import hashlib
 import io
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,20 @@ from tasks.storage.home import Home
 from tasks.storage.parquet import LEDGER_SCHEMA, SCHEMA_NUMBER, TOKEN_SCHEMA, write_table
 from tasks.storage.user_paths import as_text, read_input
 
+_INTEGERS = [f"torch.{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenTable:
-    """The rows of a table without their padding; row i is `ids[offsets[i]:offsets[i + 1]]`."""
+    """The rows of a table without their padding; row i is `ids[offsets[i]:offsets[i + 1]]`.
 
+    Args:
+        groups: a number for each row; rows of one group are in one split.
+        names_pieces: the table names the piece of each row, and these are the groups; otherwise equal rows are.
+    """
+
+    groups: NDArray[np.uint64]
+    names_pieces: bool
     offsets: IntArray
     ids: TokenArray
     tokenizer: TokenIdsTokenizer
@@ -47,13 +56,18 @@ class TokenTable:
 
 def row_keys(offsets: IntArray, ids: TokenArray) -> NDArray[np.uint64]:
     """Return a number for each row, which depends on its ids alone."""
-    rows = (ids[a:b].tobytes() for a, b in itertools.pairwise(offsets))
-    keys = [int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "little") for row in rows]
+    return _keys(ids[a:b].tobytes() for a, b in itertools.pairwise(offsets))
+
+
+def _keys(values: Iterable[bytes]) -> NDArray[np.uint64]:
+    keys = [int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little") for value in values]
     return np.array(keys, np.uint64)
 
 
 def read_token_table(path: Path, vocab_size: int, pad_id: int | None = None, end_id: int | None = None) -> TokenTable:
     """Read a table of ids: a matrix in .npy or .pt, or in .parquet a column of lists or a column for each position.
+
+    Parquet may also have a column `piece` of strings, whose rows of one piece stay in one split.
 
     Args:
         pad_id: fills rows up; it is removed from their ends.
@@ -72,8 +86,8 @@ def read_token_table(path: Path, vocab_size: int, pad_id: int | None = None, end
     try:
         if not data:
             raise ConfigError("the file is empty")
-        values, offsets = _READERS[path.suffix](data)
-        return _checked(values, offsets, tokenizer)
+        values, offsets, *pieces = _READERS[path.suffix](data)
+        return _checked(values, offsets, pieces[0] if pieces else None, tokenizer)
     except ConfigError as error:
         error.put_before(f"token table {printable(str(path))}")
         raise
@@ -98,16 +112,20 @@ def _read_pt(data: bytes) -> tuple[np.ndarray, IntArray]:
         raise ConfigError("no tensor that torch reads with weights_only=True, but other objects or damaged") from None
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
         raise ConfigError(f"expected one dense tensor, found {type(tensor).__name__}")
-    if tensor.dtype.is_floating_point or tensor.dtype.is_complex:  # NumPy lacks some of these types
+    if str(tensor.dtype) not in _INTEGERS:  # NumPy lacks some of the others
         raise ConfigError(f"expected integers, found {str(tensor.dtype).removeprefix('torch.')}")
     return _rows_of(tensor.detach().numpy())
 
 
-def _read_parquet(data: bytes) -> tuple[np.ndarray, IntArray]:
+def _read_parquet(data: bytes) -> tuple[np.ndarray, IntArray] | tuple[np.ndarray, IntArray, list[str]]:
     try:
         table = pq.ParquetFile(io.BytesIO(data)).read()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ConfigError(f"no Parquet file: {first_line(error)}") from None
+    pieces = [table["piece"].to_pylist()] if "piece" in table.column_names else []
+    if pieces and table["piece"].type not in (pa.string(), pa.large_string()):
+        raise ConfigError(f"the column piece holds {table['piece'].type}, not names")
+    table = table.drop_columns("piece") if pieces else table
     columns = [column.combine_chunks() for column in table.columns]
     kinds = [column.type for column in columns]
     is_lists = len(kinds) == 1 and isinstance(kinds[0], pa.ListType | pa.LargeListType | pa.FixedSizeListType)
@@ -117,11 +135,11 @@ def _read_parquet(data: bytes) -> tuple[np.ndarray, IntArray]:
         raise ConfigError(f"expected one column of lists of integers, or columns of integers, found {found or 'none'}")
     lists = columns[0].cast(pa.large_list(items[0])) if is_lists else None
     values = [lists.flatten()] if lists is not None else columns
-    if any(column.null_count for column in (*columns, *values)):
+    if any(column.null_count for column in (*columns, *values)) or any(None in names for names in pieces):
         raise ConfigError("it holds nulls; fill rows up with --pad-id")
     if lists is not None:
-        return values[0].to_numpy(), lists.offsets.to_numpy()
-    return _rows_of(np.column_stack([column.to_numpy() for column in columns]))
+        return values[0].to_numpy(), lists.offsets.to_numpy(), *pieces
+    return *_rows_of(np.column_stack([column.to_numpy() for column in columns])), *pieces
 
 
 def _rows_of(array: np.ndarray) -> tuple[np.ndarray, IntArray]:
@@ -130,14 +148,16 @@ def _rows_of(array: np.ndarray) -> tuple[np.ndarray, IntArray]:
     return array.reshape(-1), np.arange(array.shape[0] + 1) * array.shape[1]
 
 
-_READERS: dict[str, Callable[[bytes], tuple[np.ndarray, IntArray]]] = {
+_READERS: dict[str, Callable[[bytes], tuple[Any, ...]]] = {
     ".npy": _read_npy,
     ".pt": _read_pt,
     ".parquet": _read_parquet,
 }
 
 
-def _checked(values: np.ndarray, offsets: IntArray, tokenizer: TokenIdsTokenizer) -> TokenTable:
+def _checked(
+    values: np.ndarray, offsets: IntArray, pieces: Sequence[str] | None, tokenizer: TokenIdsTokenizer
+) -> TokenTable:
     """Return the rows without padding; ConfigError where they are not rows of ids that can be split and learned."""
     n_ids = tokenizer.config.n_ids
     if values.dtype.kind not in "iu":
@@ -153,17 +173,17 @@ def _checked(values: np.ndarray, offsets: IntArray, tokenizer: TokenIdsTokenizer
         raise ConfigError(f"row {short[0]} has {n_ids_there} besides pads; a row needs 2 at least")
     position = np.arange(len(values)) - np.repeat(offsets[:-1], np.diff(offsets))
     is_kept = position < np.repeat(lengths, np.diff(offsets))
-    table = TokenTable(offsets_of(lengths), values[is_kept].astype(np.uint16), tokenizer)
+    offsets, ids = offsets_of(lengths), values[is_kept].astype(np.uint16)
+    groups = row_keys(offsets, ids) if pieces is None else _keys(piece.encode() for piece in pieces)
+    table = TokenTable(groups, pieces is not None, offsets, ids, tokenizer)
     ends = np.flatnonzero(table.ids == tokenizer.end_id)
     inside = ends[~np.isin(ends, table.offsets[1:] - 1)]
     if len(inside):
         raise ConfigError(f"{_place(table.offsets, inside[0])} is the end id {tokenizer.end_id}, but the row goes on")
-    n_different = len(np.unique(row_keys(table.offsets, table.ids)))
+    n_different = len(np.unique(groups))
     if n_different < len(SPLITS):
-        raise ConfigError(
-            f"{plural(n_different, 'different row')}; at least {len(SPLITS)} are needed, one each for"
-            f" {', '.join(SPLITS)}"
-        )
+        found = plural(n_different, "different row" if pieces is None else "piece")
+        raise ConfigError(f"{found}; at least {len(SPLITS)} are needed, one each for {', '.join(SPLITS)}")
     return table
 
 
@@ -217,8 +237,11 @@ def plan_token_dataset(home: Home, path: Path, table: TokenTable, config: Datase
     encoder, name = table.tokenizer.to_json(), source_name(f"{path.stem}-tokens")
     settings = {name: getattr(config, name) for name in ("validation_share", "test_share", "split_seed")}
     contents = hashlib.sha256(table.offsets.astype("<i8").tobytes() + table.ids.astype("<u2").tobytes()).hexdigest()
-    version = digest({"schema": SCHEMA_NUMBER, "encoder": encoder, "contents": contents, "split": settings})[:16]
-    keys, group, sizes = np.unique(row_keys(table.offsets, table.ids), return_inverse=True, return_counts=True)
+    identity = {"schema": SCHEMA_NUMBER, "encoder": encoder, "contents": contents, "split": settings}
+    if table.names_pieces:
+        identity["pieces"] = hashlib.sha256(table.groups.astype("<u8").tobytes()).hexdigest()
+    version = digest(identity)[:16]
+    keys, group, sizes = np.unique(table.groups, return_inverse=True, return_counts=True)
     split_of = split_groups(keys, config.validation_share, config.test_share, config.split_seed)[group]
     shards, splits = dict[str, pa.Table](), dict[str, Any]()
     for number, split in enumerate(SPLITS):
@@ -243,7 +266,7 @@ def plan_token_dataset(home: Home, path: Path, table: TokenTable, config: Datase
         "analysis": [],
     }
     dataset = DatasetVersion(name, version, home.datasets / name, manifest)
-    return TokenDatasetPlan(dataset, _ledger(path, keys[group], split_of), shards)
+    return TokenDatasetPlan(dataset, _ledger(path, table, split_of), shards)
 
 
 def _rows_of_split(table: TokenTable, rows: IntArray) -> tuple[TokenShardCounts, pa.Table]:
@@ -264,17 +287,19 @@ def _names(rows: IntArray) -> list[str]:
     return [f"row-{row:08d}" for row in rows.tolist()]
 
 
-def _ledger(path: Path, keys: NDArray[np.uint64], split_of: NDArray[np.int8]) -> pa.Table:
+def _ledger(path: Path, table: TokenTable, split_of: NDArray[np.int8]) -> pa.Table:
     """Return a ledger with a row for each row of the table, all accepted."""
-    n = len(keys)
-    names, hashes = _names(np.arange(n)), [f"{key:016x}" for key in keys.tolist()]
+    n, names = table.n_rows, _names(np.arange(table.n_rows))
+    hashes, groups = (
+        [f"{key:016x}" for key in keys.tolist()] for keys in (row_keys(table.offsets, table.ids), table.groups)
+    )
     known = {
         "path": names,
         "source": [as_text(path.absolute())] * n,
         "content_hash": hashes,
         "status": ["accepted"] * n,
         "piece": names,
-        "group": hashes,
+        "group": groups,
         "split": [SPLITS[split] for split in split_of.tolist()],
     }
     columns = [pa.array(known[f.name], f.type) if f.name in known else pa.nulls(n, f.type) for f in LEDGER_SCHEMA]

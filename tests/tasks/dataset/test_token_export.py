@@ -67,6 +67,8 @@ def test_the_table_is_read_again_as_it_was_cut(dataset: DatasetVersion, tmp_path
     windows = rows_of(*cut_windows(store.offsets, store.tokens, LENGTH, 0))
     assert rows_of(read.offsets, read.ids) == windows
     assert facts["n_rows"] == 2 * dataset.manifest["splits"]["train"]["n_rows"]
+    if suffix == ".parquet":
+        assert len(np.unique(read.groups)) == dataset.manifest["splits"]["train"]["n_pieces"]
     assert all(window[-1] == tokenizer.end_id for window in windows[1::2])
     assert all(tokenizer.end_id not in window[:-1] for window in windows)
 

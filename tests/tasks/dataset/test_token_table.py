@@ -94,6 +94,18 @@ def test_pads_at_the_end_are_left_out_and_the_end_id_ends_a_row(home: Home, tmp_
     assert publish(home, tmp_path / "padded.npy").manifest["encoder"]["settings"]["vocab_size"] == N_IDS + 1
 
 
+def test_rows_of_one_piece_are_in_one_split(home: Home, tmp_path: Path) -> None:
+    rows, names = some_rows(60), [f"piece {row % 12}" for row in range(60)]
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"piece": names, "ids": rows.tolist()}), path)
+    dataset = publish(home, path)
+    ledger = read_table(dataset.ledger).to_pydict()
+    splits = {(names[row], split) for row, split in enumerate(ledger["split"])}
+    assert len(splits) == dataset.manifest["groups"]["n_groups"] == 12
+    assert len(set(ledger["content_hash"])) == 60
+    assert dataset.version != publish(home, write_as(tmp_path / "table.npy", rows)).version
+
+
 def test_a_changed_row_is_another_version_of_the_same_dataset(home: Home, tmp_path: Path) -> None:
     rows = some_rows()
     old = publish(home, write_as(tmp_path / "table.npy", rows))
@@ -153,6 +165,10 @@ BAD = [
     ("x.parquet", parquet(a=[[1]], b=[[1]]), {}, "found a: list<element: int64>, b: list<element: int64>"),
     ("x.parquet", parquet(a=[[1, None]]), {}, "it holds nulls"),
     ("x.parquet", parquet(a=[[1, 2], None]), {}, "it holds nulls"),
+    ("x.parquet", parquet(a=[[1, 2], [3, 4]], piece=["x", None]), {}, "it holds nulls"),
+    ("x.parquet", parquet(a=[[1, 2], [3, 4]], piece=["x", "x"]), {}, "1 piece; at least 3 are needed"),
+    ("x.parquet", parquet(a=[1, 2], piece=[3, 4]), {}, "the column piece holds int64, not names"),
+    ("x.pt", saved(torch.ones(4, 4, dtype=torch.bool)), {}, "expected integers, found bool"),
     ("x.parquet", parquet(a=[[1, 2], [], [3, 4]]), {}, "row 1 has 0 ids besides pads"),
     ("x.csv", b"1,2", {}, "x.csv is not named as one of .npy .pt .parquet"),
 ]  # fmt: skip
