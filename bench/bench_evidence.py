@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.config import VaeConfig
 from models.registry import build_model
+from tasks.config.overrides import apply_overrides
 from tasks.config.presets import build_preset
 from tasks.config.training import TrainConfig
 
@@ -59,15 +60,26 @@ of the whole training; both are counted, attention only where it is computed.
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One run: a preset, on the tokens of another preset's encoding, with the compute of a third."""
+    """One run: a preset with other settings, on the tokens of another preset's encoding, with the compute of a third."""
 
     preset: str
     tokens_of: str
     compute_of: str
+    settings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        return self.preset if self.preset == self.compute_of else f"{self.preset} as {self.compute_of}"
+        changed = "".join(f" {setting.rpartition('.')[2]}" for setting in self.settings)
+        return self.preset + changed + ("" if self.sets_compute else f" as {self.compute_of}")
+
+    @property
+    def sets_compute(self) -> bool:
+        """Whether others are compared with this row, which trains for the steps of its preset."""
+        return self.preset == self.compute_of and not self.settings
+
+    @property
+    def train(self) -> TrainConfig:
+        return apply_overrides(build_preset(self.preset), list(self.settings)).train
 
 
 ROWS = (
@@ -75,6 +87,12 @@ ROWS = (
     *(Row(preset, tokens, preset) for preset, tokens in OTHERS.items()),
     *(Row(OWN, twin, twin) for twin in TWINS),
     Row("hourglass_flat_tiny", "hourglass_tiny", "hourglass_tiny"),
+    Row(
+        "hourglass_tiny",
+        "hourglass_tiny",
+        "hourglass_tiny",
+        ("train.model.depths=[2,1,2]", "train.model.shorten_factor=2"),
+    ),
 )
 
 
@@ -91,7 +109,7 @@ def main() -> None:
     for source in given.source:
         for row in ROWS:
             case = f"{source.name}: {row.name}"
-            wanted = not given.only or row.preset in given.only
+            wanted = not given.only or row.preset in given.only or row.name in given.only
             if wanted and case not in known_rows(given.results):
                 record = run_row(row, source, given)
                 report.save("evidence", case, record, given.results, PACKAGES)
@@ -125,9 +143,9 @@ def run_row(row: Row, source: Path, given: argparse.Namespace) -> dict[str, Any]
         given.home, "rebuild", "--source", str(source), "--preset", row.tokens_of, "--name", name, *sets(augmentation)
     )
     vocab_size = json.loads(Path(built["manifest"]).read_text())["encoder"]["settings"]["vocab_size"]
-    flops = forward_flops(build_preset(row.preset).train, vocab_size)
+    flops = forward_flops(row.train, vocab_size)
     n_steps = round(steps_at_equal_compute(row, vocab_size, flops) * given.steps_share)
-    changes = [*given.settings, *([] if row.preset == row.compute_of else [f"train.n_steps={n_steps}"])]
+    changes = [*given.settings, *row.settings, *([] if row.sets_compute else [f"train.n_steps={n_steps}"])]
     if given.steps_share != 1.0:
         changes.append(f"train.n_steps={n_steps}")
     arguments = ["train", "--preset", row.preset, "--dataset", name, *sets(changes)]
@@ -137,7 +155,7 @@ def run_row(row: Row, source: Path, given: argparse.Namespace) -> dict[str, Any]
     scored = orchestrion(
         given.home, "evaluate", "--model", trained["model_version"], "--preset", row.preset, "--dataset", name
     )
-    config = build_preset(row.preset).train
+    config = row.train
     n_tokens = n_steps * config.batch_size * config.seq_len
     metrics = {key: value for key, value in scored["metrics"].items() if not key.startswith(("held_out/", "samples/"))}
     return {
@@ -165,9 +183,9 @@ def run_row(row: Row, source: Path, given: argparse.Namespace) -> dict[str, Any]
 
 def steps_at_equal_compute(row: Row, vocab_size: int, flops: float) -> float:
     """Return for how many steps a row trains: those of the preset that it shall cost as much as, in other steps."""
-    ours, theirs = build_preset(row.preset).train, build_preset(row.compute_of).train
+    ours, theirs = row.train, build_preset(row.compute_of).train
     tokens = theirs.n_steps * theirs.batch_size * theirs.seq_len
-    their_flops = flops if row.preset == row.compute_of else forward_flops(theirs, vocab_size)
+    their_flops = flops if row.sets_compute else forward_flops(theirs, vocab_size)
     return tokens * their_flops / flops / (ours.batch_size * ours.seq_len)
 
 
@@ -220,11 +238,12 @@ def verdicts(rows: dict[str, Any]) -> list[str]:
     lines = []
     for row in ROWS:
         ours, theirs = by_name.get(row.name), by_name.get(row.compute_of)
-        if row.preset == row.compute_of or not ours or not theirs:
+        if row.sets_compute or not ours or not theirs:
             continue
         bits = [side["metrics"]["bits_per_note"] for side in (ours, theirs)]
+        name = row.name.removesuffix(f" as {row.compute_of}")
         lines.append(
-            f"- `{row.preset}` against `{row.compute_of}` on the same tokens at equal compute:"
+            f"- `{name}` against `{row.compute_of}` on the same tokens at equal compute:"
             f" {bits[0]:.2f} to {bits[1]:.2f} bits per note ({100 * (bits[0] / bits[1] - 1):+.1f} %)."
         )
     for name, row in sorted(by_name.items()):
