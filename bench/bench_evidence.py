@@ -60,7 +60,7 @@ of the whole training; both are counted, attention only where it is computed.
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One run: a preset with other settings, on the tokens of another preset's encoding, with the compute of a third."""
+    """One run: a preset with other settings, on tokens of another preset's encoding, with the compute of a third."""
 
     preset: str
     tokens_of: str
@@ -208,10 +208,34 @@ def table(rows: dict[str, Any]) -> str:
     for source in sorted({row["source"] for row in rows.values()}):
         chosen = {name: row for name, row in rows.items() if row["source"] == source}
         lines += ["", f"## {source}", "", *rows_of(chosen)]
-        lines += ["", *verdicts(chosen)]
+        lines += ["", *found] if (found := verdicts(chosen)) else []
+    lines += ["", "## The published hourglass beside flat layers", "", *scales()]
     lines += ["", "## Commands", ""]
     lines += [f"- {name}: `{row['trained_by']}` (run `{row['run_id'][:8]}`)" for name, row in sorted(rows.items())]
     return "\n".join(lines) + "\n\n" + BY_HEART.read_text()
+
+
+def scales() -> list[str]:
+    """Return speed and operations of the published hourglass and of as wide flat layers, from `bench_train_step`."""
+    cases = json.loads((report.RESULTS / "train_step.json").read_text())["cases"]
+    lines = [
+        "A training step at the published width of 768, by `PYTHONPATH=. python bench/bench_train_step.py --hourglass`;"
+        " the sides take turns. The attention after each resampling costs more than the one layer at half length saves."
+        " Losses of both at the width of 128 are above, in the table with `depths=[2,1,2]`.",
+        "",
+        "| device | model | parameters | MFLOP/token, forward | tokens/s |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for name, case in sorted(cases.items()):
+        if not name.startswith("hourglass and flat layers"):
+            continue
+        lines += [
+            f"| {name.rpartition(' ')[2]} | {side} | {row['parameters']:,} | {row['forward_mflop_per_token']:.1f} |"
+            f" {row['tokens_per_second']:,.0f} |"
+            for side, row in case.items()
+            if isinstance(row, dict) and "parameters" in row
+        ]
+    return lines
 
 
 def rows_of(rows: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
     PYTHONPATH=. python bench/bench_train_step.py
     PYTHONPATH=. python bench/bench_train_step.py --reference
+    PYTHONPATH=. python bench/bench_train_step.py --hourglass
 
 Needs torch, numpy and safetensors alone; on a machine with a GPU it runs there. The ratio is two threads over one on
 a CPU, bfloat16 over float32 on a GPU. The ids are random: a step's cost does not depend on them.
@@ -9,6 +10,9 @@ a CPU, bfloat16 over float32 on a GPU. The ids are random: a step's cost does no
 `--reference` asks another question: what does our form of S000's model gain over the published one, written plainly
 (see `WholeMatrixBlock`) and in float32, and what does its relative term cost against a GPT without it? All of them have
 the same weights; the script stops if the first two disagree.
+
+`--hourglass` sets S003's published model, depths [2, 1, 2] with the middle at half length, beside five layers of the
+same width at full length.
 """
 
 import argparse
@@ -23,9 +27,10 @@ import report
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.compiling import compile_model
-from models.config import DecoderConfig, OptimizerConfig
+from models.config import DecoderConfig, HourglassConfig, OptimizerConfig
 from models.decoder.model import Decoder
 from models.registry import build_model
 from models.training import build_optimizer, train_step
@@ -41,6 +46,11 @@ PRESETS = {
     "music_transformer": (DecoderConfig(), 32, 1024),
     "music_transformer_large": (DecoderConfig(d_model=256, n_layers=6, d_ff=1024), 32, 1024),
 }  # fmt: skip
+HOURGLASSES = {
+    "depths [2, 1, 2], the middle at half length": HourglassConfig(),
+    "5 layers at full length": HourglassConfig(depths=(5,)),
+}
+HOURGLASS_VOCAB_SIZE, HOURGLASS_LENGTH = 348, 512
 RGA_VOCAB_SIZE = 390
 RGA = DecoderConfig(
     d_model=512,
@@ -63,12 +73,19 @@ def main() -> None:
     options.add_argument("--presets", nargs="+", choices=list(PRESETS), default=list(PRESETS))
     options.add_argument("--batch", type=int, help="windows in a batch; by default the preset's, at most 2 on a CPU")
     options.add_argument("--reference", action="store_true", help="S000's model against its published form instead")
+    options.add_argument("--hourglass", action="store_true", help="S003's model against flat layers instead")
     given = options.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if given.reference:
         report.save(
             "train_step", f"rga and its reference on {device.type}", compare(device, given), given.results, PACKAGES
         )
+        return
+    if given.hourglass:
+        report.save(
+            "train_step", f"hourglass and flat layers on {device.type}", compare_scales(device, given), given.results,
+            PACKAGES,
+        )  # fmt: skip
         return
     for preset in given.presets:
         report.save("train_step", f"{preset} on {device.type}", run(preset, device, given), given.results, PACKAGES)
@@ -149,6 +166,49 @@ def compare(device: torch.device, given: argparse.Namespace) -> dict[str, Any]:
             for side, timing in timings.items()
         },
     }
+
+
+def compare_scales(device: torch.device, given: argparse.Namespace) -> dict[str, Any]:
+    """Time a step of S003's model and of flat layers, and count the operations of their forward passes."""
+    batch_size = given.batch or (1 if device.type == "cpu" else 30)
+    torch.manual_seed(0)
+    models = {name: build_model(config, HOURGLASS_VOCAB_SIZE).to(device) for name, config in HOURGLASSES.items()}
+    tokens = torch.randint(1, HOURGLASS_VOCAB_SIZE, (batch_size, HOURGLASS_LENGTH + 1), device=device)
+    n_targets = tokens[:, 1:].numel()
+    steps = {
+        name: partial(
+            train_step, model, build_optimizer(OptimizerConfig(), model), tokens,
+            step=1, learning_rate=1e-4, max_grad_norm=0.5, n_targets=n_targets,
+        )
+        for name, model in models.items()
+    }  # fmt: skip
+    sides = {name: step if device.type == "cpu" else partial(synchronised, step) for name, step in steps.items()}
+    timings = report.measure(sides, given.rounds)
+    hourglass, flat = (timing.seconds for timing in timings.values())
+    return {
+        "ratio": round(flat / hourglass, 2),
+        "ratio_means": "tokens/s of the hourglass over flat layers",
+        "batch_size": batch_size,
+        "seq_len": HOURGLASS_LENGTH,
+        "torch_threads": torch.get_num_threads(),
+        **{
+            name: {
+                "parameters": models[name].n_parameters,
+                "forward_mflop_per_token": round(_forward_flops(models[name], tokens[:1, :-1]) / 1e6, 2),
+                "tokens_per_second": round(n_targets / timing.seconds, 1),
+                **timing.as_json(),
+            }
+            for name, timing in timings.items()
+        },
+    }
+
+
+@torch.no_grad()
+def _forward_flops(model: nn.Module, tokens: torch.Tensor) -> float:
+    """Return the operations of a forward pass per token; a product counts as 2."""
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(tokens)
+    return counter.get_total_flops() / tokens.numel()
 
 
 class PlainBlock(nn.Module):

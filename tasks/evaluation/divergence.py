@@ -147,7 +147,7 @@ def _draw_distances(distances: Sequence[Divergences]) -> bytes:
         values = [[v for piece in distances if (v := piece[name][key]) is not None] for key in sides]
         bins = np.linspace(0, max([*values[0], *values[1], 1e-6]), 11)
         axes.hist(values, bins=bins.tolist(), label=list(sides.values()), color=list(PART_COLOURS[1:3]))
-        axes.set_xlabel(name.replace("_", " ") + ", from the prompt", color=INK)
+        axes.set_xlabel(name.replace("_", " ").replace("kl", "KL") + ", from the prompt", color=INK)
         axes.set_ylabel("pieces", color=INK)
         axes.legend(frameon=False)
     return png_of(figure)
