@@ -86,7 +86,7 @@ def build_ledger(
         DatasetError: no usable file, fewer groups than splits, or more rejected than `max_reject_share`.
     """
     if not len(contents):
-        raise DatasetError(_unusable(files.num_rows, count_values(files, "reason")))
+        raise DatasetError(_unusable(files, count_values(files, "reason")))
     facts = read_song_facts(shards)
     reason, detail = _strings(facts, "reason"), _strings(facts, "detail")
     music = np.flatnonzero(_equals(facts, "status", "accepted"))  # row i of the analysis is content music[i]
@@ -282,7 +282,7 @@ def _refuse_unusable(config: DatasetConfig, ledger: pa.Table) -> None:
     reasons = count_reasons(ledger, "rejected")
     n_rejected = reasons.total()
     if n_rejected == ledger.num_rows:
-        raise DatasetError(_unusable(ledger.num_rows, reasons))
+        raise DatasetError(_unusable(ledger, reasons))
     if n_rejected / ledger.num_rows > config.max_reject_share:
         raise DatasetError(
             f"{n_rejected} of {ledger.num_rows} files rejected ({_commonest(reasons)}), more than"
@@ -302,8 +302,13 @@ def count_values(table: pa.Table, name: str) -> Counter[Any]:
     return Counter({row["values"]: row["counts"] for row in sorted(counted, key=lambda row: row["values"])})
 
 
-def _unusable(n_files: int, reasons: Counter[str]) -> str:
-    return f"none of the {n_files} files found is usable ({_commonest(reasons)})"
+def _unusable(rows: pa.Table, reasons: Counter[str]) -> str:
+    message = f"none of the {rows.num_rows} files found is usable ({_commonest(reasons)})"
+    if not reasons:
+        return message
+    rows = rows.select(["path", "reason", "detail"])
+    first = rows.filter(pc.equal(rows["reason"], reasons.most_common(1)[0][0])).slice(0, 1).to_pylist()[0]
+    return f"{message}; the first, {first['path']}: {first['detail']}" if first["detail"] else message
 
 
 def _commonest(reasons: Counter[str]) -> str:

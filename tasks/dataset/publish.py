@@ -22,7 +22,7 @@ from tasks.dataset.leakage import LeakageReport
 from tasks.dataset.ledger import Ledger, count_losses, count_notes, count_reasons, count_values
 from tasks.dataset.split import SPLITS
 from tasks.dataset.versions import DatasetVersion, newest_version, note_latest, read_version, usable_version
-from tasks.errors import DamagedFile, DatasetError
+from tasks.errors import ConfigError, DamagedFile, DatasetError
 from tasks.ingest.song_shards import SongShard, hash_words, hex_strings
 from tasks.ingest.sources.spec import source_name
 from tasks.music.tokenizers.optimus.characters import song_name
@@ -54,7 +54,17 @@ def version_of(config: DatasetConfig, files: pa.Table) -> str:
 
     Contents, the licences and splits that the sources state, and settings count. Places and order do not, nor do names
     unless the encoding writes them.
+
+    Raises:
+        ConfigError: the encoding holds no flipped pitch, but pieces are to be flipped.
     """
+    tokenizer = build_tokenizer(config.encoding)
+    low, high = tokenizer.pitch_range
+    if config.augment.flip and max(low, 127 - high) > min(high, 127 - low):
+        raise ConfigError(
+            f"dataset.augment.flip: {tokenizer.name} holds pitches {low}-{high} and none of their flips,"
+            f" {127 - high}-{127 - low}"
+        )
     files = files.select(["path", "reason", "content_hash", "licence", "split"])  # a filter copies every column
     readable = files.drop_columns(["path", "reason"]).filter(pc.is_valid(files.column("content_hash")))
     words = hash_words(readable.column("content_hash").combine_chunks())
@@ -66,7 +76,7 @@ def version_of(config: DatasetConfig, files: pa.Table) -> str:
     identity = {
         "schema": SCHEMA_NUMBER,
         "config": settings_of(config),
-        "encoder": build_tokenizer(config.encoding).digest,
+        "encoder": tokenizer.digest,
         "contents": hashlib.sha256(words[order].astype(">u8").tobytes()).hexdigest(),
         "stated": sorted(facts.dictionary.to_pylist()),
         "stated_of": hashlib.sha256(rank[order].astype(">u4").tobytes()).hexdigest(),

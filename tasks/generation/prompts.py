@@ -27,6 +27,7 @@ from tasks.music.midi.read_midi import read_midi
 from tasks.music.midi.writer import write_midi
 from tasks.music.score import Score
 from tasks.music.tokenizers.base import TokenArray, TokenBatch
+from tasks.music.tokenizers.optimus.lines import HEADER_BEFORE_COUNT
 from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtTokenizer, notes_in_header
 from tasks.music.windows import cut_windows
 from tasks.sampling.chain import chain_shape
@@ -130,6 +131,11 @@ def _text_prompt(loaded: LoadedModel, config: GenerateConfig) -> Prompt:
         ids = (tokenizer.start_id, *tokenizer.ids_of_text(text).tolist())
     except ConfigError as error:
         raise ConfigError(f"prompt {name}: {error}") from None
+    if tokenizer.config.header == "count" and not HEADER_BEFORE_COUNT.startswith(text[: len(HEADER_BEFORE_COUNT)]):
+        raise ConfigError(
+            f"prompt {name}: a text for this model begins with {HEADER_BEFORE_COUNT}, for it knows no names; a dataset"
+            " with encoding.header=name has them"
+        )
     check_prompt_ids(loaded, config, ids, name)
     return Prompt(
         name, hashlib.sha256(text.encode()).hexdigest(), ids, n_whole=len(ids), asked_notes=notes_in_header(text)

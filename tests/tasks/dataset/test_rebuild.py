@@ -8,13 +8,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.config.dataset import AugmentConfig, DatasetConfig
+from tasks.config.dataset import AugmentConfig, DatasetConfig, ParseConfig
 from tasks.config.source_limits import SourceLimits
 from tasks.dataset import analyse, encode, ledger, versions
 from tasks.dataset.publish import plan_tokens, publish_version, version_of
-from tasks.errors import DatasetError, NotFound
+from tasks.errors import ConfigError, DatasetError, NotFound
 from tasks.ingest import song_shards
 from tasks.ingest.sources.scan import scan_sources
+from tasks.music.midi.limits import ReadLimits
+from tasks.music.tokenizers.remi.vocabulary import RemiConfig
 from tasks.storage.home import Home
 from tests.conftest import real_data
 from tests.samples import small_corpus, small_dataset
@@ -187,6 +189,38 @@ def test_a_folder_of_broken_files_publishes_nothing(home: Home, tmp_path: Path) 
     with pytest.raises(DatasetError, match="none of the 4 files found is usable"):
         small_dataset(home, source)
     assert not list(home.datasets.glob("*/versions/*"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (
+            ReadLimits(channels=(14,)),
+            r"\(3 no_notes\); the first, .*: none of \d+ notes is on a channel of",
+        ),
+        (
+            ReadLimits(median_pitch=127),
+            r"\(3 out_of_range\); the first, .*\.mid: moved by \d+ semitones to",
+        ),
+    ],
+    ids=["channels", "median_pitch"],
+)
+def test_reading_that_no_file_allows_names_its_setting(
+    home: Home, tmp_path: Path, limits: ReadLimits, message: str
+) -> None:
+    with pytest.raises(DatasetError, match=f"none of the 3 files found is usable {message}"):
+        small_dataset(home, small_corpus(tmp_path / "midi", 3), parse=ParseConfig(read=limits))
+
+
+def test_flips_that_an_encoding_cannot_hold_are_refused(home: Home, tmp_path: Path) -> None:
+    augment = AugmentConfig(flip=True)
+    with pytest.raises(ConfigError, match=r"augment\.flip: remi holds pitches 70-100 and none of their flips, 27-57"):
+        small_dataset(
+            home,
+            small_corpus(tmp_path / "midi", 3),
+            augment=augment,
+            encoding=RemiConfig(pitch_min=70, pitch_max=100),
+        )
 
 
 def test_too_many_broken_files_fail_the_rebuild(home: Home, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_flipped_rows_are_the_encoding_of_the_mirrored_notes() -> None:
 
 
 def test_flips_that_leave_the_range_of_the_encoding_are_left_out_and_counted() -> None:
-    batch = batch_of(TUNE, [(0, 100, 107, 80), (200, 100, 60, 80)])  # remi has 21 to 108, and 127 - 107 = 20
+    batch = batch_of(TUNE, [(0, 100, 107, 80), (200, 100, 60, 80)])  # remi has 21 to 109, and 127 - 107 = 20
     found, counts = rows_of(replace(PLAIN, flip=True), batch, RemiTokenizer())
     assert [row["is_flipped"] for row in found] == [False, True, False]
     assert (counts.variants_out_of_range, counts.notes_out_of_range) == (1, 0)

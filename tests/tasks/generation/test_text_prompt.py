@@ -133,12 +133,18 @@ def test_a_renamed_song_makes_another_version_only_where_names_are_written(tmp_p
     ("prompt", "message"),
     [
         ("text:SONG=Ωmega", r"prompt text: the vocabulary lacks 'Ω' \(U\+03A9\)"),
-        ("text:NOTES", "prompt text: "),
+        ("text:NOTES", "prompt text: a text for this model begins with SONG=Song_with_, for it knows no names"),
+        ("text:SONG=Sonata_with_30_notes\n", "begins with SONG=Song_with_, for it knows no names; a dataset with enc"),
+        ("latin.txt", "prompt latin.txt is not UTF-8"),
         (f"text:{HEADER}{'!' * 300}", "prompt text: its .* tokens leave none to draw of 200"),
         ("gone.txt", "cannot read gone.txt"),
     ],
 )
-def test_a_text_that_cannot_be_continued_is_refused(writer: Studio, prompt: str, message: str) -> None:
+def test_a_text_that_cannot_be_continued_is_refused(
+    writer: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str, message: str
+) -> None:
+    (tmp_path / "latin.txt").write_bytes("SONG=Für_with_30_notes\n".encode("latin-1"))
+    monkeypatch.chdir(tmp_path)
     with pytest.raises((ConfigError, NotFound), match=message):
         read_prompts(load_model(writer.checkpoint), GenerateConfig(prompt=prompt, sampling=SAMPLING))
 
