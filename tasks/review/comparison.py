@@ -111,7 +111,7 @@ def _contestant(home: Home, tracker: Tracker, model: ModelVersion) -> Contestant
 
 
 def _split_of(metrics: Mapping[str, float]) -> str:
-    return next((key.partition("/")[0] for key in metrics if key.endswith("/bits_per_note")), "")
+    return next((key.partition("/")[0] for key in metrics if key.endswith("/nll_per_token")), "")
 
 
 def _settings_of(params: Mapping[str, str]) -> dict[str, str]:
@@ -180,6 +180,8 @@ def difference_of(one: Contestant, first: Contestant) -> str:
     """Return how many bits per note one model is above another, with its 95 % interval; empty if it is unknown."""
     window = [side.settings.get("seq_len") for side in (one, first)]
     if one is first or one.scored_on != first.scored_on or window[0] != window[1]:
+        return ""
+    if "bits_per_note" not in one.metrics:  # its ids stand for no notes
         return ""
     found = bits_above(one.metrics["bits_per_note"], one.piece_nats, first.piece_nats)
     return f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})" if found else ""
