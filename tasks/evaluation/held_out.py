@@ -40,9 +40,12 @@ def spread_pieces(
 ) -> Iterator[Score]:
     """Yield `MOST_PIECES` rows of some splits at most, evenly spread over them in their order, as music."""
     stores = [TokenDataset(dataset.token_shards(split), dataset.flat_tokens) for split in splits]
-    rows = [store.tokens[a:b] for store in stores for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_PIECES)).round().astype(int))
-    yield from (tokenizer.decode(rows[place][:max_tokens]) for place in chosen)
+    first_rows = np.cumsum([0, *(store.n_rows for store in stores)])
+    n = int(first_rows[-1])
+    for place in np.unique(np.linspace(0, n - 1, min(n, MOST_PIECES)).round().astype(int)):
+        split = int(np.searchsorted(first_rows, place, "right")) - 1
+        store, row = stores[split], place - first_rows[split]
+        yield tokenizer.decode(store.tokens[store.offsets[row] : store.offsets[row + 1]][:max_tokens])
 
 
 def dataset_of(loaded: LoadedModel, home: Home) -> DatasetVersion:
