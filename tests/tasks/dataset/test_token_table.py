@@ -14,10 +14,11 @@ import torch
 from tasks.config.dataset import DatasetConfig
 from tasks.config.presets import build_preset
 from tasks.dataset.changes import diff_versions
+from tasks.dataset.text import dataset_text
 from tasks.dataset.token_table import plan_token_dataset, read_token_table
 from tasks.dataset.upkeep import verify_version
 from tasks.dataset.versions import DatasetVersion, resolve_dataset
-from tasks.errors import ConfigError, NotFound
+from tasks.errors import ConfigError, DatasetError, NotFound
 from tasks.storage.home import Home
 from tasks.storage.parquet import read_table
 from tasks.training.job import check_model
@@ -80,6 +81,8 @@ def test_equal_rows_are_in_one_split_and_the_ledger_has_every_row(home: Home, tm
     assert ledger.num_rows == dataset.manifest["counts"]["n_files"] == 60
     assert ledger["split"].to_pylist()[:30] == ledger["split"].to_pylist()[30:]
     assert dataset.manifest["groups"] == {"n_groups": 30, "largest": 2}
+    with pytest.raises(DatasetError, match="holds token ids and no songs"):
+        dataset_text(dataset)
     assert verify_version(dataset) == []
 
 
