@@ -15,7 +15,10 @@ from tasks.storage.home import Home
 
 START_RAY = ("rebuild_dataset", "train", "pipeline", "sweep")  # `evaluate` and `generate` mostly do without
 # What a flow imports when it needs it; its Prefect server starts meanwhile.
-NEEDED = {"generate": ("mlflow", "tasks.generation.steps"), "evaluate": ("mlflow", "tasks.evaluation.steps")}
+NEEDED = {
+    "generate": ("mlflow", "tasks.generation.steps", "scipy.signal", "matplotlib.backends.backend_agg"),
+    "evaluate": ("mlflow", "tasks.evaluation.steps"),
+}
 LONGEST_MESSAGE = 4000  # characters
 
 
