@@ -4,7 +4,7 @@
 
 Both models are of the home, in `mmm`, and of one dataset with windows of four bars. The surprisal of a bar line is that
 of the bar behind it in all tracks, in nats per token, after two bars before it. Chains go between pairs of held-out
-windows, with windows that overlap by half and with windows that do not.
+windows, with windows that overlap by half and with windows that do not, or stay at the latent of one.
 """
 
 import argparse
@@ -45,6 +45,7 @@ def main() -> None:
     options.add_argument("--vae", required=True, help="model with latents")
     options.add_argument("--judge", required=True, help="decoder of the same dataset")
     options.add_argument("--pieces", type=int, default=24, help="chains of each kind")
+    options.add_argument("--temperature", type=float, default=0.5, help="of the chains")
     options.add_argument("--results", type=Path, default=report.RESULTS, help="folder for the JSON file")
     given = options.parse_args()
     home = Home.at(given.home)
@@ -55,14 +56,14 @@ def main() -> None:
     rows = [store.tokens[a:b].astype(np.int64) for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
     rows = [row for row in rows if all(len(track.bars) == WINDOW for track in tracks_of(row, vae.tokenizer.words))]
     lines = {"held-out": surprisals(judge, rows), "held-out, other piece": surprisals(judge, swapped(vae, rows))}
-    for name, hop in (("overlap", WINDOW // 2), ("no overlap", WINDOW)):
-        joins, inside = excerpts(vae, chains(vae, rows, hop, given.pieces), hop)
+    for name, hop, n_ends in (("still", WINDOW // 2, 1), ("overlap", WINDOW // 2, 2), ("no overlap", WINDOW, 2)):
+        joins, inside = excerpts(vae, chains(vae, rows, hop, n_ends, given.pieces, given.temperature), hop)
         lines[f"{name}, joins"] = surprisals(judge, joins)
         lines[f"{name}, inside"] = surprisals(judge, inside)
     figures = {kind: figures_of(values) for kind, values in lines.items() if len(values)}
     for kind, figure in figures.items():
         print(f"{kind:>22}  {figure}")
-    report.save("chain", f"{given.vae} by {given.judge}", figures, given.results, PACKAGES)
+    report.save("chain", f"{given.vae} by {given.judge} at {given.temperature:g}", figures, given.results, PACKAGES)
 
 
 def surprisals(judge: LoadedModel, rows: Sequence[Ids]) -> np.ndarray:
@@ -99,14 +100,17 @@ def swapped(loaded: LoadedModel, rows: Sequence[Ids]) -> list[Ids]:
     ]
 
 
-def chains(loaded: LoadedModel, rows: Sequence[Ids], hop: int, n: int) -> list[WrittenIds]:
-    """Return chains, each between two held-out windows."""
+def chains(
+    loaded: LoadedModel, rows: Sequence[Ids], hop: int, n_ends: int, n: int, temperature: float
+) -> list[WrittenIds]:
+    """Return chains, each between two held-out windows or at one."""
     pieces, room = list[WrittenIds](), loaded.model.max_length
-    config = GenerateConfig(chain_bars=N_BARS, chain_hop_bars=hop, sampling=SamplingConfig(max_tokens=room or 0))
+    sampling = SamplingConfig(max_tokens=room or 0, temperature=temperature)
+    config = GenerateConfig(chain_bars=N_BARS, chain_hop_bars=hop, chain_step=0.0, sampling=sampling)
     order = np.random.default_rng(0).permutation(len(rows))
     for place in range(n):
-        ends = (rows[order[(2 * place + k) % len(rows)]][:room].tolist() for k in range(2))
-        plan = LatentPlan("path", tuple(LatentSource("", "", tuple(ids), 0) for ids in ends), 1)
+        ends = (rows[order[(2 * place + k) % len(rows)]][:room].tolist() for k in range(n_ends))
+        plan = LatentPlan(("prompt", "path")[n_ends - 1], tuple(LatentSource("", "", tuple(ids), 0) for ids in ends), 1)
         write_chains(loaded, [place], [0], plan, config, pieces.append, lambda n_tokens: None)
     return pieces
 

@@ -24,7 +24,8 @@ from tasks.sampling.constraints import token_bias
 from tasks.sampling.latents import LatentPlan, latent_of, with_latents
 from tasks.sampling.sample_ids import WrittenIds, longest_open, longest_piece, opening_ids
 
-WINDOW_STREAMS = 1 << 44  # above the numbers of pieces and attempts
+# Random streams of a chain's windows and of their drafts, above the numbers of pieces and attempts.
+WINDOW_STREAMS, DRAFT_STREAM = 1 << 44, 1 << 43
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,27 +113,33 @@ def _write_chain(
     source: Sequence[int], on_tokens: Callable[[int], None],
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:  # fmt: skip
     """Return the ids of a piece, the entropies of the drawn ones, and the facts about its windows."""
-    tokenizer = loaded.tokenizer
-    assert isinstance(tokenizer, MmmTokenizer)
-    words = tokenizer.words
+    words, model = loaded.tokenizer.words, loaded.model
+    assert has_latents(model)
     bar_start = bar_start_of(source, words)
     tracks, entropies, windows, n_empty, n_counted = list[Track](), list[np.ndarray](), list[list[int]](), 0, 0
+
+    def write(latent: Tensor, given: Sequence[Track], number: int) -> tuple[list[Track], np.ndarray, int]:
+        """Return a window of whole bars that begins with given ones, its entropies, and how many bars are empty."""
+        grammar = window_grammar(loaded.tokenizer, shape.window_bars, bar_start, given, config.n_tracks)
+        ids, found = _write_window(loaded, latent, grammar, config, number)
+        written = tracks_of(ids, words)
+        # A window without room for all tracks that it was given keeps those that lack.
+        window, n_missing = filled_up(written + list(given[len(written) :]), shape.window_bars, bar_start, words)
+        return window, found, n_missing
+
     for k in range(shape.n_windows):
         if k and not tracks:
             break  # the first window had no room for one bar
-        kept = shape.window_bars - shape.hop_bars if k else 0
+        kept, number, latent = shape.window_bars - shape.hop_bars if k else 0, stream + WINDOW_STREAMS * k, latents[k]
         given = [replace(track, bars=track.bars[len(track.bars) - kept :]) for track in tracks]
-        grammar = window_grammar(tokenizer, shape.window_bars, bar_start, given, config.n_tracks)
-        ids, found = _write_window(loaded, latents[k], grammar, config, stream + WINDOW_STREAMS * k)
-        written = tracks_of(ids, words)
-        # A window without room for all tracks that it was given keeps those that lack.
-        written += given[len(written) :]
-        window, n_missing = filled_up(written, shape.window_bars, bar_start, words)
+        if kept:  # a latent that agrees with the given bars: that of them and of new ones from the path
+            draft, _, _ = write(latent, [replace(track, bars=()) for track in tracks], number + DRAFT_STREAM)
+            both = [replace(old, bars=old.bars + new.bars[kept:]) for old, new in zip(given, draft, strict=True)]
+            with torch.no_grad():
+                latent = latent_of(model, piece_of(both, words)[: model.max_length].tolist())
+        window, found, n_missing = write(latent, given, number)
         new = [replace(track, bars=track.bars[kept:]) for track in window]
-        if k:
-            tracks = [replace(track, bars=track.bars + more.bars) for track, more in zip(tracks, new, strict=True)]
-        else:
-            tracks = new
+        tracks = [replace(old, bars=old.bars + more.bars) for old, more in zip(tracks, new, strict=True)] if k else new
         windows.append(piece_of(window, words).tolist())
         n_empty += n_missing
         entropies.append(found)

@@ -20,6 +20,7 @@ from tasks.music.tokenizers.mmm.joining import Track, bar_start_of, piece_of, tr
 from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer, words_in
 from tasks.music.tokenizers.mmm.vocabulary import Kind, MmmConfig
 from tasks.music.tokenizers.oore import OoreTokenizer
+from tasks.sampling import chain
 from tasks.sampling.chain import chain_latents, chain_shape, write_chains
 from tasks.sampling.latents import FROM_PRIOR, LatentPlan, LatentSource, latent_of, path_rows, steps_on_way
 from tasks.sampling.sample_ids import WrittenIds
@@ -182,6 +183,30 @@ def test_the_latents_of_a_path_go_from_end_to_end() -> None:
     assert torch.equal(latents[0], ends[0])
     assert torch.equal(latents[3], ends[1])
     torch.testing.assert_close(latents[1], slerp(*ends, 1 / 3))
+
+
+def test_a_window_has_the_latent_of_the_bars_it_is_given_and_of_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, words, real = plan_of("path"), LOADED.tokenizer.words, chain._write_window
+    drawn: list[tuple[torch.Tensor, np.ndarray]] = []
+
+    def spy(loaded: LoadedModel, latent: torch.Tensor, *rest: Any) -> tuple[np.ndarray, np.ndarray]:
+        ids, entropies = real(loaded, latent, *rest)
+        drawn.append((latent, ids))
+        return ids, entropies
+
+    monkeypatch.setattr(chain, "_write_window", spy)
+    path = chain_latents(LOADED, plan, config_of(6), 2, 0, 0)
+    write(config_of(6), plan, n=1)
+    (first, before), (of_draft, draft), (second, _) = drawn
+    assert torch.equal(torch.stack([first, of_draft]), path)
+    both = [
+        Track(old.head, old.bars[2:] + new.bars[2:])
+        for old, new in zip(tracks_of(before, words), tracks_of(draft, words), strict=True)
+    ]
+    torch.testing.assert_close(second, latent_of(LOADED.model, piece_of(both, words).tolist()))  # type: ignore[arg-type]
+    drawn.clear()
+    write(config_of(8, chain_hop_bars=4), plan, n=1)
+    assert torch.equal(torch.stack([latent for latent, _ in drawn]), path)
 
 
 @pytest.mark.parametrize("kind", ["prior", "prompt"])
