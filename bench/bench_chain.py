@@ -63,7 +63,13 @@ def main() -> None:
     figures = {kind: figures_of(values) for kind, values in lines.items() if len(values)}
     for kind, figure in figures.items():
         print(f"{kind:>22}  {figure}")
-    report.save("chain", f"{given.vae} by {given.judge} at {given.temperature:g}", figures, given.results, PACKAGES)
+    means = {
+        "ratio": figures["overlap, joins"]["mean"] / figures["held-out"]["mean"],
+        "ratio_means": "nats per token at the joins of a path / at bar lines of held-out music",
+    }
+    report.save(
+        "chain", f"{given.vae} by {given.judge} at {given.temperature:g}", means | figures, given.results, PACKAGES
+    )
 
 
 def surprisals(judge: LoadedModel, rows: Sequence[Ids]) -> np.ndarray:
@@ -137,6 +143,7 @@ def figures_of(values: np.ndarray) -> dict[str, float]:
     return {
         "n_lines": len(values),
         "mean": round(float(values.mean()), 4),
+        "median": round(float(np.median(values)), 4),
         "low": round(float(low), 4),
         "high": round(float(high), 4),
     }
