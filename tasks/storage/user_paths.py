@@ -95,7 +95,7 @@ def check_output_folder(path: Path) -> None:
             _check_new(path, real)
         elif not stat.S_ISDIR(found.st_mode):
             raise ConfigError(f"cannot write to {printable(str(path))}: it is a file; name a folder")
-        above = next(folder for folder in real.parents if folder.is_dir())  # where the folder is replaced
+        above = next((folder for folder in real.parents if folder.is_dir()), real)  # where the folder is replaced
         if not all(os.access(folder, os.W_OK | os.X_OK) for folder in (above, *([real] if found else []))):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except (OSError, ValueError) as error:
@@ -166,7 +166,7 @@ def _status(path: Path) -> os.stat_result | None:
     """Return the status of the end of a path's links, or None where nothing is yet."""
     try:
         return path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

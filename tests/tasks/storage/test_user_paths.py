@@ -102,7 +102,7 @@ def test_what_cannot_be_written_is_refused_and_named(tmp_path: Path, monkeypatch
     (tmp_path / "to_folder").symlink_to("folder")
     for path, said in {
         "": "folder", ".": "folder", "..": "folder", "/": "folder", "folder": "folder", "to_folder": "folder",
-        "loop": "symbolic links", "file/x.mid": "directory", "new/" + "n" * 252 + ".mid": "too long",
+        "loop": "symbolic links", "file/x.mid": "is no folder", "new/" + "n" * 252 + ".mid": "too long",
         "n" * 256: "too long", "nul\0.mid": "null", "/proc/nothing/x": "No such file",
     }.items():  # fmt: skip
         with pytest.raises(ConfigError, match=said) as refused:

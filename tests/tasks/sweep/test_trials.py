@@ -20,7 +20,8 @@ from tasks.training.metrics_log import read_points
 from tasks.training.trainer import read_progress
 from tasks.training.worker import run_steps
 from tests.samples import short_training
-from tests.tasks.training.test_train import assert_same_run, descendants
+from tests.tasks.training.test_fit import descendants
+from tests.tasks.training.test_train import assert_same_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray")]
 
