@@ -199,7 +199,8 @@ def _shown(value: Any) -> Any:
         figures = [f"{name} {number:.4g}" for name, number in value.items()]
         more = [f"and {len(figures) - SHOWN_FIGURES} more"] if len(figures) > SHOWN_FIGURES else []
         return ", ".join(figures[:SHOWN_FIGURES] + more)
-    return ("; ".join(map(str, value)) or "none") if isinstance(value, list) else value
+    value = "; ".join(map(str, value)) if isinstance(value, list) else value
+    return "none" if value in (None, "") else value
 
 
 def print_list(rows: list[dict[str, Any]], columns: Sequence[str], as_json: bool, key: str) -> None:

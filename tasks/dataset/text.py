@@ -13,8 +13,9 @@ from tasks.config.overrides import apply_overrides
 from tasks.config.serialization import from_json
 from tasks.dataset.augment import vary_notes
 from tasks.dataset.encode import read_notes
+from tasks.dataset.split import SPLITS
 from tasks.dataset.versions import DatasetVersion
-from tasks.errors import DatasetError
+from tasks.errors import ConfigError, DatasetError
 from tasks.music.notes import NoteBatch
 from tasks.music.tokenizers.optimus.characters import OptimusTxtConfig
 from tasks.music.tokenizers.optimus.text_tokenizer import OptimusTxtTokenizer
@@ -32,9 +33,11 @@ def dataset_text(
             the defaults.
         augmented: write the songs of the training split in all variants that the dataset's augmentation makes of them.
     Raises:
-        ConfigError: an override does not fit.
+        ConfigError: an override does not fit, or there is no such split.
         DatasetError: the dataset or the split has no song.
     """
+    if split and split not in SPLITS:
+        raise ConfigError(f"--split {split}: known are {', '.join(SPLITS)}")
     if not dataset.manifest["songs"]:
         raise DatasetError(f"{dataset.reference} holds token ids and no songs")
     form, stored = dataset.manifest["encoder"]["settings"], dataset.manifest["config"]

@@ -21,8 +21,10 @@ from tasks.storage.parquet import read_table
 from tasks.storage.user_paths import check_output, write_output
 
 
-def export_tokens(dataset: DatasetVersion, out: Path, length: int, split: str = "", seed: int = 0) -> dict[str, int]:
-    """Write the rows of a dataset, or of one split, and return the counts and ids of the table.
+def export_tokens(
+    dataset: DatasetVersion, out: Path, length: int, split: str = "", seed: int = 0
+) -> dict[str, int | None]:
+    """Write the rows of a dataset, or of one split, and return the counts and ids of the table; None: no end id.
 
     A `.npy` or `.pt` file is a matrix of int64, padded at the ends of rows. A `.parquet` file has a column of lists,
     without padding, and one of the piece that each is of.
@@ -55,7 +57,7 @@ def export_tokens(dataset: DatasetVersion, out: Path, length: int, split: str = 
         "n_tokens": int(offsets[-1]),
         "vocab_size": tokenizer.vocab_size,
         "pad_id": tokenizer.pad_id,
-        "end_id": tokenizer.end_id,
+        "end_id": tokenizer.end_id if tokenizer.end_id >= 0 else None,
     }
 
 

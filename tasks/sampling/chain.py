@@ -118,8 +118,8 @@ def _write_chain(
     bar_start = bar_start_of(source, words)
     tracks, entropies, windows, n_empty, n_counted = list[Track](), list[np.ndarray](), list[list[int]](), 0, 0
 
-    def write(latent: Tensor, given: Sequence[Track], number: int) -> tuple[list[Track], np.ndarray, int]:
-        """Return a window of whole bars that begins with given ones, its entropies, and how many bars are empty."""
+    def write(latent: Tensor, given: Sequence[Track], number: int) -> tuple[list[Track], np.ndarray, list[int]]:
+        """Return a window of whole bars that begins with given ones, its entropies, and each track's missing bars."""
         grammar = window_grammar(loaded.tokenizer, shape.window_bars, bar_start, given, config.n_tracks)
         ids, found = _write_window(loaded, latent, grammar, config, number)
         written = tracks_of(ids, words)
@@ -141,7 +141,8 @@ def _write_chain(
         new = [replace(track, bars=track.bars[kept:]) for track in window]
         tracks = [replace(old, bars=old.bars + more.bars) for old, more in zip(tracks, new, strict=True)] if k else new
         windows.append(piece_of(window, words).tolist())
-        n_empty += n_missing
+        n_new_bars, n_beyond = shape.window_bars - kept, max(len(tracks[0].bars) - shape.n_bars, 0) if tracks else 0
+        n_empty += sum(max(min(n, n_new_bars) - n_beyond, 0) for n in n_missing)  # bars beyond the piece are cut off
         entropies.append(found)
         n_new = sum(len(bar) for track in new for bar in track.bars)
         on_tokens(n_new)

@@ -15,6 +15,7 @@ from tasks.config.dataset import DatasetConfig
 from tasks.config.presets import build_preset
 from tasks.dataset.changes import diff_versions
 from tasks.dataset.text import dataset_text
+from tasks.dataset.token_export import export_tokens
 from tasks.dataset.token_table import plan_token_dataset, read_token_table
 from tasks.dataset.upkeep import verify_version
 from tasks.dataset.versions import DatasetVersion, resolve_dataset
@@ -188,6 +189,14 @@ def test_what_is_wrong_with_a_table_is_said_in_one_line(
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_exported_table_without_an_end_id_has_none(home: Home, tmp_path: Path) -> None:
+    version = publish(home, write_as(tmp_path / "x.npy", some_rows()))
+    facts = export_tokens(version, tmp_path / "back.npy", 0)
+    assert (facts["vocab_size"], facts["pad_id"], facts["end_id"]) == (N_IDS + 1, N_IDS, None)
+    read = read_token_table(tmp_path / "back.npy", N_IDS + 1, facts["pad_id"], facts["end_id"])
+    assert read.n_rows == len(some_rows())
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,19 @@ def test_bars_without_room_are_empty_and_counted() -> None:
     assert [loaded.tokenizer.names[token] for token in nothing.ids] == ["[SOS]", "PIECE_START", "[EOS]"]
 
 
+@pytest.mark.parametrize(("n_bars", "hop"), [(5, 4), (6, 3), (9, 2)])
+def test_empty_bars_beyond_the_end_and_given_ones_are_not_counted(n_bars: int, hop: int) -> None:
+    loaded = build(block=64)
+    pieces = write(config_of(n_bars, chain_hop_bars=hop), plan_of("prompt", loaded), n=6, loaded=loaded)
+    counts = [piece.chain["n_empty_bars"] for piece in pieces if piece.chain]
+    empty = [
+        sum(len(bar) == 2 for track in tracks_of(piece.ids, loaded.tokenizer.words) for bar in track.bars)
+        for piece in pieces
+    ]
+    assert any(counts)
+    assert all(counted <= there for counted, there in zip(counts, empty, strict=True))
+
+
 def test_bars_have_the_meter_of_the_prompt() -> None:
     loaded = build(meters=True)
     words, tokenizer = loaded.tokenizer.words, loaded.tokenizer

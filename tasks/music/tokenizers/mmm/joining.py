@@ -55,12 +55,12 @@ def piece_of(tracks: Sequence[Track], words: Vocabulary) -> IntArray:
     return np.array([*first, *body, *foot], np.int64)
 
 
-def filled_up(tracks: Sequence[Track], n_bars: int, bar_start: int, words: Vocabulary) -> tuple[list[Track], int]:
-    """Return tracks of `n_bars` bars, with empty ones where bars are missing, and the number of those."""
+def filled_up(tracks: Sequence[Track], n_bars: int, bar_start: int, words: Vocabulary) -> tuple[list[Track], list[int]]:
+    """Return tracks of `n_bars` bars, with empty ones where bars are missing, and the number of those of each track."""
     empty: Bar = (bar_start, int(words.of_kind(Kind.BAR_END)[0]))
     n_missing = [n_bars - len(track.bars) for track in tracks]
     whole = [replace(track, bars=track.bars + n * (empty,)) for track, n in zip(tracks, n_missing, strict=True)]
-    return whole, sum(n_missing)
+    return whole, n_missing
 
 
 def bar_start_of(ids: ArrayLike, words: Vocabulary) -> int:
