@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +22,8 @@ from tasks.storage.parquet import read_table
 from tasks.storage.user_paths import check_output, write_output
 
 
-def export_tokens(
-    dataset: DatasetVersion, out: Path, length: int, split: str = "", seed: int = 0
-) -> dict[str, int | None]:
-    """Write the rows of a dataset, or of one split, and return the counts and ids of the table; None: no end id.
+def export_tokens(dataset: DatasetVersion, out: Path, length: int, split: str = "", seed: int = 0) -> dict[str, Any]:
+    """Write the rows of a dataset, or of one split, and return the counts and ids of the table.
 
     A `.npy` or `.pt` file is a matrix of int64, padded at the ends of rows. A `.parquet` file has a column of lists,
     without padding, and one of the piece that each is of.

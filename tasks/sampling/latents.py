@@ -14,7 +14,7 @@ from models.vae.latents import ConditionedDecoder, interpolate, slerp
 from models.vae.model import Vae
 from tasks.checkpoints import LoadedModel
 from tasks.config.generation import GenerateConfig
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, plural
 from tasks.music.score import Score
 
 ONSET_TOLERANCE = 0.05  # seconds, as in the usual scores of transcription
@@ -74,7 +74,8 @@ def check_latents(model: Model, config: GenerateConfig, n_prompts: int) -> None:
     if n_prompts == 0:
         raise ConfigError(f"latents={config.latents!r} are those of prompts; name some with --prompt")
     if config.latents == "path" and n_prompts != 2:
-        raise ConfigError(f"latents='path' goes from one prompt to another, but {n_prompts} are given")
+        given = plural(n_prompts, "prompt")
+        raise ConfigError(f"latents='path' leads from one prompt to another; --prompt and prompt_to give {given}")
 
 
 def with_latents(

@@ -22,7 +22,15 @@ from tasks.music.tokenizers.mmm.vocabulary import Kind, MmmConfig
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tasks.sampling import chain
 from tasks.sampling.chain import chain_latents, chain_shape, write_chains
-from tasks.sampling.latents import FROM_PRIOR, LatentPlan, LatentSource, latent_of, path_rows, steps_on_way
+from tasks.sampling.latents import (
+    FROM_PRIOR,
+    LatentPlan,
+    LatentSource,
+    check_latents,
+    latent_of,
+    path_rows,
+    steps_on_way,
+)
 from tasks.sampling.sample_ids import WrittenIds
 from tests.builders import make_score
 
@@ -187,6 +195,11 @@ def test_bars_have_the_meter_of_the_prompt() -> None:
 
 
 # Latents
+
+
+def test_a_path_leads_between_two_prompts() -> None:
+    with pytest.raises(ConfigError, match=r"leads from one prompt to another; --prompt and prompt_to give 1 prompt$"):
+        check_latents(LOADED.model, GenerateConfig(latents="path", prompt="a.mid"), 1)
 
 
 def test_the_latents_of_a_path_go_from_end_to_end() -> None:
