@@ -70,7 +70,8 @@ def generate(
         typer.Option(
             "-o",
             "--out",
-            help="Folder, new or empty, for a copy of the batch and its results.json; with --blocks, a MIDI file.",
+            help="Folder for a copy of the batch and its results.json: new, empty or with a copy of the same batch; "
+            "with --blocks, a MIDI file.",
         ),
     ] = None,
     preset: options.ModelPresetOption = "",
@@ -79,7 +80,8 @@ def generate(
 ) -> None:
     """Compose a batch of pieces with a page to review them; the same command continues after Ctrl-C."""
     environment.set_defaults(environment.SAMPLING)
-    blocks.check(out, {"-n": n_pieces, "--text-prompt": text_prompt, "--request": request, "--fresh": fresh})
+    of_batches = {"-n": n_pieces, "--text-prompt": text_prompt, "--request": request, "--fresh": fresh}
+    blocks.check(out, of_batches | {"--continue-length": continue_length})
     if text_prompt:
         if prompt:
             raise ConfigError("--prompt and --text-prompt both name what is continued; give one")
@@ -105,6 +107,8 @@ def generate(
     found = find_model(where, model)
     config = config or run.config(found.preset, settings)
     _check_prompt(config.generate.prompt)
+    if prompt_length and not config.generate.prompt:
+        raise ConfigError(f"--prompt-length {prompt_length} is of a prompt; name one with --prompt")
     check_controls(where, found, config.generate)
     if blocks.blocks:
         base = build_config(preset or found.preset, ()).generate

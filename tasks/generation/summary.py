@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from tasks.errors import plural
 from tasks.generation.batch_files import RESULTS, asked_words
 from tasks.reporting.markdown import table
 from tasks.storage.integrity import read_sealed
@@ -48,7 +49,7 @@ def batch_card(batch: "Batch") -> str:
     if asked := asked_words(batch.manifest):
         flags += f"{asked}\n\n"
     return (
-        f"# {batch.name}\n\n{batch.manifest['n_pieces']} pieces by {batch.manifest['model_version']}"
+        f"# {batch.name}\n\n{plural(batch.manifest['n_pieces'], 'piece')} by {batch.manifest['model_version']}"
         f" (dataset {batch.manifest['dataset_version']}), {batch.manifest['n_ended']} of them ended by themselves.\n\n"
         f"{flags}{table(rows, ('figure', 'value'))}\n\nListen: `{batch.gallery}`\n"
     )

@@ -39,7 +39,7 @@ def result_row(piece: WrittenIds, continued: Continued, end_id: int, scoring_tim
         "generated_length": len(piece.ids) - n_given,
         "original_length": continued.original_length or None,
         "continued_original_length": max(n_compared - n_given, 0) if n_compared else None,
-        "ended_with_eos": bool(piece.ids[-1] == end_id),
+        "ended_with_eos": bool(piece.ids[-1] == end_id) and piece.chain is None,  # a chain ends with its last bar
         "entropy": round(float(np.mean(piece.entropies)), 4) if len(piece.entropies) else None,
         "generation_time": round(piece.seconds, 4),
         "scoring_time": round(scoring_time, 4),

@@ -52,7 +52,7 @@ def batch_page(
         "seed": str(manifest["config"]["seed"]),
         "sampling": sampling,
     }
-    subtitle = f"{manifest['n_pieces']} pieces, {manifest['n_ended']} of them ended by themselves"
+    subtitle = f"{plural(manifest['n_pieces'], 'piece')}, {manifest['n_ended']} of them ended by themselves"
     if manifest["n_attempts"] > manifest["n_pieces"]:
         subtitle += f", chosen from {manifest['n_attempts']}"
     if asked := asked_words(manifest):

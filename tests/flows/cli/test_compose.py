@@ -141,6 +141,8 @@ def test_a_long_piece_is_interrupted_and_goes_on_by_the_same_command(home: Path,
     [
         (["--block-tokens", "9"], "say how many by --blocks"),
         (["--blocks", "2", "-n", "3"], "-n is of a batch of pieces"),
+        (["--blocks", "2", "--continue-length", "3"], "--continue-length is of a batch of pieces"),
+        (["--prompt-length", "9"], "--prompt-length 9 is of a prompt; name one with --prompt"),
         (["--blocks", "2", "--best-of", "3"], "--blocks has no use for generate.best_of; it takes generate.seed"),
         (["--blocks", "2", "--prime-tokens", "1024"], "--prime-tokens 1024 is not below --block-tokens 1024"),
         (["--blocks", "2", "--prompt", "split:test"], "--blocks continues a MIDI file"),

@@ -313,6 +313,7 @@ def test_a_path_is_a_table_of_distances(home: Home, corpus: Path) -> None:
         page = batch.gallery.read_text()
         assert page.count('<th scope="row">0000</th>') == (1 if n_rows == 3 else 3)
         assert "Distances along the path of latents" in page
+    assert not any(row["ended_with_eos"] for row in json.loads(batch.results.read_text())["pieces"])
     loaded = load_model(checkpoint)
     for path in sorted((batch.folder / "pieces").glob("*.json")):
         sidecar = json.loads(path.read_text())

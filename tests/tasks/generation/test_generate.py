@@ -27,6 +27,7 @@ from tasks.config.serialization import to_json
 from tasks.errors import ConfigError
 from tasks.generation import batch_files, candidates, generate
 from tasks.generation.generate import find_batch, find_whole_batch, generate_batch, read_request
+from tasks.generation.summary import batch_card
 from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.midi import events
 from tasks.music.midi.read_midi import read_midi
@@ -551,6 +552,8 @@ def test_batches_are_found_by_name(home: Home, setup: Setup) -> None:
     batch = silent(home, setup, n_pieces=1)
     assert find_batch(home, batch.name) == batch
     assert batch.gallery == batch.folder / "gallery.html"
+    assert "1 piece, " in batch.gallery.read_text()
+    assert "\n\n1 piece by " in batch_card(batch)
     assert find_batch(home, "nonesuch") is None
 
 
