@@ -110,8 +110,10 @@ def _read_pt(data: bytes) -> tuple[np.ndarray, IntArray]:
             tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:  # UnpicklingError, RuntimeError, EOFError ...; torch advises to trust the file
         raise ConfigError("no tensor that torch reads with weights_only=True, but other objects or damaged") from None
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+    if not isinstance(tensor, torch.Tensor):
         raise ConfigError(f"expected one dense tensor, found {type(tensor).__name__}")
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise ConfigError(f"expected one dense tensor, found {'no values' if tensor.is_meta else tensor.layout}")
     if str(tensor.dtype) not in _INTEGERS:  # NumPy lacks some of the others
         raise ConfigError(f"expected integers, found {str(tensor.dtype).removeprefix('torch.')}")
     return _rows_of(tensor.detach().numpy())
@@ -122,6 +124,8 @@ def _read_parquet(data: bytes) -> tuple[np.ndarray, IntArray] | tuple[np.ndarray
         table = pq.ParquetFile(io.BytesIO(data)).read()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ConfigError(f"no Parquet file: {first_line(error)}") from None
+    if table.column_names.count("piece") > 1:
+        raise ConfigError("several columns are named piece")
     pieces = [table["piece"].to_pylist()] if "piece" in table.column_names else []
     if pieces and table["piece"].type not in (pa.string(), pa.large_string()):
         raise ConfigError(f"the column piece holds {table['piece'].type}, not names")

@@ -137,9 +137,9 @@ def array(value: Any) -> bytes:
     return handle.getvalue()
 
 
-def parquet(**columns: Any) -> bytes:
-    handle = io.BytesIO()
-    pq.write_table(pa.table(columns), handle)
+def parquet(names: list[str] | None = None, /, **columns: Any) -> bytes:
+    handle, table = io.BytesIO(), pa.table(columns)
+    pq.write_table(table.rename_columns(names or table.column_names), handle)
     return handle.getvalue()
 
 
@@ -163,7 +163,8 @@ BAD = [
     ("x.pt", saved(Path("x")), {}, "no tensor that torch reads with weights_only=True"),
     ("x.pt", pickle.dumps(Home), {}, "no tensor that torch reads with weights_only=True"),
     ("x.pt", saved(torch.rand(4, 4).bfloat16()), {}, "expected integers, found bfloat16"),
-    ("x.pt", saved(torch.eye(4, dtype=torch.int64).to_sparse()), {}, "expected one dense tensor, found Tensor"),
+    ("x.pt", saved(torch.eye(4, dtype=torch.int64).to_sparse()), {}, "one dense tensor, found torch.sparse_coo"),
+    ("x.pt", saved(torch.ones(4, 4, dtype=torch.int64, device="meta")), {}, "dense tensor, found no values"),
     ("x.parquet", b"PAR1", {}, "no Parquet file"),
     ("x.parquet", parquet(a=[1.5]), {}, "or columns of integers, found a: double"),
     ("x.parquet", parquet(a=[[1]], b=[[1]]), {}, "found a: list<element: int64>, b: list<element: int64>"),
@@ -171,6 +172,7 @@ BAD = [
     ("x.parquet", parquet(a=[[1, 2], None]), {}, "it holds nulls"),
     ("x.parquet", parquet(a=[[1, 2], [3, 4]], piece=["x", None]), {}, "it holds nulls"),
     ("x.parquet", parquet(a=[[1, 2], [3, 4]], piece=["x", "x"]), {}, "1 piece; at least 3 are needed"),
+    ("x.parquet", parquet(["piece"] * 2, a=["x"], b=["x"]), {}, "several columns are named piece"),
     ("x.parquet", parquet(a=[1, 2], piece=[3, 4]), {}, "the column piece holds int64, not names"),
     ("x.pt", saved(torch.ones(4, 4, dtype=torch.bool)), {}, "expected integers, found bool"),
     ("x.parquet", parquet(a=[[1, 2], [], [3, 4]]), {}, "row 1 has 0 ids besides pads"),
