@@ -378,6 +378,7 @@ def filled(value: Any) -> Any:
     return re.sub(r"\{\{ \$ORCHESTRION_(\w+) \}\}", lambda m: m[1].lower(), value) if isinstance(value, str) else value
 
 
+@pytest.mark.slow
 def test_prefect_takes_the_file_and_every_key_of_it() -> None:
     from prefect.cli.deploy._models import DeploymentConfig, PrefectYamlModel, RawScheduleConfig, WorkPoolConfig
 

@@ -224,6 +224,7 @@ def train(model: Decoder, batches: list[Tensor], max_lr: float) -> None:
         train_step(model, optimizer, tokens_BT, step=i, learning_rate=rate, max_grad_norm=1.0, n_targets=n_targets)
 
 
+@pytest.mark.slow
 def test_a_tiny_decoder_memorises_a_phrase() -> None:
     model, phrase_BT = build_decoder(), random_tokens(1, 48)
     train(model, [phrase_BT] * 120, max_lr=5e-3)

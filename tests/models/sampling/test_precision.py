@@ -203,6 +203,7 @@ SETTINGS = st.builds(
 )
 
 
+@pytest.mark.slow
 @examples(60)
 @given(SETTINGS, st.integers(0, 10**6), st.sampled_from([1e-1, 1e-3, 1e-6]), st.booleans())
 def test_a_sure_choice_survives_errors_within_the_margin(

@@ -400,6 +400,7 @@ def test_eight_pieces_are_learned_by_heart() -> None:
     assert loss.n_correct / loss.n_targets > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["modeling", "generation"])
 def test_a_piece_is_written_again_in_each_mode(mode: RowMode) -> None:
     torch.manual_seed(0)

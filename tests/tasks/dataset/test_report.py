@@ -297,6 +297,7 @@ def test_a_version_without_anything_is_a_page(tmp_path: Path) -> None:
     draw_overview(quiet)
 
 
+@pytest.mark.slow
 def test_sums_that_do_not_come_out_are_said() -> None:
     assert full_facts(warnings=()).problems() == []
     wrong = full_facts(n_files=7, n_notes_in=5, leakage={"within_bound": False}, warnings=["Look here."])

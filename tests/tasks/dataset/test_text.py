@@ -52,6 +52,7 @@ def test_the_same_version_gives_the_same_text_and_a_split_its_own_songs(sourced:
     assert sum(counts.values()) == dataset_text(dataset)[1]
 
 
+@pytest.mark.slow
 def test_centred_and_flipped_songs_stand_in_the_text_and_in_its_header(tmp_path: Path) -> None:
     dataset = small_dataset(
         Home.at(tmp_path / "home"),

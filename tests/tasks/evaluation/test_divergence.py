@@ -66,6 +66,7 @@ def test_a_piece_that_adds_nothing_is_not_compared() -> None:
     assert set(COMPARISONS) | {"p_value"} == set(means["duration_kl"])
 
 
+@pytest.mark.slow
 def test_histograms_are_the_same_bytes_each_time() -> None:
     sides = {"prompt": song("C"), "generated": song("F", duration=240), "original": song("G", "C")}
     found = [divergences(sides, VECTORS)]

@@ -97,6 +97,7 @@ def test_every_row_of_a_dataset_with_names_begins_with_that_of_its_file(named: S
     assert n_rows == sum(facts["n_rows"] for facts in named.dataset.manifest["splits"].values())
 
 
+@pytest.mark.slow
 def test_a_song_is_asked_for_by_name_and_number_of_notes_and_the_batch_says_how_near_it_is(named: Studio) -> None:
     batch = named.compose(n_pieces=2, prompt="text:SONG=Für_Elise_with_30_notes\n", sampling=SAMPLING)
     notes = [int(facts["statistics"]["n_notes"]) for facts in sidecars_of(batch)]

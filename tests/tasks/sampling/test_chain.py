@@ -34,6 +34,8 @@ from tasks.sampling.latents import (
 from tasks.sampling.sample_ids import WrittenIds
 from tests.builders import make_score
 
+pytestmark = pytest.mark.slow
+
 WINDOW = 4
 SONGS = [
     [(0, 4, 60), (4, 4, 64), (8, 8, 67), (16, 12, 60), (28, 8, 64), (40, 24, 72)],

@@ -89,6 +89,7 @@ def test_an_answer_by_the_byte_ends_by_total_time_or_by_speed(what: str, tmp_pat
     assert not [thread for thread in threading.enumerate() if thread.name == "download-watch"]
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_ends_by_total_time(tmp_path: Path) -> None:
     forever = threading.Event()
     with (

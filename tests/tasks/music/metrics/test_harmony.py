@@ -66,6 +66,7 @@ def test_vectors_are_those_of_numerals_that_occur_twice_and_the_same_each_time()
     assert sorted(train_vectors([["I"], ["I"]])) == ["I"]  # there is no neighbour to learn from
 
 
+@pytest.mark.slow
 def test_numerals_with_the_same_neighbours_become_alike() -> None:
     rng = np.random.default_rng(0)
     pieces = [["I", ("IV", "ii")[rng.integers(2)], "V", "I", "vi", "bVI", "bVII", "vi"] for _ in range(1500)]

@@ -402,6 +402,7 @@ def is_balanced(bar: list[str]) -> bool:
     return not sounding and sum(int(word.partition("=")[2]) for word in bar if word.startswith("TIME_DELTA")) <= 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["pop909", "nottingham", "openmsx", "groove"])
 def test_real_pieces(source: str) -> None:
     paths = sorted((real_data("dev") / source).rglob("*.mid"))[::40]
