@@ -3,7 +3,7 @@
     PYTHONPATH=. python bench/bench_chain.py --home HOME --vae mine-mmm_vae_tiny --judge mine-orchestrion_small_tiny
 
 Both models are of the home, in `mmm`, and of one dataset with windows of four bars. The surprisal of a bar line is that
-of the bar behind it in all tracks, in nats per token, after two bars before it. Chains go between pairs of held-out
+of the bar after it in all tracks, in nats per token, after two bars before it. Chains go between pairs of held-out
 windows, with windows that overlap by half and with windows that do not, or stay at the latent of one.
 """
 
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def surprisals(judge: LoadedModel, rows: Sequence[Ids]) -> np.ndarray:
-    """Return the nats per token of the bars behind the line after `BEFORE` bars, of each row that has any."""
+    """Return the nats per token of the bars that follow the line after `BEFORE` bars, of each row that has any."""
     words, found = judge.tokenizer.words, list[float]()
     for row in rows:
         kinds, bar = words.kind[row], -1

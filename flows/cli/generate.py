@@ -50,7 +50,7 @@ def generate(
         int | None,
         typer.Option(
             "--continue-length",
-            help="Most tokens behind --prompt-length: the two together are generate.sampling.max_tokens.",
+            help="Most tokens after the prompt; with --prompt-length they make generate.sampling.max_tokens.",
         ),
     ] = None,
     variation: Annotated[
@@ -174,7 +174,7 @@ def _max_tokens(prompt: str, prompt_length: int | None, continue_length: int | N
     if continue_length < 1:
         raise ConfigError(f"--continue-length={continue_length} is below 1")
     if prompt and prompt_length is None:
-        raise ConfigError("--continue-length counts tokens behind --prompt-length; give both")
+        raise ConfigError("--continue-length counts tokens after --prompt-length; give both")
     return (prompt_length or 1) + continue_length
 
 

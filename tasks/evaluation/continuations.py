@@ -168,7 +168,7 @@ class ContinuationTest:
 
 
 def continuation_files(name: str, given: Score | None, whole: Score, continued: Score) -> dict[str, bytes]:
-    """Return the MIDI files that stand beside `generated.mid` of a continued piece.
+    """Return the MIDI files beside `generated.mid` of a continued piece.
 
     Returns:
         `prompt.mid`: the part that was given; `original.mid`: the whole piece that it was taken of;

@@ -80,7 +80,7 @@ def evaluate_model(
         Diverged: the model's likelihood is no finite number.
     """
     check_fits(loaded, dataset)
-    if isinstance(loaded.tokenizer, TokenIdsTokenizer):  # its ids stand for no music that samples could be judged by
+    if isinstance(loaded.tokenizer, TokenIdsTokenizer):  # its ids represent no music that samples could be judged by
         config = replace(config, n_samples=0, n_continuations=0)
     _require_contents(loaded, dataset, config.split)
     check_shards([*dataset.token_shards(config.split), *dataset.token_shards("train")], n_cpus())

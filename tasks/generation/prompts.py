@@ -65,7 +65,7 @@ class Prompt:
     asked_notes: int = 0  # by the header of a text; 0: by none
 
     def n_compared(self, max_tokens: int) -> int:
-        """Return how many tokens of the file stand beside a piece of at most `max_tokens`; 0 without a continuation."""
+        """Return the tokens of the file that a piece of `max_tokens` is compared with; 0 without a continuation."""
         return 0 if self.whole is None else max(min(max_tokens, len(self.whole)), len(self.ids))
 
 

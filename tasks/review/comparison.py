@@ -181,7 +181,7 @@ def difference_of(one: Contestant, first: Contestant) -> str:
     window = [side.settings.get("seq_len") for side in (one, first)]
     if one is first or one.scored_on != first.scored_on or window[0] != window[1]:
         return ""
-    if "bits_per_note" not in one.metrics:  # its ids stand for no notes
+    if "bits_per_note" not in one.metrics:  # its ids represent no notes
         return ""
     found = bits_above(one.metrics["bits_per_note"], one.piece_nats, first.piece_nats)
     return f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})" if found else ""

@@ -123,7 +123,7 @@ def _write_chain(
         grammar = window_grammar(loaded.tokenizer, shape.window_bars, bar_start, given, config.n_tracks)
         ids, found = _write_window(loaded, latent, grammar, config, number)
         written = tracks_of(ids, words)
-        # A window without room for all tracks that it was given keeps those that lack.
+        # A window without room for all tracks that it was given keeps the missing ones.
         window, n_missing = filled_up(written + list(given[len(written) :]), shape.window_bars, bar_start, words)
         return window, found, n_missing
 

@@ -62,7 +62,7 @@ def opening_ids(loaded: LoadedModel) -> tuple[int, ...]:
 
 
 def require_music(loaded: LoadedModel) -> None:
-    """Raise ConfigError where the ids of a model stand for no music."""
+    """Raise ConfigError where the ids of a model represent no music."""
     if isinstance(loaded.tokenizer, TokenIdsTokenizer):
         refuse_music()
 

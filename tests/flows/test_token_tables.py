@@ -88,7 +88,7 @@ def test_music_is_refused_in_one_line(trained: tuple[Path, Path, dict[str, objec
             else run_flow(home, *command, "--home", str(home))
         )
         assert done.returncode == 2, done.stderr
-        assert "the ids of a token table stand for no notes" in done.stderr.splitlines()[-1]
+        assert "the ids of a token table represent no notes" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

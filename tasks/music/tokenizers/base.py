@@ -77,7 +77,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def first_id(self) -> int | None:
-        """The id after `start_id` in every piece; None where several may stand there."""
+        """The id after `start_id` in every piece; None where several may follow."""
         next_state = self.grammar.next_state_SV
         followers = np.flatnonzero(next_state[next_state[self.grammar.start_state, self.start_id]] >= 0)
         return int(followers[0]) if len(followers) == 1 else None

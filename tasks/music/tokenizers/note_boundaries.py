@@ -107,7 +107,7 @@ def random_ids(
     always from these if there are any.
 
     Args:
-        first: ids that the walk begins behind, for an encoding with a header of any length.
+        first: ids after which the walk begins, for an encoding with a header of any length.
 
     Raises:
         ValueError: the grammar leads nowhere.

@@ -72,12 +72,12 @@ class TokenIdsTokenizer(Tokenizer):
         refuse_music()
 
     def decode(self, ids: ArrayLike) -> Score:
-        """Refuse: the ids stand for no notes."""
+        """Refuse: the ids represent no notes."""
         refuse_music()
 
 
 def refuse_music() -> NoReturn:
     """Raise ConfigError where music is asked for."""
     raise ConfigError(
-        "the ids of a token table stand for no notes; a model of them can be trained, but writes no music"
+        "the ids of a token table represent no notes; a model of them can be trained, but writes no music"
     )

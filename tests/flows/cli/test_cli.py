@@ -111,7 +111,7 @@ def test_a_new_interpreter_ends_with_the_code_of_its_mistake(tmp_path: Path) -> 
         (["generate", "--continue-length", "0"], "--continue-length=0 is below 1"),
         (
             ["generate", "--continue-length", "9", "--prompt", "a.mid"],
-            "counts tokens behind --prompt-length; give both",
+            "counts tokens after --prompt-length; give both",
         ),
         (["generate", "--prompt-length", "1"], "prompt_tokens=1 is below 2"),
         (["generate", "-o", "/dev/null"], "cannot write to /dev/null: it is a file; name a folder"),
