@@ -18,7 +18,8 @@ OLD_NAMES = {
     "checkpoint_every": "checkpoint_interval",
     "log_every": "log_interval",
 }
-# Settings that were added later. At these defaults they do not count in digests, so that earlier runs keep theirs.
+# Settings that were added later. At these defaults they do not count in digests, so that earlier runs keep theirs. A
+# tuple holds several such values.
 LATER_SETTINGS = {
     "early_stopping_patience": 0,
     "early_stopping_metric": "loss",
@@ -32,6 +33,9 @@ LATER_SETTINGS = {
     "chain_step": 0.2,
     "median_pitch": 0,
     "flip": False,
+    "device": ("auto", "cpu"),
+    "gpus_per_worker": 1.0,
+    "accelerator_type": "",
 }
 _FIRST_NAMES = {name: old for old, name in OLD_NAMES.items()}
 
@@ -63,7 +67,10 @@ def first_names(values: Any) -> Any:
 
 
 def _is_unused(key: Any, value: Any) -> bool:
-    return key in LATER_SETTINGS and LATER_SETTINGS[key] == (list(value) if isinstance(value, tuple) else value)
+    if key not in LATER_SETTINGS:
+        return False
+    unused, plain = LATER_SETTINGS[key], list(value) if isinstance(value, tuple) else value
+    return plain in unused if isinstance(unused, tuple) else plain == unused
 
 
 def _path(path: str, names: Mapping[str, str]) -> str:

@@ -34,6 +34,13 @@ class TrainConfig:
     )
     n_workers: int = setting(1, "Workers of Ray Train; gloo on CPU, NCCL on GPU.", ge=1)
     cpus_per_worker: int = setting(0, "Cores of a worker; 0: the machine's cores shared among the workers.", ge=0)
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "Kind of device; auto: GPUs where the Ray cluster has some, otherwise CPUs."
+    )
+    gpus_per_worker: float = setting(
+        1.0, "GPUs of a worker; below 1, several runs, or points of a sweep, share one.", gt=0, le=1
+    )
+    accelerator_type: str = setting("", "Type of GPU by Ray's name, such as `H100`; empty: any.")
     validation_windows: int = setting(64, "Windows of the validation split that are scored.", ge=1)
     eval_interval: int = setting(500, "Steps, or epochs, between validations.", ge=1)
     checkpoint_interval: int = setting(500, "Steps, or epochs, between checkpoints.", ge=1)
@@ -64,9 +71,17 @@ class TrainConfig:
             raise ValueError(
                 f"grad_accumulation_steps={self.grad_accumulation_steps} is above the {n_windows} windows of one worker"
             )
+        if self.gpus_per_worker < 1 < self.n_workers:
+            raise ValueError(
+                f"gpus_per_worker={self.gpus_per_worker}: the workers of a run cannot share a GPU under NCCL; set it to"
+                " 1, or n_workers to 1"
+            )
         self.model.check_training(self.seq_len, self.n_workers * self.grad_accumulation_steps)
 
 
-# Settings that change neither the numbers nor the name of a run, but for the draws of dropout and latents, which belong
-# to a worker's rank.
-TRAIN_WITHOUT_EFFECT = ("n_workers", "cpus_per_worker", "max_failures", "keep_last_n", "log_interval")
+# Settings that change neither the name of a run nor its numbers, but for rounding on other devices and for the draws of
+# dropout and latents, which belong to a worker's rank.
+TRAIN_WITHOUT_EFFECT = (
+    "n_workers", "cpus_per_worker", "device", "gpus_per_worker", "accelerator_type", "max_failures", "keep_last_n",
+    "log_interval",
+)  # fmt: skip

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from tasks.errors import OrchestrionError, cause_of, plural, words_of
@@ -50,6 +50,14 @@ def n_cluster_cpus() -> int:
 
     connect()
     return int(ray.cluster_resources().get("CPU", 0))
+
+
+def is_joined() -> bool:
+    """Return whether this process works in a Ray that others started: at RAY_ADDRESS, or the one it is connected to."""
+    if os.environ.get("RAY_ADDRESS"):
+        return True
+    ray = sys.modules.get("ray")
+    return bool(ray and ray.is_initialized() and not _nodes)
 
 
 def check_start() -> None:
@@ -184,6 +192,7 @@ def run_over(
     on_result: Callable[[Result], None] | None = None,
     max_in_flight: int = 0,
     on_wait: Callable[[], None] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> list[Result]:
     """Run `function` over `chunks` on Ray and return the results in the order of the chunks.
 
@@ -192,6 +201,7 @@ def run_over(
         on_result: called in the driver with each result, in any order.
         max_in_flight: chunks handed out at once, 0 for two for each core; the others wait in the driver.
         on_wait: called in the driver about once a second.
+        options: of Ray's tasks, such as those of a `Placement`.
     Raises:
         RayLost: the Ray of this process died during the work; `connect` starts another.
     """
@@ -203,8 +213,8 @@ def run_over(
         return []  # without starting Ray
     queue = itertools.chain(first, queue)
     connect()
-    options: dict[str, Any] = {"num_cpus": 1, "max_retries": 2, "retry_exceptions": [OSError]}
-    remote = ray.remote(**options)(function)
+    known: dict[str, Any] = {"num_cpus": 1, "max_retries": 2, "retry_exceptions": [OSError]}
+    remote = ray.remote(**known | dict(options or {}))(function)
     limit = max_in_flight or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     results: dict[int, Result] = {}
     pending: dict[Any, int] = {}
@@ -238,9 +248,9 @@ def run_over(
     return [results[index] for index in sorted(results)]
 
 
-def run_apart(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Run one function on Ray and return its result, so that its memory is the worker's."""
-    return run_over(_call, [(function, arguments)])[0]
+def run_apart(function: Callable[..., Result], *arguments: Any, options: Mapping[str, Any] | None = None) -> Result:
+    """Run one function on Ray and return its result, so that its memory is the worker's; options as in `run_over`."""
+    return run_over(_call, [(function, arguments)], options=options)[0]
 
 
 def _call(work: tuple[Callable[..., Result], tuple[Any, ...]]) -> Result:

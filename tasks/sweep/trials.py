@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from tasks.errors import ConfigError, Diverged, OrchestrionError, words_of
 from tasks.runtime import cluster
+from tasks.runtime.devices import check_workers, device_of, shared
 from tasks.runtime.signals import SAVE_SECONDS, stop_on_signals
 from tasks.training.job import TrainJob, is_ended
 from tasks.training.metrics_log import MetricsTail
@@ -80,17 +80,17 @@ class _Behind(Exception):
 
 
 def share_cores(jobs: Sequence[TrainJob], concurrent: int) -> list[TrainJob]:
-    """Return the jobs with their shares of the cores; ConfigError where `concurrent` of them need more cores."""
+    """Return the jobs with their shares of cores and GPUs; ConfigError where `concurrent` of them need more cores."""
     n_cores = cluster.n_cluster_cpus()
-    shared = []
+    shares = []
     for job in jobs:
         n_threads = job.config.cpus_per_worker or max(1, n_cores // concurrent)
         if n_threads * concurrent > n_cores:
             raise ConfigError(
                 f"concurrent={concurrent} points x {n_threads} cores each are more than the {n_cores} cores there are"
             )
-        shared.append(replace(job, n_threads=n_threads))
-    return shared
+        shares.append(replace(job, n_threads=n_threads, placement=shared(job.placement, concurrent)))
+    return shares
 
 
 def run_trials(
@@ -108,6 +108,8 @@ def run_trials(
     import ray
 
     cluster.connect()  # before the handlers of signals
+    for job in list(jobs.values())[:1]:  # all have the same workers
+        check_workers("train", job.placement)
     halving = Halving.of(list(jobs.values()), past) if past is not None else None
     waiting, tails, pending = list(jobs), dict[int, MetricsTail](), dict[Any, int]()
     patience = SAVE_SECONDS
@@ -124,7 +126,7 @@ def run_trials(
                     jobs[index].prepare()
                     tails[index] = MetricsTail(jobs[index].metrics)
                     if not stop:  # even at this moment
-                        pending[_trial(jobs[index], concurrent).remote(jobs[index], halving)] = index
+                        pending[_trial(jobs[index]).remote(jobs[index], halving)] = index
                         yield Event(index)
                     continue
                 done, _ = ray.wait(list(pending), timeout=0.25)
@@ -152,16 +154,12 @@ def run_trials(
                     cluster.disconnect()
 
 
-def _trial(job: TrainJob, concurrent: int) -> Any:
+def _trial(job: TrainJob) -> Any:
     """Return `train_trial` for Ray, in a process of its own, begun again as often as the job's settings allow."""
     import ray
 
-    n_gpus = ray.cluster_resources().get("GPU", 0) if torch.cuda.is_available() else 0
-    options: dict[str, Any] = {
-        "num_cpus": job.n_threads, "num_gpus": min(1.0, n_gpus / concurrent), "max_calls": 1,
-        "max_retries": job.config.max_failures,
-    }  # fmt: skip
-    return ray.remote(**options)(train_trial)
+    options = {"num_cpus": job.n_threads, "max_calls": 1, "max_retries": job.config.max_failures}
+    return ray.remote(**options, **job.placement.ray_options)(train_trial)
 
 
 def _new_points(tails: Mapping[int, MetricsTail]) -> Iterator[Event]:
@@ -197,7 +195,7 @@ def train_trial(job: TrainJob, halving: Halving | None) -> str:
             raise _Behind
 
     try:
-        run_steps(job, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"), on_evaluation=on_evaluation)
+        run_steps(job, device=device_of(job.placement.device), on_evaluation=on_evaluation)
     except _Behind:
         return ""
     except OrchestrionError as error:

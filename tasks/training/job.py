@@ -12,6 +12,7 @@ from tasks.dataset.versions import DatasetVersion
 from tasks.errors import ConfigError
 from tasks.music.tokenizers.registry import tokenizer_from_json
 from tasks.runtime import cluster
+from tasks.runtime.devices import ON_CPU, Placement, place
 from tasks.storage.home import Home
 
 
@@ -27,6 +28,7 @@ class TrainJob:
     flat_tokens: Path
     run_dir: Path
     n_threads: int
+    placement: Placement = ON_CPU
 
     @property
     def shards(self) -> list[Path]:
@@ -94,7 +96,7 @@ def run_dir_of(home: Home, config: TrainConfig, dataset: DatasetVersion, parent:
 def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> TrainJob:
     """Return the inputs of the workers.
 
-    Raises ConfigError where the workers need more cores than there are, or as `check_model`.
+    Raises ConfigError where the workers need more cores or GPUs than there are, or as `check_model`.
     """
     check_model(config, dataset)
     n_cores = cluster.n_cluster_cpus()
@@ -116,7 +118,11 @@ def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> Tra
         flat_tokens=dataset.flat_tokens,
         run_dir=run_dir,
         n_threads=n_threads,
-    )
+        placement=place(
+            "train", config.device, on_ray=True, gpus_per_worker=config.gpus_per_worker, n_workers=config.n_workers,
+            accelerator_type=config.accelerator_type,
+        ),
+    )  # fmt: skip
 
 
 def check_model(config: TrainConfig, dataset: DatasetVersion) -> None:

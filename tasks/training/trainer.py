@@ -9,12 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed
-
 from tasks.checkpoints import CheckpointFolder, read_state
 from tasks.errors import Diverged, HomeError, Interrupted, cause_of, plural
 from tasks.runtime import cluster
+from tasks.runtime.devices import check_workers
 from tasks.runtime.signals import SAVE_SECONDS, stop_on_signals
 from tasks.runtime.silence import Silence
 from tasks.storage.files import storage_problem
@@ -41,6 +39,7 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
     job.prepare()
     shutil.rmtree(job.run_dir / "ray", ignore_errors=True)  # of an attempt that was killed
     cluster.connect()
+    check_workers("train", job.placement)
     failure: list[BaseException] = []
     trainer = threading.Thread(target=_fit_in_thread, args=(job, failure), name="ray-train", daemon=True)
     with stop_on_signals(job.stop_request.touch) as stop:
@@ -96,11 +95,11 @@ def _words_of_wait(job: TrainJob) -> str:
     """Return what a training that writes no points waits for."""
     import ray
 
-    n_cores, there = job.config.n_workers * job.n_threads, int(ray.cluster_resources().get("CPU", 0))
-    if there < n_cores:
-        wanted = f"{plural(job.config.n_workers, 'worker')} of {plural(job.n_threads, 'core')} each"
-        known = plural(there, "core is there", "cores are there")
-        return f"waiting for {wanted}; {known}{cluster.words_of_nodes()}"
+    there, workers = ray.cluster_resources(), job.config.n_workers
+    for noun, resource, each in (("core", "CPU", job.n_threads), ("GPU", "GPU", job.placement.gpus)):
+        if (n := there.get(resource, 0)) < workers * each:
+            wanted = f"{plural(workers, 'worker')} of {each:g} {noun}{'s' if each > 1 else ''} each"
+            return f"waiting for {wanted}; {plural(int(n), noun)} there{cluster.words_of_nodes()}"
     return f"waiting for the next point{cluster.words_of_nodes()}"
 
 
@@ -124,14 +123,16 @@ def _fit_in_thread(job: TrainJob, failure: list[BaseException]) -> None:
     from ray.train.torch import TorchTrainer
 
     storage = job.run_dir / "ray" / str(time.time_ns())  # one of its own: what is left of an attempt removes only that
-    use_gpu = torch.cuda.is_available()
-    resources = {"CPU": job.n_threads} | ({"GPU": 1} if use_gpu else {})
+    use_gpu, gpus = job.placement.device == "cuda", job.placement.gpus
     try:
         TorchTrainer(
             worker_loop,
             train_loop_config={"job": job},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=job.config.n_workers, use_gpu=use_gpu, resources_per_worker=resources
+                num_workers=job.config.n_workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": job.n_threads} | ({"GPU": gpus} if use_gpu else {}),
+                accelerator_type=job.placement.accelerator_type or None,
             ),
             run_config=ray.train.RunConfig(
                 name="attempt",

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -44,12 +45,12 @@ def worker_loop(settings: dict[str, Any]) -> None:
     import ray.train.torch
 
     context = ray.train.get_context()
-    device = ray.train.torch.get_device()
+    job: TrainJob = settings["job"]
+    device = ray.train.torch.get_device() if job.placement.device == "cuda" else torch.device("cpu")
+    wrap = partial(ray.train.torch.prepare_model, move_to_device=device)
     # All workers diverge at the same step. What they raise would make Ray begin again, which cannot help here.
     with suppress(Diverged):
-        run_steps(
-            settings["job"], context.get_world_rank(), context.get_world_size(), device, ray.train.torch.prepare_model
-        )
+        run_steps(job, context.get_world_rank(), context.get_world_size(), device, wrap)
 
 
 def run_steps(

@@ -158,6 +158,7 @@ def test_a_prompt_is_continued(finished: Finished, tmp_path: Path) -> None:
         (["generate", "--prompt", "/nowhere/at/all"], 2, "does not exist"),
         (["rebuild", "--source", "/nowhere/at/all"], 2, "source /nowhere/at/all does not exist"),
         (["train", "--set", "train.n_workers=64", "--set", "train.batch_size=64"], 2, "train.n_workers=64"),
+        (["train", "--fresh", "--set", "train.device=cuda"], 2, "train.device=cuda, but the Ray cluster"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -270,7 +270,10 @@ OTHER_SETTINGS: dict[str, Any] = {
     "bf16": True, "validation_windows": 5, "eval_interval": 7, "checkpoint_interval": 5,
     "interval_unit": "epochs", "early_stopping_patience": 3, "early_stopping_metric": "accuracy",
 }  # fmt: skip
-WITHOUT_EFFECT = {"n_workers": 2, "cpus_per_worker": 2, "max_failures": 0, "keep_last_n": 3, "log_interval": 3}
+WITHOUT_EFFECT = {
+    "n_workers": 2, "cpus_per_worker": 2, "max_failures": 0, "keep_last_n": 3, "log_interval": 3, "device": "cuda",
+    "gpus_per_worker": 0.5, "accelerator_type": "H100",
+}  # fmt: skip
 
 
 # Divergence
