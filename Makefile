@@ -16,7 +16,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Orchestrion needs Python 3.11 or newer; this is " + sys.version.split()[0])'
-	@echo "Setting up $(VENV): $$(grep -c == constraints.txt) packages, 3 GB on disk; from PyPI, torch for Linux adds some GB of CUDA."
+	@echo "Setting up $(VENV): $$(grep -c == constraints.txt) packages, 4 GB on disk; from PyPI, torch for Linux adds some GB of CUDA."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m tasks.dataset.precompile

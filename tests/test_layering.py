@@ -36,6 +36,12 @@ def imports_in(text: str) -> list[tuple[int, str]]:
     return found
 
 
+def text_at_start(text: str) -> str:
+    """Return the imports of a source that are not inside of functions or classes."""
+    at_start = [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return "\n".join(ast.unparse(node) for node in at_start)
+
+
 # Units of `tasks/` in the order of the pipeline; each may import those above it, `music` only `errors`.
 ORDER = (
     "errors", "music", "storage", "runtime", "config", "reporting", "tracking", "ingest", "dataset", "checkpoints",
@@ -59,10 +65,22 @@ def violations(path: Path, forbidden: set[str]) -> list[str]:
 @pytest.mark.parametrize("path", sources("models"), ids=lambda p: p.name)
 def test_models_need_torch_numpy_and_safetensors_alone(path: Path) -> None:
     allowed = {"torch", "numpy", "safetensors", "models"} | set(sys.stdlib_module_names)
+    if path.name == "relative_attention_triton.py":  # imported on CUDA alone
+        allowed |= {"triton"}
     wrong = [
         f"{path.name}:{line} imports {name}" for line, name in imports_of(path) if name.split(".")[0] not in allowed
     ]
     assert wrong == []
+
+
+def test_what_only_cuda_needs_is_imported_where_it_runs() -> None:
+    on_cuda = {"models/cuda_attention.py", "models/relative_attention_triton.py"}
+    at_start = {
+        str(path.relative_to(ROOT)): {name for _, name in imports_in(text_at_start(path.read_text()))}
+        for path in sources("models")
+    }
+    wanted = {"triton", *(path.removesuffix(".py").replace("/", ".") for path in on_cuda)}
+    assert {path for path, names in at_start.items() if names & wanted} == {"models/relative_attention_triton.py"}
 
 
 @pytest.mark.parametrize("path", sources("tasks/music"), ids=lambda p: p.name)

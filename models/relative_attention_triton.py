@@ -1,0 +1,451 @@
+"""Causal attention with relative positions as Triton kernels for CUDA. Shape letters: see layers.py.
+
+Needs triton; import it only where it runs. Memory is linear in the length: the forward pass keeps the logarithm of each
+query's sum of weights, and the backward pass computes the weights again.
+
+Queries, keys and distances are cut into blocks of N. With query block i and key block j = i - m, the distance between
+row r of one and row c of the other is `m * N + r - c`: distance block m where c <= r, and block m - 1 where c > r. In
+both its place within the block is `(r - c) % N`. So the scores per distance become scores per key by one gather along
+the rows, which also turns them back:
+
+    by_distance[r, s] = (query @ block[m if s <= r else m - 1].T)[r, s]
+    by_key[r, c] = by_distance[r, (r - c) % N]
+
+Neighbouring key blocks share a distance block, whose product with the queries is therefore computed once. Each output
+is written by one program, which adds in a fixed order: results are repeatable, and there are no atomic operations.
+Distances of `far` and more share the first row of the table.
+"""
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2_E = math.log2(math.e)
+MAX_D_HEAD = 128
+SMALLEST_PRODUCT = 16  # of `tl.dot`
+DISTANCE_PROGRAMS = 1024  # from which on the rows of a batch are not divided further; see `split_rows`
+
+
+@triton.jit
+def load_rows(base, first, n_rows, stride, K: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr):
+    """Return rows `first` to `first + N` of a matrix of K columns, with zeros beyond its ends."""
+    row = first + tl.arange(0, N)
+    column = tl.arange(0, WIDTH)
+    is_inside = (row[:, None] >= 0) & (row[:, None] < n_rows) & (column[None, :] < K)
+    return tl.load(base + row[:, None] * stride + column[None, :], mask=is_inside, other=0.0)
+
+
+@triton.jit
+def store_rows(base, x, first, n_rows, stride, K: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr):
+    """Write rows `first` to `first + N` of a matrix of K columns, those beyond its end excluded."""
+    row = first + tl.arange(0, N)
+    column = tl.arange(0, WIDTH)
+    is_inside = (row[:, None] < n_rows) & (column[None, :] < K)
+    tl.store(base + row[:, None] * stride + column[None, :], x.to(base.dtype.element_ty), mask=is_inside)
+
+
+@triton.jit
+def load_distances(table, m, last, stride, K: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr):
+    """Return the vectors of distance block m; zeros for distances below 0."""
+    row = last - (m * N + tl.arange(0, N))
+    column = tl.arange(0, WIDTH)
+    is_inside = (row[:, None] <= last) & (column[None, :] < K)
+    return tl.load(table + tl.maximum(row, 0)[:, None] * stride + column[None, :], mask=is_inside, other=0.0)
+
+
+@triton.jit
+def head_of(base, b, h, stride_b, stride_h):
+    """Return where the matrix of one row and head begins."""
+    return base + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h
+
+
+@triton.jit
+def forward_kernel(
+    q, k, v, table, y, lse,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, y_b, y_h, y_t, table_h, table_r,
+    H, T, last, far, scale,
+    K: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One block of queries of one row and head; longest blocks first."""
+    i = tl.num_programs(0) - 1 - tl.program_id(0)
+    b, h = tl.program_id(1) // H, tl.program_id(1) % H
+    q, k = head_of(q, b, h, q_b, q_h), head_of(k, b, h, k_b, k_h)
+    v, y = head_of(v, b, h, v_b, v_h), head_of(y, b, h, y_b, y_h)
+    table = table + h * table_h
+    r, c = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :]
+    is_near_part, turned = c <= r, (r - c) & (N - 1)
+    query = load_rows(q, i * N, T, q_t, K, WIDTH, N)
+    highest = tl.full([N], -float("inf"), tl.float32)
+    total = tl.zeros([N], tl.float32)
+    acc = tl.zeros([N, WIDTH], tl.float32)
+    n_far = tl.maximum(i + 1 - (far + N - 1 + N - 1) // N, 0)
+
+    if n_far > 0:
+        oldest = tl.load(table + tl.arange(0, WIDTH), mask=tl.arange(0, WIDTH) < K, other=0.0)
+        added = tl.sum(query.to(tl.float32) * oldest[None, :].to(tl.float32), 1)[:, None]
+        for j in range(0, n_far):
+            key = load_rows(k, j * N, T, k_t, K, WIDTH, N)
+            scores = (tl.dot(query, tl.trans(key), input_precision=PRECISION) + added) * scale
+            risen = tl.maximum(highest, tl.max(scores, 1))
+            weights = tl.exp2(scores - risen[:, None])
+            shrink = tl.exp2(highest - risen)
+            total = total * shrink + tl.sum(weights, 1)
+            value = load_rows(v, j * N, T, v_t, K, WIDTH, N)
+            acc = tl.dot(weights.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
+            highest = risen
+
+    vectors = load_distances(table, i - n_far, last, table_r, K, WIDTH, N)
+    upper = tl.dot(query, tl.trans(vectors), input_precision=PRECISION)
+    for j in range(n_far, i + 1):
+        key = load_rows(k, j * N, T, k_t, K, WIDTH, N)
+        vectors = load_distances(table, i - j - 1, last, table_r, K, WIDTH, N)
+        lower = tl.dot(query, tl.trans(vectors), input_precision=PRECISION)
+        added = tl.gather(tl.where(is_near_part, upper, lower), turned, 1)
+        upper = lower
+        scores = (tl.dot(query, tl.trans(key), input_precision=PRECISION) + added) * scale
+        scores = tl.where(is_near_part | (j < i), scores, -float("inf"))
+        risen = tl.maximum(highest, tl.max(scores, 1))
+        weights = tl.exp2(scores - risen[:, None])
+        shrink = tl.exp2(highest - risen)
+        total = total * shrink + tl.sum(weights, 1)
+        value = load_rows(v, j * N, T, v_t, K, WIDTH, N)
+        acc = tl.dot(weights.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
+        highest = risen
+
+    store_rows(y, acc / total[:, None], i * N, T, y_t, K, WIDTH, N)
+    row = i * N + tl.arange(0, N)
+    tl.store(lse + tl.program_id(1).to(tl.int64) * T + row, highest + tl.log2(total), mask=row < T)
+
+
+@triton.jit
+def query_kernel(
+    q, k, v, table, y, grad_y, lse, grad_q, delta, far_sums,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, y_b, y_h, y_t, g_b, g_h, g_t, d_b, d_h, d_t, table_h, table_r,
+    H, T, last, far, scale, factor,
+    K: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one block of queries; also `delta`, and for each query the summed gradient of its far scores."""
+    i = tl.num_programs(0) - 1 - tl.program_id(0)
+    b, h = tl.program_id(1) // H, tl.program_id(1) % H
+    q, k = head_of(q, b, h, q_b, q_h), head_of(k, b, h, k_b, k_h)
+    v, y = head_of(v, b, h, v_b, v_h), head_of(y, b, h, y_b, y_h)
+    grad_y, grad_q = head_of(grad_y, b, h, g_b, g_h), head_of(grad_q, b, h, d_b, d_h)
+    table = table + h * table_h
+    r, c = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :]
+    is_near_part, turned = c <= r, (r - c) & (N - 1)
+    row = i * N + tl.arange(0, N)
+    in_head = tl.program_id(1).to(tl.int64) * T + row
+    query = load_rows(q, i * N, T, q_t, K, WIDTH, N)
+    grad = load_rows(grad_y, i * N, T, g_t, K, WIDTH, N)
+    result = load_rows(y, i * N, T, y_t, K, WIDTH, N)
+    mean = tl.sum(grad.to(tl.float32) * result.to(tl.float32), 1)
+    tl.store(delta + in_head, mean, mask=row < T)
+    log_sum = tl.load(lse + in_head, mask=row < T, other=0.0)[:, None]
+    acc = tl.zeros([N, WIDTH], tl.float32)
+    far_sum = tl.zeros([N], tl.float32)
+    n_far = tl.maximum(i + 1 - (far + N - 1 + N - 1) // N, 0)
+
+    if n_far > 0:
+        oldest = tl.load(table + tl.arange(0, WIDTH), mask=tl.arange(0, WIDTH) < K, other=0.0).to(tl.float32)
+        added = tl.sum(query.to(tl.float32) * oldest[None, :], 1)[:, None]
+        for j in range(0, n_far):
+            key = load_rows(k, j * N, T, k_t, K, WIDTH, N)
+            value = load_rows(v, j * N, T, v_t, K, WIDTH, N)
+            scores = (tl.dot(query, tl.trans(key), input_precision=PRECISION) + added) * scale
+            slopes = tl.dot(grad, tl.trans(value), input_precision=PRECISION) - mean[:, None]
+            slopes = tl.exp2(scores - log_sum) * slopes
+            acc = tl.dot(slopes.to(key.dtype), key, acc, input_precision=PRECISION)
+            far_sum += tl.sum(slopes, 1)
+        acc += far_sum[:, None] * oldest[None, :]
+
+    above = tl.zeros([N, N], tl.float32)  # by distance, of the key block before
+    vectors = load_distances(table, i - n_far, last, table_r, K, WIDTH, N)
+    upper = tl.dot(query, tl.trans(vectors), input_precision=PRECISION)
+    for j in range(n_far, i + 1):
+        key = load_rows(k, j * N, T, k_t, K, WIDTH, N)
+        value = load_rows(v, j * N, T, v_t, K, WIDTH, N)
+        vectors = load_distances(table, i - j - 1, last, table_r, K, WIDTH, N)
+        lower = tl.dot(query, tl.trans(vectors), input_precision=PRECISION)
+        added = tl.gather(tl.where(is_near_part, upper, lower), turned, 1)
+        upper = lower
+        scores = (tl.dot(query, tl.trans(key), input_precision=PRECISION) + added) * scale
+        slopes = tl.dot(grad, tl.trans(value), input_precision=PRECISION) - mean[:, None]
+        slopes = tl.where(is_near_part | (j < i), tl.exp2(scores - log_sum) * slopes, 0.0)
+        acc = tl.dot(slopes.to(key.dtype), key, acc, input_precision=PRECISION)
+        far_sum += tl.sum(tl.where((i - j) * N + r - c >= far, slopes, 0.0), 1)
+        by_distance = tl.gather(slopes, turned, 1)
+        whole = tl.where(is_near_part, by_distance, above)
+        above = by_distance
+        vectors = load_distances(table, i - j, last, table_r, K, WIDTH, N)
+        acc = tl.dot(whole.to(vectors.dtype), vectors, acc, input_precision=PRECISION)
+
+    store_rows(grad_q, acc * factor, i * N, T, d_t, K, WIDTH, N)
+    tl.store(far_sums + in_head, far_sum * factor, mask=row < T)
+
+
+@triton.jit
+def key_kernel(
+    q, k, v, table, grad_y, lse, delta, grad_k, grad_v,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, d_b, d_h, d_t, table_h, table_r,
+    H, T, last, far, scale, factor,
+    K: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one block of keys and values; longest blocks first."""
+    j = tl.program_id(0)
+    b, h = tl.program_id(1) // H, tl.program_id(1) % H
+    q, k = head_of(q, b, h, q_b, q_h), head_of(k, b, h, k_b, k_h)
+    v, grad_y = head_of(v, b, h, v_b, v_h), head_of(grad_y, b, h, g_b, g_h)
+    grad_k, grad_v = head_of(grad_k, b, h, d_b, d_h), head_of(grad_v, b, h, d_b, d_h)
+    table = table + h * table_h
+    lse, delta = lse + tl.program_id(1).to(tl.int64) * T, delta + tl.program_id(1).to(tl.int64) * T
+    r, c = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :]
+    is_near_part, turned = c <= r, (r - c) & (N - 1)
+    key = load_rows(k, j * N, T, k_t, K, WIDTH, N)
+    value = load_rows(v, j * N, T, v_t, K, WIDTH, N)
+    key_acc, value_acc = tl.zeros([N, WIDTH], tl.float32), tl.zeros([N, WIDTH], tl.float32)
+    first_far = tl.minimum(j + (far + N - 1 + N - 1) // N, tl.num_programs(0))
+
+    for i in range(j, first_far):
+        row = i * N + tl.arange(0, N)
+        query = load_rows(q, i * N, T, q_t, K, WIDTH, N)
+        grad = load_rows(grad_y, i * N, T, g_t, K, WIDTH, N)
+        log_sum = tl.load(lse + row, mask=row < T, other=0.0)[:, None]
+        mean = tl.load(delta + row, mask=row < T, other=0.0)[:, None]
+        vectors = load_distances(table, i - j, last, table_r, K, WIDTH, N)
+        upper = tl.dot(query, tl.trans(vectors), input_precision=PRECISION)
+        vectors = load_distances(table, i - j - 1, last, table_r, K, WIDTH, N)
+        lower = tl.dot(query, tl.trans(vectors), input_precision=PRECISION)
+        added = tl.gather(tl.where(is_near_part, upper, lower), turned, 1)
+        scores = (tl.dot(query, tl.trans(key), input_precision=PRECISION) + added) * scale
+        weights = tl.where(is_near_part | (j < i), tl.exp2(scores - log_sum), 0.0)
+        slopes = weights * (tl.dot(grad, tl.trans(value), input_precision=PRECISION) - mean)
+        value_acc = tl.dot(tl.trans(weights.to(grad.dtype)), grad, value_acc, input_precision=PRECISION)
+        key_acc = tl.dot(tl.trans(slopes.to(query.dtype)), query, key_acc, input_precision=PRECISION)
+
+    if first_far < tl.num_programs(0):
+        oldest = tl.load(table + tl.arange(0, WIDTH), mask=tl.arange(0, WIDTH) < K, other=0.0).to(tl.float32)
+        for i in range(first_far, tl.num_programs(0)):
+            row = i * N + tl.arange(0, N)
+            query = load_rows(q, i * N, T, q_t, K, WIDTH, N)
+            grad = load_rows(grad_y, i * N, T, g_t, K, WIDTH, N)
+            log_sum = tl.load(lse + row, mask=row < T, other=0.0)[:, None]
+            mean = tl.load(delta + row, mask=row < T, other=0.0)[:, None]
+            added = tl.sum(query.to(tl.float32) * oldest[None, :], 1)[:, None]
+            scores = (tl.dot(query, tl.trans(key), input_precision=PRECISION) + added) * scale
+            weights = tl.exp2(scores - log_sum)
+            slopes = weights * (tl.dot(grad, tl.trans(value), input_precision=PRECISION) - mean)
+            value_acc = tl.dot(tl.trans(weights.to(grad.dtype)), grad, value_acc, input_precision=PRECISION)
+            key_acc = tl.dot(tl.trans(slopes.to(query.dtype)), query, key_acc, input_precision=PRECISION)
+
+    store_rows(grad_k, key_acc * factor, j * N, T, d_t, K, WIDTH, N)
+    store_rows(grad_v, value_acc, j * N, T, d_t, K, WIDTH, N)
+
+
+@triton.jit
+def distance_kernel(
+    q, k, v, table, grad_y, lse, delta, grad_table,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, table_h, table_r,
+    B, H, T, last, far, scale, factor, n_blocks,
+    K: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradient of one block of distances below `far`, of one head and of every `num_programs(2)`-th row."""
+    m, h, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    table = table + h * table_h
+    r, c = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :]
+    is_near_part, turned = c <= r, (r - c) & (N - 1)
+    vectors = load_distances(table, m, last, table_r, K, WIDTH, N)
+    acc = tl.zeros([N, WIDTH], tl.float32)
+    for turn in range(0, tl.cdiv(B - part, tl.num_programs(2))):
+        b = part + turn * tl.num_programs(2)
+        q_base, k_base = head_of(q, b, h, q_b, q_h), head_of(k, b, h, k_b, k_h)
+        v_base, g_base = head_of(v, b, h, v_b, v_h), head_of(grad_y, b, h, g_b, g_h)
+        in_head = (b.to(tl.int64) * H + h) * T
+        for i in range(m, n_blocks):
+            row = i * N + tl.arange(0, N)
+            query = load_rows(q_base, i * N, T, q_t, K, WIDTH, N)
+            grad = load_rows(g_base, i * N, T, g_t, K, WIDTH, N)
+            log_sum = tl.load(lse + in_head + row, mask=row < T, other=0.0)[:, None]
+            mean = tl.load(delta + in_head + row, mask=row < T, other=0.0)[:, None]
+            key = load_rows(k_base, (i - m) * N, T, k_t, K, WIDTH, N)
+            near = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+            key = load_rows(k_base, (i - m - 1) * N, T, k_t, K, WIDTH, N)
+            other = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+            scores = tl.gather(tl.where(is_near_part, near, other), turned, 1)
+            scores = (scores + tl.dot(query, tl.trans(vectors), input_precision=PRECISION)) * scale
+            value = load_rows(v_base, (i - m) * N, T, v_t, K, WIDTH, N)
+            near = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+            value = load_rows(v_base, (i - m - 1) * N, T, v_t, K, WIDTH, N)
+            other = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+            slopes = tl.gather(tl.where(is_near_part, near, other), turned, 1) - mean
+            slopes = tl.where(is_near_part | (m < i), tl.exp2(scores - log_sum) * slopes, 0.0)
+            acc = tl.dot(tl.trans(slopes.to(query.dtype)), query, acc, input_precision=PRECISION)
+
+    distance = m * N + tl.arange(0, N)
+    column = tl.arange(0, WIDTH)
+    place = ((part * H + h).to(tl.int64) * (last + 1) + last - distance)[:, None] * K + column[None, :]
+    is_inside = (distance[:, None] < far) & (distance[:, None] <= last) & (column[None, :] < K)
+    tl.store(grad_table + place, acc * factor, mask=is_inside)
+
+
+def empty_heads(like_BHTK: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return an uninitialised tensor of shape BHTK, time before heads in memory, as the next layer reads it."""
+    B, H, T, K = like_BHTK.shape
+    return like_BHTK.new_empty(B, T, H, K, dtype=dtype).transpose(1, 2)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Run one program of a kernel for each cell of a grid."""
+    kernel[grid](*arguments, **constants)
+
+
+def split_rows(B: int, H: int, n_blocks: int) -> int:
+    """Return into how many parts the rows of a batch are divided for the gradient of a table.
+
+    By the shapes alone, so that the order of the sum, and with it the result, is the same on every card.
+    """
+    return min(B, max(DISTANCE_PROGRAMS // max(H * n_blocks, 1), 1))
+
+
+def _sizes(T: int, table: Tensor, scale: float) -> tuple[int, int, int, float]:
+    """Return T, the last row of the table, the first distance that is far, and the scale of scores to base 2."""
+    R = table.shape[-2]
+    return T, R - 1, R - 1 if T > R else T, scale * LOG2_E
+
+
+def n_warps(block: int, is_forward: bool) -> int:
+    """Return the warps of a program; in the backward pass four of them cannot hold large blocks in registers."""
+    return 4 if is_forward or block < 64 else 8
+
+
+def _constants(q_BHTK: Tensor, block: int, is_forward: bool) -> dict[str, Any]:
+    K = q_BHTK.shape[-1]
+    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return {
+        "K": K,
+        "WIDTH": max(triton.next_power_of_2(K), SMALLEST_PRODUCT),
+        "N": block,
+        "PRECISION": precision,
+        "num_warps": n_warps(block, is_forward),
+        "num_stages": 2,  # three exceed the shared memory of an H100 with block=64 and K=128
+    }
+
+
+def _table_strides(table: Tensor) -> tuple[int, int]:
+    return (table.stride(0), table.stride(1)) if table.ndim == 3 else (0, table.stride(0))
+
+
+def _usable(x_BHTK: Tensor) -> Tensor:
+    return x_BHTK if x_BHTK.stride(-1) == 1 else x_BHTK.contiguous()
+
+
+@torch.library.custom_op("orchestrion::relative_attention", mutates_args=())
+def relative_attention(
+    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale: float, block: int
+) -> tuple[Tensor, Tensor]:
+    """Return y_BHTK and, to base 2, the logarithms of the sums of weights, float32 of shape (B, H, T).
+
+    Args:
+        q_BHTK, k_BHTK, v_BHTK: of one dtype, float32, float16 or bfloat16; K is 128 at most.
+        table: vectors of the distances R - 1 to 0, of shape (H, R, K) or (R, K); further distances share the first.
+        scale: what the scores are multiplied by.
+        block: queries, keys and distances in a block, a power of 2 from 16 on.
+    """
+    q, k, v = _usable(q_BHTK), _usable(k_BHTK), _usable(v_BHTK)
+    rows = _usable(table.to(q.dtype))
+    B, H, T, _ = q.shape
+    y_BHTK = empty_heads(q)
+    lse_BHT = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
+    n_blocks = -(-T // block)
+    launch(
+        forward_kernel, (n_blocks, B * H),
+        q, k, v, rows, y_BHTK, lse_BHT,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *y_BHTK.stride()[:3], *_table_strides(rows),
+        H, *_sizes(T, rows, scale), **_constants(q, block, is_forward=True),
+    )  # fmt: skip
+    return y_BHTK, lse_BHT
+
+
+@relative_attention.register_fake
+def _(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale: float, block: int) -> tuple[Tensor, Tensor]:
+    return empty_heads(q_BHTK), q_BHTK.new_empty(q_BHTK.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("orchestrion::relative_attention_backward", mutates_args=())
+def relative_attention_backward(
+    grad_BHTK: Tensor,
+    q_BHTK: Tensor,
+    k_BHTK: Tensor,
+    v_BHTK: Tensor,
+    table: Tensor,
+    y_BHTK: Tensor,
+    lse_BHT: Tensor,
+    scale: float,
+    block: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of queries, keys, values and table."""
+    grad, q, k, v = _usable(grad_BHTK), _usable(q_BHTK), _usable(k_BHTK), _usable(v_BHTK)
+    rows = _usable(table.to(q.dtype))
+    B, H, T, K = q.shape
+    grad_q, grad_k, grad_v = empty_heads(q), empty_heads(q), empty_heads(q)
+    delta_BHT, far_BHT = torch.empty_like(lse_BHT), torch.empty_like(lse_BHT)
+    n_blocks = -(-T // block)
+    _, last, far, scale_2 = sizes = _sizes(T, rows, scale)
+    constants = _constants(q, block, is_forward=False)
+    of_qkv = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    of_grads = (*grad.stride()[:3], *grad_q.stride()[:3])
+    launch(
+        query_kernel, (n_blocks, B * H),
+        q, k, v, rows, y_BHTK, grad, lse_BHT, grad_q, delta_BHT, far_BHT,
+        *of_qkv, *y_BHTK.stride()[:3], *of_grads, *_table_strides(rows), H, *sizes, scale, **constants,
+    )  # fmt: skip
+    launch(
+        key_kernel, (n_blocks, B * H),
+        q, k, v, rows, grad, lse_BHT, delta_BHT, grad_k, grad_v,
+        *of_qkv, *of_grads, *_table_strides(rows), H, *sizes, scale, **constants,
+    )  # fmt: skip
+    n_distance_blocks = -(-min(far, T) // block)
+    n_parts = split_rows(B, H, n_distance_blocks)
+    parts_PHRK = torch.zeros(n_parts, H, last + 1, K, dtype=torch.float32, device=q.device)
+    if n_distance_blocks:
+        launch(
+        distance_kernel, (n_distance_blocks, H, n_parts),
+            q, k, v, rows, grad, lse_BHT, delta_BHT, parts_PHRK,
+            *of_qkv, *grad.stride()[:3], *_table_strides(rows), B, H, T, last, far, scale_2, scale, n_blocks,
+            **constants,
+        )  # fmt: skip
+    grad_HRK = parts_PHRK.sum(0)
+    if far < T:
+        grad_HRK[:, 0] += torch.einsum("bht,bhtk->hk", far_BHT, q.float())
+    grad_table = grad_HRK if table.ndim == 3 else grad_HRK.sum(0)
+    return grad_q, grad_k, grad_v, grad_table.to(table.dtype)
+
+
+@relative_attention_backward.register_fake
+def _(
+    grad_BHTK: Tensor,
+    q_BHTK: Tensor,
+    k_BHTK: Tensor,
+    v_BHTK: Tensor,
+    table: Tensor,
+    y_BHTK: Tensor,
+    lse_BHT: Tensor,
+    scale: float,
+    block: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return empty_heads(q_BHTK), empty_heads(q_BHTK), empty_heads(q_BHTK), table.new_empty(table.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, table, ctx.scale, ctx.block = inputs
+    ctx.save_for_backward(q, k, v, table, *output)
+
+
+def _backward(ctx: Any, grad_BHTK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return (*relative_attention_backward(grad_BHTK, *ctx.saved_tensors, ctx.scale, ctx.block), None, None)
+
+
+relative_attention.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,67 @@
+"""Runs the kernels of relative attention in Triton's interpreter and prints how far they are from the formula.
+
+    TRITON_INTERPRET=1 python -m tests.models.interpreted_kernels
+
+A process of its own, because Triton asks for the variable when it is imported.
+"""
+
+import json
+import sys
+
+import torch
+from torch import Tensor
+
+from models.relative_attention_triton import relative_attention
+
+# rows of the batch, heads, T, K, rows of the table, heads share it, block, dtype
+CASES = (
+    (1, 1, 1, 16, 1, True, 16, "float32"),
+    (2, 2, 17, 20, 5, False, 16, "float32"),
+    (1, 2, 17, 32, 200, True, 16, "float16"),
+    (1, 1, 65, 32, 65, False, 32, "float32"),
+    (1, 2, 65, 16, 18, True, 32, "float32"),
+    (1, 1, 130, 64, 40, True, 64, "float32"),
+)
+
+
+def attend_by_loops(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale: float) -> Tensor:
+    B, H, T, _ = q_BHTK.shape
+    last, rows = table.shape[-2] - 1, []
+    for b in range(B):
+        for h in range(H):
+            vectors_RK = table[h] if table.ndim == 3 else table
+            for i in range(T):
+                key_vectors = [k_BHTK[b, h, j] + vectors_RK[last - min(i - j, last)] for j in range(i + 1)]
+                logits_J = torch.stack(key_vectors) @ q_BHTK[b, h, i] * scale
+                rows.append(logits_J.softmax(0) @ v_BHTK[b, h, : i + 1])
+    return torch.stack(rows).view(q_BHTK.shape)
+
+
+def heads(qkv_BTXHK: Tensor) -> tuple[Tensor, ...]:
+    return qkv_BTXHK.permute(2, 0, 3, 1, 4).unbind()
+
+
+def far_off(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).detach().norm() / expected.detach().norm().clamp_min(1))
+
+
+def run(B: int, H: int, T: int, K: int, R: int, is_shared: bool, block: int, dtype: str) -> dict[str, float]:
+    torch.manual_seed(T + K + R)
+    scale = K**-0.5
+    drawn = torch.randn(B, T, 3, H, K), torch.randn((R, K) if is_shared else (H, R, K))
+    used = [x.to(getattr(torch, dtype)).requires_grad_() for x in drawn]
+    exact = [x.detach().double().requires_grad_() for x in used]
+    grad_BHTK = torch.randn(B, H, T, K).to(used[0].dtype)
+    found_BHTK, _ = relative_attention(*heads(used[0]), used[1], scale, block)
+    found = torch.autograd.grad(found_BHTK, used, grad_BHTK)
+    expected_BHTK = attend_by_loops(*heads(exact[0]), exact[1], scale)
+    expected = torch.autograd.grad(expected_BHTK, exact, grad_BHTK.double())
+    return {
+        "values": far_off(found_BHTK, expected_BHTK),
+        "gradients of q, k, v": far_off(found[0], expected[0]),
+        "gradients of the table": far_off(found[1], expected[1]),
+    }
+
+
+if __name__ == "__main__":
+    json.dump({str(case): run(*case) for case in CASES}, sys.stdout)
