@@ -240,6 +240,14 @@ def rotate(x_BHTK: Tensor, rotation: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BHTK.dtype)
 
 
+@uncompiled  # times at first use
+def attend_by_fastest(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor | None, scale: float) -> Tensor:
+    """Return what `attend_on_cuda` returns, which is imported only now."""
+    from models.cuda_attention import attend_on_cuda
+
+    return attend_on_cuda(q_BHTK, k_BHTK, v_BHTK, table, scale)
+
+
 class SelfAttention(nn.Module):
     """Causal self-attention with several heads: `logit[i, j] = q_i . k_j / sqrt(d_head)` for j up to i.
 
@@ -249,6 +257,8 @@ class SelfAttention(nn.Module):
             2023, section 2.
         dropout: share of the weights that are set to 0 in training.
     """
+
+    max_relative_distance = 0  # rows of a relative table
 
     def __init__(
         self, d_model: int, n_heads: int, *, bias: bool = True, qk_norm: bool = False, dropout: float = 0.0
@@ -285,7 +295,7 @@ class SelfAttention(nn.Module):
         if rotation is not None:
             q_BHTK, k_BHTK = rotate(q_BHTK, rotation), rotate(k_BHTK, rotation)
         if cache is None:
-            y_BHTK = self.attend(q_BHTK, k_BHTK, v_BHTK, bias_B1TJ)
+            y_BHTK = self.attend_without_cache(q_BHTK, k_BHTK, v_BHTK, bias_B1TJ)
         else:
             k_BHKJ, v_BHJK = cache.append(k_BHTK.transpose(-1, -2), v_BHTK)
             if cache.plan is None:
@@ -304,8 +314,19 @@ class SelfAttention(nn.Module):
         """Return a vector for each of the distances `n_rows - 1` to 0, of shape (H, R, K) or (R, K), if any."""
         return None
 
+    def attend_without_cache(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, bias_B1TJ: Tensor | None) -> Tensor:
+        """Return y_BHTK as `attend` does, on CUDA by the form that is fastest there.
+
+        What is sampled must not depend on what was fast on a day, so passes that fill a cache do not come here.
+        """
+        drops = self.training and self.dropout > 0
+        if q_BHTK.device.type != "cuda" or bias_B1TJ is not None or drops:
+            return self.attend(q_BHTK, k_BHTK, v_BHTK, bias_B1TJ)
+        table = self.relative_rows(min(q_BHTK.shape[2], self.max_relative_distance))
+        return attend_by_fastest(q_BHTK, k_BHTK, v_BHTK, table, self.scale)
+
     def attend(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, bias_B1TJ: Tensor | None) -> Tensor:
-        """Return y_BHTK: causal attention without a cache; `bias_B1TJ` hides padding."""
+        """Return y_BHTK: causal attention to new keys alone; `bias_B1TJ` hides padding."""
         q_BHTK = q_BHTK * self.scale
         dropout = self.dropout if self.training else 0.0
         table = self.relative_rows(q_BHTK.shape[2])
