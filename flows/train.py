@@ -38,7 +38,7 @@ def train(
     """
     from tasks.training import resume as resuming  # brings torch, which a rebuild can do without
     from tasks.training import steps
-    from tasks.training.job import make_job, run_dir_of
+    from tasks.training.job import make_job, run_dir_of, settled
     from tasks.training.runs import claim_run, finish_run, finished_model, start_run
 
     check_trigger(config)
@@ -48,6 +48,7 @@ def train(
         if parent:
             resuming.check_extension(parent, config, dataset)
         tracker, version = Tracker(where), resolve_dataset(where, parent.dataset if parent else dataset)
+        config = settled(config)
         if parent and parent.config == config:  # it was stopped: there is nothing to extend, it goes on
             folder, parent = parent.folder, None
         else:

@@ -7,7 +7,9 @@ A trailing 1 marks an axis that broadcasts.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,9 +200,30 @@ def causal_bias(hidden_BT: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(blocked_11TJ.shape, dtype=dtype, device=hidden_BT.device).masked_fill_(blocked_11TJ, -math.inf)
 
 
+_are_rows_trusted = ContextVar("are rows trusted", default=False)
+
+
+@contextmanager
+def trusted_rows() -> Iterator[None]:
+    """Let models take for granted that rows fit and are padded at their ends alone: a look waits for the GPU."""
+    token = _are_rows_trusted.set(True)
+    try:
+        yield
+    finally:
+        _are_rows_trusted.reset(token)
+
+
+@uncompiled  # a context variable
+def are_rows_trusted() -> bool:
+    """Return whether the caller is within `trusted_rows`."""
+    return _are_rows_trusted.get()
+
+
 @uncompiled  # a branch on data
 def padding_before_token(hidden_BT: Tensor) -> bool:
     """Return whether any row has padding before a token; padding after all tokens needs no mask but the causal one."""
+    if _are_rows_trusted.get():
+        return False
     return hidden_BT.shape[1] > 1 and bool((hidden_BT[:, :-1] & ~hidden_BT[:, 1:]).any())
 
 

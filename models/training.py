@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +17,11 @@ from models.config import (
     OptimizerConfig,
     ScheduleConfig,
 )
+from models.layers import trusted_rows
 
 
 class StepMetrics(NamedTuple):
-    """What one `train_step` saw: sums over this worker's own targets; `grad_norm` is before clipping.
+    """Figures of one `train_step`: sums over this worker's own targets; `grad_norm` is before clipping.
 
     `loss_sum` is the cross entropy alone and `auxiliary_sum` what was added to it, both in nats. `applied` is False
     where the gradient was not finite and the weights were therefore left as they were.
@@ -43,7 +45,7 @@ class EvalMetrics(NamedTuple):
 
 
 class LossParts(NamedTuple):
-    """Sums over the targets of a batch, all to be divided by one number of targets.
+    """Sums over the targets of a batch, all to be divided by one number of targets; scalars on the model's device.
 
     Attributes:
         nll_sum: cross entropy of the tokens in nats.
@@ -53,8 +55,8 @@ class LossParts(NamedTuple):
     """
 
     nll_sum: Tensor
-    n_targets: int
-    n_correct: int
+    n_targets: Tensor
+    n_correct: Tensor
     auxiliary_sum: Tensor
     kl_sum: Tensor
 
@@ -135,13 +137,13 @@ def decayed_parameters(model: nn.Module, kind: str) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.ndim >= 2]
 
 
-def token_loss(logits_BTV: Tensor, targets_BT: Tensor, pad_id: int = 0) -> tuple[Tensor, int]:
+def token_loss(logits_BTV: Tensor, targets_BT: Tensor, pad_id: int = 0) -> tuple[Tensor, Tensor]:
     """Return the cross entropy in nats, summed over the targets that are not `pad_id`, and their number."""
     logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
     loss = functional.cross_entropy(
         logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=pad_id, reduction="sum"
     )
-    return loss, int((targets_BT != pad_id).sum())
+    return loss, (targets_BT != pad_id).sum()
 
 
 def inputs_and_targets(tokens_BT: Tensor, pad_id: int, mask_BT: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,9 +153,9 @@ def inputs_and_targets(tokens_BT: Tensor, pad_id: int, mask_BT: Tensor | None) -
     return tokens_BT[:, :-1], targets_BT, counts_BT if mask_BT is None else counts_BT & mask_BT[:, 1:]
 
 
-def count_correct(logits_BTV: Tensor, targets_BT: Tensor, counts_BT: Tensor) -> int:
+def count_correct(logits_BTV: Tensor, targets_BT: Tensor, counts_BT: Tensor) -> Tensor:
     """Return at how many counted positions the likeliest id is the target."""
-    return int(((logits_BTV.argmax(dim=-1) == targets_BT) & counts_BT).sum())
+    return ((logits_BTV.argmax(dim=-1) == targets_BT) & counts_BT).sum()
 
 
 def unwrap_model(model: nn.Module) -> Any:
@@ -188,7 +190,21 @@ def count_batch(model: nn.Module, tokens_BT: Tensor, pad_id: int = 0) -> BatchCo
     bare = unwrap_model(model)
     n_targets = int((tokens_BT[:, bare.config.n_given :] != pad_id).sum())
     if isinstance(bare.config, HourglassConfig) and bare.has_auxiliary_loss:
-        return BatchCounts(n_targets, tuple(bare.auxiliary_counts(tokens_BT[:, :-1])))
+        return BatchCounts(n_targets, tuple(bare.auxiliary_counts(bare.count_real(tokens_BT[:, :-1]))))
+    return BatchCounts(n_targets)
+
+
+def count_lengths(model: nn.Module, length_B: Tensor, n_columns: int) -> BatchCounts:
+    """Return `count_batch` of rows of which only the lengths are known: tokens without padding inside of them.
+
+    Args:
+        length_B: tokens of each row, padding left out.
+        n_columns: tokens of the longest row that fits, padding included.
+    """
+    bare = unwrap_model(model)
+    n_targets = int((length_B - bare.config.n_given).clamp_min(0).sum())
+    if isinstance(bare.config, HourglassConfig) and bare.has_auxiliary_loss:
+        return BatchCounts(n_targets, tuple(bare.auxiliary_counts(length_B.clamp_max(n_columns - 1))))
     return BatchCounts(n_targets)
 
 
@@ -241,8 +257,12 @@ def train_step(
     grad_accumulation_steps: int = 1,
     pad_id: int = 0,
     bf16: bool = False,
-) -> StepMetrics:
+    trust_rows: bool = False,
+) -> Tensor:
     """Change the weights once; inputs are `tokens_BT[:, :-1]`, targets `tokens_BT[:, 1:]`.
+
+    Nothing here waits for a GPU: figures stay on it until `read_metrics`. A gradient that is not finite changes neither
+    weights nor the optimizer's averages and steps.
 
     Args:
         step: 1 for the first one.
@@ -252,8 +272,12 @@ def train_step(
         n_hidden: the same for what an auxiliary loss is a mean over, see `count_batch`; None: `tokens_BT` is the whole
             batch.
         beta1: of Adam, at this step; None: as it is.
-        grad_accumulation_steps: parts in which the batch goes through the model, one after the other.
+        grad_accumulation_steps: parts in which the batch goes through the model, one after the other. Workers of DDP
+            exchange gradients in the last one alone.
         bf16: run the forward pass in bfloat16 where torch holds that to be safe; weights and loss stay float32.
+        trust_rows: the caller knows that rows fit the model and have padding only at their ends; it does not look.
+    Returns:
+        The figures of `StepMetrics` as float64 of shape (6,), on the device of the model.
     """
     if n_targets <= 0:
         raise ValueError(f"n_targets={n_targets}: a batch without targets has no loss")
@@ -264,22 +288,47 @@ def train_step(
         group["lr"] = learning_rate
         group["betas"] = group["betas"] if beta1 is None else (beta1, group["betas"][1])
     optimizer.zero_grad(set_to_none=True)
-    sums = [0.0, 0, 0, 0.0]
-    for part_BT in tokens_BT.chunk(grad_accumulation_steps):
-        with torch.autocast(tokens_BT.device.type, dtype=torch.bfloat16, enabled=bf16):
-            parts = loss_parts(model, part_BT, step=step, pad_id=pad_id, counts=counts)
-        ((parts.nll_sum + parts.auxiliary_sum) / n_targets).backward()
-        seen = float(parts.nll_sum.detach()), parts.n_targets, parts.n_correct, float(parts.auxiliary_sum.detach())
-        sums = [total + value for total, value in zip(sums, seen, strict=True)]
-    longest = math.inf if max_grad_norm is None else max_grad_norm
-    grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), longest))
+    sums = torch.zeros(4, dtype=torch.float64, device=tokens_BT.device)
+    # Every worker has as many parts, although its share of the batch may be a row smaller than that of another.
+    *earlier, last_BT = tokens_BT.tensor_split(grad_accumulation_steps)
+    for part_BT in (*earlier, last_BT):
+        waits = part_BT is not last_BT
+        with (
+            getattr(model, "no_sync", nullcontext)() if waits else nullcontext(),
+            trusted_rows() if trust_rows else nullcontext(),
+        ):
+            with torch.autocast(tokens_BT.device.type, dtype=torch.bfloat16, enabled=bf16):
+                parts = loss_parts(model, part_BT, step=step, pad_id=pad_id, counts=counts)
+            ((parts.nll_sum + parts.auxiliary_sum) / n_targets).backward()
+        seen = parts.nll_sum.detach(), parts.n_targets, parts.n_correct, parts.auxiliary_sum.detach()
+        sums += torch.stack([value.double() for value in seen])
+    grad_norm = clip_gradients(model, max_grad_norm)
     # One NaN gradient would destroy the weights for good. The norm is that of the averaged gradients, so all workers
-    # skip the same steps.
-    applied = math.isfinite(grad_norm)
-    if applied:
-        optimizer.step()
-    loss_sum, n_own_targets, n_correct, auxiliary_sum = sums
-    return StepMetrics(loss_sum, int(n_own_targets), int(n_correct), auxiliary_sum, grad_norm, applied)
+    # skip the same steps. Fused optimizers read this flag where they compute.
+    is_skipped = (~grad_norm.isfinite()).float()
+    optimizer.found_inf = is_skipped  # type: ignore[attr-defined]
+    optimizer.step()
+    return torch.cat((sums, torch.stack((grad_norm.double(), 1.0 - is_skipped.double()))))
+
+
+def clip_gradients(model: nn.Module, longest: float | None) -> Tensor:
+    """Shorten the gradient to the norm `longest`, over all workers that share it; None: not. Return its norm before."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    grad_norm: Any = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if hasattr(grad_norm, "full_tensor"):  # gradients of `fully_shard`
+        grad_norm = grad_norm.full_tensor()
+    if longest is not None:
+        nn.utils.clip_grads_with_norm_(parameters, longest, grad_norm)
+    return grad_norm
+
+
+def read_metrics(steps: Sequence[Tensor]) -> list[StepMetrics]:
+    """Return the figures of some `train_step`s; it waits for the device, once for all of them."""
+    rows = torch.stack(tuple(steps)).tolist() if steps else []
+    return [
+        StepMetrics(loss_sum, int(n_targets), int(n_correct), auxiliary_sum, grad_norm, bool(applied))
+        for loss_sum, n_targets, n_correct, auxiliary_sum, grad_norm, applied in rows
+    ]
 
 
 def eval_step(
@@ -305,11 +354,10 @@ def eval_step(
             if draw_latents_by is None:
                 parts = loss_parts(model, tokens_BT, step=None, pad_id=pad_id, mask_BT=mask_BT)
             else:
-                bare = unwrap_model(model)
-                parts = bare.loss_parts(tokens_BT, sample=True, generator=draw_latents_by, mask_BT=mask_BT)
+                parts = model(tokens_BT, wants_loss=True, mask_BT=mask_BT, draw_latents_by=draw_latents_by)
     finally:
         model.train(was_training)
-    return EvalMetrics(float(parts.nll_sum), parts.n_targets, parts.n_correct, float(parts.kl_sum))
+    return EvalMetrics(float(parts.nll_sum), int(parts.n_targets), int(parts.n_correct), float(parts.kl_sum))
 
 
 def row_losses(
@@ -327,4 +375,4 @@ def row_losses(
         logits_BTV = model(inputs_BT)
         loss_BT = functional.cross_entropy(logits_BTV.float().transpose(1, 2), targets_BT, reduction="none")
     nats_B = loss_BT.double().masked_fill(~counts_BT, 0.0).sum(dim=1)
-    return nats_B, int(counts_BT.sum()), count_correct(logits_BTV, targets_BT, counts_BT)
+    return nats_B, int(counts_BT.sum()), int(count_correct(logits_BTV, targets_BT, counts_BT))

@@ -21,6 +21,7 @@ from models.layers import (
     RelativeAttention,
     SelfAttention,
     TokenModel,
+    are_rows_trusted,
     causal_bias,
     check_room,
     padding_before_token,
@@ -183,6 +184,8 @@ class Decoder(TokenModel):
     def checked_positions(self, position_BT: Tensor, hidden_BT: Tensor) -> Tensor:
         """Return positions that all have a vector, those of padding clipped to the last one."""
         last = self.config.max_positions - 1
+        if are_rows_trusted():
+            return position_BT.clamp_max(last)
         longest = int(position_BT.masked_fill(hidden_BT, 0).max()) if position_BT.numel() else 0
         if longest > last:
             raise ValueError(f"a row of {longest + 1} tokens, but the model has max_positions={last + 1}")

@@ -294,9 +294,13 @@ class Hourglass(TokenModel):
             self.config.hidden_loss, hidden, self._hidden_levels(), self.count_real(tokens_BT), counts
         )
 
-    def auxiliary_counts(self, tokens_BT: Tensor) -> list[int]:
-        """Return what the auxiliary loss of each hidden state is a mean over, for the ids of a whole batch."""
-        return hidden_counts(self.config.hidden_loss, self._hidden_levels(), self.count_real(tokens_BT))
+    def auxiliary_counts(self, n_real_B: Tensor) -> list[int]:
+        """Return what the auxiliary loss of each hidden state is a mean over, for the rows of a whole batch.
+
+        Args:
+            n_real_B: tokens that the model reads of each row, padding left out.
+        """
+        return hidden_counts(self.config.hidden_loss, self._hidden_levels(), n_real_B)
 
     def _hidden_levels(self) -> list[HiddenLevel]:
         return hidden_levels(self.config.factors, self.config.hidden_upsampled)

@@ -134,7 +134,7 @@ def latent_use(model: Vae, tokens_BT: Tensor, batch_size: int = 64) -> LatentUse
         ]
     finally:
         model.train(was_training)
-    n_targets = sum(n for _, n in sums[0])
+    n_targets = sum(int(n) for _, n in sums[0])
     own_sum, other_sum = (sum(float(nll) for nll, _ in side) for side in sums)
     return LatentUse(
         own_nll=own_sum / n_targets,

@@ -94,6 +94,7 @@ class Vae(TokenModel):
         wants_loss: bool = False,
         step: int | None = None,
         mask_BT: Tensor | None = None,
+        draw_latents_by: torch.Generator | None = None,
     ) -> Tensor | LossParts:
         """Return logits, or the parts of the loss.
 
@@ -101,13 +102,14 @@ class Vae(TokenModel):
             tokens_BT: whole rows, which become latents and then logits of shape (B, T - 1, V) of all tokens but the
                 first. With a cache: what follows the tokens in it; the logits have shape (B, T, V) and are those of the
                 id after each one.
-            wants_loss, step, mask_BT: for `loss_parts`; arguments here because a wrapper for several workers knows no
-                other call.
+            wants_loss, step, mask_BT, draw_latents_by: for `loss_parts`; arguments here because a wrapper for several
+                workers knows no other call. With a generator latents are drawn by it.
         """
         if cache is not None:
             return self.continue_rows(tokens_BT, cache)
         if wants_loss:
-            return self.loss_parts(tokens_BT, step=step, mask_BT=mask_BT)
+            sample = None if draw_latents_by is None else True
+            return self.loss_parts(tokens_BT, step=step, sample=sample, generator=draw_latents_by, mask_BT=mask_BT)
         return self.logits(tokens_BT[:, :-1], self.latent(tokens_BT, sample=self.training))
 
     def rows(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> VaeRows:
@@ -213,9 +215,9 @@ class Vae(TokenModel):
         n_tokens_B = (targets_BT != self.pad_id).sum(dim=1)
         cost_B = (kl_B - config.free_bits * math.log(2) * n_tokens_B).clamp_min(0.0)
         nll_sum, n_targets = token_loss(logits_BTV, targets_BT.masked_fill(~counts_BT, self.pad_id), self.pad_id)
-        weight = config.kl_end if step is None else config.kl_weight(step)
+        weight: Tensor | float = config.kl_end if step is None else config.kl_weight(step)
         if config.kl_reduction == "sum":
-            weight *= n_targets
+            weight = (n_targets.double() * weight).to(cost_B.dtype)
         return LossParts(
             nll_sum=nll_sum,
             n_targets=n_targets,

@@ -37,6 +37,8 @@ LATER_SETTINGS = {
     "gpus_per_worker": 1.0,
     "accelerator_type": "",
 }
+# Setting -> its default, and the earlier one, as which it counts in digests.
+CHANGED_DEFAULTS = {"bf16": ("auto", False)}
 _FIRST_NAMES = {name: old for old, name in OLD_NAMES.items()}
 
 
@@ -62,7 +64,7 @@ def current_names(values: Any) -> Any:
 def first_names(values: Any) -> Any:
     """Return settings, nested as JSON, under the names they had first, without those that came later and are unused."""
     if isinstance(values, Mapping):
-        values = {key: value for key, value in values.items() if not _is_unused(key, value)}
+        values = {key: _earlier(key, value) for key, value in values.items() if not _is_unused(key, value)}
     return _renamed(values, first_path, first_names)
 
 
@@ -71,6 +73,11 @@ def _is_unused(key: Any, value: Any) -> bool:
         return False
     unused, plain = LATER_SETTINGS[key], list(value) if isinstance(value, tuple) else value
     return plain in unused if isinstance(unused, tuple) else plain == unused
+
+
+def _earlier(key: Any, value: Any) -> Any:
+    default, earlier = CHANGED_DEFAULTS.get(key, (None, None))
+    return earlier if default is not None and value == default else value
 
 
 def _path(path: str, names: Mapping[str, str]) -> str:

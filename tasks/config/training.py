@@ -27,7 +27,9 @@ class TrainConfig:
         " padding.",
     )
     seed: int = setting(0, "Seed of weights, batches and dropout.", ge=0)
-    bf16: bool = setting(False, "Run the forward pass in bfloat16 where torch holds that to be safe.")
+    bf16: bool | Literal["auto"] = setting(
+        "auto", "Run the forward pass in bfloat16 where torch holds that to be safe; auto: on GPUs."
+    )
     compile: bool = setting(False, "Compile the model by torch.compile, which needs a C++ compiler on the machine.")
     grad_accumulation_steps: int = setting(
         1, "Parts of a worker's share of a batch, in sequence; gradients add up, memory does not.", ge=1
@@ -85,3 +87,8 @@ TRAIN_WITHOUT_EFFECT = (
     "n_workers", "cpus_per_worker", "device", "gpus_per_worker", "accelerator_type", "max_failures", "keep_last_n",
     "log_interval",
 )  # fmt: skip
+
+
+def uses_bf16(config: TrainConfig, device_type: str) -> bool:
+    """Return whether a run computes in bfloat16 on a type of device, such as `cpu`."""
+    return device_type == "cuda" if config.bf16 == "auto" else bool(config.bf16)

@@ -95,7 +95,7 @@ def score_latents(
             parts = model.loss_parts(
                 batch, sample=True, generator=generator, mask_BT=torch.from_numpy(mask).to(generator.device)
             )
-        sums += np.array([float(parts.nll_sum), parts.n_targets, parts.n_correct, float(parts.kl_sum)])
+        sums += np.array([float(sum_) for sum_ in (parts.nll_sum, parts.n_targets, parts.n_correct, parts.kl_sum)])
         kept.append(tokens[(np.arange(n_seen, n_seen + len(tokens)) % every) == 0])
         n_seen += len(tokens)
         if on_windows:

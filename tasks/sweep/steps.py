@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prefect import task
@@ -22,7 +22,7 @@ from tasks.sweep import space
 from tasks.sweep.space import Point, Row, SweepConfig, SweepFolder
 from tasks.sweep.trials import Event, run_trials, share_cores
 from tasks.tracking.mlflow_tracker import CurveLog, ModelVersion, Run
-from tasks.training.job import TrainJob, divergence_of, make_job, run_dir_of
+from tasks.training.job import TrainJob, divergence_of, make_job, run_dir_of, settled
 from tasks.training.metrics_log import read_points
 from tasks.training.runs import Claim, claim_run, finish_run, finished_model, start_run
 from tasks.training.steps import register_model
@@ -75,6 +75,7 @@ def train_points(
 
     Raises Interrupted after SIGINT or SIGTERM; the work is saved, and the same sweep continues.
     """
+    points = [replace(p, config=replace(p.config, train=settled(p.config.train))) for p in points]
     work = _Sweep(home, dataset, parent, tags, folder, folder.read_rows(points))
     _claim_trainings(work, points)
     jobs = share_cores([training.job for training in work.trainings.values()], plan.concurrent)

@@ -1,7 +1,7 @@
 """One training run: its inputs, its folder and its result."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +118,19 @@ def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> Tra
         flat_tokens=dataset.flat_tokens,
         run_dir=run_dir,
         n_threads=n_threads,
-        placement=place(
-            "train", config.device, on_ray=True, gpus_per_worker=config.gpus_per_worker, n_workers=config.n_workers,
-            accelerator_type=config.accelerator_type,
-        ),
+        placement=_placement(config),
+    )
+
+
+def settled(config: TrainConfig) -> TrainConfig:
+    """Return the settings with `bf16` decided by where the run computes; its name and its records have them so."""
+    return config if config.bf16 != "auto" else replace(config, bf16=_placement(config).device == "cuda")
+
+
+def _placement(config: TrainConfig) -> Placement:
+    return place(
+        "train", config.device, on_ray=True, gpus_per_worker=config.gpus_per_worker, n_workers=config.n_workers,
+        accelerator_type=config.accelerator_type,
     )  # fmt: skip
 
 

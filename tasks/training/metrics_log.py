@@ -2,18 +2,22 @@
 
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from models.training import StepMetrics, read_metrics
 from tasks.errors import DamagedFile
 from tasks.storage.files import json_text, write_atomically
 from tasks.storage.integrity import parse_sealed, sealed, warn_once
 from tasks.training.ranks import sum_over_ranks
 
 POINT: dict[Any, Any] = {"step": int, str: (float, None)}  # shape of a point
+SPEEDS = ("train/tokens_per_second", "train/flops_utilisation")  # metrics that depend on the machine
 
 
 class Reporter:
@@ -28,8 +32,12 @@ class Reporter:
         self.path, self.rank = path, rank
         self.latest: dict[str, float] = {}
         self.constant: dict[str, float] = {}  # what holds for the whole run
+        self.used_share: float | None = None  # of the GPUs' peak, by one token a second
         self.n_steps = 0  # of this process
+        self._waiting: list[tuple[int, Tensor]] = []  # figures that may not be computed yet
+        self._waiting_tokens = 0
         self._reset()
+        self.start_clock()
         if rank == 0:
             self.sums += [math.nan if value is None else value for value in unreported or [0.0]]
             kept = [point for point in read_points(self.path) if point["step"] <= step]
@@ -41,22 +49,48 @@ class Reporter:
         self.sums = np.zeros(5)  # loss, targets, hits, auxiliary loss, skipped steps since the last point
         self.n_tokens, self.seconds = 0, 0.0
 
-    def add(self, step: int, metrics: Any, rate: float, n_tokens: int, seconds: float) -> None:
-        """Count one step: its tokens, those of all ranks, and the seconds of training that it took."""
-        # All ranks skip the same steps: one of them counts.
-        skipped = self.rank == 0 and not metrics.applied
-        self.sums += np.array([*metrics[:4], skipped])
-        if self.n_steps == 1:  # the first step of a process compiles; it counts only as long as there is no other
-            self.n_tokens, self.seconds = 0, 0.0
-        self.n_tokens, self.seconds, self.n_steps = self.n_tokens + n_tokens, self.seconds + seconds, self.n_steps + 1
-        self.step, self.rate, self.grad_norm = step, rate, metrics.grad_norm
+    def start_clock(self) -> None:
+        """Let training count from now on: what was done since the last `fetch` was something else."""
+        self._begun = time.perf_counter()
+
+    def add(self, step: int, figures: Tensor, rate: float, n_tokens: int) -> None:
+        """Take the figures of one step, which may still be computed, and the tokens of all ranks."""
+        self._waiting.append((step, figures))
+        self._waiting_tokens += n_tokens
+        self.n_steps += 1
+        self.step, self.rate = step, rate
+
+    @property
+    def n_waiting(self) -> int:
+        """Steps since the last `fetch`."""
+        return len(self._waiting)
+
+    def fetch(self) -> list[tuple[int, StepMetrics]]:
+        """Wait for the steps added since the last fetch, count them, and return them with their figures."""
+        if not self._waiting:
+            return []
+        found = read_metrics([figures for _, figures in self._waiting])
+        for metrics in found:
+            # All ranks skip the same steps: one of them counts.
+            self.sums += np.array([*metrics[:4], self.rank == 0 and not metrics.applied])
+        self.grad_norm = found[-1].grad_norm
+        if self.n_steps > 1 >= self.n_steps - len(found):  # the first step of a process compiles; it does not count
+            self.n_tokens, self.seconds = 0, 0.0  # if there is another
+        self.seconds += time.perf_counter() - self._begun
+        self.n_tokens += self._waiting_tokens
+        steps = [step for step, _ in self._waiting]
+        self._waiting, self._waiting_tokens = [], 0
+        self.start_clock()
+        return list(zip(steps, found, strict=True))
 
     def unreported(self, world_size: int) -> list[float]:
         """Return the sums since the last point; saved, so that the next point covers the steps before a stop too."""
         return sum_over_ranks(self.sums.copy(), world_size).tolist()
 
     def flush(self, world_size: int) -> None:
+        """Write a point of the steps that were fetched since the last one."""
         loss, n_targets, n_correct, auxiliary, n_skipped = sum_over_ranks(self.sums, world_size).tolist()
+        tokens_per_second = self.n_tokens / max(self.seconds, 1e-9)
         self.write(
             {
                 "step": self.step,
@@ -64,10 +98,11 @@ class Reporter:
                 "train/accuracy": n_correct / n_targets,
                 "train/learning_rate": self.rate,
                 "train/grad_norm": self.grad_norm,
-                "train/tokens_per_second": self.n_tokens / max(self.seconds, 1e-9),
+                "train/tokens_per_second": tokens_per_second,
                 "train/skipped_steps": n_skipped,
             }
             | ({"train/auxiliary_loss": auxiliary / n_targets} if auxiliary else {})
+            | ({"train/flops_utilisation": self.used_share * tokens_per_second} if self.used_share else {})
             | self.constant
         )
         self._reset()

@@ -8,12 +8,12 @@ import torch
 from models.registry import build_model
 from models.training import build_optimizer, count_batch, train_step
 from tasks.checkpoints import WHICH, CheckpointFolder, read_state
-from tasks.config.training import TrainConfig
+from tasks.config.training import TrainConfig, uses_bf16
 from tasks.dataset.versions import DatasetVersion
 from tasks.music.tokenizers.registry import tokenizer_from_json
 from tasks.storage.home import Home
 from tasks.storage.integrity import DamagedFile, read_sealed
-from tasks.training.job import check_model, run_dir_of
+from tasks.training.job import check_model, run_dir_of, settled
 from tasks.training.resume import Parent, identity
 from tasks.training.runs import RUN
 
@@ -26,6 +26,7 @@ def plan_training(
 ) -> dict[str, Any]:
     """Return what `train` would do; the time is that of steps on this machine's CPU. ConfigError as `check_model`."""
     check_model(config, dataset)
+    config = settled(config)
     folder = run_dir_of(home, config, dataset, identity(parent, config))
     status, done = ("new", 0) if fresh else _progress(folder)
     if parent and status == "new":
@@ -73,7 +74,7 @@ def _seconds_per_window(config: TrainConfig, tokenizer: Any) -> float:
         started = time.perf_counter()
         train_step(
             model, optimizer, tokens, step=step, learning_rate=0.0, max_grad_norm=config.optimizer.max_grad_norm,
-            n_targets=n_targets, pad_id=tokenizer.pad_id, bf16=config.bf16,
+            n_targets=n_targets, pad_id=tokenizer.pad_id, bf16=uses_bf16(config, "cpu"),
         )  # fmt: skip
         seconds.append(time.perf_counter() - started)
     return min(seconds) / len(tokens)

@@ -48,6 +48,10 @@ class TokenDataset:
         """Tokens of the longest row, the first of which is given and not predicted."""
         return int(np.diff(self.offsets).max()) - 1
 
+    def contains(self, token: int) -> bool:
+        """Return whether any row holds an id; it reads the whole split."""
+        return bool((self.tokens == token).any())
+
     def steps_per_epoch(self, batch_size: int, seq_len: int, kind: WindowKind) -> int:
         """Return the steps in which as many rows, or for windows of parts of rows tokens, are seen as the split has."""
         n_windows = self.n_rows if kind == "whole" else -(-self.n_tokens // seq_len)
@@ -60,7 +64,14 @@ class TokenDataset:
         return int(np.maximum(np.diff(self.offsets) - seq_len - 1, 0).sum())
 
     def batch(
-        self, seed: int, step: int, batch_size: int, seq_len: int, pad_id: int = 0, kind: WindowKind = "random"
+        self,
+        seed: int,
+        step: int,
+        batch_size: int,
+        seq_len: int,
+        pad_id: int = 0,
+        kind: WindowKind = "random",
+        share: slice = slice(None),
     ) -> IntArray:
         """Return int64[batch_size, seq_len + 1]: inputs and the targets one further.
 
@@ -77,28 +88,40 @@ class TokenDataset:
                 packed: whole rows in sequence, in an order drawn for each epoch. The rows of an epoch form a ring, cut
                     every `seq_len`: there is no pad, every token is a target, and the last window runs on into the
                     first row. The windows of a batch lie far apart in the ring.
+            share: the rows of the batch to build and return; the others are drawn, but not built.
         Raises:
             ValueError: another kind.
         """
         if kind == "packed":
-            return self._packed(seed, step, batch_size, seq_len)
+            return self._packed(seed, step, batch_size, seq_len, share)
+        starts, ends = self._places(seed, step, batch_size, seq_len, kind)
+        return self._windows(starts[share], ends[share], seq_len, pad_id)
+
+    def lengths(self, seed: int, step: int, batch_size: int, seq_len: int, kind: WindowKind) -> IntArray:
+        """Return how many tokens of a row each window of a `batch` holds, int64[batch_size]; the others are pads."""
+        if kind == "packed":
+            return np.full(batch_size, seq_len + 1)
+        starts, ends = self._places(seed, step, batch_size, seq_len, kind)
+        return np.minimum(ends - starts, seq_len + 1)
+
+    def _places(
+        self, seed: int, step: int, batch_size: int, seq_len: int, kind: WindowKind
+    ) -> tuple[IntArray, IntArray]:
+        """Return where the windows of a batch begin and where their rows end."""
         rng = _generator(seed, step)
         if kind == "random":
-            starts, ends = self._random_windows(rng, batch_size, seq_len)
-        elif kind in ("whole", "start", "end"):
-            is_whole = kind == "whole"
-            rows = self._rows_in_turn(seed, step, batch_size) if is_whole else rng.integers(0, self.n_rows, batch_size)
-            starts, ends = self.offsets[rows], self.offsets[rows + 1]
-            if kind == "end":
-                starts = np.maximum(starts, ends - seq_len - 1)
-        else:
+            return self._random_windows(rng, batch_size, seq_len)
+        if kind not in ("whole", "start", "end"):
             raise ValueError(f"windows of kind {kind!r}; known: {', '.join(get_args(WindowKind))}")
-        return self._windows(starts, ends, seq_len, pad_id)
+        is_whole = kind == "whole"
+        rows = self._rows_in_turn(seed, step, batch_size) if is_whole else rng.integers(0, self.n_rows, batch_size)
+        starts, ends = self.offsets[rows], self.offsets[rows + 1]
+        return (np.maximum(starts, ends - seq_len - 1) if kind == "end" else starts), ends
 
-    def _packed(self, seed: int, step: int, batch_size: int, seq_len: int) -> IntArray:
+    def _packed(self, seed: int, step: int, batch_size: int, seq_len: int, share: slice) -> IntArray:
         n_windows = -(-self.n_tokens // seq_len)
         epoch, turn = _epochs(step, batch_size, n_windows)
-        begin = turn * _coprime_stride(n_windows) % n_windows * seq_len
+        epoch, begin = epoch[share], (turn * _coprime_stride(n_windows) % n_windows * seq_len)[share]
         return np.concatenate(
             [
                 self._ring_windows(*self._epoch(seed, number), begin[epoch == number], seq_len + 1)

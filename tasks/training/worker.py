@@ -1,9 +1,8 @@
 """The training loop of one worker."""
 
 import math
-import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -17,24 +16,26 @@ from models.registry import Model, build_model
 from models.training import (
     beta1,
     build_optimizer,
-    count_batch,
     eval_step,
     learning_rate,
     train_step,
     unwrap_model,
 )
+from models.utilisation import bf16_peak, flops_per_token
 from tasks.checkpoints import CheckpointFolder, restore
 from tasks.config.serialization import to_json
-from tasks.config.training import TrainConfig
+from tasks.config.training import TrainConfig, uses_bf16
 from tasks.errors import Diverged
 from tasks.music.tokenizers.registry import tokenizer_from_json
 from tasks.storage.files import write_atomically
+from tasks.training.batches import Batch, Batches
 from tasks.training.job import TrainJob, is_ended
-from tasks.training.metrics_log import Reporter
-from tasks.training.ranks import any_rank, sum_over_ranks
+from tasks.training.metrics_log import SPEEDS, Reporter
+from tasks.training.ranks import Requests, sum_over_ranks
 from tasks.training.token_dataset import TokenDataset
 
 MOST_SKIPPED = 50  # steps in a row without a finite gradient, after which a run has diverged
+MOST_WAITING = 100  # steps whose figures stay on the device, where points are written more rarely
 _POINTER_OF = {"loss": "best", "accuracy": "best_accuracy"}  # of checkpoints, by the figure they are best at
 _VALIDATION_SEED = 2**31  # away from training seeds, so that no window is drawn for both
 
@@ -71,78 +72,190 @@ def run_steps(
         Diverged: `MOST_SKIPPED` steps in a row, or half of the run, had no finite gradient, or the last validation loss
             is not finite. Nothing is saved then, so the same call tries again from the last checkpoint.
     """
-    config, pad_id = job.config, tokenizer_from_json(job.tokenizer).pad_id
-    checkpoints = CheckpointFolder(job.run_dir / "checkpoints")
-    bare, optimizer, state = _set_up(job, checkpoints, device)
-    model: Any = compile_model(bare) if config.compile else bare
-    model = wrap(model) if wrap else model
-    reporter = Reporter(job.metrics, rank, state["step"], state.get("unreported"))
-    train = TokenDataset(job.train_shards, job.flat_tokens)
-    validation = TokenDataset(job.validation_shards, job.flat_tokens)
-    reporter.constant = {"train/tokens_out_of_reach": train.n_out_of_reach(config.seq_len, config.windows)}
-    best = _Best(state)
-    n_skipped = state.get("skipped_in_a_row", 0)
-    eval_interval, checkpoint_interval = _intervals(config, train)
-    is_over = is_ended(config, state) or _is_stopped_before(job, rank, world_size)
-    for step in range(state["step"] + 1, 0 if is_over else config.n_steps + 1):
-        started = time.perf_counter()
-        batch = train.batch(config.seed, step, config.batch_size, config.seq_len, pad_id, config.windows)
-        counts = count_batch(bare, torch.from_numpy(batch), pad_id).share(world_size)
-        # Dropout is keyed by seed, step and rank, so no RNG state need be kept.
-        stream = np.random.SeedSequence([config.seed, step, rank]).generate_state(1, np.uint64)
-        torch.manual_seed(int(stream[0] >> 1))
-        rate = learning_rate(config.schedule, step, config.model.d_model, config.n_steps)
-        metrics = train_step(
-            model,
-            optimizer,
-            torch.from_numpy(batch[rank::world_size]).to(device or "cpu"),
-            step=step,
-            learning_rate=rate,
-            beta1=beta1(config.schedule, step, config.n_steps),
-            max_grad_norm=config.optimizer.max_grad_norm,
-            n_targets=counts.n_targets,
-            n_hidden=counts.hidden,
-            grad_accumulation_steps=config.grad_accumulation_steps,
-            pad_id=pad_id,
-            bf16=config.bf16,
-        )
-        is_last = step == config.n_steps
-        stop = any_rank(job.stop_request.exists() if rank == 0 else False, world_size)
-        reporter.add(step, metrics, rate, int((batch != pad_id).sum()), time.perf_counter() - started)
-        n_skipped = 0 if metrics.applied else n_skipped + 1
-        if n_skipped >= min(MOST_SKIPPED, max(config.n_steps // 2, 1)):
-            _give_up(job, rank, step, f"{n_skipped} steps in a row had no finite gradient")
-        gains, figures = frozenset[str](), None
-        if step % eval_interval == 0 or is_last:
-            figures = _validate(model, validation, config, pad_id, rank, world_size, device)
-            gains = best.update(figures, config.early_stopping_metric)
-            is_last = is_ended(config, {"step": step} | best.facts())
-        if step % config.log_interval == 0 or is_last:
-            reporter.flush(world_size)
-        if figures:
-            reporter.write({"step": step} | figures)
-        if figures and is_last and not math.isfinite(figures["val/loss"]):
-            _give_up(job, rank, step, f"the last validation loss is {figures['val/loss']}")
-        if gains or is_last or stop or step % checkpoint_interval == 0:
-            saved = _state(job, step, reporter, world_size, bare) | best.facts() | {"skipped_in_a_row": n_skipped}
-            if rank == 0:
-                checkpoints.save(bare, optimizer, saved, gains, config.keep_last_n)
-        if on_evaluation and figures:
-            on_evaluation(step, figures["val/loss"])
-        if stop or is_last:
-            break
+    worker = _Worker(job, rank, world_size, device or torch.device("cpu"), wrap)
+    worker.on_evaluation = on_evaluation
+    worker.run()
     if world_size > 1:
         torch.distributed.barrier()
 
 
+class _Worker:
+    """One worker of a run: its model, the figures so far, and what it does between steps."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        wrap: Callable[[nn.Module], nn.Module] | None,
+    ) -> None:
+        self.job, self.config, self.device = job, job.config, device
+        self.rank, self.world_size = rank, world_size
+        self.pad_id, self.bf16 = tokenizer_from_json(job.tokenizer).pad_id, uses_bf16(job.config, device.type)
+        self.on_evaluation: Callable[[int, float], None] | None = None
+        self.checkpoints = CheckpointFolder(job.run_dir / "checkpoints")
+        self.bare, self.optimizer, self.state = _set_up(job, self.checkpoints, device)
+        model: Any = compile_model(self.bare) if self.config.compile else self.bare
+        self.model = wrap(model) if wrap else model
+        self.train = TokenDataset(job.train_shards, job.flat_tokens)
+        self.validation = TokenDataset(job.validation_shards, job.flat_tokens)
+        self.eval_interval, self.checkpoint_interval = _intervals(self.config, self.train)
+        self.batches = Batches(
+            self.train, self.config, self.bare, self.pad_id, rank, world_size, pins=device.type == "cuda"
+        )
+        self.reporter = Reporter(job.metrics, rank, self.state["step"], self.state.get("unreported"))
+        self.reporter.constant = {
+            "train/tokens_out_of_reach": self.train.n_out_of_reach(self.config.seq_len, self.config.windows)
+        }
+        self.reporter.used_share = self._used_share()
+        self.best, self.n_skipped = _Best(self.state), self.state.get("skipped_in_a_row", 0)
+
+    def run(self) -> None:
+        """Run the steps that are left."""
+        config, begun = self.config, self.state["step"]
+        if self.rank == 0:  # from now on a stop has something to wait for
+            self.job.begun.touch()
+        requests = Requests(self.job.stop_request.exists, self.rank, self.world_size)
+        if is_ended(config, self.state) or requests.ask(begun):
+            return
+        self.reporter.start_clock()
+        with closing(self.batches.ahead(range(begun + 1, config.n_steps + 1))) as ahead:
+            for step, batch in ahead:
+                self.take_step(step, batch)
+                if self.is_over_after(step, stop=requests.ask(step)):
+                    return
+
+    def take_step(self, step: int, batch: Batch) -> None:
+        """Change the weights once."""
+        config = self.config
+        # Dropout is keyed by seed, step and rank, so no RNG state need be kept.
+        stream = np.random.SeedSequence([config.seed, step, self.rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(stream[0] >> 1))
+        rate = learning_rate(config.schedule, step, config.model.d_model, config.n_steps)
+        figures = train_step(
+            self.model,
+            self.optimizer,
+            batch.tokens.to(self.device, non_blocking=True),
+            step=step,
+            learning_rate=rate,
+            beta1=beta1(config.schedule, step, config.n_steps),
+            max_grad_norm=config.optimizer.max_grad_norm,
+            n_targets=batch.counts.n_targets,
+            n_hidden=batch.counts.hidden,
+            grad_accumulation_steps=config.grad_accumulation_steps,
+            pad_id=self.pad_id,
+            bf16=self.bf16,
+            trust_rows=self.device.type == "cuda" and not self.batches.has_inner_pads,
+        )
+        self.reporter.add(step, figures, rate, batch.n_tokens)
+
+    def is_over_after(self, step: int, stop: bool) -> bool:
+        """Do what is due after a step: fetch figures, validate, write points, save; return whether it was the last."""
+        config, is_last = self.config, step == self.config.n_steps
+        is_validated, is_logged = step % self.eval_interval == 0 or is_last, step % config.log_interval == 0
+        is_saved = step % self.checkpoint_interval == 0 or stop
+        # The first step of a process compiles: its time is taken alone.
+        is_fetched = self.reporter.n_waiting >= MOST_WAITING or self.reporter.n_steps == 1
+        if not (is_validated or is_logged or is_saved or is_fetched):
+            return False
+        self.fetch()
+        gains, scores = frozenset[str](), dict[str, float]()
+        if is_validated:
+            scores = self.validate()
+            gains = self.best.update(scores, config.early_stopping_metric)
+            is_last = is_ended(config, {"step": step} | self.best.facts())
+        if is_logged or is_last:
+            self.reporter.flush(self.world_size)
+        if scores:
+            self.reporter.write({"step": step} | scores)
+            if is_last and not math.isfinite(scores["val/loss"]):
+                self.give_up(step, f"the last validation loss is {scores['val/loss']}")
+        if is_saved or gains or is_last:
+            self.save(step, gains)
+        if self.on_evaluation and scores:
+            self.on_evaluation(step, scores["val/loss"])
+        self.reporter.start_clock()
+        return is_last or stop
+
+    def fetch(self) -> None:
+        """Wait for the figures of the steps so far; raise Diverged where too many in a row had no finite gradient."""
+        most = min(MOST_SKIPPED, max(self.config.n_steps // 2, 1))
+        for step, metrics in self.reporter.fetch():
+            self.n_skipped = 0 if metrics.applied else self.n_skipped + 1
+            if self.n_skipped >= most:
+                self.give_up(step, f"{self.n_skipped} steps in a row had no finite gradient")
+
+    def validate(self) -> dict[str, float]:
+        """Return mean loss (nats) and accuracy over the same windows of the validation split every time.
+
+        The loss of a model with latents is the bound on the cross entropy of the music: that of writing it from latents
+        that are drawn, the same every time, and what these diverge from the prior.
+        """
+        config, has_latents = self.config, self.config.model.has_latents
+        kind, step = (config.windows, 1) if has_latents else ("random", 0)
+        windows = self.validation.batch(
+            _VALIDATION_SEED, step, config.validation_windows, config.seq_len, self.pad_id, kind,
+            slice(self.rank, None, self.world_size),
+        )  # fmt: skip
+        sums = np.zeros(4)
+        for start in range(0, len(windows), config.batch_size):
+            tokens = torch.from_numpy(windows[start : start + config.batch_size]).to(self.device)
+            generator = torch.Generator(self.device).manual_seed(_VALIDATION_SEED + start) if has_latents else None
+            sums += np.array(
+                eval_step(
+                    unwrap_model(self.model), tokens, pad_id=self.pad_id, bf16=self.bf16, draw_latents_by=generator
+                )
+            )
+        nll, n_targets, n_correct, kl = sum_over_ranks(sums, self.world_size).tolist()
+        scores = {"val/loss": (nll + kl) / n_targets, "val/accuracy": n_correct / n_targets}
+        return scores | ({"val/reconstruction": nll / n_targets, "val/kl": kl / n_targets} if has_latents else {})
+
+    def save(self, step: int, gains: Collection[str]) -> None:
+        """Write a checkpoint, to which the pointers `gains` of `CheckpointFolder` move."""
+        config = self.config
+        state = {
+            "step": step,
+            "metrics": {key: value for key, value in self.reporter.latest.items() if key not in SPEEDS},
+            "unreported": self.reporter.unreported(self.world_size),
+            "config": to_json(config),
+            "dataset": self.job.dataset,
+            "tokenizer": self.job.tokenizer,
+            "n_parameters": self.bare.n_parameters,
+            # Dropout and batches are drawn again for each step from (seed, step, rank): this is the whole random state.
+            "rng": {"kind": "keyed by (seed, step, rank)", "seed": config.seed, "step": step},
+            "skipped_in_a_row": self.n_skipped,
+        }
+        if self.rank == 0:
+            self.checkpoints.save(self.bare, self.optimizer, state | self.best.facts(), gains, config.keep_last_n)
+
+    def give_up(self, step: int, reason: str) -> NoReturn:
+        """Write down why the run diverged, and end it."""
+        message = (
+            f"training diverged at step {step} of {self.config.n_steps}: {reason}; no model is registered;"
+            " a lower learning rate in train.schedule may help"
+        )
+        if self.rank == 0:
+            write_atomically(self.job.divergence, message.encode())
+        raise Diverged(message)
+
+    def _used_share(self) -> float | None:
+        """Return what share of the peak of all GPUs one token a second is; None where the peak is not known."""
+        if self.device.type != "cuda" or not self.bf16:
+            return None
+        peak = bf16_peak(torch.cuda.get_device_name(self.device))
+        flops = flops_per_token(self.config.model, self.bare.n_parameters, self.config.seq_len)
+        return flops / (peak * self.world_size) if flops and peak else None
+
+
 def _set_up(
-    job: TrainJob, checkpoints: CheckpointFolder, device: torch.device | None
+    job: TrainJob, checkpoints: CheckpointFolder, device: torch.device
 ) -> tuple[Model, torch.optim.Optimizer, dict[str, Any]]:
     """Return model, optimizer and state as of the last checkpoint, or new ones at step 0."""
     torch.set_num_threads(job.n_threads)
     torch.manual_seed(job.config.seed)
     tokenizer = tokenizer_from_json(job.tokenizer)
-    model = build_model(job.config.model, tokenizer.vocab_size, tokenizer.pad_id).to(device or "cpu")
+    model = build_model(job.config.model, tokenizer.vocab_size, tokenizer.pad_id).to(device)
     optimizer = build_optimizer(job.config.optimizer, model)
     last = checkpoints.find("last")
     return model, optimizer, restore(last, model, optimizer) if last else {"step": 0}
@@ -154,67 +267,6 @@ def _intervals(config: TrainConfig, train: TokenDataset) -> tuple[int, int]:
     if config.interval_unit == "epochs":
         n_steps = train.steps_per_epoch(config.batch_size, config.seq_len, config.windows)
     return config.eval_interval * n_steps, config.checkpoint_interval * n_steps
-
-
-def _is_stopped_before(job: TrainJob, rank: int, world_size: int) -> bool:
-    """Record that the steps begin, and return whether a stop was requested before there is a step to save."""
-    if rank == 0:
-        job.begun.touch()
-    return any_rank(job.stop_request.exists() if rank == 0 else False, world_size)
-
-
-def _give_up(job: TrainJob, rank: int, step: int, reason: str) -> NoReturn:
-    message = (
-        f"training diverged at step {step} of {job.config.n_steps}: {reason}; no model is registered;"
-        " a lower learning rate in train.schedule may help"
-    )
-    if rank == 0:
-        write_atomically(job.divergence, message.encode())
-    raise Diverged(message)
-
-
-def _state(job: TrainJob, step: int, reporter: "Reporter", world_size: int, model: Any) -> dict[str, Any]:
-    return {
-        "step": step,
-        "metrics": {key: value for key, value in reporter.latest.items() if key != "train/tokens_per_second"},
-        "unreported": reporter.unreported(world_size),
-        "config": to_json(job.config),
-        "dataset": job.dataset,
-        "tokenizer": job.tokenizer,
-        "n_parameters": model.n_parameters,
-        # Dropout and batches are drawn again for each step from (seed, step, rank): this is the whole random state.
-        "rng": {"kind": "keyed by (seed, step, rank)", "seed": job.config.seed, "step": step},
-    }
-
-
-def _validate(
-    model: nn.Module,
-    store: TokenDataset,
-    config: TrainConfig,
-    pad_id: int,
-    rank: int,
-    world_size: int,
-    device: torch.device | None,
-) -> dict[str, float]:
-    """Return mean loss (nats) and accuracy over the same windows of the validation split every time.
-
-    The loss of a model with latents is the bound on the cross entropy of the music: that of writing it from latents
-    that are drawn, the same every time, and what these diverge from the prior.
-    """
-    has_latents = config.model.has_latents
-    kind, step = (config.windows, 1) if has_latents else ("random", 0)
-    windows = store.batch(_VALIDATION_SEED, step, config.validation_windows, config.seq_len, pad_id, kind)
-    windows = windows[rank::world_size]
-    sums = np.zeros(4)
-    for start in range(0, len(windows), config.batch_size):
-        tokens = torch.from_numpy(windows[start : start + config.batch_size]).to(device or "cpu")
-        generator = torch.Generator(tokens.device).manual_seed(_VALIDATION_SEED + start) if has_latents else None
-        sums += np.array(
-            eval_step(unwrap_model(model), tokens, pad_id=pad_id, bf16=config.bf16, draw_latents_by=generator)
-        )
-    nll, n_targets, n_correct, kl = sum_over_ranks(sums, world_size).tolist()
-    figures = {"val/loss": (nll + kl) / n_targets, "val/accuracy": n_correct / n_targets}
-    return figures | ({"val/reconstruction": nll / n_targets, "val/kl": kl / n_targets} if has_latents else {})
 
 
 class _Best:

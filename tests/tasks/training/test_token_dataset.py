@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.registry import build_model
 from tasks.storage.home import Home
 from tasks.storage.parquet import TOKEN_SCHEMA, write_table
+from tasks.training.batches import Batches
 from tasks.training.token_dataset import TokenDataset, WindowKind
 from tests.budget import examples
-from tests.samples import small_corpus, small_dataset
+from tests.samples import SMALL_MODEL, short_training, small_corpus, small_dataset
 
 START, END, PAD = 414, 415, 0
 ROW_LENGTHS = (2, 3, 5, 9, 10, 17, 40, 64)
@@ -76,6 +78,48 @@ DRAWN = {
 def test_batches_are_what_they_always_were(store: TokenDataset, kind: WindowKind) -> None:
     drawn = np.concatenate([store.batch(3, step, 16, 12, kind=kind) for step in range(1, 9)])
     assert hashlib.sha256(drawn.astype("<i8").tobytes()).hexdigest()[:16] == DRAWN[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_share_is_the_same_rows_of_the_batch_and_lengths_are_those_of_all(
+    store: TokenDataset, kind: WindowKind
+) -> None:
+    for step in range(1, 9):
+        whole = store.batch(3, step, 16, 12, PAD, kind)
+        for rank in range(3):
+            share = slice(rank, None, 3)
+            np.testing.assert_array_equal(store.batch(3, step, 16, 12, PAD, kind, share), whole[share])
+        np.testing.assert_array_equal(store.lengths(3, step, 16, 12, kind), (whole != PAD).sum(axis=1))
+
+
+@pytest.mark.parametrize("has_inner_pads", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_count_the_targets_of_all_and_build_their_own_rows(
+    tmp_path: Path, kind: WindowKind, has_inner_pads: bool
+) -> None:
+    rows = [[5, 6, PAD if has_inner_pads else 7, 8], [9, 10, 11, 12, 13], [14, 15]]
+    store = TokenDataset([write_rows(tmp_path / "a.parquet", rows)])
+    config = short_training(batch_size=6, seq_len=8, windows=kind)
+    model = build_model(SMALL_MODEL, 16, PAD)
+    (alone,) = [batch for _, batch in Batches(store, config, model, PAD).ahead(range(5, 6))]
+    shares = [Batches(store, config, model, PAD, rank, 2).build(5) for rank in range(2)]
+    for rank, share in enumerate(shares):
+        assert share.tokens.tolist() == alone.tokens[rank::2].tolist()
+        assert share.counts == alone.counts.share(2)
+        assert share.n_tokens == alone.n_tokens == int((alone.tokens != PAD).sum())
+
+
+def test_batches_come_in_order_and_an_error_reaches_the_step_it_belongs_to(tmp_path: Path) -> None:
+    store = TokenDataset([write_rows(tmp_path / "a.parquet", [[5, 6, 7, 8], [9, 10]])])
+    batches = Batches(store, short_training(seq_len=8), build_model(SMALL_MODEL, 16, PAD), PAD)
+    expected = [batches.build(step).tokens.tolist() for step in (2, 3, 4)]
+    found = dict(batches.ahead(range(2, 5)))
+    assert list(found) == [2, 3, 4]
+    assert [batch.tokens.tolist() for batch in found.values()] == expected
+    assert not list(batches.ahead(range(5, 5)))
+    store.offsets = store.offsets[:0]
+    with pytest.raises(IndexError):
+        next(batches.ahead(range(1, 3)))
 
 
 def test_a_kind_that_is_none_is_refused(store: TokenDataset) -> None:

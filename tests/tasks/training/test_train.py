@@ -19,7 +19,7 @@ from tasks.config.training import TrainConfig
 from tasks.dataset.versions import DatasetVersion
 from tasks.errors import ConfigError, Diverged
 from tasks.storage.home import Home
-from tasks.training import trainer, worker
+from tasks.training import metrics_log, trainer, worker
 from tasks.training.job import make_job, run_dir_of
 from tasks.training.metrics_log import read_points
 from tasks.training.token_dataset import TokenDataset
@@ -345,7 +345,7 @@ def test_a_last_validation_that_is_no_number_is_no_result(
     dataset: DatasetVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = iter([3.0, math.inf, math.nan])
-    monkeypatch.setattr(worker, "_validate", lambda *_: {"val/loss": next(figures), "val/accuracy": 0.0})
+    monkeypatch.setattr(worker._Worker, "validate", lambda _: {"val/loss": next(figures), "val/accuracy": 0.0})
     job = make_job(short_training(eval_interval=4), dataset, tmp_path)
     with pytest.raises(Diverged, match="step 12 of 12: the last validation loss is nan"):
         run_steps(job)
@@ -368,9 +368,9 @@ def test_the_rate_is_that_of_training_alone(
         return slowed
 
     first = iter([100.0])  # the first step compiles
-    monkeypatch.setattr(worker.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(metrics_log.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(worker, "train_step", slow(worker.train_step, lambda: next(first, 2.0)))
-    monkeypatch.setattr(worker, "_validate", slow(worker._validate, lambda: 1000.0))
+    monkeypatch.setattr(worker._Worker, "validate", slow(worker._Worker.validate, lambda: 1000.0))
     monkeypatch.setattr(CheckpointFolder, "save", slow(CheckpointFolder.save, lambda: 1000.0))
     job = make_job(short_training(eval_interval=2, log_interval=3), dataset, tmp_path)
     run_steps(job)
