@@ -41,7 +41,7 @@ def evaluate(
         tracker = Tracker(where)
         chosen = tracker.model(model)
         version = resolve_dataset(where, dataset or chosen.dataset)
-        loaded = steps.load_registered(chosen, where)
+        loaded = steps.load_registered(chosen, where, config)
         with tracker.open_run(
             "orchestrion/evaluation", f"evaluate-{chosen.reference}", run_tags(), parent_run_id
         ) as run:

@@ -167,8 +167,8 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, str] | None,
         raise CheckpointError(f"{folder / 'state.json'} is damaged: {first_line(error)}") from None
 
 
-def load_model(folder: Path) -> LoadedModel:
-    """Build the model of a checkpoint and load its weights, ready to evaluate.
+def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """Build the model of a checkpoint and load its weights onto a device, ready to evaluate.
 
     Raises:
         NotFound: no such folder.
@@ -187,7 +187,7 @@ def load_model(folder: Path) -> LoadedModel:
     _compare_shapes(folder, weights, shapes)
     model = build_model(config.model, tokenizer.vocab_size, tokenizer.pad_id)
     model.load_state_dict(weights)
-    return LoadedModel(model.eval(), tokenizer, state, folder, sha256)
+    return LoadedModel(model.to(device).eval(), tokenizer, state, folder, sha256)
 
 
 def _compare_shapes(folder: Path, weights: Mapping[str, torch.Tensor], model: nn.Module) -> None:

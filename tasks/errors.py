@@ -131,6 +131,12 @@ class Diverged(OrchestrionError):
     exit_code = 1
 
 
+class OutOfMemory(OrchestrionError):
+    """Work that a GPU has too little memory for."""
+
+    exit_code = 1
+
+
 class BadHome(HomeError):
     """A path that cannot be a home, by its name or its contents: the caller's mistake."""
 

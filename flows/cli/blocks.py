@@ -16,7 +16,8 @@ from tasks.storage.home import Home
 from tasks.storage.user_paths import check_output
 
 SETTINGS = (
-    "seed", "prompt", "max_note_seconds", "sampling.temperature", "sampling.top_k", "sampling.top_p", "sampling.greedy",
+    "seed", "device", "prompt", "max_note_seconds", "sampling.temperature", "sampling.top_k", "sampling.top_p",
+    "sampling.greedy",
 )  # fmt: skip
 BLOCK_TOKENS = 1024
 
@@ -84,10 +85,10 @@ class BlockOptions:
             config, preset: settings of a batch, as they are and as the preset has them.
             prompt_tokens: of a prompt's beginning; None: all of it.
         """
-        from tasks.composer.sessions import locked_session, name_of_request
+        from tasks.composer.sessions import locked_session, name_of_request, on_its_device
         from tasks.runtime.progress import Progress
 
-        composer = self._composer_config(config, preset, prompt_tokens)
+        composer = on_its_device(self._composer_config(config, preset, prompt_tokens))
         if config.prompt.startswith(("split:", "text:")):
             raise ConfigError(f"--prompt {config.prompt}: --blocks continues a MIDI file")
         name = name_of_request(model, composer, config.prompt, prompt_tokens)
@@ -122,6 +123,7 @@ class BlockOptions:
         context = {"context_tokens": n_tokens, "kept_tokens": n_primed} if n_primed else {}
         return ComposerConfig(
             seed=config.seed,
+            device=config.device,
             block_tokens=n_tokens - n_primed,
             max_note_seconds=config.max_note_seconds,
             temperature=sampling.temperature,

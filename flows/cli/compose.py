@@ -63,6 +63,9 @@ class SessionOptions:
 class BlockOptions:
     """Options of how a block is made; each is a setting of `ComposerConfig` of the same name."""
 
+    device: Annotated[
+        str | None, typer.Option("--device", help="auto, cpu or cuda; auto is a GPU where this machine has one.")
+    ] = None
     block_tokens: Annotated[
         int | None,
         typer.Option("--block-tokens", help="Least tokens of a block; it ends at a note boundary."),

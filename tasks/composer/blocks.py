@@ -37,6 +37,9 @@ _LIMIT = 1 << 32  # of the two counters that name a stream of random numbers tog
 class ComposerConfig:
     """How blocks are made."""
 
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "Kind of device, which the ids depend on; auto: a GPU where this machine has one."
+    )
     seed: int = setting(0, "Seed of proposals, besides the numbers of block and proposal.", ge=0, lt=2**64)
     block_tokens: int = setting(512, "Least tokens of a block, which ends at a note boundary.", ge=1, lt=_LIMIT)
     block_notes: int = setting(0, "Least notes of a block, in place of `block_tokens`; 0: not set.", ge=0, lt=_LIMIT)

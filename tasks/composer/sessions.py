@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from tasks.music.score import Score
 from tasks.music.tokenizers.base import Tokenizer
 from tasks.music.tokenizers.note_boundaries import beginning_of, random_ids, without_ending
 from tasks.music.tokenizers.registry import tokenizer_from_json, writes_names
+from tasks.runtime.devices import explained_memory, place
 from tasks.storage.files import json_bytes, write_atomically
 from tasks.storage.home import Home
 from tasks.storage.integrity import read_sealed, sealed_bytes
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from tasks.tracking.mlflow_tracker import ModelVersion
 
 PRIME_TOKENS = 256
+LESS_MEMORY = "lower --context-tokens, or set --device cpu"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PRIMER_STREAM = 2**64 - 1  # no block has this number
 
@@ -85,6 +88,11 @@ def name_of_request(model: "ModelVersion", config: ComposerConfig, prompt: str, 
     sha256 = hashlib.sha256(read_input(Path(prompt))).hexdigest() if prompt else ""
     identity = {"model": model.reference, "config": to_json(config), "prompt": sha256, "prime_tokens": prime_tokens}
     return f"blocks-{digest(identity)[:12]}"
+
+
+def on_its_device(config: ComposerConfig) -> ComposerConfig:
+    """Return the settings with the kind of device that `auto` means here; ConfigError where it is not there."""
+    return replace(config, device=place("--", config.device, on_ray=False).device)
 
 
 class SessionFolder:
@@ -192,7 +200,7 @@ class SessionFolder:
 
         if self.state_path.exists():
             raise ConfigError(f"session {self.name!r} exists already, in {self.folder}; give another name")
-        loaded = load_model(checkpoint)
+        config, loaded = on_its_device(config), load_model(checkpoint)
         require_music(loaded)
         if loaded.model.config.has_latents:
             raise ConfigError(
@@ -223,7 +231,8 @@ class SessionFolder:
 
     def propose(self, config: ComposerConfig | None = None) -> Session:
         """Make a proposal and write it as MIDI: the piece with it, and the block alone."""
-        session = blocks.propose(self.read(), self.loaded, config)
+        session = self.read()
+        session = self._write_block(session, config or session.config)
         assert session.proposal
         tokenizer = self.tokenizer_of(session)
         before = tokenizer.decode(np.array(session.ids))
@@ -242,9 +251,15 @@ class SessionFolder:
         session = self.read()
         self._drop_midi()
         for _ in range(n_blocks):
-            session = self.write(blocks.accept(blocks.propose(session, self.loaded, may_end=False)))
+            session = self.write(blocks.accept(self._write_block(session, session.config, may_end=False)))
             on_block(session)
         return session
+
+    def _write_block(self, session: Session, config: ComposerConfig, may_end: bool = True) -> Session:
+        config = on_its_device(config)
+        with explained_memory(LESS_MEMORY):
+            self.loaded.model.to(config.device)
+            return blocks.propose(session, self.loaded, config, may_end)
 
     def accept(self) -> Session:
         """Make the proposal part of the piece."""
@@ -341,6 +356,7 @@ def _fill_in(values: dict[str, Any]) -> None:
         config = part.get("config") if isinstance(part, dict) else None
         if isinstance(config, dict):
             config.setdefault("min_new_tokens", 0)
+            config.setdefault("device", "cpu")
 
 
 def _facts_of(part: Primer | Block) -> dict[str, Any]:

@@ -18,6 +18,9 @@ class EvaluateConfig(Settings):
     )
     seq_len: int = setting(1024, "Tokens of a window.", ge=8)
     batch_size: int = setting(8, "Windows at once.", ge=1)
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "Kind of device; auto: a GPU where the Ray cluster, or without one this machine, has one."
+    )
     n_samples: int = setting(8, "Pieces sampled without the grammar, for its error rate and the statistics.", ge=0)
     sample_tokens: int = setting(512, "Most tokens of a sample, and behind the prompt of a continuation.", ge=8)
     n_continuations: int = setting(

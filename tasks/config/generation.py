@@ -72,6 +72,12 @@ class GenerateConfig:
     )
     batch_size: int = setting(8, "Pieces sampled at once.", ge=1)
     n_workers: int = setting(1, "Processes that sample.", ge=1)
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto",
+        "Kind of device, which the bytes depend on; auto: a GPU where the Ray cluster, or without one this machine, has"
+        " one.",
+    )
+    gpus_per_worker: float = setting(1.0, "GPUs of a process on Ray; below 1, several share one.", gt=0, le=1)
     audio: Literal["ogg", "mp3", "flac", "wav", "none"] = setting(
         "ogg",
         "Sound of each piece. MP3 takes four times as long; browsers before 2024 may need it. FLAC and WAV are lossless"

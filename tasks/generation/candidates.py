@@ -43,6 +43,7 @@ from tasks.music.render.pianoroll import draw_piano_roll, part_labels
 from tasks.music.render.soundfont import NoSound, Player
 from tasks.music.score import Score, build_score
 from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
+from tasks.runtime.devices import Placement, device_of
 from tasks.sampling.chain import ChainShape, write_chains
 from tasks.sampling.latents import LatentPlan, note_f1, path_rows
 from tasks.sampling.sample_ids import WrittenIds, piece_limit, write_ids
@@ -81,6 +82,7 @@ class WritePlan:
     prompts: tuple[Prompt, ...]
     latents: LatentPlan
     config: GenerateConfig
+    placement: Placement
     lineage: dict[str, str]
     folder: Path  # of the unfinished batch
     dataset_folder: Path | None  # of the version with the index of copies
@@ -161,7 +163,7 @@ def write_candidates(
     left = [candidate for candidate in candidates if not is_written(candidate, plan.folder)]
     if not left:
         return
-    loaded = loaded or load_model(plan.checkpoint)
+    loaded = loaded or load_model(plan.checkpoint, device_of(plan.placement.device))
     copies = copies or (CopyIndex.open(plan.dataset_folder) if plan.dataset_folder else None)
     count, expected = TokenCount(report), {candidate: plan.expected_tokens(candidate) for candidate in candidates}
     count.ended(sum(expected.values()) - sum(expected[candidate] for candidate in left), 0)  # by an earlier try

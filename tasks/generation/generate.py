@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tasks.music.midi.validity import Validity, share_valid
 from tasks.music.render.notation import check_notation
 from tasks.music.render.soundfont import find_player
 from tasks.music.score import Score
+from tasks.runtime.devices import Placement, check_workers, device_of, place_here_or_on_ray
 from tasks.runtime.progress import Progress
 from tasks.sampling.chain import chain_shape
 from tasks.sampling.latents import LatentPlan, LatentSource, latents_of, steps_on_way
@@ -43,7 +44,7 @@ from tasks.tracking.mlflow_tracker import ModelVersion
 logger = logging.getLogger(__name__)
 
 # Settings that change only the speed, or stand for the contents of a file.
-NOT_IN_NAME = ("batch_size", "n_workers", "prompt", "prompt_to", "renderer", "soundfont")
+NOT_IN_NAME = ("batch_size", "n_workers", "gpus_per_worker", "prompt", "prompt_to", "renderer", "soundfont")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +78,16 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """A batch to compose: its model, settings and prompts, and the name that these determine."""
+    """A batch to compose: its model, settings and prompts, and the name that these determine.
+
+    Args:
+        config: with the kind of device that `auto` means.
+    """
 
     home: Home
     model: ModelVersion
     loaded: LoadedModel
+    placement: Placement
     config: GenerateConfig
     prompts: list[Prompt]
     name: str
@@ -89,7 +95,10 @@ class Request:
 
 def read_request(home: Home, model: ModelVersion, checkpoint: Path, config: GenerateConfig) -> Request:
     """Load the model and read the prompts of a batch; raises as `load_model` and `read_prompts`."""
-    loaded = load_model(checkpoint)
+    placement = place_here_or_on_ray("generate.", config.device, config.n_workers, config.gpus_per_worker)
+    check_workers("generate.", placement)
+    config = replace(config, device=placement.device)
+    loaded = load_model(checkpoint, device_of(placement.own_device))
     prompts = read_prompts(loaded, config, home)
     identity = {
         "model": model.reference,
@@ -100,7 +109,7 @@ def read_request(home: Home, model: ModelVersion, checkpoint: Path, config: Gene
     if config.audio != "none":
         identity |= {"player": find_player(config.renderer, config.soundfont).identity}
     name = f"{model.name}-v{model.version}-{digest(identity)[:10]}"
-    return Request(home, model, loaded, config, prompts, name)
+    return Request(home, model, loaded, placement, config, prompts, name)
 
 
 def find_batch(home: Home, name: str) -> Batch | None:
@@ -166,6 +175,7 @@ def generate_batch(
         prompts=tuple(prompts),
         latents=LatentPlan(latents_of(loaded.model, config), sources, config.n_pieces, config.variation),
         config=config,
+        placement=request.placement,
         lineage=lineage,
         folder=folder,
         dataset_folder=judge.index.folder if judge.index else None,

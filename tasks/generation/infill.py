@@ -238,11 +238,12 @@ def join_nats(loaded: LoadedModel, gap: Gap, filled: Score) -> float:
     half = window_of(loaded.model, CONTEXT_TOKENS) // 2
     begin, end = max(n_before - half, 0), min(n_before + half, len(ids))
     mask = np.arange(begin, end) >= n_before
+    device = loaded.model.embed.weight.device
     nats, n_targets, _ = row_losses(
         loaded.model,
-        torch.from_numpy(ids[begin:end])[None],
+        torch.from_numpy(ids[begin:end])[None].to(device),
         pad_id=tokenizer.pad_id,
-        mask_BT=torch.from_numpy(mask)[None],
+        mask_BT=torch.from_numpy(mask)[None].to(device),
     )
     return float(nats[0]) / max(n_targets, 1)
 

@@ -12,9 +12,11 @@ from tasks.generation.judge import Judge, flags_of, is_copy
 from tasks.music.render.soundfont import Player
 from tasks.music.score import Score
 from tasks.runtime import cluster
+from tasks.runtime.devices import explained_memory
 from tasks.runtime.progress import Progress
 from tasks.sampling.token_count import TokenProgress, write_sums
 
+LESS_MEMORY = "lower generate.batch_size or generate.sampling.max_tokens"
 MORE_ATTEMPTS = 8  # at most, at a piece that is rejected as a copy
 
 
@@ -122,9 +124,10 @@ def _write_all(plan: WritePlan, judge: Judge, candidates: Sequence[Candidate], t
 
     note(set())
     left = [candidate for candidate in candidates if candidate in waiting]
-    if plan.config.n_workers == 1:
+    if not plan.placement.on_ray:
         report = partial(tokens.report, object())  # a count of its own
-        work.write_candidates(plan, left, report, judge.loaded, judge.index, lambda candidate: note({candidate}))
+        with explained_memory(LESS_MEMORY):
+            work.write_candidates(plan, left, report, judge.loaded, judge.index, lambda candidate: note({candidate}))
         return
     shares = [(plan, share, plan.folder / f"tally-{i}") for i, share in enumerate(deal(left, plan.config.n_workers))]
     for _, _, tally in shares:
@@ -135,13 +138,15 @@ def _write_all(plan: WritePlan, judge: Judge, candidates: Sequence[Candidate], t
         for _, _, tally in shares:
             tokens.read(tally)
 
-    cluster.run_over(_write_share, shares, max_in_flight=len(shares), on_wait=look)
+    options = plan.placement.ray_options
+    cluster.run_over(_write_share, shares, max_in_flight=len(shares), on_wait=look, options=options)
     look()
 
 
 def _write_share(share: tuple[Any, ...]) -> None:
     plan, candidates, tally = share
-    work.write_candidates(plan, candidates, partial(write_sums, tally))
+    with explained_memory(LESS_MEMORY):
+        work.write_candidates(plan, candidates, partial(write_sums, tally))
 
 
 def render_all(

@@ -2,11 +2,13 @@
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks.errors import ConfigError, plural
+from tasks.errors import ConfigError, OutOfMemory, plural, words_of
 from tasks.runtime import cluster
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 DeviceSetting = Literal["auto", "cpu", "cuda"]
 DeviceKind = Literal["cpu", "cuda"]
+_OUT_OF_MEMORY = re.compile(r"Tried to allocate (\d[\d.]* \w+)\..* total capacity of (\d[\d.]* \w+)", re.DOTALL)
 _TYPE = "accelerator_type:"  # how Ray begins the names of resources that say what a node has
 
 
@@ -33,6 +36,11 @@ class Placement:
     accelerator_type: str = ""
 
     @property
+    def own_device(self) -> DeviceKind:
+        """The kind of device that this process uses itself."""
+        return "cpu" if self.on_ray else self.device
+
+    @property
     def ray_options(self) -> dict[str, Any]:
         """The options of a Ray task that runs there."""
         if self.device == "cpu":
@@ -44,7 +52,7 @@ ON_CPU = Placement()
 
 
 def place(
-    section: str,
+    prefix: str,
     asked: DeviceSetting,
     *,
     on_ray: bool,
@@ -57,12 +65,11 @@ def place(
     Work on Ray is placed by what its cluster has, work in this process by what torch finds here.
 
     Args:
-        section: of the settings, for messages, such as `train`.
+        prefix: of the settings in messages, such as `train.`.
         n_workers: that work at the same time and cannot wait for each other.
     Raises:
         ConfigError: there is no GPU, none of the type, or fewer than the workers need; the message names what there is.
     """
-    prefix = f"{section}." if section else ""
     if asked == "cpu":
         return Placement("cpu", on_ray)
     n_gpus = _cluster_gpus() if on_ray and cluster.is_joined() else _own_gpus()
@@ -84,6 +91,15 @@ def place(
     return Placement("cuda", True, gpus_per_worker, accelerator_type)
 
 
+def place_here_or_on_ray(
+    prefix: str, asked: DeviceSetting, n_workers: int = 1, gpus_per_worker: float = 1.0
+) -> Placement:
+    """Return where work runs that one worker does in this process, unless a joined cluster has the GPU for it."""
+    is_joined = cluster.is_joined()
+    placement = place(prefix, asked, on_ray=n_workers > 1 or is_joined, gpus_per_worker=gpus_per_worker)
+    return replace(placement, on_ray=n_workers > 1 or (is_joined and placement.device == "cuda"))
+
+
 def shared(placement: Placement, concurrent: int) -> Placement:
     """Return a placement for one of several workers at once, which share the GPUs where there is not one for each."""
     if placement.device == "cpu":
@@ -91,10 +107,10 @@ def shared(placement: Placement, concurrent: int) -> Placement:
     n_gpus = _cluster_gpus() if cluster.is_joined() else _own_gpus()
     part = 1 / math.ceil(concurrent / max(int(n_gpus), 1))
     gpus = min(placement.gpus, math.floor(part * 10_000) / 10_000)  # Ray counts in parts of 10,000
-    return Placement(placement.device, placement.on_ray, gpus, placement.accelerator_type)
+    return replace(placement, gpus=gpus)
 
 
-def check_workers(section: str, placement: Placement) -> None:
+def check_workers(prefix: str, placement: Placement) -> None:
     """Raise ConfigError where a worker of a cluster is given a GPU that its torch cannot use; waits for that GPU."""
     if placement.device == "cpu" or not cluster.is_joined():  # here torch was asked already
         return
@@ -102,7 +118,7 @@ def check_workers(section: str, placement: Placement) -> None:
     if not found["gpus"]:
         raise ConfigError(
             f"Ray gives a GPU of node {found['node']}, but torch {found['torch']} there finds none; install a build of"
-            f" torch for CUDA on the node, or set {section}.device=cpu"
+            f" torch for CUDA on the node, or set {prefix}device=cpu"
         )
 
 
@@ -113,6 +129,19 @@ def device_of(kind: DeviceKind) -> "torch.device":
     if kind == "cuda" and not _own_gpus():
         raise ConfigError(f"the work was placed on a GPU, but {_what_is_there(on_ray=False)}")
     return torch.device(kind)
+
+
+@contextmanager
+def explained_memory(way_out: str) -> Iterator[None]:
+    """Raise OutOfMemory, with what lowers the need, where the memory of a GPU does not suffice for the work inside."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        sizes = _OUT_OF_MEMORY.search(str(error))
+        size = f"{sizes[1]} more, of {sizes[2]} in all" if sizes else words_of(error)
+        raise OutOfMemory(f"the GPU is out of memory: {size}; {way_out}") from None
 
 
 def words_of_cluster() -> str:

@@ -109,7 +109,7 @@ def run_trials(
 
     cluster.connect()  # before the handlers of signals
     for job in list(jobs.values())[:1]:  # all have the same workers
-        check_workers("train", job.placement)
+        check_workers("train.", job.placement)
     halving = Halving.of(list(jobs.values()), past) if past is not None else None
     waiting, tails, pending = list(jobs), dict[int, MetricsTail](), dict[Any, int]()
     patience = SAVE_SECONDS

@@ -129,7 +129,7 @@ def settled(config: TrainConfig) -> TrainConfig:
 
 def _placement(config: TrainConfig) -> Placement:
     return place(
-        "train", config.device, on_ray=True, gpus_per_worker=config.gpus_per_worker, n_workers=config.n_workers,
+        "train.", config.device, on_ray=True, gpus_per_worker=config.gpus_per_worker, n_workers=config.n_workers,
         accelerator_type=config.accelerator_type,
     )  # fmt: skip
 

@@ -39,7 +39,7 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
     job.prepare()
     shutil.rmtree(job.run_dir / "ray", ignore_errors=True)  # of an attempt that was killed
     cluster.connect()
-    check_workers("train", job.placement)
+    check_workers("train.", job.placement)
     failure: list[BaseException] = []
     trainer = threading.Thread(target=_fit_in_thread, args=(job, failure), name="ray-train", daemon=True)
     with stop_on_signals(job.stop_request.touch) as stop:

@@ -359,7 +359,7 @@ def test_what_changes_the_bytes_changes_the_name(home: Home, setup: Setup, tmp_p
         name(prompt=str(setup.prompts), prompt_tokens=12),
     ]  # fmt: skip
     assert len(set(names)) == len(names)
-    assert name(batch_size=1) == name(n_workers=4) == name()
+    assert name(batch_size=1) == name(n_workers=4) == name(device="cpu") == name(gpus_per_worker=0.5) == name()
     other = replace(setup.model, version="2")
     assert read_request(home, other, setup.checkpoint, config_of()).name != name()
     assert all(found.startswith("small-small-v1-") for found in names)

@@ -4,16 +4,25 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from tasks.checkpoints import load_model
+from tasks.config.evaluation import EvaluateConfig
 from tasks.config.old_names import first_names
 from tasks.dataset.versions import DatasetVersion
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, OutOfMemory
+from tasks.evaluation import steps
+from tasks.generation.generate import find_batch, generate_batch, read_request
+from tasks.music.tokenizers.oore import OoreConfig
 from tasks.runtime import cluster, devices
+from tasks.storage.home import Home
 from tests.conftest import REPOSITORY
+from tests.studio import Setup, Studio, config_of
+from tests.tasks.composer.test_composer import begin, random_checkpoint
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU")
 
@@ -21,14 +30,14 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the machine 
 @without_gpu
 def test_a_gpu_that_is_asked_for_and_not_there_is_told_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    for setting in ("train.device", "device"):
+    for prefix in ("train.", "--"):
         with pytest.raises(ConfigError) as error:
-            devices.place(setting.rpartition(".")[0], "cuda", on_ray=False)
+            devices.place(prefix, "cuda", on_ray=False)
         assert str(error.value) == (
-            f"{setting}=cuda, but torch {torch.__version__} finds no GPU on this machine, which has"
+            f"{prefix}device=cuda, but torch {torch.__version__} finds no GPU on this machine, which has"
             f" {cluster.n_cpus()} cores; leave it at auto, or set it to cpu"
         )
-    assert devices.place("train", "auto", on_ray=False) == devices.Placement("cpu")
+    assert devices.place("train.", "auto", on_ray=False) == devices.Placement("cpu")
     with pytest.raises(ConfigError, match="placed on a GPU, but torch"):
         devices.device_of("cuda")
 
@@ -37,6 +46,49 @@ def test_names_of_what_was_made_before_there_was_a_device_stay() -> None:
     for device in ("auto", "cpu"):  # earlier work was on CPUs
         assert first_names({"device": device, "gpus_per_worker": 1.0, "accelerator_type": "", "seed": 1}) == {"seed": 1}
     assert first_names({"device": "cuda"}) == {"device": "cuda"}
+
+
+def out_of_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.80 GiB of which 1.10 GiB is"
+        " free. Process 7 has 138.69 GiB memory in use."
+    )
+
+
+def test_a_gpu_without_enough_memory_is_told_with_what_lowers_the_need(
+    home: Home, setup: Setup, studio: Studio
+) -> None:
+    said = r"the GPU is out of memory: 2\.00 GiB more, of 139\.80 GiB in all; lower "
+    request = read_request(home, setup.model, setup.checkpoint, config_of(audio="none"))
+    hook = request.loaded.model.register_forward_pre_hook(out_of_memory)
+    with pytest.raises(OutOfMemory, match=said + r"generate\.batch_size"):
+        generate_batch(request)
+    assert find_batch(home, request.name) is None
+    hook.remove()
+    assert generate_batch(request).manifest["config"]["device"] == "cpu"  # goes on where the other call ended
+
+    loaded = load_model(studio.checkpoint)
+    loaded.model.register_forward_pre_hook(out_of_memory)
+    with pytest.raises(OutOfMemory, match=said + r"evaluate\.batch_size"):
+        steps.score_model.fn(loaded, studio.dataset, EvaluateConfig())
+
+    checkpoint = random_checkpoint(home.root, OoreConfig())
+    session = begin(home, checkpoint)
+    session.loaded.model.register_forward_pre_hook(out_of_memory)
+    with pytest.raises(OutOfMemory, match=said + "--context-tokens"):
+        session.propose()
+    assert session.read().proposal is None
+    assert OutOfMemory.exit_code == 1
+
+
+@without_gpu
+def test_requests_for_a_gpu_that_is_not_there_are_refused(home: Home, setup: Setup) -> None:
+    with pytest.raises(ConfigError, match=r"^generate\.device=cuda, but .* no GPU on "):
+        read_request(home, setup.model, setup.checkpoint, config_of(device="cuda"))
+    session = begin(home, random_checkpoint(home.root, OoreConfig()))
+    assert session.read().config.device == "cpu"  # what auto meant
+    with pytest.raises(ConfigError, match=r"^--device=cuda, but torch"):
+        session.propose(replace(session.read().config, device="cuda"))
 
 
 CHILD = """
@@ -92,6 +144,7 @@ print(json.dumps({
     "too_many": told(job, n_workers=2),
     "no_such": told(job, accelerator_type="H100"),
     "no_cuda": told(trainer.fit, whole, print),
+    "generate": told(devices.check_workers, "generate.", devices.place_here_or_on_ray("generate.", "auto")),
     "left": os.listdir(whole.run_dir),
 }))
 cluster.disconnect()
@@ -125,4 +178,5 @@ def test_work_goes_to_the_node_with_the_gpu_or_a_message_names_what_the_cluster_
     )
     assert placed["no_such"] == "train.accelerator_type=H100, but the Ray cluster has only T4"
     assert f"but torch {torch.__version__} there finds none; install a build of torch for CUDA" in placed["no_cuda"]
+    assert placed["generate"].endswith("or set generate.device=cpu")  # not sampled on the head in silence
     assert placed["left"] == []
