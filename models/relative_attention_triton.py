@@ -27,6 +27,7 @@ from torch import Tensor
 LOG2_E = math.log2(math.e)
 MAX_D_HEAD = 128
 SMALLEST_PRODUCT = 16  # of `tl.dot`
+SIZES = ("B", "H", "T", "last", "far", "n_blocks")  # of which no value is worth code of its own
 DISTANCE_PROGRAMS = 1024  # from which on the rows of a batch are not divided further; see `split_rows`
 
 
@@ -63,7 +64,7 @@ def head_of(base, b, h, stride_b, stride_h):
     return base + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     q, k, v, table, y, lse,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, y_b, y_h, y_t, table_h, table_r,
@@ -121,7 +122,7 @@ def forward_kernel(
     tl.store(lse + tl.program_id(1).to(tl.int64) * T + row, highest + tl.log2(total), mask=row < T)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def query_kernel(
     q, k, v, table, y, grad_y, lse, grad_q, delta, far_sums,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, y_b, y_h, y_t, g_b, g_h, g_t, d_b, d_h, d_t, table_h, table_r,
@@ -187,7 +188,7 @@ def query_kernel(
     tl.store(far_sums + in_head, far_sum * factor, mask=row < T)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def key_kernel(
     q, k, v, table, grad_y, lse, delta, grad_k, grad_v,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, d_b, d_h, d_t, table_h, table_r,
@@ -245,7 +246,7 @@ def key_kernel(
     store_rows(grad_v, value_acc, j * N, T, d_t, K, WIDTH, N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def distance_kernel(
     q, k, v, table, grad_y, lse, delta, grad_table,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, table_h, table_r,
@@ -298,8 +299,9 @@ def empty_heads(like_BHTK: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Run one program of a kernel for each cell of a grid."""
-    kernel[grid](*arguments, **constants)
+    """Run one program of a kernel for each cell of a grid, on the device of the first argument."""
+    with torch.cuda.device_of(arguments[0]):
+        kernel[grid](*arguments, **constants)
 
 
 def split_rows(B: int, H: int, n_blocks: int) -> int:

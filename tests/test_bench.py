@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -41,6 +42,9 @@ def test_the_models_are_those_of_the_presets(monkeypatch: pytest.MonkeyPatch) ->
         assert (model, batch_size, seq_len) == (train.model, train.batch_size, train.seq_len), name
     for name, model in sampling.MODELS.items():
         assert model == build_preset(name).train.model, name
+    gpu = script("bench_gpu", monkeypatch)
+    for name in gpu.SAMPLED:
+        assert gpu.preset_model(name)[0] == build_preset(name).train.model, name
 
 
 def test_ingest_runs_on_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +58,28 @@ def test_ingest_runs_on_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert case["files"] == 3
     assert case["notes"] == case["symusic_notes"] > 0
     assert str(tmp_path) not in json.dumps(case)
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_whole_on_a_cpu_with_five_packages(tmp_path: Path) -> None:
+    absent = ("ray", "prefect", "mlflow", "symusic", "typer", "pydantic", "numba", "scipy", "pandas", "matplotlib")
+    arguments = ["--device", "cpu", "--tiny", "--rounds", "1", "--results", str(tmp_path)]
+    # None in `sys.modules` makes an import fail.
+    code = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({absent}));"
+        f"sys.path.insert(0, {str(BENCH)!r}); sys.argv = ['bench_gpu.py', *{arguments}];"
+        f"runpy.run_path({str(BENCH / 'bench_gpu.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    case = json.loads((tmp_path / "gpu.json").read_text())["cases"]["cpu, tiny"]
+    assert case["failed_checks"] == case["left_out"] == []
+    assert len(case["checks"]) == 12
+    assert set(case["attention"]["64"]) == {"plain", "fused 32", "blocks", "skew", "bias"}
+    assert all(facts["tokens_per_second"] > 0 for facts in case["training"].values())
+    assert {name: facts["tokens"] - facts["wanted"] for name, facts in case["sampling"].items()} == {
+        f"{preset}, {n} at once": 0 for preset in ("rga", "orchestrion_small") for n in (1, 3)
+    }
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)

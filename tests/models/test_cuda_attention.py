@@ -24,6 +24,7 @@ def drawn(*table: int) -> list[Tensor | None]:
     return [*heads, torch.randn(*table, requires_grad=True) if table else None]
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.slow  # imports the compiler
 @pytest.mark.parametrize("table", [(40, K), (3, 40, K), (T, K)])
 def test_forms_with_a_table_agree(table: tuple[int, ...]) -> None:
