@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import nn
 
+from models.parallel import placed_like, whole
 from models.registry import Model, build_model, build_shapes
 from tasks.config.serialization import from_json
 from tasks.config.training import TrainConfig
@@ -70,17 +71,26 @@ class CheckpointFolder:
         state: dict[str, Any],
         best: Collection[str],
         keep_last_n: int,
+        rank: int = 0,
     ) -> Path:
-        """Write one checkpoint whole, point `last` to it, then drop what is not kept.
+        """Write one checkpoint whole, point `last` to it, then drop what is not kept; return its folder.
 
         Args:
             best: which of `best` and `best_accuracy` point to it too.
+            rank: of this worker. All workers have to call it, as they may share the tensors in parts; rank 0 writes.
         """
         final = self.root / f"step-{state['step']:06d}"
+        tensors = {WEIGHTS: model.state_dict(), OPTIMIZER: _optimizer_tensors(model, optimizer)}
+        files = {
+            file: {name: kept for name, tensor in named.items() if (kept := whole(tensor, rank == 0)) is not None}
+            for file, named in tensors.items()
+        }
+        if rank != 0:
+            return final
         temporary = self.root / f".{final.name}-{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            self._write(temporary, model, optimizer, state)
+            self._write(temporary, files, state)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the space
             raise
@@ -92,11 +102,11 @@ class CheckpointFolder:
         return final
 
     @staticmethod
-    def _write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    def _write(folder: Path, tensors: Mapping[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
         folder.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
-        save_file(_optimizer_tensors(model, optimizer), folder / OPTIMIZER)
-        files = {name: examine(folder / name).sha256 for name in (WEIGHTS, OPTIMIZER)}
+        for name, named in tensors.items():
+            save_file(named, folder / name)
+        files = {name: examine(folder / name).sha256 for name in tensors}
         write_atomically(folder / "state.json", sealed_bytes({"format": FORMAT} | state | {"files": files}))
 
     def find(self, which: str = "last") -> Path | None:
@@ -127,11 +137,14 @@ class CheckpointFolder:
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load weights and optimizer into objects of the same shape and return the saved state."""
+    """Load weights and optimizer into objects of the same shape and return the saved state.
+
+    Workers that share the tensors of a model in parts each take theirs, however many workers wrote the checkpoint.
+    """
     state, files = _read_state(folder)
     weights = _read_tensors(folder / WEIGHTS, files)[0]
     _compare_shapes(folder, weights, model)
-    model.load_state_dict(weights)
+    model.load_state_dict({name: placed_like(weights[name], like) for name, like in model.state_dict().items()})
     tensors = _read_tensors(folder / OPTIMIZER, files)[0]
     if not tensors:  # saved before any step was applied
         return state
@@ -143,8 +156,8 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     for name, parameter in model.named_parameters():
         optimizer.state[parameter] = {
             "step": tensors[f"{name}.step"].reshape(()).to(parameter.device),  # the fused optimizer needs it there
-            "exp_avg": tensors[f"{name}.exp_avg"].to(parameter.device),
-            "exp_avg_sq": tensors[f"{name}.exp_avg_sq"].to(parameter.device),
+            "exp_avg": placed_like(tensors[f"{name}.exp_avg"], parameter),
+            "exp_avg_sq": placed_like(tensors[f"{name}.exp_avg_sq"], parameter),
         }
     return state
 
@@ -273,11 +286,11 @@ def seal_state(folder: Path) -> bool:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        for kind, value in optimizer.state[parameter].items():
-            tensors[f"{name}.{kind}"] = value.detach().reshape(value.shape or (1,)).contiguous()
-    return tensors
+    return {
+        f"{name}.{kind}": value.reshape(value.shape or (1,))
+        for name, parameter in model.named_parameters()
+        for kind, value in optimizer.state[parameter].items()
+    }
 
 
 def _read_tensors(path: Path, files: Mapping[str, str] | None) -> tuple[dict[str, torch.Tensor], str]:

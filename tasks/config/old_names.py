@@ -36,6 +36,8 @@ LATER_SETTINGS = {
     "device": ("auto", "cpu"),
     "gpus_per_worker": 1.0,
     "accelerator_type": "",
+    "activation_checkpointing": False,
+    "parallel": "ddp",
 }
 # Setting -> its default, and the earlier one, as which it counts in digests.
 CHANGED_DEFAULTS = {"bf16": ("auto", False)}

@@ -34,6 +34,14 @@ class TrainConfig:
     grad_accumulation_steps: int = setting(
         1, "Parts of a worker's share of a batch, in sequence; gradients add up, memory does not.", ge=1
     )
+    activation_checkpointing: bool = setting(
+        False,
+        "Compute each layer again in the backward pass instead of keeping its activations: less memory, more time.",
+    )
+    parallel: Literal["ddp", "fsdp"] = setting(
+        "ddp",
+        "How workers share a model: ddp gives each all of it, fsdp a part of its weights, gradients and averages.",
+    )
     n_workers: int = setting(1, "Workers of Ray Train; gloo on CPU, NCCL on GPU.", ge=1)
     cpus_per_worker: int = setting(0, "Cores of a worker; 0: the machine's cores shared among the workers.", ge=0)
     device: Literal["auto", "cpu", "cuda"] = setting(
@@ -84,8 +92,8 @@ class TrainConfig:
 # Settings that change neither the name of a run nor its numbers, but for rounding on other devices and for the draws of
 # dropout and latents, which belong to a worker's rank.
 TRAIN_WITHOUT_EFFECT = (
-    "n_workers", "cpus_per_worker", "device", "gpus_per_worker", "accelerator_type", "max_failures", "keep_last_n",
-    "log_interval",
+    "activation_checkpointing", "parallel", "n_workers", "cpus_per_worker", "device", "gpus_per_worker",
+    "accelerator_type", "max_failures", "keep_last_n", "log_interval",
 )  # fmt: skip
 
 

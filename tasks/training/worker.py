@@ -12,7 +12,8 @@ import torch.distributed
 from torch import nn
 
 from models.compiling import compile_model
-from models.registry import Model, build_model
+from models.parallel import for_workers, recompute_layers
+from models.registry import build_model
 from models.training import (
     beta1,
     build_optimizer,
@@ -48,7 +49,7 @@ def worker_loop(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     job: TrainJob = settings["job"]
     device = ray.train.torch.get_device() if job.placement.device == "cuda" else torch.device("cpu")
-    wrap = partial(ray.train.torch.prepare_model, move_to_device=device)
+    wrap = partial(for_workers, kind=job.config.parallel, device=device) if context.get_world_size() > 1 else None
     # All workers diverge at the same step. What they raise would make Ray begin again, which cannot help here.
     with suppress(Diverged):
         run_steps(job, context.get_world_rank(), context.get_world_size(), device, wrap)
@@ -95,9 +96,7 @@ class _Worker:
         self.pad_id, self.bf16 = tokenizer_from_json(job.tokenizer).pad_id, uses_bf16(job.config, device.type)
         self.on_evaluation: Callable[[int, float], None] | None = None
         self.checkpoints = CheckpointFolder(job.run_dir / "checkpoints")
-        self.bare, self.optimizer, self.state = _set_up(job, self.checkpoints, device)
-        model: Any = compile_model(self.bare) if self.config.compile else self.bare
-        self.model = wrap(model) if wrap else model
+        self.set_up(wrap)
         self.train = TokenDataset(job.train_shards, job.flat_tokens)
         self.validation = TokenDataset(job.validation_shards, job.flat_tokens)
         self.eval_interval, self.checkpoint_interval = _intervals(self.config, self.train)
@@ -110,6 +109,22 @@ class _Worker:
         }
         self.reporter.used_share = self._used_share()
         self.best, self.n_skipped = _Best(self.state), self.state.get("skipped_in_a_row", 0)
+
+    def set_up(self, wrap: Callable[[nn.Module], nn.Module] | None) -> None:
+        """Build model and optimizer as of the last checkpoint, or new ones at step 0."""
+        job, config = self.job, self.config
+        torch.set_num_threads(job.n_threads)
+        torch.manual_seed(config.seed)
+        tokenizer = tokenizer_from_json(job.tokenizer)
+        self.bare = build_model(config.model, tokenizer.vocab_size, tokenizer.pad_id).to(self.device)
+        if config.activation_checkpointing:
+            recompute_layers(self.bare)
+        model = wrap(self.bare) if wrap else self.bare
+        # The optimizer comes after the wrapper, which may put other parameters into the model.
+        self.optimizer = build_optimizer(config.optimizer, self.bare)
+        last = self.checkpoints.find("last")
+        self.state: dict[str, Any] = restore(last, self.bare, self.optimizer) if last else {"step": 0}
+        self.model: Any = compile_model(model) if config.compile else model
 
     def run(self) -> None:
         """Run the steps that are left."""
@@ -199,14 +214,17 @@ class _Worker:
             slice(self.rank, None, self.world_size),
         )  # fmt: skip
         sums = np.zeros(4)
-        for start in range(0, len(windows), config.batch_size):
-            tokens = torch.from_numpy(windows[start : start + config.batch_size]).to(self.device)
+        # Workers that share the weights in parts compute together: one without windows left scores any row.
+        n_most = -(-config.validation_windows // self.world_size)
+        for start in range(0, n_most, config.batch_size):
+            rows = windows[start : start + config.batch_size]
+            tokens = torch.from_numpy(rows if len(rows) else np.full((1, config.seq_len + 1), _any_id(self.pad_id)))
             generator = torch.Generator(self.device).manual_seed(_VALIDATION_SEED + start) if has_latents else None
-            sums += np.array(
-                eval_step(
-                    unwrap_model(self.model), tokens, pad_id=self.pad_id, bf16=self.bf16, draw_latents_by=generator
-                )
-            )
+            found = eval_step(
+                unwrap_model(self.model), tokens.to(self.device), pad_id=self.pad_id, bf16=self.bf16,
+                draw_latents_by=generator,
+            )  # fmt: skip
+            sums += np.array(found) if len(rows) else 0.0
         nll, n_targets, n_correct, kl = sum_over_ranks(sums, self.world_size).tolist()
         scores = {"val/loss": (nll + kl) / n_targets, "val/accuracy": n_correct / n_targets}
         return scores | ({"val/reconstruction": nll / n_targets, "val/kl": kl / n_targets} if has_latents else {})
@@ -226,8 +244,8 @@ class _Worker:
             "rng": {"kind": "keyed by (seed, step, rank)", "seed": config.seed, "step": step},
             "skipped_in_a_row": self.n_skipped,
         }
-        if self.rank == 0:
-            self.checkpoints.save(self.bare, self.optimizer, state | self.best.facts(), gains, config.keep_last_n)
+        state |= self.best.facts()
+        self.checkpoints.save(self.bare, self.optimizer, state, gains, config.keep_last_n, self.rank)
 
     def give_up(self, step: int, reason: str) -> NoReturn:
         """Write down why the run diverged, and end it."""
@@ -248,25 +266,16 @@ class _Worker:
         return flops / (peak * self.world_size) if flops and peak else None
 
 
-def _set_up(
-    job: TrainJob, checkpoints: CheckpointFolder, device: torch.device
-) -> tuple[Model, torch.optim.Optimizer, dict[str, Any]]:
-    """Return model, optimizer and state as of the last checkpoint, or new ones at step 0."""
-    torch.set_num_threads(job.n_threads)
-    torch.manual_seed(job.config.seed)
-    tokenizer = tokenizer_from_json(job.tokenizer)
-    model = build_model(job.config.model, tokenizer.vocab_size, tokenizer.pad_id).to(device)
-    optimizer = build_optimizer(job.config.optimizer, model)
-    last = checkpoints.find("last")
-    return model, optimizer, restore(last, model, optimizer) if last else {"step": 0}
-
-
 def _intervals(config: TrainConfig, train: TokenDataset) -> tuple[int, int]:
     """Return the steps between validations and between checkpoints."""
     n_steps = 1
     if config.interval_unit == "epochs":
         n_steps = train.steps_per_epoch(config.batch_size, config.seq_len, config.windows)
     return config.eval_interval * n_steps, config.checkpoint_interval * n_steps
+
+
+def _any_id(pad_id: int) -> int:
+    return 0 if pad_id else 1
 
 
 class _Best:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch import Tensor, nn
+from torch import nn
 
 from models.config import ConstantSchedule, NoamSchedule, OptimizerConfig
 from tasks.checkpoints import CheckpointFolder, load_model, read_state
@@ -271,6 +271,7 @@ OTHER_SETTINGS: dict[str, Any] = {
     "interval_unit": "epochs", "early_stopping_patience": 3, "early_stopping_metric": "accuracy",
 }  # fmt: skip
 WITHOUT_EFFECT = {
+    "activation_checkpointing": True, "parallel": "fsdp",
     "n_workers": 2, "cpus_per_worker": 2, "max_failures": 0, "keep_last_n": 3, "log_interval": 3, "device": "cuda",
     "gpus_per_worker": 0.5, "accelerator_type": "H100",
 }  # fmt: skip
@@ -284,10 +285,12 @@ def without_numbers(steps: set[int]) -> Callable[[nn.Module], nn.Module]:
     seen: list[int] = []
 
     def wrap(model: nn.Module) -> nn.Module:
-        def spoil(module: nn.Module, _: object, logits: Tensor) -> Tensor:
+        def spoil(module: nn.Module, _: object, output: Any) -> Any:
             if module.training:
                 seen.append(1)
-            return logits * math.nan if module.training and len(seen) in steps else logits
+            if not module.training or len(seen) not in steps:
+                return output
+            return (output[0] * math.nan, *output[1:]) if isinstance(output, tuple) else output * math.nan
 
         model.register_forward_hook(spoil)
         return model
