@@ -61,7 +61,7 @@ def attend_on_cuda(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor
             share the first one. None: no relative positions.
     """
     dtype = v_BHTK.dtype  # norms of queries and keys leave bfloat16 under autocast
-    inputs = (q_BHTK.to(dtype), k_BHTK.to(dtype), v_BHTK, None if table is None else table.to(dtype))
+    inputs = (q_BHTK.to(dtype), k_BHTK.to(dtype), v_BHTK, table)
     with torch.autocast(v_BHTK.device.type, enabled=False):
         return FORMS[form_for(*inputs, scale)](*inputs, scale)
 
@@ -98,7 +98,9 @@ def candidates(case: Case, n_heads: int) -> list[str]:
     if case.length < MIN_TIMED_LENGTH or case.dtype not in WORST_ERROR:
         return names
     pairs_fit = n_heads * case.length**2 * case.dtype.itemsize <= MAX_PAIRS_BYTES
-    if case.n_distances and case.d_head <= MAX_FUSED_D_HEAD:
+    # Without tensor cores the kernels take minutes to compile, and gain nothing.
+    has_tensor_cores = case.dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest"
+    if case.n_distances and case.d_head <= MAX_FUSED_D_HEAD and has_tensor_cores:
         names += ["fused 64", "fused 32"]
     if case.n_distances and pairs_fit and not case.is_deterministic:
         names.append("bias")
@@ -206,7 +208,7 @@ def by_bias(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale
     time_T = torch.arange(T, device=q_BHTK.device)
     distance_TJ = time_T[:, None] - time_T
     index_TJ = last - distance_TJ.clamp(0, last)
-    by_distance_BHTR = (q_BHTK * scale) @ table.mT
+    by_distance_BHTR = (q_BHTK * scale) @ table.to(q_BHTK.dtype).mT
     bias_BHTJ = by_distance_BHTR.gather(-1, index_TJ.expand(*q_BHTK.shape[:2], T, T))
     bias_BHTJ = bias_BHTJ.masked_fill(distance_TJ < 0, -math.inf)
     return functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, bias_BHTJ, scale=scale)
@@ -232,7 +234,7 @@ def flex_with_table(
     if table is None:
         return flex_attention(q_BHTK, k_BHTK, v_BHTK, block_mask=blocks, scale=scale)  # type: ignore[return-value]
     last = table.shape[-2] - 1
-    by_distance_BHTR = (q_BHTK * scale) @ table.mT
+    by_distance_BHTR = (q_BHTK * scale) @ table.to(q_BHTK.dtype).mT
 
     def add_distance(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return score + by_distance_BHTR[b, h, i, last - (i - j).clamp(0, last)]

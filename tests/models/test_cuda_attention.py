@@ -13,7 +13,7 @@ from models.layers import RelativeAttention, SelfAttention
 
 T, K = 130, 8
 ANY = Case(
-    length=256, d_head=K, n_distances=64, is_shared=True, dtype=torch.float32, trains=True,
+    length=256, d_head=K, n_distances=64, is_shared=True, dtype=torch.bfloat16, trains=True,
     device=torch.device("cpu"), is_deterministic=False,
 )  # fmt: skip
 
@@ -83,5 +83,6 @@ def test_what_is_tried() -> None:
     assert candidates(replace(ANY, is_deterministic=True), 16) == ["blocks", "fused 64", "fused 32"]
     assert candidates(replace(ANY, length=2**14), 64) == ["blocks", "fused 64", "fused 32"]
     assert candidates(replace(ANY, length=64), 16) == ["blocks"]
+    assert candidates(replace(ANY, dtype=torch.float32), 16) == ["blocks", "bias", "flex"]
     assert candidates(replace(ANY, n_distances=0), 16) == ["plain", "flex"]
     assert candidates(replace(ANY, n_distances=0, trains=False), 16) == ["plain"]
