@@ -12,8 +12,9 @@ the rows, which also turns them back:
     by_key[r, c] = by_distance[r, (r - c) % N]
 
 Neighbouring key blocks share a distance block, whose product with the queries is therefore computed once. Each output
-is written by one program, which adds in a fixed order: results are repeatable, and there are no atomic operations.
-Distances of `far` and more share the first row of the table.
+is written by one program, which adds in a fixed order: results are repeatable, and there are no atomic operations. For
+the gradient of the table the slopes by distance of some queries at a time are written out and multiplied as a matrix.
+Distances of `far` and more share the first row of the table, and key blocks that only have such need no others.
 """
 
 import math
@@ -27,8 +28,8 @@ from torch import Tensor
 LOG2_E = math.log2(math.e)
 MAX_D_HEAD = 128
 SMALLEST_PRODUCT = 16  # of `tl.dot`
-SIZES = ("B", "H", "T", "last", "far", "n_blocks")  # of which no value is worth code of its own
-DISTANCE_PROGRAMS = 1024  # from which on the rows of a batch are not divided further; see `split_rows`
+SIZES = ("H", "T", "last", "far", "first")  # of which no value is worth code of its own
+SLOPES_BYTES = 2**29  # of slopes by distance at once; they are all pairs of some queries and distances
 
 
 @triton.jit
@@ -124,17 +125,22 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def query_kernel(
-    q, k, v, table, y, grad_y, lse, grad_q, delta, far_sums,
+    q, k, v, table, y, grad_y, lse, grad_q, delta, far_sums, by_distances,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, y_b, y_h, y_t, g_b, g_h, g_t, d_b, d_h, d_t, table_h, table_r,
-    H, T, last, far, scale, factor,
+    s_b, s_h, s_t, H, T, last, far, scale, factor, first,
     K: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one block of queries; also `delta`, and for each query the summed gradient of its far scores."""
-    i = tl.num_programs(0) - 1 - tl.program_id(0)
+    """Gradients of one block of queries, `first` or later.
+
+    Also `delta`, and the slopes of the scores: by distance below `far`, and for each query the sum of the others.
+    """
+    place = tl.num_programs(0) - 1 - tl.program_id(0)
+    i = first + place
     b, h = tl.program_id(1) // H, tl.program_id(1) % H
     q, k = head_of(q, b, h, q_b, q_h), head_of(k, b, h, k_b, k_h)
     v, y = head_of(v, b, h, v_b, v_h), head_of(y, b, h, y_b, y_h)
     grad_y, grad_q = head_of(grad_y, b, h, g_b, g_h), head_of(grad_q, b, h, d_b, d_h)
+    by_distances = head_of(by_distances, b, h, s_b, s_h)
     table = table + h * table_h
     r, c = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :]
     is_near_part, turned = c <= r, (r - c) & (N - 1)
@@ -179,10 +185,11 @@ def query_kernel(
         acc = tl.dot(slopes.to(key.dtype), key, acc, input_precision=PRECISION)
         far_sum += tl.sum(tl.where((i - j) * N + r - c >= far, slopes, 0.0), 1)
         by_distance = tl.gather(slopes, turned, 1)
-        whole = tl.where(is_near_part, by_distance, above)
+        whole = tl.where(is_near_part, by_distance, above).to(query.dtype)
         above = by_distance
         vectors = load_distances(table, i - j, last, table_r, K, WIDTH, N)
-        acc = tl.dot(whole.to(vectors.dtype), vectors, acc, input_precision=PRECISION)
+        acc = tl.dot(whole, vectors, acc, input_precision=PRECISION)
+        tl.store(by_distances + (place * N + r) * s_t + (i - j) * N + c, whole)
 
     store_rows(grad_q, acc * factor, i * N, T, d_t, K, WIDTH, N)
     tl.store(far_sums + in_head, far_sum * factor, mask=row < T)
@@ -246,52 +253,6 @@ def key_kernel(
     store_rows(grad_v, value_acc, j * N, T, d_t, K, WIDTH, N)
 
 
-@triton.jit(do_not_specialize=SIZES)
-def distance_kernel(
-    q, k, v, table, grad_y, lse, delta, grad_table,
-    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, table_h, table_r,
-    B, H, T, last, far, scale, factor, n_blocks,
-    K: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Gradient of one block of distances below `far`, of one head and of every `num_programs(2)`-th row."""
-    m, h, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    table = table + h * table_h
-    r, c = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :]
-    is_near_part, turned = c <= r, (r - c) & (N - 1)
-    vectors = load_distances(table, m, last, table_r, K, WIDTH, N)
-    acc = tl.zeros([N, WIDTH], tl.float32)
-    for turn in range(0, tl.cdiv(B - part, tl.num_programs(2))):
-        b = part + turn * tl.num_programs(2)
-        q_base, k_base = head_of(q, b, h, q_b, q_h), head_of(k, b, h, k_b, k_h)
-        v_base, g_base = head_of(v, b, h, v_b, v_h), head_of(grad_y, b, h, g_b, g_h)
-        in_head = (b.to(tl.int64) * H + h) * T
-        for i in range(m, n_blocks):
-            row = i * N + tl.arange(0, N)
-            query = load_rows(q_base, i * N, T, q_t, K, WIDTH, N)
-            grad = load_rows(g_base, i * N, T, g_t, K, WIDTH, N)
-            log_sum = tl.load(lse + in_head + row, mask=row < T, other=0.0)[:, None]
-            mean = tl.load(delta + in_head + row, mask=row < T, other=0.0)[:, None]
-            key = load_rows(k_base, (i - m) * N, T, k_t, K, WIDTH, N)
-            near = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-            key = load_rows(k_base, (i - m - 1) * N, T, k_t, K, WIDTH, N)
-            other = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-            scores = tl.gather(tl.where(is_near_part, near, other), turned, 1)
-            scores = (scores + tl.dot(query, tl.trans(vectors), input_precision=PRECISION)) * scale
-            value = load_rows(v_base, (i - m) * N, T, v_t, K, WIDTH, N)
-            near = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
-            value = load_rows(v_base, (i - m - 1) * N, T, v_t, K, WIDTH, N)
-            other = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
-            slopes = tl.gather(tl.where(is_near_part, near, other), turned, 1) - mean
-            slopes = tl.where(is_near_part | (m < i), tl.exp2(scores - log_sum) * slopes, 0.0)
-            acc = tl.dot(tl.trans(slopes.to(query.dtype)), query, acc, input_precision=PRECISION)
-
-    distance = m * N + tl.arange(0, N)
-    column = tl.arange(0, WIDTH)
-    place = ((part * H + h).to(tl.int64) * (last + 1) + last - distance)[:, None] * K + column[None, :]
-    is_inside = (distance[:, None] < far) & (distance[:, None] <= last) & (column[None, :] < K)
-    tl.store(grad_table + place, acc * factor, mask=is_inside)
-
-
 def empty_heads(like_BHTK: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return an uninitialised tensor of shape BHTK, time before heads in memory, as the next layer reads it."""
     B, H, T, K = like_BHTK.shape
@@ -304,12 +265,13 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         kernel[grid](*arguments, **constants)
 
 
-def split_rows(B: int, H: int, n_blocks: int) -> int:
-    """Return into how many parts the rows of a batch are divided for the gradient of a table.
+def rows_at_once(n_heads: int, n_distances: int, itemsize: int, block: int, T: int) -> int:
+    """Return for how many queries slopes by distance are held at once, a multiple of `block`.
 
     By the shapes alone, so that the order of the sum, and with it the result, is the same on every card.
     """
-    return min(B, max(DISTANCE_PROGRAMS // max(H * n_blocks, 1), 1))
+    n_blocks = SLOPES_BYTES // (n_heads * n_distances * itemsize * block)
+    return block * min(max(n_blocks, 1), -(-T // block))
 
 
 def _sizes(T: int, table: Tensor, scale: float) -> tuple[int, int, int, float]:
@@ -394,35 +356,38 @@ def relative_attention_backward(
     B, H, T, K = q.shape
     grad_q, grad_k, grad_v = empty_heads(q), empty_heads(q), empty_heads(q)
     delta_BHT, far_BHT = torch.empty_like(lse_BHT), torch.empty_like(lse_BHT)
-    n_blocks = -(-T // block)
-    _, last, far, scale_2 = sizes = _sizes(T, rows, scale)
+    _, last, far, _ = sizes = _sizes(T, rows, scale)
     constants = _constants(q, block, is_forward=False)
     of_qkv = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    of_grads = (*grad.stride()[:3], *grad_q.stride()[:3])
-    launch(
-        query_kernel, (n_blocks, B * H),
-        q, k, v, rows, y_BHTK, grad, lse_BHT, grad_q, delta_BHT, far_BHT,
-        *of_qkv, *y_BHTK.stride()[:3], *of_grads, *_table_strides(rows), H, *sizes, scale, **constants,
-    )  # fmt: skip
-    launch(
-        key_kernel, (n_blocks, B * H),
-        q, k, v, rows, grad, lse_BHT, delta_BHT, grad_k, grad_v,
-        *of_qkv, *of_grads, *_table_strides(rows), H, *sizes, scale, **constants,
-    )  # fmt: skip
-    n_distance_blocks = -(-min(far, T) // block)
-    n_parts = split_rows(B, H, n_distance_blocks)
-    parts_PHRK = torch.zeros(n_parts, H, last + 1, K, dtype=torch.float32, device=q.device)
-    if n_distance_blocks:
+    of_grads = (*grad.stride()[:3], *grad_q.stride()[:3], *_table_strides(rows))
+    n_blocks = -(-T // block)
+    W = block * min((far + 2 * block - 2) // block, n_blocks)  # distances of all blocks that are not far as a whole
+    n_rows = rows_at_once(B * H, W, q.element_size(), block, T)
+    # A query writes the distances that it has, which are those of the query before it in the same place and more.
+    slopes_HBTW = q.new_zeros(H, B, n_rows, W)
+    below_far = torch.zeros(*table.shape[:-2], min(far, last + 1), K, dtype=torch.float32, device=q.device)
+    for first in range(0, n_blocks, n_rows // block):
         launch(
-        distance_kernel, (n_distance_blocks, H, n_parts),
-            q, k, v, rows, grad, lse_BHT, delta_BHT, parts_PHRK,
-            *of_qkv, *grad.stride()[:3], *_table_strides(rows), B, H, T, last, far, scale_2, scale, n_blocks,
+            query_kernel, (min(n_rows // block, n_blocks - first), B * H),
+            q, k, v, rows, y_BHTK, grad, lse_BHT, grad_q, delta_BHT, far_BHT, slopes_HBTW, *of_qkv,
+            *y_BHTK.stride()[:3], *of_grads, slopes_HBTW.stride(1), slopes_HBTW.stride(0), W, H, *sizes, scale, first,
             **constants,
         )  # fmt: skip
-    grad_HRK = parts_PHRK.sum(0)
+        query_HBTK = q.new_zeros(H, B, n_rows, K)  # zeros: after the last query there are slopes of earlier ones
+        some_BHTK = q[:, :, first * block : first * block + n_rows]
+        query_HBTK[:, :, : some_BHTK.shape[2]] = some_BHTK.transpose(0, 1)
+        folded = table.ndim - 2
+        by_distance = slopes_HBTW.flatten(folded, 2).mT @ query_HBTK.flatten(folded, 2)
+        below_far += by_distance[..., : below_far.shape[-2], :]
+    launch(
+        key_kernel, (n_blocks, B * H),
+        q, k, v, rows, grad, lse_BHT, delta_BHT, grad_k, grad_v, *of_qkv, *of_grads, H, *sizes, scale, **constants,
+    )  # fmt: skip
+    grad_table = torch.zeros(table.shape, dtype=torch.float32, device=q.device)
+    grad_table[..., last + 1 - below_far.shape[-2] :, :] = below_far.flip(-2) * scale
     if far < T:
-        grad_HRK[:, 0] += torch.einsum("bht,bhtk->hk", far_BHT, q.float())
-    grad_table = grad_HRK if table.ndim == 3 else grad_HRK.sum(0)
+        oldest = torch.einsum("bht,bhtk->hk", far_BHT, q.float())
+        grad_table[..., 0, :] += oldest if table.ndim == 3 else oldest.sum(0)
     return grad_q, grad_k, grad_v, grad_table.to(table.dtype)
 
 

@@ -14,7 +14,7 @@ from triton.compiler import ASTSource
 
 from models import relative_attention_triton as kernels
 
-FLOAT32 = ("lse", "delta", "far_sums", "grad_table")
+FLOAT32 = ("lse", "delta", "far_sums")
 SCALARS = {"scale": "fp32", "factor": "fp32"}
 CONSTANTS: dict[str, Any] = {"K": 64, "WIDTH": 64, "PRECISION": "ieee"}
 
@@ -46,7 +46,7 @@ def compiled(kernel: Any, block: int, capability: int, n_warps: int) -> dict[str
 if __name__ == "__main__":
     found = {}
     for block, capability in ((64, 90), (32, 80)):
-        for name in ("forward_kernel", "query_kernel", "key_kernel", "distance_kernel"):
+        for name in ("forward_kernel", "query_kernel", "key_kernel"):
             n_warps = kernels.n_warps(block, is_forward=name == "forward_kernel")
             found[f"{name}, block {block}"] = compiled(getattr(kernels, name), block, capability, n_warps)
     json.dump(found, sys.stdout)

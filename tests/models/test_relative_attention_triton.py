@@ -33,7 +33,7 @@ def test_values_and_gradients_are_those_of_the_formula() -> None:
 @pytest.mark.nightly
 def test_code_for_gpus_fits_their_shared_memory_and_has_no_atomics(tmp_path: Path) -> None:
     found = run("tests.models.compiled_kernels", TRITON_CACHE_DIR=str(tmp_path))
-    assert len(found) == 8
+    assert len(found) == 6
     for kernel, facts in found.items():
         # of a program on an H100 (capability 9.0), and on the smallest card from 8.0 on
         most = 227 * 1024 if "block 64" in kernel else 99 * 1024
