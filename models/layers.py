@@ -343,7 +343,9 @@ class SelfAttention(nn.Module):
         What is sampled must not depend on what was fast on a day, so passes that fill a cache do not come here.
         """
         drops = self.training and self.dropout > 0
-        if q_BHTK.device.type != "cuda" or bias_B1TJ is not None or drops:
+        # Without a table there is little to gain, and a choice would break the graph of a compiled model.
+        is_compiled = not self.max_relative_distance and torch.compiler.is_compiling()
+        if q_BHTK.device.type != "cuda" or bias_B1TJ is not None or drops or is_compiled:
             return self.attend(q_BHTK, k_BHTK, v_BHTK, bias_B1TJ)
         table = self.relative_rows(min(q_BHTK.shape[2], self.max_relative_distance))
         return attend_by_fastest(q_BHTK, k_BHTK, v_BHTK, table, self.scale)
