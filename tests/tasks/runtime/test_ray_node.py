@@ -25,11 +25,6 @@ environment.set_defaults()
 environment.configure_logging(0)
 from tasks.runtime import cluster
 """
-STARTED = """
-cluster.connect()
-node = cluster._nodes[0]
-print(json.dumps({"session": node._keeper.pid, "folder": str(node.folder.path)}), flush=True)
-"""
 
 
 class Driver:
@@ -119,13 +114,38 @@ def listening(session: int) -> list[str]:
     return [line.split()[3] for line in lines if ours & set(map(int, re.findall(r"pid=(\d+)", line)))]
 
 
+LOSE = """
+def started():
+    node = cluster._nodes[0]
+    facts = {"session": node._keeper.pid, "folder": str(node.folder.path), "n": len(cluster._nodes)}
+    print(json.dumps(facts), flush=True)
+
+cluster.connect()
+started()
+sys.stdin.readline()
+try:
+    cluster.require_servers()
+except cluster.RayLost as error:
+    print(json.dumps({"said": str(error)}), flush=True)
+cluster.connect()
+started()
+sys.stdin.readline()
+"""
+
+
 @pytest.mark.slow
 def test_ray_is_closed_to_others_hears_no_signals_and_ends_with_its_command(
     drive: Callable[[str], Driver],
 ) -> None:
-    driver = drive(STARTED + "sys.stdin.readline()")
+    """A start that fails is tried once more, and when a server dies later, another Ray is started."""
+    driver = drive(LOSE)
+    first = driver.keeper()
+    os.kill(until(lambda: children(first, "gcs_server"))[0], signal.SIGKILL)
     facts = driver.read()  # TMPDIR of 99 bytes does not matter
     session, folder = facts["session"], Path(facts["folder"])
+    assert session != first
+    assert of_session(first) == []
+    assert "Ray did not start, it is tried once more: its gcs_server died" in driver.complained.read_text()
     assert folder.parent == Path("/tmp")
     token = driver.home / ".ray" / "auth_token"
     assert (token.stat().st_mode & 0o777, folder.stat().st_mode & 0o777) == (0o600, 0o700)
@@ -146,20 +166,18 @@ def test_ray_is_closed_to_others_hears_no_signals_and_ends_with_its_command(
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             os.kill(pid, number)
     assert set(before) <= set(of_session(session))
+
+    os.kill(children(session, "gcs_server")[0], signal.SIGKILL)
+    until(lambda: session not in of_session(session))
+    driver.process.stdin.write("\n")
+    driver.process.stdin.flush()
+    assert driver.read() == {"said": "Ray is gone: its gcs_server died"}
+    facts = driver.read()
+    again, folder = facts["session"], Path(facts["folder"])
+    assert (facts["n"], again != session) == (1, True)
     driver.process.kill()
     driver.process.wait()
-    until(lambda: not of_session(session) and not folder.exists())
-
-
-@pytest.mark.slow
-def test_a_start_that_fails_is_tried_once_more(drive: Callable[[str], Driver]) -> None:
-    driver = drive(STARTED)
-    first = driver.keeper()
-    os.kill(until(lambda: children(first, "gcs_server"))[0], signal.SIGKILL)
-    assert driver.read()["session"] != first
-    assert driver.process.wait(HANG_SECONDS) == 0
-    assert "Ray did not start, it is tried once more: its gcs_server died" in driver.complained.read_text()
-    assert of_session(first) == []
+    until(lambda: not of_session(again) and not folder.exists())
 
 
 FAIL = """
@@ -182,31 +200,3 @@ def test_two_starts_that_fail_are_one_line(drive: Callable[[str], Driver]) -> No
     assert driver.read() == {"said": said, "code": 1}
     assert driver.process.wait(HANG_SECONDS) == 0
     assert of_session(second) == []
-
-
-LOSE = (
-    STARTED
-    + """
-try:
-    sys.stdin.readline()
-    cluster.require_servers()
-except cluster.RayLost as error:
-    print(json.dumps({"said": str(error)}), flush=True)
-    cluster.connect()
-    print(json.dumps({"session": cluster._nodes[0]._keeper.pid, "n": len(cluster._nodes)}), flush=True)
-"""
-)
-
-
-@pytest.mark.slow
-def test_a_server_that_dies_later_is_noticed_and_another_ray_started(drive: Callable[[str], Driver]) -> None:
-    driver = drive(LOSE)
-    session = driver.read()["session"]
-    os.kill(children(session, "gcs_server")[0], signal.SIGKILL)
-    until(lambda: session not in of_session(session))
-    driver.process.stdin.write("\n")
-    driver.process.stdin.flush()
-    assert driver.read() == {"said": "Ray is gone: its gcs_server died"}
-    facts = driver.read()
-    assert facts["n"] == 1
-    assert facts["session"] != session
