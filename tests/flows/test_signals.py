@@ -98,33 +98,35 @@ def runs_of(home: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_group_in_training_saves(begin: Begin, prepared: tuple[Path, Path]) -> None:
-    """As timeout(1) and a batch system send it: to the process and to its group."""
-    command = begin(*TRAIN)
-    command.wait_until(lambda: runs_of(prepared[0]))
-    os.kill(command.process.pid, signal.SIGTERM)
-    os.killpg(command.process.pid, signal.SIGTERM)
+@pytest.mark.parametrize(
+    "to_all",
+    [
+        pytest.param(False, marks=pytest.mark.nightly, id="group"),
+        pytest.param(True, id="service"),
+    ],
+)
+def test_signals_in_training_save(begin: Begin, prepared: tuple[Path, Path], to_all: bool) -> None:
+    """As timeout(1) and a batch system send them: to the process and to its group.
+
+    And as systemd sends them: to Ray's and Prefect's servers and to the workers too, then SIGHUP, as it can be told to.
+    """
+    before, ended = set(runs_of(prepared[0])), statuses(prepared[0])
+    command = begin(*TRAIN, "--set", f"train.seed={1 + to_all}")
+    command.wait_until(lambda: set(runs_of(prepared[0])) - before)
+    if to_all:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            for pid, _ in command.processes():
+                os.kill(pid, number)
+    else:
+        os.kill(command.process.pid, signal.SIGTERM)
+        os.killpg(command.process.pid, signal.SIGTERM)
     command.see_good_end(command.end())
-    (run,) = runs_of(prepared[0])
+    (run,) = set(runs_of(prepared[0])) - before
     n_steps = len((run / "metrics.jsonl").read_text().splitlines())
     last = json.loads((run / "checkpoints" / "last.json").read_text())
     state = json.loads((run / "checkpoints" / last["checkpoint"] / "state.json").read_text())
     assert state["step"] == n_steps > 0
-    assert statuses(prepared[0]) == ["KILLED"]
-
-
-@pytest.mark.slow
-def test_a_signal_to_all_processes_of_the_service_saves(begin: Begin, prepared: tuple[Path, Path]) -> None:
-    """As systemd sends it: to Ray's and Prefect's servers and to the workers too. Then SIGHUP, as it can be told to."""
-    command = begin(*TRAIN, "--set", "train.seed=2")
-    before = set(runs_of(prepared[0]))
-    command.wait_until(lambda: set(runs_of(prepared[0])) - before)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        for pid, _ in command.processes():
-            os.kill(pid, number)
-    command.see_good_end(command.end())
-    (run,) = set(runs_of(prepared[0])) - before
-    assert (run / "checkpoints" / "last.json").exists()
+    assert sorted(statuses(prepared[0])) == sorted([*ended, "KILLED"])
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.config import OptimizerConfig, SamplingConfig, WarmupCosineSchedule
+from models.config import DecoderConfig, OptimizerConfig, SamplingConfig, WarmupCosineSchedule
 from models.registry import build_model, build_shapes
 from models.training import beta1, build_optimizer, eval_step, learning_rate, train_step
 from tasks.checkpoints import CheckpointFolder, load_model
@@ -39,11 +39,18 @@ from tests.builders import make_score
 from tests.samples import short_training, small_corpus, small_dataset
 
 TINY = [name for name in PRESETS if name.endswith("_tiny")]
+
+
+def each_tiny_but(*nightly: str) -> pytest.MarkDecorator:
+    """Parametrise by all small presets, some of which only `make nightly` tries."""
+    names = [pytest.param(name, marks=pytest.mark.nightly) if name in nightly else name for name in TINY]
+    return pytest.mark.parametrize("name", names)
+
+
 # Of these another one has the same model family and encoding.
 ALIKE = ("music_transformer_large_tiny", "rga_multi_tiny", "mmm_encoder_vae_tiny", "hourglass_flat_tiny")
-EVERY = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.nightly) if name in ALIKE else name for name in TINY]
-)
+# Decoders stop and go on in `test_train.py`.
+DECODERS = tuple(name for name in TINY if isinstance(build_preset(name).train.model, DecoderConfig))
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +216,7 @@ def test_the_cycle_is_that_of_torch() -> None:
 
 
 @pytest.mark.slow
-@EVERY
+@each_tiny_but(*ALIKE, *DECODERS)
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(name: str, home: Home, corpus: Path) -> None:
     dataset, config = dataset_of(name, home, corpus), shortened(build_preset(name))
     whole = load_model(trained(home, config, dataset, "whole"))
@@ -223,7 +230,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(name: str, home: Home, corp
 
 
 @pytest.mark.slow
-@EVERY
+@each_tiny_but(*ALIKE)
 def test_each_model_is_scored_and_composes(name: str, home: Home, corpus: Path) -> None:
     dataset, config = dataset_of(name, home, corpus), build_preset(name)
     checkpoint = trained(home, shortened(config), dataset, "whole")

@@ -277,14 +277,11 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize(
-    "numbers",
-    [(signal.SIGINT,), pytest.param((signal.SIGINT, signal.SIGTERM), marks=pytest.mark.nightly)],
-    ids=lambda numbers: "-".join(number.name for number in numbers),
-)
+@pytest.mark.nightly  # commands that train on Ray are stopped by signals in `test_signals.py`
 def test_a_process_that_trains_saves_and_stops_at_signals(
-    dataset: DatasetVersion, long_undisturbed: Path, tmp_path: Path, numbers: tuple[signal.Signals, ...]
+    dataset: DatasetVersion, long_undisturbed: Path, tmp_path: Path
 ) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
     home = dataset.folder.parents[1]
     stops: list[int] = []
     with (tmp_path / "stderr").open("w") as stderr:
