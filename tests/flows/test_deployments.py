@@ -167,20 +167,30 @@ def test_a_deployment_that_was_changed_is_not_run_though_the_password_is_known(
     assert deployed.process.poll() is None
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("flow", ["rebuild", pytest.param("train", marks=pytest.mark.nightly)])
-def test_a_scheduled_rebuild_and_a_triggered_run_finish_and_log(deployed: Deployed, flow: str) -> None:
-    home = deployed.home
-    assert list((home.datasets / "small" / "versions").glob("*/manifest.json"))
-    run = deployed.trigger(flow)
-    state = deployed.ended(run)
-    assert state["type"] == "COMPLETED", state
-    assert flow == "rebuild" or list(home.runs.glob("*/checkpoints/best.json"))
+def see_run_logged(deployed: Deployed, flow: str, run: str) -> None:
     assert not deployed.runs(flow, "FAILED", "CRASHED")
     lines = deployed.wait_for(
         "log of the run", lambda: [line for line in deployed.logged(run) if line["name"].startswith("tasks.")]
     )
     assert any(line["level"] == 20 for line in lines)
+
+
+@pytest.mark.slow
+def test_a_scheduled_rebuild_finishes_and_logs(deployed: Deployed) -> None:
+    assert list((deployed.home.datasets / "small" / "versions").glob("*/manifest.json"))
+    (run, *_) = deployed.runs("rebuild", "COMPLETED")
+    see_run_logged(deployed, "rebuild", run["id"])
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.parametrize("flow", ["rebuild", "train"])
+def test_a_triggered_run_finishes_and_logs(deployed: Deployed, flow: str) -> None:
+    run = deployed.trigger(flow)
+    state = deployed.ended(run)
+    assert state["type"] == "COMPLETED", state
+    assert flow == "rebuild" or list(deployed.home.runs.glob("*/checkpoints/best.json"))
+    see_run_logged(deployed, flow, run)
 
 
 @pytest.mark.slow
