@@ -38,6 +38,7 @@ LATER_SETTINGS = {
     "accelerator_type": "",
     "activation_checkpointing": False,
     "parallel": "ddp",
+    "max_nonfinite_steps": 20,
 }
 # Setting -> its default, and the earlier one, as which it counts in digests.
 CHANGED_DEFAULTS = {"bf16": ("auto", False)}

@@ -65,6 +65,11 @@ class TrainConfig:
     early_stopping_metric: Literal["loss", "accuracy"] = setting(
         "loss", "The figure of the validation split that early stopping looks at."
     )
+    max_nonfinite_steps: int = setting(
+        20,
+        "Steps in a row without a finite gradient after which the run has failed; half of a shorter run is enough.",
+        ge=1,
+    )
     max_failures: int = setting(2, "Worker losses after which the run continues from its last checkpoint.", ge=0)
 
     @model_validator(mode="before")
@@ -93,7 +98,7 @@ class TrainConfig:
 # dropout and latents, which belong to a worker's rank.
 TRAIN_WITHOUT_EFFECT = (
     "activation_checkpointing", "parallel", "n_workers", "cpus_per_worker", "device", "gpus_per_worker",
-    "accelerator_type", "max_failures", "keep_last_n", "log_interval",
+    "accelerator_type", "max_nonfinite_steps", "max_failures", "keep_last_n", "log_interval",
 )  # fmt: skip
 
 

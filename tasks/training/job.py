@@ -14,6 +14,7 @@ from tasks.music.tokenizers.registry import tokenizer_from_json
 from tasks.runtime import cluster
 from tasks.runtime.devices import ON_CPU, Placement, place
 from tasks.storage.home import Home
+from tasks.storage.parquet import read_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,10 @@ def run_dir_of(home: Home, config: TrainConfig, dataset: DatasetVersion, parent:
 def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> TrainJob:
     """Return the inputs of the workers.
 
-    Raises ConfigError where the workers need more cores or GPUs than there are, or as `check_model`.
+    Raises ConfigError where the workers need more cores or GPUs than there are, or as `check_model` and `check_data`.
     """
     check_model(config, dataset)
+    check_data(config, dataset)
     n_cores = cluster.n_cluster_cpus()
     n_threads = config.cpus_per_worker or max(1, n_cores // config.n_workers)
     if config.n_workers * n_threads > n_cores:
@@ -132,6 +134,34 @@ def _placement(config: TrainConfig) -> Placement:
         "train.", config.device, on_ray=True, gpus_per_worker=config.gpus_per_worker, n_workers=config.n_workers,
         accelerator_type=config.accelerator_type,
     )  # fmt: skip
+
+
+def check_data(config: TrainConfig, dataset: DatasetVersion) -> None:
+    """Raise ConfigError where a dataset holds nothing that a run can learn or be scored on."""
+    tokenizer = tokenizer_from_json(dataset.manifest["encoder"]["settings"])
+    if tokenizer.digest != dataset.manifest["encoder"]["digest"]:
+        raise ConfigError(
+            f"{dataset.reference}: the vocabulary of its tokens is not that of its manifest, encoding {tokenizer.name};"
+            " rebuild the dataset"
+        )
+    for split in ("train", "validation"):
+        if not dataset.manifest["splits"][split]["n_rows"]:
+            raise ConfigError(
+                f"{dataset.reference} has no piece in its split {split}; rebuild it from more pieces or with other"
+                " shares (dataset.validation_share, dataset.test_share)"
+            )
+    if config.windows in ("whole", "packed"):  # these pad pieces, or lay them end to end
+        return
+    longest = 0
+    for shard in dataset.token_shards("train"):
+        longest = max(longest, max(read_table(shard, ["n_tokens"]).column("n_tokens").to_pylist(), default=0))
+        if longest > config.seq_len:
+            return
+    raise ConfigError(
+        f"train.seq_len={config.seq_len} is more than every piece of the split train has; the longest has {longest}"
+        f" tokens, the first of which is given: set train.seq_len to {max(longest - 1, 8)} or less, or"
+        " train.windows=packed"
+    )
 
 
 def check_model(config: TrainConfig, dataset: DatasetVersion) -> None:

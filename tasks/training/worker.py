@@ -35,7 +35,6 @@ from tasks.training.metrics_log import SPEEDS, Reporter
 from tasks.training.ranks import Requests, sum_over_ranks
 from tasks.training.token_dataset import TokenDataset
 
-MOST_SKIPPED = 50  # steps in a row without a finite gradient, after which a run has diverged
 MOST_WAITING = 100  # steps whose figures stay on the device, where points are written more rarely
 _POINTER_OF = {"loss": "best", "accuracy": "best_accuracy"}  # of checkpoints, by the figure they are best at
 _VALIDATION_SEED = 2**31  # away from training seeds, so that no window is drawn for both
@@ -70,8 +69,8 @@ def run_steps(
     Args:
         on_evaluation: gets step and validation loss (nats) once they are written; it may raise to end the run there.
     Raises:
-        Diverged: `MOST_SKIPPED` steps in a row, or half of the run, had no finite gradient, or the last validation loss
-            is not finite. Nothing is saved then, so the same call tries again from the last checkpoint.
+        Diverged: `max_nonfinite_steps` in a row, or half of the run, had no finite gradient, or the last validation
+            loss is not finite. Nothing is saved then, so the same call tries again from the last checkpoint.
     """
     worker = _Worker(job, rank, world_size, device or torch.device("cpu"), wrap)
     worker.on_evaluation = on_evaluation
@@ -195,7 +194,7 @@ class _Worker:
 
     def fetch(self) -> None:
         """Wait for the figures of the steps so far; raise Diverged where too many in a row had no finite gradient."""
-        most = min(MOST_SKIPPED, max(self.config.n_steps // 2, 1))
+        most = min(self.config.max_nonfinite_steps, max(self.config.n_steps // 2, 1))
         for step, metrics in self.reporter.fetch():
             self.n_skipped = 0 if metrics.applied else self.n_skipped + 1
             if self.n_skipped >= most:

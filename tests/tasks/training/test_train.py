@@ -14,7 +14,7 @@ from torch import nn
 
 from models.config import ConstantSchedule, NoamSchedule, OptimizerConfig
 from tasks.checkpoints import CheckpointFolder, load_model, read_state
-from tasks.config.serialization import to_json
+from tasks.config.serialization import merged, to_json
 from tasks.config.training import TrainConfig
 from tasks.dataset.versions import DatasetVersion
 from tasks.errors import ConfigError, Diverged
@@ -271,7 +271,7 @@ OTHER_SETTINGS: dict[str, Any] = {
     "interval_unit": "epochs", "early_stopping_patience": 3, "early_stopping_metric": "accuracy",
 }  # fmt: skip
 WITHOUT_EFFECT = {
-    "activation_checkpointing": True, "parallel": "fsdp",
+    "activation_checkpointing": True, "parallel": "fsdp", "max_nonfinite_steps": 5,
     "n_workers": 2, "cpus_per_worker": 2, "max_failures": 0, "keep_last_n": 3, "log_interval": 3, "device": "cuda",
     "gpus_per_worker": 0.5, "accelerator_type": "H100",
 }  # fmt: skip
@@ -307,14 +307,13 @@ def test_a_run_without_a_finite_gradient_gives_up_half_way(dataset: DatasetVersi
 
 
 def test_a_long_run_without_a_finite_gradient_gives_up_after_so_many_steps(
-    dataset: DatasetVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: DatasetVersion, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(worker, "MOST_SKIPPED", 3)
-    job = make_job(short_training(), dataset, tmp_path / "stopped")
+    job = make_job(short_training(max_nonfinite_steps=3, log_interval=100), dataset, tmp_path / "stopped")
     with pytest.raises(Diverged, match="step 8 of 12: 3 steps in a row"):
         run_steps(job, wrap=without_numbers({1, 2, 4, 6, 7, 8}))
     # Skipped steps before a stop count too.
-    job = make_job(short_training(checkpoint_interval=1), dataset, tmp_path / "killed")
+    job = make_job(short_training(checkpoint_interval=1, max_nonfinite_steps=3), dataset, tmp_path / "killed")
     with pytest.raises(Stumbled):
         run_steps(job, wrap=lambda model: at_step(4, stumble)(without_numbers({2, 3})(model)))
     with pytest.raises(Diverged, match="step 4 of 12: 3 steps in a row"):
@@ -412,6 +411,35 @@ def test_another_dataset_version_is_another_run(home: Home, dataset: DatasetVers
     config = short_training()
     for changes in ({"version": "0123456789abcdef"}, {"name": "other"}):
         assert run_dir_of(home, config, replace(dataset, **changes)) != run_dir_of(home, config, dataset)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "settings", "said"),
+    [
+        (
+            {}, {"seq_len": 100_000},
+            r"train\.seq_len=100000 is more than every piece of the split train has; the longest has \d+ tokens",
+        ),
+        ({"splits": {"validation": {"n_rows": 0}}}, {}, "small@.* has no piece in its split validation"),
+        (
+            {"encoder": {"digest": "0" * 64}}, {},
+            "small@.*: the vocabulary of its tokens is not that of its manifest",
+        ),
+    ],
+    ids=["long windows", "no validation", "other vocabulary"],
+)  # fmt: skip
+def test_data_that_cannot_be_trained_on_is_refused_before_any_worker(
+    dataset: DatasetVersion, tmp_path: Path, manifest: Any, settings: dict[str, Any], said: str
+) -> None:
+    other = replace(dataset, manifest=merged(dataset.manifest, manifest))
+    with pytest.raises(ConfigError, match=said) as error:
+        make_job(short_training(**settings), other, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_windows_that_need_no_long_piece_may_be_long(dataset: DatasetVersion, tmp_path: Path) -> None:
+    for kind in ("whole", "packed"):
+        make_job(short_training(seq_len=100_000, windows=kind), dataset, tmp_path)
 
 
 @pytest.mark.parametrize(
