@@ -42,7 +42,11 @@ class TrainConfig:
         "ddp",
         "How workers share a model: ddp gives each all of it, fsdp a part of its weights, gradients and averages.",
     )
-    n_workers: int = setting(1, "Workers of Ray Train; gloo on CPU, NCCL on GPU.", ge=1)
+    n_workers: int | tuple[int, int] = setting(
+        1,
+        "Workers of Ray Train; gloo on CPU, NCCL on GPU. A pair, such as [1, 4]: as many as there is room for between"
+        " the two, fewer when a node is lost and more when one is added.",
+    )
     cpus_per_worker: int = setting(0, "Cores of a worker; 0: the machine's cores shared among the workers.", ge=0)
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "Kind of device; auto: GPUs where the Ray cluster has some, otherwise CPUs."
@@ -79,19 +83,31 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        n_windows = self.batch_size // self.n_workers
-        if self.batch_size % self.n_workers:
+        if not 1 <= self.min_workers <= self.max_workers:
+            raise ValueError(f"n_workers={self.n_workers} is neither a number from 1 up nor a pair of rising ones")
+        if isinstance(self.n_workers, int) and self.batch_size % self.n_workers:
             raise ValueError(f"batch_size={self.batch_size} is not a multiple of n_workers={self.n_workers}")
+        n_windows = self.batch_size // self.max_workers
         if self.grad_accumulation_steps > n_windows:
             raise ValueError(
                 f"grad_accumulation_steps={self.grad_accumulation_steps} is above the {n_windows} windows of one worker"
             )
-        if self.gpus_per_worker < 1 < self.n_workers:
+        if self.gpus_per_worker < 1 < self.max_workers:
             raise ValueError(
                 f"gpus_per_worker={self.gpus_per_worker}: the workers of a run cannot share a GPU under NCCL; set it to"
                 " 1, or n_workers to 1"
             )
-        self.model.check_training(self.seq_len, self.n_workers * self.grad_accumulation_steps)
+        self.model.check_training(self.seq_len, self.max_workers * self.grad_accumulation_steps)
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that a run goes on with."""
+        return self.n_workers if isinstance(self.n_workers, int) else self.n_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that a run takes."""
+        return self.n_workers if isinstance(self.n_workers, int) else self.n_workers[1]
 
 
 # Settings that change neither the name of a run nor its numbers, but for rounding on other devices and for the draws of

@@ -184,7 +184,7 @@ def _check_space(config: PipelineConfig, plan: SweepConfig, axes: list[_Axis], d
     n_points = math.prod(len(axis.texts) for axis in axes) * max(plan.samples, 1)
     if n_points > MAX_POINTS:
         raise ConfigError(f"{n_points} points are more than the {MAX_POINTS} that a sweep may have")
-    if config.train.n_workers > 1:
+    if config.train.max_workers > 1:
         raise ConfigError(
             f"train.n_workers={config.train.n_workers}: a sweep trains each point with one worker; leave it at 1 and"
             " give --concurrent to use more cores"

@@ -102,10 +102,10 @@ def make_job(config: TrainConfig, dataset: DatasetVersion, run_dir: Path) -> Tra
     check_model(config, dataset)
     check_data(config, dataset)
     n_cores = cluster.n_cluster_cpus()
-    n_threads = config.cpus_per_worker or max(1, n_cores // config.n_workers)
-    if config.n_workers * n_threads > n_cores:
+    n_threads = config.cpus_per_worker or max(1, n_cores // config.max_workers)
+    if config.min_workers * n_threads > n_cores:
         raise ConfigError(
-            f"train.n_workers={config.n_workers} x {n_threads} cores each are more than the {n_cores} cores there are"
+            f"train.n_workers={config.min_workers} x {n_threads} cores each are more than the {n_cores} cores there are"
         )
     return TrainJob(
         config=config,
@@ -131,7 +131,7 @@ def settled(config: TrainConfig) -> TrainConfig:
 
 def _placement(config: TrainConfig) -> Placement:
     return place(
-        "train.", config.device, on_ray=True, gpus_per_worker=config.gpus_per_worker, n_workers=config.n_workers,
+        "train.", config.device, on_ray=True, gpus_per_worker=config.gpus_per_worker, n_workers=config.min_workers,
         accelerator_type=config.accelerator_type,
     )  # fmt: skip
 

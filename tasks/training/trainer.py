@@ -23,6 +23,8 @@ from tasks.training.worker import worker_loop
 
 logger = logging.getLogger(__name__)
 
+RESIZE_SECONDS = 60.0  # between looks whether there is room for more workers of an elastic run
+
 
 def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> TrainResult:
     """Train to the end on Ray Train, going on from the last checkpoint where there is one.
@@ -95,7 +97,7 @@ def _words_of_wait(job: TrainJob) -> str:
     """Return what a training that writes no points waits for."""
     import ray
 
-    there, workers = ray.cluster_resources(), job.config.n_workers
+    there, workers = ray.cluster_resources(), job.config.min_workers
     for noun, resource, each in (("core", "CPU", job.n_threads), ("GPU", "GPU", job.placement.gpus)):
         if (n := there.get(resource, 0)) < workers * each:
             wanted = f"{plural(workers, 'worker')} of {each:g} {noun}{'s' if each > 1 else ''} each"
@@ -119,30 +121,39 @@ def read_progress(run_dir: Path) -> dict[str, Any]:
 
 def _fit_in_thread(job: TrainJob, failure: list[BaseException]) -> None:
     # In a thread, because fit() blocks and would put its own SIGINT handler in the main one, which aborts unsaved.
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
     storage = job.run_dir / "ray" / str(time.time_ns())  # one of its own: what is left of an attempt removes only that
-    use_gpu, gpus = job.placement.device == "cuda", job.placement.gpus
     try:
-        TorchTrainer(
-            worker_loop,
-            train_loop_config={"job": job},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=job.config.n_workers,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": job.n_threads} | ({"GPU": gpus} if use_gpu else {}),
-                accelerator_type=job.placement.accelerator_type or None,
-            ),
-            run_config=ray.train.RunConfig(
-                name="attempt",
-                storage_path=str(storage),
-                failure_config=ray.train.FailureConfig(max_failures=job.config.max_failures),
-            ),
-        ).fit()
+        torch_trainer(job, storage).fit()
     except BaseException as error:
         failure.append(error)
     finally:
         shutil.rmtree(storage, ignore_errors=True)
         with suppress(OSError):  # another attempt's folder is there
             storage.parent.rmdir()
+
+
+def torch_trainer(job: TrainJob, storage: Path) -> Any:
+    """Return Ray's trainer for a run; `storage` is for what Ray writes.
+
+    A lost worker counts as one of `max_failures`, a node that was taken away with a notice does not.
+    """
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    use_gpu, gpus = job.placement.device == "cuda", job.placement.gpus
+    return TorchTrainer(
+        worker_loop,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.config.n_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": job.n_threads} | ({"GPU": gpus} if use_gpu else {}),
+            accelerator_type=job.placement.accelerator_type or None,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
+        run_config=ray.train.RunConfig(
+            name="attempt",
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=job.config.max_failures),
+        ),
+    )

@@ -1,9 +1,12 @@
 """The training loop of one worker."""
 
 import math
+import tempfile
+import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -28,11 +31,11 @@ from tasks.config.serialization import to_json
 from tasks.config.training import TrainConfig, uses_bf16
 from tasks.errors import Diverged
 from tasks.music.tokenizers.registry import tokenizer_from_json
-from tasks.storage.files import write_atomically
+from tasks.storage.files import json_text, write_atomically
 from tasks.training.batches import Batch, Batches
 from tasks.training.job import TrainJob, is_ended
 from tasks.training.metrics_log import SPEEDS, Reporter
-from tasks.training.ranks import Requests, sum_over_ranks
+from tasks.training.ranks import Asked, Requests, sum_over_ranks
 from tasks.training.token_dataset import TokenDataset
 
 MOST_WAITING = 100  # steps whose figures stay on the device, where points are written more rarely
@@ -47,11 +50,44 @@ def worker_loop(settings: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     job: TrainJob = settings["job"]
+    rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device() if job.placement.device == "cuda" else torch.device("cpu")
-    wrap = partial(for_workers, kind=job.config.parallel, device=device) if context.get_world_size() > 1 else None
+    wrap = partial(for_workers, kind=job.config.parallel, device=device) if world_size > 1 else None
     # All workers diverge at the same step. What they raise would make Ray begin again, which cannot help here.
     with suppress(Diverged):
-        run_steps(job, context.get_world_rank(), context.get_world_size(), device, wrap)
+        run_steps(
+            job, rank, world_size, device, wrap,
+            on_saved=RayReports(rank, world_size).add,
+            is_preempted=lambda: ray.train.get_preemption_info() is not None,
+        )  # fmt: skip
+
+
+class RayReports:
+    """Reports checkpoints to Ray Train, for its dashboard and its `Result`.
+
+    What Ray stores is a pointer, a file with the address of a checkpoint, and is deleted with its folder. A report
+    waits until Ray has taken the one before, up to two seconds: they are `SECONDS` apart, and the last one is made.
+    """
+
+    SECONDS = 10.0
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size, self.last_time = rank, world_size, -math.inf
+
+    def add(self, metrics: Mapping[str, float], checkpoint: Path, is_last: bool) -> None:
+        """Report a checkpoint if it is time; every worker has to call this. `metrics` may hold any figures of it."""
+        import ray.train
+
+        is_due = is_last or time.monotonic() - self.last_time >= self.SECONDS
+        if not sum_over_ranks(np.array([float(is_due and self.rank == 0)]), self.world_size)[0]:
+            return
+        self.last_time = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            pointer = None
+            if self.rank == 0:
+                (Path(folder) / "pointer.json").write_text(json_text({"uri": checkpoint.as_uri()}))
+                pointer = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report({**metrics, "checkpoint": checkpoint.as_uri()}, checkpoint=pointer)
 
 
 def run_steps(
@@ -61,6 +97,8 @@ def run_steps(
     device: torch.device | None = None,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
     on_evaluation: Callable[[int, float], None] | None = None,
+    on_saved: Callable[[Mapping[str, float], Path, bool], None] | None = None,
+    is_preempted: Callable[[], bool] | None = None,
 ) -> None:
     """Run the steps that are left. Rank 0 writes checkpoints and `metrics.jsonl`.
 
@@ -68,13 +106,15 @@ def run_steps(
 
     Args:
         on_evaluation: gets step and validation loss (nats) once they are written; it may raise to end the run there.
+        on_saved: gets step and latest metrics, the folder of a checkpoint, and whether it is the last, on all ranks.
+        is_preempted: see `Requests`.
     Raises:
         Diverged: `max_nonfinite_steps` in a row, or half of the run, had no finite gradient, or the last validation
             loss is not finite. Nothing is saved then, so the same call tries again from the last checkpoint.
     """
     worker = _Worker(job, rank, world_size, device or torch.device("cpu"), wrap)
-    worker.on_evaluation = on_evaluation
-    worker.run()
+    worker.on_evaluation, worker.on_saved = on_evaluation, on_saved
+    worker.run(is_preempted)
     if world_size > 1:
         torch.distributed.barrier()
 
@@ -94,6 +134,7 @@ class _Worker:
         self.rank, self.world_size = rank, world_size
         self.pad_id, self.bf16 = tokenizer_from_json(job.tokenizer).pad_id, uses_bf16(job.config, device.type)
         self.on_evaluation: Callable[[int, float], None] | None = None
+        self.on_saved: Callable[[Mapping[str, float], Path, bool], None] | None = None
         self.checkpoints = CheckpointFolder(job.run_dir / "checkpoints")
         self.set_up(wrap)
         self.train = TokenDataset(job.train_shards, job.flat_tokens)
@@ -106,6 +147,8 @@ class _Worker:
         self.reporter.constant = {
             "train/tokens_out_of_reach": self.train.n_out_of_reach(self.config.seq_len, self.config.windows)
         }
+        if self.config.min_workers < self.config.max_workers:
+            self.reporter.constant["train/n_workers"] = world_size
         self.reporter.used_share = self._used_share()
         self.best, self.n_skipped = _Best(self.state), self.state.get("skipped_in_a_row", 0)
 
@@ -125,19 +168,20 @@ class _Worker:
         self.state: dict[str, Any] = restore(last, self.bare, self.optimizer) if last else {"step": 0}
         self.model: Any = compile_model(model) if config.compile else model
 
-    def run(self) -> None:
+    def run(self, is_preempted: Callable[[], bool] | None) -> None:
         """Run the steps that are left."""
         config, begun = self.config, self.state["step"]
         if self.rank == 0:  # from now on a stop has something to wait for
             self.job.begun.touch()
         requests = Requests(self.job.stop_request.exists, self.rank, self.world_size)
-        if is_ended(config, self.state) or requests.ask(begun):
+        if is_ended(config, self.state) or requests.ask(begun).stop:
             return
+        requests.is_preempted = is_preempted
         self.reporter.start_clock()
         with closing(self.batches.ahead(range(begun + 1, config.n_steps + 1))) as ahead:
             for step, batch in ahead:
                 self.take_step(step, batch)
-                if self.is_over_after(step, stop=requests.ask(step)):
+                if self.is_over_after(step, requests.ask(step)):
                     return
 
     def take_step(self, step: int, batch: Batch) -> None:
@@ -164,11 +208,11 @@ class _Worker:
         )
         self.reporter.add(step, figures, rate, batch.n_tokens)
 
-    def is_over_after(self, step: int, stop: bool) -> bool:
+    def is_over_after(self, step: int, asked: Asked) -> bool:
         """Do what is due after a step: fetch figures, validate, write points, save; return whether it was the last."""
         config, is_last = self.config, step == self.config.n_steps
         is_validated, is_logged = step % self.eval_interval == 0 or is_last, step % config.log_interval == 0
-        is_saved = step % self.checkpoint_interval == 0 or stop
+        is_saved = step % self.checkpoint_interval == 0 or asked.stop or asked.save
         # The first step of a process compiles: its time is taken alone.
         is_fetched = self.reporter.n_waiting >= MOST_WAITING or self.reporter.n_steps == 1
         if not (is_validated or is_logged or is_saved or is_fetched):
@@ -186,11 +230,11 @@ class _Worker:
             if is_last and not math.isfinite(scores["val/loss"]):
                 self.give_up(step, f"the last validation loss is {scores['val/loss']}")
         if is_saved or gains or is_last:
-            self.save(step, gains)
+            self.save(step, gains, is_last or asked.stop)
         if self.on_evaluation and scores:
             self.on_evaluation(step, scores["val/loss"])
         self.reporter.start_clock()
-        return is_last or stop
+        return is_last or asked.stop
 
     def fetch(self) -> None:
         """Wait for the figures of the steps so far; raise Diverged where too many in a row had no finite gradient."""
@@ -228,7 +272,7 @@ class _Worker:
         scores = {"val/loss": (nll + kl) / n_targets, "val/accuracy": n_correct / n_targets}
         return scores | ({"val/reconstruction": nll / n_targets, "val/kl": kl / n_targets} if has_latents else {})
 
-    def save(self, step: int, gains: Collection[str]) -> None:
+    def save(self, step: int, gains: Collection[str], is_last: bool) -> None:
         """Write a checkpoint, to which the pointers `gains` of `CheckpointFolder` move."""
         config = self.config
         state = {
@@ -244,7 +288,9 @@ class _Worker:
             "skipped_in_a_row": self.n_skipped,
         }
         state |= self.best.facts()
-        self.checkpoints.save(self.bare, self.optimizer, state, gains, config.keep_last_n, self.rank)
+        folder = self.checkpoints.save(self.bare, self.optimizer, state, gains, config.keep_last_n, self.rank)
+        if self.on_saved:
+            self.on_saved({"step": step} | self.reporter.latest, folder, is_last)
 
     def give_up(self, step: int, reason: str) -> NoReturn:
         """Write down why the run diverged, and end it."""

@@ -240,6 +240,21 @@ def test_two_workers_give_the_losses_of_one_though_one_is_killed(
         assert theirs == pytest.approx(mine, rel=1e-5, abs=1e-5)
 
 
+def test_ray_knows_figures_and_the_address_of_the_last_checkpoint(
+    dataset: DatasetVersion, tmp_path: Path, ray: None
+) -> None:
+    job = make_job(short_training(), dataset, tmp_path / "run")
+    job.prepare()
+    result = trainer.torch_trainer(job, tmp_path / "ray").fit()
+    last = CheckpointFolder(job.run_dir / "checkpoints").find("last")
+    assert last is not None
+    assert result.metrics["step"] == 12
+    assert result.metrics["val/loss"] == read_progress(job.run_dir)["metrics"]["val/loss"]
+    with result.checkpoint.as_directory() as pointer:
+        address = json.loads((Path(pointer) / "pointer.json").read_text())["uri"]
+    assert address == result.metrics["checkpoint"] == last.as_uri()
+
+
 def test_an_error_of_ours_in_a_worker_comes_back_as_itself(dataset: DatasetVersion, tmp_path: Path, ray: None) -> None:
     job = make_job(short_training(max_failures=0), dataset, tmp_path)
     run_steps(job, wrap=at_step(4, job.stop_request.touch))

@@ -22,6 +22,7 @@ from tasks.storage.home import Home
 from tasks.training import metrics_log, trainer, worker
 from tasks.training.job import make_job, run_dir_of
 from tasks.training.metrics_log import read_points
+from tasks.training.ranks import Requests
 from tasks.training.token_dataset import TokenDataset
 from tasks.training.trainer import read_progress
 from tasks.training.worker import run_steps
@@ -163,6 +164,36 @@ def test_a_stop_request_saves_and_stops_at_the_step_it_meets(dataset: DatasetVer
     last = CheckpointFolder(tmp_path / "checkpoints").find("last")
     assert last is not None
     assert read_state(last)["step"] == 5
+
+
+def test_a_node_that_is_about_to_be_taken_away_saves_once_and_the_run_goes_on(
+    dataset: DatasetVersion, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Requests, "SECONDS", 0.0)  # it is asked after each step
+    seen: list[int] = []
+    saved: list[tuple[float, bool]] = []
+    run_steps(
+        make_job(short_training(keep_last_n=9), dataset, tmp_path),
+        wrap=at_step(99, stumble, seen),
+        on_saved=lambda metrics, folder, is_last: saved.append((metrics["step"], is_last)),
+        is_preempted=lambda: len(seen) >= 3,
+    )
+    assert saved == [(3, False), (4, False), (6, False), (8, False), (12, True)]
+    assert read_state(tmp_path / "checkpoints" / "step-000003")["step"] == 3
+    assert curves(tmp_path) == curves(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"n_workers": (2, 1)}, r"n_workers=\(2, 1\) is neither a number from 1 up nor a pair of rising ones"),
+        ({"n_workers": 0}, "n_workers=0 is neither"),
+        ({"n_workers": (1, 4), "grad_accumulation_steps": 2}, "above the 1 windows of one worker"),
+    ],
+)
+def test_impossible_numbers_of_workers_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        short_training(**settings)
 
 
 def test_the_loss_falls(dataset: DatasetVersion, tmp_path: Path) -> None:
