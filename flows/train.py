@@ -66,7 +66,9 @@ def train(
                 resuming.begin_from(parent, config, claim.folder)
             elif not claim.folder.exists():
                 resuming.tell_apart(where, claim.folder, config, version)
-            with tracker.open_run("orchestrion/training", claim.folder.name, tags, parent_run_id, claim.run_id) as run:
+            with tracker.open_run(
+                "orchestrion/training", claim.folder.name, tags, parent_run_id, claim.run_id, watches_machine=True
+            ) as run:
                 start_run(claim, run)
                 log_training_start(run, config, version)
                 result = steps.fit_model(job, run)

@@ -262,9 +262,20 @@ class Tracker:
 
     @contextmanager
     def open_run(
-        self, experiment: str, name: str, tags: Mapping[str, str] | None = None, parent: str = "", run_id: str = ""
+        self,
+        experiment: str,
+        name: str,
+        tags: Mapping[str, str] | None = None,
+        parent: str = "",
+        run_id: str = "",
+        watches_machine: bool = False,
     ) -> Iterator[Run]:
-        """Open a run, or continue `run_id`, and close it as FINISHED, FAILED or KILLED."""
+        """Open a run, or continue `run_id`, and close it as FINISHED, FAILED or KILLED.
+
+        Args:
+            watches_machine: log CPU, memory, disk, network and GPUs of this machine, by MLflow's own thread, every 10 s
+                or MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL; MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false turns it off.
+        """
         all_tags = {"mlflow.runName": name, "orchestrion.git_commit": git_commit(), **(tags or {})}
         if parent:
             all_tags["mlflow.parentRunId"] = parent
@@ -277,6 +288,8 @@ class Tracker:
                         made = self.client.create_run(self.experiment(experiment), tags=all_tags, run_name=name)
                         run_id = made.info.run_id
                     stack.enter_context(last_words(lambda: self.client.set_terminated(run_id, "KILLED")))
+                if watches_machine:
+                    stack.enter_context(self._machine_watched(run_id))
                 yield Run(self, run_id)
             except BaseException as error:
                 if run_id:  # not an Exception: Ctrl-C, a cancel from Prefect
@@ -284,6 +297,21 @@ class Tracker:
                     self.client.set_terminated(run_id, "FAILED" if is_failed else "KILLED")
                 raise
             self.client.set_terminated(run_id, "FINISHED")
+
+    @contextmanager
+    def _machine_watched(self, run_id: str) -> Iterator[None]:
+        """Log the machine's metrics (`system/*`) to a run, after those that it has."""
+        if os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "").lower() in ("false", "0"):
+            yield
+            return
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=self.uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def has_run(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException

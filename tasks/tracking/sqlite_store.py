@@ -82,7 +82,7 @@ def run_facts(
         "started": started,
         "seconds": round(((ended or started) - started) / 1000, 1),
         "tags": {key: value for key, value in tags.items() if key.startswith(("orchestrion.", "prefect."))},
-        "metrics": dict(metrics),
+        "metrics": {key: value for key, value in metrics.items() if not key.startswith("system/")},  # of the machine
     }
 
 

@@ -4,6 +4,8 @@ import math
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +69,27 @@ def register(tracker: Tracker, dataset: DatasetVersion, checkpoint: Path) -> Cal
 
 def status_of(tracker: Tracker, run: Run) -> str:
     return tracker.client.get_run(run.run_id).info.status
+
+
+def test_a_run_can_hold_figures_of_the_machine(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    cpu, n_points = "system/cpu_utilization_percentage", 0
+    run_id = ""
+    for _ in range(2):  # a run that is continued goes on after the points that it has
+        with tracker.open_run(TRAINING, "watched", run_id=run_id, watches_machine=True) as run:
+            run_id, begun = run.run_id, n_points
+            while n_points < begun + 2:
+                time.sleep(0.05)
+                n_points = len(history(tracker, run, cpu))
+        steps = [step for step, _ in history(tracker, run, cpu)]
+        assert steps == sorted(set(steps))
+    metrics = tracker.client.get_run(run_id).data.metrics
+    assert metrics["system/system_memory_usage_megabytes"] > 0
+    (found,) = tracker.find_runs(run_id)
+    assert found["metrics"] == {}  # lists of runs show those of the training
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    with tracker.open_run(TRAINING, "unwatched", watches_machine=True):
+        assert not any(thread.name == "SystemMetricsMonitor" for thread in threading.enumerate())
 
 
 def history(tracker: Tracker, run: Run, metric: str) -> list[tuple[int, float]]:
