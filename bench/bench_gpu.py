@@ -317,24 +317,24 @@ def time_form(form: Any, inputs: list[Tensor | None], rounds: int) -> dict[str, 
     grad = torch.randn_like(leaves[0])
 
     def both() -> None:
-        torch.autograd.grad(form(*inputs, 64**-0.5), leaves, grad)
+        torch.autograd.grad(form(*inputs, 64**-0.5, 0.0), leaves, grad)
 
     @torch.no_grad()
     def forward() -> None:
-        form(*inputs, 64**-0.5)
+        form(*inputs, 64**-0.5, 0.0)
 
     seconds = {"forward": seconds_of(forward, rounds, 1), "forward_backward": seconds_of(both, rounds, 1)}
     return {f"{name}_seconds": round(statistics.median(of_rounds), 7) for name, of_rounds in seconds.items()}
 
 
-def by_skew(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale: float) -> Tensor:
+def by_skew(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale: float, dropout: float) -> Tensor:
     """Attend as published by Huang et al. 2019: matrices of all pairs, and the skew by padding."""
     B, H, T, _ = q_BHTK.shape
     by_distance_BHTT = functional.pad(q_BHTK @ table.mT, (1, 0))
     added_BHTT = by_distance_BHTT.reshape(B, H, T + 1, T)[:, :, 1:]
     later_TT = torch.ones(T, T, dtype=torch.bool, device=q_BHTK.device).triu(1)
     scores_BHTT = ((q_BHTK @ k_BHTK.mT + added_BHTT) * scale).masked_fill(later_TT, -torch.inf)
-    return scores_BHTT.softmax(-1) @ v_BHTK
+    return functional.dropout(scores_BHTT.softmax(-1), dropout) @ v_BHTK
 
 
 def headline(attention: dict[str, dict[str, Any]]) -> float | None:

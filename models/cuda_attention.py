@@ -28,7 +28,7 @@ from models.block_attention import attend_in_blocks
 
 logger = logging.getLogger(__name__)
 
-Form = Callable[[Tensor, Tensor, Tensor, Any, float], Tensor]
+Form = Callable[[Tensor, Tensor, Tensor, Any, float, float], Tensor]
 MIN_TIMED_LENGTH = 128  # shorter rows take the first form of the list
 MAX_PAIRS_BYTES = 2**30  # of all scores in one matrix, above which forms that hold them are not tried
 MAX_FUSED_D_HEAD = 128
@@ -46,6 +46,7 @@ class Case:
     is_shared: bool
     dtype: torch.dtype
     trains: bool
+    drops: bool
     device: torch.device
     is_deterministic: bool
 
@@ -53,8 +54,10 @@ class Case:
 _chosen: dict[Case, str] = {}
 
 
-def attend_on_cuda(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor | None, scale: float) -> Tensor:
-    """Return y_BHTK, causal attention without padding and dropout, by the fastest form.
+def attend_on_cuda(
+    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor | None, scale: float, dropout: float = 0.0
+) -> Tensor:
+    """Return y_BHTK, causal attention without padding, by the fastest form.
 
     Args:
         table: vectors of the distances R - 1 to 0, of shape (H, R, K) or (R, K), with R up to T; further distances
@@ -63,10 +66,10 @@ def attend_on_cuda(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor
     dtype = v_BHTK.dtype  # norms of queries and keys leave bfloat16 under autocast
     inputs = (q_BHTK.to(dtype), k_BHTK.to(dtype), v_BHTK, table)
     with torch.autocast(v_BHTK.device.type, enabled=False):
-        return FORMS[form_for(*inputs, scale)](*inputs, scale)
+        return FORMS[form_for(*inputs, scale, dropout)](*inputs, scale, dropout)
 
 
-def form_for(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor | None, scale: float) -> str:
+def form_for(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor | None, scale: float, dropout: float) -> str:
     """Return the name of the form to use, which is found by trying all of them when a case first comes."""
     T, K = q_BHTK.shape[2:]
     case = Case(
@@ -76,6 +79,7 @@ def form_for(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor | Non
         is_shared=table is not None and table.ndim == 2,
         dtype=q_BHTK.dtype,
         trains=torch.is_grad_enabled() and q_BHTK.requires_grad,
+        drops=dropout > 0,
         device=q_BHTK.device,
         is_deterministic=torch.are_deterministic_algorithms_enabled(),
     )
@@ -83,7 +87,9 @@ def form_for(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor | Non
         names = candidates(case, q_BHTK.shape[0] * q_BHTK.shape[1])
         if len(names) == 1 or (q_BHTK.is_cuda and torch.cuda.is_current_stream_capturing()):
             return names[0]
-        _chosen[case] = fastest(names, case, (q_BHTK, k_BHTK, v_BHTK, table), scale)
+        devices = [q_BHTK.device] if q_BHTK.is_cuda else []
+        with torch.random.fork_rng(devices):  # training draws the same numbers with and without
+            _chosen[case] = fastest(names, case, (q_BHTK, k_BHTK, v_BHTK, table), scale, dropout)
     return _chosen[case]
 
 
@@ -105,15 +111,23 @@ def candidates(case: Case, n_heads: int) -> list[str]:
     if case.n_distances and pairs_fit and not case.is_deterministic:
         names.append("bias")
     # It takes half a minute to compile, which evaluation does not earn back.
-    if case.trains and pairs_fit and not case.is_deterministic:
+    if case.trains and pairs_fit and not case.drops and not case.is_deterministic:
         names.append("flex")
     return names
 
 
-def fastest(names: list[str], case: Case, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], scale: float) -> str:
-    """Return the form of `names` that takes the least time on tensors like `inputs`."""
-    generator = torch.Generator(case.device).manual_seed(0)  # leaves the global one as it is
-    drawn = [None if x is None else draw_like(x, case.trains, generator) for x in inputs]
+def fastest(
+    names: list[str],
+    case: Case,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    scale: float,
+    dropout: float = 0.0,
+) -> str:
+    """Return the form of `names` that takes the least time on tensors like `inputs`.
+
+    Dropout counts for the time alone; results are compared without it.
+    """
+    drawn = [None if x is None else torch.empty_like(x).normal_().requires_grad_(case.trains) for x in inputs]
     expected, seconds = None, dict[str, float]()
     for name in names:
         try:
@@ -122,7 +136,7 @@ def fastest(names: list[str], case: Case, inputs: tuple[Tensor, Tensor, Tensor, 
             worst = max(far_off(one, other) for one, other in zip(results, expected, strict=True))
             if worst > WORST_ERROR[case.dtype]:
                 raise ArithmeticError(f"results differ from {names[0]!r} by {worst:.1e} of their size")
-            seconds[name] = time_of(name, drawn, scale, case.trains)
+            seconds[name] = time_of(name, drawn, scale, case.trains, dropout)
         except Exception as error:  # whatever a compiler or driver raises; the first form is there
             if name == names[0]:
                 raise
@@ -134,20 +148,16 @@ def fastest(names: list[str], case: Case, inputs: tuple[Tensor, Tensor, Tensor, 
     return chosen
 
 
-def draw_like(x: Tensor, trains: bool, generator: torch.Generator) -> Tensor:
-    """Return random numbers of the shape, dtype and memory layout of `x`."""
-    drawn = torch.empty_like(x).normal_(generator=generator)
-    return drawn.requires_grad_(trains)
-
-
-def results_of(name: str, inputs: list[Tensor | None], scale: float, trains: bool) -> list[Tensor]:
+def results_of(
+    name: str, inputs: list[Tensor | None], scale: float, trains: bool, dropout: float = 0.0
+) -> list[Tensor]:
     """Return what a form gives for `inputs`, and with `trains` its gradients too."""
     q, k, v, table = inputs
     assert q is not None
     assert k is not None
     assert v is not None
     with torch.set_grad_enabled(trains):
-        y = FORMS[name](q, k, v, table, scale)
+        y = FORMS[name](q, k, v, table, scale, dropout)
         if not trains:
             return [y]
         leaves = [x for x in inputs if x is not None]
@@ -160,9 +170,9 @@ def far_off(found: Tensor, expected: Tensor) -> float:
     return float(difference.nan_to_num(math.inf))
 
 
-def time_of(name: str, inputs: list[Tensor | None], scale: float, trains: bool) -> float:
+def time_of(name: str, inputs: list[Tensor | None], scale: float, trains: bool, dropout: float) -> float:
     """Return the shortest of a few times in seconds."""
-    return min(seconds_of(lambda: results_of(name, inputs, scale, trains), TIMED_ROUNDS, UNTIMED_ROUNDS))
+    return min(seconds_of(lambda: results_of(name, inputs, scale, trains, dropout), TIMED_ROUNDS, UNTIMED_ROUNDS))
 
 
 def seconds_of(work: Callable[[], Any], n_rounds: int, n_untimed: int) -> list[float]:
@@ -187,22 +197,23 @@ def seconds_of(work: Callable[[], Any], n_rounds: int, n_untimed: int) -> list[f
 def fused(block: int) -> Form:
     """Return the Triton kernels with a size of block as a form."""
 
-    def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale: float) -> Tensor:
+    def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale: float, dropout: float) -> Tensor:
         from models.relative_attention_triton import relative_attention
 
-        return relative_attention(q_BHTK, k_BHTK, v_BHTK, table, scale, block)[0]
+        seed = int(torch.randint(2**32, 2**62, ())) if dropout else 2**32
+        return relative_attention(q_BHTK, k_BHTK, v_BHTK, table, scale, block, dropout, seed)[0]
 
     return attend
 
 
-def in_blocks(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale: float) -> Tensor:
+def in_blocks(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale: float, dropout: float) -> Tensor:
     """Attend in blocks of queries, as on a CPU."""
     T, R = q_BHTK.shape[2], table.shape[-2]
     repeated = table[..., :1, :].expand(*table.shape[:-2], T - R, -1)
-    return attend_in_blocks(q_BHTK * scale, k_BHTK, v_BHTK, torch.cat((repeated, table), dim=-2))
+    return attend_in_blocks(q_BHTK * scale, k_BHTK, v_BHTK, torch.cat((repeated, table), dim=-2), None, dropout)
 
 
-def by_bias(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale: float) -> Tensor:
+def by_bias(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale: float, dropout: float) -> Tensor:
     """Attend by PyTorch's function, with the scores of distances as a bias."""
     T, last = q_BHTK.shape[2], table.shape[-2] - 1
     time_T = torch.arange(T, device=q_BHTK.device)
@@ -211,16 +222,19 @@ def by_bias(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale
     by_distance_BHTR = (q_BHTK * scale) @ table.to(q_BHTK.dtype).mT
     bias_BHTJ = by_distance_BHTR.gather(-1, index_TJ.expand(*q_BHTK.shape[:2], T, T))
     bias_BHTJ = bias_BHTJ.masked_fill(distance_TJ < 0, -math.inf)
-    return functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, bias_BHTJ, scale=scale)
+    return functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, bias_BHTJ, dropout, scale=scale)
 
 
-def plain(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: None, scale: float) -> Tensor:
+def plain(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: None, scale: float, dropout: float) -> Tensor:
     """Attend by PyTorch's function, without relative positions."""
-    return functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, scale=scale)
+    return functional.scaled_dot_product_attention(
+        q_BHTK, k_BHTK, v_BHTK, dropout_p=dropout, is_causal=True, scale=scale
+    )
 
 
-def flex(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor | None, scale: float) -> Tensor:
-    """Attend by FlexAttention, compiled; with a table the scores of distances are added to those of keys."""
+def flex(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor | None, scale: float, dropout: float) -> Tensor:
+    """Attend by FlexAttention, compiled and without dropout; a table's scores are added to those of keys."""
+    assert not dropout
     blocks = causal_blocks(q_BHTK.shape[2], q_BHTK.device)
     return compiled_flex()(q_BHTK, k_BHTK, v_BHTK, table, scale, blocks)
 

@@ -264,11 +264,13 @@ def rotate(x_BHTK: Tensor, rotation: Tensor) -> Tensor:
 
 
 @uncompiled  # times at first use
-def attend_by_fastest(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor | None, scale: float) -> Tensor:
+def attend_by_fastest(
+    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor | None, scale: float, dropout: float
+) -> Tensor:
     """Return what `attend_on_cuda` returns, which is imported only now."""
     from models.cuda_attention import attend_on_cuda
 
-    return attend_on_cuda(q_BHTK, k_BHTK, v_BHTK, table, scale)
+    return attend_on_cuda(q_BHTK, k_BHTK, v_BHTK, table, scale, dropout)
 
 
 class SelfAttention(nn.Module):
@@ -342,13 +344,13 @@ class SelfAttention(nn.Module):
 
         What is sampled must not depend on what was fast on a day, so passes that fill a cache do not come here.
         """
-        drops = self.training and self.dropout > 0
+        dropout = self.dropout if self.training else 0.0
         # Without a table there is little to gain, and a choice would break the graph of a compiled model.
-        is_compiled = not self.max_relative_distance and torch.compiler.is_compiling()
-        if q_BHTK.device.type != "cuda" or bias_B1TJ is not None or drops or is_compiled:
+        is_plain = not self.max_relative_distance and (dropout > 0 or torch.compiler.is_compiling())
+        if q_BHTK.device.type != "cuda" or bias_B1TJ is not None or is_plain:
             return self.attend(q_BHTK, k_BHTK, v_BHTK, bias_B1TJ)
         table = self.relative_rows(min(q_BHTK.shape[2], self.max_relative_distance))
-        return attend_by_fastest(q_BHTK, k_BHTK, v_BHTK, table, self.scale)
+        return attend_by_fastest(q_BHTK, k_BHTK, v_BHTK, table, self.scale, dropout)
 
     def attend(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, bias_B1TJ: Tensor | None) -> Tensor:
         """Return y_BHTK: causal attention to new keys alone; `bias_B1TJ` hides padding."""

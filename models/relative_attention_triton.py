@@ -28,7 +28,7 @@ from torch import Tensor
 LOG2_E = math.log2(math.e)
 MAX_D_HEAD = 128
 SMALLEST_PRODUCT = 16  # of `tl.dot`
-SIZES = ("H", "T", "last", "far", "first")  # of which no value is worth code of its own
+SIZES = ("H", "T", "last", "far", "first", "seed")  # of which no value is worth code of its own
 SLOPES_BYTES = 2**29  # of slopes by distance at once; they are all pairs of some queries and distances
 
 
@@ -65,12 +65,19 @@ def head_of(base, b, h, stride_b, stride_h):
     return base + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h
 
 
+@triton.jit
+def are_kept(seed, i, j, T, dropout, N: tl.constexpr):
+    """Return which weights of a pair of blocks dropout leaves; the same ones in all kernels."""
+    place = (i * N + tl.arange(0, N))[:, None] * T + (j * N + tl.arange(0, N))[None, :]
+    return tl.rand(seed + tl.program_id(1), place) >= dropout
+
+
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     q, k, v, table, y, lse,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, y_b, y_h, y_t, table_h, table_r,
-    H, T, last, far, scale,
-    K: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+    H, T, last, far, scale, dropout, seed,
+    K: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, DROPS: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one row and head; longest blocks first."""
     i = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -96,6 +103,8 @@ def forward_kernel(
             weights = tl.exp2(scores - risen[:, None])
             shrink = tl.exp2(highest - risen)
             total = total * shrink + tl.sum(weights, 1)
+            if DROPS:
+                weights = tl.where(are_kept(seed, i, j, T, dropout, N), weights, 0.0)
             value = load_rows(v, j * N, T, v_t, K, WIDTH, N)
             acc = tl.dot(weights.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
             highest = risen
@@ -114,11 +123,13 @@ def forward_kernel(
         weights = tl.exp2(scores - risen[:, None])
         shrink = tl.exp2(highest - risen)
         total = total * shrink + tl.sum(weights, 1)
+        if DROPS:
+            weights = tl.where(are_kept(seed, i, j, T, dropout, N), weights, 0.0)
         value = load_rows(v, j * N, T, v_t, K, WIDTH, N)
         acc = tl.dot(weights.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
         highest = risen
 
-    store_rows(y, acc / total[:, None], i * N, T, y_t, K, WIDTH, N)
+    store_rows(y, acc / (total * (1 - dropout))[:, None], i * N, T, y_t, K, WIDTH, N)
     row = i * N + tl.arange(0, N)
     tl.store(lse + tl.program_id(1).to(tl.int64) * T + row, highest + tl.log2(total), mask=row < T)
 
@@ -127,8 +138,8 @@ def forward_kernel(
 def query_kernel(
     q, k, v, table, y, grad_y, lse, grad_q, delta, far_sums, by_distances,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, y_b, y_h, y_t, g_b, g_h, g_t, d_b, d_h, d_t, table_h, table_r,
-    s_b, s_h, s_t, H, T, last, far, scale, factor, first,
-    K: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+    s_b, s_h, s_t, H, T, last, far, scale, factor, dropout, seed, first,
+    K: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, DROPS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of queries, `first` or later.
 
@@ -163,8 +174,10 @@ def query_kernel(
             key = load_rows(k, j * N, T, k_t, K, WIDTH, N)
             value = load_rows(v, j * N, T, v_t, K, WIDTH, N)
             scores = (tl.dot(query, tl.trans(key), input_precision=PRECISION) + added) * scale
-            slopes = tl.dot(grad, tl.trans(value), input_precision=PRECISION) - mean[:, None]
-            slopes = tl.exp2(scores - log_sum) * slopes
+            slopes = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+            if DROPS:
+                slopes = tl.where(are_kept(seed, i, j, T, dropout, N), slopes / (1 - dropout), 0.0)
+            slopes = tl.exp2(scores - log_sum) * (slopes - mean[:, None])
             acc = tl.dot(slopes.to(key.dtype), key, acc, input_precision=PRECISION)
             far_sum += tl.sum(slopes, 1)
         acc += far_sum[:, None] * oldest[None, :]
@@ -180,8 +193,10 @@ def query_kernel(
         added = tl.gather(tl.where(is_near_part, upper, lower), turned, 1)
         upper = lower
         scores = (tl.dot(query, tl.trans(key), input_precision=PRECISION) + added) * scale
-        slopes = tl.dot(grad, tl.trans(value), input_precision=PRECISION) - mean[:, None]
-        slopes = tl.where(is_near_part | (j < i), tl.exp2(scores - log_sum) * slopes, 0.0)
+        slopes = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+        if DROPS:
+            slopes = tl.where(are_kept(seed, i, j, T, dropout, N), slopes / (1 - dropout), 0.0)
+        slopes = tl.where(is_near_part | (j < i), tl.exp2(scores - log_sum) * (slopes - mean[:, None]), 0.0)
         acc = tl.dot(slopes.to(key.dtype), key, acc, input_precision=PRECISION)
         far_sum += tl.sum(tl.where((i - j) * N + r - c >= far, slopes, 0.0), 1)
         by_distance = tl.gather(slopes, turned, 1)
@@ -199,8 +214,8 @@ def query_kernel(
 def key_kernel(
     q, k, v, table, grad_y, lse, delta, grad_k, grad_v,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, d_b, d_h, d_t, table_h, table_r,
-    H, T, last, far, scale, factor,
-    K: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+    H, T, last, far, scale, factor, dropout, seed,
+    K: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, DROPS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of keys and values; longest blocks first."""
     j = tl.program_id(0)
@@ -230,8 +245,14 @@ def key_kernel(
         added = tl.gather(tl.where(is_near_part, upper, lower), turned, 1)
         scores = (tl.dot(query, tl.trans(key), input_precision=PRECISION) + added) * scale
         weights = tl.where(is_near_part | (j < i), tl.exp2(scores - log_sum), 0.0)
-        slopes = weights * (tl.dot(grad, tl.trans(value), input_precision=PRECISION) - mean)
-        value_acc = tl.dot(tl.trans(weights.to(grad.dtype)), grad, value_acc, input_precision=PRECISION)
+        slopes = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+        dropped = weights
+        if DROPS:
+            is_kept = are_kept(seed, i, j, T, dropout, N)
+            slopes = tl.where(is_kept, slopes / (1 - dropout), 0.0)
+            dropped = tl.where(is_kept, weights / (1 - dropout), 0.0)
+        slopes = weights * (slopes - mean)
+        value_acc = tl.dot(tl.trans(dropped.to(grad.dtype)), grad, value_acc, input_precision=PRECISION)
         key_acc = tl.dot(tl.trans(slopes.to(query.dtype)), query, key_acc, input_precision=PRECISION)
 
     if first_far < tl.num_programs(0):
@@ -245,8 +266,14 @@ def key_kernel(
             added = tl.sum(query.to(tl.float32) * oldest[None, :], 1)[:, None]
             scores = (tl.dot(query, tl.trans(key), input_precision=PRECISION) + added) * scale
             weights = tl.exp2(scores - log_sum)
-            slopes = weights * (tl.dot(grad, tl.trans(value), input_precision=PRECISION) - mean)
-            value_acc = tl.dot(tl.trans(weights.to(grad.dtype)), grad, value_acc, input_precision=PRECISION)
+            slopes = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+            dropped = weights
+            if DROPS:
+                is_kept = are_kept(seed, i, j, T, dropout, N)
+                slopes = tl.where(is_kept, slopes / (1 - dropout), 0.0)
+                dropped = tl.where(is_kept, weights / (1 - dropout), 0.0)
+            slopes = weights * (slopes - mean)
+            value_acc = tl.dot(tl.trans(dropped.to(grad.dtype)), grad, value_acc, input_precision=PRECISION)
             key_acc = tl.dot(tl.trans(slopes.to(query.dtype)), query, key_acc, input_precision=PRECISION)
 
     store_rows(grad_k, key_acc * factor, j * N, T, d_t, K, WIDTH, N)
@@ -285,7 +312,7 @@ def n_warps(block: int, is_forward: bool) -> int:
     return 4 if is_forward or block < 64 else 8
 
 
-def _constants(q_BHTK: Tensor, block: int, is_forward: bool) -> dict[str, Any]:
+def _constants(q_BHTK: Tensor, block: int, dropout: float, is_forward: bool) -> dict[str, Any]:
     K = q_BHTK.shape[-1]
     precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     return {
@@ -293,6 +320,7 @@ def _constants(q_BHTK: Tensor, block: int, is_forward: bool) -> dict[str, Any]:
         "WIDTH": max(triton.next_power_of_2(K), SMALLEST_PRODUCT),
         "N": block,
         "PRECISION": precision,
+        "DROPS": dropout > 0,
         "num_warps": n_warps(block, is_forward),
         "num_stages": 2,  # three exceed the shared memory of an H100 with block=64 and K=128
     }
@@ -308,7 +336,7 @@ def _usable(x_BHTK: Tensor) -> Tensor:
 
 @torch.library.custom_op("orchestrion::relative_attention", mutates_args=())
 def relative_attention(
-    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale: float, block: int
+    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale: float, block: int, dropout: float, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Return y_BHTK and, to base 2, the logarithms of the sums of weights, float32 of shape (B, H, T).
 
@@ -317,6 +345,8 @@ def relative_attention(
         table: vectors of the distances R - 1 to 0, of shape (H, R, K) or (R, K); further distances share the first.
         scale: what the scores are multiplied by.
         block: queries, keys and distances in a block, a power of 2 from 16 on.
+        dropout: share of the weights that are set to 0.
+        seed: of dropout, 2**32 or more, which makes it an integer of 64 bits for the kernels.
     """
     q, k, v = _usable(q_BHTK), _usable(k_BHTK), _usable(v_BHTK)
     rows = _usable(table.to(q.dtype))
@@ -328,7 +358,7 @@ def relative_attention(
         forward_kernel, (n_blocks, B * H),
         q, k, v, rows, y_BHTK, lse_BHT,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *y_BHTK.stride()[:3], *_table_strides(rows),
-        H, *_sizes(T, rows, scale), **_constants(q, block, is_forward=True),
+        H, *_sizes(T, rows, scale), dropout, seed, **_constants(q, block, dropout, is_forward=True),
     )  # fmt: skip
     return y_BHTK, lse_BHT
 
@@ -349,6 +379,8 @@ def relative_attention_backward(
     lse_BHT: Tensor,
     scale: float,
     block: int,
+    dropout: float,
+    seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of queries, keys, values and table."""
     grad, q, k, v = _usable(grad_BHTK), _usable(q_BHTK), _usable(k_BHTK), _usable(v_BHTK)
@@ -357,7 +389,7 @@ def relative_attention_backward(
     grad_q, grad_k, grad_v = empty_heads(q), empty_heads(q), empty_heads(q)
     delta_BHT, far_BHT = torch.empty_like(lse_BHT), torch.empty_like(lse_BHT)
     _, last, far, _ = sizes = _sizes(T, rows, scale)
-    constants = _constants(q, block, is_forward=False)
+    constants = _constants(q, block, dropout, is_forward=False)
     of_qkv = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
     of_grads = (*grad.stride()[:3], *grad_q.stride()[:3], *_table_strides(rows))
     n_blocks = -(-T // block)
@@ -370,8 +402,8 @@ def relative_attention_backward(
         launch(
             query_kernel, (min(n_rows // block, n_blocks - first), B * H),
             q, k, v, rows, y_BHTK, grad, lse_BHT, grad_q, delta_BHT, far_BHT, slopes_HBTW, *of_qkv,
-            *y_BHTK.stride()[:3], *of_grads, slopes_HBTW.stride(1), slopes_HBTW.stride(0), W, H, *sizes, scale, first,
-            **constants,
+            *y_BHTK.stride()[:3], *of_grads, slopes_HBTW.stride(1), slopes_HBTW.stride(0), W, H, *sizes, scale,
+            dropout, seed, first, **constants,
         )  # fmt: skip
         query_HBTK = q.new_zeros(H, B, n_rows, K)  # zeros: after the last query there are slopes of earlier ones
         some_BHTK = q[:, :, first * block : first * block + n_rows]
@@ -381,7 +413,8 @@ def relative_attention_backward(
         below_far += by_distance[..., : below_far.shape[-2], :]
     launch(
         key_kernel, (n_blocks, B * H),
-        q, k, v, rows, grad, lse_BHT, delta_BHT, grad_k, grad_v, *of_qkv, *of_grads, H, *sizes, scale, **constants,
+        q, k, v, rows, grad, lse_BHT, delta_BHT, grad_k, grad_v, *of_qkv, *of_grads, H, *sizes, scale, dropout, seed,
+        **constants,
     )  # fmt: skip
     grad_table = torch.zeros(table.shape, dtype=torch.float32, device=q.device)
     grad_table[..., last + 1 - below_far.shape[-2] :, :] = below_far.flip(-2) * scale
@@ -402,17 +435,19 @@ def _(
     lse_BHT: Tensor,
     scale: float,
     block: int,
+    dropout: float,
+    seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return empty_heads(q_BHTK), empty_heads(q_BHTK), empty_heads(q_BHTK), table.new_empty(table.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, table, ctx.scale, ctx.block = inputs
+    q, k, v, table, *ctx.options = inputs
     ctx.save_for_backward(q, k, v, table, *output)
 
 
 def _backward(ctx: Any, grad_BHTK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*relative_attention_backward(grad_BHTK, *ctx.saved_tensors, ctx.scale, ctx.block), None, None)
+    return (*relative_attention_backward(grad_BHTK, *ctx.saved_tensors, *ctx.options), None, None, None, None)
 
 
 relative_attention.register_autograd(_backward, setup_context=_keep)

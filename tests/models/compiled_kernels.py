@@ -15,8 +15,8 @@ from triton.compiler import ASTSource
 from models import relative_attention_triton as kernels
 
 FLOAT32 = ("lse", "delta", "far_sums")
-SCALARS = {"scale": "fp32", "factor": "fp32"}
-CONSTANTS: dict[str, Any] = {"K": 64, "WIDTH": 64, "PRECISION": "ieee"}
+SCALARS = {"scale": "fp32", "factor": "fp32", "dropout": "fp32", "seed": "i64"}
+CONSTANTS: dict[str, Any] = {"K": 64, "WIDTH": 64, "PRECISION": "ieee", "DROPS": True}
 
 
 def compiled(kernel: Any, block: int, capability: int, n_warps: int) -> dict[str, Any]:

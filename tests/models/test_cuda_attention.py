@@ -13,7 +13,7 @@ from models.layers import RelativeAttention, SelfAttention
 
 T, K = 130, 8
 ANY = Case(
-    length=256, d_head=K, n_distances=64, is_shared=True, dtype=torch.bfloat16, trains=True,
+    length=256, d_head=K, n_distances=64, is_shared=True, dtype=torch.bfloat16, trains=True, drops=False,
     device=torch.device("cpu"), is_deterministic=False,
 )  # fmt: skip
 
@@ -54,7 +54,7 @@ def test_forms_that_fail_or_differ_are_left_out(
         raise RuntimeError("out of resources: shared memory\nand more")
 
     monkeypatch.setitem(FORMS, "fused 64", fail)
-    monkeypatch.setitem(FORMS, "fused 32", lambda q, k, v, table, scale: v * 1.0)
+    monkeypatch.setitem(FORMS, "fused 32", lambda q, k, v, *_: v * 1.0)
     names = ["blocks", "fused 64", "fused 32"]
     assert fastest(names, ANY, tuple(drawn(40, K)), 0.3) == "blocks"  # type: ignore[arg-type]
     assert [record.args[0] for record in caplog.records] == ["fused 64", "fused 32"]  # type: ignore[index]
@@ -70,15 +70,17 @@ def test_the_fastest_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fastest(["blocks", "bias"], ANY, inputs, 0.3) == "blocks"  # type: ignore[arg-type]
 
 
-def test_timing_leaves_the_global_random_numbers_alone() -> None:
-    inputs = tuple(drawn(40, K))
+def test_timing_leaves_the_global_random_numbers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v, table = (None if x is None else x.bfloat16() for x in drawn(40, K))
+    monkeypatch.setattr(cuda_attention, "candidates", lambda *_: ["blocks", "bias"])
     before = torch.get_rng_state()
-    fastest(["blocks", "bias"], ANY, inputs, 0.3)  # type: ignore[arg-type]
+    assert cuda_attention.form_for(q, k, v, table, 0.3, 0.2) in ("blocks", "bias")  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_what_is_tried() -> None:
     assert candidates(ANY, 16) == ["blocks", "fused 64", "fused 32", "bias", "flex"]
+    assert candidates(replace(ANY, drops=True), 16) == ["blocks", "fused 64", "fused 32", "bias"]
     assert candidates(replace(ANY, trains=False), 16) == ["blocks", "fused 64", "fused 32", "bias"]
     assert candidates(replace(ANY, is_deterministic=True), 16) == ["blocks", "fused 64", "fused 32"]
     assert candidates(replace(ANY, length=2**14), 64) == ["blocks", "fused 64", "fused 32"]
