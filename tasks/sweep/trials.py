@@ -15,12 +15,12 @@ import numpy as np
 
 from tasks.errors import ConfigError, Diverged, OrchestrionError, words_of
 from tasks.runtime import cluster
-from tasks.runtime.devices import check_workers, device_of, shared
+from tasks.runtime.devices import check_workers, device_of, explained_memory, shared
 from tasks.runtime.signals import SAVE_SECONDS, stop_on_signals
 from tasks.training.job import TrainJob, is_ended
 from tasks.training.metrics_log import MetricsTail
 from tasks.training.trainer import read_progress
-from tasks.training.worker import run_steps
+from tasks.training.worker import less_memory, run_steps
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,8 @@ def train_trial(job: TrainJob, halving: Halving | None) -> str:
             raise _Behind
 
     try:
-        run_steps(job, device=device_of(job.placement.device), on_evaluation=on_evaluation)
+        with explained_memory(less_memory(job.config)):
+            run_steps(job, device=device_of(job.placement.device), on_evaluation=on_evaluation)
     except _Behind:
         return ""
     except OrchestrionError as error:

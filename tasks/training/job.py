@@ -53,10 +53,15 @@ class TrainJob:
         """The reason why the last attempt at the run diverged."""
         return divergence_of(self.run_dir)
 
+    @property
+    def memory_note(self) -> Path:
+        """The reason why a worker of the last attempt ran out of a GPU's memory."""
+        return self.run_dir / "out_of_memory.txt"
+
     def prepare(self) -> None:
         """Make the run's folder ready for an attempt."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        for left_over in (self.stop_request, self.begun, self.divergence):
+        for left_over in (self.stop_request, self.begun, self.divergence, self.memory_note):
             left_over.unlink(missing_ok=True)
 
 

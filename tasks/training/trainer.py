@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.checkpoints import CheckpointFolder, read_state
-from tasks.errors import Diverged, HomeError, Interrupted, cause_of, plural
+from tasks.errors import Diverged, HomeError, Interrupted, OutOfMemory, cause_of, plural
 from tasks.runtime import cluster
 from tasks.runtime.devices import check_workers
 from tasks.runtime.signals import SAVE_SECONDS, stop_on_signals
@@ -35,6 +35,7 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
         DamagedFile: a token shard has other bytes than were written; the message names it.
         Interrupted: SIGINT or SIGTERM came; the state was saved first.
         Diverged: see `run_steps`; the last checkpoint is from before.
+        OutOfMemory: a GPU's memory does not suffice; the message names what lowers the need.
         HomeError: the disk is full or cannot be written to; the last checkpoint is kept.
     """
     check_shards(job.shards, cluster.n_cpus())
@@ -67,11 +68,18 @@ def fit(job: TrainJob, on_points: Callable[[list[dict[str, float]]], None]) -> T
             if trainer.is_alive():  # it waits for a server that died, or for a worker in a long step
                 cluster.abandon() if stop else cluster.disconnect()
             job.begun.unlink(missing_ok=True)
+    return _outcome(job, stop.signal if stop else "", failure)
+
+
+def _outcome(job: TrainJob, stopped_by: str, failure: list[BaseException]) -> TrainResult:
+    """Return where a run ended; raise what ended it before its last step."""
     state = read_progress(job.run_dir)
     is_over = is_ended(job.config, state)
-    if stop and not is_over:
-        raise Interrupted(f"training stopped by {stop.signal} {_words_of_progress(job, state['step'])}")
-    if failure:
+    if stopped_by and not is_over:
+        raise Interrupted(f"training stopped by {stopped_by} {_words_of_progress(job, state['step'])}")
+    if job.memory_note.exists():
+        raise OutOfMemory(job.memory_note.read_text())
+    if failure and not is_over:  # a worker that is lost after the last save has left nothing to do
         error = cause_of(failure[0])
         if problem := storage_problem(error):
             saved = f"{state['step']} of {job.config.n_steps}"

@@ -29,8 +29,9 @@ from models.utilisation import bf16_peak, flops_per_token
 from tasks.checkpoints import CheckpointFolder, restore
 from tasks.config.serialization import to_json
 from tasks.config.training import TrainConfig, uses_bf16
-from tasks.errors import Diverged
+from tasks.errors import Diverged, OutOfMemory
 from tasks.music.tokenizers.registry import tokenizer_from_json
+from tasks.runtime.devices import explained_memory
 from tasks.storage.files import json_text, write_atomically
 from tasks.training.batches import Batch, Batches
 from tasks.training.job import TrainJob, is_ended
@@ -53,13 +54,29 @@ def worker_loop(settings: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device() if job.placement.device == "cuda" else torch.device("cpu")
     wrap = partial(for_workers, kind=job.config.parallel, device=device) if world_size > 1 else None
+    if job.memory_note.exists():  # of the attempt before: Ray begins again, which cannot help
+        return
     # All workers diverge at the same step. What they raise would make Ray begin again, which cannot help here.
     with suppress(Diverged):
-        run_steps(
-            job, rank, world_size, device, wrap,
-            on_saved=RayReports(rank, world_size).add,
-            is_preempted=lambda: ray.train.get_preemption_info() is not None,
-        )  # fmt: skip
+        try:
+            with explained_memory(less_memory(job.config)):
+                run_steps(
+                    job, rank, world_size, device, wrap,
+                    on_saved=RayReports(rank, world_size).add,
+                    is_preempted=lambda: ray.train.get_preemption_info() is not None,
+                )  # fmt: skip
+        except OutOfMemory as error:
+            write_atomically(job.memory_note, str(error).encode())
+            if world_size > 1:  # the others wait for this one
+                raise
+
+
+def less_memory(config: TrainConfig) -> str:
+    """Return what lowers the memory that a run needs."""
+    return (
+        f"lower train.batch_size={config.batch_size}, raise"
+        f" train.grad_accumulation_steps={config.grad_accumulation_steps}, or set train.activation_checkpointing=true"
+    )
 
 
 class RayReports:

@@ -8,17 +8,18 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from models.config import WarmupCosineSchedule
 from tasks.checkpoints import CheckpointFolder
 from tasks.config.training import TrainConfig
 from tasks.dataset.versions import DatasetVersion
-from tasks.errors import CheckpointError, Interrupted
+from tasks.errors import CheckpointError, Interrupted, OutOfMemory
 from tasks.runtime import cluster
 from tasks.storage.files import write_atomically
 from tasks.training import trainer
@@ -262,6 +263,61 @@ def test_an_error_of_ours_in_a_worker_comes_back_as_itself(dataset: DatasetVersi
     with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged") as error:
         trainer.fit(job, lambda _: None)
     assert "\n" not in str(error.value)
+
+
+def test_a_gpu_out_of_memory_ends_the_run_at_once_with_what_helps(
+    dataset: DatasetVersion, tmp_path: Path, ray: None
+) -> None:
+    driver, tries = os.getpid(), tmp_path / "tries"
+
+    class Greedy(TrainJob):  # made here, it travels by value
+        @property
+        def stop_request(self) -> Path:  # a worker asks for it between steps
+            if os.getpid() != driver:
+                with tries.open("a") as handle:
+                    handle.write("x")
+                raise torch.OutOfMemoryError(
+                    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity"
+                )
+            return self.run_dir / "stop"
+
+    job = make_job(short_training(), dataset, tmp_path / "run")
+    greedy = Greedy(**{field.name: getattr(job, field.name) for field in fields(job)})
+    with pytest.raises(OutOfMemory) as error:
+        trainer.fit(greedy, lambda _: None)
+    assert str(error.value) == (
+        "the GPU is out of memory: CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity;"
+        " lower train.batch_size=4, raise train.grad_accumulation_steps=1, or set train.activation_checkpointing=true"
+    )
+    assert tries.read_text() == "x"
+    assert trainer.fit(job, lambda _: None).step == 12  # as if nothing had been
+
+
+@pytest.mark.nightly
+def test_a_worker_killed_in_the_last_save_leaves_the_run_that_nothing_disturbed(
+    dataset: DatasetVersion, undisturbed: Path, tmp_path: Path, ray: None
+) -> None:
+    killed: list[int] = []
+
+    def kill_at_last_point(fresh: list[dict[str, float]]) -> None:  # it is written just before the save
+        if not killed and fresh and fresh[-1]["step"] == 12:
+            killed.extend(kill_training_worker())
+
+    trainer.fit(make_job(short_training(), dataset, tmp_path / "run"), kill_at_last_point)
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_a_worker_lost_after_the_last_save_has_failed_nothing(
+    dataset: DatasetVersion, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(job: TrainJob, failure: list[BaseException]) -> None:
+        run_steps(job)
+        failure.append(ConnectionError("the worker is gone"))
+
+    monkeypatch.setattr(cluster, "connect", lambda: None)
+    monkeypatch.setattr(trainer, "_fit_in_thread", work)
+    assert trainer.fit(make_job(short_training(), dataset, tmp_path / "run"), lambda _: None).step == 12
+    assert_same_run(tmp_path / "run", undisturbed)
 
 
 CHILD = """
