@@ -34,7 +34,13 @@ def text_map(values: Schema = TEXT) -> Schema:
     return {"type": "object", "additionalProperties": values}
 
 
-AMOUNTS = strict("cpu memory", cpu=CPU, memory=MEMORY)
+AMOUNTS = strict("cpu memory", cpu=CPU, memory=MEMORY, **{"nvidia.com/gpu": {"type": "string", "pattern": "^[1-9]$"}})
+TOLERATION = strict(
+    "key operator effect",
+    key=TEXT,
+    operator={"const": "Exists"},
+    effect={"enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"]},
+)
 POD_SECURITY = strict(
     "runAsNonRoot runAsUser fsGroup seccompProfile",
     runAsNonRoot={"const": True},
@@ -75,6 +81,7 @@ POD = strict(
     "securityContext containers volumes",
     automountServiceAccountToken=YES_NO,
     securityContext=POD_SECURITY,
+    tolerations=many(TOLERATION),
     containers={**many(CONTAINER), "maxItems": 1},
     volumes=many(
         strict("name persistentVolumeClaim", name=NAME, persistentVolumeClaim=strict("claimName", claimName=NAME))

@@ -9,6 +9,8 @@ import configparser
 import copy
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,7 +128,7 @@ def test_versions_are_those_of_the_project() -> None:
     for path in MANIFESTS:
         versions = {value for place, value in walk(load(path)) if place.endswith(".rayVersion")}
         assert versions == {pinned["ray"]}
-        assert {value for place, value in walk(load(path)) if place.endswith(".image")} == {IMAGE}
+        assert {value for place, value in walk(load(path)) if place.endswith(".image")} == {IMAGE, f"{IMAGE}-cuda"}
     assert load(INFRA / "prefect.yaml")["prefect-version"] == pinned["prefect"]
     assert {s["image"] for s in load(INFRA / "compose.yaml")["services"].values()} == {IMAGE, "postgres:15-bookworm"}
 
@@ -208,8 +210,43 @@ def test_the_image_is_slim_and_pinned() -> None:
     commands = " ".join(rest for word, rest in instructions() if word == "RUN")
     assert commands.count("-c constraints.txt -c constraints-extra.txt") == 1
     assert "grep '^torch==' constraints.txt" in commands
-    arguments = dict(rest.split("=", 1) for word, rest in instructions() if word == "ARG")
-    assert arguments == {"TORCH_INDEX": "https://download.pytorch.org/whl/cpu"}
+
+
+@pytest.mark.parametrize(("index", "options"), [("", []), ("https://index.example/simple", ["--index-url", "{}"])])
+def test_no_address_decides_which_torch_the_image_has(tmp_path: Path, index: str, options: list[str]) -> None:
+    assert [rest for word, rest in instructions() if word == "ARG"] == ["TORCH_BUILD", "TORCH_INDEX"]  # no defaults
+    texts = {path: path.read_text() for path in (INFRA / "Dockerfile", INFRA / "README.md", INFRA / "compose.yaml")}
+    assert [
+        path.name for path, text in texts.items() if re.search(r"https?://[^\s`]*(pypi|pytorch|whl|simple)", text)
+    ] == []
+    installing = next(rest for word, rest in instructions() if word == "RUN" and "torch_build.py" in rest)
+    mount, _, command = installing.partition(" ")
+    assert mount == "--mount=type=secret,id=pip,target=/etc/pip.conf"
+    first = command.partition(" && ")[0]
+    (tmp_path / "pip").write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
+    (tmp_path / "pip").chmod(0o755)
+    shown = subprocess.run(
+        ["sh", "-c", first], cwd=ROOT, env={"PATH": f"{tmp_path}:/usr/bin:/bin", "TORCH_INDEX": index},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    torch = f"torch=={pins(ROOT / 'constraints.txt')['torch']}"
+    assert shown.stdout.split() == ["install", "--no-deps", *(word.format(index) for word in options), torch]
+
+
+@pytest.mark.slow
+def test_the_image_says_which_torch_it_got_and_refuses_another_than_the_one_asked_for() -> None:
+    import torch
+
+    got, other = ("cuda", "cpu") if torch.version.cuda else ("cpu", "cuda")
+    for asked, code in ((got, 0), (other, 1)):
+        done = subprocess.run(
+            [sys.executable, str(INFRA / "torch_build.py"), asked], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code
+        assert re.match(
+            rf"torch {re.escape(torch.__version__)}, for .*, \d+\.\d\d GB with its libraries\n", done.stdout
+        )
+        assert (f"TORCH_BUILD={asked}, but pip got the {got} build" in done.stderr) == (code == 1)
 
 
 def test_the_image_runs_as_nobody_special() -> None:
@@ -475,6 +512,21 @@ def test_the_two_manifests_describe_the_same_workers() -> None:
     assert job["rayClusterSpec"]["authOptions"] == cluster["authOptions"]
 
 
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda p: p.name)
+def test_gpus_are_of_workers_alone(path: Path) -> None:
+    spec = load(path)["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    groups = {group["groupName"]: group["template"]["spec"] for group in cluster["workerGroupSpecs"]}
+    for pod in (cluster["headGroupSpec"]["template"]["spec"], groups["cpu"]):
+        assert "nvidia.com/gpu" not in str(pod)
+        assert pod["containers"][0]["image"] == IMAGE
+    resources = groups["gpu"]["containers"][0]["resources"]
+    assert resources["requests"] == resources["limits"]
+    assert resources["limits"]["nvidia.com/gpu"] == "1"  # KubeRay takes `num-gpus` from it
+    assert groups["gpu"]["containers"][0]["image"] == f"{IMAGE}-cuda"
+    assert groups["gpu"]["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+
+
 def test_the_job_fits_its_cluster() -> None:
     job = load(INFRA / "kuberay" / "rayjob.yaml")["spec"]
     parsed = parse_command(shlex.split(job["entrypoint"]))
@@ -488,7 +540,8 @@ def test_the_job_fits_its_cluster() -> None:
     said = {entry["name"]: entry["value"] for entry in head["env"]}
     assert int(said["ORCHESTRION_CPUS"]) == sum(n * each for n, each in cores)
     assert train.n_workers * train.cpus_per_worker <= int(said["ORCHESTRION_CPUS"])
-    assert train.cpus_per_worker <= max(each for _, each in cores)
+    assert train.cpus_per_worker <= min(each for _, each in cores)
+    assert train.device == "auto"  # with replicas in the group `gpu` its workers go there
     mount = head["volumeMounts"][0]["mountPath"]
     assert parsed["home"].startswith(f"{mount}/")
     assert all(source.startswith(f"{mount}/") for source in parsed["source"])

@@ -101,10 +101,7 @@ def test_tasks_do_not_import_flows(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sources("flows"), ids=lambda p: p.name)
 def test_flows_leave_the_heavy_work_to_tasks(path: Path) -> None:
-    forbidden = {"ray", "mlflow", "symusic", "models", "tests", "bench"}
-    if path.name != "doctor.py":  # it looks for the accelerator
-        forbidden |= {"torch"}
-    assert violations(path, forbidden) == []
+    assert violations(path, {"ray", "torch", "mlflow", "symusic", "models", "tests", "bench"}) == []
 
 
 @pytest.mark.parametrize("package", OWNERS)

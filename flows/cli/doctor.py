@@ -66,11 +66,10 @@ def _home(home: Home) -> str:
 
 
 def _accelerator() -> str:
-    import torch
+    from tasks.runtime.cluster import n_cpus
+    from tasks.runtime.devices import words_of_torch
 
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    return f"none; training runs on {len(os.sched_getaffinity(0))} CPU cores"
+    return f"{words_of_torch()} on this machine, which has {plural(n_cpus(), 'core')}"
 
 
 def _sound() -> str:
@@ -84,7 +83,15 @@ def _sound() -> str:
 
 def _ray() -> str:
     address = os.environ.get("RAY_ADDRESS")
-    return f"joins {address}" if address else "starts on this machine when needed, token protected"
+    if not address:
+        return "starts on this machine when needed, token protected"
+    from tasks.runtime import cluster, devices
+
+    cluster.connect()
+    try:
+        return f"joins {address}: {devices.words_of_cluster()}"
+    finally:
+        cluster.disconnect()
 
 
 def _prefect() -> str:
