@@ -364,7 +364,9 @@ def relative_attention(
 
 
 @relative_attention.register_fake
-def _(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale: float, block: int) -> tuple[Tensor, Tensor]:
+def _(
+    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, table: Tensor, scale: float, block: int, dropout: float, seed: int
+) -> tuple[Tensor, Tensor]:
     return empty_heads(q_BHTK), q_BHTK.new_empty(q_BHTK.shape[:3], dtype=torch.float32)
 
 
