@@ -62,6 +62,15 @@ def test_forms_that_fail_or_differ_are_left_out(
     assert "and more" not in caplog.text
 
 
+def test_a_lack_of_memory_leaves_out_even_the_first_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(FORMS, "blocks", fail)
+    assert fastest(["blocks", "bias"], ANY, tuple(drawn(40, K)), 0.3) == "bias"  # type: ignore[arg-type]
+    assert fastest(["blocks"], ANY, tuple(drawn(40, K)), 0.3) == "blocks"  # type: ignore[arg-type]
+
+
 def test_the_fastest_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = tuple(drawn(40, K))
     monkeypatch.setattr(cuda_attention, "time_of", lambda name, *_: {"blocks": 2.0, "bias": 1.0}[name])
