@@ -105,7 +105,7 @@ def with_latents(
 
 def latent_of(model: Vae, ids: Sequence[int]) -> Tensor:
     """Return the likeliest latent of one piece; alone, so that it is the same in every batch."""
-    return model.latent(torch.tensor([ids], device=model.embed.weight.device))[0]
+    return model.latent(torch.tensor([ids]).to(model.embed.weight.device))[0]
 
 
 def path_rows(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +18,15 @@ from tasks.dataset.versions import DatasetVersion
 from tasks.errors import ConfigError, OutOfMemory
 from tasks.evaluation import steps
 from tasks.generation.generate import find_batch, generate_batch, read_request
+from tasks.generation.infill import join_nats
 from tasks.music.tokenizers.oore import OoreConfig
 from tasks.runtime import cluster, devices
+from tasks.sampling.latents import LatentPlan, LatentSource, with_latents
 from tasks.storage.home import Home
+from tests.builders import make_score
 from tests.conftest import REPOSITORY
+from tests.models.vae.small_vae import build_vae, rows
+from tests.pretend_device import pretended_device
 from tests.studio import Setup, Studio, config_of
 from tests.tasks.composer.test_composer import begin, random_checkpoint
 
@@ -89,6 +95,27 @@ def test_requests_for_a_gpu_that_is_not_there_are_refused(home: Home, setup: Set
     assert session.read().config.device == "cpu"  # what auto meant
     with pytest.raises(ConfigError, match=r"^--device=cuda, but torch"):
         session.propose(replace(session.read().config, device="cuda"))
+
+
+def test_latents_and_losses_are_computed_where_the_model_is(monkeypatch: pytest.MonkeyPatch, setup: Setup) -> None:
+    vae, loaded = build_vae(), load_model(setup.checkpoint)
+    sources = tuple(LatentSource(str(i), "", tuple(row.tolist()), 0) for i, row in enumerate(rows(20, 20)))
+    plans = [LatentPlan("prior", (), 2), LatentPlan("prompt", sources, 2, 0.5)]
+    music = make_score([(480 * i, 480, 60 + i, 80) for i in range(12)])
+    gap: Any = SimpleNamespace(span=SimpleNamespace(end_seconds=1.0, early_seconds=0.0))
+
+    def figures() -> list[float]:
+        latents = [with_latents(vae, plan, 7, [0, 1], [0, 1]) for plan in plans]
+        numbers = [number for one in latents for number in one.latents_NZ.cpu().flatten().tolist()]
+        return [*numbers, join_nats(loaded, gap, music)]
+
+    wanted = figures()
+    with pretended_device(monkeypatch):
+        vae.to("meta"), loaded.model.to("meta")
+        with pytest.raises(AssertionError, match="meets tensors of meta and of cpu"):
+            vae.latent(rows(20))
+        found = figures()
+    assert found == pytest.approx(wanted, rel=1e-4, abs=1e-4)  # other paths, other rounding
 
 
 CHILD = """
