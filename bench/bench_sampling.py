@@ -32,8 +32,8 @@ from models.config import DecoderConfig, SamplingConfig
 from models.decoder.model import Decoder
 from models.registry import Model, build_model
 from models.sampling.choice import Chooser
-from models.sampling.precision import rounded
-from models.sampling.sample import piece_uniforms, sample
+from models.sampling.sample import sample
+from models.sampling.sampler import piece_uniforms
 
 PACKAGES = ("torch", "numpy")
 VOCAB_SIZE, PAD = 416, 0
@@ -79,7 +79,10 @@ def main() -> None:
 
 def compare(model: Model, batch_size: int, length: int, rounds: int) -> dict[str, Any]:
     """Time both ways of sampling the same ids."""
-    with_cache, without = cached(model, batch_size, length), uncached(model, batch_size, length, torch.float64)
+    with_cache, without = (
+        cached(copy.deepcopy(model).double(), batch_size, length),
+        uncached(model, batch_size, length, torch.float64),
+    )
     if not all(torch.equal(a, b) for a, b in zip(with_cache, without, strict=True)):
         sys.exit("cached and uncached sampling gave different ids: nothing was measured")
     timings = report.measure(
@@ -210,10 +213,10 @@ def uncached(model: Model, batch_size: int, length: int, dtype: torch.dtype) -> 
     uniforms = torch.from_numpy(np.stack([piece_uniforms(0, i, length) for i in range(batch_size)])).to(device)
     ids = torch.full((batch_size, 1), FIRST, device=device)
     for n in range(1, length):
-        logits = rounded(model(ids)[:, -1].double())
+        logits = model(ids)[:, -1].double()
         logits[:, model.pad_id] = -math.inf
         chosen = chooser.choose(logits, np.full(batch_size, n), uniforms[:, n])
-        ids = torch.cat([ids, chosen.ids_B[:, None]], dim=1)
+        ids = torch.cat([ids, chosen[:, None]], dim=1)
     return list(ids.cpu())
 
 

@@ -375,6 +375,10 @@ class SamplingConfig:
     min_new_tokens: int = setting(
         0, "Tokens behind the prompt before which a piece does not end, unless nothing else is allowed.", ge=0
     )
+    threads: int = setting(
+        1, "CPU threads of a process that samples; as the shape of a product, their number decides its last bits.",
+        ge=1, le=256,
+    )  # fmt: skip
     context_tokens: int | None = setting(
         None, "Most tokens that the model looks back on; none: the model's own limit, or all.", ge=2
     )

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from models.registry import SampledModel
 from models.sampling.grammar_mask import GrammarArrays, GrammarRows, GrammarTables
-from models.sampling.precision import evaluated_in, rounded
-from models.sampling.sample import check_absent, check_prompt, tables_for
+from models.sampling.sample import check_absent, check_prompt, evaluated, tables_for
 
 
 class Beam(NamedTuple):
@@ -36,7 +35,7 @@ def beam_search(
     pad_id: int = 0,
     on_step: Callable[[int], object] | None = None,
 ) -> list[Beam]:
-    """Return up to `n_beams` continuations of a prompt, the likeliest first; computed in float64.
+    """Return up to `n_beams` continuations of a prompt, the likeliest first.
 
     A continuation ends with `end_id` or at `max_tokens`. Each step keeps the `n_beams` likeliest beginnings; the search
     is over when none of them can become likelier than the ended ones that were found.
@@ -55,9 +54,7 @@ def beam_search(
         raise ValueError(f"n_beams={n_beams} is below 1")
     check_prompt(prompt, "the prompt", max_tokens, model.vocab_size)
     check_absent(prompt, "the prompt", {"end": end_id, "padding": pad_id})
-    return _Search(evaluated_in(torch.float64, model), prompt, n_beams, max_tokens, grammar, end_id, pad_id).run(
-        on_step
-    )
+    return _Search(evaluated(model), prompt, n_beams, max_tokens, grammar, end_id, pad_id).run(on_step)
 
 
 class _Search:
@@ -109,7 +106,7 @@ class _Search:
         """Make every beginning longer by one id, in all ways, and keep the likeliest."""
         n = len(self.score_B)
         last_B1 = self.ids_BJ[:n, self.length - 1 : self.length]
-        logits_BV = rounded(self.model(last_B1, self.cache.rows(0, n))[:, 0])
+        logits_BV = self.model(last_B1, self.cache.rows(0, n))[:, 0].double()
         logits_BV[:, self.pad_id] = -math.inf
         if self.rows is not None:
             logits_BV.masked_fill_(self.rows.forbidden(n), -math.inf)

@@ -1,4 +1,4 @@
-"""The choice of ids from logits: temperature, top-k, top-p, min-p, and whether errors could change the id.
+"""The choice of ids from logits: penalties, temperature, top-k, top-p and min-p.
 
 Shape letters: see layers.py. Logits are float64 here, whatever the model computes in.
 """
@@ -6,7 +6,6 @@ Shape letters: see layers.py. Logits are float64 here, whatever the model comput
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,74 +15,25 @@ from torch import Tensor
 from models.config import SamplingConfig, check_temperature, check_top_k
 
 
-class Choice(NamedTuple):
-    """An id for each row, and whether all logits within the margin of the given ones lead to the same id."""
-
-    ids_B: Tensor
-    is_sure_B: Tensor
-
-
-def share_spread(share_B: Tensor, squares_B: Tensor, all_squares_B: Tensor) -> Tensor:
-    """Return how far a running share of the probabilities moves if each logit has an error of its own.
-
-    Of independent errors with a standard deviation of 1, this is the share's: to first order an error of logit `i`
-    moves the share `F` by `p_i (1 - F)` where `i` counts towards it, and by `-p_i F` where not.
-
-    Args:
-        squares_B, all_squares_B: sum of the squared probabilities within the share, and of all.
-    """
-    inside_B = (1 - share_B).square() * squares_B
-    return (inside_B + share_B.square() * (all_squares_B - squares_B).clamp_min(0)).sqrt()
-
-
 def keep_likeliest(
-    logits_BV: Tensor,
-    top_k_B: Tensor | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    margin_B: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return the logits with -inf for all ids outside the top k, the nucleus within these, or below `min_p`.
-
-    Args:
-        margin_B: how far logits may be wrong; None: not at all.
-    Returns:
-        The logits, and bool (B,): whether no such error changes what is kept.
-    """
+    logits_BV: Tensor, top_k_B: Tensor | None = None, top_p: float | None = None, min_p: float | None = None
+) -> Tensor:
+    """Return the logits with -inf for all ids outside the top k, the nucleus within these, or below `min_p`."""
     sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)  # stable: of equals, the lowest id first
     drop_BV = torch.zeros_like(sorted_BV, dtype=torch.bool)
-    least_B1 = None if min_p is None else sorted_BV[:, :1] + math.log(min_p)
     if top_k_B is not None:
         rank_V = torch.arange(logits_BV.shape[1], device=logits_BV.device)
         drop_BV = rank_V >= top_k_B[:, None]
-    shares_BV = sorted_BV.masked_fill(drop_BV, -math.inf).softmax(dim=-1)
-    before_BV = shares_BV.cumsum(dim=-1) - shares_BV  # exactly 0 for the likeliest id, which always stays
     if top_p is not None:
+        shares_BV = sorted_BV.masked_fill(drop_BV, -math.inf).softmax(dim=-1)
+        before_BV = shares_BV.cumsum(dim=-1) - shares_BV  # exactly 0 for the likeliest id, which always stays
         drop_BV = drop_BV | (before_BV >= top_p)
-    if least_B1 is not None:
-        drop_BV = drop_BV | (sorted_BV < least_B1)
-    kept_BV = logits_BV.masked_fill(torch.zeros_like(drop_BV).scatter(1, order_BV, drop_BV), -math.inf)
-    if margin_B is None:
-        return kept_BV, torch.ones_like(drop_BV[:, 0])
-    # What is kept are the first ids in order. It is sure where neither the last of them nor the first one dropped is
-    # near a limit, nor the two near each other.
-    last_B1 = (~drop_BV).sum(dim=1, keepdim=True) - 1
-    edge_B2 = torch.cat((last_B1, (last_B1 + 1).clamp_max(drop_BV.shape[1] - 1)), dim=1)
-    is_cut_B = (drop_BV & (sorted_BV > -math.inf)).any(dim=1)
-    logits_B2 = sorted_BV.gather(1, edge_B2)
-    is_sure_B = ~is_cut_B | (logits_B2[:, 0] - logits_B2[:, 1] > margin_B)
-    if least_B1 is not None:
-        is_sure_B &= ((logits_B2 - least_B1).abs() > margin_B[:, None]).all(dim=1)
-    if top_p is not None:
-        squares_BV = shares_BV.square()
-        running_BV = squares_BV.cumsum(dim=-1)
-        share_B2, squares_B2 = before_BV.gather(1, edge_B2), (running_BV - squares_BV).gather(1, edge_B2)
-        spread_B2 = share_spread(share_B2, squares_B2, running_BV[:, -1:])
-        is_sure_B &= ((share_B2 - top_p).abs() > margin_B[:, None] * spread_B2).all(dim=1)
-    return kept_BV, is_sure_B
+    if min_p is not None:
+        drop_BV = drop_BV | (sorted_BV < sorted_BV[:, :1] + math.log(min_p))
+    return logits_BV.masked_fill(torch.zeros_like(drop_BV).scatter(1, order_BV, drop_BV), -math.inf)
 
 
-def draw(logits_BV: Tensor, uniform_B: Tensor, margin_B: Tensor | None = None) -> Choice:
+def draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """Return for each row the id at which the running sum of probabilities, in order of ids, passes `uniform_B`."""
     weights_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)).exp()
     running_BV = weights_BV.cumsum(dim=-1)
@@ -91,26 +41,12 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, margin_B: Tensor | None = None) -
     # The product may round up to the total itself, which no id passes.
     threshold_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
     ids_B1 = torch.searchsorted(running_BV, threshold_B[:, None], right=True)
-    ids_B1 = ids_B1.clamp_max_(logits_BV.shape[1] - 1)  # no effect but on logits that are not finite
-    if margin_B is None:
-        return Choice(ids_B1[:, 0], torch.ones_like(ids_B1[:, 0], dtype=torch.bool))
-    above_B1 = running_BV.gather(1, ids_B1)
-    shares_B2 = torch.cat((above_B1 - weights_BV.gather(1, ids_B1), above_B1), dim=1) / total_B[:, None]
-    distance_B2 = (uniform_B[:, None] - shares_B2).abs()
-    is_sure_B = (distance_B2 >= margin_B[:, None]).all(dim=1)  # for no share is spread by more than 1
-    if bool(is_sure_B.all()):
-        return Choice(ids_B1[:, 0], is_sure_B)
-    squares_BV = (weights_BV / total_B[:, None]).square()
-    running_squares_BV = squares_BV.cumsum(dim=-1)
-    above_B1 = running_squares_BV.gather(1, ids_B1)
-    squares_B2 = torch.cat((above_B1 - squares_BV.gather(1, ids_B1), above_B1), dim=1)
-    spread_B2 = share_spread(shares_B2, squares_B2, running_squares_BV[:, -1:])
-    return Choice(ids_B1[:, 0], (distance_B2 >= margin_B[:, None] * spread_B2).all(dim=1))
+    return ids_B1[:, 0].clamp_max_(logits_BV.shape[1] - 1)  # no effect but on logits that are not finite
 
 
 @dataclass(frozen=True, slots=True)
 class Penalty:
-    """What is taken off the logits of ids that were there lately; exact, so it leaves the margin as it is."""
+    """What is taken off the logits of ids that were there lately."""
 
     presence: float
     frequency: float
@@ -190,30 +126,19 @@ class Chooser:
             greedy=config.greedy,
         )
 
-    def choose(
-        self, logits_BV: Tensor, lengths: NDArray[np.int64], uniform_B: Tensor, margin: float | None = None
-    ) -> Choice:
+    def choose(self, logits_BV: Tensor, lengths: NDArray[np.int64], uniform_B: Tensor) -> Tensor:
         """Return one id a row; -inf marks ids that are not allowed.
 
         Args:
             lengths: number of ids of each row so far.
-            margin: how far the logits may be wrong; None: they count as exact, and all rows are sure.
         """
         if self.greedy:
-            ids_B = logits_BV.argmax(dim=-1)  # the first, so the lowest, of equals
-            if margin is None:
-                return Choice(ids_B, torch.ones_like(ids_B, dtype=torch.bool))
-            first_B2 = logits_BV.topk(2, dim=-1).values
-            return Choice(ids_B, first_B2[:, 0] - first_B2[:, 1] > margin)
-        temperature_B = self._of_length(self.temperature_J, lengths, uniform_B)
-        logits_BV = logits_BV / temperature_B[:, None]
-        margin_B = None if margin is None else margin / temperature_B
-        if self.top_k_J is None and self.top_p is None and self.min_p is None:
-            return draw(logits_BV, uniform_B, margin_B)
-        top_k_B = None if self.top_k_J is None else self._of_length(self.top_k_J, lengths, uniform_B)
-        logits_BV, is_kept_B = keep_likeliest(logits_BV, top_k_B, self.top_p, self.min_p, margin_B)
-        choice = draw(logits_BV, uniform_B, margin_B)
-        return Choice(choice.ids_B, choice.is_sure_B & is_kept_B)
+            return logits_BV.argmax(dim=-1)  # the first, so the lowest, of equals
+        logits_BV = logits_BV / self._of_length(self.temperature_J, lengths, uniform_B)[:, None]
+        if self.top_k_J is not None or self.top_p is not None or self.min_p is not None:
+            top_k_B = None if self.top_k_J is None else self._of_length(self.top_k_J, lengths, uniform_B)
+            logits_BV = keep_likeliest(logits_BV, top_k_B, self.top_p, self.min_p)
+        return draw(logits_BV, uniform_B)
 
     @staticmethod
     def _of_length(values_J: NDArray, lengths: NDArray[np.int64], like_B: Tensor) -> Tensor:

@@ -1,16 +1,14 @@
 """Batched sampling with a key/value cache: settings of the choice, a grammar, and pieces of any length.
 
-Steps run in float32, and each id is nevertheless the one that float64 gives for the piece alone: see
-precision.py. Pieces longer than a model's context: see sliding_context.py. Shape letters: see layers.py.
+Pieces longer than a model's context: see sliding_context.py. Shape letters: see layers.py.
 """
 
-import math
+import copy
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,276 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.config import SamplingConfig
-from models.decoder.model import Decoder
-from models.decoder.step import DecoderStep
 from models.registry import SampledModel
 from models.sampling.choice import Chooser, Penalty
-from models.sampling.grammar_mask import GrammarArrays, GrammarRows, GrammarTables
-from models.sampling.precision import CheckSchedule, ErrorGauge, ExactLogits, PrecisionLostError, evaluated_in, rounded
-from models.sampling.sliding_context import Place, SlidingContext
-from models.sampling.threads import ThreadCount, tuned_threads
+from models.sampling.grammar_mask import GrammarArrays, GrammarTables
+from models.sampling.sampler import Request, Sampler
+from models.sampling.sliding_context import SlidingContext
 
-UNIFORMS_AT_ONCE = 1024  # a multiple of 4
-PREFILL_TOKENS = 8192  # in one pass over several prompts
-TOO_EARLY = -100.0  # added to the logit of an end that is not wanted yet; where nothing else is allowed, it is drawn
 FULL_EVERY = 64  # ids of a piece between two questions whether it is full
-
-
-def piece_uniforms(seed: int, piece_index: int, n: int, first: int = 0) -> NDArray[np.float64]:
-    """Return `n` numbers, 0 to below 1, from number `first` on of the stream that belongs to one piece of one seed.
-
-    The number at index i decides the id at index i of the piece. So a piece cut anywhere and given back as its own
-    prompt ends as before, unless its grammar limits how long slots stay open: a prompt's clocks begin after it.
-
-    Args:
-        seed, piece_index: 0 to 2**64 - 1; each pair has a stream of its own.
-        first: a multiple of 4.
-    Source: Philox4x64 of Salmon et al. 2011. Its raw output is used, for numpy keeps that stable across versions.
-    """
-    for name, value in (("seed", seed), ("piece_index", piece_index)):
-        if not 0 <= value < 2**64:
-            raise ValueError(f"{name}={value} is outside 0 to 2**64 - 1")
-    if first % 4:
-        raise ValueError(f"first={first} is not a multiple of 4")
-    philox = np.random.Philox(key=np.array([seed, piece_index], dtype=np.uint64)).advance(first // 4)
-    return (philox.random_raw(n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Request:
-    """What all rows of a batch have in common."""
-
-    chooser: Chooser
-    penalty: Penalty | None
-    bias_V: Tensor | None
-    grammar: GrammarTables | None
-    context: SlidingContext
-    seed: int
-    max_tokens: int
-    min_new_tokens: int
-    end_id: int
-    pad_id: int
-    with_entropies: bool
-
-
-class Sampler:
-    """The rows of a running batch, those in use at the front; what belongs to a row has its number everywhere.
-
-    Ids and all that is counted stay on the CPU: a step moves only its last ids, uniforms and choices.
-
-    Args:
-        is_exact: run in float64 from the start.
-    """
-
-    def __init__(self, model: SampledModel, request: Request, batch_size: int, is_exact: bool) -> None:
-        self.request = request
-        self.device = model.embed.weight.device
-        self.model = evaluated_in(torch.float64 if is_exact else torch.float32, model)
-        self.next_logits: Callable[[Tensor, Any], Tensor] = self.model
-        if isinstance(self.model, Decoder):
-            self.next_logits = DecoderStep(self.model)
-        self.gauge = None if is_exact else ErrorGauge()
-        self.schedule = CheckSchedule()
-        room = min(request.context.limit, request.max_tokens)
-        self.exact = None if is_exact else ExactLogits(model, room)
-        self.cache = self.model.new_cache(batch_size, room)
-        self.grammar = None if request.grammar is None else GrammarRows(request.grammar, batch_size)
-        self.added_BV: Tensor | None = None  # to the logits of the step at hand
-        self.pad_V = torch.arange(model.vocab_size, device=self.device) == request.pad_id
-        # Memory that is not written to costs nothing yet.
-        self.ids_BJ = torch.empty((batch_size, request.max_tokens), dtype=torch.long)
-        self.entropy_BJ = torch.empty(self.ids_BJ.shape if request.with_entropies else (batch_size, 0))
-        self.uniform_BJ = torch.zeros((batch_size, UNIFORMS_AT_ONCE), dtype=torch.float64)
-        self.length_B = np.zeros(batch_size, dtype=np.int64)
-        self.n_prompt_B = np.zeros(batch_size, dtype=np.int64)
-        self.key_B = [0] * batch_size
-        self.place_B = [Place()] * batch_size
-        self.is_waiting_B = np.zeros(batch_size, dtype=bool)
-        self.piece_of_row: list[int] = []
-
-    def start(self, row: int, piece: int, piece_index: int, prompt: Tensor) -> None:
-        """Put a piece into a row that is free or the next unused one."""
-        if row == len(self.piece_of_row):
-            self.piece_of_row.append(piece)
-        self.piece_of_row[row] = piece
-        self.ids_BJ[row, : len(prompt)] = prompt
-        self.length_B[row], self.n_prompt_B[row], self.key_B[row] = len(prompt), len(prompt), piece_index
-        self.read_uniforms(row)
-        if self.grammar is not None:
-            self.grammar.walk(row, prompt.tolist())
-        self.begin_context(row, self.request.context.after_prompt(prompt.numpy()))
-
-    def begin_context(self, row: int, place: Place) -> None:
-        """Empty the cache of a row, to be filled from another place on."""
-        self.place_B[row] = place
-        self.is_waiting_B[row] = True
-        self.cache.start_row(row, self.piece_of_row[row])
-
-    def read_uniforms(self, row: int) -> None:
-        """Draw the next uniforms in 0-1 of the piece in `row`, from its own random stream."""
-        first = int(self.length_B[row]) // UNIFORMS_AT_ONCE * UNIFORMS_AT_ONCE
-        uniforms = piece_uniforms(self.request.seed, self.key_B[row], UNIFORMS_AT_ONCE, first)
-        self.uniform_BJ[row] = torch.from_numpy(uniforms)
-
-    def context_ids(self, row: int) -> Tensor:
-        """Return the ids of `row` that the model looks back on."""
-        return self.ids_BJ[row, self.place_B[row].index : int(self.length_B[row])]
-
-    def fill_caches(self) -> None:
-        """Give the rows that wait for it all ids of their contexts but the last.
-
-        The last one is the first of `step`, so a row's state is the same at every step.
-        """
-        for first, end in runs(self.is_waiting_B[: len(self.piece_of_row)]):
-            contexts = [self.context_ids(row)[:-1] for row in range(first, end)]
-            longest = max(map(len, contexts))
-            n_rows = max(PREFILL_TOKENS // max(longest, 1), 1)
-            for start in range(0, end - first, n_rows):
-                some = contexts[start : start + n_rows]
-                tokens_BT = torch.full((len(some), max(map(len, some))), self.model.pad_id)
-                for tokens_T, ids in zip(tokens_BT, some, strict=True):
-                    tokens_T[: len(ids)] = ids
-                if tokens_BT.shape[1]:
-                    rows = self.cache.rows(first + start, first + start + len(some))
-                    self.model(tokens_BT.to(self.device), rows)
-        self.is_waiting_B[:] = False
-
-    def prepare(self) -> None:
-        """Give each row room in its cache and a uniform for one more id."""
-        n = len(self.piece_of_row)
-        context = self.request.context
-        for row in range(n):
-            length = int(self.length_B[row])
-            if length % UNIFORMS_AT_ONCE == 0:
-                self.read_uniforms(row)
-            if context.is_full(length, self.place_B[row]):
-                self.begin_context(row, context.moved(self.ids_BJ[row, :length].numpy(), self.place_B[row]))
-        if self.is_waiting_B[:n].any():
-            self.fill_caches()
-
-    def step(self) -> list[int]:
-        """Add one id to every row in use; return the rows whose pieces are complete."""
-        self.prepare()
-        n = len(self.piece_of_row)
-        row_B, length_B = torch.arange(n), torch.from_numpy(self.length_B[:n].copy())
-        last_B1 = self.ids_BJ[row_B, length_B - 1][:, None].to(self.device)
-        logits_BV = self.next_logits(last_B1, self.cache.rows(0, n))[:, 0].double()
-        if self.gauge is None:
-            logits_BV = rounded(logits_BV)
-        if self.request.with_entropies:
-            self.entropy_BJ[row_B, length_B] = entropy(logits_BV).float().cpu()
-        self.added_BV = self.added(length_B)
-        if self.added_BV is not None:
-            logits_BV = logits_BV + self.added_BV
-        chosen_B = self.choose(logits_BV)
-        if self.grammar is not None:
-            self.grammar.advance(chosen_B)
-        ids_B = chosen_B.cpu()
-        self.ids_BJ[row_B, length_B] = ids_B
-        self.length_B[:n] += 1
-        is_complete_B = (ids_B == self.request.end_id) | (length_B + 1 >= self.request.max_tokens)
-        return is_complete_B.nonzero()[:, 0].tolist()
-
-    def added(self, length_B: Tensor) -> Tensor | None:
-        """Return what is added to the logits of each row, exactly known, so it leaves the margin as it is."""
-        penalty, bias_V = self.request.penalty, self.request.bias_V
-        added_BV = None if bias_V is None else bias_V.expand(len(length_B), -1)
-        if penalty is not None:
-            penalty_BV = penalty.on(self.ids_BJ[: len(length_B)], length_B, len(self.pad_V)).to(self.device)
-            added_BV = -penalty_BV if added_BV is None else added_BV - penalty_BV
-        n_drawn_B = self.length_B[: len(length_B)] - self.n_prompt_B[: len(length_B)]
-        is_early_B = n_drawn_B < self.request.min_new_tokens
-        if is_early_B.any() and 0 <= self.request.end_id < len(self.pad_V):
-            shape_BV, on = (len(length_B), len(self.pad_V)), {"dtype": torch.float64, "device": self.device}
-            added_BV = torch.zeros(shape_BV, **on) if added_BV is None else added_BV.clone()
-            added_BV[torch.from_numpy(is_early_B).to(self.device), self.request.end_id] += TOO_EARLY
-        return added_BV
-
-    def choose(self, logits_BV: Tensor) -> Tensor:
-        """Return an id for each row, by exact logits where these are too close."""
-        n = len(logits_BV)
-        lengths = self.length_B[:n]
-        uniform_B = self.uniform_BJ[torch.arange(n), torch.from_numpy(lengths % UNIFORMS_AT_ONCE)].to(self.device)
-        forbidden_BV = self.pad_V[None] if self.grammar is None else self.grammar.forbidden(n) | self.pad_V
-        masked_BV = logits_BV.masked_fill(forbidden_BV, -math.inf)
-        margin = None
-        if self.gauge is not None:
-            if self.schedule.is_due():
-                self.check_finite(masked_BV)
-                self.gauge.observe(logits_BV[0], self.exact_logits(0))
-            margin = self.gauge.margin
-        ids_B, is_sure_B = self.request.chooser.choose(masked_BV, lengths, uniform_B, margin)
-        is_good_B = is_sure_B & masked_BV.amax(dim=-1).isfinite()
-        if bool(is_good_B.all()):
-            return ids_B
-        self.check_finite(masked_BV)
-        for row in (~is_sure_B).nonzero()[:, 0].tolist():
-            ids_B[row] = self.choose_exactly(row, logits_BV[row], forbidden_BV.expand(n, -1)[row], uniform_B)
-        return ids_B
-
-    def choose_exactly(self, row: int, fast_V: Tensor, forbidden_V: Tensor, uniform_B: Tensor) -> Tensor:
-        """Return the id that float64 logits of the row alone give, and measure the error of the fast ones."""
-        assert self.gauge is not None
-        exact_V = self.exact_logits(row)
-        self.gauge.observe(fast_V, exact_V)
-        masked_1V = exact_V.masked_fill(forbidden_V, -math.inf)[None]
-        one = slice(row, row + 1)
-        return self.request.chooser.choose(masked_1V, self.length_B[one], uniform_B[one]).ids_B[0]
-
-    def exact_logits(self, row: int) -> Tensor:
-        """Return logits_V in float64, by a pass over the row's own context."""
-        assert self.exact is not None
-        logits_V = self.exact.of(self.piece_of_row[row], self.context_ids(row))
-        return logits_V if self.added_BV is None else logits_V + self.added_BV[row]
-
-    def check_finite(self, logits_BV: Tensor) -> None:
-        """Raise ValueError where a row has nothing to choose from."""
-        is_dead_B = ~logits_BV.amax(dim=-1).isfinite()
-        if not bool(is_dead_B.any()):
-            return
-        row = int(is_dead_B.nonzero()[0, 0])
-        where = f"piece {self.piece_of_row[row]}, position {int(self.length_B[row])}"
-        if bool((logits_BV[row] == -math.inf).all()):
-            raise ValueError(f"the grammar allows no id here ({where})")
-        raise ValueError(f"the model's logits are not finite; its weights are damaged or it has diverged ({where})")
-
-    def piece(self, row: int) -> Tensor:
-        """Return a copy of the ids of one row so far."""
-        return self.ids_BJ[row, : int(self.length_B[row])].clone()
-
-    def entropies(self, row: int, n_prompt: int) -> NDArray[np.float32]:
-        """Return a copy of the entropies of one row after its prompt."""
-        return self.entropy_BJ[row, n_prompt : int(self.length_B[row])].numpy().copy()
-
-    def drop(self, row: int) -> None:
-        """Free a row by moving the last row in use into its place."""
-        last = len(self.piece_of_row) - 1
-        piece = self.piece_of_row.pop()
-        if row == last:
-            return
-        self.piece_of_row[row] = piece
-        length = int(self.length_B[last])
-        for table in (self.ids_BJ, self.entropy_BJ):
-            table[row, :length] = table[last, :length]
-        self.uniform_BJ[row] = self.uniform_BJ[last]
-        self.length_B[row], self.n_prompt_B[row] = length, self.n_prompt_B[last]
-        self.is_waiting_B[row] = self.is_waiting_B[last]
-        self.key_B[row], self.place_B[row] = self.key_B[last], self.place_B[last]
-        self.cache.copy_row(last, row)
-        if self.grammar is not None:
-            self.grammar.copy_row(last, row)
-
-
-def entropy(logits_BV: Tensor) -> Tensor:
-    """Return the entropy of each row in nats."""
-    log_share_BV = logits_BV.log_softmax(-1)
-    return -(log_share_BV.exp() * log_share_BV).sum(dim=-1)
-
-
-def runs(is_in_B: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Yield the first row of each run of True and the one after its last."""
-    edges = np.flatnonzero(np.diff(is_in_B, prepend=False, append=False)).tolist()
-    return zip(edges[::2], edges[1::2], strict=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -333,15 +68,14 @@ def sample(
     on_step: Callable[[int], bool | None] | None = None,
     on_piece: Callable[[Written], None] | None = None,
     on_partial: Callable[[Written], None] | None = None,
-    on_void: Callable[[], None] | None = None,
     is_full: Callable[[int, Tensor], bool] | None = None,
     bias_V: Tensor | None = None,
     entropies: list[NDArray[np.float32]] | None = None,
 ) -> list[Tensor]:
     """Continue each prompt until `end_id`, `config.max_tokens` or until it is full.
 
-    A piece depends on the weights, its prompt, the settings, `seed` and its piece index alone, not on `batch_size` or
-    on the pieces beside it: every id is the one that the model gives in float64.
+    The pieces of a call depend on its arguments, and on the processor and the torch version: the last bits of a matrix
+    product belong to its shape, so a piece may differ with `batch_size` and with the pieces beside it.
 
     Args:
         model: runs in evaluation mode on the device of its weights; these stay as they are.
@@ -353,11 +87,9 @@ def sample(
         batch_size: rows in work at once; a row whose piece is complete takes the next prompt.
         temperature, top_k: functions of the number of ids so far, in place of the settings in `config`.
         on_step: called after each step with the number of ids drawn so far, in all pieces; True stops, and pieces
-            are returned as far as they are. The number may once begin again: see precision.py.
+            are returned as far as they are.
         on_piece: called with each piece that is complete, in any order.
         on_partial: called with each piece at work, as far as it is, before an interrupt leaves this function.
-        on_void: called when all pieces are begun again, before the first step: those that came already come again, and
-            with other ids perhaps.
         is_full: asked with the place of a prompt and the ids of its piece at each `FULL_EVERY` ids drawn; True ends it.
         bias_V: is added to the logits of every step, before the settings change them; float64, one for each id.
         entropies: is filled, in the order of `prompts`, with float32 vectors: for each id drawn the entropy in nats of
@@ -393,23 +125,15 @@ def sample(
     )
     prompts = [prompt.cpu() for prompt in prompts]
     n_rows = min(batch_size, max(len(prompts), 1))
-    hooks, written = Hooks(on_step, on_piece, on_partial, is_full), None
-    with tuned_threads(model.embed.weight.device) as threads:
-        if model.embed.weight.dtype != torch.float64:
-            with suppress(PrecisionLostError):  # which also frees the memory of the first attempt
-                written = write(Sampler(model, request, n_rows, is_exact=False), threads, prompts, piece_indices, hooks)
-            if written is None and on_void is not None:
-                on_void()
-        if written is None:
-            written = write(Sampler(model, request, n_rows, is_exact=True), threads, prompts, piece_indices, hooks)
+    hooks = Hooks(on_step, on_piece, on_partial, is_full)
+    with sampling_threads(config.threads):
+        written = write(Sampler(evaluated(model), request, n_rows), prompts, piece_indices, hooks)
     if entropies is not None:
         entropies[:] = [piece.entropies for piece in written]
     return [piece.ids for piece in written]
 
 
-def write(
-    sampler: Sampler, threads: ThreadCount, prompts: Sequence[Tensor], piece_indices: Sequence[int], hooks: Hooks
-) -> list[Written]:
+def write(sampler: Sampler, prompts: Sequence[Tensor], piece_indices: Sequence[int], hooks: Hooks) -> list[Written]:
     """Return the pieces that begin with `prompts`, in their order."""
     pieces = [Written(i, prompt.clone(), np.empty(0, np.float32), 0.0) for i, prompt in enumerate(prompts)]
     waiting = deque(range(len(prompts)))
@@ -437,11 +161,9 @@ def write(
         while sampler.piece_of_row:
             n_rows = len(sampler.piece_of_row)
             n_drawn += n_rows
-            threads.use()
             started = time.perf_counter()
             is_complete = sampler.step()
             took = time.perf_counter() - started
-            threads.observe(took)
             seconds[sampler.piece_of_row] += took / n_rows
             # From the last row down: the row that `drop` moves is then never one that is complete itself.
             for row in sorted({*is_complete, *filter(is_full, range(n_rows))}, reverse=True):
@@ -462,6 +184,28 @@ def write(
     for row in range(len(sampler.piece_of_row)):
         keep(row)
     return pieces
+
+
+@contextmanager
+def sampling_threads(n_threads: int) -> Iterator[None]:
+    """Let torch use so many threads for a while; afterwards it has as many as before.
+
+    Meanwhile oneDNN is off: the plan that it makes for each call of an activation takes several times as long as the
+    call. Both are settings of the whole process, so only one of its threads may sample at a time.
+    """
+    before, has_onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
+    try:
+        torch.set_num_threads(n_threads)
+        torch.backends.mkldnn.enabled = False
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = has_onednn
+        torch.set_num_threads(before)
+
+
+def evaluated(model: SampledModel) -> SampledModel:
+    """Return the model in evaluation mode: itself, or a copy where it is in training."""
+    return copy.deepcopy(model).eval() if model.training else model
 
 
 def context_of(

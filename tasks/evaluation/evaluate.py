@@ -243,6 +243,5 @@ def sample_freely(
         pad_id=tokenizer.pad_id,
         batch_size=config.n_samples,
         on_step=count,
-        on_void=lambda: count(0),
     )
     return [ids.numpy() for ids in sampled]

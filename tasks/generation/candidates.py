@@ -167,12 +167,10 @@ def write_candidates(
     copies = copies or (CopyIndex.open(plan.dataset_folder) if plan.dataset_folder else None)
     count, expected = TokenCount(report), {candidate: plan.expected_tokens(candidate) for candidate in candidates}
     count.ended(sum(expected.values()) - sum(expected[candidate] for candidate in left), 0)  # by an earlier try
-    n_fewer = dict[Candidate, int]()
 
     def keep(piece: WrittenIds, new: Rewritten | None = None) -> None:
         candidate = left[piece.place]
         n_drawn = new.n_drawn if new else len(piece.ids) - len(plan.prompt_of(candidate).ids)
-        n_fewer[candidate] = expected[candidate] - n_drawn
         count.ended(expected[candidate], n_drawn)
         _write_candidate(plan, candidate, piece, loaded, copies, new)
         if on_candidate:
@@ -183,12 +181,6 @@ def write_candidates(
         write_atomically(path, write_midi(end_at_next(loaded.tokenizer.decode(piece.ids))[0], path.stem))
         logger.warning("interrupted: the piece at work is in %s as far as it is; the same command begins it anew", path)
 
-    def discard() -> None:
-        count.ended(-sum(n_fewer.values()), 0)
-        n_fewer.clear()
-        for candidate in left:
-            candidate.path(plan.folder, "json").unlink(missing_ok=True)
-
     prompts, config = [plan.prompt_of(candidate) for candidate in left], plan.config
     indices, attempts = [candidate.index for candidate in left], [candidate.attempt for candidate in left]
     canvases = [prompt.canvas for prompt in prompts if prompt.canvas]
@@ -198,9 +190,7 @@ def write_candidates(
         rewrite(loaded, canvases, indices, attempts, config, lambda new: keep(new.written, new), count.drawn)
     else:
         ids, fullness = [prompt.ids for prompt in prompts], _fullness(config, loaded.tokenizer)
-        write_ids(
-            loaded, ids, indices, attempts, plan.latents, config, keep, fullness, discard, count.drawn, keep_partial
-        )
+        write_ids(loaded, ids, indices, attempts, plan.latents, config, keep, fullness, count.drawn, keep_partial)
     count.flush()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from models.registry import has_latents
-from models.sampling.sample import piece_uniforms
+from models.sampling.sampler import piece_uniforms
 from models.training import row_losses
 from tasks.checkpoints import LoadedModel
 from tasks.config.generation import GenerateConfig

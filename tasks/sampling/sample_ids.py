@@ -161,7 +161,6 @@ def write_ids(
     config: GenerateConfig,
     on_piece: Callable[[WrittenIds], None],
     is_full: Callable[[int, Tensor], bool] | None = None,
-    on_void: Callable[[], None] | None = None,
     on_tokens: Callable[[int], None] | None = None,
     on_partial: Callable[[WrittenIds], None] | None = None,
 ) -> None:
@@ -172,9 +171,8 @@ def write_ids(
         indices: the pieces' places in the batch.
         attempts: at each of them, from 0 on; each has a random stream of its own.
         is_full: gets the place of a piece and its ids so far, and returns whether it ends there.
-        on_void: called when all that came so far is void and comes again; see `models.sampling.sample.sample`.
         on_partial: gets the pieces at work, as far as they are, where an interrupt ends the call; beams give none.
-        on_tokens: called after each step with the number of ids drawn by it, below 0 for those that are void.
+        on_tokens: called after each step with the number of ids drawn by it, below 0 where a beam found is shorter.
     """
     n_before, n_counted = 0, 0  # ids of searches that are over, and of the one at work
 
@@ -183,11 +181,6 @@ def write_ids(
         if on_tokens is not None:
             on_tokens(n_before + n_drawn - n_counted)
         n_counted = n_before + n_drawn
-
-    def void() -> None:
-        count(0)
-        if on_void is not None:
-            on_void()
 
     tokenizer = loaded.tokenizer
     streams = [index + (attempt << 32) for index, attempt in zip(indices, attempts, strict=True)]
@@ -214,7 +207,6 @@ def write_ids(
         on_piece=lambda piece: on_piece(_ids_of(piece)),
         on_partial=lambda piece: on_partial and on_partial(_ids_of(piece)),
         on_step=count,
-        on_void=void,
         is_full=is_full,
         bias_V=None if bias is None else torch.from_numpy(bias),
         entropies=[],

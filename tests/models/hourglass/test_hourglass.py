@@ -16,7 +16,8 @@ from models.config import HourglassConfig, OptimizerConfig, SamplingConfig
 from models.hourglass.cache import fresh_scales
 from models.hourglass.model import CrossScaleAttention, Hourglass, HourglassBlock, Level, Stack
 from models.registry import build_model
-from models.sampling.sample import piece_uniforms, sample
+from models.sampling.sample import sample
+from models.sampling.sampler import piece_uniforms
 from models.training import build_optimizer, read_metrics, train_step
 from tests.budget import examples
 

@@ -16,7 +16,8 @@ from models.config import SamplingConfig
 from models.decoder.model import Decoder
 from models.sampling.choice import draw, keep_likeliest
 from models.sampling.grammar_mask import GrammarRows, GrammarTables
-from models.sampling.sample import FULL_EVERY, piece_uniforms, sample
+from models.sampling.sample import FULL_EVERY, sample
+from models.sampling.sampler import piece_uniforms
 from tasks.music.tokenizers.oore import OoreTokenizer
 from tests.models.toy_music import (
     END,
@@ -33,8 +34,9 @@ from tests.models.toy_music import (
 def run(
     config: SamplingConfig, *, n: int = 6, grammar: Any = None, decoder: Decoder | None = None, **more: Any
 ) -> list:
+    """Return pieces, by default of a model in float64: errors of 1e-15 with the shape of a batch change no id."""
     pieces = sample(
-        decoder or build_decoder(),
+        decoder or build_decoder().double(),
         more.pop("prompts", build_prompts(n)),
         more.pop("piece_indices", list(range(n))),
         seed=more.pop("seed", 5),
@@ -174,12 +176,12 @@ def test_a_piece_is_the_same_whatever_pieces_are_asked_for() -> None:
     assert run(config, seed=6) != all_pieces
 
 
-def test_float32_weights_stay_untouched_and_give_the_pieces_of_their_float64_copy() -> None:
+def test_a_model_in_training_stays_there_and_samples_as_in_evaluation() -> None:
     decoder = build_decoder().train()
     pieces = run(SamplingConfig(max_tokens=30), decoder=decoder)
     assert decoder.training
     assert decoder.head.weight.dtype == torch.float32
-    assert run(SamplingConfig(max_tokens=30), decoder=build_decoder().double()) == pieces
+    assert run(SamplingConfig(max_tokens=30), decoder=build_decoder()) == pieces
 
 
 def test_pieces_are_handed_over_as_they_are_complete() -> None:
@@ -380,14 +382,14 @@ def test_uniforms_are_a_stable_stream_of_their_piece() -> None:
 
 def test_equal_logits_are_ranked_by_id() -> None:
     logits_BV = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]], dtype=torch.float64)
-    kept_BV = keep_likeliest(logits_BV, torch.tensor([2]))[0].isfinite()
+    kept_BV = keep_likeliest(logits_BV, torch.tensor([2])).isfinite()
     assert kept_BV.tolist() == [[False, True, True, False, False]]
 
 
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p() -> None:
     logits_BV = torch.tensor([[0.1, 0.5, 0.15, 0.25]], dtype=torch.float64).log()
     for top_p, kept in ((0.4, {1}), (0.6, {1, 3}), (0.76, {1, 3, 2}), (0.95, {0, 1, 2, 3})):
-        kept_BV = keep_likeliest(logits_BV, top_p=top_p)[0].isfinite()
+        kept_BV = keep_likeliest(logits_BV, top_p=top_p).isfinite()
         assert set(kept_BV[0].nonzero()[:, 0].tolist()) == kept
 
 
@@ -395,7 +397,7 @@ def test_draws_follow_the_running_sum_and_never_hit_what_is_forbidden() -> None:
     logits_BV = torch.tensor([-math.inf, 0.25, 0.5, -math.inf, 0.25, -math.inf], dtype=torch.float64)
     logits_BV = torch.where(logits_BV > 0, logits_BV.log(), logits_BV).expand(6, -1)
     uniform_B = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53], dtype=torch.float64)
-    assert draw(logits_BV, uniform_B).ids_B.tolist() == [1, 1, 2, 2, 4, 4]
+    assert draw(logits_BV, uniform_B).tolist() == [1, 1, 2, 2, 4, 4]
 
 
 def test_no_pieces_is_no_work() -> None:

@@ -15,7 +15,7 @@ from models.sampling.sliding_context import NEVER, Place, SlidingContext, ids_to
 from models.vae.latents import ConditionedDecoder
 from tasks.music.tokenizers.optimus.int_tokenizer import SEPARATOR, OptimusIntConfig, OptimusIntTokenizer
 from tasks.music.tokenizers.remi.tokenizer import RemiTokenizer
-from tests.models.sampling.test_precision import build_hourglass
+from tests.models.sampling.test_families import build_hourglass
 from tests.models.toy_music import END, START, VOCAB_SIZE, allowed_ids, build_decoder, build_grammar, build_prompts
 from tests.models.vae import small_vae
 

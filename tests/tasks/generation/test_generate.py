@@ -17,10 +17,10 @@ import numpy as np
 import psutil
 import pytest
 import symusic
+from models.sampling.precision import PrecisionLostError
 
 from models.config import SamplingConfig
 from models.sampling import sample
-from models.sampling.precision import PrecisionLostError
 from tasks import checkpoints
 from tasks.checkpoints import load_model
 from tasks.config.serialization import to_json
