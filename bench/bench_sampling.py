@@ -55,7 +55,7 @@ MODELS = {
 
 
 def main() -> None:
-    options = report.parser(__doc__.splitlines()[0], rounds=3, with_source=False)
+    options = report.parser((__doc__ or "").splitlines()[0], rounds=3, with_source=False)
     options.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     options.add_argument("--batch", type=int, default=0, help="pieces at once; 0: 64 for rga, 8 for the others")
     options.add_argument("--length", type=int, default=384, help="tokens of a piece, cached against uncached")

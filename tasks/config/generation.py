@@ -12,7 +12,9 @@ MAX_CHAIN_BARS = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateConfig:
-    """A batch of compositions. `batch_size` and `n_workers` change the speed, never the bytes."""
+    """A batch of compositions. `n_workers` changes the speed, never the bytes; `batch_size` and `sampling.threads` are
+    part of what the bytes depend on.
+    """
 
     n_pieces: int = setting(8, "Pieces of the batch; make several batches for more.", ge=1, le=MAX_PIECES)
     seed: int = setting(0, "Seed of all draws.", ge=0)
@@ -70,8 +72,12 @@ class GenerateConfig:
     reject_copies: bool = setting(
         False, "Rewrite a piece that shares a longer run with the training split than people's pieces do."
     )
-    batch_size: int = setting(8, "Pieces sampled at once.", ge=1)
-    n_workers: int = setting(1, "Processes that sample.", ge=1)
+    batch_size: int = setting(
+        8, "Pieces of a unit of work, sampled side by side; another number makes another batch.", ge=1
+    )
+    n_workers: int = setting(
+        1, "Processes that sample units, no more than there are; 0: one for each `sampling.threads` cores.", ge=0
+    )
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto",
         "Kind of device, which the bytes depend on; auto: a GPU where the Ray cluster, or without one this machine, has"
@@ -111,6 +117,11 @@ class GenerateConfig:
     def n_tries(self) -> int:
         """Attempts at each gap of a variation, of which the best one is kept before the next gap is filled."""
         return self.best_of if self.variation and self.best_by == "join" else 1
+
+    @property
+    def unit_size(self) -> int:
+        """Pieces that are sampled side by side, and whose bytes depend on each other."""
+        return 1 if self.chain_bars or self.sampling.beams else self.batch_size
 
     def _check_chain(self) -> None:
         if not self.chain_bars:

@@ -33,6 +33,7 @@ LATER_SETTINGS = {
     "chain_step": 0.2,
     "median_pitch": 0,
     "flip": False,
+    "threads": 1,
     "device": ("auto", "cpu"),
     "gpus_per_worker": 1.0,
     "accelerator_type": "",

@@ -1,7 +1,7 @@
 """Work on the pieces of a batch: sampling candidates, drawing pictures and rendering sound.
 
 A piece is first a candidate: its MIDI file, and beside it, written last, a JSON file with its facts. Candidates with
-both files are finished even if a worker is killed; a later call writes the others.
+both files are finished even if a worker is killed; a later call samples their unit of work again and writes the others.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from models.sampling.sample import FULL_EVERY
-from tasks.checkpoints import LoadedModel, load_model
+from models.sampling.sample import FULL_EVERY, sampling_threads
+from tasks.checkpoints import LoadedModel
 from tasks.config.generation import GenerateConfig
 from tasks.config.serialization import to_json
 from tasks.copying.index import CopyIndex
@@ -43,7 +43,7 @@ from tasks.music.render.pianoroll import draw_piano_roll, part_labels
 from tasks.music.render.soundfont import NoSound, Player
 from tasks.music.score import Score, build_score
 from tasks.music.tokenizers.mmm.tokenizer import MmmTokenizer
-from tasks.runtime.devices import Placement, device_of
+from tasks.runtime.devices import Placement
 from tasks.sampling.chain import ChainShape, write_chains
 from tasks.sampling.latents import LatentPlan, note_f1, path_rows
 from tasks.sampling.sample_ids import WrittenIds, piece_limit, write_ids
@@ -146,51 +146,56 @@ def is_written(candidate: Candidate, folder: Path) -> bool:
     return True
 
 
-def write_candidates(
+def write_unit(
     plan: WritePlan,
-    candidates: Sequence[Candidate],
+    unit: Sequence[Candidate],
+    loaded: LoadedModel,
+    copies: CopyIndex | None,
     report: Callable[[int, int], object],
-    loaded: LoadedModel | None = None,
-    copies: CopyIndex | None = None,
     on_candidate: Callable[[Candidate], None] | None = None,
 ) -> None:
-    """Sample those candidates that are not there yet and write each as soon as it is complete.
+    """Write those candidates of a unit of work that are not there yet, each as soon as it is complete.
+
+    A row's bytes depend on the rows beside it. So the whole unit is sampled even where some of it is written.
 
     Args:
+        loaded, copies: the plan's model and index.
         report: gets the tokens that are drawn; see `TokenCount`.
-        loaded, copies: the plan's model and index, where this process has them already.
     """
-    left = [candidate for candidate in candidates if not is_written(candidate, plan.folder)]
-    if not left:
+    missing = {candidate for candidate in unit if not is_written(candidate, plan.folder)}
+    count, expected = TokenCount(report), {candidate: plan.expected_tokens(candidate) for candidate in unit}
+    if not missing:
+        count.ended(sum(expected.values()), 0)  # by an earlier try
         return
-    loaded = loaded or load_model(plan.checkpoint, device_of(plan.placement.device))
-    copies = copies or (CopyIndex.open(plan.dataset_folder) if plan.dataset_folder else None)
-    count, expected = TokenCount(report), {candidate: plan.expected_tokens(candidate) for candidate in candidates}
-    count.ended(sum(expected.values()) - sum(expected[candidate] for candidate in left), 0)  # by an earlier try
 
     def keep(piece: WrittenIds, new: Rewritten | None = None) -> None:
-        candidate = left[piece.place]
+        candidate = unit[piece.place]
         n_drawn = new.n_drawn if new else len(piece.ids) - len(plan.prompt_of(candidate).ids)
         count.ended(expected[candidate], n_drawn)
+        if candidate not in missing:
+            return
         _write_candidate(plan, candidate, piece, loaded, copies, new)
         if on_candidate:
             on_candidate(candidate)
 
     def keep_partial(piece: WrittenIds) -> None:
-        path = plan.folder / "partial" / f"{left[piece.place].name}.mid"
+        if unit[piece.place] not in missing:
+            return
+        path = plan.folder / "partial" / f"{unit[piece.place].name}.mid"
         write_atomically(path, write_midi(end_at_next(loaded.tokenizer.decode(piece.ids))[0], path.stem))
         logger.warning("interrupted: the piece at work is in %s as far as it is; the same command begins it anew", path)
 
-    prompts, config = [plan.prompt_of(candidate) for candidate in left], plan.config
-    indices, attempts = [candidate.index for candidate in left], [candidate.attempt for candidate in left]
+    prompts, config = [plan.prompt_of(candidate) for candidate in unit], plan.config
+    indices, attempts = [candidate.index for candidate in unit], [candidate.attempt for candidate in unit]
     canvases = [prompt.canvas for prompt in prompts if prompt.canvas]
-    if plan.chain:
-        write_chains(loaded, indices, attempts, plan.latents, config, keep, count.drawn)
-    elif canvases:
-        rewrite(loaded, canvases, indices, attempts, config, lambda new: keep(new.written, new), count.drawn)
-    else:
-        ids, fullness = [prompt.ids for prompt in prompts], _fullness(config, loaded.tokenizer)
-        write_ids(loaded, ids, indices, attempts, plan.latents, config, keep, fullness, count.drawn, keep_partial)
+    with sampling_threads(config.sampling.threads):
+        if plan.chain:
+            write_chains(loaded, indices, attempts, plan.latents, config, keep, count.drawn)
+        elif canvases:
+            rewrite(loaded, canvases, indices, attempts, config, lambda new: keep(new.written, new), count.drawn)
+        else:
+            ids, fullness = [prompt.ids for prompt in prompts], _fullness(config, loaded.tokenizer)
+            write_ids(loaded, ids, indices, attempts, plan.latents, config, keep, fullness, count.drawn, keep_partial)
     count.flush()
 
 

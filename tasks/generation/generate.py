@@ -13,7 +13,7 @@ import numpy as np
 from tasks.checkpoints import LoadedModel, load_model
 from tasks.config.generation import GenerateConfig
 from tasks.config.serialization import digest, to_json
-from tasks.errors import DamagedFile
+from tasks.errors import ConfigError, DamagedFile
 from tasks.generation.batch_files import RESULTS, check_batch, check_piece, read_manifest, read_run_note, run_note_path
 from tasks.generation.candidates import (
     WritePlan,
@@ -25,7 +25,7 @@ from tasks.generation.candidates import (
 from tasks.generation.gallery.batch_page import batch_page
 from tasks.generation.judge import CUT_SHORT, NOTHING_NEW, Judge, batch_flags, is_cut_within_bars
 from tasks.generation.prompts import Prompt, read_prompts, warn_of_losses, with_room
-from tasks.generation.selection import Choice, choose_pieces, first_candidates, render_all
+from tasks.generation.selection import Choice, choose_pieces, first_candidates, n_workers_of, render_all
 from tasks.music.midi.validity import Validity, share_valid
 from tasks.music.render.notation import check_notation
 from tasks.music.render.soundfont import find_player
@@ -44,7 +44,7 @@ from tasks.tracking.mlflow_tracker import ModelVersion
 logger = logging.getLogger(__name__)
 
 # Settings that change only the speed, or stand for the contents of a file.
-NOT_IN_NAME = ("batch_size", "n_workers", "gpus_per_worker", "prompt", "prompt_to", "renderer", "soundfont")
+NOT_IN_NAME = ("n_workers", "gpus_per_worker", "prompt", "prompt_to", "renderer", "soundfont")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Request:
     """A batch to compose: its model, settings and prompts, and the name that these determine.
 
     Args:
-        config: with the kind of device that `auto` means.
+        config: with the kind of device that `auto` means, and the number of workers.
     """
 
     home: Home
@@ -95,15 +95,19 @@ class Request:
 
 def read_request(home: Home, model: ModelVersion, checkpoint: Path, config: GenerateConfig) -> Request:
     """Load the model and read the prompts of a batch; raises as `load_model` and `read_prompts`."""
+    config = replace(config, n_workers=n_workers_of(config))
     placement = place_here_or_on_ray("generate.", config.device, config.n_workers, config.gpus_per_worker)
     check_workers("generate.", placement)
     config = replace(config, device=placement.device)
     loaded = load_model(checkpoint, device_of(placement.own_device))
     prompts = read_prompts(loaded, config, home)
+    settings = {key: value for key, value in to_json(config).items() if key not in NOT_IN_NAME}
+    if config.batch_size == GenerateConfig().batch_size:  # earlier names, which it was no part of, stay
+        del settings["batch_size"]
     identity = {
         "model": model.reference,
         "weights": loaded.weights_sha256,
-        "config": {key: value for key, value in to_json(config).items() if key not in NOT_IN_NAME},
+        "config": settings,
         "prompts": [(p.name, p.sha256) for p in prompts],
     }
     if config.audio != "none":
@@ -142,12 +146,16 @@ def generate_batch(
 ) -> Batch:
     """Compose a batch and publish it in one step.
 
-    The bytes depend on the model and its dataset, the settings and the prompts; `batch_size` and `n_workers` change
-    only the speed. An interrupted batch keeps the pieces that are written; the same call writes the others.
+    A batch is cut into units of `batch_size` pieces: consecutive ones of the same attempt, sampled side by side in one
+    call. The bytes of a unit depend on the model and its dataset, the settings, the prompts and the unit, on the same
+    kind of processor and torch version. They do not depend on `n_workers`, on interruptions or on the order of units.
+    An interrupted batch keeps the pieces that are written; the same call writes the others.
 
     Args:
         fresh: begin again even where some of it is written already.
         show: makes the progress of a stage, of its label, total and unit.
+    Raises:
+        ConfigError: other code began the batch, or its facts were others, and it is not `fresh`.
     """
     home, loaded, prompts, name = request.home, request.loaded, request.prompts, request.name
     config = with_room(request.config, prompts)
@@ -210,17 +218,28 @@ def generate_batch(
 def open_unfinished(home: Home, name: str, origin: dict[str, Any], fresh: bool) -> Path:
     """Return the folder of an unfinished batch: that of an interrupted call, or an empty one.
 
-    A folder is deleted where `fresh` is set, or where it was begun with another `origin`: facts besides the name that
-    decide the files.
+    A folder is deleted where `fresh` is set, or where it has no whole note of its `origin`: the facts besides the name
+    that decide the files.
+
+    Raises:
+        ConfigError: it was begun with another origin, and `fresh` is not set.
     """
     folder = home.generations / f".{name}.unfinished"
     note = folder / "told.json"
     try:
-        may_go_on = read_sealed(note) == json.loads(json_bytes(origin)) and not fresh
+        begun = read_sealed(note)
     except (FileNotFoundError, DamagedFile):
-        may_go_on = False
-    if folder.exists() and not may_go_on:
-        logger.info("the unfinished batch in %s is deleted: it was begun by other code or in another way", folder)
+        begun = {}
+    if begun and not fresh:
+        now = json.loads(json_bytes(origin))
+        other = [fact.replace("_", " ") for fact in now if begun.get(fact) != now[fact]]
+        if other:
+            raise ConfigError(
+                f"the unfinished batch {name} was begun with another {' and '.join(other)}, so its pieces could not be"
+                " made the same; --fresh begins it again"
+            )
+    if folder.exists() and (fresh or not begun):
+        logger.info("the unfinished batch in %s is deleted, to be begun again", folder)
         note.unlink(missing_ok=True)  # first: a batch must not continue from half a folder
         shutil.rmtree(folder)
     shutil.rmtree(folder / "partial", ignore_errors=True)  # of pieces that are begun anew

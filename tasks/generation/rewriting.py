@@ -140,10 +140,9 @@ def rewrite(
     on_piece: Callable[[Rewritten], None],
     on_tokens: Callable[[int], None] | None = None,
 ) -> None:
-    """Write bars of some pieces of a batch again, and pass on each piece as soon as it is complete.
+    """Write bars of a unit of pieces again, side by side, gap after gap; pass on each piece as soon as it is complete.
 
-    A piece depends on its canvas, the settings, its index and attempt alone. A batch of pieces goes side by side, gap
-    after gap; an interruption loses these.
+    The tries at the next gap of all pieces are sampled in one call, `batch_size` at once.
 
     Args:
         on_tokens: see `write_ids`.
@@ -152,10 +151,8 @@ def rewrite(
         Rewritten(place, index, attempt, canvas.spans(config, index), canvas.whole)
         for place, canvas, index, attempt in zip(count(), canvases, indices, attempts, strict=False)
     ]
-    for first in range(0, len(pieces), config.batch_size):
-        side_by_side = pieces[first : first + config.batch_size]
-        while left := [piece for piece in side_by_side if not piece.is_complete]:
-            _fill_next_gaps(loaded, left, config, on_piece, on_tokens)
+    while left := [piece for piece in pieces if not piece.is_complete]:
+        _fill_next_gaps(loaded, left, config, on_piece, on_tokens)
 
 
 def _fill_next_gaps(

@@ -2,17 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
+from tasks.checkpoints import LoadedModel, load_model
 from tasks.config.generation import GenerateConfig
+from tasks.copying.index import CopyIndex
 from tasks.generation import candidates as work
 from tasks.generation.candidates import Candidate, WritePlan, is_written, pieces_folder, read_candidate
 from tasks.generation.judge import Judge, flags_of, is_copy
 from tasks.music.render.soundfont import Player
 from tasks.music.score import Score
 from tasks.runtime import cluster
-from tasks.runtime.devices import explained_memory
+from tasks.runtime.devices import DeviceKind, device_of, explained_memory
 from tasks.runtime.progress import Progress
 from tasks.sampling.token_count import TokenProgress, write_sums
 
@@ -67,6 +71,18 @@ def deal(items: Sequence[Any], n_workers: int) -> list[tuple[Any, ...]]:
     return [share for worker in range(n_workers) if (share := tuple(items[worker::n_workers]))]
 
 
+def units_of(candidates: Sequence[Candidate], size: int) -> list[tuple[Candidate, ...]]:
+    """Return candidates, given in the order of the request, in units of work: up to `size` of the same attempt."""
+    attempts = [list(some) for _, some in groupby(candidates, lambda candidate: candidate.attempt)]
+    return [tuple(some[first : first + size]) for some in attempts for first in range(0, len(some), size)]
+
+
+def n_workers_of(config: GenerateConfig) -> int:
+    """Return how many processes write and render: no more than a batch has units."""
+    n_workers = config.n_workers or max(cluster.n_cluster_cpus() // config.sampling.threads, 1)
+    return min(n_workers, len(units_of(first_candidates(config), config.unit_size)))
+
+
 def first_candidates(config: GenerateConfig) -> list[Candidate]:
     """Return the attempts that every batch makes, in the order of writing."""
     n_attempts = config.best_of // config.n_tries
@@ -116,37 +132,55 @@ def _choose(plan: WritePlan, judge: Judge, attempts: Mapping[int, Sequence[int]]
 def _write_all(plan: WritePlan, judge: Judge, candidates: Sequence[Candidate], tokens: TokenProgress) -> None:
     """Write all candidates that are not written yet."""
     waiting = {candidate for candidate in candidates if not is_written(candidate, plan.folder)}
-    tokens.progress.total -= sum(plan.expected_tokens(c) for c in candidates if c not in waiting)
+    units = [unit for unit in units_of(candidates, plan.config.unit_size) if not waiting.isdisjoint(unit)]
+    n_expected = sum(plan.expected_tokens(candidate) for unit in units for candidate in unit)
+    tokens.progress.total -= sum(map(plan.expected_tokens, candidates)) - n_expected
 
     def note(written: set[Candidate]) -> None:
         waiting.difference_update(written)
         tokens.progress.note = f"{len(candidates) - len(waiting)} of {len(candidates)} pieces are written"
 
     note(set())
-    left = [candidate for candidate in candidates if candidate in waiting]
-    if not plan.placement.on_ray:
-        report = partial(tokens.report, object())  # a count of its own
-        with explained_memory(LESS_MEMORY):
-            work.write_candidates(plan, left, report, judge.loaded, judge.index, lambda candidate: note({candidate}))
+    n_workers, placement = min(plan.config.n_workers, len(units)), plan.placement
+    if n_workers <= 1 and placement.own_device == placement.device:  # that of `judge.loaded`
+        for unit in units:
+            report = partial(tokens.report, object())  # a count of its own
+            with explained_memory(LESS_MEMORY):
+                work.write_unit(plan, unit, judge.loaded, judge.index, report, lambda candidate: note({candidate}))
         return
-    shares = [(plan, share, plan.folder / f"tally-{i}") for i, share in enumerate(deal(left, plan.config.n_workers))]
-    for _, _, tally in shares:
+    tallies = {plan.folder / f"tally-{number}": unit for number, unit in enumerate(units)}
+    for tally in tallies:
         tally.unlink(missing_ok=True)
 
     def look() -> None:
         note({candidate for candidate in waiting if candidate.path(plan.folder, "json").exists()})
-        for _, _, tally in shares:
+        for tally in tallies:
             tokens.read(tally)
 
-    options = plan.placement.ray_options
-    cluster.run_over(_write_share, shares, max_in_flight=len(shares), on_wait=look, options=options)
+    def settle(tally: Path) -> None:
+        tokens.read(tally)
+        del tallies[tally]
+
+    queue = list(tallies.items())
+    options = placement.ray_options
+    cluster.run_over(_write_unit, queue, settle, max_in_flight=n_workers, on_wait=look, options=options, shared=plan)
     look()
 
 
-def _write_share(share: tuple[Any, ...]) -> None:
-    plan, candidates, tally = share
+def _write_unit(part: tuple[Path, tuple[Candidate, ...]], plan: WritePlan) -> Path:
+    tally, unit = part
     with explained_memory(LESS_MEMORY):
-        work.write_candidates(plan, candidates, partial(write_sums, tally))
+        loaded, copies = _opened(plan.checkpoint, plan.placement.device, plan.dataset_folder, plan.folder)
+        work.write_unit(plan, unit, loaded, copies, partial(write_sums, tally))
+    return tally
+
+
+@lru_cache(maxsize=1)
+def _opened(
+    checkpoint: Path, device: DeviceKind, dataset_folder: Path | None, _batch: Path
+) -> tuple[LoadedModel, CopyIndex | None]:
+    """Return what a worker reads once for all units of a batch, whose folder is named by the digest of the weights."""
+    return load_model(checkpoint, device_of(device)), CopyIndex.open(dataset_folder) if dataset_folder else None
 
 
 def render_all(

@@ -16,7 +16,6 @@ from tasks.runtime.ray_files import folder_root, secure_token
 from tasks.runtime.ray_node import Node
 from tasks.runtime.silence import Silence
 
-Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
@@ -187,12 +186,13 @@ def words_of_nodes() -> str:
 
 
 def run_over(
-    function: Callable[[Chunk], Result],
-    chunks: Iterable[Chunk],
+    function: Callable[..., Result],
+    chunks: Iterable[Any],
     on_result: Callable[[Result], None] | None = None,
     max_in_flight: int = 0,
     on_wait: Callable[[], None] | None = None,
     options: Mapping[str, Any] | None = None,
+    shared: Any = None,
 ) -> list[Result]:
     """Run `function` over `chunks` on Ray and return the results in the order of the chunks.
 
@@ -202,6 +202,7 @@ def run_over(
         max_in_flight: chunks handed out at once, 0 for two for each core; the others wait in the driver.
         on_wait: called in the driver about once a second.
         options: of Ray's tasks, such as those of a `Placement`.
+        shared: given to each call after its chunk, unless it is None; it is sent once.
     Raises:
         RayLost: the Ray of this process died during the work; `connect` starts another.
     """
@@ -215,6 +216,7 @@ def run_over(
     connect()
     known: dict[str, Any] = {"num_cpus": 1, "max_retries": 2, "retry_exceptions": [OSError]}
     remote = ray.remote(**known | dict(options or {}))(function)
+    more = () if shared is None else (ray.put(shared),)
     limit = max_in_flight or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     results: dict[int, Result] = {}
     pending: dict[Any, int] = {}
@@ -224,7 +226,7 @@ def run_over(
     try:
         while True:
             for index, chunk in itertools.islice(queue, limit - len(pending)):
-                pending[remote.remote(chunk)] = index
+                pending[remote.remote(chunk, *more)] = index
             if not pending:
                 break
             done, _ = ray.wait(list(pending), num_returns=1, timeout=1.0)

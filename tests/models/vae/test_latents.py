@@ -136,7 +136,7 @@ def test_the_likeliest_piece_is_that_of_whole_passes(config: VaeConfig) -> None:
             logits_V[PAD] = -math.inf
             ids.append(int(logits_V.argmax()))
         expected.append(ids)
-    assert write(conditioned, 3, batch_size=3, greedy=True) == expected
+    assert write(whole, 3, batch_size=3, greedy=True) == expected
 
 
 def test_the_longest_piece_fills_the_block() -> None:

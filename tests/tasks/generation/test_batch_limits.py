@@ -41,7 +41,7 @@ def test_pieces_end_at_the_limit(home: Home, setup: Setup, limit: dict[str, floa
         assert (sidecar["ended_by"] == "limit") == (len(score.notes.pitch) < len(whole.notes.pitch))
         n_cut += sidecar["ended_by"] == "limit"
     assert n_cut
-    assert files_of(silent(home, setup, sampling=long, batch_size=1, **limit).folder) == files_of(batch.folder)
+    assert files_of(silent(home, setup, sampling=long, **limit).folder) == files_of(batch.folder)
 
 
 @pytest.mark.parametrize("limit", [{"max_bars": 24}, {"max_notes": 900}, {"max_seconds": 300.0}], ids=str)

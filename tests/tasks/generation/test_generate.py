@@ -1,4 +1,4 @@
-"""Batches: the same bytes whatever the speed settings, and all of a batch or none of it."""
+"""Batches: the same bytes for any workers, order of units, kill and restart; all of a batch or none of it."""
 
 import hashlib
 import io
@@ -17,16 +17,15 @@ import numpy as np
 import psutil
 import pytest
 import symusic
-from models.sampling.precision import PrecisionLostError
 
 from models.config import SamplingConfig
-from models.sampling import sample
 from tasks import checkpoints
 from tasks.checkpoints import load_model
 from tasks.config.serialization import to_json
 from tasks.errors import ConfigError
-from tasks.generation import batch_files, candidates, generate
+from tasks.generation import batch_files, candidates, generate, selection
 from tasks.generation.generate import find_batch, find_whole_batch, generate_batch, read_request
+from tasks.generation.selection import render_all, units_of
 from tasks.generation.summary import batch_card
 from tasks.music.metrics.piece_metrics import piece_statistics
 from tasks.music.midi import events
@@ -43,6 +42,7 @@ from tests.studio import (
     config_of,
     files_of,
     midi_of,
+    scores_of,
     sidecars_of,
     silent,
 )
@@ -50,17 +50,42 @@ from tests.studio import (
 pytestmark = pytest.mark.slow  # seconds a test; see `make check`
 
 
-def test_every_file_is_the_same_for_any_batch_size(home: Home, setup: Setup) -> None:
-    first = compose(home, setup, batch_size=8, prompt=str(setup.prompts))
+def test_every_file_is_the_same_for_any_order_of_units(
+    home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"batch_size": 2, "prompt": str(setup.prompts)}
+    first = compose(home, setup, **settings)
     files = files_of(first.folder)
     pieces = [f"pieces/{index:04d}.{kind}" for index in range(5) for kind in ("mid", "json", "png", "ogg")]
     parts = ("prompt", "generated", "original", "continued_original")
     continued = [f"continuations/{index:04d}/{part}.mid" for index in range(5) for part in parts]
     assert sorted(files) == sorted(["manifest.json", "gallery.html", *pieces, *continued])
-    for batch_size in (1, 3):
-        other = compose(home, setup, batch_size=batch_size, prompt=str(setup.prompts))
-        assert other.name == first.name
-        assert files_of(other.folder) == files
+    begun, write_unit = list[tuple[int, ...]](), candidates.write_unit
+    monkeypatch.setattr(selection, "units_of", lambda *given: units_of(*given)[::-1])
+    monkeypatch.setattr(
+        candidates, "write_unit", lambda plan, unit, *rest: (
+            begun.append(tuple(candidate.index for candidate in unit)), write_unit(plan, unit, *rest)
+        )
+    )  # fmt: skip
+    other = compose(home, setup, **settings)
+    assert begun == [(4,), (2, 3), (0, 1)]
+    assert other.name == first.name
+    assert files_of(other.folder) == files
+
+
+def test_units_are_of_one_attempt_in_the_order_of_the_request() -> None:
+    first = selection.first_candidates(config_of(best_of=2))
+    units = [[(candidate.index, candidate.attempt) for candidate in unit] for unit in units_of(first, 3)]
+    assert units == [[(0, 0), (1, 0), (2, 0)], [(3, 0), (4, 0)], [(0, 1), (1, 1), (2, 1)], [(3, 1), (4, 1)]]
+    assert units_of([], 3) == []
+
+
+def test_a_piece_depends_on_its_unit_alone(home: Home, setup: Setup) -> None:
+    few, many = (scores_of(silent(home, setup, n_pieces=n, batch_size=2)) for n in (2, 5))
+    for mine, theirs in zip(few, many, strict=False):
+        for name in ("onset", "duration", "pitch", "velocity"):
+            np.testing.assert_array_equal(getattr(mine.notes, name), getattr(theirs.notes, name))
+    assert len({tuple(score.notes.pitch.tolist()) for score in many}) == 5
 
 
 def test_weights_are_read_once_and_each_piece_is_written_once_and_parsed_once_in_each_stage(
@@ -123,35 +148,6 @@ class Watched(Progress):
     def advance(self, n: int = 1, note: str = "") -> None:
         self.__dict__.setdefault("steps", []).append(n)
         super().advance(n, note)
-
-
-def test_tokens_that_are_void_are_taken_back(home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = drawn_tokens(home, setup)
-    step, n_steps = sample.Sampler.step, 0
-
-    def lose_precision(sampler: sample.Sampler) -> list[int]:
-        nonlocal n_steps
-        n_steps += 1
-        if n_steps == 20:
-            raise PrecisionLostError
-        return step(sampler)
-
-    monkeypatch.setattr(sample.Sampler, "step", lose_precision)
-    assert drawn_tokens(home, setup) == plain
-    assert n_steps > 20
-
-
-def drawn_tokens(home: Home, setup: Setup) -> tuple[int, int]:
-    """Return done and total of the progress of a batch."""
-    shown: list[Progress] = []
-
-    def show(label: str, total: int, unit: str) -> Progress:
-        shown.append(Progress(label, total, unit))
-        return shown[-1]
-
-    generate_batch(read_request(home, setup.model, setup.checkpoint, config_of()), fresh=True, show=show)
-    assert shown[0].done == shown[0].total
-    return shown[0].done, shown[0].total
 
 
 def test_results_tell_lengths_entropies_and_times(home: Home, setup: Setup) -> None:
@@ -264,7 +260,7 @@ def find_all(home: Home) -> list[generate.Batch]:
 
 @pytest.mark.slow
 def test_every_file_is_the_same_for_two_workers(home: Home, setup: Setup, ray: None) -> None:
-    one = files_of(compose(home, setup).folder)
+    one = files_of(compose(home, setup, batch_size=2).folder)
     config = config_of(n_workers=2, batch_size=2)
     stages: list[Progress] = []
 
@@ -301,14 +297,14 @@ def test_a_worker_that_is_killed_costs_only_time(home: Home, setup: Setup, ray: 
         done.set()
         killer.join()
     assert len(killed) == 1
-    alone_config = replace(long, n_workers=1, batch_size=12)
+    alone_config = replace(long, n_workers=1)
     alone = generate_batch(read_request(Home.at(tmp_path / "other"), setup.model, setup.checkpoint, alone_config))
     assert files_of(batch.folder) == files_of(alone.folder)
 
 
 def is_writer(process: psutil.Process) -> bool:
     try:
-        return process.name().startswith("ray::_write_share")
+        return process.name().startswith("ray::_write_unit")
     except psutil.Error:  # it has just ended
         return False
 
@@ -321,7 +317,7 @@ from tasks.storage.home import Home
 from tests.studio import config_of, model_of
 home, checkpoint, dataset, prompts = sys.argv[1:]
 model = model_of(Path(checkpoint), dataset)
-generate_batch(read_request(Home.at(home), model, Path(checkpoint), config_of(batch_size=2, prompt=prompts)))
+generate_batch(read_request(Home.at(home), model, Path(checkpoint), config_of(prompt=prompts)))
 """
 
 
@@ -337,15 +333,6 @@ def test_every_file_is_the_same_in_another_process_and_home(home: Home, setup: S
     assert files_of(Home.at(tmp_path / "other").generations / batch.name) == files_of(batch.folder)
 
 
-def test_a_piece_does_not_depend_on_its_neighbours(home: Home, setup: Setup) -> None:
-    few, many = silent(home, setup, n_pieces=2), silent(home, setup, n_pieces=5)
-    for mine, theirs in zip(midi_of(few), midi_of(many), strict=False):
-        one, other = read_midi(mine).notes, read_midi(theirs).notes
-        for name in ("onset", "duration", "pitch", "velocity"):
-            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-    assert len({tuple(read_midi(data).notes.pitch.tolist()) for data in midi_of(many)}) == 5
-
-
 def test_what_changes_the_bytes_changes_the_name(home: Home, setup: Setup, tmp_path: Path) -> None:
     def name(**settings: Any) -> str:
         config = config_of(**settings)
@@ -356,10 +343,10 @@ def test_what_changes_the_bytes_changes_the_name(home: Home, setup: Setup, tmp_p
     names = [
         name(), name(seed=1), name(n_pieces=4), name(audio="none"), name(sampling=replace(SHORT, temperature=0.9)),
         name(prompt=str(setup.prompts)), name(prompt=str(setup.prompts / "b.mid")), name(prompt=str(renamed)),
-        name(prompt=str(setup.prompts), prompt_tokens=12),
+        name(prompt=str(setup.prompts), prompt_tokens=12), name(batch_size=1), name(sampling=replace(SHORT, threads=2)),
     ]  # fmt: skip
     assert len(set(names)) == len(names)
-    assert name(batch_size=1) == name(n_workers=4) == name(device="cpu") == name(gpus_per_worker=0.5) == name()
+    assert name(n_workers=4) == name(n_workers=0) == name(device="cpu") == name(gpus_per_worker=0.5) == name()
     other = replace(setup.model, version="2")
     assert read_request(home, other, setup.checkpoint, config_of()).name != name()
     assert all(found.startswith("small-small-v1-") for found in names)
@@ -377,7 +364,7 @@ def test_pieces_read_the_same_in_mido_and_symusic(home: Home, setup: Setup) -> N
 
 
 def test_manifest_and_sidecars_tell_where_a_piece_comes_from(home: Home, setup: Setup) -> None:
-    batch = silent(home, setup, seed=7)
+    batch = silent(home, setup, seed=7, batch_size=3)
     manifest = read_sealed(batch.folder / "manifest.json")
     assert manifest == batch.manifest
     assert manifest["n_pieces"] == len(manifest["pieces"]) == 5
@@ -386,7 +373,8 @@ def test_manifest_and_sidecars_tell_where_a_piece_comes_from(home: Home, setup: 
         "dataset_version": setup.model.dataset,
     }  # fmt: skip
     assert manifest | lineage == manifest
-    assert manifest["config"]["seed"] == 7
+    asked = manifest["config"]
+    assert (asked["seed"], asked["batch_size"], asked["sampling"]["threads"], asked["n_workers"]) == (7, 3, 1, None)
     for index, (sidecar, listed, data) in enumerate(
         zip(sidecars_of(batch), manifest["pieces"], midi_of(batch), strict=True)
     ):
@@ -441,7 +429,7 @@ def test_a_failure_half_way_keeps_what_is_written_and_the_same_call_goes_on(
 
     monkeypatch.setattr(candidates, "_write_candidate", fail_at_third)
     with pytest.raises(OSError, match="No space left"):
-        silent(home, setup, batch_size=2)
+        silent(home, setup, batch_size=3)
     assert find_all(home) == []
     monkeypatch.setattr(
         candidates, "_write_candidate", lambda job, candidate, *rest: (
@@ -458,35 +446,14 @@ def test_a_failure_half_way_keeps_what_is_written_and_the_same_call_goes_on(
     batch = generate_batch(read_request(home, setup.model, setup.checkpoint, config), show=show)
     assert sorted(written) == [0, 1, 2, 3, 4]
     assert stages[0].note == "5 of 5 pieces are written"
-    assert files_of(batch.folder) == files_of(silent(Home.at(tmp_path / "other"), setup).folder)
+    assert stages[0].done == stages[0].total
+    assert files_of(batch.folder) == files_of(silent(Home.at(tmp_path / "other"), setup, batch_size=3).folder)
     assert {path.name for path in home.generations.iterdir()} == {batch.name, batch.results.name}
 
 
-def test_what_was_written_before_a_loss_of_precision_is_void(
-    home: Home, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_other_code_began_is_refused_and_left_as_it_is(
+    home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = sample.Sampler.step
-
-    def lose_precision(sampler: sample.Sampler) -> list[int]:
-        written = list(home.generations.glob("*/candidates/*.json"))
-        if sampler.gauge is None:  # float64: the first step behind the loss
-            raise KeyboardInterrupt
-        if len(written) == 2:
-            raise PrecisionLostError
-        assert len(written) < 2
-        return step(sampler)
-
-    monkeypatch.setattr(sample.Sampler, "step", lose_precision)
-    with pytest.raises(KeyboardInterrupt):
-        silent(home, setup, batch_size=1)
-    monkeypatch.undo()
-    (unfinished,) = home.generations.iterdir()
-    assert list((unfinished / "candidates").glob("*.json")) == []
-    batch = silent(home, setup)
-    assert files_of(batch.folder) == files_of(silent(Home.at(tmp_path / "other"), setup).folder)
-
-
-def test_what_other_code_began_is_not_gone_on_with(home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -495,13 +462,49 @@ def test_what_other_code_began_is_not_gone_on_with(home: Home, setup: Setup, mon
         silent(home, setup, n_pieces=2)
     monkeypatch.undo()
     (unfinished,) = home.generations.iterdir()
-    candidate = unfinished / "candidates" / "0000-0.json"
-    assert candidate.exists()
-    candidate.write_text("{}")  # stands for what other code would have made of it
+    files = files_of(unfinished)
+    assert "candidates/0000-0.json" in files
+    name = unfinished.name.removeprefix(".").removesuffix(".unfinished")
     monkeypatch.setattr(generate, "git_commit", lambda: "0" * 40)
-    batch = silent(home, setup, n_pieces=2)
+    with pytest.raises(
+        ConfigError,
+        match=f"the unfinished batch {name} was begun with another code commit, .*; --fresh begins it again",
+    ) as said:
+        silent(home, setup, n_pieces=2)
+    assert said.value.exit_code == 2
+    assert files_of(unfinished) == files
+    (unfinished / "candidates" / "0000-0.json").write_text("{}")  # stands for what other code would have made of it
+    config = config_of(audio="none", n_pieces=2)
+    batch = generate_batch(read_request(home, setup.model, setup.checkpoint, config), fresh=True)
     assert batch.manifest["code_commit"] == "0" * 40
     assert len(batch.manifest["pieces"]) == 2
+
+
+@pytest.mark.parametrize("damage", ["mid", "json"])
+def test_a_damaged_piece_has_its_unit_sampled_again_and_others_are_left(
+    home: Home, setup: Setup, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    files = files_of(silent(home, setup, batch_size=2).folder)
+
+    def stop(plan: Any, *_: Any) -> None:
+        piece = candidates.Candidate(2).path(plan.folder, damage)
+        piece.write_bytes(piece.read_bytes()[:-9])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "render_all", stop)
+    with pytest.raises(KeyboardInterrupt):
+        silent(home, setup, batch_size=2)
+    (unfinished,) = home.generations.glob(".*.unfinished")
+    before = {path.name: path.stat().st_mtime_ns for path in (unfinished / "candidates").iterdir()}
+    after = dict[str, int]()
+
+    def look(plan: Any, *rest: Any) -> Any:
+        after.update({path.name: path.stat().st_mtime_ns for path in (plan.folder / "candidates").iterdir()})
+        return render_all(plan, *rest)
+
+    monkeypatch.setattr(generate, "render_all", look)
+    assert files_of(silent(home, setup, batch_size=2).folder) == files
+    assert {name for name in after if after[name] != before[name]} == {"0002-0.mid", "0002-0.json"}
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from models.decoder.step import DecoderStep
 from tasks.checkpoints import load_model
 from tasks.config.evaluation import EvaluateConfig
 from tasks.config.old_names import first_names
@@ -62,15 +63,15 @@ def out_of_memory(*_: object) -> None:
 
 
 def test_a_gpu_without_enough_memory_is_told_with_what_lowers_the_need(
-    home: Home, setup: Setup, studio: Studio
+    home: Home, setup: Setup, studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = r"the GPU is out of memory: 2\.00 GiB more, of 139\.80 GiB in all; lower "
     request = read_request(home, setup.model, setup.checkpoint, config_of(audio="none"))
-    hook = request.loaded.model.register_forward_pre_hook(out_of_memory)
+    monkeypatch.setattr(DecoderStep, "__call__", out_of_memory)
     with pytest.raises(OutOfMemory, match=said + r"generate\.batch_size"):
         generate_batch(request)
     assert find_batch(home, request.name) is None
-    hook.remove()
+    monkeypatch.undo()
     assert generate_batch(request).manifest["config"]["device"] == "cpu"  # goes on where the other call ended
 
     loaded = load_model(studio.checkpoint)
