@@ -332,6 +332,9 @@ class OptimizerConfig:
             raise ValueError(f"betas={self.betas} are not two numbers")
 
 
+Precision = Literal["float32", "float16", "int8"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingConfig:
     """How ids are drawn: subtract penalties, divide by the temperature, keep the likeliest by `top_k`, `top_p` and
@@ -374,6 +377,11 @@ class SamplingConfig:
     max_tokens: int = setting(1024, "Longest piece, its prompt included.", ge=1)
     min_new_tokens: int = setting(
         0, "Tokens behind the prompt before which a piece does not end, unless nothing else is allowed.", ge=0
+    )
+    precision: Precision = setting(
+        "float16",
+        "How a decoder's weights, keys and values are stored while it samples on a CPU; `int8` is of weights alone, the"
+        " others have 16 bits. All sums are in float32.",
     )
     threads: int = setting(
         1, "CPU threads of a process that samples; as the shape of a product, their number decides its last bits.",

@@ -59,34 +59,37 @@ class KVCache:
     contiguous in memory, because a step with many tokens before it spends most of its time on reading them.
     """
 
-    keys_LBHKJ: Tensor
+    keys_LBHJK: Tensor
     values_LBHJK: Tensor
     length_B: Tensor
 
     @classmethod
-    def empty(cls, shape_LBHJK: tuple[int, int, int, int, int], like: Tensor) -> "KVCache":
-        """Return a cache of no tokens, of the dtype and on the device of `like`; J is the room of each row."""
+    def empty(
+        cls, shape_LBHJK: tuple[int, int, int, int, int], like: Tensor, dtype: torch.dtype | None = None
+    ) -> "KVCache":
+        """Return a cache of no tokens, on the device of `like` and by default of its dtype; J is the room of a row."""
         # Zeros, not uninitialised memory: a masked key has weight 0, and 0 times a leftover NaN is NaN.
         length_B = torch.zeros(shape_LBHJK[1], dtype=torch.long, device=like.device)
-        return cls(like.new_zeros(shape_LBHJK).transpose(-1, -2), like.new_zeros(shape_LBHJK), length_B)
+        keys, values = (like.new_zeros(shape_LBHJK, dtype=dtype or like.dtype) for _ in range(2))
+        return cls(keys, values, length_B)
 
     @property
     def max_length(self) -> int:
         """Number of keys that a row can hold."""
-        return self.keys_LBHKJ.shape[4]
+        return self.keys_LBHJK.shape[3]
 
     @property
     def batch_size(self) -> int:
         """Number of rows."""
-        return self.keys_LBHKJ.shape[1]
+        return self.keys_LBHJK.shape[1]
 
     def rows(self, start: int, end: int) -> "KVCache":
         """Return rows `start` to `end` (excluded) as a cache that shares its memory with this one."""
-        return KVCache(self.keys_LBHKJ[:, start:end], self.values_LBHJK[:, start:end], self.length_B[start:end])
+        return KVCache(self.keys_LBHJK[:, start:end], self.values_LBHJK[:, start:end], self.length_B[start:end])
 
     def layer(self, index: int, plan: "CachePlan | None") -> "LayerCache":
         """Return the memory of layer `index`; `plan` is None while the cache is empty."""
-        return LayerCache(self.keys_LBHKJ[index], self.values_LBHJK[index], plan)
+        return LayerCache(self.keys_LBHJK[index].mT, self.values_LBHJK[index], plan)
 
     def start_row(self, row: int, piece: int) -> None:
         """Empty a row for another piece; caches that hold something for each piece need to know which."""
@@ -95,7 +98,7 @@ class KVCache:
     def copy_row(self, source: int, target: int) -> None:
         """Overwrite row `target` with row `source`."""
         n = int(self.length_B[source])
-        self.keys_LBHKJ[:, target, ..., :n] = self.keys_LBHKJ[:, source, ..., :n]
+        self.keys_LBHJK[:, target, :, :n] = self.keys_LBHJK[:, source, :, :n]
         self.values_LBHJK[:, target, :, :n] = self.values_LBHJK[:, source, :, :n]
         self.length_B[target] = n
 

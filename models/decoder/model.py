@@ -109,8 +109,11 @@ class Decoder(TokenModel):
         """Most tokens that `forward` takes in a row, cached ones included; None: any number."""
         return None if self.embed_position is None else self.config.max_positions
 
-    def new_cache(self, batch_size: int, max_length: int) -> KVCache:
+    def new_cache(self, batch_size: int, max_length: int, dtype: torch.dtype | None = None) -> KVCache:
         """Return an empty cache for `forward`, with room for `max_length` tokens a row.
+
+        Args:
+            dtype: of keys and values; None: that of the weights.
 
         Raises:
             ValueError: the model has no positions for so many tokens.
@@ -119,7 +122,7 @@ class Decoder(TokenModel):
         if self.max_length is not None and max_length > self.max_length:
             raise ValueError(f"a cache for {max_length} tokens, but the model has max_positions={self.max_length}")
         shape_LBHJK = (config.n_layers, batch_size, config.n_heads, max_length, config.d_head)
-        return KVCache.empty(shape_LBHJK, like=self.embed.weight)
+        return KVCache.empty(shape_LBHJK, self.embed.weight, dtype)
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return logits of shape (B, T, V) for the id after each of `tokens_BT`.

@@ -122,6 +122,8 @@ def sample(
         end_id=end_id,
         pad_id=pad_id,
         with_entropies=entropies is not None,
+        precision=config.precision,
+        n_threads=config.threads,
     )
     prompts = [prompt.cpu() for prompt in prompts]
     n_rows = min(batch_size, max(len(prompts), 1))

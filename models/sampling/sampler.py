@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.config import Precision
 from models.decoder.model import Decoder
-from models.decoder.step import DecoderStep
+from models.decoder.step import DecoderStep, rounded_weights
 from models.registry import SampledModel
 from models.sampling.choice import Chooser, Penalty
 from models.sampling.grammar_mask import GrammarRows, GrammarTables
@@ -60,6 +61,8 @@ class Request:
     end_id: int
     pad_id: int
     with_entropies: bool
+    precision: Precision
+    n_threads: int
 
 
 class Sampler:
@@ -74,12 +77,8 @@ class Sampler:
     def __init__(self, model: SampledModel, request: Request, batch_size: int) -> None:
         self.request = request
         self.device = model.embed.weight.device
-        self.model = model
-        self.next_logits: Callable[[Tensor, Any], Tensor] = self.model
-        if isinstance(self.model, Decoder):
-            self.next_logits = DecoderStep(self.model)
         room = min(request.context.limit, request.max_tokens)
-        self.cache = self.model.new_cache(batch_size, room)
+        self.model, self.cache, self.next_logits = prepared(model, request, batch_size, room)
         self.grammar = None if request.grammar is None else GrammarRows(request.grammar, batch_size)
         self.pad_V = torch.arange(model.vocab_size, device=self.device) == request.pad_id
         # Memory that is not written to costs nothing yet.
@@ -158,8 +157,8 @@ class Sampler:
         self.prepare()
         n = len(self.piece_of_row)
         row_B, length_B = torch.arange(n), torch.from_numpy(self.length_B[:n].copy())
-        last_B1 = self.ids_BJ[row_B, length_B - 1][:, None].to(self.device)
-        logits_BV = self.next_logits(last_B1, self.cache.rows(0, n))[:, 0].double()
+        last_B = self.ids_BJ[row_B, length_B - 1].to(self.device)
+        logits_BV = self.next_logits(last_B, self.cache.rows(0, n)).double()
         if self.request.with_entropies:
             self.entropy_BJ[row_B, length_B] = entropy(logits_BV).float().cpu()
         added_BV = self.added(length_B)
@@ -235,6 +234,17 @@ class Sampler:
         self.cache.copy_row(last, row)
         if self.grammar is not None:
             self.grammar.copy_row(last, row)
+
+
+def prepared(
+    model: SampledModel, request: Request, batch_size: int, room: int
+) -> tuple[SampledModel, Any, Callable[[Tensor, Any], Tensor]]:
+    """Return the model that reads prompts, an empty cache, and a function from last ids to logits, (B) to (B, V)."""
+    if not (isinstance(model, Decoder) and DecoderStep.fits(model)):
+        return model, model.new_cache(batch_size, room), lambda ids_B, cache: model(ids_B[:, None], cache)[:, 0]
+    model = rounded_weights(model, request.precision)
+    step = DecoderStep(model, request.precision, room, request.n_threads)
+    return model, model.new_cache(batch_size, room, step.cache_dtype), step
 
 
 def entropy(logits_BV: Tensor) -> Tensor:

@@ -12,9 +12,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
+import torch
 
+from models.config import DecoderConfig, Precision
+from models.decoder.model import Decoder
+from models.decoder.step import FEW_ROWS, DecoderStep
 from tasks.config.dataset import AugmentConfig, DatasetConfig, WindowConfig
 from tasks.dataset import analyse, encode
 from tasks.errors import plural
@@ -39,7 +44,7 @@ ALSO: dict[str, list[TokenizerConfig]] = {
     "optimus_txt": [OptimusTxtConfig(channels=True, melody_conditioned=True)],
 }
 # Shared loops are compiled first. Long jobs begin before short ones.
-ROUNDS = (("reading", "analysing"), ("remi", "oore", "mmm", "comparing", "optimus_int", "optimus_txt"))
+ROUNDS = (("reading", "analysing"), ("remi", "oore", "mmm", "comparing", "sampling", "optimus_int", "optimus_txt"))
 
 
 def main() -> None:
@@ -50,6 +55,7 @@ def main() -> None:
                 "reading": lambda _: song_shards.prepare(),
                 "analysing": lambda _: analyse.prepare(),
                 "comparing": _compare,
+                "sampling": _sample,
             }
             for job in sys.argv[1:]:
                 jobs.get(job, partial(_encode, job))(Path(folder))
@@ -106,6 +112,16 @@ def _compare(folder: Path) -> None:
     source = lines[1]
     seeds = shared_runs.seeds_between(source.offsets, source.pitch)
     shared_runs.find_runs(lines[0].onset, lines[0].pitch, seeds, source.offsets, source.onset, source.pitch)
+
+
+def _sample(_: Path) -> None:
+    """Let a decoder make one step in each precision, with few rows and with many."""
+    decoder = Decoder(DecoderConfig(d_model=16, n_heads=2, n_layers=1, d_ff=16), vocab_size=8).eval()
+    for precision in get_args(Precision):
+        step = DecoderStep(decoder, precision, 2)
+        for n_rows in (1, FEW_ROWS + 1):
+            with torch.inference_mode():
+                step(torch.ones(n_rows, dtype=torch.long), decoder.new_cache(n_rows, 2, step.cache_dtype))
 
 
 if __name__ == "__main__":

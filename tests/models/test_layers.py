@@ -215,15 +215,15 @@ def test_sinusoids_are_the_formula(d_model: int) -> None:
 
 def test_a_cache_row_can_be_viewed_and_copied() -> None:
     cache = KVCache.empty((2, 3, 1, 5, 4), like=torch.zeros(1, dtype=torch.float64))
-    assert (cache.batch_size, cache.max_length, cache.keys_LBHKJ.dtype) == (3, 5, torch.float64)
+    assert (cache.batch_size, cache.max_length, cache.keys_LBHJK.dtype) == (3, 5, torch.float64)
     row = cache.rows(1, 2)
-    row.keys_LBHKJ += 1.0
+    row.keys_LBHJK += 1.0
     row.length_B += 2
     assert cache.length_B.tolist() == [0, 2, 0]
     cache.copy_row(1, 2)
     assert cache.length_B.tolist() == [0, 2, 2]
-    assert cache.keys_LBHKJ[:, 2, ..., :2].eq(1).all()
-    assert cache.keys_LBHKJ[:, 0].eq(0).all()
+    assert cache.keys_LBHJK[:, 2, :, :2].eq(1).all()
+    assert cache.keys_LBHJK[:, 0].eq(0).all()
 
 
 def test_feed_forward_clips_below_zero() -> None:

@@ -15,8 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.config import DecoderConfig
 from models.decoder.model import Decoder
-from models.decoder.step import DecoderStep
-from models.layers import KVCache, RelativeAttention
+from models.layers import RelativeAttention
 from models.registry import build_model
 from tasks.config.presets import build_preset
 from tests.budget import examples
@@ -250,19 +249,14 @@ def test_padding_gets_no_gradient_from_other_tokens(config: DecoderConfig) -> No
     assert decoder.embed.weight.grad[3].abs().max() > 0
 
 
-both_ways = pytest.mark.parametrize("way", [lambda decoder: decoder, DecoderStep], ids=["modules", "functions"])
-Way = Callable[[Decoder], Callable[[Tensor, KVCache], Tensor]]
-
-
 @every_option
-@both_ways
 @torch.no_grad()
-def test_steps_with_a_cache_equal_the_full_pass(config: DecoderConfig, way: Way) -> None:
+def test_steps_with_a_cache_equal_the_full_pass(config: DecoderConfig) -> None:
     decoder, tokens_BT = build_decoder(config), random_tokens(3, 90)
-    step, cache = way(decoder), decoder.new_cache(3, 90)
-    parts = [step(tokens_BT[:, :20], cache)]
-    parts += [step(tokens_BT[:, t : t + 1], cache) for t in range(20, 60)]
-    parts.append(step(tokens_BT[:, 60:], cache))  # many at once, behind others
+    cache = decoder.new_cache(3, 90)
+    parts = [decoder(tokens_BT[:, :20], cache)]
+    parts += [decoder(tokens_BT[:, t : t + 1], cache) for t in range(20, 60)]
+    parts.append(decoder(tokens_BT[:, 60:], cache))  # many at once, behind others
     torch.testing.assert_close(torch.cat(parts, dim=1), decoder(tokens_BT), atol=1e-4, rtol=1e-4)
     assert cache.length_B.tolist() == [90] * 3
 
@@ -271,10 +265,10 @@ def test_steps_with_a_cache_equal_the_full_pass(config: DecoderConfig, way: Way)
 @torch.no_grad()
 def test_a_cached_step_does_less_than_a_fifth_of_the_work_of_a_pass(config: DecoderConfig) -> None:
     decoder = Decoder(replace(config, n_layers=2), 390).eval()
-    tokens_BT, step, cache = torch.randint(1, 390, (1, 512)), DecoderStep(decoder), decoder.new_cache(1, 512)
-    step(tokens_BT[:, :-1], cache)
+    tokens_BT, cache = torch.randint(1, 390, (1, 512)), decoder.new_cache(1, 512)
+    decoder(tokens_BT[:, :-1], cache)
     whole = n_operations(lambda: decoder(tokens_BT))
-    assert 0 < 5 * n_operations(lambda: step(tokens_BT[:, -1:], cache)) < whole
+    assert 0 < 5 * n_operations(lambda: decoder(tokens_BT[:, -1:], cache)) < whole
 
 
 def n_operations(work: Callable[[], object]) -> int:
@@ -284,26 +278,10 @@ def n_operations(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-@given(config=random_configs(), T=st.integers(1, 40), B=st.integers(1, 3))
-@examples(30)
-@torch.no_grad()
-def test_a_step_by_functions_is_that_of_the_modules(config: DecoderConfig, T: int, B: int) -> None:
-    decoder, tokens_BT = build_decoder(config), random_tokens(B, T + 3)
-    step, cache, own = DecoderStep(decoder), decoder.new_cache(B, T + 3), decoder.new_cache(B, T + 3)
-    decoder(tokens_BT[:, :T], cache)
-    decoder(tokens_BT[:, :T], own)
-    for t in range(T, T + 3):
-        now_B1 = tokens_BT[:, t : t + 1]
-        torch.testing.assert_close(step(now_B1, cache), decoder(now_B1, own), atol=1e-5, rtol=1e-5)
-    assert cache.length_B.tolist() == own.length_B.tolist()
-
-
 @every_option
-@both_ways
 @torch.no_grad()
-def test_prompts_of_different_lengths_share_a_cache(config: DecoderConfig, way: Way) -> None:
+def test_prompts_of_different_lengths_share_a_cache(config: DecoderConfig) -> None:
     decoder, tokens_BT = build_decoder(config), random_tokens(4, 60)
-    step_by_one = way(decoder)
     lengths = [1, 30, 7, 12]
     prompts_BT = tokens_BT[:, :30].clone()
     for row, length in enumerate(lengths):
@@ -316,7 +294,7 @@ def test_prompts_of_different_lengths_share_a_cache(config: DecoderConfig, way: 
         torch.testing.assert_close(prefill_BTV[row, :length], expected_BTV[row, :length], atol=1e-4, rtol=1e-4)
     for step in range(30):
         at_B = torch.tensor(lengths) + step
-        logits_BTV = step_by_one(tokens_BT[torch.arange(4), at_B][:, None], cache)
+        logits_BTV = decoder(tokens_BT[torch.arange(4), at_B][:, None], cache)
         torch.testing.assert_close(logits_BTV[:, 0], expected_BTV[torch.arange(4), at_B], atol=1e-4, rtol=1e-4)
 
 
@@ -333,7 +311,7 @@ def test_a_row_that_was_used_before_starts_afresh() -> None:
 
 
 def test_a_cache_takes_the_dtype_of_the_weights() -> None:
-    assert build_decoder().double().new_cache(1, 4).keys_LBHKJ.dtype == torch.float64
+    assert build_decoder().double().new_cache(1, 4).keys_LBHJK.dtype == torch.float64
 
 
 @torch.no_grad()

@@ -418,7 +418,7 @@ def test_a_step_works_at_the_shorter_scales_only_when_something_is_new_there() -
 
 def test_a_cache_takes_the_dtype_of_the_weights() -> None:
     cache = build_hourglass().new_cache(2, 4)
-    assert {part.keys_LBHKJ.dtype for part in cache.scales} == {torch.float64}
+    assert {part.keys_LBHJK.dtype for part in cache.scales} == {torch.float64}
     assert cache.levels[0].tail_BGD.dtype == torch.float64
     assert (cache.batch_size, cache.max_length) == (2, 4)
 

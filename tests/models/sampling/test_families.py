@@ -100,7 +100,7 @@ def test_prompts_are_read_in_one_pass(lengths: list[int]) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 6])
 def test_entropies_are_those_of_the_whole_distribution(batch_size: int) -> None:
-    model, found = build_decoder(), []
+    model, found = build_decoder().double(), []
     prompts = build_prompts(6)
     pieces = sample(
         model, prompts, range(6), 3, SamplingConfig(max_tokens=30, temperature=0.5, top_k=4), build_grammar(),
