@@ -27,7 +27,7 @@ except ImportError:  # without Numba
     _kernels = None
 kernels: Any = _kernels
 
-FEW_ROWS = 4  # up to which one call for all is faster than torch's products
+FEW_ROWS = 8  # up to which one call for all is at least as fast as torch's products
 KEYS_OF_A_THREAD = 4096  # in fewer, another thread is not worth waking
 
 
