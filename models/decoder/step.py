@@ -17,15 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models import loops
 from models.config import Precision
 from models.decoder.model import Decoder
 from models.layers import KVCache, RelativeAttention, SelfAttention, rotation, sinusoids
-
-try:
-    from models.decoder import kernels as _kernels
-except ImportError:  # without Numba
-    _kernels = None
-kernels: Any = _kernels
 
 FEW_ROWS = 8  # up to which one call for all is at least as fast as torch's products
 KEYS_OF_A_THREAD = 4096  # in fewer, another thread is not worth waking
@@ -68,15 +63,14 @@ class DecoderStep:
     """
 
     def __init__(self, decoder: Decoder, precision: Precision, max_length: int, n_threads: int = 1) -> None:
-        assert kernels is not None
         config = decoder.config
         self.decoder, self.config = decoder, config
         self.embed_VD = array(decoder.embed.weight) * np.float32(
             math.sqrt(config.d_model) if config.embedding_scale else 1.0
         )
         self.place_PD = self.place_vectors(max_length)
-        self.norm = kernels.RMS_NORM if config.norm == "rms" else kernels.LAYER_NORM
-        self.activation = {"relu": kernels.RELU, "gelu": kernels.GELU, "silu": kernels.SILU}[config.activation]
+        self.norm = loops.RMS_NORM if config.norm == "rms" else loops.LAYER_NORM
+        self.activation = {"relu": loops.RELU, "gelu": loops.GELU, "silu": loops.SILU}[config.activation]
         self.layers = self.layer_arrays(precision, max_length)
         self.threads = ThreadPoolExecutor(n_threads - 1) if n_threads > 1 else None
         self.n_threads = n_threads
@@ -86,7 +80,7 @@ class DecoderStep:
     def fits(decoder: Decoder) -> bool:
         """Return whether the compiled loops are there for a decoder: float32 weights on a CPU."""
         weight = decoder.embed.weight
-        return kernels is not None and weight.device.type == "cpu" and weight.dtype == torch.float32
+        return loops.ARE_COMPILED and weight.device.type == "cpu" and weight.dtype == torch.float32
 
     def place_vectors(self, n_places: int) -> NDArray[np.float32] | None:
         """Return what is added to an embedding at each place, (P, D), if anything."""
@@ -118,7 +112,7 @@ class DecoderStep:
         turns = torch.zeros(0, config.d_head)
         if config.relative_positions == "rotary":
             turns = torch.cat(tuple(rotation(torch.arange(max_length)[None], config.d_head, torch.float32)[:, 0, 0]), 1)
-        return kernels.Layers(
+        return loops.Layers(
             attention_norm_2LD=norm_arrays([*(block.attention_norm for block in blocks), decoder.norm]),
             feed_forward_norm_2LD=norm_arrays([block.feed_forward_norm for block in blocks]),
             to_qkv=map_arrays([attention.to_qkv for attention in attentions], precision),
@@ -147,7 +141,7 @@ class DecoderStep:
         if len(place_B) <= FEW_ROWS:
             logits_BV = np.empty((len(place_B), self.decoder.vocab_size), np.float32)
             config = self.config
-            kernels.run_layers(
+            loops.run_layers(
                 x_BD, config.n_heads, self.norm, np.float32(config.norm_eps), self.activation,
                 config.feed_forward == "gated", self.layers, place_B, keys_LBHJK, values_LBHJK, logits_BV,
             )  # fmt: skip
@@ -166,9 +160,7 @@ class DecoderStep:
         for i, block in enumerate(blocks):
             qkv_BD = block.attention.to_qkv(block.attention_norm(x_BD)).numpy()
             keys_BHJK, values_BHJK, y_BD = keys_LBHJK[i], values_LBHJK[i], np.empty(x_BD.shape, np.float32)
-            kernels.remember(
-                qkv_BD, n_heads, layers.qk_norm_L2K[i], layers.rotation_PK, place_B, keys_BHJK, values_BHJK
-            )
+            loops.remember(qkv_BD, n_heads, layers.qk_norm_L2K[i], layers.rotation_PK, place_B, keys_BHJK, values_BHJK)
             self.spread(place_B, y_BD, qkv_BD, n_heads, keys_BHJK, values_BHJK, layers.table_LHXK[i], place_B)
             x_BD = x_BD + block.attention.to_out(torch.from_numpy(y_BD))
             layer = block.feed_forward
@@ -182,9 +174,10 @@ class DecoderStep:
         n_parts = max(min(self.n_threads, int(n_keys_B[-1]) // KEYS_OF_A_THREAD), 1)
         edges = [int(np.searchsorted(n_keys_B, n_keys_B[-1] * part / n_parts)) for part in range(n_parts)]
         edges.append(len(place_B))
+        attend: Any = loops.attend
         parts = [(*arguments, first, end, y_BD) for first, end in pairwise(edges)]
-        others = [self.threads.submit(kernels.attend, *part) for part in parts[1:]] if self.threads else []
-        kernels.attend(*parts[0])
+        others = [self.threads.submit(attend, *part) for part in parts[1:]] if self.threads else []
+        attend(*parts[0])
         for other in others:
             other.result()
 
@@ -211,7 +204,7 @@ def map_arrays(maps: list[nn.Linear], precision: Precision) -> Any:
     stored = [stored_weight(one.weight.detach(), precision) for one in maps]
     weights_LND = torch.stack([weight_ND for weight_ND, _ in stored]).contiguous()
     biases = [one.weight.new_zeros(one.out_features) if one.bias is None else one.bias for one in maps]
-    return kernels.LinearMaps(
+    return loops.LinearMaps(
         stored_numbers(weights_LND.detach()),
         array(torch.stack([scale_N for _, scale_N in stored])),
         array(torch.stack(biases)),

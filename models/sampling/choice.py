@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models import loops
 from models.config import SamplingConfig, check_temperature, check_top_k
 
 
@@ -35,6 +36,10 @@ def keep_likeliest(
 
 def draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """Return for each row the id at which the running sum of probabilities, in order of ids, passes `uniform_B`."""
+    if loops.ARE_COMPILED and logits_BV.device.type == "cpu":
+        ids_B = torch.empty(len(logits_BV), dtype=torch.long)
+        loops.draw_ids(logits_BV.numpy(), uniform_B.numpy(), ids_B.numpy())
+        return ids_B
     weights_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)).exp()
     running_BV = weights_BV.cumsum(dim=-1)
     total_B = running_BV[:, -1]

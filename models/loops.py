@@ -1,5 +1,5 @@
-# pyright: reportCallIssue=false
-"""A decoder's step by one token on a CPU, as compiled loops; the rest of `models/` runs without this file and Numba.
+# pyright: reportCallIssue=false, reportAssignmentType=false
+"""What sampling on a CPU does for each id, as loops that Numba compiles; `models/` runs without Numba too, but slower.
 
 Every number of a row is computed by itself and in one order, whatever rows stand beside it. Shape letters: see
 layers.py; N is the width of what a linear map gives, P a place in a row, and X the rows of a table of distances.
@@ -9,9 +9,23 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+
+try:
+    from llvmlite import ir
+    from numba import njit, types
+    from numba.extending import intrinsic
+except ImportError:
+    ARE_COMPILED = False
+
+    def njit(**_: Any) -> Any:
+        """Leave a function as it is; nothing calls it."""
+        return intrinsic
+
+    def intrinsic(function: Any) -> Any:
+        """Leave a function as it is; nothing calls it."""
+        return function
+else:
+    ARE_COMPILED = True
 
 F = np.float32
 LOG2_E = F(1.4426950408889634)
@@ -255,3 +269,33 @@ def run_layers(x_BD, n_heads, norm, eps, activation, is_gated, layers, place_B, 
         weight_2D = layers.attention_norm_2LD[:, n_layers]
         normalise(x_BD[b], norm, weight_2D[0], weight_2D[1], eps, h_BD[b])
     apply_linear(h_BD, layers.head.weight_LND[0], layers.head.scale_LN[0], layers.head.bias_LN[0], logits_BV)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def draw_ids(logits_BV, uniform_B, ids_B):
+    """Write for each row the id at which the running sum of probabilities, in order of ids, passes `uniform_B`."""
+    n = logits_BV.shape[1]
+    running_V = np.empty(n)
+    for b in range(len(ids_B)):
+        highest = logits_BV[b].max()
+        total = 0.0
+        for v in range(n):
+            total += math.exp(logits_BV[b, v] - highest)
+            running_V[v] = total
+        # The product may round up to the total itself, which no id passes.
+        threshold = min(uniform_B[b] * total, np.nextafter(total, 0.0))
+        ids_B[b] = min(np.searchsorted(running_V, threshold, side="right"), n - 1)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def write_entropies(logits_BV, entropy_B):
+    """Write the entropy of each row in nats."""
+    for b in range(len(entropy_B)):
+        highest = logits_BV[b].max()
+        total, weighted = 0.0, 0.0
+        for v in range(logits_BV.shape[1]):
+            below = logits_BV[b, v] - highest
+            weight = math.exp(below)
+            total += weight
+            weighted += weight * below
+        entropy_B[b] = math.log(total) - weighted / total
