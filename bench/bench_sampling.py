@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import report
-import sampling_environment  # noqa: F401  # before torch
 import torch
 from torch import Tensor
 from torch.nn import functional

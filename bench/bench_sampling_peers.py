@@ -11,7 +11,6 @@ import os
 from typing import Any
 
 import report
-import sampling_environment  # noqa: F401  # before torch
 import torch
 from bench_sampling import FIRST, NEVER, RGA, RGA_PAD, RGA_VOCAB_SIZE
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from types import ModuleType
 
 import pytest
 
-from flows.services.environment import SAMPLING
 from tasks.config.presets import build_preset
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
@@ -20,8 +18,6 @@ RESULTS = sorted((BENCH / "results").glob("*.json"))
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCH))  # as python does with the folder of a script
-    for variable in SAMPLING:  # which `bench_sampling` sets
-        monkeypatch.setenv(variable, os.environ.get(variable, SAMPLING[variable]))
     spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
     assert spec
     assert spec.loader

@@ -44,7 +44,7 @@ class SessionOptions:
         from tasks.runtime.progress import Progress
 
         environment.configure_logging(0)
-        environment.set_defaults(environment.SAMPLING)  # before torch, which asks once how threads wait for each other
+        environment.set_defaults()  # before torch, which asks once how threads wait for each other
         held = locked_session(Home.at(self.home), name, f"orchestrion compose {command} {name}", create)
         with Progress(f"compose {command}"), held as session:
             yield session

@@ -79,7 +79,7 @@ def generate(
     blocks: BlockOptions = BlockOptions(),
 ) -> None:
     """Compose a batch of pieces with a page to review them; the same command continues after Ctrl-C."""
-    environment.set_defaults(environment.SAMPLING)
+    environment.set_defaults()  # before torch, which asks once how threads wait for each other
     of_batches = {"-n": n_pieces, "--text-prompt": text_prompt, "--request": request, "--fresh": fresh}
     blocks.check(out, of_batches | {"--continue-length": continue_length})
     if text_prompt:

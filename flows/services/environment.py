@@ -10,7 +10,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows.services import access
@@ -18,7 +18,6 @@ from tasks.errors import ConfigError
 from tasks.storage.home import Home
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
-PASSIVE = "PASSIVE"
 PREFECT_KNEW = "the flow runs and schedules it knew"
 GRPC_EXCEPTIONS = "no_grpc_proxy"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -46,7 +45,7 @@ DEFAULTS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Threads of a matrix product that wait for each other by spinning make a training step on two shared cores 4 to 15
     # times slower; asleep they cost nothing.
-    "OMP_WAIT_POLICY": PASSIVE,
+    "OMP_WAIT_POLICY": "PASSIVE",
     # quiet
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command line reports errors in one line
     "PREFECT_CLI_PROMPT": "false",
@@ -56,11 +55,6 @@ DEFAULTS = {
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-
-# What a command adds that samples in its own process. To wake a thread takes as long as a small product does, so
-# threads wait in a busy loop for some 50 us before they sleep. Where other programs need the cores, sampling takes
-# fewer threads.
-SAMPLING: dict[str, str] = {"GOMP_SPINCOUNT": "1000"}
 
 
 def prepare(home: Home, verbosity: int = 0) -> None:
@@ -99,11 +93,9 @@ def _is_at(address: str, server: str) -> bool:
     return False
 
 
-def set_defaults(also: Mapping[str, str] | None = None) -> None:
-    """Set those of `DEFAULTS` and `also` that are not set; Ray reads its own once, when it is first imported."""
-    if os.environ.get("OMP_WAIT_POLICY", PASSIVE) != PASSIVE:
-        also = None  # GOMP_SPINCOUNT would override the user's value
-    for name, value in {**DEFAULTS, **(also or {})}.items():
+def set_defaults() -> None:
+    """Set those of `DEFAULTS` that are not set; Ray reads its own once, when it is first imported."""
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     _bypass_proxies()
 
