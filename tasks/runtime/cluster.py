@@ -215,7 +215,7 @@ def run_over(
     queue = itertools.chain(first, queue)
     connect()
     known: dict[str, Any] = {"num_cpus": 1, "max_retries": 2, "retry_exceptions": [OSError]}
-    remote = ray.remote(**known | dict(options or {}))(function)
+    remote: Any = ray.remote(**known | dict(options or {}))(function)
     more = () if shared is None else (ray.put(shared),)
     limit = max_in_flight or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     results: dict[int, Result] = {}
@@ -255,7 +255,7 @@ def run_apart(function: Callable[..., Result], *arguments: Any, options: Mapping
     return run_over(_call, [(function, arguments)], options=options)[0]
 
 
-def _call(work: tuple[Callable[..., Result], tuple[Any, ...]]) -> Result:
+def _call(work: tuple[Callable[..., Any], tuple[Any, ...]]) -> Any:
     function, arguments = work
     return function(*arguments)
 
