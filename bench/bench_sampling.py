@@ -208,13 +208,13 @@ def uncached(model: Model, batch_size: int, length: int, dtype: torch.dtype) -> 
     """Sample with a whole forward pass for each id; in float64 they are those of `cached`."""
     model = copy.deepcopy(model).to(dtype)
     device = model.embed.weight.device
-    chooser = Chooser.of(SamplingConfig(max_tokens=length), model.vocab_size)
+    chooser = Chooser.of(SamplingConfig(max_tokens=length), model.vocab_size, device)
     uniforms = torch.from_numpy(np.stack([piece_uniforms(0, i, length) for i in range(batch_size)])).to(device)
     ids = torch.full((batch_size, 1), FIRST, device=device)
     for n in range(1, length):
         logits = model(ids)[:, -1].double()
         logits[:, model.pad_id] = -math.inf
-        chosen = chooser.choose(logits, np.full(batch_size, n), uniforms[:, n])
+        chosen = chooser.choose(logits, torch.full((batch_size,), n, device=device), uniforms[:, n])
         ids = torch.cat([ids, chosen[:, None]], dim=1)
     return list(ids.cpu())
 

@@ -381,7 +381,7 @@ class SamplingConfig:
     precision: Precision = setting(
         "float16",
         "How a decoder's weights, keys and values are stored while it samples on a CPU; `int8` is of weights alone, the"
-        " others have 16 bits. All sums are in float32.",
+        " others have 16 bits. All sums are in float32. On a GPU it is bfloat16 for all but `float32`.",
     )
     threads: int = setting(
         1, "CPU threads of a process that samples; as the shape of a product, their number decides its last bits.",

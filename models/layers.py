@@ -156,8 +156,15 @@ class CachePlan:
             row_keys = (length_B + 1).tolist()
             if n_keys * len(row_keys) > UNEQUAL_ROWS * sum(row_keys):
                 return cls(position_BT, n_keys, n_distances, None, None, None, row_keys)
-        distance_BTJ = position_BT[:, :, None] - torch.arange(n_keys, device=length_B.device)
-        bias_BTJ = torch.zeros(distance_BTJ.shape, dtype=dtype, device=length_B.device)
+        return cls.masked(position_BT, n_keys, n_distances, start, dtype)
+
+    @classmethod
+    def masked(
+        cls, position_BT: Tensor, n_keys: int, n_distances: int, start: int | None, dtype: torch.dtype
+    ) -> "CachePlan":
+        """Plan a call whose tokens stand at `position_BT`, whatever the places of their rows."""
+        distance_BTJ = position_BT[:, :, None] - torch.arange(n_keys, device=position_BT.device)
+        bias_BTJ = torch.zeros(distance_BTJ.shape, dtype=dtype, device=position_BT.device)
         bias_BTJ.masked_fill_(distance_BTJ < 0, -math.inf)
         relative_index_BTJ = n_distances - 1 - distance_BTJ.clamp(0, n_distances - 1)
         return cls(position_BT, n_keys, n_distances, start, relative_index_BTJ, bias_BTJ[:, None])

@@ -71,10 +71,11 @@ class Penalty:
             ids_BJ: of each row; those from `length_B` on mean nothing.
             length_B: 1 or more.
         """
-        place_BC = length_B[:, None] - 1 - torch.arange(self.n_tokens)
+        place_BC = length_B[:, None] - 1 - torch.arange(self.n_tokens, device=ids_BJ.device)
         is_there_BC = (place_BC >= 0).double()
         recent_BC = ids_BJ.gather(1, place_BC.clamp_min(0))
-        count_BV = torch.zeros((len(ids_BJ), vocab_size), dtype=torch.float64).scatter_add_(1, recent_BC, is_there_BC)
+        count_BV = torch.zeros((len(ids_BJ), vocab_size), dtype=torch.float64, device=ids_BJ.device)
+        count_BV.scatter_add_(1, recent_BC, is_there_BC)
         return self.frequency * count_BV + self.presence * (count_BV > 0)
 
 
@@ -92,8 +93,8 @@ class Chooser:
         temperature_J, top_k_J: one for all lengths, or one for each length.
     """
 
-    temperature_J: NDArray[np.float64]
-    top_k_J: NDArray[np.int64] | None
+    temperature_J: Tensor
+    top_k_J: Tensor | None
     top_p: float | None
     min_p: float | None
     greedy: bool
@@ -103,6 +104,7 @@ class Chooser:
         cls,
         config: SamplingConfig,
         vocab_size: int,
+        device: torch.device | str = "cpu",
         *,
         temperature: Callable[[int], float] | None = None,
         top_k: Callable[[int], int | None] | None = None,
@@ -124,29 +126,30 @@ class Chooser:
         elif config.top_k_points:
             top_ks = np.minimum(np.rint(_between(config.top_k_points, config.max_tokens)).astype(np.int64), vocab_size)
         return cls(
-            temperature_J=temperatures,
-            top_k_J=top_ks if (top_ks < vocab_size).any() else None,
+            temperature_J=torch.as_tensor(temperatures, device=device),
+            top_k_J=torch.as_tensor(top_ks, device=device) if (top_ks < vocab_size).any() else None,
             top_p=None if config.top_p == 1.0 else config.top_p,
             min_p=config.min_p,
             greedy=config.greedy,
         )
 
-    def choose(self, logits_BV: Tensor, lengths: NDArray[np.int64], uniform_B: Tensor) -> Tensor:
+    def choose(self, logits_BV: Tensor, length_B: Tensor, uniform_B: Tensor) -> Tensor:
         """Return one id a row; -inf marks ids that are not allowed.
 
         Args:
-            lengths: number of ids of each row so far.
+            length_B: number of ids of each row so far.
         """
         if self.greedy:
             return logits_BV.argmax(dim=-1)  # the first, so the lowest, of equals
-        logits_BV = logits_BV / self._of_length(self.temperature_J, lengths, uniform_B)[:, None]
+        logits_BV = logits_BV / _of_length(self.temperature_J, length_B)[:, None]
         if self.top_k_J is not None or self.top_p is not None or self.min_p is not None:
-            top_k_B = None if self.top_k_J is None else self._of_length(self.top_k_J, lengths, uniform_B)
+            top_k_B = None if self.top_k_J is None else _of_length(self.top_k_J, length_B)
             logits_BV = keep_likeliest(logits_BV, top_k_B, self.top_p, self.min_p)
         return draw(logits_BV, uniform_B)
 
-    @staticmethod
-    def _of_length(values_J: NDArray, lengths: NDArray[np.int64], like_B: Tensor) -> Tensor:
-        if len(values_J) == 1:
-            return torch.full_like(like_B, values_J[0].item())
-        return torch.from_numpy(values_J[lengths]).to(like_B.device)
+
+def _of_length(values_J: Tensor, length_B: Tensor) -> Tensor:
+    """Return the value of each length; those beyond the last have the last one."""
+    if len(values_J) == 1:
+        return values_J.expand(len(length_B))
+    return values_J[length_B.clamp_max(len(values_J) - 1)]

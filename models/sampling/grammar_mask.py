@@ -153,7 +153,7 @@ class GrammarRows:
 
     def __init__(self, tables: GrammarTables, batch_size: int) -> None:
         device = tables.next_state_SV.device
-        self.tables = tables
+        self.tables, self.tables_on_host = tables, tables.to("cpu")
         self.forbidden_SV = tables.next_state_SV < 0
         only_opens_S = (self.forbidden_SV | (tables.opens_V < tables.n_slots)).all(dim=1)
         # Ids after which a slot must be opened: a dead end where none is left.
@@ -199,32 +199,35 @@ class GrammarRows:
     def advance(self, ids_B: Tensor) -> None:
         """Move the first rows on by one allowed id each."""
         tables, n_rows = self.tables, len(ids_B)
-        row_B = torch.arange(n_rows, device=ids_B.device)
         self.state_B[:n_rows] = tables.next_state_SV[self.state_B[:n_rows], ids_B]
-        if tables.n_slots:
-            # Ids that open or close nothing write into the two spare columns what these hold anyway.
-            closes_B, opens_B = tables.closes_V[ids_B], tables.opens_V[ids_B]
-            self.open_BC[row_B, closes_B] = closes_B == tables.n_slots + 1
-            self.open_BC[row_B, opens_B] = opens_B != tables.n_slots
-            self.opened_at_BC[row_B, opens_B] = self.clock_B[:n_rows]
-        self.clock_B[:n_rows] += tables.time_V[ids_B]
+        if not tables.n_slots:
+            return
+        # Ids that open or close nothing write into the two spare columns what these hold anyway.
+        closes_B1, opens_B1 = tables.closes_V[ids_B][:, None], tables.opens_V[ids_B][:, None]
+        self.open_BC[:n_rows].scatter_(1, closes_B1, closes_B1 == tables.n_slots + 1)
+        self.open_BC[:n_rows].scatter_(1, opens_B1, opens_B1 != tables.n_slots)
+        if tables.max_open:
+            self.opened_at_BC[:n_rows].scatter_(1, opens_B1, self.clock_B[:n_rows, None])
+            self.clock_B[:n_rows] += tables.time_V[ids_B]
 
     def walk(self, row: int, ids: Sequence[int]) -> None:
         """Reset one row and move it along `ids`, all of which must be allowed; its clock starts as the tables say."""
-        state, open_slots = self.tables.follow(ids)
+        state, open_slots = self.tables_on_host.follow(ids)
         self.reset(row)
         self.state_B[row] = state
-        self.open_BC[row, sorted(open_slots)] = True
+        for slot in open_slots:
+            self.open_BC[row, slot] = True
         if self.tables.clock_from is not None and self.tables.max_open:
             self.run_clock(row, ids[self.tables.clock_from :])
 
     def run_clock(self, row: int, ids: Sequence[int]) -> None:
         """Let the slots of a row grow old along some ids."""
-        tables, index = self.tables, torch.tensor(ids, dtype=torch.long, device=self.clock_B.device)
-        before, slots = tables.time_V[index].cumsum(0) - tables.time_V[index], tables.opens_V[index]
+        tables, index = self.tables_on_host, torch.tensor(ids, dtype=torch.long)
+        times, slots = tables.time_V[index], tables.opens_V[index]
+        before = times.cumsum(0) - times
         for place in (slots < tables.n_slots).nonzero()[:, 0].tolist():
-            self.opened_at_BC[row, slots[place]] = before[place]
-        self.clock_B[row] = tables.time_V[index].sum()
+            self.opened_at_BC[row, int(slots[place])] = int(before[place])
+        self.clock_B[row] = int(times.sum())
 
     def copy_row(self, source: int, target: int) -> None:
         """Overwrite row `target` with row `source`."""

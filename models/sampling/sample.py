@@ -86,8 +86,8 @@ def sample(
         end_id, pad_id: the id after the last one, and the one that is never drawn.
         batch_size: rows in work at once; a row whose piece is complete takes the next prompt.
         temperature, top_k: functions of the number of ids so far, in place of the settings in `config`.
-        on_step: called after each step with the number of ids drawn so far, in all pieces; True stops, and pieces
-            are returned as far as they are.
+        on_step: called after each step, or up to `LOOK_EVERY` of them for a decoder on an accelerator, with the number
+            of ids drawn so far, in all pieces; True stops, and pieces are returned as far as they are.
         on_piece: called with each piece that is complete, in any order.
         on_partial: called with each piece at work, as far as it is, before an interrupt leaves this function.
         is_full: asked with the place of a prompt and the ids of its piece at each `FULL_EVERY` ids drawn; True ends it.
@@ -105,17 +105,19 @@ def sample(
     if len(prompts) != len(piece_indices):
         raise ValueError(f"{len(prompts)} prompts, but {len(piece_indices)} piece indices")
     tables = None if grammar is None else tables_for(model, grammar)
+    on_host = None if tables is None else tables.to("cpu")
     for i, prompt in enumerate(prompts):  # all of them now, not when their turn comes
         check_prompt(prompt, f"prompt {i}", config.max_tokens, model.vocab_size)
         check_absent(prompt, f"prompt {i}", {"end": end_id, "padding": pad_id})
-        if tables is not None:
-            tables.follow(prompt.tolist(), f"prompt {i}: ")
+        if on_host is not None:
+            on_host.follow(prompt.tolist(), f"prompt {i}: ")
+    device = model.embed.weight.device
     request = Request(
-        chooser=Chooser.of(config, model.vocab_size, temperature=temperature, top_k=top_k),
+        chooser=Chooser.of(config, model.vocab_size, device, temperature=temperature, top_k=top_k),
         penalty=Penalty.of(config),
-        bias_V=None if bias_V is None else bias_V.to(model.embed.weight.device, torch.float64),
+        bias_V=None if bias_V is None else bias_V.to(device, torch.float64),
         grammar=tables,
-        context=context_of(model, config, tables, end_id),
+        context=context_of(model, config, on_host, end_id),
         seed=seed,
         max_tokens=config.max_tokens,
         min_new_tokens=config.min_new_tokens,
@@ -151,24 +153,33 @@ def write(sampler: Sampler, prompts: Sequence[Tensor], piece_indices: Sequence[i
         pieces[piece] = Written(piece, sampler.piece(row), found, float(seconds[piece]))
         return pieces[piece]
 
-    def is_full(row: int) -> bool:
+    def is_full(row: int, n_new: int) -> bool:
+        """Ask where the last `n_new` ids reached a multiple of FULL_EVERY drawn ones; a full piece ends there."""
         piece = sampler.piece_of_row[row]
-        n_drawn = int(sampler.length_B[row]) - len(prompts[piece])
-        return hooks.is_full is not None and n_drawn % FULL_EVERY == 0 and hooks.is_full(piece, sampler.piece(row))
+        n_after = (int(sampler.length_B[row]) - len(prompts[piece])) % FULL_EVERY
+        if hooks.is_full is None or n_after >= n_new:
+            return False
+        asked = int(sampler.length_B[row]) - n_after
+        if hooks.is_full(piece, sampler.piece(row)[:asked]):
+            sampler.length_B[row] = asked
+            return True
+        return False
 
     for row in range(min(sampler.cache.batch_size, len(prompts))):
         start_next(row)
     n_drawn = 0
     try:
         while sampler.piece_of_row:
-            n_rows = len(sampler.piece_of_row)
-            n_drawn += n_rows
+            before_B = sampler.length_B[: len(sampler.piece_of_row)].copy()
             started = time.perf_counter()
             is_complete = sampler.step()
             took = time.perf_counter() - started
-            seconds[sampler.piece_of_row] += took / n_rows
+            new_B = sampler.length_B[: len(before_B)] - before_B
+            n_drawn += int(new_B.sum())
+            seconds[sampler.piece_of_row] += took * new_B / new_B.sum()
+            full = [row for row, n_new in enumerate(new_B.tolist()) if is_full(row, n_new)]
             # From the last row down: the row that `drop` moves is then never one that is complete itself.
-            for row in sorted({*is_complete, *filter(is_full, range(n_rows))}, reverse=True):
+            for row in sorted({*is_complete, *full}, reverse=True):
                 piece = keep(row)
                 if hooks.on_piece is not None:
                     hooks.on_piece(piece)

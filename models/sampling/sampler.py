@@ -1,11 +1,13 @@
 """The rows of a batch of pieces at work: their ids, their cache and their place in the grammar.
 
-Shape letters: see layers.py.
+All of it lies on the model's device, and a step is a function of tensors alone. On CUDA a decoder takes several steps
+between two looks at what came of them, and repeats them as graphs. Shape letters: see layers.py.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,16 @@ from torch import Tensor
 from models import loops
 from models.config import Precision
 from models.decoder.model import Decoder
+from models.decoder.static_step import Graphs, decoder_in_16_bits, static_step
 from models.decoder.step import DecoderStep, rounded_weights
 from models.registry import SampledModel
 from models.sampling.choice import Chooser, Penalty
 from models.sampling.grammar_mask import GrammarRows, GrammarTables
 from models.sampling.sliding_context import Place, SlidingContext
 
-UNIFORMS_AT_ONCE = 1024  # a multiple of 4
+LOOK_EVERY = 16  # steps of static shapes between two looks of the host
+KEYS_AT_ONCE = 256  # steps of static shapes look at a multiple of so many keys
+UNIFORMS_AT_ONCE = 1024  # a multiple of 4, above LOOK_EVERY
 PREFILL_TOKENS = 8192  # in one pass over several prompts
 TOO_EARLY = -100.0  # added to the logit of an end that is not wanted yet; where nothing else is allowed, it is drawn
 
@@ -69,7 +74,7 @@ class Request:
 class Sampler:
     """The rows of a running batch, those in use at the front; what belongs to a row has its number everywhere.
 
-    Ids and all that is counted stay on the CPU: a step moves only its last ids, uniforms and choices.
+    The host knows `length_B` and `piece_of_row` as of its last look.
 
     Args:
         model: in evaluation mode.
@@ -79,15 +84,23 @@ class Sampler:
         self.request = request
         self.device = model.embed.weight.device
         room = min(request.context.limit, request.max_tokens)
+        self.is_static = is_static(model)
         self.model, self.cache, self.next_logits = prepared(model, request, batch_size, room)
+        self.graphs = Graphs(self.device if self.is_static else torch.device("cpu"))
         self.grammar = None if request.grammar is None else GrammarRows(request.grammar, batch_size)
         self.pad_V = torch.arange(model.vocab_size, device=self.device) == request.pad_id
-        # Memory that is not written to costs nothing yet.
-        self.ids_BJ = torch.empty((batch_size, request.max_tokens), dtype=torch.long)
-        self.entropy_BJ = torch.empty(self.ids_BJ.shape if request.with_entropies else (batch_size, 0))
-        self.uniform_BJ = torch.zeros((batch_size, UNIFORMS_AT_ONCE), dtype=torch.float64)
+        # Memory that is not written to costs nothing yet. A complete row goes on writing into the column after its end.
+        width, device = request.max_tokens + 1, self.device
+        self.ids_BJ = torch.empty((batch_size, width), dtype=torch.long, device=device)
+        self.entropy_BJ = torch.empty((batch_size, width if request.with_entropies else 0), device=device)
+        self.uniform_BJ = torch.empty((batch_size, width), dtype=torch.float64, device=device)
+        self.n_ids_B = torch.ones(batch_size, dtype=torch.long, device=device)
+        self.n_prompt_B = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.is_going_B = torch.zeros(batch_size, dtype=torch.bool, device=device)
+        # The highest logit of a row's last step.
+        self.top_B = torch.zeros(batch_size, dtype=torch.float64, device=device)
         self.length_B = np.zeros(batch_size, dtype=np.int64)
-        self.n_prompt_B = np.zeros(batch_size, dtype=np.int64)
+        self.n_uniforms_B = np.zeros(batch_size, dtype=np.int64)
         self.key_B = [0] * batch_size
         self.place_B = [Place()] * batch_size
         self.is_waiting_B = np.zeros(batch_size, dtype=bool)
@@ -98,9 +111,10 @@ class Sampler:
         if row == len(self.piece_of_row):
             self.piece_of_row.append(piece)
         self.piece_of_row[row] = piece
-        self.ids_BJ[row, : len(prompt)] = prompt
-        self.length_B[row], self.n_prompt_B[row], self.key_B[row] = len(prompt), len(prompt), piece_index
-        self.read_uniforms(row)
+        n = len(prompt)
+        self.ids_BJ[row, :n] = prompt.to(self.device)
+        self.n_ids_B[row], self.n_prompt_B[row], self.is_going_B[row] = n, n, True
+        self.length_B[row], self.key_B[row], self.n_uniforms_B[row] = n, piece_index, n // 4 * 4
         if self.grammar is not None:
             self.grammar.walk(row, prompt.tolist())
         self.begin_context(row, self.request.context.after_prompt(prompt.numpy()))
@@ -113,139 +127,168 @@ class Sampler:
 
     def read_uniforms(self, row: int) -> None:
         """Draw the next uniforms in 0-1 of the piece in `row`, from its own random stream."""
-        first = int(self.length_B[row]) // UNIFORMS_AT_ONCE * UNIFORMS_AT_ONCE
-        uniforms = piece_uniforms(self.request.seed, self.key_B[row], UNIFORMS_AT_ONCE, first)
-        self.uniform_BJ[row] = torch.from_numpy(uniforms)
-
-    def context_ids(self, row: int) -> Tensor:
-        """Return the ids of `row` that the model looks back on."""
-        return self.ids_BJ[row, self.place_B[row].index : int(self.length_B[row])]
+        first = int(self.n_uniforms_B[row])
+        end = min(first + UNIFORMS_AT_ONCE, self.request.max_tokens)
+        uniforms = piece_uniforms(self.request.seed, self.key_B[row], end - first, first)
+        self.uniform_BJ[row, first:end] = torch.from_numpy(uniforms).to(self.device)
+        self.n_uniforms_B[row] = end
 
     def fill_caches(self) -> None:
         """Give the rows that wait for it all ids of their contexts but the last.
 
-        The last one is the first of `step`, so a row's state is the same at every step.
+        The last one is the first of `advance`, so a row's state is the same at every step.
         """
         for first, end in runs(self.is_waiting_B[: len(self.piece_of_row)]):
-            contexts = [self.context_ids(row)[:-1] for row in range(first, end)]
+            contexts = [
+                self.ids_BJ[row, self.place_B[row].index : int(self.length_B[row]) - 1] for row in range(first, end)
+            ]
             longest = max(map(len, contexts))
             n_rows = max(PREFILL_TOKENS // max(longest, 1), 1)
             for start in range(0, end - first, n_rows):
                 some = contexts[start : start + n_rows]
-                tokens_BT = torch.full((len(some), max(map(len, some))), self.model.pad_id)
+                shape_BT = len(some), max(map(len, some))
+                tokens_BT = torch.full(shape_BT, self.model.pad_id, device=self.device)
                 for tokens_T, ids in zip(tokens_BT, some, strict=True):
                     tokens_T[: len(ids)] = ids
                 if tokens_BT.shape[1]:
-                    rows = self.cache.rows(first + start, first + start + len(some))
-                    self.model(tokens_BT.to(self.device), rows)
+                    self.model(tokens_BT, self.cache.rows(first + start, first + start + len(some)))
         self.is_waiting_B[:] = False
 
-    def prepare(self) -> None:
-        """Give each row room in its cache and a uniform for one more id."""
-        n = len(self.piece_of_row)
-        context = self.request.context
-        for row in range(n):
-            length = int(self.length_B[row])
-            if length % UNIFORMS_AT_ONCE == 0:
-                self.read_uniforms(row)
-            if context.is_full(length, self.place_B[row]):
-                self.begin_context(row, context.moved(self.ids_BJ[row, :length].numpy(), self.place_B[row]))
+    def prepare(self) -> tuple[int, int]:
+        """Give each row uniforms and room in its cache; return for how many steps, and the keys that they look at."""
+        n, limit = len(self.piece_of_row), self.request.context.limit
+        needed_B = np.minimum(self.length_B[:n] + LOOK_EVERY, self.request.max_tokens)
+        for row in (self.n_uniforms_B[:n] < needed_B).nonzero()[0].tolist():
+            self.read_uniforms(row)
+        for row in (self.context_lengths() > limit).nonzero()[0].tolist():
+            self.begin_context(row, self.request.context.moved(self.piece(row).numpy(), self.place_B[row]))
         if self.is_waiting_B[:n].any():
             self.fill_caches()
+        if not self.is_static:
+            return 1, self.cache.max_length
+        longest = int(self.context_lengths().max())
+        n_steps = min(LOOK_EVERY, limit - longest + 1)
+        n_keys = -(-(longest + n_steps - 1) // KEYS_AT_ONCE) * KEYS_AT_ONCE
+        return n_steps, min(n_keys, self.cache.max_length)
+
+    def context_lengths(self) -> NDArray[np.int64]:
+        """Return how many ids of each row in use the model looks back on."""
+        n = len(self.piece_of_row)
+        return self.length_B[:n] - np.array([place.index for place in self.place_B[:n]])
 
     def step(self) -> list[int]:
-        """Add one id to every row in use; return the rows whose pieces are complete."""
-        self.prepare()
-        n = len(self.piece_of_row)
-        row_B, length_B = torch.arange(n), torch.from_numpy(self.length_B[:n].copy())
-        last_B = self.ids_BJ[row_B, length_B - 1].to(self.device)
-        logits_BV = self.next_logits(last_B, self.cache.rows(0, n)).double()
-        if self.request.with_entropies:
-            self.entropy_BJ[row_B, length_B] = entropy(logits_BV).float().cpu()
-        added_BV = self.added(length_B)
-        if added_BV is not None:
-            logits_BV = logits_BV + added_BV
-        chosen_B = self.choose(logits_BV)
+        """Add ids to every row in use, one or some; return the rows whose pieces are complete."""
+        n_steps, n_keys = self.prepare()
+        # Rows that are not in use take part where shapes are static.
+        n_rows = self.cache.batch_size if self.is_static else len(self.piece_of_row)
+        for _ in range(n_steps):
+            self.graphs.run(self.advance, n_rows, n_keys)
+        return self.look()
+
+    def advance(self, n_rows: int, n_keys: int) -> None:
+        """Add one id to each of the first rows that is not complete.
+
+        Only the shapes of tensors decide what is done here, so that it can be repeated as a graph. Rows that are
+        complete take part, and what they write is never read.
+        """
+        request = self.request
+        length_B, is_going_B, top_B = self.n_ids_B[:n_rows], self.is_going_B[:n_rows], self.top_B[:n_rows]
+        ids_BJ, length_B1 = self.ids_BJ[:n_rows], length_B[:, None]
+        last_B = ids_BJ.gather(1, length_B1 - 1)[:, 0]
+        logits_BV = self.next_logits(last_B, self.cache.rows(0, n_rows), n_keys).double()
+        if request.with_entropies:
+            self.entropy_BJ[:n_rows].scatter_(1, length_B1, entropy(logits_BV).float()[:, None])
+        logits_BV = self.wanted(logits_BV, n_rows)
+        uniform_B = self.uniform_BJ[:n_rows].gather(1, length_B1)[:, 0]
+        chosen_B = request.chooser.choose(logits_BV, length_B, uniform_B)
         if self.grammar is not None:
             self.grammar.advance(chosen_B)
-        ids_B = chosen_B.cpu()
-        self.ids_BJ[row_B, length_B] = ids_B
-        self.length_B[:n] += 1
-        is_complete_B = (ids_B == self.request.end_id) | (length_B + 1 >= self.request.max_tokens)
-        return is_complete_B.nonzero()[:, 0].tolist()
+        ids_BJ.scatter_(1, length_B1, chosen_B[:, None])
+        torch.where(is_going_B, logits_BV.amax(dim=-1), top_B, out=top_B)
+        is_going_B &= top_B.abs() < math.inf  # false for NaN
+        length_B += is_going_B
+        is_going_B &= (chosen_B != request.end_id) & (length_B < request.max_tokens)
 
-    def added(self, length_B: Tensor) -> Tensor | None:
-        """Return what is added to the logits of each row, float64, if anything."""
-        penalty, bias_V = self.request.penalty, self.request.bias_V
-        added_BV = None if bias_V is None else bias_V.expand(len(length_B), -1)
-        if penalty is not None:
-            penalty_BV = penalty.on(self.ids_BJ[: len(length_B)], length_B, len(self.pad_V)).to(self.device)
-            added_BV = -penalty_BV if added_BV is None else added_BV - penalty_BV
-        n_drawn_B = self.length_B[: len(length_B)] - self.n_prompt_B[: len(length_B)]
-        is_early_B = n_drawn_B < self.request.min_new_tokens
-        if is_early_B.any() and 0 <= self.request.end_id < len(self.pad_V):
-            shape_BV, on = (len(length_B), len(self.pad_V)), {"dtype": torch.float64, "device": self.device}
-            added_BV = torch.zeros(shape_BV, **on) if added_BV is None else added_BV.clone()
-            added_BV[torch.from_numpy(is_early_B).to(self.device), self.request.end_id] += TOO_EARLY
-        return added_BV
+    def wanted(self, logits_BV: Tensor, n_rows: int) -> Tensor:
+        """Return the logits with what the request adds and takes off, -inf for ids that may not come."""
+        request, length_B = self.request, self.n_ids_B[:n_rows]
+        if request.bias_V is not None:
+            logits_BV = logits_BV + request.bias_V
+        if request.penalty is not None:
+            logits_BV = logits_BV - request.penalty.on(self.ids_BJ[:n_rows], length_B, len(self.pad_V))
+        if request.min_new_tokens and 0 <= request.end_id < len(self.pad_V):
+            is_early_B = length_B - self.n_prompt_B[:n_rows] < request.min_new_tokens
+            logits_BV[:, request.end_id] += TOO_EARLY * is_early_B
+        forbidden_BV = self.pad_V[None] if self.grammar is None else self.grammar.forbidden(n_rows) | self.pad_V
+        return logits_BV.masked_fill(forbidden_BV, -math.inf)
 
-    def choose(self, logits_BV: Tensor) -> Tensor:
-        """Return an id for each row."""
-        n = len(logits_BV)
-        lengths = self.length_B[:n]
-        uniform_B = self.uniform_BJ[torch.arange(n), torch.from_numpy(lengths % UNIFORMS_AT_ONCE)].to(self.device)
-        forbidden_BV = self.pad_V[None] if self.grammar is None else self.grammar.forbidden(n) | self.pad_V
-        masked_BV = logits_BV.masked_fill(forbidden_BV, -math.inf)
-        self.check_finite(masked_BV)
-        return self.request.chooser.choose(masked_BV, lengths, uniform_B)
+    def look(self) -> list[int]:
+        """Read how far the rows in use are, return those whose pieces are complete.
 
-    def check_finite(self, logits_BV: Tensor) -> None:
-        """Raise ValueError where a row has nothing to choose from."""
-        is_dead_B = ~logits_BV.amax(dim=-1).isfinite()
-        if not bool(is_dead_B.any()):
-            return
-        row = int(is_dead_B.nonzero()[0, 0])
-        where = f"piece {self.piece_of_row[row]}, position {int(self.length_B[row])}"
-        if bool((logits_BV[row] == -math.inf).all()):
-            raise ValueError(f"the grammar allows no id here ({where})")
-        raise ValueError(f"the model's logits are not finite; its weights are damaged or it has diverged ({where})")
+        Raises:
+            ValueError: a row has nothing to choose from.
+        """
+        n = len(self.piece_of_row)
+        seen_3B = torch.stack((self.n_ids_B.double(), self.is_going_B.double(), self.top_B))
+        length_B, is_going_B, top_B = seen_3B.cpu().numpy()[:, :n]
+        self.length_B[:n] = length_B
+        for row in (~np.isfinite(top_B)).nonzero()[0].tolist():
+            where = f"piece {self.piece_of_row[row]}, position {self.length_B[row]}"
+            if top_B[row] == -math.inf:
+                raise ValueError(f"the grammar allows no id here ({where})")
+            raise ValueError(f"the model's logits are not finite; its weights are damaged or it has diverged ({where})")
+        return (is_going_B == 0).nonzero()[0].tolist()
 
     def piece(self, row: int) -> Tensor:
-        """Return a copy of the ids of one row so far."""
-        return self.ids_BJ[row, : int(self.length_B[row])].clone()
+        """Return a copy of the ids of one row so far, on the CPU."""
+        return self.ids_BJ[row, : int(self.length_B[row])].clone().cpu()
 
     def entropies(self, row: int, n_prompt: int) -> NDArray[np.float32]:
         """Return a copy of the entropies of one row after its prompt."""
-        return self.entropy_BJ[row, n_prompt : int(self.length_B[row])].numpy().copy()
+        return self.entropy_BJ[row, n_prompt : int(self.length_B[row])].clone().cpu().numpy()
 
     def drop(self, row: int) -> None:
         """Free a row by moving the last row in use into its place."""
         last = len(self.piece_of_row) - 1
         piece = self.piece_of_row.pop()
-        if row == last:
-            return
-        self.piece_of_row[row] = piece
-        length = int(self.length_B[last])
-        for table in (self.ids_BJ, self.entropy_BJ):
-            table[row, :length] = table[last, :length]
-        self.uniform_BJ[row] = self.uniform_BJ[last]
-        self.length_B[row], self.n_prompt_B[row] = length, self.n_prompt_B[last]
-        self.is_waiting_B[row] = self.is_waiting_B[last]
-        self.key_B[row], self.place_B[row] = self.key_B[last], self.place_B[last]
-        self.cache.copy_row(last, row)
-        if self.grammar is not None:
-            self.grammar.copy_row(last, row)
+        if row != last:
+            self.piece_of_row[row] = piece
+            length, n_uniforms = int(self.length_B[last]), int(self.n_uniforms_B[last])
+            for table, end in ((self.ids_BJ, length), (self.entropy_BJ, length), (self.uniform_BJ, n_uniforms)):
+                table[row, :end] = table[last, :end]
+            for vector in (self.n_ids_B, self.n_prompt_B, self.is_going_B, self.top_B):
+                vector[row] = vector[last]
+            self.length_B[row], self.n_uniforms_B[row] = length, n_uniforms
+            self.is_waiting_B[row] = self.is_waiting_B[last]
+            self.key_B[row], self.place_B[row] = self.key_B[last], self.place_B[last]
+            self.cache.copy_row(last, row)
+            if self.grammar is not None:
+                self.grammar.copy_row(last, row)
+        self.is_going_B[last] = False
+
+
+def is_static(model: SampledModel) -> bool:
+    """Return whether a model's steps have static shapes: those of a decoder on an accelerator."""
+    return isinstance(model, Decoder) and model.embed.weight.device.type != "cpu"
 
 
 def prepared(
     model: SampledModel, request: Request, batch_size: int, room: int
-) -> tuple[SampledModel, Any, Callable[[Tensor, Any], Tensor]]:
-    """Return the model that reads prompts, an empty cache, and a function from last ids to logits, (B) to (B, V)."""
-    if not (isinstance(model, Decoder) and DecoderStep.fits(model)):
-        return model, model.new_cache(batch_size, room), lambda ids_B, cache: model(ids_B[:, None], cache)[:, 0]
-    model = rounded_weights(model, request.precision)
-    step = DecoderStep(model, request.precision, room, request.n_threads)
-    return model, model.new_cache(batch_size, room, step.cache_dtype), step
+) -> tuple[SampledModel, Any, Callable[[Tensor, Any, int], Tensor]]:
+    """Return the model that reads prompts, an empty cache, and its step.
+
+    The step takes the last ids, (B), their cache, and how many keys at most it looks at; it returns logits, (B, V).
+    """
+    if is_static(model):
+        assert isinstance(model, Decoder)
+        model = decoder_in_16_bits(model, request.precision)
+        return model, model.new_cache(batch_size, room), partial(static_step, model)
+    if isinstance(model, Decoder) and DecoderStep.fits(model):
+        model = rounded_weights(model, request.precision)
+        step = DecoderStep(model, request.precision, room, request.n_threads)
+        return model, model.new_cache(batch_size, room, step.cache_dtype), lambda ids_B, cache, _: step(ids_B, cache)
+    cache = model.new_cache(batch_size, room)
+    return model, cache, lambda ids_B, cache, _: model(ids_B[:, None], cache)[:, 0]
 
 
 def entropy(logits_BV: Tensor) -> Tensor:
