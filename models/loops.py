@@ -13,6 +13,7 @@ import numpy as np
 try:
     from llvmlite import ir
     from numba import njit, types
+    from numba.core import cgutils
     from numba.extending import intrinsic
 except ImportError:
     ARE_COMPILED = False
@@ -35,6 +36,7 @@ C1, C2, C3, C4, C5, C6 = (F(math.log(2.0) ** n / math.factorial(n)) for n in ran
 LAYER_NORM, RMS_NORM = 0, 1
 RELU, GELU, SILU = 0, 1, 2
 HALF_MAX = F(65504.0)
+ROWS_AHEAD, KEYS_AHEAD = 4, 32  # how long before they are needed memory is asked for rows of weights and keys
 
 OPTIONS = {"fastmath": True, "nogil": True, "cache": True, "error_model": "numpy"}
 
@@ -63,6 +65,26 @@ def power_of_two(_, n):
         return builder.bitcast(builder.shl(exponent, ir.Constant(int32, 23)), ir.FloatType())
 
     return types.float32(types.int32), generate
+
+
+@intrinsic
+def prefetch(_, matrix, j):
+    """Ask for the memory of row `j` of a matrix, which need not exist; the processor's own guess ends at a page."""
+
+    def generate(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        int32, int64, bytes_ = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
+        row_bytes = builder.extract_value(array.strides, 0)
+        start = builder.add(builder.ptrtoint(array.data, int64), builder.mul(args[1], row_bytes))
+        kind = ir.FunctionType(ir.VoidType(), [bytes_, int32, int32, int32])
+        ask = builder.module.declare_intrinsic("llvm.prefetch", [bytes_], kind)
+        line = ir.Constant(int64, 64)
+        with cgutils.for_range_slice(builder, ir.Constant(int64, 0), row_bytes, line, inc=True) as (offset, _):
+            arguments = [ir.Constant(int32, value) for value in (0, 3, 1)]
+            builder.call(ask, [builder.inttoptr(builder.add(start, offset), bytes_), *arguments])
+        return context.get_dummy_value()
+
+    return types.void(matrix, types.int64), generate
 
 
 @njit(inline="always", **OPTIONS)
@@ -106,6 +128,7 @@ def normalise(x_D, kind, weight_D, bias_D, eps, y_D):
 def apply_linear(x_BD, weight_ND, scale_N, bias_N, y_BN):
     """Write the linear map of each row; its weights are read once for all rows."""
     for n in range(len(weight_ND)):
+        prefetch(weight_ND, n + ROWS_AHEAD)
         for b in range(len(x_BD)):
             total = F(0)
             for c in range(weight_ND.shape[1]):
@@ -178,6 +201,7 @@ def attend(qkv_BD, n_heads, keys_BHJK, values_BHJK, table_HXK, place_B, first, e
             q_K, keys_JK, values_JK = qkv_BD[b, h * d_head : (h + 1) * d_head], keys_BHJK[b, h], values_BHJK[b, h]
             highest = F(-np.inf)
             for j in range(n_keys):
+                prefetch(keys_JK, j + KEYS_AHEAD)
                 score = F(0)
                 if n_distances:
                     distance_K = table_HXK[h % len(table_HXK), max(n_distances - n_keys + j, 0)]
@@ -195,6 +219,8 @@ def attend(qkv_BD, n_heads, keys_BHJK, values_BHJK, table_HXK, place_B, first, e
             y_K = y_BD[b, h * d_head : (h + 1) * d_head]
             y_K[:] = F(0)
             for j in range(0, n_keys - 3, 4):
+                for more in range(4):
+                    prefetch(values_JK, j + more + KEYS_AHEAD)
                 p0, p1, p2, p3 = scores_J[j], scores_J[j + 1], scores_J[j + 2], scores_J[j + 3]
                 for c in range(d_head):
                     y_K[c] += (
