@@ -34,6 +34,7 @@ LATER_SETTINGS = {
     "median_pitch": 0,
     "flip": False,
     "threads": 1,
+    "precision": "float16",
     "device": ("auto", "cpu"),
     "gpus_per_worker": 1.0,
     "accelerator_type": "",

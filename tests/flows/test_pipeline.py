@@ -97,9 +97,8 @@ def test_a_batch_composed_anew_has_the_same_bytes(finished: Finished) -> None:
 
     before = digests()
     done = run_flow(
-        home, "generate", "--home", str(home), "--fresh", "--json", *SETTINGS,
-        "--set", "generate.batch_size=2", "--set", "generate.n_workers=2",
-    )  # fmt: skip
+        home, "generate", "--home", str(home), "--fresh", "--json", *SETTINGS, "--set", "generate.n_workers=2"
+    )
     assert last_json(done)["batch"] == summary["batch"]
     assert digests() == before
 

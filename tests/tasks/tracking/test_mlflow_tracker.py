@@ -71,6 +71,14 @@ def status_of(tracker: Tracker, run: Run) -> str:
     return tracker.client.get_run(run.run_id).info.status
 
 
+def test_a_home_without_models_says_what_to_do(tracker: Tracker) -> None:
+    # First in the file: the store is empty.
+    assert tracker.models() == []
+    assert tracker.recent_runs() == []
+    with pytest.raises(NotFound, match="holds no trained model yet; run `orchestrion train` first"):
+        tracker.model()
+
+
 def test_a_run_can_hold_figures_of_the_machine(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     cpu, n_points = "system/cpu_utilization_percentage", 0
@@ -94,14 +102,6 @@ def test_a_run_can_hold_figures_of_the_machine(tracker: Tracker, monkeypatch: py
 
 def history(tracker: Tracker, run: Run, metric: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in tracker.client.get_metric_history(run.run_id, metric))
-
-
-def test_a_home_without_models_says_what_to_do(tracker: Tracker) -> None:
-    # First in the file: the store is empty.
-    assert tracker.models() == []
-    assert tracker.recent_runs() == []
-    with pytest.raises(NotFound, match="holds no trained model yet; run `orchestrion train` first"):
-        tracker.model()
 
 
 @pytest.mark.parametrize(
