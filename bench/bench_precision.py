@@ -29,11 +29,14 @@ PACKAGES = ("torch", "numpy", "numba")
 
 def main() -> None:
     options = report.parser(__doc__.splitlines()[0], rounds=1, with_source=False)
-    options.add_argument("checkpoint", type=Path)
+    options.add_argument("checkpoint", type=Path, nargs="?")
     options.add_argument("--split", default="test")
     options.add_argument("--rows", type=int, default=64, help="pieces read at most")
     options.add_argument("--tokens", type=int, default=512, help="of each piece at most")
     given = options.parse_args()
+    if given.checkpoint is None:
+        print("no checkpoint was named: nothing was measured")
+        return
     loaded = load_model(given.checkpoint)
     if not isinstance(loaded.model, Decoder):
         sys.exit(f"{given.checkpoint}: a {loaded.model.config.name} model is sampled in float32")
